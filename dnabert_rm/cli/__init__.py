@@ -1,0 +1,1 @@
+"""The commands of `dnabert-rm`, one short file each."""

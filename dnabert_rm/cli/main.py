@@ -1,0 +1,74 @@
+"""`dnabert-rm COMMAND …`: finds the command's module and runs it; imports nothing heavy itself."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from typing import NoReturn
+
+from dnabert_rm import __version__
+from dnabert_rm.errors import EXIT_USER_ERROR, run_command
+
+PROGRAM = "dnabert-rm"
+COMMANDS = ("pretrain", "export", "finetune")
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Argparse, but a mistake is one line that says where help is, and flags are never abbreviated."""
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        """Print one line and exit with code 2."""
+        print(f"{self.prog}: error: {message} (see `{self.prog} --help`)", file=sys.stderr)
+        raise SystemExit(EXIT_USER_ERROR)
+
+
+def command_parser(name: str, prog: str) -> argparse.ArgumentParser:
+    """The parser of one command, its example at the end of its help."""
+    module = importlib.import_module(f"dnabert_rm.cli.{name.replace('-', '_')}")
+    parser = OneLineParser(
+        prog=prog,
+        description=module.HELP,
+        epilog=f"example:\n  {module.EXAMPLE}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    module.add_arguments(parser)
+    parser.set_defaults(run=module.run)
+    return parser
+
+
+def overview() -> str:
+    """The text of `dnabert-rm --help`."""
+    lines = [f"usage: {PROGRAM} COMMAND [options]   (each has --help)", ""]
+    for name in COMMANDS:
+        module = importlib.import_module(f"dnabert_rm.cli.{name.replace('-', '_')}")
+        lines.append(f"  {name:<12} {module.HELP}")
+    return "\n".join([*lines, "", f"dnabert_rm {__version__}; genomes are prepared by `python -m data_prep`"])
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns its exit code (2 for a user's mistake, after one line on standard error)."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help"):
+        print(overview())
+        return 0
+    if argv[0] == "--version":
+        print(__version__)
+        return 0
+    if argv[0] not in COMMANDS:
+        print(f"{PROGRAM}: error: no command {argv[0]!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    return run_one(argv[0], f"{PROGRAM} {argv[0]}", argv[1:])
+
+
+def run_one(name: str, prog: str, argv: list[str]) -> int:
+    """Run the command `name` under the program name `prog`."""
+    args = command_parser(name, prog).parse_args(argv)
+    return run_command(prog, lambda: args.run(args))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

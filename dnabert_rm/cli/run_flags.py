@@ -1,0 +1,81 @@
+"""The flags of a run configuration, made from its dataclasses: `--window 512` or `--data.window 512`."""
+
+from __future__ import annotations
+
+import argparse
+import typing
+from typing import Any
+
+from dnabert_rm.config import FieldInfo, RunConfig, field_infos, load_config_file, load_preset, resolve, type_name
+from dnabert_rm.errors import ConfigError
+
+SHORT_FLAGS = {
+    "data.path": "--data", "data.window": "--window", "data.strand": "--strand",
+    "train.output": "--output", "train.steps": "--steps", "train.stop_after": "--stop-after",
+    "train.global_batch": "--global-batch", "train.micro_batch": "--micro-batch", "train.precision": "--precision",
+    "train.seed": "--seed", "train.save_every": "--save-every", "train.log_every": "--log-every",
+    "train.ds_config": "--ds-config", "train.resume": "--resume", "train.allow_changes": "--allow-changes",
+    "masking.policy": "--masking", "masking.phase_ends": "--phase-ends", "masking.phase_spans": "--phase-spans",
+    "optim.lr": "--lr", "data.num_workers": "--workers",
+}  # fmt: skip
+
+
+def add_run_flags(parser: argparse.ArgumentParser) -> None:
+    """Add `--preset`, `--config` and one flag a field, with the text under the field as its help."""
+    parser.add_argument("--preset", default="base", help="model size: tiny, mini, small, base, large (default: base)")
+    parser.add_argument("--config", metavar="FILE.toml", help="a configuration file; flags override it")
+    for info in field_infos().values():
+        dotted = f"--{info.name}"
+        names = [SHORT_FLAGS[info.name], dotted] if info.name in SHORT_FLAGS else [dotted]
+        many = {"nargs": "+"} if typing.get_origin(info.type) is tuple else {}
+        if info.type is bool:
+            many = {"nargs": "?", "const": "true"}
+        parser.add_argument(
+            *names, dest=info.name, default=None, metavar=type_name(info.type).upper().replace(" ", "_"),
+            help=_help(info), **many,
+        )  # fmt: skip
+
+
+def _help(info: FieldInfo) -> str:
+    return f"{info.text} (default: {info.default})".replace("%", "%%")
+
+
+def run_config(args: argparse.Namespace) -> RunConfig:
+    """The configuration that the flags make, over the file, over the preset; `ConfigError` holds every mistake."""
+    flags: dict[str, dict[str, Any]] = {}
+    errors = []
+    for info in field_infos().values():
+        text = getattr(args, info.name)
+        if text is None:
+            continue
+        section, key = info.name.split(".")
+        try:
+            flags.setdefault(section, {})[key] = _parse(text, info.type)
+        except ValueError:
+            flag = SHORT_FLAGS.get(info.name, f"--{info.name}")
+            shown = " ".join(text) if isinstance(text, list) else text
+            errors.append(f"{flag} {shown}: must be of type {type_name(info.type)}")
+    layers = [load_preset(args.preset)]
+    if args.config:
+        layers.append(load_config_file(args.config))
+    try:
+        config = resolve(*layers, flags)
+    except ConfigError as error:
+        errors.append(str(error))
+    if errors:
+        raise ConfigError("\n  ".join(errors))
+    return config
+
+
+def _parse(text: Any, kind: Any) -> Any:
+    """A flag's text as its field's type; lists take spaces or commas; ValueError where it does not fit."""
+    if typing.get_origin(kind) is tuple:
+        item = typing.get_args(kind)[0]
+        # A path may hold a comma; numbers can't.
+        words = text if item is str else [word for part in text for word in part.split(",") if word]
+        return [_parse(word, item) for word in words]
+    if kind is bool:
+        if text.lower() not in ("true", "false"):
+            raise ValueError
+        return text.lower() == "true"
+    return kind(text)

@@ -1,0 +1,1 @@
+"""Which window comes when (order), reading it (reader), handing it to the ranks (loader)."""

@@ -1,0 +1,82 @@
+"""Samples to steps to ranks: which sample indices make the global batch of a step, and whose they are.
+
+Pure. A run's global batch may change at a resume or during a batch-size warm-up; a `BatchPlan`
+holds the break points, so that `step_of(n)` and `samples_of_step(s)` stay functions of integers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from dnabert_rm.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """Break points `(first_step, first_sample, global_batch)`, in order, the first at (0, 0, …)."""
+
+    points: tuple[tuple[int, int, int], ...]
+
+    @classmethod
+    def constant(cls, global_batch: int) -> BatchPlan:
+        """One global batch size throughout: step = n // global_batch."""
+        return cls(((0, 0, global_batch),))
+
+    def __post_init__(self) -> None:
+        assert self.points and self.points[0][:2] == (0, 0), self.points
+        for (step, sample, batch), (next_step, next_sample, _) in zip(self.points, self.points[1:], strict=False):
+            assert next_step > step and next_sample == sample + (next_step - step) * batch, self.points
+
+    def changed(self, step: int, global_batch: int) -> BatchPlan:
+        """The plan that goes on with another global batch from `step`; later break points are dropped."""
+        if self.batch_of_step(step) == global_batch and step >= self.points[-1][0]:
+            return self
+        kept = tuple(point for point in self.points if point[0] < step)
+        return BatchPlan((*kept, (step, self.first_sample(step), global_batch)))
+
+    def _point(self, step: int) -> tuple[int, int, int]:
+        return max(point for point in self.points if point[0] <= step)
+
+    def batch_of_step(self, step: int) -> int:
+        """Size of the global batch of `step`."""
+        return self._point(step)[2]
+
+    def first_sample(self, step: int) -> int:
+        """Index of the first sample of `step`; also the samples consumed before it."""
+        first_step, first_sample, batch = self._point(step)
+        return first_sample + (step - first_step) * batch
+
+    def step_of(self, samples: ArrayLike) -> NDArray[np.int64]:
+        """The step of each sample index, same shape, int64."""
+        indices = np.asarray(samples, dtype=np.int64)
+        steps, firsts, batches = np.array(self.points, dtype=np.int64).T
+        point = np.searchsorted(firsts, indices, side="right") - 1
+        return steps[point] + (indices - firsts[point]) // batches[point]
+
+
+def check_split(global_batch: int, num_ranks: int, accumulation: int) -> int:
+    """Samples of one micro-batch; `ConfigError` where the global batch does not divide."""
+    parts = num_ranks * accumulation
+    if global_batch % parts:
+        raise ConfigError(
+            f"the global batch of {global_batch} does not divide into {num_ranks} ranks x {accumulation} "
+            f"accumulation steps; choose a multiple of {parts}"
+        )
+    return global_batch // parts
+
+
+def micro_batches(plan: BatchPlan, step: int, rank: int, num_ranks: int, accumulation: int) -> list[NDArray[np.int64]]:
+    """The sample indices of each micro-batch that one rank takes of a step.
+
+    Sample n of the global batch belongs to micro-batch n mod (ranks x accumulation), and micro-batch m
+    to rank m mod ranks. So rank r holds exactly the samples n = r (mod ranks), the same micro-batches
+    come out for 2 ranks x 1 accumulation and 1 rank x 2, and a rank reads few streams.
+    """
+    batch = plan.batch_of_step(step)
+    size = check_split(batch, num_ranks, accumulation)
+    parts = num_ranks * accumulation
+    first = plan.first_sample(step)
+    return [first + turn * num_ranks + rank + parts * np.arange(size) for turn in range(accumulation)]

@@ -1,0 +1,56 @@
+"""The errors that a user can mend: one root, one line each, exit code 2."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable
+
+EXIT_USER_ERROR = 2
+
+
+class UserError(Exception):
+    """A mistake that the user can mend; its text is one line that names what to change."""
+
+
+class ConfigError(UserError):
+    """A flag, configuration field or DeepSpeed setting is wrong."""
+
+
+class DataError(UserError):
+    """A FASTA, CSV, shard or manifest is wrong; the text names the file, and the line where there is one."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint or exported model is missing, damaged or does not fit."""
+
+
+def check_readable_file(path: str | os.PathLike[str], what: str) -> None:
+    """Raise `DataError` unless `path` is a file that can be read; `what` says what it should hold."""
+    if not os.path.exists(path):
+        raise DataError(f"{path}: no such file ({what} expected); check the path")
+    if os.path.isdir(path):
+        raise DataError(f"{path}: is a folder, but {what} was expected; name a file in it")
+    if not os.access(path, os.R_OK):
+        raise DataError(f"{path}: cannot be read; check its permissions")
+
+
+def run_command(program: str, command: Callable[[], int | None]) -> int:
+    """Run `command`; turn a `UserError` into one line on standard error and exit code 2.
+
+    Returns the exit code. A closed pipe (`… | head`) ends quietly, Ctrl-C with code 130.
+    """
+    try:
+        return command() or 0
+    except UserError as error:
+        print(f"{program}: error: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    except BrokenPipeError:
+        # Python would complain again when it flushes standard output at exit.
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print(f"{program}: interrupted", file=sys.stderr)
+        return 130

@@ -1,0 +1,1 @@
+"""RandomMask: the schedule of phases, the spans, the collate step."""

@@ -1,0 +1,150 @@
+"""RandomMask's schedule: which spans and which centre rate a step has. Pure functions of integers.
+
+Source: "Rethinking the BERT-like Pretraining for DNA Sequences" (arXiv 2310.07644); what the paper
+leaves open is a switch (`docs/randommask.md`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from dnabert_rm.errors import ConfigError
+
+POLICIES = ("randommask", "randommask-matched", "fixed", "token")
+DRAWS = ("uniform", "max")
+PAPER_STEPS = 480_000
+PAPER_PHASE_ENDS = (30_000, 60_000, 100_000, 150_000, 480_000)
+SPAN_STEP = 2
+
+
+@dataclass(frozen=True)
+class MaskSchedule:
+    """Phases of a run. Phase i (0-based) holds the steps before `phase_ends[i]`; the last goes on for ever.
+
+    `spans[i]` are the spans that a window may draw in phase i, each with the same chance, and `rates[i]`
+    the chance of a token to be a centre.
+    """
+
+    phase_ends: tuple[int, ...]
+    spans: tuple[tuple[int, ...], ...]
+    rates: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not len(self.phase_ends) == len(self.spans) == len(self.rates) > 0:
+            raise ConfigError("masking.phase_ends and masking.phase_spans must have the same length, at least 1")
+        if any(b <= a for a, b in zip((0, *self.phase_ends), self.phase_ends, strict=False)):
+            raise ConfigError(
+                f"masking.phase_ends {list(self.phase_ends)} (steps) must rise from above 0; give --phase-ends "
+                "in rising order, and at least as many steps as phases"
+            )
+        if not all(spans and min(spans) >= 1 for spans in self.spans):
+            raise ConfigError("masking.phase_spans must be at least 1")
+        if not all(0 < rate <= 1 for rate in self.rates):
+            raise ConfigError(f"masking centre rates {list(self.rates)} must lie in (0, 1]")
+
+    @property
+    def num_phases(self) -> int:
+        """Number of phases."""
+        return len(self.phase_ends)
+
+    def phase_of(self, steps: ArrayLike) -> NDArray[np.int64]:
+        """Phase number, 1 … num_phases, of each step (same shape): `phase_ends[0]` is the first step of phase 2."""
+        found = np.searchsorted(np.asarray(self.phase_ends), np.asarray(steps), side="right")
+        return np.minimum(found, self.num_phases - 1) + 1
+
+    def max_span(self, step: int) -> int:
+        """Largest span that a window of this step may draw."""
+        return max(self.spans[int(self.phase_of(step)) - 1])
+
+    def expected_fraction(self, step: int) -> float:
+        """Expected masked fraction away from a window's ends: the mean over spans m of 1 - (1 - p)^m."""
+        phase = int(self.phase_of(step)) - 1
+        return expected_fraction(self.spans[phase], self.rates[phase])
+
+
+def expected_fraction(spans: Sequence[int], rate: float) -> float:
+    """Mean over spans m of 1 - (1 - rate)^m: the chance that one of the m tokens around is a centre."""
+    return float(np.mean(1 - (1 - rate) ** np.asarray(spans, dtype=np.float64)))
+
+
+def scaled_phase_ends(total_steps: int) -> tuple[int, ...]:
+    """The paper's phase ends for another number of steps: 6.25, 12.5, 20.83, 31.25 and 100 %."""
+    return tuple(round(Fraction(end, PAPER_STEPS) * total_steps) for end in PAPER_PHASE_ENDS)
+
+
+def resolve_phase_ends(phase_ends: Sequence[float], total_steps: int) -> tuple[int, ...]:
+    """Phase ends in steps: none given → the paper's, scaled; all at most 1 → fractions of the steps; else steps."""
+    if not phase_ends:
+        return scaled_phase_ends(total_steps)
+    if all(0 < end <= 1 for end in phase_ends) and phase_ends[-1] == 1:
+        return tuple(round(end * total_steps) for end in phase_ends)
+    if any(end != int(end) for end in phase_ends):
+        raise ConfigError(
+            f"masking.phase_ends {list(phase_ends)} must be whole steps, or fractions that end in 1; change --phase-ends"
+        )
+    return tuple(int(end) for end in phase_ends)
+
+
+def make_schedule(
+    policy: str,
+    *,
+    k: int,
+    total_steps: int,
+    phase_ends: Sequence[float] = (),
+    phase_spans: Sequence[int] = (),
+    centre_rate: float = 0.025,
+    draw: str = "uniform",
+    fixed_span: int = 0,
+    token_rate: float = 0.15,
+) -> MaskSchedule:
+    """The schedule of one of the policies, checked.
+
+    Args: `phase_ends` see `resolve_phase_ends`; `phase_spans` the largest span of each phase, by default
+    k, k + 2, k + 4 …; `centre_rate` p; `draw` "uniform" over {k, k + 2 … M} or "max"; `fixed_span` the m of
+    policy "fixed", 0 for k; `token_rate` the masked fraction of policy "token".
+    Raises `ConfigError`.
+    """
+    if policy not in POLICIES:
+        raise ConfigError(f"masking.policy {policy!r} must be one of {', '.join(POLICIES)}; change --masking")
+    if draw not in DRAWS:
+        raise ConfigError(f"masking.draw {draw!r} must be one of {', '.join(DRAWS)}")
+    if policy == "token":
+        return MaskSchedule((total_steps,), ((1,),), (token_rate,))
+    if policy == "fixed":
+        return MaskSchedule((total_steps,), ((fixed_span or k,),), (centre_rate,))
+    ends = resolve_phase_ends(phase_ends, total_steps)
+    largest = tuple(phase_spans) or tuple(k + SPAN_STEP * phase for phase in range(len(ends)))
+    if len(largest) != len(ends):
+        raise ConfigError(
+            f"{len(largest)} phase spans for {len(ends)} phase ends; give as many --phase-spans as --phase-ends"
+        )
+    spans = tuple(_span_choices(k, int(top), draw) for top in largest)
+    rates = tuple(centre_rate for _ in spans)
+    if policy == "randommask-matched":
+        target = expected_fraction(spans[0], centre_rate)
+        rates = tuple(_matched_rate(choices, target) for choices in spans)
+    return MaskSchedule(ends, spans, rates)
+
+
+def _span_choices(k: int, largest: int, draw: str) -> tuple[int, ...]:
+    """The spans of one phase: {k, k + 2, …} up to `largest`, or `largest` alone where it is smaller or drawn always."""
+    if draw == "max" or largest <= k:
+        return (largest,)
+    return tuple(range(k, largest + 1, SPAN_STEP))
+
+
+def _matched_rate(spans: Sequence[int], target: float) -> float:
+    """The centre rate whose expected masked fraction is `target`, by bisection (the fraction rises with the rate)."""
+    low, high = 0.0, 1.0
+    for _ in range(100):
+        middle = (low + high) / 2
+        if expected_fraction(spans, middle) < target:
+            low = middle
+        else:
+            high = middle
+    return high

@@ -1,0 +1,1 @@
+"""Pretraining: ranks, the DeepSpeed engine, the loop, checkpoints, TensorBoard."""

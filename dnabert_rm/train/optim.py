@@ -1,0 +1,49 @@
+"""AdamW's parameter groups and the learning rate as a function of the step."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+PAPER_WARMUP_SHARE = 10_000 / 480_000
+
+
+def warmup_length(warmup_steps: int, total_steps: int) -> int:
+    """Steps of warm-up; -1 stands for the paper's 10,000 of 480,000, scaled."""
+    return warmup_steps if warmup_steps >= 0 else round(total_steps * PAPER_WARMUP_SHARE)
+
+
+def learning_rate(step: int, *, peak: float, schedule: str, warmup_steps: int, total_steps: int) -> float:
+    """Learning rate of a 0-based step: linear warm-up to `peak`, then "linear" or "cosine" decay, or "constant".
+
+    The first step has peak / warmup_steps, not 0; the decay would reach 0 at `total_steps`.
+    """
+    if step < warmup_steps:
+        return peak * (step + 1) / warmup_steps
+    done = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+    if schedule == "constant":
+        return peak
+    if schedule == "cosine":
+        return peak * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+    assert schedule == "linear", schedule
+    return peak * max(0.0, 1 - done)
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Two groups: matrices with decay; biases and norms (vectors) without."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return [
+        {"params": [p for p in trained if p.dim() >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
+    ]
+
+
+def make_optimizer(
+    model: nn.Module, *, lr: float, betas: tuple[float, float], eps: float, weight_decay: float
+) -> torch.optim.Optimizer:
+    """torch's AdamW, fused where the parameters are on a GPU."""
+    on_gpu = next(model.parameters()).is_cuda
+    return torch.optim.AdamW(parameter_groups(model, weight_decay), lr=lr, betas=betas, eps=eps, fused=on_gpu or None)

@@ -1,0 +1,283 @@
+"""A pretraining run assembled: data, masks, model, engine, loop, checkpoints, records."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from dnabert_rm.config import RunConfig, resolve
+from dnabert_rm.data.batches import BatchPlan
+from dnabert_rm.data.dataset import WindowDataset, WindowSettings
+from dnabert_rm.data.loader import MicroBatchSampler, make_loader
+from dnabert_rm.errors import CheckpointError, ConfigError
+from dnabert_rm.masking.collator import RandomMaskCollator
+from dnabert_rm.masking.schedule import MaskSchedule, make_schedule
+from dnabert_rm.model.build import build_model, transformers_config
+from dnabert_rm.model.mlm import MaskedLM
+from dnabert_rm.shards import write_atomically
+from dnabert_rm.train.checkpoint import (
+    PROBE_NAME,
+    complete_steps,
+    load_checkpoint,
+    read_state,
+    remove_old,
+    save_checkpoint,
+    step_folder,
+)
+from dnabert_rm.train.distributed import Ranks, barrier, from_first_rank, process_group
+from dnabert_rm.train.engine import BatchSplit, Engine, ds_settings, find_ds_config, resolve_precision, split_batch
+from dnabert_rm.train.environment import describe_environment
+from dnabert_rm.train.loop import StepResult, train
+from dnabert_rm.train.monitor import Monitor
+from dnabert_rm.train.optim import learning_rate, warmup_length
+from dnabert_rm.train.probe import run_probe, save_probe
+from dnabert_rm.train.state import TrainState
+
+CONFIG_NAME, ENVIRONMENT_NAME = "config.toml", "environment.json"
+FREE_TO_CHANGE = {
+    "data.path", "data.num_workers", "data.prefetch", "model.attention", "train.output", "train.stop_after",
+    "train.micro_batch", "train.global_batch", "train.save_every", "train.keep_last", "train.log_every",
+    "train.ds_config", "train.resume", "train.allow_changes", "train.threads_per_rank",
+}  # fmt: skip
+"""Fields that a resume may change without a word; the data are held by their fingerprint instead of their path."""
+
+
+def make_dataset(config: RunConfig) -> WindowDataset:
+    """The windows of a configuration, in order."""
+    data = config.data
+    settings = WindowSettings(
+        split=data.split,
+        window=data.window,
+        overlap=data.overlap,
+        strand=data.strand,
+        num_streams=data.num_streams,
+        block_windows=data.block_windows,
+        drop_to_multiple_of=config.train.global_batch if data.remainder == "drop" else 1,
+    )
+    return WindowDataset(data.path, data.weights, settings, config.train.seed)
+
+
+def make_mask_schedule(config: RunConfig, k: int | None) -> MaskSchedule:
+    """The mask schedule of a configuration; only policy "token" fits a tokenizer without k."""
+    masking = config.masking
+    if k is None and masking.policy != "token":
+        raise ConfigError(f"masking.policy {masking.policy!r} needs k-mers; for BPE shards give --masking token")
+    return make_schedule(
+        masking.policy,
+        k=k or 1,
+        total_steps=config.train.steps,
+        phase_ends=masking.phase_ends,
+        phase_spans=masking.phase_spans,
+        centre_rate=masking.centre_rate,
+        draw=masking.draw,
+        fixed_span=masking.fixed_span,
+        token_rate=masking.token_rate,
+    )
+
+
+def make_collator(config: RunConfig, dataset: WindowDataset, plan: BatchPlan) -> RandomMaskCollator:
+    """The collate step of a configuration."""
+    schedule = make_mask_schedule(config, dataset.tokenizer.k)
+    return RandomMaskCollator(
+        schedule,
+        plan.step_of,
+        dataset.tokenizer.vocab_size,
+        config.train.seed,
+        replacement=config.masking.replacement,
+    )
+
+
+def pretrain(config: RunConfig) -> StepResult | None:
+    """Run (or go on with) a pretraining run on this process's rank; returns the last step's result.
+
+    All of `errors.UserError` can be raised; files and configuration are checked before the process group is made.
+    """
+    dataset = make_dataset(config)
+    make_mask_schedule(config, dataset.tokenizer.k)
+    find_ds_config(config.train.ds_config)
+    with process_group(config.train.threads_per_rank) as ranks:
+        return Run(config, dataset, ranks).train()
+
+
+class Run:
+    """One run on one rank: everything that the loop's hooks need to know."""
+
+    def __init__(self, config: RunConfig, dataset: WindowDataset, ranks: Ranks) -> None:
+        precision = resolve_precision(config.train.precision)
+        self.config = dataclasses.replace(config, train=dataclasses.replace(config.train, precision=precision))
+        self.dataset, self.ranks = dataset, ranks
+        self.folder = Path(config.train.output)
+        self.split = split_batch(config.train.global_batch, config.train.micro_batch, ranks.world_size)
+        self.state, self.checkpoint = self._first_state()
+        self.schedule = make_mask_schedule(config, dataset.tokenizer.k)
+        self.last_step = min(config.train.steps, config.train.stop_after or config.train.steps)
+        if ranks.is_first:
+            self._write_records()
+        barrier()
+        self.engine = self._make_engine(self.split)
+        if self.checkpoint:
+            load_checkpoint(self.engine, self.checkpoint, ranks)
+        self.monitor = Monitor(self.folder, self.state.step) if ranks.is_first else None
+        self.bar = tqdm(
+            total=self.last_step, initial=self.state.step, unit="step", disable=None if ranks.is_first else True
+        )
+
+    def _first_state(self) -> tuple[TrainState, Path | None]:
+        """Where to begin: the state of the last complete checkpoint, or a new one; checked against this run."""
+        train = self.config.train
+        steps = from_first_rank(complete_steps(self.folder) if self.ranks.is_first else None)
+        fresh = TrainState(0, BatchPlan.constant(train.global_batch), self.dataset.fingerprint, train.seed)
+        if not steps:
+            return fresh, None
+        if train.resume == "never":
+            raise CheckpointError(f"{self.folder}: has checkpoints, and --resume is never; name another --output")
+        folder = step_folder(self.folder, steps[-1])
+        state = read_state(folder)
+        if not train.allow_changes:
+            self._refuse_changes(folder, state)
+        plan = state.plan.changed(state.step, train.global_batch)
+        return dataclasses.replace(state, plan=plan, fingerprint=self.dataset.fingerprint), folder
+
+    def _refuse_changes(self, folder: Path, state: TrainState) -> None:
+        """`CheckpointError` where going on would silently train something else."""
+        override = "put it back, name another --output, or accept the change with --allow-changes"
+        if state.fingerprint != self.dataset.fingerprint:
+            raise CheckpointError(
+                f"{folder}: was trained on other data (fingerprint {state.fingerprint[:12]}, now "
+                f"{self.dataset.fingerprint[:12]}); samples would repeat or be lost: {override}"
+            )
+        stored = resolve(tomllib.loads((folder / CONFIG_NAME).read_text())).to_dict()
+        now = self.config.to_dict()
+        changed = [
+            f"{section}.{name} was {stored[section][name]} and is {value}"
+            for section, values in now.items()
+            for name, value in values.items()
+            if f"{section}.{name}" not in FREE_TO_CHANGE and stored[section][name] != value
+        ]
+        if changed:
+            raise CheckpointError(f"{folder}: {'; '.join(changed)}: {override}")
+
+    def _write_records(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.folder / CONFIG_NAME, self.config.to_toml())
+        environment = json.dumps(describe_environment(self.ranks.world_size), indent=1)
+        write_atomically(self.folder / ENVIRONMENT_NAME, environment + "\n")
+
+    def _make_engine(self, split: BatchSplit) -> Engine:
+        config, model = self.config, self.config.model
+        sizes = dataclasses.asdict(model)
+        attention = sizes.pop("attention")
+        transformers = transformers_config(**sizes, vocab_size=self.dataset.tokenizer.vocab_size)
+        module = MaskedLM(build_model(transformers, config.train.seed, attention))
+        settings = ds_settings(find_ds_config(config.train.ds_config), config, split)
+        return Engine(module, config, settings, self.ranks)
+
+    def train(self) -> StepResult | None:
+        """Run the steps that are left."""
+        config, optim = self.config, self.config.optim
+        collate = make_collator(config, self.dataset, self.state.plan)
+        sampler = MicroBatchSampler(
+            self.state.plan,
+            self.state.step,
+            self.last_step,
+            self.ranks.rank,
+            self.ranks.world_size,
+            self.split.accumulation,
+        )
+        loader = make_loader(
+            self.dataset,
+            collate,
+            sampler,
+            num_workers=config.data.num_workers,
+            prefetch=config.data.prefetch,
+            pin_memory=self.ranks.device.type == "cuda",
+        )
+        self._announce()
+        try:
+            return train(
+                self.engine,
+                loader,
+                first_step=self.state.step,
+                last_step=self.last_step,
+                accumulation=self.split.accumulation,
+                seed=config.train.seed,
+                learning_rate=self.learning_rate,
+                after_step=self.after_step,
+            )
+        finally:
+            self.bar.close()
+            if self.monitor:
+                self.monitor.close()
+
+    def learning_rate(self, step: int) -> float:
+        """The learning rate of a step."""
+        optim, steps = self.config.optim, self.config.train.steps
+        warmup = warmup_length(optim.warmup_steps, steps)
+        return learning_rate(step, peak=optim.lr, schedule=optim.schedule, warmup_steps=warmup, total_steps=steps)
+
+    def after_step(self, result: StepResult) -> None:
+        """Log and save where it is time to."""
+        train, done = self.config.train, result.step + 1
+        self.state = dataclasses.replace(self.state, step=done)
+        last = done == self.last_step
+        self.bar.update()
+        if self.monitor and (result.step % train.log_every == 0 or last):
+            row = self._row(result)
+            self.monitor.log(row)
+            self.bar.set_postfix(loss=f"{row['loss']:.3f}", phase=row["phase"], refresh=False)
+        if done % train.save_every == 0 or last:
+            save_checkpoint(self.engine, self.state, self.folder, self.ranks, self._write_extras)
+            if self.ranks.is_first:
+                remove_old(self.folder, train.keep_last)
+
+    def _row(self, result: StepResult) -> dict[str, Any]:
+        """A line of metrics.jsonl."""
+        consumed = self.state.consumed_samples
+        windows = self.state.plan.batch_of_step(result.step)
+        return {
+            "step": result.step,
+            "consumed_samples": consumed,
+            "loss": result.loss,
+            "masked_accuracy": result.masked_accuracy,
+            "lr": self.learning_rate(result.step),
+            "grad_norm": result.grad_norm,
+            "phase": int(self.schedule.phase_of(result.step)),
+            "max_span": self.schedule.max_span(result.step),
+            "mean_span": result.mean_span,
+            "masked_fraction": result.num_masked / (result.num_tokens - 2 * windows),
+            "tokens_per_second": result.num_tokens / result.seconds,
+            "data_wait": result.data_wait,
+            "epoch": consumed / self.dataset.num_windows,
+        }
+
+    def _write_extras(self, folder: Path) -> None:
+        """What a checkpoint holds besides DeepSpeed's files: the configuration and the probe (collective)."""
+        tokenizer, config = self.dataset.tokenizer, self.config
+        probe = run_probe(self.engine, tokenizer.vocab_size, config.data.window, config.train.precision)
+        if self.ranks.is_first:
+            save_probe(folder / PROBE_NAME, probe)
+            write_atomically(folder / CONFIG_NAME, config.to_toml())
+            write_atomically(folder / "tokenizer.json", json.dumps(dataclasses.asdict(tokenizer), indent=1) + "\n")
+
+    def _announce(self) -> None:
+        """A few lines on what begins, from one rank, to standard error."""
+        if not self.ranks.is_first:
+            return
+        split, dataset, state = self.split, self.dataset, self.state
+        parameters = sum(getattr(p, "ds_numel", p.numel()) for p in self.engine.module.parameters())
+        short = sum(order.num_short_tokens for order in dataset.orders)
+        lines = [
+            f"{'resuming at' if self.checkpoint else 'starting'} step {state.step} of {self.last_step}: "
+            f"{parameters / 1e6:.1f} M parameters, {self.config.train.precision}, {split.world_size} ranks x "
+            f"{split.micro_batch} windows x {split.accumulation} accumulation",
+            f"data: {dataset.num_windows} windows an epoch"
+            + (f"; {short} tokens lie in segments shorter than a window and are not used" if short else ""),
+            f"phases end at steps {', '.join(map(str, self.schedule.phase_ends))}; tensorboard --logdir {self.folder}",
+        ]
+        print("\n".join(lines), file=sys.stderr, flush=True)

@@ -1,0 +1,63 @@
+"""What the training model answers to a fixed input, kept in a checkpoint so that an export can be checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dnabert_rm import draws
+from dnabert_rm.errors import CheckpointError
+from dnabert_rm.kmer import CLS_ID, MASK_ID, NUM_SPECIAL, SEP_ID
+from dnabert_rm.train.engine import Engine
+
+NUM_WINDOWS, MAX_TOKENS, NUM_POSITIONS = 2, 64, 8
+
+
+@dataclass(frozen=True)
+class Probe:
+    """`input_ids` (2, L) int64, `positions` (8,) int64 in the flattened input, `logits` (8, V) float32."""
+
+    input_ids: NDArray[np.int64]
+    positions: NDArray[np.int64]
+    logits: NDArray[np.float32]
+    precision: str
+
+
+def probe_input(vocab_size: int, window: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The fixed input of a vocabulary and window length: random k-mers, some masked, and the positions asked."""
+    length = min(window, MAX_TOKENS)
+    bits = draws.fold(draws.key(0, "probe"), np.arange(NUM_WINDOWS * length))
+    input_ids = (NUM_SPECIAL + draws.below(bits, vocab_size - NUM_SPECIAL)).reshape(NUM_WINDOWS, length)
+    input_ids[:, 0], input_ids[:, -1] = CLS_ID, SEP_ID
+    positions = np.linspace(0, NUM_WINDOWS * length - 1, NUM_POSITIONS).astype(np.int64)
+    input_ids.reshape(-1)[positions[1:-1:2]] = MASK_ID
+    return input_ids, positions
+
+
+def run_probe(engine: Engine, vocab_size: int, window: int, precision: str) -> Probe:
+    """Ask the training model, without dropout; every rank must call it (under ZeRO-3 weights are gathered)."""
+    input_ids, positions = probe_input(vocab_size, window)
+    engine.deepspeed.eval()
+    with torch.no_grad():
+        device = engine.ranks.device
+        logits = engine(torch.from_numpy(input_ids).to(device), torch.from_numpy(positions).to(device))
+    engine.deepspeed.train()
+    return Probe(input_ids, positions, logits.float().cpu().numpy(), precision)
+
+
+def save_probe(path: Path, probe: Probe) -> None:
+    """Write a probe as .npz, without pickle."""
+    np.savez(path, **{**probe.__dict__, "precision": np.frombuffer(probe.precision.encode(), dtype=np.uint8)})
+
+
+def load_probe(path: Path) -> Probe:
+    """Read a probe; `CheckpointError` where it is missing or damaged."""
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return Probe(stored["input_ids"], stored["positions"], stored["logits"], stored["precision"].tobytes().decode())
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error}); use an earlier checkpoint") from None

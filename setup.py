@@ -1,0 +1,45 @@
+"""Package metadata: `pip install -c constraints.txt -e .[test]`."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "dnabert_rm/__init__.py").read_text()).group(1)
+MPI = ["mpi4py>=4.0"]
+PLOTS = ["matplotlib>=3.8"]
+LORA = ["peft>=0.17"]
+TEST = ["pytest>=8", "pytest-timeout", "hypothesis>=6.100", "ruff", "mypy", "openmpi", *MPI, *PLOTS]
+
+setup(
+    name="dnabert_rm",
+    version=VERSION,
+    description="Pretrain a DNA BERT of any size on your own genomes with RandomMask and DeepSpeed",
+    long_description=(ROOT / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["dnabert_rm*", "data_prep*"]),
+    package_data={"dnabert_rm": ["presets/*.toml"]},
+    install_requires=[
+        "accelerate>=1.0",
+        "deepspeed>=0.19",
+        "numpy>=1.26",
+        "pysam>=0.22",
+        "scikit-learn>=1.4",
+        "sentencepiece>=0.2",
+        "tensorboard>=2.16",
+        "torch>=2.9",
+        "tqdm>=4.66",
+        "transformers>=5.10",
+        "webdataset>=1.0",
+    ],
+    extras_require={"mpi": MPI, "plots": PLOTS, "lora": LORA, "test": TEST, "all": MPI + PLOTS + LORA},
+    entry_points={
+        "console_scripts": [
+            "dnabert-rm=dnabert_rm.cli.main:main",
+            "dnabert-prep=data_prep.cli:main",
+        ]
+    },
+)
