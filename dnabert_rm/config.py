@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import difflib
 import inspect
+import itertools
 import json
 import tomllib
 import typing
@@ -52,13 +53,15 @@ class DataConfig:
     """What is read and how windows are cut from it."""
 
     path: tuple[str, ...] = ()
-    """Prepared folders (`python -m data_prep build`); several are mixed by `weights`."""
+    """Prepared folders (`python -m data_prep build`) or their URLs; several are mixed by `weights`."""
     weights: tuple[float, ...] = ()
     """Share of each folder in the samples; empty: equal."""
     split: str = "train"
     """The split to train on."""
     window: int = 512
     """Tokens of a training sequence, [CLS] and [SEP] included."""
+    lengths: str = "full"
+    """"full" windows, or "random" (DNABERT's: half of the steps full, the others uniform from 5 tokens)."""
     overlap: bool = True
     """Overlapping k-mers (stride 1); false: non-overlapping ones, at a random offset."""
     strand: str = "forward"
@@ -69,6 +72,14 @@ class DataConfig:
     """Windows of a lane that are shuffled together."""
     remainder: str = "wrap"
     """End of an epoch: "wrap" (a batch runs on into the next epoch) or "drop" (what fills no batch is left out)."""
+    on_bad_shard: str = "fail"
+    """A damaged or missing shard: "fail", or "skip" (other windows stand in; logged and counted)."""
+    allow_pipe: bool = False
+    """Allow `pipe:` URLs in data.path, which run a shell command."""
+    cache_dir: str = "~/.cache/dnabert_rm/shards"
+    """Folder on a local disk for shards that come from URLs; runs may share it."""
+    cache_gb: float = 50.0
+    """Most gigabytes (10^9 bytes) that cache_dir may take; the least recently used shards go first."""
     num_workers: int = 1
     """Loader processes a rank; 0 loads in the training process."""
     prefetch: int = 4
@@ -211,7 +222,7 @@ def _field_texts(cls: type) -> dict[str, str]:
     """The string literal that follows each field in the class body."""
     body = ast.parse(inspect.cleandoc(inspect.getsource(cls))).body[0].body  # type: ignore[attr-defined]
     texts = {}
-    for item, after in zip(body, body[1:], strict=False):
+    for item, after in itertools.pairwise(body):
         if isinstance(item, ast.AnnAssign) and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
             texts[item.target.id] = str(after.value.value)  # type: ignore[union-attr]
     return texts
@@ -308,7 +319,9 @@ def _mistakes(config: RunConfig) -> Iterator[str]:
         "model.architecture": (model.architecture, ARCHITECTURES),
         "model.attention": (model.attention, ("sdpa", "eager", "flash_attention_2")),
         "data.strand": (data.strand, ("forward", "random", "both")),
+        "data.lengths": (data.lengths, ("full", "random")),
         "data.remainder": (data.remainder, ("wrap", "drop")),
+        "data.on_bad_shard": (data.on_bad_shard, ("fail", "skip")),
         "optim.schedule": (optim.schedule, LR_SCHEDULES),
         "train.precision": (train.precision, PRECISIONS),
         "train.resume": (train.resume, ("auto", "never")),

@@ -45,7 +45,7 @@ def fold(parent: ArrayLike, index: ArrayLike) -> NDArray[np.uint64]:
     words += np.uint64(1)
     words *= _GOLDEN
     words = _mix(words + np.asarray(parent, dtype=np.uint64))
-    return words.reshape(np.broadcast_shapes(np.shape(parent), np.shape(index)))
+    return words if np.ndim(parent) or np.ndim(index) else words.reshape(())
 
 
 def uniform(bits: NDArray[np.uint64]) -> NDArray[np.float64]:
@@ -63,6 +63,6 @@ def below(bits: NDArray[np.uint64], bound: ArrayLike) -> NDArray[np.int64]:
     return (product >> np.uint64(32)).astype(np.int64)
 
 
-def permutation(parent: np.uint64, size: int) -> NDArray[np.int64]:
+def permutation(parent: ArrayLike, size: int) -> NDArray[np.int64]:
     """A random order of 0 … size - 1, by sorting hashed keys (ties by index)."""
     return np.argsort(fold(parent, np.arange(size)), kind="stable")

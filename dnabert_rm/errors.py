@@ -13,6 +13,9 @@ EXIT_USER_ERROR = 2
 class UserError(Exception):
     """A mistake that the user can mend; its text is one line that names what to change."""
 
+    on_one_rank = False
+    """Whether it can happen on one rank alone, so that every rank has to report it."""
+
 
 class ConfigError(UserError):
     """A flag, configuration field or DeepSpeed setting is wrong."""
@@ -39,12 +42,14 @@ def check_readable_file(path: str | os.PathLike[str], what: str) -> None:
 def run_command(program: str, command: Callable[[], int | None]) -> int:
     """Run `command`; turn a `UserError` into one line on standard error and exit code 2.
 
-    Returns the exit code. A closed pipe (`… | head`) ends quietly, Ctrl-C with code 130.
+    Returns the exit code. A closed pipe (`… | head`) ends quietly, Ctrl-C with code 130. Of the ranks that a
+    launcher started only the first speaks, unless the error says that it is `on_one_rank`.
     """
     try:
         return command() or 0
     except UserError as error:
-        print(f"{program}: error: {error}", file=sys.stderr)
+        if error.on_one_rank or os.environ.get("RANK", "0") == "0":
+            print(f"{program}: error: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
     except BrokenPipeError:
         # Python would complain again when it flushes standard output at exit.

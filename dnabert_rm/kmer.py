@@ -11,6 +11,7 @@ Shapes: N bases, T = N - k + 1 tokens.
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,8 +67,9 @@ def base_codes(sequence: bytes | str | NDArray[np.uint8]) -> NDArray[np.uint8]:
     if isinstance(sequence, str):
         # One byte a letter, whatever the letter: what Latin-1 lacks becomes "?", which is ambiguous.
         sequence = sequence.encode("latin-1", errors="replace")
-    letters = np.frombuffer(sequence, dtype=np.uint8) if isinstance(sequence, bytes | bytearray | memoryview) else sequence
-    return _CODE_OF_BYTE[letters]
+    if isinstance(sequence, bytes):
+        sequence = np.frombuffer(sequence, dtype=np.uint8)
+    return _CODE_OF_BYTE[sequence]
 
 
 def codes_to_bases(codes: NDArray[np.uint8]) -> bytes:
@@ -100,14 +102,13 @@ def encode_codes(codes: NDArray[np.uint8], k: int) -> NDArray:
     return done[:num_tokens].astype(dtype) + dtype.type(NUM_SPECIAL)
 
 
-def _join(left: NDArray, left_width: int, right: NDArray, right_width: int) -> NDArray:
+def _join(left: NDArray[Any], left_width: int, right: NDArray[Any], right_width: int) -> NDArray[Any]:
     """Words of `left_width + right_width` bases from words at i and at i + left_width."""
     size = max(0, min(len(left), len(right) - left_width))
     bits = 2 * (left_width + right_width)
     dtype = np.uint8 if bits <= 8 else np.uint16 if bits <= 16 else np.uint32
-    joined = left[:size].astype(dtype)
-    joined <<= dtype(2 * right_width)
-    joined |= right[left_width : left_width + size]
+    joined: NDArray[Any] = np.left_shift(left[:size], 2 * right_width, dtype=dtype)
+    np.bitwise_or(joined, right[left_width : left_width + size], out=joined)
     return joined
 
 

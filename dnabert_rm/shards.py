@@ -122,9 +122,7 @@ def load_manifest(folder: str | os.PathLike[str]) -> Manifest:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise DataError(
-            f"{path}: no such file; name a folder that `python -m data_prep build` has finished"
-        ) from None
+        raise DataError(f"{path}: no such file; name a folder that `python -m data_prep build` has finished") from None
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read ({error}); build the data again") from None
     try:

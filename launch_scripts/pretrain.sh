@@ -12,6 +12,8 @@ here="$(cd "$(dirname "$0")" && pwd)"
 if ! command -v deepspeed >/dev/null 2>&1; then
     PATH="$here/../.venv/bin:$PATH"
 fi
+# A mistake in a flag is found here, in a second and in one line, before any rank starts.
+python "$here/$(basename "$0")" --check "$@" || exit
 exec deepspeed ${DEEPSPEED_ARGS:-} "$here/$(basename "$0")" "$@"
 '''
 import sys

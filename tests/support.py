@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -80,3 +81,24 @@ def run_cli(*words: str | Path, timeout: float = 300) -> subprocess.CompletedPro
 def read_metrics(run: Path) -> list[dict]:
     """Rows of a run's metrics.jsonl."""
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def free_port() -> int:
+    """A TCP port that nothing listens on at the moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def run_ranks(num_ranks: int, *words: str | Path, timeout: float = 300) -> str:
+    """Run `launch_scripts/pretrain.sh` on gloo ranks of this machine; returns what all of them printed to stderr."""
+    shared = {"WORLD_SIZE": num_ranks, "LOCAL_WORLD_SIZE": num_ranks, "MASTER_ADDR": "127.0.0.1"}
+    port, processes = free_port(), []
+    for rank in range(num_ranks):
+        variables = {**shared, "RANK": rank, "LOCAL_RANK": rank, "MASTER_PORT": port}
+        environment = {**clean_environment(), **{name: str(value) for name, value in variables.items()}}
+        command = [sys.executable, "launch_scripts/pretrain.sh", *map(str, words)]
+        processes.append(subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True))
+    printed = [process.communicate(timeout=timeout)[1] for process in processes]
+    assert all(process.returncode == 0 for process in processes), "\n".join(printed)
+    return "\n".join(printed)

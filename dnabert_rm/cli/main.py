@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from typing import NoReturn
 
@@ -11,18 +12,19 @@ from dnabert_rm import __version__
 from dnabert_rm.errors import EXIT_USER_ERROR, run_command
 
 PROGRAM = "dnabert-rm"
-COMMANDS = ("pretrain", "export", "finetune")
+COMMANDS = ("check", "show-batch", "pretrain", "export", "finetune")
 
 
 class OneLineParser(argparse.ArgumentParser):
     """Argparse, but a mistake is one line that says where help is, and flags are never abbreviated."""
 
     def __init__(self, *args, **kwargs) -> None:
-        super().__init__(*args, **kwargs, allow_abbrev=False)
+        super().__init__(*args, **{**kwargs, "allow_abbrev": False})
 
     def error(self, message: str) -> NoReturn:
-        """Print one line and exit with code 2."""
-        print(f"{self.prog}: error: {message} (see `{self.prog} --help`)", file=sys.stderr)
+        """Print one line, from the first of several ranks, and exit with code 2."""
+        if os.environ.get("RANK", "0") == "0":
+            print(f"{self.prog}: error: {message} (see `{self.prog} --help`)", file=sys.stderr)
         raise SystemExit(EXIT_USER_ERROR)
 
 
@@ -36,7 +38,7 @@ def command_parser(name: str, prog: str) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     module.add_arguments(parser)
-    parser.set_defaults(run=module.run)
+    parser.set_defaults(command_to_run=module.run)
     return parser
 
 
@@ -67,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
 def run_one(name: str, prog: str, argv: list[str]) -> int:
     """Run the command `name` under the program name `prog`."""
     args = command_parser(name, prog).parse_args(argv)
-    return run_command(prog, lambda: args.run(args))
+    return run_command(prog, lambda: args.command_to_run(args))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ SHORT_FLAGS = {
     "train.seed": "--seed", "train.save_every": "--save-every", "train.log_every": "--log-every",
     "train.ds_config": "--ds-config", "train.resume": "--resume", "train.allow_changes": "--allow-changes",
     "masking.policy": "--masking", "masking.phase_ends": "--phase-ends", "masking.phase_spans": "--phase-spans",
-    "optim.lr": "--lr", "data.num_workers": "--workers",
+    "optim.lr": "--lr", "data.num_workers": "--workers", "data.on_bad_shard": "--on-bad-shard",
+    "data.allow_pipe": "--allow-pipe",
 }  # fmt: skip
 
 
@@ -27,7 +28,7 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     for info in field_infos().values():
         dotted = f"--{info.name}"
         names = [SHORT_FLAGS[info.name], dotted] if info.name in SHORT_FLAGS else [dotted]
-        many = {"nargs": "+"} if typing.get_origin(info.type) is tuple else {}
+        many: dict[str, Any] = {"nargs": "+"} if typing.get_origin(info.type) is tuple else {}
         if info.type is bool:
             many = {"nargs": "?", "const": "true"}
         parser.add_argument(
@@ -40,8 +41,11 @@ def _help(info: FieldInfo) -> str:
     return f"{info.text} (default: {info.default})".replace("%", "%%")
 
 
-def run_config(args: argparse.Namespace) -> RunConfig:
-    """The configuration that the flags make, over the file, over the preset; `ConfigError` holds every mistake."""
+def run_config(args: argparse.Namespace, defaults: dict[str, dict[str, Any]] | None = None) -> RunConfig:
+    """The configuration that the flags make, over the file, over the preset; `ConfigError` holds every mistake.
+
+    `defaults` stand below the preset: what a command can do without and others can't.
+    """
     flags: dict[str, dict[str, Any]] = {}
     errors = []
     for info in field_infos().values():
@@ -55,7 +59,7 @@ def run_config(args: argparse.Namespace) -> RunConfig:
             flag = SHORT_FLAGS.get(info.name, f"--{info.name}")
             shown = " ".join(text) if isinstance(text, list) else text
             errors.append(f"{flag} {shown}: must be of type {type_name(info.type)}")
-    layers = [load_preset(args.preset)]
+    layers = [defaults or {}, load_preset(args.preset)]
     if args.config:
         layers.append(load_config_file(args.config))
     try:

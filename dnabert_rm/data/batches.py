@@ -7,6 +7,7 @@ holds the break points, so that `step_of(n)` and `samples_of_step(s)` stay funct
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -37,6 +38,10 @@ class BatchPlan:
         kept = tuple(point for point in self.points if point[0] < step)
         return BatchPlan((*kept, (step, self.first_sample(step), global_batch)))
 
+    @cached_property
+    def _columns(self) -> NDArray[np.int64]:
+        return np.array(self.points, dtype=np.int64).T
+
     def _point(self, step: int) -> tuple[int, int, int]:
         return max(point for point in self.points if point[0] <= step)
 
@@ -52,7 +57,7 @@ class BatchPlan:
     def step_of(self, samples: ArrayLike) -> NDArray[np.int64]:
         """The step of each sample index, same shape, int64."""
         indices = np.asarray(samples, dtype=np.int64)
-        steps, firsts, batches = np.array(self.points, dtype=np.int64).T
+        steps, firsts, batches = self._columns
         point = np.searchsorted(firsts, indices, side="right") - 1
         return steps[point] + (indices - firsts[point]) // batches[point]
 
@@ -68,15 +73,20 @@ def check_split(global_batch: int, num_ranks: int, accumulation: int) -> int:
     return global_batch // parts
 
 
-def micro_batches(plan: BatchPlan, step: int, rank: int, num_ranks: int, accumulation: int) -> list[NDArray[np.int64]]:
-    """The sample indices of each micro-batch that one rank takes of a step.
+def micro_batch(
+    plan: BatchPlan, step: int, turn: int, rank: int, num_ranks: int, accumulation: int
+) -> NDArray[np.int64]:
+    """The sample indices of the micro-batch that one rank takes in one turn of a step, (samples,).
 
     Sample n of the global batch belongs to micro-batch n mod (ranks x accumulation), and micro-batch m
     to rank m mod ranks. So rank r holds exactly the samples n = r (mod ranks), the same micro-batches
     come out for 2 ranks x 1 accumulation and 1 rank x 2, and a rank reads few streams.
     """
-    batch = plan.batch_of_step(step)
-    size = check_split(batch, num_ranks, accumulation)
-    parts = num_ranks * accumulation
-    first = plan.first_sample(step)
-    return [first + turn * num_ranks + rank + parts * np.arange(size) for turn in range(accumulation)]
+    size = check_split(plan.batch_of_step(step), num_ranks, accumulation)
+    first = plan.first_sample(step) + turn * num_ranks + rank
+    return first + num_ranks * accumulation * np.arange(size)
+
+
+def micro_batches(plan: BatchPlan, step: int, rank: int, num_ranks: int, accumulation: int) -> list[NDArray[np.int64]]:
+    """The sample indices of each micro-batch that one rank takes of a step, in the order of its turns."""
+    return [micro_batch(plan, step, turn, rank, num_ranks, accumulation) for turn in range(accumulation)]

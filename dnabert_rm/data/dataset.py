@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,14 +11,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from dnabert_rm import draws
+from dnabert_rm.data.folders import StorageSettings
+from dnabert_rm.data.lengths import LENGTHS, crop_offsets, tokens_of_steps
 from dnabert_rm.data.mixture import MixtureOrder
 from dnabert_rm.data.order import EpochOrder, Order, Windows
 from dnabert_rm.data.reader import ShardReader
-from dnabert_rm.errors import ConfigError
+from dnabert_rm.errors import ConfigError, DataError
+from dnabert_rm.kmer import id_dtype, reverse_complement_ids
 
-logger = logging.getLogger(__name__)
 NUM_SPECIAL_PER_WINDOW = 2
 """[CLS] and [SEP]."""
+_NUM_STAND_INS = 100
 
 
 @dataclass(frozen=True)
@@ -29,35 +33,46 @@ class WindowSettings:
     window: int = 512
     overlap: bool = True
     strand: str = "forward"
+    lengths: str = "full"
     num_streams: int = 64
     block_windows: int = 1 << 16
     drop_to_multiple_of: int = 1
 
 
+@dataclass(frozen=True)
+class WindowBatch:
+    """Windows without special tokens: `samples` (B,) int64, `ids` (B, T) in the stored type.
+
+    `num_replaced` of them stand in for windows of bad shards.
+    """
+
+    samples: NDArray[np.int64]
+    ids: NDArray
+    num_replaced: int = 0
+
+
 class WindowDataset:
-    """Windows by sample index. Torch-free; `__getitems__` is what PyTorch's DataLoader calls with a batch."""
+    """Windows by sample index and step; a function of both, and of which shards are bad. Torch-free."""
 
     def __init__(
-        self, folders: Sequence[str | Path], weights: Sequence[float], settings: WindowSettings, seed: int
+        self,
+        folders: Sequence[str | Path],
+        weights: Sequence[float],
+        settings: WindowSettings,
+        seed: int,
+        storage: StorageSettings | None = None,
     ) -> None:
         """Opens the manifests (no shard yet). `DataError` and `ConfigError` say what does not fit."""
-        self.settings = settings
-        self.readers = [ShardReader(folder, settings.split) for folder in folders]
-        tokenizer = self.readers[0].manifest.tokenizer
-        if any(reader.manifest.tokenizer != tokenizer for reader in self.readers):
-            raise ConfigError(f"the data sets {[str(f) for f in folders]} have different tokenizers; build them alike")
-        if tokenizer.k is None and (not settings.overlap or settings.strand != "forward"):
-            raise ConfigError("BPE shards have no non-overlapping and no reverse view; leave data.overlap and data.strand alone")
-        self.tokenizer = tokenizer
+        self.settings, self.seed = settings, seed
+        self.readers = [ShardReader(folder, settings.split, storage) for folder in folders]
+        self.tokenizer = self.readers[0].manifest.tokenizer
+        self._check(folders)
         self.num_tokens = settings.window - NUM_SPECIAL_PER_WINDOW
-        if self.num_tokens < 1:
-            raise ConfigError(f"data.window {settings.window} must be at least 3: [CLS], a token, [SEP]; change --window")
-        self.stride = 1 if settings.overlap else int(tokenizer.k or 1)
-        self.footprint = (self.num_tokens - 1) * self.stride + 1
-        orders = [
+        self.stride = 1 if settings.overlap else int(self.tokenizer.k or 1)
+        self.orders = [
             EpochOrder(
                 reader.shard_segments,
-                self.footprint,
+                self._footprint(self.num_tokens),
                 seed,
                 strand=settings.strand,
                 num_streams=settings.num_streams,
@@ -67,8 +82,29 @@ class WindowDataset:
             )
             for number, reader in enumerate(self.readers)
         ]
-        self.orders = orders
-        self.order: Order = orders[0] if len(orders) == 1 else MixtureOrder(orders, weights or [1.0] * len(orders), seed)
+        weights = weights or [1.0] * len(self.orders)
+        self.order: Order = self.orders[0] if len(self.orders) == 1 else MixtureOrder(self.orders, weights, seed)
+        self._stand_in_key = draws.key(seed, "stand-in")
+
+    def _check(self, folders: Sequence[str | Path]) -> None:
+        """`ConfigError` for settings that don't fit the data or each other."""
+        settings, names = self.settings, [str(folder) for folder in folders]
+        if any(reader.manifest.tokenizer != self.tokenizer for reader in self.readers):
+            raise ConfigError(f"the data sets {names} have different tokenizers; build them alike")
+        if self.tokenizer.k is None and (not settings.overlap or settings.strand != "forward"):
+            raise ConfigError(
+                "BPE shards have no non-overlapping and no reverse view; leave data.overlap and data.strand"
+            )
+        if settings.window <= NUM_SPECIAL_PER_WINDOW:
+            raise ConfigError(f"data.window {settings.window} must hold [CLS], a token and [SEP]; raise --window")
+        if settings.lengths not in LENGTHS:
+            raise ConfigError(f"data.lengths {settings.lengths!r} must be one of {', '.join(LENGTHS)}")
+        if settings.drop_to_multiple_of > 1 and len(names) > 1:
+            raise ConfigError("data.remainder drop: several data sets have no common end of an epoch; set it to wrap")
+
+    def _footprint(self, num_tokens: int) -> int:
+        """Stored tokens that a window of so many tokens covers."""
+        return (num_tokens - 1) * self.stride + 1
 
     @property
     def fingerprint(self) -> str:
@@ -80,31 +116,75 @@ class WindowDataset:
         """Windows of one epoch over all data sets."""
         return sum(order.num_windows for order in self.orders)
 
-    def __getitems__(self, samples: ArrayLike) -> tuple[NDArray[np.int64], NDArray]:
-        """Windows of sample indices (B,): the indices and ids (B, T) in the stored type."""
+    def tokens_of_step(self, step: int) -> int:
+        """Tokens of each window of a step, without [CLS] and [SEP]."""
+        if self.settings.lengths == "full":
+            return self.num_tokens
+        return int(tokens_of_steps(self.seed, step, self.num_tokens))
+
+    def locate(self, samples: ArrayLike) -> Windows:
+        """Where the full windows of the samples lie. Costs the same for one and for a thousand: ask for many."""
+        return self.order.locate(samples)
+
+    def windows(self, samples: ArrayLike, step: int, found: Windows | None = None) -> WindowBatch:
+        """Windows of sample indices (B,), all of one step; `found` is `locate(samples)`, if it is known already."""
         indices = np.asarray(samples, dtype=np.int64)
-        found = self.order.locate(indices)
-        return indices, np.stack([self._window(found, row) for row in range(len(indices))])
+        found, num_tokens, is_replaced = self._placed(indices, step, found)
+        footprint = self._footprint(num_tokens)
+        ids = np.empty((len(indices), num_tokens), dtype=id_dtype(self.tokenizer.vocab_size))
+        places = (found.source, found.shard, found.segment, found.start)
+        rows = zip(*(array.tolist() for array in places), strict=True)
+        for row, (source, shard, segment, start) in enumerate(rows):
+            ids[row] = self.readers[source].tokens(shard, segment, start, start + footprint, self.stride)
+        if found.reverse.any():
+            # The first and the last token of a footprint are both in the view, so stride and flip commute.
+            ids[found.reverse] = reverse_complement_ids(ids[found.reverse], int(self.tokenizer.k or 0))
+        return WindowBatch(indices, ids, int(is_replaced.sum()))
 
-    def _window(self, found: Windows, row: int) -> NDArray:
-        return self.readers[int(found.source[row])].window(
-            int(found.shard[row]),
-            int(found.segment[row]),
-            int(found.start[row]),
-            self.footprint,
-            self.stride,
-            bool(found.reverse[row]),
-        )
+    def places(self, samples: ArrayLike, step: int) -> list[dict[str, Any]]:
+        """`genome, contig, start, end, strand` of each window; bases of the forward strand, half-open; "+" or "-"."""
+        found, num_tokens, _ = self._placed(np.asarray(samples, dtype=np.int64), step)
+        places = []
+        for row in range(len(found.start)):
+            reader = self.readers[int(found.source[row])]
+            where = (int(found.shard[row]), int(found.segment[row]), int(found.start[row]))
+            place = reader.place(*where, self._footprint(num_tokens))
+            places.append({**place, "strand": "-"} if found.reverse[row] else place)
+        return places
 
-    def places(self, samples: ArrayLike) -> list[dict[str, Any]]:
-        """Genome, contig, start, end (bases, forward strand, half-open) and strand ("+" or "-") of each sample."""
-        found = self.order.locate(samples)
-        return [
-            {
-                **self.readers[int(found.source[row])].place(
-                    int(found.shard[row]), int(found.segment[row]), int(found.start[row]), self.footprint
-                ),
-                "strand": "-" if found.reverse[row] else "+",
-            }
-            for row in range(len(found.start))
-        ]
+    def _placed(
+        self, samples: NDArray[np.int64], step: int, found: Windows | None = None
+    ) -> tuple[Windows, int, NDArray[np.bool_]]:
+        """What is read for the samples: windows with their final start, their tokens, and which are stand-ins."""
+        found = self.locate(samples) if found is None else found
+        found, is_replaced = self._without_bad_shards(samples, found)
+        num_tokens = self.tokens_of_step(step)
+        if num_tokens == self.num_tokens:
+            return found, num_tokens, is_replaced
+        crop = crop_offsets(self.seed, samples, self.num_tokens, num_tokens) * self.stride
+        start = found.start + crop
+        return Windows(found.source, found.shard, found.segment, start, found.reverse), num_tokens, is_replaced
+
+    def _without_bad_shards(self, samples: NDArray[np.int64], found: Windows) -> tuple[Windows, NDArray[np.bool_]]:
+        """Put other windows of the same data set in place of those in bad shards, by a draw on the sample index."""
+        wheres = list(zip(found.source.tolist(), found.shard.tolist(), strict=True))
+        bad = {where for where in set(wheres) if not self.readers[where[0]].is_usable(where[1])}
+        is_bad = np.array([where in bad for where in wheres]) if bad else np.zeros(len(wheres), dtype=bool)
+        if not bad:
+            return found, is_bad
+        stand_ins = [self._stand_in(int(samples[row]), int(found.source[row])) for row in np.flatnonzero(is_bad)]
+        good = found[~is_bad]
+        back = np.argsort(np.concatenate([np.flatnonzero(~is_bad), np.flatnonzero(is_bad)]))
+        return Windows.concatenate([good, *stand_ins])[back], is_bad
+
+    def _stand_in(self, sample: int, source: int) -> Windows:
+        """Another window of the data set, drawn on the sample index until its shard is good."""
+        order = self.orders[source]
+        for attempt in itertools.count():
+            bits = draws.fold(draws.fold(self._stand_in_key, sample), attempt)
+            found = order.locate(draws.below(bits, min(order.epoch_samples, 1 << 31)))
+            if self.readers[source].is_usable(int(found.shard[0])):
+                return found
+            if attempt == _NUM_STAND_INS:
+                break
+        raise DataError(f"{self.readers[source].folder.shown}: hardly any shard can be read; copy or build them again")

@@ -1,15 +1,23 @@
-"""The loader of one rank: PyTorch's DataLoader over sample indices. Its only state is the step."""
+"""The loader of one rank: PyTorch's DataLoader over numbered micro-batches. Its only state is the first step."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
+import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, get_worker_info
 
-from dnabert_rm.data.batches import BatchPlan, micro_batches
-from dnabert_rm.data.dataset import WindowDataset
+from dnabert_rm.data.batches import BatchPlan, micro_batch
+from dnabert_rm.data.dataset import WindowBatch, WindowDataset
+from dnabert_rm.data.order import Windows
+from dnabert_rm.errors import UserError
+
+Collate = Callable[[tuple[NDArray[np.int64], NDArray]], dict[str, Any]]
+LOCATED_AHEAD = 4096
+"""Samples that a worker locates at once: the order's cost is one of calls, not of samples."""
 
 
 class MicroBatchSampler:
@@ -21,33 +29,101 @@ class MicroBatchSampler:
         self.plan, self.first_step, self.last_step = plan, first_step, last_step
         self.rank, self.num_ranks, self.accumulation = rank, num_ranks, accumulation
 
-    def __iter__(self) -> Iterator[NDArray]:
-        for step in range(self.first_step, self.last_step):
-            yield from micro_batches(self.plan, step, self.rank, self.num_ranks, self.accumulation)
+    def __iter__(self) -> Iterator[NDArray[np.int64]]:
+        for number in range(len(self)):
+            yield self[number]
 
     def __len__(self) -> int:
-        return (self.last_step - self.first_step) * self.accumulation
+        return max(0, self.last_step - self.first_step) * self.accumulation
+
+    def __getitem__(self, number: int) -> NDArray[np.int64]:
+        """Sample indices of the micro-batch of that number, counted from `first_step`."""
+        turn = number % self.accumulation
+        return micro_batch(self.plan, self.step_of(number), turn, self.rank, self.num_ranks, self.accumulation)
+
+    def step_of(self, number: int) -> int:
+        """The step that a micro-batch belongs to."""
+        return self.first_step + number // self.accumulation
+
+
+class _MicroBatches:
+    """What runs in a worker: micro-batch number i, collated. The result depends on i alone."""
+
+    def __init__(self, dataset: WindowDataset, collate: Collate, sampler: MicroBatchSampler) -> None:
+        self._dataset, self._collate, self._sampler = dataset, collate, sampler
+        self._ahead: dict[int, tuple[NDArray[np.int64], Windows]] = {}
+
+    def __len__(self) -> int:
+        return len(self._sampler)
+
+    def __getitem__(self, number: int) -> dict[str, Any] | UserError:
+        """The batch; a user's error is handed over as it is, because PyTorch would wrap it in a traceback."""
+        samples, found = self._located(number)
+        try:
+            windows: WindowBatch = self._dataset.windows(samples, self._sampler.step_of(number), found)
+        except UserError as error:
+            error.on_one_rank = True
+            return error
+        batch = self._collate((windows.samples, windows.ids))
+        return {**batch, "num_replaced": torch.from_numpy(np.array(windows.num_replaced))}
+
+    def _located(self, number: int) -> tuple[NDArray[np.int64], Windows]:
+        """Samples of a micro-batch and where they lie; found together with what this worker is asked for next."""
+        if number not in self._ahead:
+            worker = get_worker_info()
+            numbers = range(number, len(self), worker.num_workers if worker else 1)
+            numbers = numbers[: max(1, LOCATED_AHEAD // len(self._sampler[number]))]
+            parts = [self._sampler[other] for other in numbers]
+            found, ends = self._dataset.locate(np.concatenate(parts)), np.cumsum([len(part) for part in parts])
+            self._ahead = {
+                other: (part, found[end - len(part) : end])
+                for other, part, end in zip(numbers, parts, ends, strict=True)
+            }
+        return self._ahead.pop(number)
+
+
+class Loader:
+    """Collated micro-batches in the sampler's order, whatever the number of workers."""
+
+    def __init__(self, batches: DataLoader) -> None:
+        self._batches = batches
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Raises the `UserError` that a worker met when its micro-batch is due."""
+        for batch in self._batches:
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch
 
 
 def make_loader(
     dataset: WindowDataset,
-    collate: Callable[[Any], dict[str, Any]],
+    collate: Collate,
     sampler: MicroBatchSampler,
     *,
     num_workers: int = 0,
     prefetch: int = 4,
     pin_memory: bool = False,
-) -> DataLoader:
-    """A DataLoader of collated micro-batches in the sampler's order, whatever the number of workers.
+) -> Loader:
+    """A loader of one rank's micro-batches: what `collate` makes of (samples (B,), ids (B, T)), and `num_replaced`.
 
-    Starting at a step is a seek: nothing before it is read. Workers are forked copies of `dataset`; what they
-    return depends on the sample indices alone.
+    Starting at a step is a seek: nothing before it is read. `prefetch` is the micro-batches that each worker holds
+    ready; `num_replaced`, a scalar int64, counts the windows that stand in for those of bad shards.
     """
-    return DataLoader(
-        dataset,  # type: ignore[arg-type]  # it has __getitems__, which is all that is called
-        batch_sampler=sampler,  # type: ignore[arg-type]
-        collate_fn=collate,
+    batches: DataLoader[Any] = DataLoader(
+        _MicroBatches(dataset, collate, sampler),  # type: ignore[arg-type]  # all that is called is there
+        batch_size=None,
+        sampler=range(len(sampler)),
+        collate_fn=_as_it_is,
         num_workers=num_workers,
         prefetch_factor=prefetch if num_workers else None,
         pin_memory=pin_memory,
     )
+    return Loader(batches)
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -24,8 +25,10 @@ class MixtureOrder:
 
     def __init__(self, orders: Sequence[EpochOrder], weights: Sequence[float], seed: int) -> None:
         """`ConfigError` unless there is one positive weight a data set."""
-        if len(weights) != len(orders) or not all(weight > 0 for weight in weights):
-            raise ConfigError(f"data.weights {list(weights)} must hold one positive number for each of {len(orders)} data sets")
+        if len(weights) != len(orders) or not all(0 < weight < math.inf for weight in weights):
+            raise ConfigError(
+                f"data.weights {list(weights)} must hold one positive number for each of {len(orders)} data sets"
+            )
         self._orders = list(orders)
         self._cumulative = np.concatenate([[0.0], np.cumsum(weights) / np.sum(weights)])
         self._cumulative[-1] = 1.0
@@ -52,9 +55,4 @@ class MixtureOrder:
         parts = [(np.flatnonzero(sets == number), order) for number, order in enumerate(self._orders)]
         found = [(rows, order.locate(indices[rows])) for rows, order in parts if len(rows)]
         back = np.argsort(np.concatenate([rows for rows, _ in found]))
-        return Windows(
-            *(
-                np.concatenate([getattr(windows, name) for _, windows in found])[back]
-                for name in ("source", "shard", "segment", "start", "reverse")
-            )
-        )
+        return Windows.concatenate([windows for _, windows in found])[back]

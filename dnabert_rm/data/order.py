@@ -6,7 +6,8 @@ No state but n, so a resume is a seek and every rank, worker and run agrees. For
    starts at a uniform token of the t-th of equal strata of the segment, moved back by half a window and
    clipped to the segment, so that the ends of a segment are seen about as often as its middle.
 2. Shards are shuffled, and segments within their shard; the windows, in that order, are cut into
-   `num_streams` contiguous lanes, and every lane is shuffled within blocks of `block_windows`.
+   `num_streams` contiguous stretches. The stretches are dealt to as many lanes by lot, and every lane is
+   shuffled within blocks of `block_windows`.
 3. Sample q of the epoch is window q // num_streams of lane q mod num_streams.
 
 So neighbours in a batch come from different lanes, while a lane has few shards open at a time.
@@ -16,9 +17,8 @@ Segments shorter than F give no window; `num_short_segments` counts them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import Protocol
+from dataclasses import dataclass, fields
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -45,6 +45,15 @@ class Windows:
     start: NDArray[np.int64]
     reverse: NDArray[np.bool_]
 
+    def __getitem__(self, rows: Any) -> Windows:
+        """Some of the windows: a slice, indices or a boolean mask."""
+        return Windows(*(getattr(self, item.name)[rows] for item in fields(self)))
+
+    @staticmethod
+    def concatenate(parts: Sequence[Windows]) -> Windows:
+        """The windows of all parts, one after the other."""
+        return Windows(*(np.concatenate([getattr(part, item.name) for part in parts]) for item in fields(Windows)))
+
 
 class Order(Protocol):
     """What the reader and the loader need of an order."""
@@ -62,6 +71,15 @@ class _Segments:
     length: NDArray[np.int64]
     windows: NDArray[np.int64]
     first_window: NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class _Epoch:
+    """One epoch: the order of `segments`, the windows up to the end of each (S,), where each lane starts (lanes,)."""
+
+    segments: NDArray[np.int64]
+    window_ends: NDArray[np.int64]
+    lane_starts: NDArray[np.int64]
 
 
 class EpochOrder:
@@ -99,9 +117,11 @@ class EpochOrder:
                 f"the longest segment has {longest} tokens); lower --window or --global-batch, or build more data"
             )
         self._num_shards = len(shard_segments)
-        self._keys = {what: draws.key(seed, f"order/{source}/{what}") for what in ("shard", "segment", "block", "jitter")}
-        self._strand_key = draws.key(seed, f"order/{source}/strand")
-        self._epoch_table = lru_cache(maxsize=2)(self._make_epoch_table)
+        lanes = np.arange(num_streams)
+        self._lane_sizes = self.num_windows // num_streams + (lanes < self.num_windows % num_streams)
+        purposes = ("shard", "segment", "lane", "block", "jitter", "strand")
+        self._keys = {what: draws.key(seed, f"order/{source}/{what}") for what in purposes}
+        self._epoch_tables: dict[int, _Epoch] = {}
 
     def locate(self, samples: ArrayLike) -> Windows:
         """Windows of the sample indices n >= 0, shape (N,) in, arrays of shape (N,) out."""
@@ -113,42 +133,49 @@ class EpochOrder:
             numbers, odd = np.divmod(numbers, 2)
             reverse = odd == 1
         elif self.strand == "random":
-            reverse = draws.fold(self._strand_key, samples) >> np.uint64(63) == 1
+            reverse = draws.fold(self._keys["strand"], samples) >> np.uint64(63) == 1
         segments, strata = self._segment_and_stratum(epochs, numbers)
         start = self._start(epochs, segments, strata)
         table = self._segments
-        return Windows(
-            np.full(len(samples), self.source), table.shard[segments], table.index[segments], start, reverse
-        )
+        return Windows(np.full(len(samples), self.source), table.shard[segments], table.index[segments], start, reverse)
 
     def _window_number(self, epochs: NDArray[np.int64], positions: NDArray[np.int64]) -> NDArray[np.int64]:
         """Position in the epoch → number of the window before the shuffle in lanes and blocks."""
         rows, lanes = np.divmod(positions, self.num_streams)
-        base, extra = divmod(self.num_windows, self.num_streams)
-        lane_sizes = base + (lanes < extra)
+        lane_sizes = self._lane_sizes[lanes]
         blocks, offsets = np.divmod(rows, self.block_windows)
         block_sizes = np.minimum(self.block_windows, lane_sizes - blocks * self.block_windows)
         keys = draws.fold(draws.fold(draws.fold(self._keys["block"], epochs), lanes), blocks)
         shuffled = blocks * self.block_windows + permuted(keys, offsets, block_sizes)
-        return lanes * base + np.minimum(lanes, extra) + shuffled
+        found, which = np.unique(epochs, return_inverse=True)
+        lane_starts = np.array([self._epoch(int(epoch)).lane_starts for epoch in found])
+        return (lane_starts[which, lanes] if len(found) else lanes) + shuffled
 
-    def _make_epoch_table(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The epoch's order of segments, and the number of windows up to the end of each; both (S,)."""
+    def _epoch(self, epoch: int) -> _Epoch:
+        if epoch not in self._epoch_tables:
+            # A batch lies in at most two epochs, so two tables are enough; a plain dictionary can be pickled.
+            kept = list(self._epoch_tables.items())[-1:]
+            self._epoch_tables = {**dict(kept), epoch: self._make_epoch(epoch)}
+        return self._epoch_tables[epoch]
+
+    def _make_epoch(self, epoch: int) -> _Epoch:
         shard_rank = np.argsort(draws.permutation(draws.fold(self._keys["shard"], epoch), self._num_shards))
         tie_break = draws.fold(draws.fold(self._keys["segment"], epoch), np.arange(len(self._segments.length)))
         order = np.lexsort((tie_break, shard_rank[self._segments.shard]))
-        return order, np.cumsum(self._segments.windows[order])
+        stretches = draws.permutation(draws.fold(self._keys["lane"], epoch), self.num_streams)
+        lane_starts = np.empty(self.num_streams, dtype=np.int64)
+        lane_starts[stretches] = np.cumsum(self._lane_sizes[stretches]) - self._lane_sizes[stretches]
+        return _Epoch(order, np.cumsum(self._segments.windows[order]), lane_starts)
 
     def _segment_and_stratum(
         self, epochs: NDArray[np.int64], numbers: NDArray[np.int64]
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         segments, strata = np.empty_like(numbers), np.empty_like(numbers)
         for epoch in np.unique(epochs):
-            order, ends = self._epoch_table(int(epoch))
-            here = epochs == epoch
-            place = np.searchsorted(ends, numbers[here], side="right")
-            segments[here] = order[place]
-            strata[here] = numbers[here] - (ends[place] - self._segments.windows[order[place]])
+            table, here = self._epoch(int(epoch)), epochs == epoch
+            place = np.searchsorted(table.window_ends, numbers[here], side="right")
+            segments[here] = table.segments[place]
+            strata[here] = numbers[here] - (table.window_ends[place] - self._segments.windows[segments[here]])
         return segments, strata
 
     def _start(
@@ -173,7 +200,5 @@ def _long_segments(shard_segments: Sequence[Sequence[int]], footprint: int) -> t
     length = np.array([tokens for lengths in shard_segments for tokens in lengths], dtype=np.int64)
     kept = length >= footprint
     windows = (length[kept] + footprint // 2) // footprint
-    segments = _Segments(
-        shard[kept], index[kept].astype(np.int64), length[kept], windows, np.cumsum(windows) - windows
-    )
+    segments = _Segments(shard[kept], index[kept].astype(np.int64), length[kept], windows, np.cumsum(windows) - windows)
     return segments, int((~kept).sum()), int(length[~kept].sum())

@@ -1,152 +1,160 @@
-"""Windows from shards: index a tar once, then slice its segments in place (memory-mapped).
-
-A shard is checked when it is first opened in a process: its size and SHA-256 against the manifest, its
-segments' lengths against the manifest's. Nothing is unpacked to disk and nothing is unpickled.
-"""
+"""Windows of one prepared folder: which shards are open, and what happens when one is bad."""
 
 from __future__ import annotations
 
-import io
-import json
 import logging
-import tarfile
+import time
 from collections import OrderedDict
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
-from dnabert_rm.errors import DataError
-from dnabert_rm.kmer import reverse_complement_ids
-from dnabert_rm.shards import Manifest, ShardInfo, load_manifest, sha256_of_file
+from dnabert_rm.data.folders import StorageSettings, prepared_folder
+from dnabert_rm.data.shard_file import MEND, ShardFile, open_shard
+from dnabert_rm.errors import ConfigError, DataError
+from dnabert_rm.shards import Manifest
 
 logger = logging.getLogger(__name__)
-MAX_OPEN_SHARDS = 128
-IDS_SUFFIX, RECORD_SUFFIX = ".ids.npy", ".json"
-
-
-@dataclass(frozen=True)
-class OpenShard:
-    """A mapped shard: `data` its bytes, the ids' places in it, and where each segment's record lies."""
-
-    data: NDArray[np.uint8]
-    dtype: np.dtype
-    offsets: list[int]
-    lengths: list[int]
-    records: list[tuple[int, int]]
-
-    def ids(self, segment: int) -> NDArray:
-        """All token ids of one segment, a read-only view of the file, (tokens,)."""
-        offset, length = self.offsets[segment], self.lengths[segment]
-        return self.data[offset : offset + length * self.dtype.itemsize].view(self.dtype)
-
-    def record(self, segment: int) -> dict[str, Any]:
-        """Where one segment comes from: `genome, contig, start, end, split`."""
-        start, size = self.records[segment]
-        return json.loads(self.data[start : start + size].tobytes())
-
-
-def open_shard(path: Path, info: ShardInfo, *, check_sum: bool = True) -> OpenShard:
-    """Map and check one shard; `DataError` names it and what is wrong."""
-    try:
-        size = path.stat().st_size
-        if size != info.bytes:
-            raise DataError(f"{path}: has {size} bytes, the manifest says {info.bytes}; copy or build the shard again")
-        if check_sum and sha256_of_file(path) != info.sha256:
-            raise DataError(f"{path}: is damaged (its SHA-256 is not the manifest's); copy or build the shard again")
-        data = np.memmap(path, dtype=np.uint8, mode="r")
-        shard = _index(path, data)
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such shard, but the manifest names it; copy or build it again") from None
-    except (OSError, ValueError, tarfile.TarError) as error:
-        raise DataError(f"{path}: cannot be read as a shard ({error}); copy or build it again") from None
-    if shard.lengths != info.segments:
-        raise DataError(f"{path}: its segments are not those of the manifest; copy or build the shard again")
-    return shard
-
-
-def _index(path: Path, data: NDArray[np.uint8]) -> OpenShard:
-    """Find every member of the tar; ValueError or TarError where something is not as it should be."""
-    offsets, lengths, records = [], [], []
-    dtypes: set[np.dtype] = set()
-    with tarfile.open(path, "r:") as tar:
-        for member in tar:
-            if member.name.endswith(IDS_SUFFIX):
-                header = io.BytesIO(data[member.offset_data : member.offset_data + min(member.size, 4096)].tobytes())
-                version = np.lib.format.read_magic(header)
-                if version != (1, 0):
-                    raise ValueError(f"{member.name} has .npy version {version}, not (1, 0)")
-                shape, _, dtype = np.lib.format.read_array_header_1_0(header)
-                if len(shape) != 1 or dtype not in (np.uint16, np.uint32):
-                    raise ValueError(f"{member.name} holds {dtype} of shape {shape}, not 1-D uint16 or uint32")
-                if header.tell() + shape[0] * dtype.itemsize != member.size:
-                    raise ValueError(f"{member.name} is cut short")
-                offsets.append(member.offset_data + header.tell())
-                lengths.append(shape[0])
-                dtypes.add(dtype)
-            elif member.name.endswith(RECORD_SUFFIX):
-                records.append((member.offset_data, member.size))
-            else:
-                raise ValueError(f"unknown member {member.name!r}")
-    if len(records) != len(offsets) or len(dtypes) != 1:
-        raise ValueError("every segment needs one .ids.npy, all of one type, and one .json")
-    return OpenShard(data, dtypes.pop(), offsets, lengths, records)
+MAX_MAPPED = 256
+BAD_SHARD_RULES = ("fail", "skip")
+_TOUCH_EVERY_SECONDS = 60.0
+_NUM_REFETCHES = 3
 
 
 class ShardReader:
-    """Windows of one split of a prepared folder, with a bounded number of shards open at a time.
+    """Windows of one split of a prepared folder.
 
-    Memory: a mapped shard costs page cache, which the system shares between workers and takes back, and
-    some hundred bytes a segment.
+    A shard is checked when it is first opened in a process: its size, SHA-256, segments and ids. Shards on a local
+    disk are mapped, at most `MAX_MAPPED` at a time: that costs page cache, which the system shares between workers
+    and takes back, and 24 bytes a segment of the shards seen so far. Shards in the cache of a remote folder are
+    opened for each window instead: one that has been evicted meanwhile is fetched again, and none that was evicted
+    goes on taking room on the disk because it is mapped.
     """
 
-    def __init__(self, folder: str | Path, split: str, *, max_open: int = MAX_OPEN_SHARDS, check_sum: bool = True) -> None:
-        self.folder, self.split, self.max_open, self.check_sum = Path(folder), split, max_open, check_sum
-        self.manifest: Manifest = load_manifest(folder)
+    def __init__(self, folder: str | Path, split: str, storage: StorageSettings | None = None) -> None:
+        """Reads the manifest, and looks whether all local shards are there; `DataError` says what is wrong."""
+        storage = storage or StorageSettings()
+        if storage.on_bad_shard not in BAD_SHARD_RULES:
+            raise ConfigError(f"data.on_bad_shard {storage.on_bad_shard!r} must be one of {', '.join(BAD_SHARD_RULES)}")
+        self.folder = prepared_folder(folder, storage)
+        self.skips_bad = storage.on_bad_shard == "skip"
+        self.manifest: Manifest = self.folder.manifest()
         self.shards = self.manifest.shards_of(split)
-        self._open: OrderedDict[int, OpenShard] = OrderedDict()
-        self._checked: set[int] = set()
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Workers open their own shards: maps don't travel."""
-        return {**self.__dict__, "_open": OrderedDict()}
+        self.bad: set[int] = set()
+        self._known: dict[int, ShardFile] = {}
+        self._mapped: OrderedDict[int, ShardFile] = OrderedDict()
+        self._touched: dict[int, float] = {}
+        if self.folder.is_local and not self.skips_bad:
+            self._check_sizes()
 
     @property
     def shard_segments(self) -> list[list[int]]:
         """Tokens of each segment of each shard, as `EpochOrder` takes them."""
         return [shard.segments for shard in self.shards]
 
-    def shard(self, number: int) -> OpenShard:
-        """The open shard of that number, opened and checked if need be."""
-        if number in self._open:
-            self._open.move_to_end(number)
-            return self._open[number]
-        info = self.shards[number]
-        check_sum = self.check_sum and number not in self._checked
-        self._open[number] = open_shard(self.folder / info.name, info, check_sum=check_sum)
-        self._checked.add(number)
-        if len(self._open) > self.max_open:
-            self._open.popitem(last=False)
-        return self._open[number]
+    def is_usable(self, number: int) -> bool:
+        """Whether the shard can be read; a bad one is logged once and false for ever, or raises (`on_bad_shard`)."""
+        if number in self._mapped:
+            return True
+        if number in self.bad:
+            return False
+        try:
+            self._shard(number)
+            return True
+        except DataError as error:
+            if not self.skips_bad:
+                raise
+            self._mark_bad(number, error)
+            return False
 
-    def window(self, shard: int, segment: int, start: int, footprint: int, stride: int, reverse: bool) -> NDArray:
-        """Tokens of one window: stored tokens `start` … `start + footprint`, every `stride`-th, on one strand.
-
-        Returns (ceil(footprint / stride),) ids in the stored type; reversed, the tokens of the opposite strand
-        in its own reading direction.
-        """
-        ids = self.shard(shard).ids(segment)[start : start + footprint]
-        if reverse:
-            k = self.manifest.tokenizer.k
-            assert k is not None, "only k-mers have a reverse-complement view"
-            ids = reverse_complement_ids(ids, k)
-        return ids[::stride]
+    def tokens(self, shard: int, segment: int, start: int, stop: int, step: int = 1) -> NDArray:
+        """Every `step`-th of the stored tokens `start` … `stop - 1` of a segment. `DataError` if the shard is bad."""
+        if (mapped := self._mapped.get(shard)) is not None:
+            return mapped.tokens(segment, start, stop, step)
+        return self._read(shard, "tokens", segment, start, stop, step)
 
     def place(self, shard: int, segment: int, start: int, footprint: int) -> dict[str, Any]:
-        """Where a window lies: `genome`, `contig`, `start` and `end` in bases of the forward strand, half-open."""
-        record = self.shard(shard).record(segment)
-        k = self.manifest.tokenizer.k or 1
-        first = record["start"] + start
-        return {"genome": record["genome"], "contig": record["contig"], "start": first, "end": first + footprint + k - 1}
+        """Where a window lies: `genome`, `contig`, `start`, `end` in bases of the forward strand, half-open, `strand`.
+
+        BPE tokens have no fixed length, so what is given for them is the whole segment.
+        """
+        record = self._read(shard, "record", segment)
+        place = {name: record[name] for name in ("genome", "contig", "start", "end")}
+        if (k := self.manifest.tokenizer.k) is not None:
+            place["start"] = record["start"] + start
+            place["end"] = place["start"] + footprint + k - 1
+        return {**place, "strand": record.get("strand", "+")}
+
+    def _read(self, number: int, what: str, *args: int) -> Any:
+        """Call a method of a shard; one that was evicted from the cache is fetched again."""
+        for _ in range(_NUM_REFETCHES):
+            shard = self._shard(number)
+            try:
+                return getattr(shard, what)(*args)
+            except FileNotFoundError:
+                self.folder.fetch(self.shards[number])
+        info = self.shards[number]
+        raise DataError(f"{self.folder.shown}: shard {info.name} does not stay in the cache; raise --data.cache_gb")
+
+    def _shard(self, number: int) -> ShardFile:
+        """The shard of that number, checked if this process sees it for the first time, and mapped if it is local."""
+        if number not in self._known:
+            self._known[number] = self._open(number)
+        shard = self._known[number]
+        if self.folder.is_local:
+            self._map(number, shard)
+        elif time.monotonic() > self._touched.get(number, 0.0) + _TOUCH_EVERY_SECONDS:
+            self.folder.touch(self.shards[number])
+            self._touched[number] = time.monotonic()
+        return shard
+
+    def _open(self, number: int) -> ShardFile:
+        info, vocab_size = self.shards[number], self.manifest.tokenizer.vocab_size
+        for attempt in range(_NUM_REFETCHES):
+            path = self.folder.fetch(info)
+            try:
+                shard = open_shard(path, info, vocab_size)
+                break
+            except (DataError, FileNotFoundError) as error:
+                # A copy in the cache may be damaged, or evicted by now: fetch it again.
+                if not self.folder.drop(info) or attempt + 1 == _NUM_REFETCHES:
+                    raise _as_data_error(error, path) from None
+        if not self.folder.is_local:
+            shard.unmap()
+        return shard
+
+    def _map(self, number: int, shard: ShardFile) -> None:
+        if not shard.is_mapped:
+            try:
+                shard.map()
+            except OSError as error:
+                raise _as_data_error(error, shard.path) from None
+        self._mapped[number] = shard
+        self._mapped.move_to_end(number)
+        if len(self._mapped) > MAX_MAPPED:
+            self._mapped.popitem(last=False)[1].unmap()
+
+    def _mark_bad(self, number: int, error: DataError) -> None:
+        self.bad.add(number)
+        tokens = self.shards[number].tokens
+        logger.warning("%s; skipped (--on-bad-shard skip), other windows stand in for its %d tokens", error, tokens)
+
+    def _check_sizes(self) -> None:
+        """Find missing and truncated shards before the run, not in the middle of it."""
+        for info in self.shards:
+            path = self.folder.fetch(info)
+            try:
+                size = path.stat().st_size
+            except OSError as error:
+                raise _as_data_error(error, path) from None
+            if size != info.bytes:
+                raise DataError(f"{path}: has {size} bytes, the manifest says {info.bytes}; {MEND}")
+
+
+def _as_data_error(error: Exception, path: Path) -> DataError:
+    if isinstance(error, DataError):
+        return error
+    if isinstance(error, FileNotFoundError):
+        return DataError(f"{path}: no such shard, but the manifest names it; {MEND}")
+    return DataError(f"{path}: can't be read as a shard ({error}); {MEND}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -26,6 +27,8 @@ SPAN_STEP = 2
 class MaskSchedule:
     """Phases of a run. Phase i (0-based) holds the steps before `phase_ends[i]`; the last goes on for ever.
 
+    A phase may be empty: a run of ten steps has no room for the paper's five.
+
     `spans[i]` are the spans that a window may draw in phase i, each with the same chance, and `rates[i]`
     the chance of a token to be a centre.
     """
@@ -37,15 +40,11 @@ class MaskSchedule:
     def __post_init__(self) -> None:
         if not len(self.phase_ends) == len(self.spans) == len(self.rates) > 0:
             raise ConfigError("masking.phase_ends and masking.phase_spans must have the same length, at least 1")
-        if any(b <= a for a, b in zip((0, *self.phase_ends), self.phase_ends, strict=False)):
-            raise ConfigError(
-                f"masking.phase_ends {list(self.phase_ends)} (steps) must rise from above 0; give --phase-ends "
-                "in rising order, and at least as many steps as phases"
-            )
+        assert all(a <= b for a, b in pairwise((0, *self.phase_ends))), self.phase_ends
         if not all(spans and min(spans) >= 1 for spans in self.spans):
-            raise ConfigError("masking.phase_spans must be at least 1")
+            raise ConfigError("masking.phase_spans and masking.fixed_span must be at least 1")
         if not all(0 < rate <= 1 for rate in self.rates):
-            raise ConfigError(f"masking centre rates {list(self.rates)} must lie in (0, 1]")
+            raise ConfigError(f"masking.centre_rate and masking.token_rate {list(self.rates)} must lie in (0, 1]")
 
     @property
     def num_phases(self) -> int:
@@ -81,11 +80,13 @@ def resolve_phase_ends(phase_ends: Sequence[float], total_steps: int) -> tuple[i
     """Phase ends in steps: none given → the paper's, scaled; all at most 1 → fractions of the steps; else steps."""
     if not phase_ends:
         return scaled_phase_ends(total_steps)
+    if any(a >= b for a, b in pairwise((0, *phase_ends))):
+        raise ConfigError(f"masking.phase_ends {list(phase_ends)} must rise from above 0; put --phase-ends in order")
     if all(0 < end <= 1 for end in phase_ends) and phase_ends[-1] == 1:
         return tuple(round(end * total_steps) for end in phase_ends)
     if any(end != int(end) for end in phase_ends):
         raise ConfigError(
-            f"masking.phase_ends {list(phase_ends)} must be whole steps, or fractions that end in 1; change --phase-ends"
+            f"masking.phase_ends {list(phase_ends)} must be whole steps, or fractions that end in 1 (--phase-ends)"
         )
     return tuple(int(end) for end in phase_ends)
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from transformers import AutoModelForMaskedLM, BertConfig, ModernBertConfig, PreTrainedConfig, PreTrainedModel
 
 from dnabert_rm.kmer import CLS_ID, PAD_ID, SEP_ID
+
+MAX_GLOBAL_POSITIONS = 1024
+"""Up to here every layer of a `modernbert` attends to the whole window; beyond, two layers in three slide."""
 
 
 def transformers_config(
@@ -20,7 +25,7 @@ def transformers_config(
     dropout: float,
 ) -> PreTrainedConfig:
     """transformers' configuration of a model; sizes as in `config.ModelConfig`."""
-    common = {
+    common: dict[str, Any] = {
         "vocab_size": vocab_size,
         "hidden_size": hidden_size,
         "num_hidden_layers": num_layers,
@@ -32,9 +37,14 @@ def transformers_config(
     if architecture == "bert":
         return BertConfig(**common, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)
     assert architecture == "modernbert", architecture
-    dropouts = {name: dropout for name in ("attention_dropout", "embedding_dropout", "mlp_dropout")}
-    specials = {"bos_token_id": CLS_ID, "cls_token_id": CLS_ID, "eos_token_id": SEP_ID, "sep_token_id": SEP_ID}
-    return ModernBertConfig(**common, **dropouts, **specials)
+    dropouts: dict[str, Any] = dict.fromkeys(("attention_dropout", "embedding_dropout", "mlp_dropout"), dropout)
+    common |= {"bos_token_id": CLS_ID, "cls_token_id": CLS_ID, "eos_token_id": SEP_ID, "sep_token_id": SEP_ID}
+    if max_positions <= MAX_GLOBAL_POSITIONS:
+        common["layer_types"] = ["full_attention"] * num_layers
+        # transformers' base for such layers, 160,000, is meant for 8,192 positions.
+        common["rope_parameters"] = {"full_attention": {"rope_type": "default", "rope_theta": 10_000.0}}
+    # Pretraining teaches [CLS] nothing, so a classifier averages over the tokens.
+    return ModernBertConfig(**common, **dropouts, classifier_pooling="mean")
 
 
 def build_model(config: PreTrainedConfig, seed: int, attention: str = "sdpa") -> PreTrainedModel:

@@ -5,7 +5,8 @@ Shapes: B windows, L tokens a window, H hidden size, M masked tokens, V vocabula
 
 from __future__ import annotations
 
-import torch
+from typing import Any
+
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -38,6 +39,7 @@ class MaskedLM(nn.Module):
     def _masked_logits(self, input_ids: Tensor, positions: Tensor) -> Tensor:
         hidden = self.model.base_model(input_ids=input_ids).last_hidden_state
         selected = hidden.flatten(0, 1).index_select(0, positions)
-        if self.model.config.model_type == "modernbert":
-            return self.model.decoder(self.model.head(selected))
-        return self.model.cls(selected)
+        model: Any = self.model
+        if model.config.model_type == "modernbert":
+            return model.decoder(model.head(selected))
+        return model.cls(selected)

@@ -26,7 +26,8 @@ from dnabert_rm.train.engine import Engine
 from dnabert_rm.train.state import TrainState
 
 FOLDER_NAME = "checkpoints"
-STATE_NAME, COMPLETE_NAME, PROBE_NAME = "state.json", "complete.json", "probe.npz"
+STATE_NAME, COMPLETE_NAME = "state.json", "complete.json"
+CONFIG_NAME, TOKENIZER_NAME, PROBE_NAME = "config.toml", "tokenizer.json", "probe.npz"
 _STEP_FOLDER = re.compile(r"step_(\d{8,})")
 
 

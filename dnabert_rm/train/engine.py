@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from dnabert_rm.data.batches import check_split
 from dnabert_rm.errors import ConfigError
 from dnabert_rm.train.distributed import Ranks
 from dnabert_rm.train.optim import make_optimizer
+from dnabert_rm.train.preflight import load_ds_config
 
 AUTO = "auto"
 
@@ -48,22 +47,9 @@ def resolve_precision(precision: str) -> str:
     return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"
 
 
-def find_ds_config(name: str) -> Path:
-    """A file, or the name of one in `ds_configs/` of the checkout; `ConfigError` lists what is there."""
-    folder = Path(__file__).resolve().parents[2] / "ds_configs"
-    for path in (Path(name), folder / f"{name}.json"):
-        if path.is_file():
-            return path
-    shipped = ", ".join(sorted(path.stem for path in folder.glob("*.json")))
-    raise ConfigError(f"--ds-config {name}: no such file; give a path or one of {shipped}")
-
-
-def ds_settings(path: Path, config: RunConfig, split: BatchSplit) -> dict[str, Any]:
+def ds_settings(config: RunConfig, split: BatchSplit) -> dict[str, Any]:
     """DeepSpeed's configuration with "auto" filled in; a value that contradicts ours is a `ConfigError`."""
-    try:
-        settings = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"--ds-config {path}: {error}; mend the file") from None
+    path, settings = load_ds_config(config.train.ds_config)
     precision = resolve_precision(config.train.precision)
     ours = {
         ("train_batch_size",): (split.global_batch, "train.global_batch"),
@@ -97,7 +83,6 @@ class Engine:
 
     def __init__(self, module: nn.Module, config: RunConfig, settings: dict[str, Any], ranks: Ranks) -> None:
         """Partitions `module` as `settings` say, with AdamW as `config.optim` says."""
-        _quiet_third_parties()
         import deepspeed
 
         module.to(ranks.device)
@@ -140,11 +125,3 @@ class Engine:
     def module(self) -> nn.Module:
         """The (partitioned) module."""
         return self.deepspeed.module
-
-
-def _quiet_third_parties() -> None:
-    """Hide what a user can't act on: one deprecation warning per collective, DeepSpeed's notes on its own set-up."""
-    import logging
-
-    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)

@@ -33,7 +33,7 @@ class Monitor:
 
         self._path = run / METRICS_NAME
         drop_later_rows(self._path, first_step)
-        self._lines = open(self._path, "a", encoding="utf-8")
+        self._lines = open(self._path, "a", encoding="utf-8")  # noqa: SIM115  # closed by close()
         self._board = SummaryWriter(str(run / TENSORBOARD_NAME), purge_step=first_step if first_step else None)
 
     def log(self, row: dict[str, Any]) -> None:

@@ -13,16 +13,16 @@ from tqdm import tqdm
 
 from dnabert_rm.config import RunConfig, resolve
 from dnabert_rm.data.batches import BatchPlan
-from dnabert_rm.data.dataset import WindowDataset, WindowSettings
+from dnabert_rm.data.dataset import WindowDataset
 from dnabert_rm.data.loader import MicroBatchSampler, make_loader
-from dnabert_rm.errors import CheckpointError, ConfigError
-from dnabert_rm.masking.collator import RandomMaskCollator
-from dnabert_rm.masking.schedule import MaskSchedule, make_schedule
+from dnabert_rm.errors import CheckpointError
 from dnabert_rm.model.build import build_model, transformers_config
 from dnabert_rm.model.mlm import MaskedLM
 from dnabert_rm.shards import write_atomically
 from dnabert_rm.train.checkpoint import (
+    CONFIG_NAME,
     PROBE_NAME,
+    TOKENIZER_NAME,
     complete_steps,
     load_checkpoint,
     read_state,
@@ -31,66 +31,23 @@ from dnabert_rm.train.checkpoint import (
     step_folder,
 )
 from dnabert_rm.train.distributed import Ranks, barrier, from_first_rank, process_group
-from dnabert_rm.train.engine import BatchSplit, Engine, ds_settings, find_ds_config, resolve_precision, split_batch
+from dnabert_rm.train.engine import BatchSplit, Engine, ds_settings, resolve_precision, split_batch
 from dnabert_rm.train.environment import describe_environment
+from dnabert_rm.train.inputs import make_collator, make_dataset, make_mask_schedule
 from dnabert_rm.train.loop import StepResult, train
 from dnabert_rm.train.monitor import Monitor
 from dnabert_rm.train.optim import learning_rate, warmup_length
 from dnabert_rm.train.probe import run_probe, save_probe
 from dnabert_rm.train.state import TrainState
 
-CONFIG_NAME, ENVIRONMENT_NAME = "config.toml", "environment.json"
+ENVIRONMENT_NAME = "environment.json"
 FREE_TO_CHANGE = {
-    "data.path", "data.num_workers", "data.prefetch", "model.attention", "train.output", "train.stop_after",
+    "data.path", "data.num_workers", "data.prefetch", "data.on_bad_shard", "data.allow_pipe", "data.cache_dir",
+    "data.cache_gb", "model.attention", "train.output", "train.stop_after",
     "train.micro_batch", "train.global_batch", "train.save_every", "train.keep_last", "train.log_every",
     "train.ds_config", "train.resume", "train.allow_changes", "train.threads_per_rank",
 }  # fmt: skip
 """Fields that a resume may change without a word; the data are held by their fingerprint instead of their path."""
-
-
-def make_dataset(config: RunConfig) -> WindowDataset:
-    """The windows of a configuration, in order."""
-    data = config.data
-    settings = WindowSettings(
-        split=data.split,
-        window=data.window,
-        overlap=data.overlap,
-        strand=data.strand,
-        num_streams=data.num_streams,
-        block_windows=data.block_windows,
-        drop_to_multiple_of=config.train.global_batch if data.remainder == "drop" else 1,
-    )
-    return WindowDataset(data.path, data.weights, settings, config.train.seed)
-
-
-def make_mask_schedule(config: RunConfig, k: int | None) -> MaskSchedule:
-    """The mask schedule of a configuration; only policy "token" fits a tokenizer without k."""
-    masking = config.masking
-    if k is None and masking.policy != "token":
-        raise ConfigError(f"masking.policy {masking.policy!r} needs k-mers; for BPE shards give --masking token")
-    return make_schedule(
-        masking.policy,
-        k=k or 1,
-        total_steps=config.train.steps,
-        phase_ends=masking.phase_ends,
-        phase_spans=masking.phase_spans,
-        centre_rate=masking.centre_rate,
-        draw=masking.draw,
-        fixed_span=masking.fixed_span,
-        token_rate=masking.token_rate,
-    )
-
-
-def make_collator(config: RunConfig, dataset: WindowDataset, plan: BatchPlan) -> RandomMaskCollator:
-    """The collate step of a configuration."""
-    schedule = make_mask_schedule(config, dataset.tokenizer.k)
-    return RandomMaskCollator(
-        schedule,
-        plan.step_of,
-        dataset.tokenizer.vocab_size,
-        config.train.seed,
-        replacement=config.masking.replacement,
-    )
 
 
 def pretrain(config: RunConfig) -> StepResult | None:
@@ -98,11 +55,8 @@ def pretrain(config: RunConfig) -> StepResult | None:
 
     All of `errors.UserError` can be raised; files and configuration are checked before the process group is made.
     """
-    dataset = make_dataset(config)
-    make_mask_schedule(config, dataset.tokenizer.k)
-    find_ds_config(config.train.ds_config)
     with process_group(config.train.threads_per_rank) as ranks:
-        return Run(config, dataset, ranks).train()
+        return Run(config, make_dataset(config), ranks).train()
 
 
 class Run:
@@ -154,11 +108,13 @@ class Run:
             )
         stored = resolve(tomllib.loads((folder / CONFIG_NAME).read_text())).to_dict()
         now = self.config.to_dict()
+        # With dropped remainders the length of an epoch hangs on the batch: another one would move every sample.
+        held = {"train.global_batch"} if self.config.data.remainder == "drop" else set()
         changed = [
             f"{section}.{name} was {stored[section][name]} and is {value}"
             for section, values in now.items()
             for name, value in values.items()
-            if f"{section}.{name}" not in FREE_TO_CHANGE and stored[section][name] != value
+            if f"{section}.{name}" not in FREE_TO_CHANGE - held and stored[section][name] != value
         ]
         if changed:
             raise CheckpointError(f"{folder}: {'; '.join(changed)}: {override}")
@@ -175,12 +131,12 @@ class Run:
         attention = sizes.pop("attention")
         transformers = transformers_config(**sizes, vocab_size=self.dataset.tokenizer.vocab_size)
         module = MaskedLM(build_model(transformers, config.train.seed, attention))
-        settings = ds_settings(find_ds_config(config.train.ds_config), config, split)
+        settings = ds_settings(config, split)
         return Engine(module, config, settings, self.ranks)
 
     def train(self) -> StepResult | None:
         """Run the steps that are left."""
-        config, optim = self.config, self.config.optim
+        config = self.config
         collate = make_collator(config, self.dataset, self.state.plan)
         sampler = MicroBatchSampler(
             self.state.plan,
@@ -263,7 +219,7 @@ class Run:
         if self.ranks.is_first:
             save_probe(folder / PROBE_NAME, probe)
             write_atomically(folder / CONFIG_NAME, config.to_toml())
-            write_atomically(folder / "tokenizer.json", json.dumps(dataclasses.asdict(tokenizer), indent=1) + "\n")
+            write_atomically(folder / TOKENIZER_NAME, json.dumps(dataclasses.asdict(tokenizer), indent=1) + "\n")
 
     def _announce(self) -> None:
         """A few lines on what begins, from one rank, to standard error."""

@@ -25,6 +25,7 @@ class Probe:
     positions: NDArray[np.int64]
     logits: NDArray[np.float32]
     precision: str
+    device: str
 
 
 def probe_input(vocab_size: int, window: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -46,18 +47,24 @@ def run_probe(engine: Engine, vocab_size: int, window: int, precision: str) -> P
         device = engine.ranks.device
         logits = engine(torch.from_numpy(input_ids).to(device), torch.from_numpy(positions).to(device))
     engine.deepspeed.train()
-    return Probe(input_ids, positions, logits.float().cpu().numpy(), precision)
+    return Probe(input_ids, positions, logits.float().cpu().numpy(), precision, device.type)
 
 
 def save_probe(path: Path, probe: Probe) -> None:
     """Write a probe as .npz, without pickle."""
-    np.savez(path, **{**probe.__dict__, "precision": np.frombuffer(probe.precision.encode(), dtype=np.uint8)})
+    np.savez(path, **probe.__dict__)
 
 
 def load_probe(path: Path) -> Probe:
     """Read a probe; `CheckpointError` where it is missing or damaged."""
     try:
         with np.load(path, allow_pickle=False) as stored:
-            return Probe(stored["input_ids"], stored["positions"], stored["logits"], stored["precision"].tobytes().decode())
+            return Probe(
+                stored["input_ids"],
+                stored["positions"],
+                stored["logits"],
+                str(stored["precision"]),
+                str(stored["device"]),
+            )
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error}); use an earlier checkpoint") from None

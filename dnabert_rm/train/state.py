@@ -30,5 +30,5 @@ class TrainState:
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> TrainState:
         """The state from `to_json`'s object; KeyError or TypeError where it is not one."""
-        points = tuple(tuple(int(number) for number in point) for point in content["plan"]["points"])
+        points = tuple((int(step), int(sample), int(batch)) for step, sample, batch in content["plan"]["points"])
         return cls(int(content["step"]), BatchPlan(points), str(content["fingerprint"]), int(content["seed"]))

@@ -1,0 +1,47 @@
+# The commands a newcomer types. Each makes .venv and installs into it first, if need be.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(CURDIR)/$(VENV)/bin
+INSTALLED := $(VENV)/.installed
+GENOME ?=
+DEMO_DIR ?= demo
+# The launcher and the tests find the environment's programs and one thread a process.
+export PATH := $(BIN):$(PATH)
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: help install demo test lint bench clean
+
+help:
+	@echo "make demo [GENOME=my.fa.gz]   a genome to a fine-tuned model, a few minutes on two cores"
+	@echo "make test                     all tests"
+	@echo "make lint                     ruff, types, shell scripts"
+	@echo "make bench                    benchmarks beside their peers"
+	@echo "make clean                    remove .venv and the demo"
+
+install: $(INSTALLED)
+
+$(INSTALLED): setup.py constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "Python 3.11 or later is needed; name it: make PYTHON=python3.12" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip -c constraints.txt
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch setuptools
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test]'
+	@touch $@
+
+demo: $(INSTALLED)
+	@bash launch_scripts/demo.sh "$(DEMO_DIR)" "$(GENOME)"
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(INSTALLED)
+	for script in benchmarks/*.py; do $(BIN)/python "$$script" || exit; done
+
+clean:
+	rm -rf $(VENV) $(DEMO_DIR)

@@ -1,0 +1,188 @@
+"""How fast FASTA becomes verified shards, beside DNABERT's way and the machine's own limit: one table, one run.
+
+    python benchmarks/data_prep.py [--bases 500000000] [--folder DIR]
+
+Every round runs every row once; the figures are the best, which a busy machine disturbs least, by wall
+and by processor time. `build` and `verify` are whole commands, interpreter start included; DNABERT's
+way is measured on fewer bases.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dnabert_rm import kmer
+
+CONTIG_BASES, LINE_BASES = 250_000_000, 60
+PEER_BASES, PEER_LINE_TOKENS = 510_000, 510
+K = 6
+_COMMAND = """
+import os, resource, sys
+from data_prep.cli import main
+code = main(sys.argv[1:])
+kilobytes = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+print("peak", kilobytes)
+sys.exit(code)
+"""
+
+
+@dataclass
+class Row:
+    """One line of the table: the best wall and processor seconds over the rounds, and the peak memory."""
+
+    what: str
+    bases: int
+    run: Callable[[], int | None]
+    wall: float = math.inf
+    processor: float = math.inf
+    peak_kilobytes: int = 0
+
+    def measure(self) -> None:
+        """Run it once more."""
+        before, start = processor_seconds(), time.perf_counter()
+        peak = self.run()
+        self.wall = min(self.wall, time.perf_counter() - start)
+        self.processor = min(self.processor, processor_seconds() - before)
+        self.peak_kilobytes = max(self.peak_kilobytes, peak or 0)
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bases", type=int, default=500_000_000, help="bases of the made-up genome (500000000)")
+    parser.add_argument("--folder", help="where to write (a temporary folder)")
+    parser.add_argument("--rounds", type=int, default=3, help="runs of every row, in turn (3)")
+    args = parser.parse_args()
+    # One core means one core for the peers too.
+    os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", RAYON_NUM_THREADS="1")
+    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+        rows = make_rows(Path(folder), args.bases)
+        for number in range(args.rounds):
+            for row in rows:
+                print(f"round {number + 1} of {args.rounds}: {row.what}", file=sys.stderr)
+                row.measure()
+    print_table(rows, min(args.bases, CONTIG_BASES))
+
+
+def make_rows(folder: Path, bases: int) -> list[Row]:
+    """What is measured, the peer first; the input is made on the way."""
+    fasta, out = folder / "genome.fa", folder / "out"
+    # In a process of its own, so that its memory is not taken for that of the build.
+    subprocess.run([sys.executable, __file__, "--make", str(fasta), str(bases)], check=True)
+    sequence = "".join(np.random.default_rng(0).choice(list("ACGT"), PEER_BASES))
+    lines = joined_lines(sequence)
+    tokenize(lines[:1])
+
+    def command(*words: object) -> int:
+        done = subprocess.run(
+            [sys.executable, "-c", _COMMAND, *map(str, words)], check=True, capture_output=True, text=True
+        )
+        return int(done.stdout.split()[-1])
+
+    def build(workers: int) -> int:
+        shutil.rmtree(out, ignore_errors=True)
+        return command("build", fasta, "--out", out, "--workers", workers)
+
+    return [
+        Row("DNABERT's way: join k-mers with spaces, fast tokenizer", PEER_BASES, lambda: dnabert_way(sequence)),
+        Row("transformers' fast tokenizer, k-mers joined already", PEER_BASES, lambda: tokenize(lines) and None),
+        Row("limit: read the FASTA, write and fsync 2 bytes a base", bases, lambda: raw_copy(fasta, folder)),
+        Row("build, 2 workers", bases, lambda: build(2)),
+        Row("build, 1 worker", bases, lambda: build(1)),
+        Row("verify, 1 worker", bases, lambda: command("verify", out, "--workers", 1)),
+    ]
+
+
+def print_table(rows: list[Row], contig_bases: int) -> None:
+    """Rates by wall and by processor time, each beside DNABERT's way, and what follows from them."""
+    print(f"{'million bases a second of':58}{'wall':>9}{'':9}{'processor':>9}   ({os.cpu_count()} cores)")
+    peer = rows[0]
+    two, one, check = rows[-3:]
+    both = Row(
+        "build and verify, 1 worker", one.bases, lambda: None, one.wall + check.wall, one.processor + check.processor
+    )
+    for row in [*rows, both]:
+        times = [(row.wall, peer.wall), (row.processor, peer.processor)]
+        rates = "".join(f"{row.bases / t / 1e6:9.2f}{row.bases / t / (peer.bases / p):7.0f} x" for t, p in times)
+        print(f"{row.what:58}{rates}")
+    peak = max(row.peak_kilobytes for row in rows) / 1024
+    print(
+        f"second worker: {one.wall / two.wall:.2f} x; peak memory of a process {peak:.0f} MiB, contigs of {contig_bases:,}"
+    )
+
+
+def processor_seconds() -> float:
+    """User and system time of this process and of those that it has waited for."""
+    return sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+
+
+def raw_copy(fasta: Path, folder: Path) -> None:
+    """What no program can avoid: read the input, and bring as many bytes as the shards have to the disk."""
+    target = folder / "raw"
+    with open(fasta, "rb", buffering=0) as source, open(target, "wb", buffering=0) as out:
+        while block := source.read(1 << 20):
+            out.write(block)
+            out.write(block)
+        os.fsync(out.fileno())
+    target.unlink()
+
+
+def joined_lines(sequence: str) -> list[str]:
+    """Lines of 510 overlapping k-mers with spaces between them, as DNABERT's pretraining files have them."""
+    step = PEER_LINE_TOKENS
+    pieces = [sequence[i : i + step + K - 1] for i in range(0, len(sequence), step)]
+    return [" ".join(piece[i : i + K] for i in range(len(piece) - K + 1)) for piece in pieces]
+
+
+def tokenize(lines: list[str]) -> list[list[int]]:
+    """transformers' fast BERT tokenizer with DNABERT's vocabulary, a batch at a time."""
+    from transformers import BertTokenizerFast
+
+    with tempfile.NamedTemporaryFile("w", suffix=".txt") as vocabulary:
+        vocabulary.write(kmer.vocabulary_text(K))
+        vocabulary.flush()
+        tokenizer = BertTokenizerFast(vocabulary.name, do_lower_case=False)
+    ids: list[list[int]] = tokenizer(lines, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def dnabert_way(sequence: str) -> None:
+    """Join k-mers with spaces, tokenize the text, and hold the ids."""
+    ids = tokenize(joined_lines(sequence))
+    assert ids[0] == kmer.encode(sequence[: PEER_LINE_TOKENS + K - 1], K).tolist()
+
+
+def make_fasta(path: str, bases: int) -> None:
+    """A random genome in contigs of at most `CONTIG_BASES`, 60 letters a line, half of them lower case."""
+    letters = np.frombuffer(b"ACGTacgt", np.uint8)
+    rng = np.random.default_rng(0)
+    block = np.full((100_000, LINE_BASES + 1), ord("\n"), np.uint8)
+    block[:, :LINE_BASES] = letters[rng.integers(0, 8, (100_000, LINE_BASES), dtype=np.uint8)]
+    with open(path, "wb") as out:
+        for contig, start in enumerate(range(0, bases, CONTIG_BASES), 1):
+            out.write(f">contig{contig}\n".encode())
+            left = min(CONTIG_BASES, bases - start)
+            while left > 0:
+                lines = min(len(block), -(-left // LINE_BASES))
+                out.write(np.roll(block[:lines], int(rng.integers(lines)), axis=0).tobytes())
+                left -= lines * LINE_BASES
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--make"]:
+        make_fasta(sys.argv[2], int(sys.argv[3]))
+    else:
+        main()

@@ -1,0 +1,188 @@
+"""Loader and RandomMask beside their peers on one core: tokens a second, seek, memory. `python benchmarks/loader.py`
+
+Every round runs every row once, in turn, and a row's figure is its median over the rounds. Rates are tokens a second
+of processor time, so that what else the machine does counts less; all runs in one process and one thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import webdataset
+from transformers import BertTokenizerFast, DataCollatorForLanguageModeling
+
+from dnabert_rm import kmer
+from dnabert_rm.data.batches import BatchPlan
+from dnabert_rm.data.dataset import WindowDataset, WindowSettings
+from dnabert_rm.data.loader import MicroBatchSampler, make_loader
+from dnabert_rm.masking.collator import RandomMaskCollator
+from dnabert_rm.masking.schedule import make_schedule
+from dnabert_rm.tokenizer.files import VOCAB_FILE
+
+WINDOW, MICRO_BATCH, GLOBAL_BATCH = 512, 64, 2048
+STEPS = 500_000
+TARGET = 10.0
+
+
+def prepare(folder: Path, num_bases: int) -> Path:
+    """A prepared folder of a random genome, made by the project's own command."""
+    bases = np.frombuffer(b"ACGT", dtype=np.uint8)[np.random.default_rng(0).integers(0, 4, num_bases, dtype=np.uint8)]
+    (folder / "genome.fa").write_bytes(b">contig\n" + bases.tobytes() + b"\n")
+    command = [sys.executable, "-m", "data_prep", "build", folder / "genome.fa", "--out", folder / "data"]
+    subprocess.run([*command, "--workers", "1"], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return folder / "data"
+
+
+def write_samples(folder: Path, num_samples: int) -> str:
+    """A plain webdataset shard of ready-made 512-token samples."""
+    path, rng = folder / "samples.tar", np.random.default_rng(1)
+    with webdataset.TarWriter(str(path)) as tar:
+        for number in range(num_samples):
+            ids = rng.integers(kmer.NUM_SPECIAL, kmer.vocab_size(6), WINDOW).astype(np.uint16)
+            tar.write({"__key__": f"{number:07d}", "ids.npy": ids})
+    return str(path)
+
+
+def endless(make: Callable[[], Iterator[Any]]) -> Iterator[Any]:
+    """The items of one pass after the other."""
+    while True:
+        yield from make()
+
+
+def ours(data: Path, first_step: int = 400_000) -> Iterator[dict[str, Any]]:
+    """Masked micro-batches of one rank, from the last phase of a run."""
+    dataset, plan = WindowDataset([data], [], WindowSettings(window=WINDOW), seed=0), BatchPlan.constant(GLOBAL_BATCH)
+    schedule = make_schedule("randommask", k=6, total_steps=STEPS)
+    collate = RandomMaskCollator(schedule, plan.step_of, dataset.tokenizer.vocab_size, seed=0)
+    sampler = MicroBatchSampler(plan, first_step, STEPS, 0, 1, GLOBAL_BATCH // MICRO_BATCH)
+    return iter(make_loader(dataset, collate, sampler))
+
+
+def ours_unmasked(data: Path) -> Iterator[Any]:
+    """The same windows without the collate step."""
+    dataset, plan = WindowDataset([data], [], WindowSettings(window=WINDOW), seed=0), BatchPlan.constant(GLOBAL_BATCH)
+    sampler = MicroBatchSampler(plan, 400_000, STEPS, 0, 1, GLOBAL_BATCH // MICRO_BATCH)
+    return iter(make_loader(dataset, lambda batch: {"ids": batch[1]}, sampler))
+
+
+def hugging_face(folder: Path) -> tuple[Iterator[Any], Iterator[Any]]:
+    """transformers' collator on ready tensors, and on what run_mlm.py hands it (lists with a special-tokens mask)."""
+    (folder / VOCAB_FILE).write_text(kmer.vocabulary_text(6))
+    collate = DataCollatorForLanguageModeling(BertTokenizerFast(str(folder / VOCAB_FILE)), mlm_probability=0.15)
+    ids = torch.randint(kmer.NUM_SPECIAL, kmer.vocab_size(6), (MICRO_BATCH, WINDOW))
+    ids[:, 0], ids[:, -1] = kmer.CLS_ID, kmer.SEP_ID
+    special = [1] + [0] * (WINDOW - 2) + [1]
+    lists = [{"input_ids": row, "special_tokens_mask": special} for row in ids.tolist()]
+    return endless(lambda: iter([collate(list(ids))])), endless(lambda: iter([collate(lists)]))
+
+
+def plain_webdataset(path: str) -> Iterator[Any]:
+    """MICRO_BATCH samples at a time, decoded, as webdataset reads them."""
+
+    def decode(sample: dict[str, Any]) -> Any:
+        return np.load(io.BytesIO(sample["ids.npy"]), allow_pickle=False)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        samples = endless(lambda: iter(webdataset.WebDataset(path, shardshuffle=False).map(decode)))
+    while True:
+        yield [next(samples) for _ in range(MICRO_BATCH)]
+
+
+def rate(batches: Iterator[Any], seconds: float) -> float:
+    """Tokens a second of processor time, over about so many seconds."""
+    count, start = 0, time.process_time()
+    while (spent := time.process_time() - start) < seconds:
+        next(batches)
+        count += 1
+    return count * MICRO_BATCH * WINDOW / spent
+
+
+def seek_seconds(data: Path, sample: int) -> float:
+    """From nothing but a folder's name to the first collated batch at `sample`."""
+    start = time.perf_counter()
+    next(ours(data, sample // GLOBAL_BATCH))
+    return time.perf_counter() - start
+
+
+class _Measured:
+    """A collate step that also tells how much memory its process holds for itself, and in all."""
+
+    def __init__(self, collate: RandomMaskCollator) -> None:
+        self._collate = collate
+
+    def __call__(self, batch: Any) -> dict[str, Any]:
+        lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+        kilobytes = {line.split(":")[0]: int(line.split()[1]) for line in lines[1:]}
+        return {**self._collate(batch), "own": kilobytes["Private_Dirty"] / 1000, "all": kilobytes["Rss"] / 1000}
+
+
+def worker_megabytes(data: Path, num_batches: int) -> tuple[float, float]:
+    """Memory of a loader process after so many micro-batches: its own, and with what it shares."""
+    dataset, plan = WindowDataset([data], [], WindowSettings(window=WINDOW), seed=0), BatchPlan.constant(GLOBAL_BATCH)
+    schedule = make_schedule("randommask", k=6, total_steps=STEPS)
+    collate = _Measured(RandomMaskCollator(schedule, plan.step_of, dataset.tokenizer.vocab_size, seed=0))
+    sampler = MicroBatchSampler(plan, 0, num_batches * MICRO_BATCH // GLOBAL_BATCH, 0, 1, GLOBAL_BATCH // MICRO_BATCH)
+    *_, last = make_loader(dataset, collate, sampler, num_workers=1)
+    return float(last["own"]), float(last["all"])
+
+
+def main() -> int:
+    """Print the table; exit code 1 where the loader is slower than its target."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--bases", type=int, default=64_000_000, help="size of the random genome (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=7, help="rounds (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=0.5, help="processor time a row and round (%(default)s)")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as scratch:
+        return compare(Path(scratch), args)
+
+
+def compare(folder: Path, args: argparse.Namespace) -> int:
+    """Measure all rows in `folder` and print them."""
+    data = prepare(folder, args.bases)
+    on_tensors, on_lists = hugging_face(folder)
+    rows = {
+        "this loader + RandomMask": ours(data),
+        "this loader, no masks": ours_unmasked(data),
+        "transformers' collator, ready tensors": on_tensors,
+        "transformers' collator, ready lists": on_lists,
+        "webdataset, 512-token samples": plain_webdataset(write_samples(folder, 20_000)),
+    }
+    for batches in rows.values():
+        rate(batches, args.seconds)
+    found: dict[str, list[float]] = {name: [] for name in rows}
+    for _ in range(args.rounds):
+        for name, batches in rows.items():
+            found[name].append(rate(batches, args.seconds))
+    medians = {name: statistics.median(rates) for name, rates in found.items()}
+    first = next(iter(medians.values()))
+    print(f"{'tokens a second of one core':<40} {'Mtoken/s':>9} {'this loader is':>15}")
+    for name, median in medians.items():
+        print(f"{name:<40} {median / 1e6:>9.2f} {first / median:>13.1f} x")
+    seeks = {sample: statistics.median(seek_seconds(data, sample) for _ in range(3)) for sample in (0, 10**9)}
+    print("seek: " + ", ".join(f"{seconds:.3f} s to sample {sample:,}" for sample, seconds in seeks.items()))
+    own, total = worker_megabytes(data, 2048)
+    print(f"memory of a worker: {own:.0f} MB of its own, {total:.0f} MB with libraries and page cache that all share")
+    best = max(median for name, median in medians.items() if name.startswith("transformers"))
+    if first < TARGET * best:
+        print(f"FAILED: {first / best:.1f} x transformers' collator, {TARGET:g} x is the target", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

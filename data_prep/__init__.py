@@ -1,0 +1,1 @@
+"""Whole genomes to WebDataset shards of k-mer token ids; CPU only, never imports torch."""

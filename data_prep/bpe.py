@@ -1,0 +1,127 @@
+"""A SentencePiece BPE model of DNA: the baseline that DNABERT-2 chose, trained on a sample of the genome.
+
+BPE has no views: the reverse strand of its ids is not the ids of the reverse strand, and a window
+can't start inside a token. `build --strand both` stores the reverse strand too.
+"""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_prep.contigs import Contig, RegionReaders, pure_codes
+from data_prep.scan import scan_sources
+from data_prep.segments import cut_runs, long_enough, runs_between
+from data_prep.sources import Source
+from data_prep.unpack import check_starts, uncompressed
+from dnabert_rm import draws
+from dnabert_rm.errors import ConfigError, DataError, check_readable_file
+from dnabert_rm.kmer import NUM_SPECIAL, SPECIAL_TOKENS, codes_to_bases
+
+MODEL_NAME = "tokenizer.model"
+SENTENCE_BASES = 4096
+_LONGEST_PIECE_BASES = 16
+
+
+def load_model(path: str | Path) -> Any:
+    """A SentencePiece model whose first ids are our special tokens; `DataError` for any other file."""
+    import sentencepiece
+
+    check_readable_file(path, "a SentencePiece model")
+    try:
+        model = sentencepiece.SentencePieceProcessor(model_proto=Path(path).read_bytes())
+    except RuntimeError:
+        raise DataError(f"{path}: not a SentencePiece model; make one with `python -m data_prep train-bpe`") from None
+    pieces = tuple(model.id_to_piece(i) for i in range(min(NUM_SPECIAL, model.vocab_size())))
+    if pieces != SPECIAL_TOKENS:
+        raise DataError(f"{path}: its first pieces must be {' '.join(SPECIAL_TOKENS)}; make it with train-bpe")
+    return model
+
+
+def piece_bases(model: Any) -> NDArray[np.int64]:
+    """How many bases each id stands for, shape (vocabulary,); 0 for special tokens."""
+    sizes = [0 if i < NUM_SPECIAL else len(model.id_to_piece(i)) for i in range(model.vocab_size())]
+    return np.array(sizes, dtype=np.int64)
+
+
+def sample_sentences(
+    contigs: Sequence[Contig], paths: Sequence[tuple[str, str]], sample_bases: int, seed: int
+) -> Iterator[str]:
+    """Stretches of about `SENTENCE_BASES` bases of A, C, G, T, drawn over all contigs, in their order.
+
+    `paths` are (path of the uncompressed file, its name in messages) of each source. Memory holds
+    one stretch at a time and the table of where they all are.
+    """
+    table = np.concatenate([_sentences_of(number, contig) for number, contig in enumerate(contigs)])
+    order = draws.permutation(draws.key(seed, "bpe sample"), len(table))
+    sizes = np.cumsum((table[:, 2] - table[:, 1])[order])
+    drawn = np.sort(order[: np.searchsorted(sizes, sample_bases) + 1])
+    with RegionReaders() as readers:
+        for number, start, end, anchor_byte, anchor_base in table[drawn].tolist():
+            reader = readers.of(*paths[contigs[number].source])
+            letters = reader.read(number, start, end, (anchor_byte, anchor_base))
+            yield codes_to_bases(pure_codes(letters)).decode()
+
+
+def _sentences_of(number: int, contig: Contig) -> NDArray[np.int64]:
+    """All stretches of one contig: its number, start, end and anchor, shape (n, 5)."""
+    runs = runs_between(contig.gaps, contig.length)
+    pieces = cut_runs(runs[long_enough(runs, 1, _LONGEST_PIECE_BASES)], 1, SENTENCE_BASES)
+    return np.column_stack([np.full(len(pieces), number), pieces, contig.anchors_of(pieces[:, 0])])
+
+
+def train(sentences: Iterator[str], vocab_size: int) -> bytes:
+    """Train a BPE model of `vocab_size` ids (special tokens included); returns the model file's bytes.
+
+    Raises `ConfigError` where the sample is too small for so many pieces.
+    """
+    import sentencepiece
+
+    out = io.BytesIO()
+    pad, unk, cls, sep, mask = SPECIAL_TOKENS
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=sentences, model_writer=out, model_type="bpe", vocab_size=vocab_size,
+            pad_id=0, unk_id=1, bos_id=2, eos_id=3, pad_piece=pad, unk_piece=unk, bos_piece=cls, eos_piece=sep,
+            control_symbols=[mask], character_coverage=1.0, normalization_rule_name="identity",
+            add_dummy_prefix=False, remove_extra_whitespaces=False, split_by_unicode_script=False,
+            split_by_whitespace=False, split_by_number=False, max_sentence_length=2 * SENTENCE_BASES,
+            max_sentencepiece_length=_LONGEST_PIECE_BASES, shuffle_input_sentence=False, minloglevel=2,
+        )  # fmt: skip
+    except RuntimeError as error:
+        # "INTERNAL: file(line) [condition] What is wrong."
+        reason = str(error).rpartition("] ")[2].splitlines()[0]
+        raise ConfigError(
+            f"--vocab-size {vocab_size}: {reason.rstrip('.')}; ask for fewer pieces or sample more bases"
+        ) from None
+    return out.getvalue()
+
+
+def train_from_files(
+    sources: Sequence[Source], out: Path, vocab_size: int, sample_bases: int, seed: int, rna: bool, executor: Executor
+) -> None:
+    """`train-bpe`: scan the files, draw a sample, train, and write `out`.
+
+    Raises `ConfigError` or `DataError`, with nothing written.
+    """
+    if sample_bases < 1:
+        raise ConfigError(f"--sample-bases {sample_bases}: must be at least 1")
+    if not out.parent.is_dir():
+        raise ConfigError(f"--out {out}: {out.parent} is no folder; make it first")
+    check_starts(sources)
+    with tempfile.TemporaryDirectory(prefix=".bpe-", dir=out.parent) as scratch:
+        paths = uncompressed(sources, Path(scratch), executor)
+        contigs = scan_sources(sources, paths, rna, executor)
+        files = [(path, source.path) for path, source in zip(paths, sources, strict=True)]
+        model = train(sample_sentences(contigs, files, sample_bases, seed), vocab_size)
+        aside = Path(scratch) / MODEL_NAME
+        aside.write_bytes(model)
+        aside.replace(out)
+    print(f"{out}: {vocab_size:,} ids, trained on {min(sample_bases, sum(c.length for c in contigs)):,} bases at most")

@@ -1,0 +1,154 @@
+"""FASTA files to a folder of shards and a manifest: the steps in order, each cut into independent tasks."""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_prep.bpe import MODEL_NAME, load_model
+from data_prep.contigs import Contig
+from data_prep.inspect import summary
+from data_prep.journal import Journal, is_whole
+from data_prep.options import BuildOptions
+from data_prep.parallel import run_all
+from data_prep.plan import Plan, ShardPlan, bases_of_splits, make_plan
+from data_prep.progress import notice, progress_bar
+from data_prep.scan import scan_sources
+from data_prep.shard_writer import ContigRef, ShardTask, tar_writer_class, write_shard
+from data_prep.sources import Source, source_info
+from data_prep.unpack import check_starts, uncompressed
+from dnabert_rm.errors import DataError
+from dnabert_rm.kmer import vocab_size
+from dnabert_rm.shards import (
+    MANIFEST_NAME,
+    ContigInfo,
+    Manifest,
+    ShardInfo,
+    SourceInfo,
+    TokenizerInfo,
+    sha256_of_file,
+    write_atomically,
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be built where: `bpe_model` is the path of a SentencePiece model, None for k-mers."""
+
+    sources: Sequence[Source]
+    options: BuildOptions
+    folder: Path
+    bpe_model: str | None = None
+
+
+def build(job: Job, executor: Executor) -> dict[str, Any]:
+    """Build, or go on with, a folder of shards; returns the object of `inspect`.
+
+    Raises `ConfigError` or `DataError`. Finished shards then stay for the next run; where there
+    are none, nothing stays.
+    """
+    journal = Journal(job.folder)
+    try:
+        check_starts(job.sources)
+        tar_writer_class()  # Imported before workers are forked, so that none has to.
+        infos = [info for _, info in sorted(run_all(executor, source_info, job.sources), key=lambda pair: pair[0])]
+        with journal.open(job.options, infos):
+            return _build(job, infos, journal, executor)
+    except OSError as error:
+        raise DataError(
+            f"{error.filename or job.folder}: {error.strerror}; mend that (free some space?) and run the same "
+            "command again, it goes on from the finished shards"
+        ) from None
+
+
+def _build(job: Job, infos: list[SourceInfo], journal: Journal, executor: Executor) -> dict[str, Any]:
+    """The steps after the inputs' checksums are known and the folder is ours."""
+    before = _stamps(job.sources)
+    tokenizer, model = _tokenizer(job, journal.scratch)
+    paths = uncompressed(job.sources, journal.scratch, executor)
+    contigs = scan_sources(job.sources, paths, job.options.rna, executor)
+    plan = make_plan(contigs, job.options)
+    refs = [ContigRef(c.genome, c.name, paths[c.source], job.sources[c.source].path) for c in contigs]
+    shards = _write_shards(job.options, refs, plan, journal, model, executor)
+    if _stamps(job.sources) != before:
+        raise DataError("an input file changed during the build; leave them alone and build into an empty folder")
+    if model is not None:
+        os.replace(model, job.folder / MODEL_NAME)
+    infos_of_contigs = _contig_infos(contigs, plan, shards, job.options)
+    manifest = Manifest(tokenizer, infos, infos_of_contigs, shards, job.options.to_json())
+    write_atomically(job.folder / MANIFEST_NAME, manifest.to_json())
+    return summary(manifest, bases_of_splits(plan.segments))
+
+
+def _stamps(sources: Sequence[Source]) -> list[tuple[int, int]]:
+    """Size and time of every input."""
+    return [(stat.st_size, stat.st_mtime_ns) for stat in (os.stat(source.path) for source in sources)]
+
+
+def _tokenizer(job: Job, scratch: Path) -> tuple[TokenizerInfo, str | None]:
+    """What the ids mean, and a BPE model's copy in the scratch folder."""
+    if job.options.k is not None:
+        return TokenizerInfo("kmer", vocab_size(job.options.k), job.options.k), None
+    assert job.bpe_model is not None
+    size = load_model(job.bpe_model).vocab_size()
+    copy = scratch / MODEL_NAME
+    shutil.copyfile(job.bpe_model, copy)
+    return TokenizerInfo("bpe", size, None, None, MODEL_NAME, sha256_of_file(copy)), str(copy)
+
+
+def _write_shards(
+    options: BuildOptions,
+    refs: Sequence[ContigRef],
+    plan: Plan,
+    journal: Journal,
+    bpe_model: str | None,
+    executor: Executor,
+) -> list[ShardInfo]:
+    """Write the shards that are not finished yet; returns all, in order."""
+    done = _finished(plan, journal, executor)
+    if done:
+        notice(f"{journal.folder}: {len(done)} of {len(plan.shards)} shards are there already")
+    open_shards = [shard for shard in plan.shards if shard.name not in done]
+    tasks = [_task(shard, refs, options, journal, bpe_model) for shard in open_shards]
+    bases = [int((shard.segments.end - shard.segments.start).sum()) for shard in open_shards]
+    with progress_bar("shards", sum(bases)) as bar:
+        for index, info in run_all(executor, write_shard, tasks):
+            done[info.name] = info
+            bar.update(bases[index])
+    return [done[shard.name] for shard in plan.shards]
+
+
+def _task(
+    shard: ShardPlan, refs: Sequence[ContigRef], options: BuildOptions, journal: Journal, bpe_model: str | None
+) -> ShardTask:
+    used = {number: refs[number] for number in np.unique(shard.segments.contig).tolist()}
+    return ShardTask(shard, used, options, str(journal.folder), str(journal.scratch), bpe_model)
+
+
+def _finished(plan: Plan, journal: Journal, executor: Executor) -> dict[str, ShardInfo]:
+    """The shards of the plan that an earlier run finished and that still have their checksum."""
+    noted = journal.noted_shards()
+    known = [noted[shard.name] for shard in plan.shards if shard.name in noted]
+    checks = run_all(executor, functools.partial(is_whole, journal.folder), known)
+    return {known[i].name: known[i] for i, whole in checks if whole}
+
+
+def _contig_infos(
+    contigs: Sequence[Contig], plan: Plan, shards: Sequence[ShardInfo], options: BuildOptions
+) -> list[ContigInfo]:
+    """Length, tokens and bases left out of every contig."""
+    tokens = np.zeros(len(contigs), dtype=np.int64)
+    for shard, info in zip(plan.shards, shards, strict=True):
+        np.add.at(tokens, np.repeat(shard.segments.contig, options.strands), info.segments)
+    return [
+        ContigInfo(contig.genome, contig.name, contig.length, int(count), left_out)
+        for contig, count, left_out in zip(contigs, tokens, plan.left_out, strict=True)
+    ]

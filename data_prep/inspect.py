@@ -1,0 +1,116 @@
+"""What a folder of shards holds: `inspect`, for people and as JSON, with samples as bases."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_prep.bases import make_decoder
+from data_prep.shard_reader import Meta, read_metas, read_segments
+from dnabert_rm import draws
+from dnabert_rm.errors import DataError
+from dnabert_rm.shards import SPLITS, Manifest, load_manifest
+
+SHOWN_BASES = 66
+_LETTERS = np.frombuffer(b"ATCGN", dtype=np.uint8)
+
+
+def run(folder: Path, as_json: bool, num_samples: int, seed: int) -> int:
+    """`inspect`: print a summary of `folder`, or one JSON object."""
+    manifest = load_manifest(folder)
+    content = describe(manifest, folder) | {"samples": draw_samples(manifest, folder, num_samples, seed)}
+    print(json.dumps(content) if as_json else as_text(str(folder), content))
+    return 0
+
+
+def describe(manifest: Manifest, folder: Path) -> dict[str, Any]:
+    """The JSON object of `inspect`: tokenizer, splits, bases left out by reason, fingerprint."""
+    bases = {
+        split: unique_bases(meta for shard in shards for meta in read_metas(folder / shard.name))
+        for split in SPLITS
+        if (shards := [shard for shard in manifest.shards if shard.split == split])
+    }
+    return summary(manifest, bases)
+
+
+def summary(manifest: Manifest, bases_of_split: dict[str, int]) -> dict[str, Any]:
+    """The same where the bases of each split are known already."""
+    splits = {}
+    for split, bases in bases_of_split.items():
+        shards = manifest.shards_of(split)
+        splits[split] = {
+            "shards": len(shards),
+            "segments": sum(len(shard.segments) for shard in shards),
+            "tokens": sum(shard.tokens for shard in shards),
+            "bases": bases,
+        }
+    left_out: Counter[str] = Counter()
+    for contig in manifest.contigs:
+        left_out.update(contig.left_out)
+    return {
+        "tokenizer": {name: value for name, value in vars(manifest.tokenizer).items() if value is not None},
+        "genomes": sorted({source.genome for source in manifest.sources}),
+        "contigs": len(manifest.contigs),
+        "bases": sum(contig.length for contig in manifest.contigs),
+        "splits": splits,
+        "left_out": dict(sorted(left_out.items())),
+        "fingerprint": manifest.fingerprint,
+    }
+
+
+def unique_bases(metas: Iterable[Meta]) -> int:
+    """Bases covered by segments, each counted once (neighbours of one run share k - 1 bases)."""
+    spans = sorted({(meta["genome"], meta["contig"], meta["start"], meta["end"]) for meta in metas})
+    total, contig, reached = 0, ("", ""), 0
+    for genome, name, start, end in spans:
+        if (genome, name) != contig:
+            contig, reached = (genome, name), 0
+        total += max(0, end - max(start, reached))
+        reached = max(reached, end)
+    return total
+
+
+def draw_samples(manifest: Manifest, folder: Path, count: int, seed: int) -> list[dict[str, Any]]:
+    """`count` stretches of segments as bases of the forward strand with their coordinates, drawn by segment."""
+    where = [(shard.name, i) for shard in manifest.shards for i in range(len(shard.segments))]
+    bits = draws.fold(draws.key(seed, "inspect"), np.arange(2 * count))
+    decode, samples = make_decoder(manifest.tokenizer, folder), []
+    for chosen, offset in zip(draws.below(bits[:count], len(where)), bits[count:], strict=True):
+        name, number = where[chosen]
+        found = next((found for i, found in enumerate(read_segments(folder / name)) if i == number), None)
+        if found is None:
+            raise DataError(f"{folder / name}: has fewer segments than in the manifest; run verify")
+        _, meta, ids = found
+        codes = decode(ids)
+        codes = (codes ^ np.uint8(1))[::-1] if meta.get("strand") == "-" else codes
+        first = int(draws.below(offset, max(1, len(codes) - SHOWN_BASES)))
+        bases = _LETTERS[codes[first : first + SHOWN_BASES]].tobytes().decode()
+        place = {field: meta[field] for field in ("genome", "contig", "split")}
+        start = meta["start"] + first
+        samples.append({**place, "start": start, "end": start + len(bases), "bases": bases, "shard": name})
+    return samples
+
+
+def as_text(folder: str, content: dict[str, Any]) -> str:
+    """A few lines for people."""
+    tokenizer, genomes = content["tokenizer"], content["genomes"]
+    what = f"{tokenizer['k']}-mers" if tokenizer["kind"] == "kmer" else "BPE"
+    shown = ", ".join(genomes[:5]) + (f" and {len(genomes) - 5} more" if len(genomes) > 5 else "")
+    lines = [
+        f"{folder}: {content['bases']:,} bases in {content['contigs']:,} contigs of {shown}; "
+        f"{what}, vocabulary {tokenizer['vocab_size']:,}"
+    ]
+    for split, counts in content["splits"].items():
+        lines.append(f"  {split:5}  " + ", ".join(f"{value:,} {name}" for name, value in counts.items()))
+    for reason, bases in content["left_out"].items():
+        lines.append(f"  left out, {reason.replace('_', ' ')}: {bases:,} bases")
+    lines.append(f"  fingerprint {content['fingerprint']}")
+    for sample in content.get("samples", []):
+        place = f"{sample['genome']}:{sample['contig']}:{sample['start']}-{sample['end']}"
+        lines.append(f"  {place} {sample['bases']}")
+    return "\n".join(lines)

@@ -1,0 +1,122 @@
+"""`stats`: bases by reason, GC, bases a token, and the lengths of segments as a picture."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import Executor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_prep.bases import make_decoder
+from data_prep.inspect import describe
+from data_prep.parallel import run_all
+from data_prep.progress import progress_bar
+from data_prep.shard_reader import read_segments
+from dnabert_rm.errors import ConfigError
+from dnabert_rm.kmer import AMBIGUOUS, BASE_ORDER
+from dnabert_rm.shards import SPLITS, Manifest, TokenizerInfo, load_manifest
+
+_BAR_LETTERS = 40
+Task = tuple[Path, str, TokenizerInfo]
+
+
+def run(folder: Path, as_json: bool, picture: str | None, executor: Executor) -> int:
+    """`stats`: print a table, or one JSON object; `picture` names a PNG file for the histogram."""
+    manifest = load_manifest(folder)
+    content = collect(manifest, folder, executor)
+    if picture is not None:
+        draw_histogram(content["segment_tokens"], Path(picture))
+    print(json.dumps(content) if as_json else as_text(folder, content))
+    return 0
+
+
+def collect(manifest: Manifest, folder: Path, executor: Executor) -> dict[str, Any]:
+    """`inspect`'s object with, for every split, bases by letter, GC and bases a token, and the histogram."""
+    content = describe(manifest, folder)
+    letters = {split: np.zeros(AMBIGUOUS + 1, dtype=np.int64) for split in SPLITS}
+    tasks: list[Task] = [(folder, shard.name, manifest.tokenizer) for shard in manifest.shards]
+    with progress_bar("stats", sum(shard.tokens for shard in manifest.shards)) as bar:
+        for index, counts in run_all(executor, count_letters, tasks):
+            letters[manifest.shards[index].split] += counts
+            bar.update(manifest.shards[index].tokens)
+    strands = 2 if manifest.options.get("strand") == "both" else 1
+    for split, row in content["splits"].items():
+        counts = letters[split]
+        row["letters"] = dict(zip(f"{BASE_ORDER}N", counts.tolist(), strict=True))
+        row["gc"] = float(counts[2:4].sum() / max(1, counts[:4].sum()))
+        row["bases_per_token"] = strands * row["bases"] / row["tokens"]
+    lengths = np.concatenate([shard.segments for shard in manifest.shards])
+    return {**content, "segment_tokens": histogram(lengths)}
+
+
+def count_letters(task: Task) -> NDArray[np.int64]:
+    """How often each base code stands in a shard's forward segments, shape (5,).
+
+    Bases that a segment shares with the one before it in the shard are counted once.
+    """
+    folder, name, tokenizer = task
+    decode = make_decoder(tokenizer, folder)
+    counts, reached, last = np.zeros(AMBIGUOUS + 1, dtype=np.int64), 0, ("", "")
+    for _, meta, ids in read_segments(folder / name):
+        if meta.get("strand") == "-":
+            continue
+        contig = (meta["genome"], meta["contig"])
+        shared = max(0, reached - meta["start"]) if contig == last else 0
+        counts += np.bincount(decode(ids)[shared:], minlength=AMBIGUOUS + 1)
+        reached, last = meta["end"], contig
+    return counts
+
+
+def histogram(lengths: NDArray[np.int64]) -> list[dict[str, int]]:
+    """Segments and their tokens by length: `from`, `to` (powers of two, half-open), `segments`, `tokens`."""
+    power = np.floor(np.log2(lengths)).astype(int)
+    return [
+        {
+            "from": 1 << int(p),
+            "to": 2 << int(p),
+            "segments": int((power == p).sum()),
+            "tokens": int(lengths[power == p].sum()),
+        }
+        for p in range(power.min(), power.max() + 1)
+    ]
+
+
+def as_text(folder: Path, content: dict[str, Any]) -> str:
+    """The table and the histogram, for people."""
+    lines = [f"{folder}: {content['bases']:,} bases in {content['contigs']} contigs", ""]
+    lines.append(f"{'split':8}{'shards':>8}{'segments':>12}{'tokens':>16}{'bases':>16}{'bases/token':>13}{'GC %':>8}")
+    for split, row in content["splits"].items():
+        lines.append(
+            f"{split:8}{row['shards']:>8,}{row['segments']:>12,}{row['tokens']:>16,}{row['bases']:>16,}"
+            f"{row['bases_per_token']:>13.3f}{100 * row['gc']:>8.2f}"
+        )
+    for reason, bases in content["left_out"].items():
+        lines.append(f"left out, {reason.replace('_', ' ')}: {bases:,} bases")
+    lines += ["", "tokens of a segment       segments          tokens"]
+    most = max(row["segments"] for row in content["segment_tokens"])
+    for row in content["segment_tokens"]:
+        bar = "█" * -(-_BAR_LETTERS * row["segments"] // most)
+        lines.append(
+            f"{row['from']:>9,} - {row['to'] - 1:<9,} {row['segments']:>12,} {row['tokens']:>15,}  {bar}".rstrip()
+        )
+    return "\n".join(lines)
+
+
+def draw_histogram(rows: list[dict[str, int]], path: Path) -> None:
+    """Write the histogram of segment lengths as a picture (PNG, PDF or SVG, by the file's ending)."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ConfigError("--plot: needs matplotlib; pip install 'dnabert_rm[plots]'") from None
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.add_subplot()
+    axes.bar([str(row["from"]) for row in rows], [row["segments"] for row in rows], color="#4477aa")
+    axes.set(xlabel="tokens of a segment (from … to twice that)", ylabel="segments", title="Segment lengths")
+    axes.tick_params(axis="x", rotation=60)
+    try:
+        figure.savefig(path, dpi=150)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--plot {path}: cannot be written ({error})") from None

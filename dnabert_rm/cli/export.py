@@ -1,0 +1,32 @@
+"""`dnabert-rm export`: a run's checkpoint as one checked Hugging Face folder."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+
+from dnabert_rm.quiet import quiet_third_parties
+
+HELP = "write a run's model as a Hugging Face folder, checked against the training model"
+EXAMPLE = "dnabert-rm export runs/first --output models/first"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The run, the output and which step."""
+    parser.add_argument("run", metavar="RUN", help="a run folder, or one of its checkpoints/step_… folders")
+    parser.add_argument("--output", required=True, metavar="HFDIR", help="the new folder")
+    parser.add_argument("--step", type=int, help="the checkpoint of this step (default: the last)")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Export and print what was written."""
+    quiet_third_parties()
+    from dnabert_rm.downstream.export import export
+
+    with contextlib.redirect_stdout(sys.stderr):
+        done = export(args.run, args.output, args.step)
+    print(
+        f"{done.folder}: step {done.step}, {done.num_parameters / 1e6:.1f} M parameters; stock transformers loads it; "
+        f"logits differ from the training model's by {done.max_difference:.1e} of the largest"
+    )

@@ -1,0 +1,162 @@
+"""One shard on disk: checked and indexed once, its segments then read in place.
+
+Nothing is unpacked and nothing is unpickled: the tar's and the arrays' headers say where the ids lie.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import mmap
+import re
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dnabert_rm.errors import DataError
+from dnabert_rm.shards import ShardInfo, sha256_of_file
+
+_MEMBER = re.compile(r"([A-Za-z0-9_-]+)\.(ids\.npy|json)")
+_HEADER_BYTES = 4096
+MEND = "copy or build the shard again"
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """Where the segments of a shard lie, in bytes: `ids` (S,) int64, `records` (S, 2) int64 of offset and size."""
+
+    dtype: np.dtype
+    ids: NDArray[np.int64]
+    records: NDArray[np.int64]
+
+
+class ShardFile:
+    """A shard that was checked; `map` and `unmap` bound what the process holds of it."""
+
+    def __init__(self, path: Path, index: ShardIndex) -> None:
+        self.path, self.index = path, index
+        self._words: NDArray | None = None
+        self._firsts: list[int] = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Maps don't travel to other processes."""
+        return {**self.__dict__, "_words": None, "_firsts": []}
+
+    @property
+    def is_mapped(self) -> bool:
+        """Whether the file is mapped; if not, each read opens it."""
+        return self._words is not None
+
+    def map(self) -> None:
+        """Map the file; `FileNotFoundError` where it has gone."""
+        self._words = _mapped(self.path).view(self.index.dtype)
+        self._firsts = (self.index.ids // self.index.dtype.itemsize).tolist()
+
+    def unmap(self) -> None:
+        """Give the map back as soon as no window refers to it."""
+        self._words, self._firsts = None, []
+
+    def tokens(self, segment: int, start: int, stop: int, step: int = 1) -> NDArray:
+        """Every `step`-th of the stored tokens `start` … `stop - 1` of a segment, read-only."""
+        if self._words is not None:
+            first = self._firsts[segment]
+            return self._words[first + start : first + stop : step]
+        size = self.index.dtype.itemsize
+        data = self._read(int(self.index.ids[segment]) + start * size, (stop - start) * size)
+        return np.frombuffer(data, dtype=self.index.dtype)[::step]
+
+    def record(self, segment: int) -> dict[str, Any]:
+        """Where a segment comes from: `genome, contig, start, end, split`."""
+        return json.loads(self._read(*self.index.records[segment].tolist()))
+
+    def _read(self, first: int, size: int) -> bytes:
+        with open(self.path, "rb") as stream:
+            stream.seek(first)
+            return stream.read(size)
+
+
+def open_shard(path: Path, info: ShardInfo, vocab_size: int, *, check_sum: bool = True) -> ShardFile:
+    """Check and index one shard against its manifest entry.
+
+    Raises `FileNotFoundError`, or `DataError` that names the shard and what is wrong with it.
+    """
+    try:
+        size = path.stat().st_size
+        if size != info.bytes:
+            raise DataError(f"{path}: has {size} bytes, the manifest says {info.bytes}; {MEND}")
+        if check_sum and sha256_of_file(path) != info.sha256:
+            raise DataError(f"{path}: is damaged (its SHA-256 is not the manifest's); {MEND}")
+        data = _mapped(path)
+        index, lengths = _index(path, data)
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, tarfile.TarError) as error:
+        raise DataError(f"{path}: can't be read as a shard ({error}); {MEND}") from None
+    if lengths != info.segments:
+        raise DataError(f"{path}: its segments are not those of the manifest; {MEND}")
+    shard = ShardFile(path, index)
+    shard.map()
+    if check_sum:
+        _check_ids(shard, lengths, vocab_size)
+    return shard
+
+
+def _check_ids(shard: ShardFile, lengths: list[int], vocab_size: int) -> None:
+    """`DataError` where a segment has an id that the model has no embedding for: on a GPU that ends the process."""
+    for segment, length in enumerate(lengths):
+        largest = int(shard.tokens(segment, 0, length).max())
+        if largest >= vocab_size:
+            raise DataError(
+                f"{shard.path}: segment {segment} has the id {largest}, the vocabulary ends at {vocab_size - 1}; {MEND}"
+            )
+
+
+def _mapped(path: Path) -> NDArray[np.uint8]:
+    with open(path, "rb") as stream:
+        return np.frombuffer(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ), dtype=np.uint8)
+
+
+def _index(path: Path, data: NDArray[np.uint8]) -> tuple[ShardIndex, list[int]]:
+    """Find every member of the tar; ValueError or TarError where something is not as it should be."""
+    ids, lengths, records = [], [], []
+    dtypes: set[np.dtype] = set()
+    keys: dict[str, list[str]] = {"ids.npy": [], "json": []}
+    with tarfile.open(path, "r:") as tar:
+        for member in tar:
+            name = _MEMBER.fullmatch(member.name)
+            if not name or not member.isreg():
+                raise ValueError(f"member {member.name!r} is no plain KEY.ids.npy or KEY.json")
+            if member.offset_data + member.size > len(data):
+                raise ValueError(f"member {member.name!r} is cut short")
+            keys[name[2]].append(name[1])
+            if name[2] == "json":
+                records.append((member.offset_data, member.size))
+                continue
+            header_bytes, length, dtype = _array_header(member, data)
+            ids.append(member.offset_data + header_bytes)
+            lengths.append(length)
+            dtypes.add(dtype)
+    if keys["ids.npy"] != keys["json"] or len(dtypes) != 1:
+        raise ValueError("every segment needs one KEY.ids.npy, all of one type, and one KEY.json, in one order")
+    return ShardIndex(dtypes.pop(), np.array(ids, dtype=np.int64), np.array(records, dtype=np.int64)), lengths
+
+
+def _array_header(member: tarfile.TarInfo, data: NDArray[np.uint8]) -> tuple[int, int, np.dtype]:
+    """Bytes of an array's header, its length and type; an object array (a pickle) is refused by its type alone."""
+    start = member.offset_data
+    header = io.BytesIO(data[start : start + min(member.size, _HEADER_BYTES)].tobytes())
+    version = np.lib.format.read_magic(header)
+    if version != (1, 0):
+        raise ValueError(f"{member.name} has .npy version {version}, not (1, 0)")
+    shape, _, dtype = np.lib.format.read_array_header_1_0(header)
+    if len(shape) != 1 or dtype not in (np.uint16, np.uint32):
+        raise ValueError(f"{member.name} holds {dtype} of shape {shape}, not 1-D uint16 or uint32")
+    if header.tell() + shape[0] * dtype.itemsize != member.size:
+        raise ValueError(f"{member.name} is cut short")
+    if (start + header.tell()) % dtype.itemsize:
+        raise ValueError(f"{member.name} has ids that are not aligned")
+    return header.tell(), shape[0], dtype

@@ -1,0 +1,83 @@
+"""The files of a k-mer tokenizer: DNABERT's `vocab.txt`, and a `tokenizer.json` for stock transformers."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers, processors
+from tokenizers.models import WordLevel
+
+from dnabert_rm import kmer
+from dnabert_rm.errors import CheckpointError
+
+VOCAB_FILE = "vocab.txt"
+STOCK_FILE = "tokenizer.json"
+_LETTERS = "ACGTN"
+
+
+def read_k(vocab_file: str | os.PathLike[str]) -> int:
+    """The k of a `vocab.txt`; `CheckpointError` unless it holds exactly DNABERT's tokens for that k."""
+    try:
+        tokens = Path(vocab_file).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{vocab_file}: cannot be read as a vocabulary ({error})") from None
+    k = len(tokens[-1]) if tokens else 0
+    if not kmer.MIN_K <= k <= kmer.MAX_K or tokens != kmer.vocabulary(k):
+        raise CheckpointError(
+            f"{vocab_file}: not a k-mer vocabulary in DNABERT's order (5 special tokens, then {kmer.BASE_ORDER});"
+            " name a model that was pretrained on k-mers"
+        )
+    return k
+
+
+def write_tokenizer_files(
+    folder: str | os.PathLike[str], k: int, overlapping: bool, prefix: str = ""
+) -> tuple[str, str]:
+    """Write `vocab.txt`, DNABERT's bytes, and `tokenizer.json` into `folder`; returns their paths."""
+    vocab, stock = Path(folder, prefix + VOCAB_FILE), Path(folder, prefix + STOCK_FILE)
+    vocab.write_bytes(kmer.vocabulary_text(k).encode())
+    stock.write_text(stock_tokenizer(k, overlapping).to_str(pretty=True) + "\n", encoding="utf-8")
+    return str(vocab), str(stock)
+
+
+def stock_tokenizer(k: int, overlapping: bool = True) -> Tokenizer:
+    """`KmerTokenizer` in the `tokenizers` library's own operations; the same ids from the same text.
+
+    That library cuts text into pieces that never overlap, so for overlapping tokens its normaliser
+    first writes every k-mer out (`_write_out_kmers`); what is left to cut are words of k letters.
+    """
+    steps = [normalizers.Replace(Regex(r"[^ACGTacgt \t\n\r\x0b\x0c]"), "N"), *_upper_case()]
+    if overlapping:
+        steps += _write_out_kmers(k)
+    tokenizer = Tokenizer(WordLevel({token: i for i, token in enumerate(kmer.vocabulary(k))}, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.Sequence(steps)
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(f"[{_LETTERS}]{{{k}}}"), "removed", invert=True)
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in kmer.SPECIAL_TOKENS])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", kmer.CLS_ID), ("[SEP]", kmer.SEP_ID)],
+    )
+    return tokenizer
+
+
+def _upper_case() -> list[normalizers.Normalizer]:
+    return [normalizers.Replace(letter.lower(), letter) for letter in _LETTERS]
+
+
+def _write_out_kmers(k: int) -> list[normalizers.Normalizer]:
+    """Steps that turn "ACGT" into "AC|CG|GT|T" (k = 2): one record a base, and complete records are tokens.
+
+    They start from records of one base, "A|C|G|T". Each of k - 1 rounds appends to every complete
+    record the last base of the next. A round tests for one letter after another and appends it in
+    lower case, so that no later test of the round sees it; at its end all becomes upper case.
+    """
+    steps: list[normalizers.Normalizer] = [normalizers.Replace(Regex(rf"(?<=[{_LETTERS}])(?=[{_LETTERS}])"), "|")]
+    for width in range(1, k):
+        end_of_record = rf"(?<=[{_LETTERS}]{{{width}}})"
+        for letter in _LETTERS:
+            next_ends_in_letter = rf"(?=\|[{_LETTERS}]{{{width - 1}}}{letter})"
+            steps.append(normalizers.Replace(Regex(end_of_record + next_ends_in_letter), letter.lower()))
+        steps += _upper_case()
+    return steps

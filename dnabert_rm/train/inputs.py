@@ -1,0 +1,58 @@
+"""From a run configuration to what it trains on: windows in order, mask schedule, collate step. Torch-free."""
+
+from __future__ import annotations
+
+from dnabert_rm.config import RunConfig
+from dnabert_rm.data.batches import BatchPlan
+from dnabert_rm.data.dataset import WindowDataset, WindowSettings
+from dnabert_rm.data.folders import StorageSettings
+from dnabert_rm.errors import ConfigError
+from dnabert_rm.masking.collator import RandomMaskCollator
+from dnabert_rm.masking.schedule import MaskSchedule, make_schedule
+
+
+def make_dataset(config: RunConfig) -> WindowDataset:
+    """The windows of a configuration, in order."""
+    data = config.data
+    settings = WindowSettings(
+        split=data.split,
+        window=data.window,
+        overlap=data.overlap,
+        strand=data.strand,
+        lengths=data.lengths,
+        num_streams=data.num_streams,
+        block_windows=data.block_windows,
+        drop_to_multiple_of=config.train.global_batch if data.remainder == "drop" else 1,
+    )
+    storage = StorageSettings(data.on_bad_shard, data.allow_pipe, data.cache_dir, data.cache_gb)
+    return WindowDataset(data.path, data.weights, settings, config.train.seed, storage)
+
+
+def make_mask_schedule(config: RunConfig, k: int | None) -> MaskSchedule:
+    """The mask schedule of a configuration; only policy "token" fits a tokenizer without k."""
+    masking = config.masking
+    if k is None and masking.policy != "token":
+        raise ConfigError(f"masking.policy {masking.policy!r} needs k-mers; for BPE shards give --masking token")
+    return make_schedule(
+        masking.policy,
+        k=k or 1,
+        total_steps=config.train.steps,
+        phase_ends=masking.phase_ends,
+        phase_spans=masking.phase_spans,
+        centre_rate=masking.centre_rate,
+        draw=masking.draw,
+        fixed_span=masking.fixed_span,
+        token_rate=masking.token_rate,
+    )
+
+
+def make_collator(config: RunConfig, dataset: WindowDataset, plan: BatchPlan) -> RandomMaskCollator:
+    """The collate step of a configuration."""
+    schedule = make_mask_schedule(config, dataset.tokenizer.k)
+    return RandomMaskCollator(
+        schedule,
+        plan.step_of,
+        dataset.tokenizer.vocab_size,
+        config.train.seed,
+        replacement=config.masking.replacement,
+    )

@@ -1,0 +1,106 @@
+"""Configuration: layers, strict keys, every error at once, flags."""
+
+from __future__ import annotations
+
+import argparse
+import tomllib
+
+import pytest
+
+from dnabert_rm.cli.run_flags import add_run_flags, run_config
+from dnabert_rm.config import field_infos, load_preset, preset_names, resolve
+from dnabert_rm.errors import ConfigError
+
+NEEDED = {"data": {"path": ["prepared"]}, "train": {"output": "run"}}
+
+
+def parsed(*words: str):
+    parser = argparse.ArgumentParser()
+    add_run_flags(parser)
+    return run_config(parser.parse_args(["--data", "prepared", "--output", "run", *words]))
+
+
+def test_later_layers_win_and_defaults_fill_the_rest() -> None:
+    config = resolve({"optim": {"lr": 1e-3}, "model": {"num_layers": 3}}, {"optim": {"lr": 2e-3}}, NEEDED)
+    assert (config.optim.lr, config.model.num_layers, config.optim.beta2) == (2e-3, 3, 0.98)
+
+
+def test_every_error_is_told_at_once_with_a_near_name() -> None:
+    with pytest.raises(ConfigError) as raised:
+        resolve({"model": {"hiden_size": 3}, "trian": {}, "data": {"window": "a"}}, NEEDED)
+    lines = str(raised.value).split("\n  ")
+    assert len(lines) == 3
+    assert "did you mean 'model.hidden_size'" in lines[0]
+    assert "did you mean 'train'" in lines[1]
+    assert "data.window: 'a' is not of type int" in lines[2]
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("model", "hidden_size", 130),
+        ("model", "architecture", "gpt"),
+        ("data", "window", 513),
+        ("data", "window", 2),
+        ("data", "strand", "reverse"),
+        ("train", "steps", 0),
+        ("train", "seed", -1),
+        ("train", "precision", "fp8"),
+        ("optim", "lr", 0.0),
+        ("optim", "schedule", "step"),
+    ],
+)
+def test_a_value_that_cannot_be_right_is_named(section: str, key: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=f"^{section}.{key}: "):
+        resolve(NEEDED, {section: {key: value}})
+
+
+def test_a_boolean_is_no_integer_and_a_float_no_integer() -> None:
+    for value in (True, 1.0, "1"):
+        with pytest.raises(ConfigError, match=r"train\.steps"):
+            resolve(NEEDED, {"train": {"steps": value}})
+
+
+def test_toml_round_trip_keeps_everything() -> None:
+    config = resolve(load_preset("base"), NEEDED, {"masking": {"phase_ends": [0.5, 1.0], "phase_spans": [6, 9]}})
+    assert resolve(tomllib.loads(config.to_toml())) == config
+
+
+def test_presets_grow_and_all_resolve() -> None:
+    assert preset_names()[:4] == ["tiny", "mini", "small", "base"]
+    for name in preset_names():
+        resolve(load_preset(name), NEEDED)
+    base = resolve(load_preset("base"), NEEDED).model
+    assert (base.hidden_size, base.num_layers, base.num_heads, base.intermediate_size, base.dropout) == (
+        768, 12, 12, 3072, 0.1,
+    )  # fmt: skip
+
+
+def test_every_field_is_documented() -> None:
+    assert all(info.text.strip().endswith((".", "…")) for info in field_infos().values())
+
+
+def test_flags_short_and_dotted_lists_and_booleans() -> None:
+    config = parsed("--phase-ends", "10,20", "30", "--phase-spans", "6", "8", "10", "--optim.eps", "1e-7", "--lr", "1",
+                    "--data.overlap", "false", "--preset", "tiny", "--allow-changes")  # fmt: skip
+    assert config.masking.phase_ends == (10.0, 20.0, 30.0)
+    assert config.masking.phase_spans == (6, 8, 10)
+    assert (config.optim.eps, config.optim.lr, config.data.overlap, config.train.allow_changes) == (
+        1e-7,
+        1,
+        False,
+        True,
+    )
+    assert config.model.hidden_size == 128
+
+
+def test_wrong_flags_are_named_together() -> None:
+    with pytest.raises(ConfigError) as raised:
+        parsed("--steps", "many", "--lr", "high")
+    assert "--steps many: must be of type int" in str(raised.value)
+    assert "--lr high: must be of type float" in str(raised.value)
+
+
+def test_an_unknown_preset_lists_the_presets() -> None:
+    with pytest.raises(ConfigError, match="no such preset; choose one of tiny, mini"):
+        parsed("--preset", "huge")

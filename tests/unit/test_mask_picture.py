@@ -1,0 +1,29 @@
+"""The documentation's picture of masks shows what the collate step does."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from dnabert_rm.analysis.masks import KEPT, MASKED, RANDOM, SEEN, draw_masks, main, mask_kinds
+from dnabert_rm.masking.schedule import make_schedule
+
+
+def test_kinds_are_in_their_shares():
+    schedule = make_schedule("randommask", k=6, total_steps=480_000)
+    kinds, span = mask_kinds(
+        schedule, 300_000, k=6, num_windows=400, num_tokens=500, replacement="token", seed=1
+    )  # fmt: skip
+    shares = np.bincount(kinds.reshape(-1), minlength=4) / kinds.size
+    assert shares[SEEN] == pytest.approx(1 - schedule.expected_fraction(300_000), abs=0.01)
+    assert shares[[MASKED, RANDOM, KEPT]] / (1 - shares[SEEN]) == pytest.approx([0.8, 0.1, 0.1], abs=0.01)
+    assert sorted(set(span)) == [6, 8, 10, 12, 14]
+    assert (np.diff(span) >= 0).all()
+
+
+def test_the_picture_is_written(tmp_path):
+    pytest.importorskip("matplotlib")
+    assert main([str(tmp_path / "masks.png")]) == 0
+    assert (tmp_path / "masks.png").read_bytes().startswith(b"\x89PNG")
+    draw_masks(tmp_path / "short.png", make_schedule("randommask", k=3, total_steps=3), k=3)
+    assert (tmp_path / "short.png").stat().st_size > 1000

@@ -1,0 +1,32 @@
+"""metrics.jsonl and TensorBoard after a kill and a resume: no point twice, none lost."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from dnabert_rm.train.monitor import Monitor
+
+
+def row(step: int, loss: float) -> dict:
+    return {"step": step, "loss": loss, "phase": 1}
+
+
+def test_points_after_the_resumed_step_are_replaced(tmp_path: Path) -> None:
+    first = Monitor(tmp_path, 0)
+    for step in range(6):
+        first.log(row(step, 1.0))
+    first.close()
+    with open(tmp_path / "metrics.jsonl", "a") as stream:
+        stream.write('{"step": 6, "lo')  # killed while it wrote
+    second = Monitor(tmp_path, 4)
+    for step in range(4, 8):
+        second.log(row(step, 2.0))
+    second.close()
+
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(r["step"], r["loss"]) for r in rows] == [(s, 1.0) for s in range(4)] + [(s, 2.0) for s in range(4, 8)]
+    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(e.step, e.value) for e in board.Scalars("train/loss")] == [(r["step"], r["loss"]) for r in rows]
