@@ -100,7 +100,11 @@ def _add_build(subparsers: Any) -> None:
         group.add_argument(f"--{flag}", nargs="+", default=[], metavar="NAME", help=text)
     for split, text in (("val", "validation"), ("test", "testing")):
         group.add_argument(
-            f"--{split}-fraction", type=float, default=0.0, metavar="F", help=f"part of the blocks for {text}"
+            f"--{split}-fraction",
+            type=float,
+            default=0.0,
+            metavar="F",
+            help=f"part of the bases, in whole blocks, for {text}",
         )
     _number(group, "--block-bases", 100_000, "bases of a block")
     _number(group, "--seed", 0, "seed of the draw of blocks")

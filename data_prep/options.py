@@ -32,9 +32,13 @@ class BuildOptions:
     exclude: tuple[str, ...] = ()
     """Names or patterns of the contigs to leave out."""
     val_contigs: tuple[str, ...] = ()
+    """Names or patterns of the contigs for validation."""
     test_contigs: tuple[str, ...] = ()
+    """Names or patterns of the contigs for testing."""
     val_fraction: float = 0.0
+    """Part of the bases for validation, in whole blocks."""
     test_fraction: float = 0.0
+    """Part of the bases for testing, in whole blocks."""
     block_bases: int = 100_000
     """Splits by fraction take whole blocks of about this many bases."""
     seed: int = 0

@@ -34,7 +34,9 @@ def find_sources(files: Sequence[str], list_file: str | None = None) -> list[Sou
         lines = Path(list_file).read_text(encoding="utf-8").splitlines()
         entries += [(line.strip(), Path(list_file).parent) for line in lines if line.strip() and line.strip()[0] != "#"]
     if not entries:
-        raise ConfigError("no FASTA file; name at least one, or a list of them with --list")
+        raise ConfigError(
+            "no FASTA file; name at least one, before flags that take several names, or a list of them with --list"
+        )
     sources: list[Source] = []
     implicit: dict[str, str | None] = {}
     for item, folder in entries:

@@ -9,6 +9,8 @@ set -eu
 dir=${1:-demo}
 genome=${2:-}
 scripts="$(cd "$(dirname "$0")" && pwd)"
+# Two CPU ranks, also where there is a GPU: the demo is the same everywhere.
+export DS_ACCELERATOR=cpu
 export DEEPSPEED_ARGS="--quiet --num_gpus 2 --master_port $((20000 + RANDOM % 20000))"
 
 say() { printf '\n== %s\n' "$*" >&2; }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import time
 from collections.abc import Callable
@@ -55,7 +56,7 @@ class PreparedFolder(Protocol):
 def prepared_folder(path: str | Path, storage: StorageSettings) -> PreparedFolder:
     """The folder that a path or URL names; `ConfigError` where its kind is not allowed."""
     scheme = _URL.match(str(path))
-    if not scheme or scheme[1].lower() == "file":
+    if not scheme or scheme[1].lower() == "file" or os.path.exists(path):
         return LocalFolder(re.sub("^file:(//)?", "", str(path), flags=re.IGNORECASE))
     return RemoteFolder(str(path), storage)
 

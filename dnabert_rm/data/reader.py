@@ -128,7 +128,7 @@ class ShardReader:
         if not shard.is_mapped:
             try:
                 shard.map()
-            except OSError as error:
+            except (OSError, ValueError) as error:
                 raise _as_data_error(error, shard.path) from None
         self._mapped[number] = shard
         self._mapped.move_to_end(number)

@@ -70,8 +70,13 @@ class ShardFile:
         return np.frombuffer(data, dtype=self.index.dtype)[::step]
 
     def record(self, segment: int) -> dict[str, Any]:
-        """Where a segment comes from: `genome, contig, start, end, split`."""
-        return json.loads(self._read(*self.index.records[segment].tolist()))
+        """Where a segment comes from: `genome, contig, start, end, split`; `DataError` where that is missing."""
+        try:
+            record = json.loads(self._read(*self.index.records[segment].tolist()))
+            names = {name: str(record[name]) for name in ("genome", "contig")}
+            return {**record, **names, "start": int(record["start"]), "end": int(record["end"])}
+        except (ValueError, TypeError, KeyError):
+            raise DataError(f"{self.path}: segment {segment} has no proper KEY.json; {MEND}") from None
 
     def _read(self, first: int, size: int) -> bytes:
         with open(self.path, "rb") as stream:
@@ -79,7 +84,7 @@ class ShardFile:
             return stream.read(size)
 
 
-def open_shard(path: Path, info: ShardInfo, vocab_size: int, *, check_sum: bool = True) -> ShardFile:
+def open_shard(path: Path, info: ShardInfo, vocab_size: int) -> ShardFile:
     """Check and index one shard against its manifest entry.
 
     Raises `FileNotFoundError`, or `DataError` that names the shard and what is wrong with it.
@@ -88,20 +93,18 @@ def open_shard(path: Path, info: ShardInfo, vocab_size: int, *, check_sum: bool 
         size = path.stat().st_size
         if size != info.bytes:
             raise DataError(f"{path}: has {size} bytes, the manifest says {info.bytes}; {MEND}")
-        if check_sum and sha256_of_file(path) != info.sha256:
+        if sha256_of_file(path) != info.sha256:
             raise DataError(f"{path}: is damaged (its SHA-256 is not the manifest's); {MEND}")
-        data = _mapped(path)
-        index, lengths = _index(path, data)
+        index, lengths = _index(path, _mapped(path))
+        shard = ShardFile(path, index)
+        shard.map()
     except FileNotFoundError:
         raise
-    except (OSError, ValueError, tarfile.TarError) as error:
+    except (OSError, ValueError, RecursionError, MemoryError, tarfile.TarError) as error:
         raise DataError(f"{path}: can't be read as a shard ({error}); {MEND}") from None
     if lengths != info.segments:
         raise DataError(f"{path}: its segments are not those of the manifest; {MEND}")
-    shard = ShardFile(path, index)
-    shard.map()
-    if check_sum:
-        _check_ids(shard, lengths, vocab_size)
+    _check_ids(shard, lengths, vocab_size)
     return shard
 
 

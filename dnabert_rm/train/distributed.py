@@ -29,6 +29,11 @@ class Ranks:
         return self.rank == 0
 
 
+def gpu_in_use() -> bool:
+    """Whether ranks train on GPUs: there is one, and DeepSpeed was not told to take the CPU (DS_ACCELERATOR=cpu)."""
+    return torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
+
+
 @contextlib.contextmanager
 def process_group(threads_per_rank: int = 0) -> Iterator[Ranks]:
     """Join the process group that a launcher described (RANK, WORLD_SIZE …), or make one of a single rank.
@@ -37,7 +42,7 @@ def process_group(threads_per_rank: int = 0) -> Iterator[Ranks]:
     `terminate called` at exit.
     """
     _default_environment()
-    on_gpu = torch.cuda.is_available()
+    on_gpu = gpu_in_use()
     local_rank, local_world_size = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
     if on_gpu:
         torch.cuda.set_device(local_rank)

@@ -12,7 +12,7 @@ from torch import nn
 from dnabert_rm.config import RunConfig
 from dnabert_rm.data.batches import check_split
 from dnabert_rm.errors import ConfigError
-from dnabert_rm.train.distributed import Ranks
+from dnabert_rm.train.distributed import Ranks, gpu_in_use
 from dnabert_rm.train.optim import make_optimizer
 from dnabert_rm.train.preflight import load_ds_config
 
@@ -44,7 +44,7 @@ def resolve_precision(precision: str) -> str:
     """ "auto" → "bf16" on a GPU that has it, else "fp32"; others as they are."""
     if precision != "auto":
         return precision
-    return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"
+    return "bf16" if gpu_in_use() and torch.cuda.is_bf16_supported() else "fp32"
 
 
 def ds_settings(config: RunConfig, split: BatchSplit) -> dict[str, Any]:

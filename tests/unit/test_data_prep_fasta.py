@@ -125,6 +125,15 @@ def test_what_is_no_fasta_is_named_with_its_line(tmp_path: Path, text: str, said
         contigs_of(path, range_bytes=7, block_bytes=1 << 18)
 
 
+def test_other_letters_are_taken_up_to_a_half(tmp_path: Path) -> None:
+    path = tmp_path / "x.fa"
+    path.write_text(">a\nACGTRYKM\n>b\nNNNN\n>c\nRYKM\n")
+    assert len(contigs_of(path)) == 3
+    path.write_text(">a\nACGRYKM\n")
+    with pytest.raises(DataError, match="not protein"):
+        contigs_of(path)
+
+
 def test_a_long_header_on_every_side_of_a_cut(tmp_path: Path) -> None:
     path = tmp_path / "x.fa"
     path.write_text(">first " + "z" * 40 + "\nACGT\n>second " + "y" * 90 + "\nNNAC\n")

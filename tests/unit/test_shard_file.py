@@ -40,6 +40,11 @@ def rewrite(path: Path, members: list[tuple[str, bytes]]) -> None:
             info = tarfile.TarInfo(name)
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
+    vouch_for(path)
+
+
+def vouch_for(path: Path) -> None:
+    """Make the manifest agree with a shard's size and checksum."""
     manifest = load_manifest(path.parent)
     shards = [
         dataclasses.replace(shard, bytes=path.stat().st_size, sha256=sha256_of_file(path))
@@ -109,14 +114,33 @@ def test_ids_beyond_the_vocabulary_are_refused(folder):
         read_all(folder)
 
 
+@pytest.mark.parametrize("content", [b"{}", b"[1]", b"no json", b'{"genome": 1, "contig": 2, "start": "x", "end": 3}'])
+def test_a_record_that_is_none_is_refused(folder, content):
+    shard = load_manifest(folder).shards[0]
+    members = [(f"{number}.{kind}", data) for number, length in enumerate(shard.segments)
+               for kind, data in (("ids.npy", npy(np.full(length, 5, np.uint16))), ("json", content))]  # fmt: skip
+    rewrite(folder / shard.name, members)
+    with pytest.raises(DataError, match=r"shard-000000\.tar: segment 1 has no proper KEY\.json"):
+        ShardReader(folder, "train").place(0, 1, 0, 10)
+
+
+def test_an_odd_size_is_refused(folder):
+    """Half a token at the end of the file."""
+    shard = load_manifest(folder).shards[0]
+    members = [(f"{number}.{kind}", data) for number, length in enumerate(shard.segments)
+               for kind, data in (("ids.npy", npy(np.full(length, 5, np.uint16))), ("json", record()))]  # fmt: skip
+    rewrite(folder / shard.name, members)
+    with open(folder / shard.name, "ab") as stream:
+        stream.write(b"x")
+    vouch_for(folder / shard.name)
+    with pytest.raises(DataError, match=r"shard-000000\.tar: can't be read as a shard"):
+        read_all(folder)
+
+
 def test_a_file_that_is_no_tar_is_refused(folder):
     path = folder / "shard-000000.tar"
-    rewrite(path, [])
     path.write_bytes(b"no tar" * 2000)
-    manifest = load_manifest(folder)
-    changed = dataclasses.replace(manifest.shards[0], bytes=12_000, sha256=sha256_of_file(path))
-    (folder / MANIFEST_NAME).write_text(
-        dataclasses.replace(manifest, shards=[changed, *manifest.shards[1:]]).to_json()
-    )  # fmt: skip
-    with pytest.raises(DataError, match="can't be read as a shard"):
+    vouch_for(path)
+    with pytest.raises(DataError, match="can't be read as a shard") as caught:
         ShardReader(folder, "train").is_usable(0)
+    assert "\n" not in str(caught.value)
