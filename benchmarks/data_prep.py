@@ -120,7 +120,7 @@ def print_table(rows: list[Row], contig_bases: int) -> None:
         print(f"{row.what:58}{rates}")
     peak = max(row.peak_kilobytes for row in rows) / 1024
     print(
-        f"second worker: {one.wall / two.wall:.2f} x; peak memory of a process {peak:.0f} MiB, contigs of {contig_bases:,}"
+        f"second worker: {one.wall / two.wall:.2f} x; peak memory {peak:.0f} MiB a process, contigs of {contig_bases:,}"
     )
 
 

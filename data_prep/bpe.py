@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.contigs import Contig, RegionReaders, pure_codes
-from data_prep.scan import scan_sources
+from data_prep.scan import joined_contigs, scan_files
 from data_prep.segments import cut_runs, long_enough, runs_between
 from data_prep.sources import Source
-from data_prep.unpack import check_starts, uncompressed
+from data_prep.unpack import check_starts, is_gzip, uncompressed
 from dnabert_rm import draws
 from dnabert_rm.errors import ConfigError, DataError, check_readable_file
 from dnabert_rm.kmer import NUM_SPECIAL, SPECIAL_TOKENS, codes_to_bases
@@ -117,9 +117,10 @@ def train_from_files(
         raise ConfigError(f"--out {out}: {out.parent} is no folder; make it first")
     check_starts(sources)
     with tempfile.TemporaryDirectory(prefix=".bpe-", dir=out.parent) as scratch:
-        paths = uncompressed(sources, Path(scratch), executor)
-        contigs = scan_sources(sources, paths, rna, executor)
-        files = [(path, source.path) for path, source in zip(paths, sources, strict=True)]
+        paths = {i: source.path for i, source in enumerate(sources) if not is_gzip(source.path)}
+        paths |= uncompressed(sources, Path(scratch), executor)
+        contigs = joined_contigs(sources, paths, scan_files(sources, paths, rna, executor)[1])
+        files = [(paths[i], source.path) for i, source in enumerate(sources)]
         model = train(sample_sentences(contigs, files, sample_bases, seed), vocab_size)
         aside = Path(scratch) / MODEL_NAME
         aside.write_bytes(model)

@@ -21,10 +21,10 @@ from data_prep.options import BuildOptions
 from data_prep.parallel import run_all
 from data_prep.plan import Plan, ShardPlan, bases_of_splits, make_plan
 from data_prep.progress import notice, progress_bar
-from data_prep.scan import scan_sources
+from data_prep.scan import joined_contigs, scan_files
 from data_prep.shard_writer import ContigRef, ShardTask, tar_writer_class, write_shard
-from data_prep.sources import Source, source_info
-from data_prep.unpack import check_starts, uncompressed
+from data_prep.sources import Source
+from data_prep.unpack import check_starts, is_gzip, uncompressed
 from dnabert_rm.errors import DataError
 from dnabert_rm.kmer import vocab_size
 from dnabert_rm.shards import (
@@ -32,7 +32,6 @@ from dnabert_rm.shards import (
     ContigInfo,
     Manifest,
     ShardInfo,
-    SourceInfo,
     TokenizerInfo,
     sha256_of_file,
     write_atomically,
@@ -55,13 +54,8 @@ def build(job: Job, executor: Executor) -> dict[str, Any]:
     Raises `ConfigError` or `DataError`. Finished shards then stay for the next run; where there
     are none, nothing stays.
     """
-    journal = Journal(job.folder)
     try:
-        check_starts(job.sources)
-        tar_writer_class()  # Imported before workers are forked, so that none has to.
-        infos = [info for _, info in sorted(run_all(executor, source_info, job.sources), key=lambda pair: pair[0])]
-        with journal.open(job.options, infos):
-            return _build(job, infos, journal, executor)
+        return _build(job, Journal(job.folder), executor)
     except OSError as error:
         raise DataError(
             f"{error.filename or job.folder}: {error.strerror}; mend that (free some space?) and run the same "
@@ -69,22 +63,29 @@ def build(job: Job, executor: Executor) -> dict[str, Any]:
         ) from None
 
 
-def _build(job: Job, infos: list[SourceInfo], journal: Journal, executor: Executor) -> dict[str, Any]:
-    """The steps after the inputs' checksums are known and the folder is ours."""
-    before = _stamps(job.sources)
-    tokenizer, model = _tokenizer(job, journal.scratch)
-    paths = uncompressed(job.sources, journal.scratch, executor)
-    contigs = scan_sources(job.sources, paths, job.options.rna, executor)
-    plan = make_plan(contigs, job.options)
-    refs = [ContigRef(c.genome, c.name, paths[c.source], job.sources[c.source].path) for c in contigs]
-    shards = _write_shards(job.options, refs, plan, journal, model, executor)
-    if _stamps(job.sources) != before:
-        raise DataError("an input file changed during the build; leave them alone and build into an empty folder")
-    if model is not None:
-        os.replace(model, job.folder / MODEL_NAME)
-    infos_of_contigs = _contig_infos(contigs, plan, shards, job.options)
-    manifest = Manifest(tokenizer, infos, infos_of_contigs, shards, job.options.to_json())
-    write_atomically(job.folder / MANIFEST_NAME, manifest.to_json())
+def _build(job: Job, journal: Journal, executor: Executor) -> dict[str, Any]:
+    """The steps in order."""
+    sources, options, before = job.sources, job.options, _stamps(job.sources)
+    check_starts(sources)
+    tar_writer_class()  # Imported before workers are forked, so that none has to.
+    plain = {i: source.path for i, source in enumerate(sources) if not is_gzip(source.path)}
+    infos, pieces = scan_files(sources, plain, options.rna, executor, checksums=True)
+    with journal.open(options, infos):
+        tokenizer, model = _tokenizer(job, journal.scratch)
+        made = uncompressed(sources, journal.scratch, executor)
+        pieces |= scan_files(sources, made, options.rna, executor)[1]
+        paths = plain | made
+        contigs = joined_contigs(sources, paths, pieces)
+        plan = make_plan(contigs, options)
+        refs = [ContigRef(c.genome, c.name, paths[c.source], sources[c.source].path) for c in contigs]
+        shards = _write_shards(options, refs, plan, journal, model, executor)
+        if _stamps(sources) != before:
+            raise DataError("an input file changed during the build; leave them alone and build into an empty folder")
+        if model is not None:
+            os.replace(model, job.folder / MODEL_NAME)
+        rows = _contig_infos(contigs, plan, shards, options)
+        manifest = Manifest(tokenizer, infos, rows, shards, options.to_json())
+        write_atomically(job.folder / MANIFEST_NAME, manifest.to_json())
     return summary(manifest, bases_of_splits(plan.segments))
 
 
@@ -99,6 +100,10 @@ def _tokenizer(job: Job, scratch: Path) -> tuple[TokenizerInfo, str | None]:
         return TokenizerInfo("kmer", vocab_size(job.options.k), job.options.k), None
     assert job.bpe_model is not None
     size = load_model(job.bpe_model).vocab_size()
+    if job.options.strand == "forward":
+        notice(
+            "BPE ids have no reverse strand, shifted start or non-overlapping view; --strand both stores both strands"
+        )
     copy = scratch / MODEL_NAME
     shutil.copyfile(job.bpe_model, copy)
     return TokenizerInfo("bpe", size, None, None, MODEL_NAME, sha256_of_file(copy)), str(copy)

@@ -25,18 +25,12 @@ def build(args: Namespace) -> int:
     from data_prep.build import build as build_shards
     from data_prep.inspect import as_text
     from data_prep.parallel import open_executor
-    from data_prep.progress import notice
     from data_prep.sources import find_sources
 
     model = None if args.tokenizer == "kmer" else args.tokenizer
     with open_executor(_num_workers(args)) as executor:
         # Under MPI one rank alone reads the flags, so that a mistake is told once.
         if executor is not None:
-            if model is not None and args.strand == "forward":
-                notice(
-                    "BPE ids have one view only: no reverse strand, no shifted start, no other token length at load "
-                    "time; --strand both stores the reverse strand too"
-                )
             job = Job(find_sources(args.fasta, args.list), _build_options(args, model), Path(args.out), model)
             print(as_text(args.out, build_shards(job, executor)))
     return 0

@@ -15,4 +15,5 @@ def progress_bar(what: str, total_bases: int) -> Any:
     """A tqdm bar (bases done, bases a second, time left) to `update(bases)`, used in a `with` statement."""
     from tqdm import tqdm
 
-    return tqdm(desc=what, total=total_bases, unit="base", unit_scale=True, disable=None, leave=False)
+    quiet = None if total_bases else True  # None: where standard error is no terminal.
+    return tqdm(desc=what, total=total_bases, unit="base", unit_scale=True, disable=quiet, leave=False)

@@ -65,24 +65,23 @@ def _open_packed(path: str) -> Any:
     return pysam.BGZFile(path, "rb", None)
 
 
-def uncompressed(sources: Sequence[Source], scratch: Path, executor: Executor) -> list[str]:
-    """A path to the uncompressed bytes of every source: its own, or one made in `scratch`.
+def uncompressed(sources: Sequence[Source], scratch: Path, executor: Executor) -> dict[int, str]:
+    """The uncompressed bytes of every gzip or bgzip source, made in `scratch`: the source's number → path.
 
     What an earlier run has finished is taken as it is. Raises `DataError` for damaged files.
     """
-    paths = [str(scratch / f"source-{i}.fa") if is_gzip(s.path) else s.path for i, s in enumerate(sources)]
-    made = {plain: s.path for s, plain in zip(sources, paths, strict=True) if plain != s.path}
-    asides = {plain: f"{plain}.tmp" for plain in made if not Path(plain).exists()}
-    parts = [part for plain, aside in asides.items() for part in cut_parts(made[plain], aside)]
-    for aside in asides.values():
+    made = {i: str(scratch / f"source-{i}.fa") for i, source in enumerate(sources) if is_gzip(source.path)}
+    missing = {i: f"{path}.tmp" for i, path in made.items() if not Path(path).exists()}
+    parts = [part for i, aside in missing.items() for part in cut_parts(sources[i].path, aside)]
+    for aside in missing.values():
         Path(aside).touch()
     sizes = [part.size or Path(part.path).stat().st_size for part in parts]
     with progress_bar("unpack", sum(sizes)) as bar:
         for index, _ in run_all(executor, unpack_part, parts):
             bar.update(sizes[index])
-    for plain, aside in asides.items():
-        os.replace(aside, plain)
-    return paths
+    for i, aside in missing.items():
+        os.replace(aside, made[i])
+    return made
 
 
 def cut_parts(path: str, plain: str) -> list[Part]:

@@ -4,7 +4,8 @@ No state but n, so a resume is a seek and every rank, worker and run agrees. For
 
 1. Each segment of L tokens gives round(L / F) windows of F tokens, cut by stratified jitter: window t
    starts at a uniform token of the t-th of equal strata of the segment, moved back by half a window and
-   clipped to the segment, so that the ends of a segment are seen about as often as its middle.
+   clipped to the segment. So all tokens of the middle are seen equally often, and those within a window of
+   an end as often on average: the very last half as often, those a window further in up to 1.5 times.
 2. Shards are shuffled, and segments within their shard; the windows, in that order, are cut into
    `num_streams` contiguous stretches. The stretches are dealt to as many lanes by lot, and every lane is
    shuffled within blocks of `block_windows`.

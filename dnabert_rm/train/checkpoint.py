@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pickle
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -135,9 +136,14 @@ def safe_torch_load() -> Iterator[None]:
 
     plain_load = torch.load
 
-    def load(*args: Any, **kwargs: Any) -> Any:
+    def load(file: Any, *args: Any, **kwargs: Any) -> Any:
         kwargs["weights_only"] = True
-        return plain_load(*args, **kwargs)
+        try:
+            return plain_load(file, *args, **kwargs)
+        except pickle.UnpicklingError:
+            raise CheckpointError(
+                f"{file}: holds more than tensors, or is damaged, and was not loaded; use another checkpoint"
+            ) from None
 
     torch.load = load  # type: ignore[assignment]
     try:

@@ -33,6 +33,7 @@ class StepResult:
     num_masked: int
     num_tokens: int
     mean_span: float
+    num_replaced: int
     grad_norm: float
     seconds: float
     data_wait: float
@@ -70,7 +71,7 @@ def train(
 def run_step(engine: Engine, micro_batches: list[Batch], step: int, seed: int) -> list[float]:
     """Forward, backward and update on one global batch.
 
-    Returns sums over the global batch: loss, right predictions, masked tokens, tokens, spans, windows. The
+    Returns sums over the global batch: loss, right predictions, masked tokens, tokens, spans, windows, stand-ins. The
     divisor of the loss is known before the first backward pass, so the gradient is that of the global mean.
     """
     device = engine.ranks.device
@@ -91,12 +92,13 @@ def run_step(engine: Engine, micro_batches: list[Batch], step: int, seed: int) -
 
 
 def _counts(micro_batches: list[Batch]) -> list[float]:
-    """Masked tokens, tokens, sum of spans and windows of this rank's part."""
+    """Masked tokens, tokens, sum of spans, windows and stand-ins for bad shards of this rank's part."""
     return [
         float(sum(int((batch["targets"] != IGNORE).sum()) for batch in micro_batches)),
         float(sum(batch["input_ids"].numel() for batch in micro_batches)),
         float(sum(int(batch["span"].sum()) for batch in micro_batches)),
         float(sum(len(batch["samples"]) for batch in micro_batches)),
+        float(sum(int(batch["num_replaced"]) for batch in micro_batches)),
     ]
 
 
@@ -115,7 +117,7 @@ def seed_dropout(seed: int, sample: int) -> None:
 
 
 def _result(engine: Engine, totals: list[float], step: int, seconds: float, waited: float) -> StepResult:
-    loss_sum, num_right, num_masked, num_tokens, span_sum, num_windows = totals
+    loss_sum, num_right, num_masked, num_tokens, span_sum, num_windows, num_replaced = totals
     divisor = max(1.0, num_masked)
     return StepResult(
         step=step,
@@ -124,6 +126,7 @@ def _result(engine: Engine, totals: list[float], step: int, seconds: float, wait
         num_masked=int(num_masked),
         num_tokens=int(num_tokens),
         mean_span=span_sum / num_windows,
+        num_replaced=int(num_replaced),
         grad_norm=engine.grad_norm,
         seconds=seconds,
         data_wait=waited / seconds,

@@ -20,6 +20,7 @@ TAGS = {
     "masked_fraction": "masking/masked_fraction",
     "tokens_per_second": "speed/tokens_per_second",
     "data_wait": "speed/data_wait",
+    "replaced_windows": "progress/replaced_windows",
     "epoch": "progress/epoch",
 }
 

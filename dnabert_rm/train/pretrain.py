@@ -206,6 +206,7 @@ class Run:
             "phase": int(self.schedule.phase_of(result.step)),
             "max_span": self.schedule.max_span(result.step),
             "mean_span": result.mean_span,
+            "replaced_windows": result.num_replaced,
             "masked_fraction": result.num_masked / (result.num_tokens - 2 * windows),
             "tokens_per_second": result.num_tokens / result.seconds,
             "data_wait": result.data_wait,

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import gzip
+import json
 import os
+import pty
 import random
 import re
 import resource
 import shutil
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -279,6 +286,23 @@ def test_a_full_disk_ends_in_one_line_and_goes_on_later(
     assert shards == {name: data for name, data in reference.items() if name.endswith(".tar")}
 
 
+def test_progress_is_shown_on_a_terminal_only(small: list, tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
+    command = [sys.executable, "-m", "data_prep", "build", *map(str, small), "--out", str(tmp_path / "out")]
+    with subprocess.Popen(command, cwd=ROOT, env=clean_environment(), stdout=-3, stderr=theirs) as process:
+        os.close(theirs)
+        seen = b""
+        # A terminal whose other end is closed ends in an error on Linux.
+        with contextlib.suppress(OSError):
+            while data := os.read(ours, 1 << 16):
+                seen += data
+    os.close(ours)
+    assert process.returncode == 0
+    assert re.search(rb"shards: +\d+%\|.*base/s", seen), seen[:500]
+    assert build(*small, "--out", tmp_path / "quiet").stderr == ""
+
+
 def test_torch_is_never_imported(tmp_path: Path) -> None:
     """A torch that breaks when it is imported, found by the workers too, does no harm."""
     (tmp_path / "torch").mkdir()
@@ -415,9 +439,6 @@ def test_an_unfinished_build_of_something_else_is_refused_too(
     assert main(["build", str(good), "--out", str(tmp_path / "out"), "--workers", "1"]) == 2
     assert "holds shard-000000.tar of an unknown build" in capsys.readouterr().err
     scratch.mkdir()
-    import json
-    from dataclasses import asdict
-
     noted = {"options": {**manifest.options, "k": 4}, "sources": [asdict(source) for source in manifest.sources]}
     (scratch / "plan.json").write_text(json.dumps(noted))
     assert main(["build", str(good), "--out", str(tmp_path / "out"), "--workers", "1"]) == 2
@@ -425,8 +446,6 @@ def test_an_unfinished_build_of_something_else_is_refused_too(
 
 
 def test_two_builds_do_not_meet_in_one_folder(good: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    import fcntl
-
     (tmp_path / "out" / ".build").mkdir(parents=True)
     with open(tmp_path / "out" / ".build" / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dnabert_rm.data.batches import BatchPlan, check_split, micro_batch, micro_batches
@@ -63,6 +63,7 @@ def test_an_epoch_is_seen_once(ranks, accumulation):
     assert order.num_windows - order.epoch_samples < GLOBAL_BATCH
 
 
+@settings(deadline=None)
 @given(st.sampled_from(GRID), st.sampled_from(GRID), st.integers(1, 20))
 def test_resume_goes_on_at_another_grid_point(before, after, step):
     plan, last = BatchPlan.constant(GLOBAL_BATCH), 22
@@ -90,6 +91,7 @@ def test_a_split_that_does_not_divide_names_the_mend():
         check_split(768, 5, 1)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(1, 50)), max_size=5), st.integers(1, 50))
 def test_a_plan_with_changes_deals_every_sample_to_one_step(changes, batch):
     plan = BatchPlan.constant(batch)

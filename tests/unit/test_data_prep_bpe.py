@@ -14,7 +14,7 @@ from data_prep.bpe import load_model, piece_bases, sample_sentences, train, trai
 from data_prep.build import Job, build
 from data_prep.options import BuildOptions
 from data_prep.parallel import open_executor
-from data_prep.scan import scan_sources
+from data_prep.scan import joined_contigs, scan_files
 from data_prep.shard_reader import read_segments
 from data_prep.sources import Source
 from data_prep.stats import collect
@@ -103,7 +103,8 @@ def test_a_changed_model_is_found(genome: Path, model: Path, tmp_path: Path) -> 
 def test_a_sample_is_of_the_genome_and_depends_on_the_seed_alone(genome: Path) -> None:
     with open_executor(1) as executor:
         assert executor is not None
-        contigs = scan_sources([Source("g", str(genome))], [str(genome)], False, executor)
+        source, paths = [Source("g", str(genome))], {0: str(genome)}
+        contigs = joined_contigs(source, paths, scan_files(source, paths, False, executor)[1])
     records = [sequence.upper() for _, sequence in slow_file(genome)]
 
     def sample(bases: int, seed: int) -> list[str]:

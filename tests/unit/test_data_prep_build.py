@@ -153,6 +153,27 @@ def test_u_is_t_with_the_flag_and_a_gap_without(tmp_path: Path, capsys: pytest.C
     assert ids.tolist() == slow_ids("ACGTACGTTTACG", 3)
 
 
+def test_two_genomes_may_name_their_contigs_alike(tmp_path: Path) -> None:
+    for genome, bases in (("fly", "ACGTACGTAA"), ("man", "GGTTGGTTAC")):
+        (tmp_path / f"{genome}.fa").write_text(f">chr1\n{bases}\n")
+    sources = [Source(genome, str(tmp_path / f"{genome}.fa")) for genome in ("fly", "man")]
+    with open_executor(1) as executor:
+        assert executor is not None
+        build(Job(sources, BuildOptions(test_contigs=("man:chr1",)), tmp_path / "out"), executor)
+        both = [Source("g", source.path) for source in sources]
+        with pytest.raises(DataError, match=r"man.fa: contig 'chr1' of genome 'g' is in .*fly.fa too"):
+            build(Job(both, BuildOptions(), tmp_path / "other"), executor)
+    found = {
+        (meta["genome"], meta["contig"], meta["split"]): ids.tolist()
+        for shard in load_manifest(tmp_path / "out").shards
+        for _, meta, ids in read_segments(tmp_path / "out" / shard.name)
+    }
+    assert found == {
+        ("fly", "chr1", "train"): slow_ids("ACGTACGTAA", 6),
+        ("man", "chr1", "test"): slow_ids("GGTTGGTTAC", 6),
+    }
+
+
 def test_an_empty_record_and_one_of_gaps_are_in_the_manifest(tmp_path: Path) -> None:
     build_text(">empty\n>gaps\nNNNNN\n>short\nACGTA\n>good\nACGTACGT\n", tmp_path, BuildOptions())
     contigs = {contig.contig: contig for contig in load_manifest(tmp_path / "out").contigs}

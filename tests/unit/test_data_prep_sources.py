@@ -109,9 +109,9 @@ def unpacked(path: Path, scratch: Path) -> bytes:
     scratch.mkdir(exist_ok=True)
     with open_executor(1) as executor:
         assert executor is not None
-        (plain,) = uncompressed([Source("g", str(path))], scratch, executor)
+        made = uncompressed([Source("g", str(path))], scratch, executor)
     assert not list(scratch.glob("*.tmp"))
-    return Path(plain).read_bytes()
+    return Path(made[0] if made else path).read_bytes()
 
 
 @pytest.mark.parametrize("name", ["plain", "gzip", "two", "bgzip"])

@@ -6,7 +6,7 @@ import hashlib
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dnabert_rm import draws
@@ -22,6 +22,7 @@ def splitmix(state: int) -> int:
     return word ^ word >> 31
 
 
+@settings(deadline=None)
 @given(WORD, st.lists(st.integers(0, 2**63 - 1), min_size=1, max_size=5))
 def test_fold_is_splitmix_at_a_counter(parent, indices):
     expected = [splitmix(parent + (index + 1) * 0x9E3779B97F4A7C15) for index in indices]
@@ -78,6 +79,7 @@ def test_below_reaches_both_ends_and_no_further():
         assert draws.below(extremes, bound).tolist() == [0, bound - 1]
 
 
+@settings(deadline=None)
 @given(st.integers(0, 200), WORD)
 def test_permutation_holds_every_index_once(size, parent):
     assert sorted(draws.permutation(np.uint64(parent), size).tolist()) == list(range(size))

@@ -26,6 +26,7 @@ def test_every_value_has_one_image(size, key):
     assert sorted(permutation(size, np.uint64(key)).tolist()) == list(range(size))
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 500), st.integers(0, 9)), min_size=1, max_size=20))
 def test_points_of_several_permutations_at_once_are_those_of_each_alone(points):
     sizes = np.array([size for size, _ in points])

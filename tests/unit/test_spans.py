@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dnabert_rm import draws
@@ -35,6 +35,7 @@ def test_spans_are_cut_at_the_ends():
     assert masked_tokens(6, 0, 1) == [0]
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(st.booleans(), min_size=7, max_size=7), min_size=1, max_size=5), st.data())
 def test_spans_of_several_windows_are_united(centres, data):
     centres = np.array(centres)
