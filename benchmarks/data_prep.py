@@ -1,6 +1,6 @@
 """How fast FASTA becomes verified shards, beside DNABERT's way and the machine's own limit: one table, one run.
 
-    python benchmarks/data_prep.py [--bases 500000000] [--folder DIR]
+    python benchmarks/data_prep.py [--bases 1000000000] [--folder DIR]
 
 Every round runs every row once; the figures are the best, which a busy machine disturbs least, by wall
 and by processor time. `build` and `verify` are whole commands, interpreter start included; DNABERT's
@@ -62,7 +62,7 @@ class Row:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bases", type=int, default=500_000_000, help="bases of the made-up genome (500000000)")
+    parser.add_argument("--bases", type=int, default=1_000_000_000, help="bases of the made-up genome (1000000000)")
     parser.add_argument("--folder", help="where to write (a temporary folder)")
     parser.add_argument("--rounds", type=int, default=3, help="runs of every row, in turn (3)")
     args = parser.parse_args()

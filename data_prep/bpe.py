@@ -97,7 +97,7 @@ def train(sentences: Iterator[str], vocab_size: int) -> bytes:
         )  # fmt: skip
     except RuntimeError as error:
         # "INTERNAL: file(line) [condition] What is wrong."
-        reason = str(error).rpartition("] ")[2].splitlines()[0]
+        reason = " ".join(str(error).rpartition("] ")[2].split()) or "there is too little to train on"
         raise ConfigError(
             f"--vocab-size {vocab_size}: {reason.rstrip('.')}; ask for fewer pieces or sample more bases"
         ) from None

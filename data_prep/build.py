@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import shutil
@@ -37,6 +38,8 @@ from dnabert_rm.shards import (
     write_atomically,
 )
 
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 @dataclass(frozen=True)
 class Job:
@@ -57,9 +60,10 @@ def build(job: Job, executor: Executor) -> dict[str, Any]:
     try:
         return _build(job, Journal(job.folder), executor)
     except OSError as error:
+        mend = "free some space" if error.errno in _NO_SPACE else "mend that"
         raise DataError(
-            f"{error.filename or job.folder}: {error.strerror}; mend that (free some space?) and run the same "
-            "command again, it goes on from the finished shards"
+            f"{error.filename or job.folder}: {error.strerror}; {mend} and run the same command again, "
+            "it goes on from what is finished"
         ) from None
 
 

@@ -34,6 +34,8 @@ class Journal:
         builds in it. After a `UserError` without a finished shard the folder is as it was before.
         """
         is_new = not self.folder.exists()
+        if not is_new and not self.folder.is_dir():
+            raise ConfigError(f"--out {self.folder}: is no folder; name another one")
         self._check_is_mine({"options": options.to_json(), "sources": [asdict(source) for source in sources]})
         self.scratch.mkdir(parents=True, exist_ok=True)
         with open(self.scratch / _LOCK_NAME, "w") as lock:

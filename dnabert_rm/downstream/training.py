@@ -145,6 +145,8 @@ def training_arguments(settings: FinetuneSettings, group_by_length: bool) -> Tra
         logging_steps=min(50, settings.eval_steps),
         seed=settings.seed,
         bf16=settings.precision == "bf16",
+        # Trainer refuses bf16 on a CPU unless it is told that a CPU is meant.
+        use_cpu=not torch.accelerator.is_available(),
         train_sampling_strategy="group_by_length" if group_by_length else "random",
         dataloader_pin_memory=torch.cuda.is_available(),
         remove_unused_columns=False,

@@ -278,7 +278,7 @@ def test_a_full_disk_ends_in_one_line_and_goes_on_later(
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
     )  # fmt: skip
     assert done.returncode == 2
-    assert done.stderr.count("\n") == 1 and "File too large" in done.stderr and str(out) in done.stderr
+    assert done.stderr.count("\n") == 1 and f"{out}: File too large; free some space" in done.stderr
     assert all(path.read_bytes() == reference[path.name] for path in out.glob("shard-*.tar"))
     assert not list(out.rglob("*.tmp")) and not (out / "manifest.json").exists()
     build(*plain, *small[3:], "--out", out, "--workers", workers)
@@ -445,6 +445,12 @@ def test_an_unfinished_build_of_something_else_is_refused_too(
     assert "--k 4 there, 6 here" in capsys.readouterr().err
 
 
+def test_an_out_folder_that_is_a_file_is_refused(good: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = good.read_bytes()
+    assert main(["build", str(good), "--out", str(good), "--workers", "1"]) == 2
+    assert "good.fa: is no folder" in capsys.readouterr().err and good.read_bytes() == before
+
+
 def test_two_builds_do_not_meet_in_one_folder(good: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "out" / ".build").mkdir(parents=True)
     with open(tmp_path / "out" / ".build" / "lock", "w") as lock:
@@ -454,13 +460,16 @@ def test_two_builds_do_not_meet_in_one_folder(good: Path, tmp_path: Path, capsys
     assert main(["build", str(good), "--out", str(tmp_path / "out"), "--workers", "1"]) == 0
 
 
-def test_workers_end_with_their_parent(tmp_path: Path) -> None:
+@pytest.mark.parametrize("threads", [0, 1], ids=["forked", "spawned"])
+def test_workers_end_with_their_parent(tmp_path: Path, threads: int) -> None:
     """A parent killed by SIGKILL can't tell its workers to stop; they see it themselves."""
     script = tmp_path / "parent.py"
     script.write_text(
-        "import os, time\nfrom data_prep.parallel import open_executor, run_all\n"
+        "import os, threading, time\nfrom data_prep.parallel import open_executor, run_all\n"
         "def work(path):\n    open(f'{path}-{os.getpid()}', 'w').close()\n    time.sleep(60)\n"
-        "if __name__ == '__main__':\n    with open_executor(2) as executor:\n"
+        f"if __name__ == '__main__':\n    for _ in range({threads}):\n"
+        "        threading.Thread(target=time.sleep, args=(60,), daemon=True).start()\n"
+        "    with open_executor(2) as executor:\n"
         f"        list(run_all(executor, work, [{str(tmp_path / 'pid')!r}] * 2))\n"
     )
     environment = {**clean_environment(), "PYTHONPATH": str(ROOT)}

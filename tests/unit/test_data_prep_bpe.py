@@ -124,6 +124,15 @@ def test_training_is_repeatable(genome: Path, model: Path, tmp_path: Path) -> No
     assert (tmp_path / "m").read_bytes() == model.read_bytes()
 
 
+def test_a_genome_too_short_to_train_on_is_told(tmp_path: Path) -> None:
+    (tmp_path / "g.fa").write_text(">a\nACGT\n")
+    with open_executor(1) as executor:
+        assert executor is not None
+        with pytest.raises(ConfigError, match="--vocab-size 100: there is too little to train on"):
+            train_from_files([Source("g", str(tmp_path / "g.fa"))], tmp_path / "m", 100, 1000, 0, False, executor)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["g.fa"]
+
+
 def test_more_pieces_than_the_sample_gives_are_refused() -> None:
     with pytest.raises(ConfigError, match="--vocab-size 5000"):
         train(iter(["ACGT" * 10]), 5000)
