@@ -107,8 +107,9 @@ def _join(left: NDArray[Any], left_width: int, right: NDArray[Any], right_width:
     size = max(0, min(len(left), len(right) - left_width))
     bits = 2 * (left_width + right_width)
     dtype = np.uint8 if bits <= 8 else np.uint16 if bits <= 16 else np.uint32
-    joined: NDArray[Any] = np.left_shift(left[:size], 2 * right_width, dtype=dtype)
-    np.bitwise_or(joined, right[left_width : left_width + size], out=joined)
+    # A product and a sum in place of a shift and an or: numpy's shift of bytes is several times slower.
+    joined: NDArray[Any] = np.multiply(left[:size], dtype(4**right_width), dtype=dtype)
+    joined += right[left_width : left_width + size]
     return joined
 
 

@@ -14,6 +14,7 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,7 @@ class Manifest:
         content = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(self)}
         return json.dumps(content, indent=1, sort_keys=True) + "\n"
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the manifest's text: two folders with one fingerprint hold the same data."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
@@ -189,8 +190,12 @@ def write_atomically(path: str | os.PathLike[str], text: str) -> None:
     """Write `text` so that `path` holds either the old content or all of the new, even after a crash."""
     path = Path(path)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(aside, "w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(aside, path)
+    try:
+        with open(aside, "w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(aside, path)
+    except OSError:
+        aside.unlink(missing_ok=True)
+        raise
