@@ -12,11 +12,11 @@ import torch
 
 from dnabert_rm import draws
 from dnabert_rm.errors import UserError
+from dnabert_rm.masking.collator import IGNORE
 from dnabert_rm.train.distributed import sum_over_ranks
 from dnabert_rm.train.engine import Engine
 
 Batch = dict[str, torch.Tensor]
-IGNORE = -100
 
 
 class NonFiniteLossError(UserError):
