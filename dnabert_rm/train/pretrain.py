@@ -5,17 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-import tomllib
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from dnabert_rm.config import RunConfig, resolve
-from dnabert_rm.data.batches import BatchPlan
+from dnabert_rm.config import RunConfig
 from dnabert_rm.data.dataset import WindowDataset
 from dnabert_rm.data.loader import MicroBatchSampler, make_loader
-from dnabert_rm.errors import CheckpointError
 from dnabert_rm.model.build import build_model, transformers_config
 from dnabert_rm.model.mlm import MaskedLM
 from dnabert_rm.shards import write_atomically
@@ -23,14 +20,11 @@ from dnabert_rm.train.checkpoint import (
     CONFIG_NAME,
     PROBE_NAME,
     TOKENIZER_NAME,
-    complete_steps,
     load_checkpoint,
-    read_state,
     remove_old,
     save_checkpoint,
-    step_folder,
 )
-from dnabert_rm.train.distributed import Ranks, barrier, from_first_rank, process_group
+from dnabert_rm.train.distributed import Ranks, barrier, process_group
 from dnabert_rm.train.engine import BatchSplit, Engine, ds_settings, resolve_precision, split_batch
 from dnabert_rm.train.environment import describe_environment
 from dnabert_rm.train.inputs import make_collator, make_dataset, make_mask_schedule
@@ -38,16 +32,9 @@ from dnabert_rm.train.loop import StepResult, train
 from dnabert_rm.train.monitor import Monitor
 from dnabert_rm.train.optim import learning_rate, warmup_length
 from dnabert_rm.train.probe import run_probe, save_probe
-from dnabert_rm.train.state import TrainState
+from dnabert_rm.train.resume import first_state
 
 ENVIRONMENT_NAME = "environment.json"
-FREE_TO_CHANGE = {
-    "data.path", "data.num_workers", "data.prefetch", "data.on_bad_shard", "data.allow_pipe", "data.cache_dir",
-    "data.cache_gb", "model.attention", "train.output", "train.stop_after",
-    "train.micro_batch", "train.global_batch", "train.save_every", "train.keep_last", "train.log_every",
-    "train.ds_config", "train.resume", "train.allow_changes", "train.threads_per_rank",
-}  # fmt: skip
-"""Fields that a resume may change without a word; the data are held by their fingerprint instead of their path."""
 
 
 def pretrain(config: RunConfig) -> StepResult | None:
@@ -68,7 +55,7 @@ class Run:
         self.dataset, self.ranks = dataset, ranks
         self.folder = Path(config.train.output)
         self.split = split_batch(config.train.global_batch, config.train.micro_batch, ranks.world_size)
-        self.state, self.checkpoint = self._first_state()
+        self.state, self.checkpoint = first_state(self.config, dataset, ranks)
         self.schedule = make_mask_schedule(config, dataset.tokenizer.k)
         self.last_step = min(config.train.steps, config.train.stop_after or config.train.steps)
         if ranks.is_first:
@@ -81,43 +68,6 @@ class Run:
         self.bar = tqdm(
             total=self.last_step, initial=self.state.step, unit="step", disable=None if ranks.is_first else True
         )
-
-    def _first_state(self) -> tuple[TrainState, Path | None]:
-        """Where to begin: the state of the last complete checkpoint, or a new one; checked against this run."""
-        train = self.config.train
-        steps = from_first_rank(complete_steps(self.folder) if self.ranks.is_first else None)
-        fresh = TrainState(0, BatchPlan.constant(train.global_batch), self.dataset.fingerprint, train.seed)
-        if not steps:
-            return fresh, None
-        if train.resume == "never":
-            raise CheckpointError(f"{self.folder}: has checkpoints, and --resume is never; name another --output")
-        folder = step_folder(self.folder, steps[-1])
-        state = read_state(folder)
-        if not train.allow_changes:
-            self._refuse_changes(folder, state)
-        plan = state.plan.changed(state.step, train.global_batch)
-        return dataclasses.replace(state, plan=plan, fingerprint=self.dataset.fingerprint), folder
-
-    def _refuse_changes(self, folder: Path, state: TrainState) -> None:
-        """`CheckpointError` where going on would silently train something else."""
-        override = "put it back, name another --output, or accept the change with --allow-changes"
-        if state.fingerprint != self.dataset.fingerprint:
-            raise CheckpointError(
-                f"{folder}: was trained on other data (fingerprint {state.fingerprint[:12]}, now "
-                f"{self.dataset.fingerprint[:12]}); samples would repeat or be lost: {override}"
-            )
-        stored = resolve(tomllib.loads((folder / CONFIG_NAME).read_text())).to_dict()
-        now = self.config.to_dict()
-        # With dropped remainders the length of an epoch hangs on the batch: another one would move every sample.
-        held = {"train.global_batch"} if self.config.data.remainder == "drop" else set()
-        changed = [
-            f"{section}.{name} was {stored[section][name]} and is {value}"
-            for section, values in now.items()
-            for name, value in values.items()
-            if f"{section}.{name}" not in FREE_TO_CHANGE - held and stored[section][name] != value
-        ]
-        if changed:
-            raise CheckpointError(f"{folder}: {'; '.join(changed)}: {override}")
 
     def _write_records(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
