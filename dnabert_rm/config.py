@@ -241,11 +241,19 @@ def _layers_and_width(text: str) -> tuple[int, int]:
     return model["hidden_size"], model["num_layers"]
 
 
-def load_preset(name: str) -> dict[str, Any]:
-    """Sections of a shipped preset; `ConfigError` lists the names where there is none."""
+def load_preset(name: str, architecture: str | None = None) -> dict[str, Any]:
+    """Sections of a shipped preset for an architecture, by default the preset's own.
+
+    A preset's table `[ARCHITECTURE]` holds the model fields in which that architecture differs. `ConfigError` lists
+    the names where there is no such preset.
+    """
     if name not in preset_names():
         raise ConfigError(f"--preset {name}: no such preset; choose one of {', '.join(preset_names())}")
-    return tomllib.loads((resources.files("dnabert_rm") / "presets" / f"{name}.toml").read_text())
+    sections = tomllib.loads((resources.files("dnabert_rm") / "presets" / f"{name}.toml").read_text())
+    own = sections["model"].setdefault("architecture", ModelConfig.architecture)
+    differences = {known: sections.pop(known, {}) for known in ARCHITECTURES}
+    sections["model"] |= differences.get(architecture or own, {})
+    return sections
 
 
 def load_config_file(path: str) -> dict[str, Any]:

@@ -23,7 +23,9 @@ SHORT_FLAGS = {
 
 def add_run_flags(parser: argparse.ArgumentParser) -> None:
     """Add `--preset`, `--config` and one flag a field, with the text under the field as its help."""
-    parser.add_argument("--preset", default="base", help="model size: tiny, mini, small, base, large (default: base)")
+    parser.add_argument(
+        "--preset", default="base", help="model size: tiny, mini, small, base, large, 1b, 3b, 10b (default: base)"
+    )
     parser.add_argument("--config", metavar="FILE.toml", help="a configuration file; flags override it")
     for info in field_infos().values():
         dotted = f"--{info.name}"
@@ -59,16 +61,21 @@ def run_config(args: argparse.Namespace, defaults: dict[str, dict[str, Any]] | N
             flag = SHORT_FLAGS.get(info.name, f"--{info.name}")
             shown = " ".join(text) if isinstance(text, list) else text
             errors.append(f"{flag} {shown}: must be of type {type_name(info.type)}")
-    layers = [defaults or {}, load_preset(args.preset)]
-    if args.config:
-        layers.append(load_config_file(args.config))
+    layers = [*([load_config_file(args.config)] if args.config else []), flags]
+    layers = [defaults or {}, load_preset(args.preset, _chosen_architecture(layers)), *layers]
     try:
-        config = resolve(*layers, flags)
+        config = resolve(*layers)
     except ConfigError as error:
         errors.append(str(error))
     if errors:
         raise ConfigError("\n  ".join(errors))
     return config
+
+
+def _chosen_architecture(layers: list[dict[str, Any]]) -> str | None:
+    """The architecture that the last of the layers names, if any: presets size each architecture for itself."""
+    models = [layer["model"] for layer in layers if isinstance(layer.get("model"), dict)]
+    return next((model["architecture"] for model in reversed(models) if "architecture" in model), None)
 
 
 def _parse(text: Any, kind: Any) -> Any:

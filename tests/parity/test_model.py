@@ -79,7 +79,7 @@ def test_base_is_dnaberts_model(test_data: Path) -> None:
     preset = {**load_preset("base")["model"]}
     with torch.device("meta"):
         theirs = BertForMaskedLM(BertConfig(**{key: value for key, value in dnabert.items() if key != "architectures"}))
-        ours = BertForMaskedLM(transformers_config(architecture="bert", vocab_size=4101, max_positions=512, **preset))
+        ours = BertForMaskedLM(transformers_config(vocab_size=4101, max_positions=512, **preset))
     shapes = [{name: tuple(p.shape) for name, p in model.named_parameters()} for model in (theirs, ours)]
     assert shapes[0] == shapes[1]
     assert theirs.config.hidden_dropout_prob == ours.config.hidden_dropout_prob

@@ -76,6 +76,13 @@ def test_presets_grow_and_all_resolve() -> None:
     )  # fmt: skip
 
 
+def test_a_preset_sizes_each_architecture_for_itself() -> None:
+    assert parsed("--preset", "base").model.intermediate_size == 3072
+    assert parsed("--preset", "base", "--model.architecture", "modernbert").model.intermediate_size == 2048
+    assert parsed("--preset", "1b").model.architecture == "modernbert"
+    assert parsed("--preset", "1b", "--model.architecture", "bert").model.intermediate_size == 8192
+
+
 def test_every_field_is_documented() -> None:
     assert all(info.text.strip().endswith((".", "…")) for info in field_infos().values())
 
