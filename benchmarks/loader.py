@@ -66,14 +66,14 @@ def ours(data: Path, first_step: int = 400_000, micro_batch: int = MICRO_BATCH) 
     dataset, plan = WindowDataset([data], [], WindowSettings(window=WINDOW), seed=0), BatchPlan.constant(GLOBAL_BATCH)
     schedule = make_schedule("randommask", k=6, total_steps=STEPS)
     collate = RandomMaskCollator(schedule, plan.step_of, dataset.tokenizer.vocab_size, seed=0)
-    sampler = MicroBatchSampler(plan, first_step, STEPS, 0, 1, GLOBAL_BATCH // micro_batch)
+    sampler = MicroBatchSampler(plan, first_step, STEPS, 0, 1, micro_batch)
     return iter(make_loader(dataset, collate, sampler))
 
 
 def ours_unmasked(data: Path) -> Iterator[Any]:
     """The same windows without the collate step."""
     dataset, plan = WindowDataset([data], [], WindowSettings(window=WINDOW), seed=0), BatchPlan.constant(GLOBAL_BATCH)
-    sampler = MicroBatchSampler(plan, 400_000, STEPS, 0, 1, GLOBAL_BATCH // MICRO_BATCH)
+    sampler = MicroBatchSampler(plan, 400_000, STEPS, 0, 1, MICRO_BATCH)
     return iter(make_loader(dataset, lambda batch: {"ids": batch[1]}, sampler))
 
 
@@ -134,7 +134,7 @@ def worker_megabytes(data: Path, num_batches: int) -> tuple[float, float]:
     dataset, plan = WindowDataset([data], [], WindowSettings(window=WINDOW), seed=0), BatchPlan.constant(GLOBAL_BATCH)
     schedule = make_schedule("randommask", k=6, total_steps=STEPS)
     collate = _Measured(RandomMaskCollator(schedule, plan.step_of, dataset.tokenizer.vocab_size, seed=0))
-    sampler = MicroBatchSampler(plan, 0, num_batches * MICRO_BATCH // GLOBAL_BATCH, 0, 1, GLOBAL_BATCH // MICRO_BATCH)
+    sampler = MicroBatchSampler(plan, 0, num_batches * MICRO_BATCH // GLOBAL_BATCH, 0, 1, MICRO_BATCH)
     *_, last = make_loader(dataset, collate, sampler, num_workers=1)
     return float(last["own"]), float(last["all"])
 

@@ -23,7 +23,9 @@ from dnabert_rm.errors import ConfigError
 
 ARCHITECTURES = ("bert", "modernbert")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
-LR_SCHEDULES = ("linear", "cosine", "constant")
+LR_SCHEDULES = ("linear", "cosine", "wsd", "constant")
+ATTENTIONS = ("sdpa", "eager", "flash_attention_2")
+BUILDS = ("auto", "whole", "partitioned")
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,15 @@ class ModelConfig:
     dropout: float = 0.0
     """Dropout of hidden states and attention in pretraining (DNABERT's is 0.1)."""
     attention: str = "sdpa"
-    """Attention kernel: "sdpa", "eager" or "flash_attention_2"."""
+    """Attention kernel: "sdpa", "eager" or "flash_attention_2" (needs the flash-attn package, a GPU and bf16 or fp16)."""
+    activation_checkpointing: bool = False
+    """Keep a layer's input only and compute the rest again in the backward pass: less memory, a third more work."""
+    compile: bool = False
+    """torch.compile each layer; under ZeRO-3, whose hooks cut a layer to pieces, it is refused."""
+    init_from: str = ""
+    """Hugging Face folder (an export, or DNABERT's layout) to begin from; it sets the architecture and its sizes."""
+    build: str = "auto"
+    """"whole" on every rank, "partitioned" while it is built (ZeRO-3), or "auto": partitioned above 10^9 parameters."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +125,9 @@ class OptimConfig:
     lr: float = 4e-4
     """Peak learning rate."""
     schedule: str = "linear"
-    """Decay after the warm-up: "linear" to 0, "cosine" to 0, or "constant"."""
+    """After the warm-up: "linear" or "cosine" decay to 0, "wsd" (stable, then linear decay to 0), or "constant"."""
+    decay_share: float = 0.1
+    """Share of the steps, at the end, in which "wsd" decays."""
     warmup_steps: int = -1
     """Steps of linear warm-up; -1: 10,000 of 480,000 steps, scaled to the run."""
     beta1: float = 0.9
@@ -143,7 +155,13 @@ class TrainConfig:
     global_batch: int = 2048
     """Windows an optimizer step, over all ranks and accumulation steps."""
     micro_batch: int = 0
-    """Windows a rank's forward pass; 0: global_batch / ranks, without accumulation."""
+    """Windows a rank's forward pass; 0: the smallest global batch / ranks, without accumulation there."""
+    batch_start: int = 0
+    """First global batch of a batch-size warm-up, which grows to global_batch; 0: no warm-up."""
+    batch_increment: int = 0
+    """Windows by which the global batch grows at a time; 0: batch_start."""
+    batch_warmup_steps: int = 0
+    """Steps that the batch-size warm-up takes."""
     precision: str = "auto"
     """"fp32", "bf16", "fp16"; "auto": bf16 on a GPU that has it, else fp32."""
     seed: int = 42
@@ -325,7 +343,8 @@ def _mistakes(config: RunConfig) -> Iterator[str]:
     model, data, optim, train = config.model, config.data, config.optim, config.train
     choices = {
         "model.architecture": (model.architecture, ARCHITECTURES),
-        "model.attention": (model.attention, ("sdpa", "eager", "flash_attention_2")),
+        "model.attention": (model.attention, ATTENTIONS),
+        "model.build": (model.build, BUILDS),
         "data.strand": (data.strand, ("forward", "random", "both")),
         "data.lengths": (data.lengths, ("full", "random")),
         "data.remainder": (data.remainder, ("wrap", "drop")),
@@ -341,6 +360,7 @@ def _mistakes(config: RunConfig) -> Iterator[str]:
         "model.num_layers": 1, "model.num_heads": 1, "data.window": 3, "data.num_streams": 1, "data.block_windows": 1,
         "data.num_workers": 0, "data.prefetch": 1, "train.steps": 1, "train.global_batch": 1, "train.micro_batch": 0,
         "train.save_every": 1, "train.log_every": 1, "train.keep_last": 0, "train.stop_after": 0, "train.seed": 0,
+        "train.batch_start": 0, "train.batch_increment": 0, "train.batch_warmup_steps": 0,
     }  # fmt: skip
     for name, least in at_least.items():
         section, key = name.split(".")
@@ -352,6 +372,10 @@ def _mistakes(config: RunConfig) -> Iterator[str]:
         yield f"data.window: {data.window} is more than model.max_positions ({model.max_positions}); change one of them"
     if not optim.lr > 0:
         yield f"optim.lr: {optim.lr} must be above 0"
+    if not 0 < optim.decay_share <= 1:
+        yield f"optim.decay_share: {optim.decay_share} must be above 0 and at most 1"
+    if train.batch_start and data.remainder == "drop":
+        yield "data.remainder: drop and a batch-size warm-up (train.batch_start) exclude each other; change one of them"
     if not data.path:
         yield "data.path: no prepared folder; give --data DIR (made by `python -m data_prep build`)"
     if not train.output:

@@ -22,7 +22,7 @@ from dnabert_rm.data.dataset import WindowDataset
 from dnabert_rm.errors import ConfigError
 from dnabert_rm.kmer import MASK_ID, NUM_SPECIAL, codes_to_bases, kmer_codes, vocabulary
 from dnabert_rm.masking.collator import IGNORE, RandomMaskCollator
-from dnabert_rm.train.inputs import make_collator, make_dataset
+from dnabert_rm.train.inputs import make_collator, make_dataset, make_plan
 from dnabert_rm.train.state import TrainState
 
 HELP = "show the windows and masks of one step, exactly as the model sees them"
@@ -75,7 +75,7 @@ def batch_plan(config: RunConfig) -> BatchPlan:
     """The global batch sizes of the run: those that its newest checkpoint has recorded, else the configuration's."""
     states = sorted(Path(config.train.output).glob("checkpoints/step_*/state.json"))
     if not states:
-        return BatchPlan.constant(config.train.global_batch)
+        return make_plan(config)
     return TrainState.from_dict(json.loads(states[-1].read_text())).plan
 
 

@@ -26,17 +26,50 @@ class BatchPlan:
         """One global batch size throughout: step = n // global_batch."""
         return cls(((0, 0, global_batch),))
 
+    @classmethod
+    def growing(cls, start: int, increment: int, global_batch: int, warmup_steps: int) -> BatchPlan:
+        """A batch-size warm-up: from `start` by `increment` (0: `start`) to `global_batch`, in equal stretches of steps.
+
+        The batch is `global_batch` from step `warmup_steps` on, or a few steps earlier where the steps don't divide.
+        `ConfigError` where the increments don't end at `global_batch` or the steps are too few for them.
+        """
+        increment = increment or start
+        num_stages, rest = divmod(global_batch - start, increment)
+        if rest or num_stages < 1:
+            raise ConfigError(
+                f"train.batch_start: from {start} by train.batch_increment {increment} the batch never becomes "
+                f"train.global_batch ({global_batch}); choose an increment that divides {global_batch - start}"
+                if global_batch > start
+                else f"train.batch_start: {start} must be below train.global_batch ({global_batch})"
+            )
+        if warmup_steps < num_stages:
+            raise ConfigError(
+                f"train.batch_warmup_steps: {warmup_steps} is too few for {num_stages} increments of the batch; give "
+                f"at least {num_stages}, or a larger train.batch_increment"
+            )
+        points, sample = [], 0
+        for stage in range(num_stages + 1):
+            batch = start + stage * increment
+            points.append((stage * (warmup_steps // num_stages), sample, batch))
+            sample += batch * (warmup_steps // num_stages)
+        return cls(tuple(points))
+
     def __post_init__(self) -> None:
         assert self.points and self.points[0][:2] == (0, 0), self.points
         for (step, sample, batch), (next_step, next_sample, _) in zip(self.points, self.points[1:], strict=False):
             assert next_step > step and next_sample == sample + (next_step - step) * batch, self.points
 
     def changed(self, step: int, global_batch: int) -> BatchPlan:
-        """The plan that goes on with another global batch from `step`; later break points are dropped."""
-        if self.batch_of_step(step) == global_batch and step >= self.points[-1][0]:
+        """The plan that leads to `global_batch`: this one if it does, else a constant batch from `step` on."""
+        if self.points[-1][2] == global_batch:
             return self
         kept = tuple(point for point in self.points if point[0] < step)
         return BatchPlan((*kept, (step, self.first_sample(step), global_batch)))
+
+    @property
+    def sizes(self) -> list[int]:
+        """The sizes of all global batches, rising."""
+        return sorted({batch for _, _, batch in self.points})
 
     @cached_property
     def _columns(self) -> NDArray[np.int64]:

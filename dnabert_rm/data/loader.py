@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, get_worker_info
 
-from dnabert_rm.data.batches import BatchPlan, micro_batch
+from dnabert_rm.data.batches import BatchPlan, check_split, micro_batch
 from dnabert_rm.data.dataset import WindowBatch, WindowDataset
 from dnabert_rm.data.order import Windows
 from dnabert_rm.errors import UserError
@@ -21,29 +21,50 @@ LOCATED_AHEAD = 4096
 
 
 class MicroBatchSampler:
-    """Sample indices of each micro-batch that one rank takes, from `first_step` to `last_step` (exclusive)."""
+    """Sample indices of each micro-batch that one rank takes, from `first_step` to `last_step` (exclusive).
+
+    A micro-batch has `micro_size` windows; how many of them make a step follows from the step's global batch.
+    """
 
     def __init__(
-        self, plan: BatchPlan, first_step: int, last_step: int, rank: int, num_ranks: int, accumulation: int
+        self, plan: BatchPlan, first_step: int, last_step: int, rank: int, num_ranks: int, micro_size: int
     ) -> None:
-        self.plan, self.first_step, self.last_step = plan, first_step, last_step
-        self.rank, self.num_ranks, self.accumulation = rank, num_ranks, accumulation
+        """`ConfigError` where a global batch of the plan does not divide into ranks x `micro_size`."""
+        self.plan, self.first_step, self.last_step = plan, first_step, max(first_step, last_step)
+        self.rank, self.num_ranks, self.micro_size = rank, num_ranks, micro_size
+        stretches = [first_step, *(step for step, _, _ in plan.points if first_step < step < last_step)]
+        self._steps = np.array(stretches)
+        self._accumulation = np.array([self.accumulation(step) for step in stretches])
+        # Number of the first micro-batch of each stretch of steps with one batch size, and of the end.
+        lengths = np.diff([*stretches, self.last_step])
+        self._numbers = np.concatenate([[0], np.cumsum(lengths * self._accumulation)])
+
+    def accumulation(self, step: int) -> int:
+        """Micro-batches that a rank takes in a step."""
+        return check_split(self.plan.batch_of_step(step), self.num_ranks, self.micro_size)
 
     def __iter__(self) -> Iterator[NDArray[np.int64]]:
         for number in range(len(self)):
             yield self[number]
 
     def __len__(self) -> int:
-        return max(0, self.last_step - self.first_step) * self.accumulation
+        return int(self._numbers[-1])
 
     def __getitem__(self, number: int) -> NDArray[np.int64]:
         """Sample indices of the micro-batch of that number, counted from `first_step`."""
-        turn = number % self.accumulation
-        return micro_batch(self.plan, self.step_of(number), turn, self.rank, self.num_ranks, self.accumulation)
+        step, turn, accumulation = self._place(number)
+        return micro_batch(self.plan, step, turn, self.rank, self.num_ranks, accumulation)
 
     def step_of(self, number: int) -> int:
         """The step that a micro-batch belongs to."""
-        return self.first_step + number // self.accumulation
+        return self._place(number)[0]
+
+    def _place(self, number: int) -> tuple[int, int, int]:
+        """Step, turn within the step, and turns of the step, of a micro-batch."""
+        stretch = int(np.searchsorted(self._numbers[:-1], number, side="right")) - 1
+        accumulation = int(self._accumulation[stretch])
+        steps, turn = divmod(number - int(self._numbers[stretch]), accumulation)
+        return int(self._steps[stretch]) + steps, turn, accumulation
 
 
 class _MicroBatches:

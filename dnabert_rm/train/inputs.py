@@ -28,6 +28,14 @@ def make_dataset(config: RunConfig) -> WindowDataset:
     return WindowDataset(data.path, data.weights, settings, config.train.seed, storage)
 
 
+def make_plan(config: RunConfig) -> BatchPlan:
+    """The global batch of every step of a new run; `ConfigError` where its warm-up is impossible."""
+    train = config.train
+    if not train.batch_start:
+        return BatchPlan.constant(train.global_batch)
+    return BatchPlan.growing(train.batch_start, train.batch_increment, train.global_batch, train.batch_warmup_steps)
+
+
 def make_mask_schedule(config: RunConfig, k: int | None) -> MaskSchedule:
     """The mask schedule of a configuration; only policy "token" fits a tokenizer without k."""
     masking = config.masking

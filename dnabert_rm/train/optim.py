@@ -16,13 +16,19 @@ def warmup_length(warmup_steps: int, total_steps: int) -> int:
     return warmup_steps if warmup_steps >= 0 else round(total_steps * PAPER_WARMUP_SHARE)
 
 
-def learning_rate(step: int, *, peak: float, schedule: str, warmup_steps: int, total_steps: int) -> float:
-    """Learning rate of a 0-based step: linear warm-up to `peak`, then "linear" or "cosine" decay, or "constant".
+def learning_rate(
+    step: int, *, peak: float, schedule: str, warmup_steps: int, total_steps: int, decay_share: float = 0.1
+) -> float:
+    """Learning rate of a 0-based step: linear warm-up to `peak`, then "linear" or "cosine" decay, "wsd" or "constant".
 
-    The first step has peak / warmup_steps, not 0; the decay would reach 0 at `total_steps`.
+    The first step has peak / warmup_steps, not 0; the decay would reach 0 at `total_steps`. "wsd" (warm-up, stable,
+    decay; Hu et al., "MiniCPM", 2024) stays at `peak` until the last `decay_share` of the steps, then falls linearly.
     """
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
+    if schedule == "wsd":
+        decay_steps = max(1, round(total_steps * decay_share))
+        return peak * min(1.0, max(0.0, (total_steps - step) / decay_steps))
     done = (step - warmup_steps) / max(1, total_steps - warmup_steps)
     if schedule == "constant":
         return peak

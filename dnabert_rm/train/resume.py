@@ -7,11 +7,11 @@ import tomllib
 from pathlib import Path
 
 from dnabert_rm.config import RunConfig, resolve
-from dnabert_rm.data.batches import BatchPlan
 from dnabert_rm.data.dataset import WindowDataset
 from dnabert_rm.errors import CheckpointError
 from dnabert_rm.train.checkpoint import CONFIG_NAME, complete_steps, read_state, step_folder
 from dnabert_rm.train.distributed import Ranks, from_first_rank
+from dnabert_rm.train.inputs import make_plan
 from dnabert_rm.train.state import TrainState
 
 FREE_TO_CHANGE = {
@@ -31,7 +31,7 @@ def first_state(config: RunConfig, dataset: WindowDataset, ranks: Ranks) -> tupl
     train, run = config.train, Path(config.train.output)
     steps = from_first_rank(complete_steps(run) if ranks.is_first else None)
     if not steps:
-        return TrainState(0, BatchPlan.constant(train.global_batch), dataset.fingerprint, train.seed), None
+        return TrainState(0, make_plan(config), dataset.fingerprint, train.seed), None
     if train.resume == "never":
         raise CheckpointError(f"{run}: has checkpoints, and --resume is never; name another --output")
     folder = step_folder(run, steps[-1])

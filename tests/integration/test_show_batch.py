@@ -63,7 +63,7 @@ def trained_on(flags: list[str], step: int, ranks: int, accumulation: int) -> di
     collate, found = make_collator(config, dataset, plan), {}
     for rank in range(ranks):
         # From a step before, as in a run: the step that is looked at is prefetched while another is trained.
-        sampler = MicroBatchSampler(plan, step - 1, step + 1, rank, ranks, accumulation)
+        sampler = MicroBatchSampler(plan, step - 1, step + 1, rank, ranks, 12 // (ranks * accumulation))
         for batch in list(make_loader(dataset, collate, sampler, num_workers=2))[accumulation:]:
             labels = torch.full(batch["input_ids"].shape, -100)
             labels.view(-1)[batch["positions"]] = batch["targets"]

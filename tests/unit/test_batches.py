@@ -104,6 +104,22 @@ def test_a_plan_with_changes_deals_every_sample_to_one_step(changes, batch):
     assert plan.step_of(everything).tolist() == np.repeat(np.arange(60), [len(part) for part in samples]).tolist()
 
 
+def test_the_batch_grows_in_equal_stretches():
+    plan = BatchPlan.growing(32, 16, 64, 10)
+    assert plan.points == ((0, 0, 32), (5, 160, 48), (10, 400, 64))
+    assert plan.changed(3, 64) is plan
+    assert plan.changed(7, 128).points == ((0, 0, 32), (5, 160, 48), (7, 256, 128))
+
+
+@pytest.mark.parametrize(
+    ("start", "increment", "steps", "field"),
+    [(30, 16, 10, "batch_start"), (64, 0, 10, "batch_start"), (80, 0, 10, "batch_start"), (32, 16, 1, "warmup_steps")],
+)
+def test_a_growth_that_cannot_be_is_named(start, increment, steps, field):
+    with pytest.raises(ConfigError, match=field):
+        BatchPlan.growing(start, increment, 64, steps)
+
+
 def test_changing_the_batch_keeps_what_was_consumed():
     plan = BatchPlan.constant(100).changed(7, 30)
     assert plan.points == ((0, 0, 100), (7, 700, 30))

@@ -42,9 +42,9 @@ def load(
     dataset = WindowDataset([folder], [], settings, 0, storage)
     schedule = make_schedule("randommask", k=6, total_steps=STEPS, phase_ends=[3, 6, 9, 12])
     collate = RandomMaskCollator(schedule, plan.step_of, vocab_size(6), 0)
-    sampler = MicroBatchSampler(plan, first, last, rank, ranks, accumulation)
+    sampler = MicroBatchSampler(plan, first, last, rank, ranks, plan.sizes[0] // (ranks * accumulation))
     loader = make_loader(dataset, collate, sampler, **how)
-    assert len(loader) == (last - first) * accumulation
+    assert len(loader) == sum(plan.batch_of_step(step) for step in range(first, last)) // ranks // sampler.micro_size
     return list(loader)
 
 
@@ -111,12 +111,29 @@ def test_another_global_batch_from_a_step_on(folder, whole_run):
     """What is read stays the order's; the steps, and so the phases, are those of the new plan."""
     plan = PLAN.changed(2, 12)
     batches = load(folder, plan=plan, num_workers=2)
-    assert [len(batch["samples"]) for batch in batches] == [24, 24] + [12] * 10
+    assert [batch["samples"].tolist() for batch in batches[:3]] == [
+        [*range(0, 24, 2)],
+        [*range(1, 24, 2)],
+        [*range(24, 48, 2)],
+    ]
+    assert [len(batch["samples"]) for batch in batches] == [12] * 14
     found = by_sample(batches)
     assert sorted(found) == list(range(48 + 120))
     assert all(found[sample] == whole_run[sample] for sample in range(60))
     wide = {found[sample][2] for sample in range(60, 72)}  # step 3, and the second phase, as they were not before
     assert wide == {6, 8}
+
+
+@pytest.mark.parametrize(("ranks", "first"), [(1, 0), (2, 0), (2, 3), (1, 7)])
+def test_a_batch_warm_up_is_loaded_alike_by_any_ranks_and_from_any_step(folder, ranks, first):
+    """Batches of 8, 16 and 24 windows, four steps each: one, two and three micro-batches of 8 over the ranks."""
+    plan = BatchPlan.growing(8, 0, 24, 8)
+    assert plan.sizes == [8, 16, 24]
+    everything = by_sample(load(folder, plan=plan))
+    parts = [load(folder, plan=plan, first=first, rank=rank, ranks=ranks, num_workers=2) for rank in range(ranks)]
+    found = by_sample([batch for part in parts for batch in part])
+    assert found == {sample: row for sample, row in everything.items() if sample >= plan.first_sample(first)}
+    assert [len(batch["samples"]) for batch in parts[0]] == [8 // ranks] * len(parts[0])
 
 
 def test_lengths_are_one_a_step_and_the_same_for_all(folder):
@@ -138,7 +155,7 @@ def test_locating_ahead_changes_nothing(folder, whole_run, ahead, monkeypatch):
 def test_a_worker_locates_its_own_micro_batches_in_one_call(folder, monkeypatch):
     """The order's cost is one of calls: the third of three workers asks once for all that it will load."""
     dataset, calls = WindowDataset([folder], [], WindowSettings(window=32), 0), []
-    sampler = MicroBatchSampler(PLAN, 0, STEPS, 0, 2, 3)
+    sampler = MicroBatchSampler(PLAN, 0, STEPS, 0, 2, 4)
     batches = loader_module._MicroBatches(dataset, lambda batch: {"samples": batch[0]}, sampler)
     monkeypatch.setattr(loader_module, "get_worker_info", lambda: types.SimpleNamespace(num_workers=3))
     locate = dataset.locate
