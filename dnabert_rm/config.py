@@ -47,7 +47,7 @@ class ModelConfig:
     dropout: float = 0.0
     """Dropout of hidden states and attention in pretraining (DNABERT's is 0.1)."""
     attention: str = "sdpa"
-    """Attention kernel: "sdpa", "eager" or "flash_attention_2" (needs the flash-attn package, a GPU and bf16 or fp16)."""
+    """Attention kernel: "sdpa", "eager" or "flash_attention_2" (flash-attn, a GPU, bf16 or fp16)."""
     activation_checkpointing: bool = False
     """Keep a layer's input only and compute the rest again in the backward pass: less memory, a third more work."""
     compile: bool = False
@@ -174,6 +174,8 @@ class TrainConfig:
     """Steps between lines of metrics.jsonl and TensorBoard."""
     ds_config: str = "zero3"
     """DeepSpeed configuration: a file, or the name of one in ds_configs/."""
+    offload_dir: str = ""
+    """Folder on a node's own NVMe disk, for a DeepSpeed configuration that offloads to it (zero3_nvme)."""
     resume: str = "auto"
     """"auto" (go on if the run folder has a checkpoint) or "never" (refuse a folder that has one)."""
     allow_changes: bool = False

@@ -11,8 +11,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import webdataset
@@ -147,6 +148,30 @@ def wait_for(ranks: Sequence[multiprocessing.process.BaseProcess], timeout: floa
         if process.is_alive():
             process.kill()
     return codes
+
+
+def on_ranks(num_ranks: int, function: Callable[..., Any], *arguments: Any, timeout: float = 300) -> list[Any]:
+    """What a function of a module returns on each of so many gloo ranks; it gets `Ranks` and the arguments."""
+    results, port = _FORKS.SimpleQueue(), free_port()
+    processes = [
+        _FORKS.Process(target=_function_rank, args=(num_ranks, rank, port, results, function, arguments))
+        for rank in range(num_ranks)
+    ]
+    for process in processes:
+        process.start()
+    assert wait_for(processes, timeout) == [0] * num_ranks
+    found = dict(results.get() for _ in processes)
+    return [found[rank] for rank in range(num_ranks)]
+
+
+def _function_rank(num_ranks: int, rank: int, port: int, results: Any, function: Any, arguments: Any) -> None:
+    from dnabert_rm.train.distributed import process_group
+
+    variables = {"WORLD_SIZE": num_ranks, "LOCAL_WORLD_SIZE": num_ranks, "MASTER_ADDR": "127.0.0.1",
+                 "MASTER_PORT": port, "RANK": rank, "LOCAL_RANK": rank}  # fmt: skip
+    os.environ.update({name: str(value) for name, value in variables.items()})
+    with process_group(1) as ranks:
+        results.put((rank, function(ranks, *arguments)))
 
 
 def run_ranks(num_ranks: int, *words: str | Path, timeout: float = 300, codes: Sequence[int] | None = None) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from dnabert_rm.config import FieldInfo, RunConfig, field_infos, load_config_file, load_preset, resolve, type_name
 from dnabert_rm.errors import ConfigError
+from dnabert_rm.model.init_from import model_fields
 
 SHORT_FLAGS = {
     "data.path": "--data", "data.window": "--window", "data.strand": "--strand",
@@ -18,6 +19,7 @@ SHORT_FLAGS = {
     "masking.policy": "--masking", "masking.phase_ends": "--phase-ends", "masking.phase_spans": "--phase-spans",
     "optim.lr": "--lr", "data.num_workers": "--workers", "data.on_bad_shard": "--on-bad-shard",
     "data.allow_pipe": "--allow-pipe",
+    "model.init_from": "--init-from",
 }  # fmt: skip
 
 
@@ -62,9 +64,11 @@ def run_config(args: argparse.Namespace, defaults: dict[str, dict[str, Any]] | N
             shown = " ".join(text) if isinstance(text, list) else text
             errors.append(f"{flag} {shown}: must be of type {type_name(info.type)}")
     layers = [*([load_config_file(args.config)] if args.config else []), flags]
-    layers = [defaults or {}, load_preset(args.preset, _chosen_architecture(layers)), *layers]
     try:
-        config = resolve(*layers)
+        found = _init_fields(layers)
+        preset = load_preset(args.preset, found.get("architecture") or _chosen(layers, "architecture"))
+        config = resolve(defaults or {}, preset, {"model": found}, *layers)
+        _refuse_other_sizes(config, found)
     except ConfigError as error:
         errors.append(str(error))
     if errors:
@@ -72,10 +76,23 @@ def run_config(args: argparse.Namespace, defaults: dict[str, dict[str, Any]] | N
     return config
 
 
-def _chosen_architecture(layers: list[dict[str, Any]]) -> str | None:
-    """The architecture that the last of the layers names, if any: presets size each architecture for itself."""
+def _chosen(layers: list[dict[str, Any]], key: str) -> str | None:
+    """What the last of the layers that names it says of a field of `[model]`, if any."""
     models = [layer["model"] for layer in layers if isinstance(layer.get("model"), dict)]
-    return next((model["architecture"] for model in reversed(models) if "architecture" in model), None)
+    return next((str(model[key]) for model in reversed(models) if key in model), None)
+
+
+def _init_fields(layers: list[dict[str, Any]]) -> dict[str, Any]:
+    """The fields of `[model]` that `--init-from` sets; none where a run begins from random weights."""
+    folder = _chosen(layers, "init_from")
+    return model_fields(folder) if folder else {}
+
+
+def _refuse_other_sizes(config: RunConfig, found: dict[str, Any]) -> None:
+    """`ConfigError` where a flag or file asks for another architecture than that of `--init-from`."""
+    for name, value in found.items():
+        if (asked := getattr(config.model, name)) != value:
+            raise ConfigError(f"model.{name}: is {asked}, but {config.model.init_from} has {value}; leave it out")
 
 
 def _parse(text: Any, kind: Any) -> Any:

@@ -28,7 +28,7 @@ class BatchPlan:
 
     @classmethod
     def growing(cls, start: int, increment: int, global_batch: int, warmup_steps: int) -> BatchPlan:
-        """A batch-size warm-up: from `start` by `increment` (0: `start`) to `global_batch`, in equal stretches of steps.
+        """A batch-size warm-up: from `start` by `increment` (0: `start`) to `global_batch`, in equal stretches.
 
         The batch is `global_batch` from step `warmup_steps` on, or a few steps earlier where the steps don't divide.
         `ConfigError` where the increments don't end at `global_batch` or the steps are too few for them.

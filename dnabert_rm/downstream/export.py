@@ -25,9 +25,9 @@ from transformers import AutoModelForMaskedLM, PreTrainedModel
 from dnabert_rm import __version__
 from dnabert_rm.config import RunConfig, resolve
 from dnabert_rm.errors import CheckpointError, DataError
-from dnabert_rm.model.build import transformers_config
 from dnabert_rm.shards import TokenizerInfo
 from dnabert_rm.tokenizer import KmerTokenizer
+from dnabert_rm.train.architecture import architecture_of
 from dnabert_rm.train.checkpoint import (
     CONFIG_NAME,
     PROBE_NAME,
@@ -108,9 +108,7 @@ def _read_records(checkpoint: Path) -> tuple[TrainState, RunConfig, TokenizerInf
 
 def _trained_model(checkpoint: Path, config: RunConfig, tokenizer: TokenizerInfo) -> PreTrainedModel:
     """The transformers model with the checkpoint's master weights, fp32, on the CPU."""
-    sizes = dataclasses.asdict(config.model)
-    sizes.pop("attention")
-    architecture = transformers_config(**sizes, vocab_size=tokenizer.vocab_size)
+    architecture = architecture_of(config.model, tokenizer.vocab_size, checkpoint)
     model = AutoModelForMaskedLM.from_config(architecture, dtype=torch.float32)
     weights = consolidated_weights(checkpoint)
     try:

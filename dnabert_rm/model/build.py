@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+import pickle
+import sys
 from typing import Any
 
 import torch
-from transformers import AutoModelForMaskedLM, BertConfig, ModernBertConfig, PreTrainedConfig, PreTrainedModel
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModelForMaskedLM,
+    BertConfig,
+    ModernBertConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
+from dnabert_rm.errors import CheckpointError
 from dnabert_rm.kmer import CLS_ID, PAD_ID, SEP_ID
 
 MAX_GLOBAL_POSITIONS = 1024
 """Up to here every layer of a `modernbert` attends to the whole window; beyond, two layers in three slide."""
+
+DROPOUTS = {
+    "bert": ("hidden_dropout_prob", "attention_probs_dropout_prob"),
+    "modernbert": ("attention_dropout", "embedding_dropout", "mlp_dropout"),
+}
+"""What transformers calls the dropout of each architecture."""
 
 
 def transformers_config(
@@ -34,10 +51,10 @@ def transformers_config(
         "max_position_embeddings": max_positions,
         "pad_token_id": PAD_ID,
     }
+    dropouts: dict[str, Any] = dict.fromkeys(DROPOUTS[architecture], dropout)
     if architecture == "bert":
-        return BertConfig(**common, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout)
+        return BertConfig(**common, **dropouts)
     assert architecture == "modernbert", architecture
-    dropouts: dict[str, Any] = dict.fromkeys(("attention_dropout", "embedding_dropout", "mlp_dropout"), dropout)
     common |= {"bos_token_id": CLS_ID, "cls_token_id": CLS_ID, "eos_token_id": SEP_ID, "sep_token_id": SEP_ID}
     if max_positions <= MAX_GLOBAL_POSITIONS:
         common["layer_types"] = ["full_attention"] * num_layers
@@ -47,11 +64,64 @@ def transformers_config(
     return ModernBertConfig(**common, **dropouts, classifier_pooling="mean")
 
 
-def build_model(config: PreTrainedConfig, seed: int, attention: str = "sdpa") -> PreTrainedModel:
-    """A masked language model with random weights that depend on `config` and `seed` alone, in fp32.
+def build_model(
+    config: PreTrainedConfig,
+    seed: int,
+    attention: str = "sdpa",
+    init_from: str = "",
+) -> PreTrainedModel:
+    """A masked language model in fp32: random weights that depend on `config` and `seed` alone, or `init_from`'s.
 
-    The global random state of torch is put back afterwards.
+    The global random state of torch is put back afterwards. `CheckpointError` where `init_from` lacks weights of the
+    encoder; a missing masked-language head begins at random, with a warning on standard error.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
+        if init_from:
+            return _pretrained(init_from, config, attention)
         return AutoModelForMaskedLM.from_config(config, attn_implementation=attention, dtype=torch.float32)
+
+
+def pretrained_config(folder: str, dropout: float) -> PreTrainedConfig:
+    """The configuration of the model in `folder`, complete, with our dropout."""
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    for name in DROPOUTS[config.model_type]:
+        setattr(config, name, dropout)
+    return config
+
+
+def _pretrained(folder: str, config: PreTrainedConfig, attention: str) -> PreTrainedModel:
+    try:
+        model, report = AutoModelForMaskedLM.from_pretrained(
+            folder, config=config, attn_implementation=attention, dtype=torch.float32, local_files_only=True,
+            trust_remote_code=False, output_loading_info=True,
+        )  # fmt: skip
+    except (OSError, ValueError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{folder}: its weights cannot be loaded ({reason})") from None
+    encoder = f"{model.base_model_prefix}."
+    missing = sorted(report["missing_keys"])
+    if lost := [name for name in missing if name.startswith(encoder)]:
+        raise CheckpointError(f"{folder}: lacks {len(lost)} weights of the encoder, {lost[0]} first")
+    if missing:
+        print(f"{folder}: has no masked-language head ({missing[0]} …); it begins at random", file=sys.stderr)
+    return model
+
+
+def encoder_layers(model: PreTrainedModel) -> torch.nn.ModuleList:
+    """The layers of the encoder, first to last."""
+    encoder: Any = model.base_model
+    return encoder.encoder.layer if model.config.model_type == "bert" else encoder.layers
+
+
+def prepare_layers(model: PreTrainedModel, *, checkpointing: bool, compile_layers: bool) -> None:
+    """Switch on activation checkpointing and torch.compile, in place.
+
+    Layers are compiled one by one: they are alike, so one of them is compiled in truth, and the head, whose number of
+    masked positions differs from batch to batch, stays as it is.
+    """
+    if checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if compile_layers:
+        for layer in encoder_layers(model):
+            layer.compile()

@@ -1,113 +1,92 @@
-"""The DeepSpeed engine: its configuration filled in from ours, and the few calls the loop makes."""
+"""The DeepSpeed engine and the few calls that the loop makes."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import nn
 
-from dnabert_rm.config import RunConfig
-from dnabert_rm.data.batches import check_split
+from dnabert_rm.config import OptimConfig, RunConfig
 from dnabert_rm.errors import ConfigError
+from dnabert_rm.model.mlm import MaskedLM
 from dnabert_rm.train.distributed import Ranks, gpu_in_use
-from dnabert_rm.train.optim import make_optimizer
-from dnabert_rm.train.preflight import load_ds_config
-
-AUTO = "auto"
-
-
-@dataclass(frozen=True)
-class BatchSplit:
-    """How a global batch is cut: `micro_batch` windows a forward pass, `accumulation` passes, on `world_size` ranks."""
-
-    global_batch: int
-    micro_batch: int
-    accumulation: int
-    world_size: int
-
-
-def split_batch(global_batch: int, micro_batch: int, world_size: int) -> BatchSplit:
-    """The split of a global batch over the ranks; `micro_batch` 0 means no accumulation. `ConfigError` if uneven."""
-    micro_batch = micro_batch or check_split(global_batch, world_size, 1)
-    if global_batch % (micro_batch * world_size):
-        raise ConfigError(
-            f"train.global_batch: {global_batch} is not a multiple of train.micro_batch x ranks "
-            f"({micro_batch} x {world_size}); change one of them"
-        )
-    return BatchSplit(global_batch, micro_batch, global_batch // (micro_batch * world_size), world_size)
+from dnabert_rm.train.ds_config import offloads_optimizer
+from dnabert_rm.train.optim import make_optimizer, parameter_groups
 
 
 def resolve_precision(precision: str) -> str:
-    """ "auto" → "bf16" on a GPU that has it, else "fp32"; others as they are."""
+    """ "auto" → "bf16" on a GPU that has it, else "fp32"; others as they are. `ConfigError` for fp16 on a CPU."""
+    if precision == "fp16" and not gpu_in_use():
+        raise ConfigError("train.precision: fp16 needs a GPU; choose bf16 or fp32")
     if precision != "auto":
         return precision
     return "bf16" if gpu_in_use() and torch.cuda.is_bf16_supported() else "fp32"
 
 
-def ds_settings(config: RunConfig, split: BatchSplit) -> dict[str, Any]:
-    """DeepSpeed's configuration with "auto" filled in; a value that contradicts ours is a `ConfigError`."""
-    path, settings = load_ds_config(config.train.ds_config)
-    precision = resolve_precision(config.train.precision)
-    ours = {
-        ("train_batch_size",): (split.global_batch, "train.global_batch"),
-        ("train_micro_batch_size_per_gpu",): (split.micro_batch, "train.micro_batch"),
-        ("gradient_accumulation_steps",): (split.accumulation, "train.global_batch / (micro_batch x ranks)"),
-        ("gradient_clipping",): (config.optim.clip, "optim.clip"),
-        ("bf16", "enabled"): (precision == "bf16", "train.precision"),
-        ("fp16", "enabled"): (precision == "fp16", "train.precision"),
-        # DeepSpeed's own step messages; ours go to metrics.jsonl and TensorBoard.
-        ("steps_per_print",): (1 << 40, "nothing: set it to auto"),
-    }
-    for keys, (value, name) in ours.items():
-        _fill(settings, keys, value, name, path)
-    for key in ("optimizer", "scheduler"):
-        if key in settings:
-            raise ConfigError(f"{path}: {key}: is set by [optim] of the run configuration; remove it")
-    return settings
+@contextlib.contextmanager
+def partitioned_build(settings: dict[str, Any]) -> Iterator[None]:
+    """Inside, transformers partitions each module over the ranks as soon as it is made: no rank ever holds the whole.
 
+    `settings` is a ZeRO-3 configuration without "auto"; parameters get its precision. Weights are drawn in another
+    order than in a whole build, so they differ from it for the same seed; the number of ranks does not matter.
+    """
+    import deepspeed
+    from transformers.integrations import HfDeepSpeedConfig
 
-def _fill(settings: dict[str, Any], keys: tuple[str, ...], value: Any, ours: str, path: Path) -> None:
-    for key in keys[:-1]:
-        settings = settings.setdefault(key, {})
-    there = settings.get(keys[-1], AUTO)
-    if there != AUTO and there != value:
-        raise ConfigError(f'{path}: {".".join(keys)} is {there}, but {ours} makes it {value}; set it to "auto"')
-    settings[keys[-1]] = value
+    deepspeed.init_distributed(verbose=False)
+    # transformers looks for an object of this class and holds no reference of its own.
+    zero3 = HfDeepSpeedConfig(settings)
+    try:
+        yield
+    finally:
+        del zero3
 
 
 class Engine:
     """One training engine over all ranks; the module is a `MaskedLM`."""
 
-    def __init__(self, module: nn.Module, config: RunConfig, settings: dict[str, Any], ranks: Ranks) -> None:
-        """Partitions `module` as `settings` say, with AdamW as `config.optim` says."""
+    def __init__(self, module: MaskedLM, config: RunConfig, settings: dict[str, Any], ranks: Ranks) -> None:
+        """Partitions `module`, unless it was built so, as `settings` say, with AdamW as `config.optim` says."""
         import deepspeed
 
-        module.to(ranks.device)
-        optim = config.optim
-        optimizer = make_optimizer(
-            module, lr=optim.lr, betas=(optim.beta1, optim.beta2), eps=optim.eps, weight_decay=optim.weight_decay
-        )
+        if not any(hasattr(parameter, "ds_id") for parameter in module.parameters()):
+            module.to(ranks.device)
+        optimizer = _cpu_adam(module, config.optim) if offloads_optimizer(settings) else _adam(module, config.optim)
         self.deepspeed, self.optimizer, _, _ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings)
-        self.ranks = ranks
+        self.ranks, self.k = ranks, module.k
+        self._plain_norm: torch.Tensor | None = None
 
     def __call__(self, *inputs: torch.Tensor) -> Any:
         """Forward pass of the module."""
         return self.deepspeed(*inputs)
 
-    def backward(self, loss_sum: torch.Tensor, num_targets: torch.Tensor) -> None:
+    def backward(self, loss_sum: torch.Tensor, num_targets: torch.Tensor, is_last: bool) -> None:
         """Add the gradient of `loss_sum / num_targets`, both scalars; `num_targets` is that of the global batch.
+
+        `is_last` says that this is the step's last micro-batch. DeepSpeed would count for itself, from the beginning of
+        the run, which goes wrong where the number of micro-batches changes.
 
         DeepSpeed divides by the accumulation steps and averages over ranks; both are undone here, so that a
         global batch gives one gradient however it is split.
         """
+        self.deepspeed.set_gradient_accumulation_boundary(is_last)
         undo = self.deepspeed.gradient_accumulation_steps() * self.ranks.world_size
         self.deepspeed.backward(loss_sum * (undo / num_targets.to(loss_sum.dtype)))
 
+    def set_accumulation(self, num_micro_batches: int) -> None:
+        """How many micro-batches make the coming step; a batch-size warm-up changes it."""
+        micro_batch = self.deepspeed.train_micro_batch_size_per_gpu()
+        self.deepspeed.set_train_batch_size(micro_batch * num_micro_batches * self.ranks.world_size)
+
     def step(self) -> None:
         """End of a micro-batch; after the last one of a global batch, the update."""
+        # DeepSpeed keeps no gradient norm where it wraps no optimizer, in fp32 without ZeRO.
+        if self.deepspeed.optimizer is self.optimizer and self.deepspeed.is_gradient_accumulation_boundary():
+            gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
+            self._plain_norm = torch.nn.utils.get_total_norm(gradients)
         self.deepspeed.step()
 
     def set_learning_rate(self, rate: float) -> None:
@@ -119,9 +98,34 @@ class Engine:
     def grad_norm(self) -> float:
         """Global gradient norm of the last update, before clipping."""
         norm = self.deepspeed.get_global_grad_norm()
+        norm = self._plain_norm if norm is None else norm
         return float("nan") if norm is None else float(norm)
 
     @property
     def module(self) -> nn.Module:
         """The (partitioned) module."""
         return self.deepspeed.module
+
+    @property
+    def loss_scale(self) -> float | None:
+        """fp16's loss scale; None in other precisions."""
+        scaler = getattr(self.deepspeed.optimizer, "loss_scaler", None)
+        return float(scaler.cur_scale) if self.deepspeed.fp16_enabled() and scaler else None
+
+    @property
+    def skipped_steps(self) -> int:
+        """Updates left out because fp16's gradients overflowed."""
+        return int(self.deepspeed.skipped_steps)
+
+
+def _adam(module: nn.Module, optim: OptimConfig) -> torch.optim.Optimizer:
+    betas = (optim.beta1, optim.beta2)
+    return make_optimizer(module, lr=optim.lr, betas=betas, eps=optim.eps, weight_decay=optim.weight_decay)
+
+
+def _cpu_adam(module: nn.Module, optim: OptimConfig) -> torch.optim.Optimizer:
+    """DeepSpeed's vectorised AdamW for states in CPU memory; it is compiled at the first use."""
+    from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+    groups = parameter_groups(module, optim.weight_decay)
+    return DeepSpeedCPUAdam(groups, lr=optim.lr, betas=(optim.beta1, optim.beta2), eps=optim.eps, adamw_mode=True)

@@ -30,6 +30,7 @@ class StepResult:
     step: int
     loss: float
     masked_accuracy: float
+    base_accuracy: float | None
     num_masked: int
     num_tokens: int
     mean_span: float
@@ -45,22 +46,23 @@ def train(
     *,
     first_step: int,
     last_step: int,
-    accumulation: int,
+    accumulation: Callable[[int], int],
     seed: int,
     learning_rate: Callable[[int], float],
     after_step: Callable[[StepResult], bool | None],
 ) -> StepResult | None:
     """Run the steps `first_step` … `last_step - 1`; returns the last step's result.
 
-    `loader` gives this rank's micro-batches in order, `accumulation` a step. `after_step` logs and saves;
-    a true answer stops the run after that step.
+    `loader` gives this rank's micro-batches in order, `accumulation(step)` of them a step. `after_step` logs and
+    saves; a true answer stops the run after that step.
     """
     batches, result = iter(loader), None
     for step in range(first_step, last_step):
         start = time.perf_counter()
-        micro_batches = [next(batches) for _ in range(accumulation)]
+        micro_batches = [next(batches) for _ in range(accumulation(step))]
         waited = time.perf_counter() - start
         engine.set_learning_rate(learning_rate(step))
+        engine.set_accumulation(len(micro_batches))
         totals = run_step(engine, micro_batches, step, seed)
         result = _result(engine, totals, step, time.perf_counter() - start, waited)
         if after_step(result):
@@ -71,22 +73,24 @@ def train(
 def run_step(engine: Engine, micro_batches: list[Batch], step: int, seed: int) -> list[float]:
     """Forward, backward and update on one global batch.
 
-    Returns sums over the global batch: loss, right predictions, masked tokens, tokens, spans, windows, stand-ins. The
-    divisor of the loss is known before the first backward pass, so the gradient is that of the global mean.
+    Returns sums over the global batch: loss, right predictions, right bases, masked tokens, tokens, spans, windows,
+    stand-ins. The divisor of the loss is known before the first backward pass, so the gradient is that of the global
+    mean.
     """
     device = engine.ranks.device
     counts = sum_over_ranks(_counts(micro_batches), engine.ranks)
     num_masked = counts[0].clamp(min=1)
-    sums = torch.zeros(2, dtype=torch.float64, device=device)
+    sums = torch.zeros(3, dtype=torch.float64, device=device)
     for number, batch in enumerate(micro_batches):
         seed_dropout(seed, int(batch["samples"][0]))
         inputs = (batch[name].to(device, non_blocking=True) for name in ("input_ids", "positions", "targets"))
-        loss_sum, num_right = engine(*inputs)
-        sums += torch.stack([loss_sum.detach().double(), num_right.double()])
-        engine.backward(loss_sum, num_masked)
-        if number == len(micro_batches) - 1:
+        loss_sum, num_right, num_right_bases = engine(*inputs)
+        sums += torch.stack([loss_sum.detach().double(), num_right.double(), num_right_bases.double()])
+        is_last = number == len(micro_batches) - 1
+        engine.backward(loss_sum, num_masked, is_last)
+        if is_last:
             totals = sum_over_ranks(sums, engine.ranks)
-            _check_finite(float(totals[0]), micro_batches, step)
+            _check_finite(float(totals[0]), micro_batches, step, int(counts[3]))
         engine.step()
     return [*totals.tolist(), *counts.tolist()]
 
@@ -102,12 +106,14 @@ def _counts(micro_batches: list[Batch]) -> list[float]:
     ]
 
 
-def _check_finite(loss_sum: float, micro_batches: list[Batch], step: int) -> None:
+def _check_finite(loss_sum: float, micro_batches: list[Batch], step: int, num_windows: int) -> None:
+    """The same error on every rank; rank 0, which reports it, holds the first sample of the global batch."""
     if not math.isfinite(loss_sum):
         first = min(int(batch["samples"].min()) for batch in micro_batches)
         raise NonFiniteLossError(
-            f"step {step}: the loss is {loss_sum}; nothing was updated. Look at the batch with `dnabert-rm show-batch "
-            f"--step {step}` (this rank's samples begin at {first}), or lower --lr"
+            f"step {step}: the loss is {loss_sum} over the samples {first} to {first + num_windows - 1}; nothing was "
+            f"updated. Look at them with `dnabert-rm show-batch --step {step}`, and lower --lr or raise "
+            "--optim.warmup_steps; the last checkpoint is intact"
         )
 
 
@@ -117,12 +123,13 @@ def seed_dropout(seed: int, sample: int) -> None:
 
 
 def _result(engine: Engine, totals: list[float], step: int, seconds: float, waited: float) -> StepResult:
-    loss_sum, num_right, num_masked, num_tokens, span_sum, num_windows, num_replaced = totals
+    loss_sum, num_right, num_right_bases, num_masked, num_tokens, span_sum, num_windows, num_replaced = totals
     divisor = max(1.0, num_masked)
     return StepResult(
         step=step,
         loss=loss_sum / divisor,
         masked_accuracy=num_right / divisor,
+        base_accuracy=num_right_bases / divisor / engine.k if engine.k else None,
         num_masked=int(num_masked),
         num_tokens=int(num_tokens),
         mean_span=span_sum / num_windows,

@@ -12,6 +12,7 @@ TENSORBOARD_NAME = "tensorboard"
 TAGS = {
     "loss": "train/loss",
     "masked_accuracy": "train/masked_accuracy",
+    "base_accuracy": "train/base_accuracy",
     "lr": "train/learning_rate",
     "grad_norm": "train/gradient_norm",
     "phase": "masking/phase",
@@ -22,6 +23,8 @@ TAGS = {
     "data_wait": "speed/data_wait",
     "replaced_windows": "progress/replaced_windows",
     "epoch": "progress/epoch",
+    "global_batch": "progress/global_batch",
+    "loss_scale": "train/loss_scale",
 }
 
 

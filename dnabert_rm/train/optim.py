@@ -42,9 +42,14 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     """Two groups: matrices with decay; biases and norms (vectors) without."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return [
-        {"params": [p for p in trained if p.dim() >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
+        {"params": [p for p in trained if _num_dims(p) >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in trained if _num_dims(p) < 2], "weight_decay": 0.0},
     ]
+
+
+def _num_dims(parameter: nn.Parameter) -> int:
+    """Dimensions of a parameter; one that ZeRO-3 has partitioned already is empty and keeps its shape aside."""
+    return len(getattr(parameter, "ds_shape", parameter.shape))
 
 
 def make_optimizer(

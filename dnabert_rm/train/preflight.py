@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from typing import Any
+import importlib.util
 
 from dnabert_rm.config import RunConfig
 from dnabert_rm.errors import ConfigError
-from dnabert_rm.train.inputs import make_dataset, make_mask_schedule
-
-DS_CONFIGS = Path(__file__).resolve().parents[2] / "ds_configs"
+from dnabert_rm.model.init_from import check_vocabulary
+from dnabert_rm.train.ds_config import ds_settings
+from dnabert_rm.train.inputs import make_dataset, make_mask_schedule, make_plan
 
 
 def check_run(config: RunConfig) -> list[str]:
     """Check what needs no rank; returns lines that describe the run, or raises `UserError`."""
     dataset = make_dataset(config)
     schedule = make_mask_schedule(config, dataset.tokenizer.k)
-    load_ds_config(config.train.ds_config)
+    ds_settings(config)
+    make_plan(config)
+    if config.model.init_from:
+        check_vocabulary(config.model.init_from, dataset.tokenizer.k, dataset.tokenizer.vocab_size)
+    if config.model.attention == "flash_attention_2" and not importlib.util.find_spec("flash_attn"):
+        raise ConfigError("model.attention: flash_attention_2 needs the package flash-attn; install it or take sdpa")
     epochs = config.train.steps * config.train.global_batch / dataset.num_windows
     phases = ", ".join(
         f"{end} (spans to {max(spans)})" for end, spans in zip(schedule.phase_ends, schedule.spans, strict=True)
@@ -27,24 +30,3 @@ def check_run(config: RunConfig) -> list[str]:
         f"phases end at steps {phases}",
         f"fingerprint: {dataset.fingerprint}",
     ]
-
-
-def find_ds_config(name: str) -> Path:
-    """A file, or the name of one in `ds_configs/` of the checkout; `ConfigError` lists what is there."""
-    for path in (Path(name), DS_CONFIGS / f"{name}.json"):
-        if path.is_file():
-            return path
-    shipped = ", ".join(sorted(path.stem for path in DS_CONFIGS.glob("*.json")))
-    raise ConfigError(f"--ds-config {name}: no such file; give a path or one of {shipped}")
-
-
-def load_ds_config(name: str) -> tuple[Path, dict[str, Any]]:
-    """A DeepSpeed configuration and where it lies; `ConfigError` where it is missing or not JSON."""
-    path = find_ds_config(name)
-    try:
-        settings = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"--ds-config {path}: {error}; mend the file") from None
-    if not isinstance(settings, dict):
-        raise ConfigError(f"--ds-config {path}: must hold one JSON object; mend the file")
-    return path, settings

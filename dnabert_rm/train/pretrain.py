@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import sys
@@ -13,9 +14,10 @@ from tqdm import tqdm
 from dnabert_rm.config import RunConfig
 from dnabert_rm.data.dataset import WindowDataset
 from dnabert_rm.data.loader import MicroBatchSampler, make_loader
-from dnabert_rm.model.build import build_model, transformers_config
+from dnabert_rm.model.build import build_model, prepare_layers
 from dnabert_rm.model.mlm import MaskedLM
 from dnabert_rm.shards import write_atomically
+from dnabert_rm.train.architecture import architecture_of, is_built_partitioned
 from dnabert_rm.train.checkpoint import (
     CONFIG_NAME,
     PROBE_NAME,
@@ -25,7 +27,8 @@ from dnabert_rm.train.checkpoint import (
     save_checkpoint,
 )
 from dnabert_rm.train.distributed import Ranks, barrier, process_group
-from dnabert_rm.train.engine import BatchSplit, Engine, ds_settings, resolve_precision, split_batch
+from dnabert_rm.train.ds_config import ds_settings, split_batch
+from dnabert_rm.train.engine import Engine, partitioned_build, resolve_precision
 from dnabert_rm.train.environment import describe_environment
 from dnabert_rm.train.inputs import make_collator, make_dataset, make_mask_schedule
 from dnabert_rm.train.loop import StepResult, train
@@ -54,14 +57,14 @@ class Run:
         self.config = dataclasses.replace(config, train=dataclasses.replace(config.train, precision=precision))
         self.dataset, self.ranks = dataset, ranks
         self.folder = Path(config.train.output)
-        self.split = split_batch(config.train.global_batch, config.train.micro_batch, ranks.world_size)
         self.state, self.checkpoint = first_state(self.config, dataset, ranks)
+        self.split = split_batch(self.state.plan, config.train.micro_batch, ranks.world_size)
         self.schedule = make_mask_schedule(config, dataset.tokenizer.k)
         self.last_step = min(config.train.steps, config.train.stop_after or config.train.steps)
         if ranks.is_first:
             self._write_records()
         barrier()
-        self.engine = self._make_engine(self.split)
+        self.engine = self._make_engine()
         if self.checkpoint:
             load_checkpoint(self.engine, self.checkpoint, ranks)
         self.monitor = Monitor(self.folder, self.state.step) if ranks.is_first else None
@@ -75,14 +78,17 @@ class Run:
         environment = json.dumps(describe_environment(self.ranks.world_size), indent=1)
         write_atomically(self.folder / ENVIRONMENT_NAME, environment + "\n")
 
-    def _make_engine(self, split: BatchSplit) -> Engine:
+    def _make_engine(self) -> Engine:
         config, model = self.config, self.config.model
-        sizes = dataclasses.asdict(model)
-        attention = sizes.pop("attention")
-        transformers = transformers_config(**sizes, vocab_size=self.dataset.tokenizer.vocab_size)
-        module = MaskedLM(build_model(transformers, config.train.seed, attention))
-        settings = ds_settings(config, split)
-        return Engine(module, config, settings, self.ranks)
+        settings = ds_settings(config, self.split, config.train.precision, self.ranks.local_world_size)
+        architecture = architecture_of(model, self.dataset.tokenizer.vocab_size, self.checkpoint)
+        partitioned = is_built_partitioned(model, architecture, settings)
+        with partitioned_build(settings) if partitioned else contextlib.nullcontext():
+            # A checkpoint brings its own weights.
+            init_from = "" if self.checkpoint else model.init_from
+            network = build_model(architecture, config.train.seed, model.attention, init_from)
+        prepare_layers(network, checkpointing=model.activation_checkpointing, compile_layers=model.compile)
+        return Engine(MaskedLM(network, self.dataset.tokenizer.k), config, settings, self.ranks)
 
     def train(self) -> StepResult | None:
         """Run the steps that are left."""
@@ -94,7 +100,7 @@ class Run:
             self.last_step,
             self.ranks.rank,
             self.ranks.world_size,
-            self.split.accumulation,
+            self.split.micro_batch,
         )
         loader = make_loader(
             self.dataset,
@@ -111,7 +117,7 @@ class Run:
                 loader,
                 first_step=self.state.step,
                 last_step=self.last_step,
-                accumulation=self.split.accumulation,
+                accumulation=sampler.accumulation,
                 seed=config.train.seed,
                 learning_rate=self.learning_rate,
                 after_step=self.after_step,
@@ -125,7 +131,14 @@ class Run:
         """The learning rate of a step."""
         optim, steps = self.config.optim, self.config.train.steps
         warmup = warmup_length(optim.warmup_steps, steps)
-        return learning_rate(step, peak=optim.lr, schedule=optim.schedule, warmup_steps=warmup, total_steps=steps)
+        return learning_rate(
+            step,
+            peak=optim.lr,
+            schedule=optim.schedule,
+            warmup_steps=warmup,
+            total_steps=steps,
+            decay_share=optim.decay_share,
+        )
 
     def after_step(self, result: StepResult) -> None:
         """Log and save where it is time to."""
@@ -151,8 +164,12 @@ class Run:
             "consumed_samples": consumed,
             "loss": result.loss,
             "masked_accuracy": result.masked_accuracy,
+            "base_accuracy": result.base_accuracy,
             "lr": self.learning_rate(result.step),
             "grad_norm": result.grad_norm,
+            "loss_scale": self.engine.loss_scale,
+            "skipped_steps": self.engine.skipped_steps,
+            "global_batch": windows,
             "phase": int(self.schedule.phase_of(result.step)),
             "max_span": self.schedule.max_span(result.step),
             "mean_span": result.mean_span,
@@ -170,6 +187,7 @@ class Run:
         if self.ranks.is_first:
             save_probe(folder / PROBE_NAME, probe)
             write_atomically(folder / CONFIG_NAME, config.to_toml())
+            self.engine.module.model.config.save_pretrained(folder)  # type: ignore[union-attr, operator]
             write_atomically(folder / TOKENIZER_NAME, json.dumps(dataclasses.asdict(tokenizer), indent=1) + "\n")
 
     def _announce(self) -> None:
@@ -182,7 +200,7 @@ class Run:
         lines = [
             f"{'resuming at' if self.checkpoint else 'starting'} step {state.step} of {self.last_step}: "
             f"{parameters / 1e6:.1f} M parameters, {self.config.train.precision}, {split.world_size} ranks x "
-            f"{split.micro_batch} windows x {split.accumulation} accumulation",
+            f"{split.micro_batch} windows x {split.accumulation(state.plan.batch_of_step(state.step))} accumulation",
             f"data: {dataset.num_windows} windows an epoch"
             + (f"; {short} tokens lie in segments shorter than a window and are not used" if short else ""),
             f"phases end at steps {', '.join(map(str, self.schedule.phase_ends))}; tensorboard --logdir {self.folder}",

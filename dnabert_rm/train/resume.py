@@ -16,9 +16,10 @@ from dnabert_rm.train.state import TrainState
 
 FREE_TO_CHANGE = {
     "data.path", "data.num_workers", "data.prefetch", "data.on_bad_shard", "data.allow_pipe", "data.cache_dir",
-    "data.cache_gb", "model.attention", "train.output", "train.stop_after",
+    "data.cache_gb", "model.attention", "model.activation_checkpointing", "model.compile",
+    "model.build", "model.init_from", "train.output", "train.stop_after",
     "train.micro_batch", "train.global_batch", "train.save_every", "train.keep_last", "train.log_every",
-    "train.ds_config", "train.resume", "train.allow_changes", "train.threads_per_rank",
+    "train.ds_config", "train.offload_dir", "train.resume", "train.allow_changes", "train.threads_per_rank",
 }  # fmt: skip
 """Fields that a resume may change without a word; the data are held by their fingerprint instead of their path."""
 
