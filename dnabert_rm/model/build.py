@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from transformers import (
-    AutoConfig,
     AutoModelForMaskedLM,
     BertConfig,
     ModernBertConfig,
@@ -19,6 +18,7 @@ from transformers import (
 
 from dnabert_rm.errors import CheckpointError
 from dnabert_rm.kmer import CLS_ID, PAD_ID, SEP_ID
+from dnabert_rm.model.init_from import model_fields
 
 MAX_GLOBAL_POSITIONS = 1024
 """Up to here every layer of a `modernbert` attends to the whole window; beyond, two layers in three slide."""
@@ -84,7 +84,9 @@ def build_model(
 
 def pretrained_config(folder: str, dropout: float) -> PreTrainedConfig:
     """The configuration of the model in `folder`, complete, with our dropout."""
-    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    # Not AutoConfig: DNABERT's config.json has no model_type.
+    kind = {"bert": BertConfig, "modernbert": ModernBertConfig}[model_fields(folder)["architecture"]]
+    config = kind.from_pretrained(folder, local_files_only=True)
     for name in DROPOUTS[config.model_type]:
         setattr(config, name, dropout)
     return config

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForMaskedLM, BertConfig, BertForMaskedLM
 
+from dnabert_rm import kmer
 from dnabert_rm.model.build import build_model, transformers_config
-from dnabert_rm.model.mlm import MaskedLM
+from dnabert_rm.model.mlm import MaskedLM, num_right_bases
 
 SIZES = {
     "hidden_size": 64,
@@ -35,12 +37,12 @@ def batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
 def test_logits_loss_and_gradients_equal_transformers(architecture: str) -> None:
     config = transformers_config(architecture=architecture, vocab_size=4101, **SIZES)
     theirs = AutoModelForMaskedLM.from_config(config)
-    ours = MaskedLM(build_model(config, seed=0))
+    ours = MaskedLM(build_model(config, seed=0), k=6)
     ours.model.load_state_dict(theirs.state_dict())
     ids, labels, positions, targets = batch()
 
     expected = theirs(input_ids=ids, labels=labels)
-    loss_sum, num_right = ours(ids, positions, targets)
+    loss_sum, num_right, _ = ours(ids, positions, targets)
     logits = ours(ids, positions)
     torch.testing.assert_close(logits, expected.logits.flatten(0, 1)[positions], rtol=0, atol=1e-5)
     torch.testing.assert_close(loss_sum / len(targets), expected.loss, rtol=1e-6, atol=0)
@@ -54,10 +56,26 @@ def test_logits_loss_and_gradients_equal_transformers(architecture: str) -> None
 
 def test_a_batch_without_a_masked_token_has_loss_and_gradient_zero() -> None:
     model = MaskedLM(build_model(transformers_config(architecture="bert", vocab_size=69, **SIZES), seed=0))
-    loss_sum, num_right = model(torch.randint(5, 69, (2, 10)), torch.tensor([0]), torch.tensor([-100]))
+    loss_sum, num_right, _ = model(torch.randint(5, 69, (2, 10)), torch.tensor([0]), torch.tensor([-100]))
     loss_sum.backward()
     assert (loss_sum.item(), num_right.item()) == (0.0, 0)
     assert all(p.grad is None or p.grad.abs().max() == 0 for p in model.parameters())
+
+
+def test_right_bases_are_counted_as_by_comparing_letters() -> None:
+    """Against decoding both k-mers; special tokens and ignored targets have no right base."""
+    words = kmer.vocabulary_text(3).split()
+    rng = np.random.default_rng(0)
+    predicted, targets = rng.integers(0, len(words), (2, 500))
+    targets[:50] = -100
+    expected = sum(
+        a == b
+        for guess, target in zip(predicted, targets, strict=True)
+        if guess >= 5 and target >= 5
+        for a, b in zip(words[guess], words[target], strict=True)
+    )
+    assert num_right_bases(torch.from_numpy(predicted), torch.from_numpy(targets), 3) == expected > 200
+    assert num_right_bases(torch.from_numpy(predicted), torch.from_numpy(targets), None) == 0
 
 
 def test_weights_depend_on_the_seed_alone() -> None:

@@ -34,3 +34,13 @@ def test_only_matrices_decay() -> None:
     assert [p.shape for p in decayed["params"]] == [(4, 3)]
     assert len(plain["params"]) == 3
     assert (decayed["weight_decay"], plain["weight_decay"]) == (0.1, 0.0)
+
+
+def test_wsd_stays_at_the_peak_until_the_last_share() -> None:
+    rates = [
+        learning_rate(step, peak=1.0, schedule="wsd", warmup_steps=4, total_steps=100, decay_share=0.2)
+        for step in range(100)
+    ]
+    assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert rates[4:81] == [1.0] * 77
+    assert rates[81:] == pytest.approx([(100 - step) / 20 for step in range(81, 100)])
