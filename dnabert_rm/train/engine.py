@@ -26,6 +26,18 @@ def resolve_precision(precision: str) -> str:
     return "bf16" if gpu_in_use() and torch.cuda.is_bf16_supported() else "fp32"
 
 
+def import_deepspeed() -> Any:
+    """The deepspeed module, without the shared-memory collective that it would compile for CPU ranks.
+
+    Only its inference uses it. Compiling needs a C++ compiler, a start killed meanwhile blocks the next one for ever,
+    and every rank leaves 69 MB in /dev/shm.
+    """
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
+
+
 @contextlib.contextmanager
 def partitioned_build(settings: dict[str, Any]) -> Iterator[None]:
     """Inside, transformers partitions each module over the ranks as soon as it is made: no rank ever holds the whole.
@@ -33,9 +45,9 @@ def partitioned_build(settings: dict[str, Any]) -> Iterator[None]:
     `settings` is a ZeRO-3 configuration without "auto"; parameters get its precision. Weights are drawn in another
     order than in a whole build, so they differ from it for the same seed; the number of ranks does not matter.
     """
-    import deepspeed
     from transformers.integrations import HfDeepSpeedConfig
 
+    deepspeed = import_deepspeed()
     deepspeed.init_distributed(verbose=False)
     # transformers looks for an object of this class and holds no reference of its own.
     zero3 = HfDeepSpeedConfig(settings)
@@ -50,8 +62,7 @@ class Engine:
 
     def __init__(self, module: MaskedLM, config: RunConfig, settings: dict[str, Any], ranks: Ranks) -> None:
         """Partitions `module`, unless it was built so, as `settings` say, with AdamW as `config.optim` says."""
-        import deepspeed
-
+        deepspeed = import_deepspeed()
         if not any(hasattr(parameter, "ds_id") for parameter in module.parameters()):
             module.to(ranks.device)
         optimizer = _cpu_adam(module, config.optim) if offloads_optimizer(settings) else _adam(module, config.optim)
