@@ -170,6 +170,8 @@ class TrainConfig:
     """Steps between checkpoints; the last step always has one."""
     keep_last: int = 2
     """Checkpoints to keep; 0: all."""
+    keep_every: int = 0
+    """Keep the checkpoint of every so many steps for ever, a multiple of save_every; 0: none."""
     log_every: int = 10
     """Steps between lines of metrics.jsonl and TensorBoard."""
     ds_config: str = "zero3"
@@ -177,7 +179,7 @@ class TrainConfig:
     offload_dir: str = ""
     """Folder on a node's own NVMe disk, for a DeepSpeed configuration that offloads to it (zero3_nvme)."""
     resume: str = "auto"
-    """"auto" (go on if the run folder has a checkpoint) or "never" (refuse a folder that has one)."""
+    """"auto" (go on if the run folder has a checkpoint), "never", or a run or step_… folder to begin from."""
     allow_changes: bool = False
     """Resume although settings or data that change the result are not those of the checkpoint."""
     threads_per_rank: int = 0
@@ -353,7 +355,6 @@ def _mistakes(config: RunConfig) -> Iterator[str]:
         "data.on_bad_shard": (data.on_bad_shard, ("fail", "skip")),
         "optim.schedule": (optim.schedule, LR_SCHEDULES),
         "train.precision": (train.precision, PRECISIONS),
-        "train.resume": (train.resume, ("auto", "never")),
     }
     for name, (value, allowed) in choices.items():
         if value not in allowed:
@@ -362,6 +363,7 @@ def _mistakes(config: RunConfig) -> Iterator[str]:
         "model.num_layers": 1, "model.num_heads": 1, "data.window": 3, "data.num_streams": 1, "data.block_windows": 1,
         "data.num_workers": 0, "data.prefetch": 1, "train.steps": 1, "train.global_batch": 1, "train.micro_batch": 0,
         "train.save_every": 1, "train.log_every": 1, "train.keep_last": 0, "train.stop_after": 0, "train.seed": 0,
+        "train.keep_every": 0,
         "train.batch_start": 0, "train.batch_increment": 0, "train.batch_warmup_steps": 0,
     }  # fmt: skip
     for name, least in at_least.items():
@@ -376,6 +378,10 @@ def _mistakes(config: RunConfig) -> Iterator[str]:
         yield f"optim.lr: {optim.lr} must be above 0"
     if not 0 < optim.decay_share <= 1:
         yield f"optim.decay_share: {optim.decay_share} must be above 0 and at most 1"
+    if train.keep_every > 0 and train.keep_every % max(1, train.save_every):
+        yield f"train.keep_every: {train.keep_every} must be a multiple of train.save_every ({train.save_every})"
+    if not train.resume:
+        yield "train.resume: must be auto, never or a folder"
     if train.batch_start and data.remainder == "drop":
         yield "data.remainder: drop and a batch-size warm-up (train.batch_start) exclude each other; change one of them"
     if not data.path:

@@ -32,12 +32,13 @@ from dnabert_rm.train.checkpoint import (
     CONFIG_NAME,
     PROBE_NAME,
     TOKENIZER_NAME,
+    check_checkpoint,
     complete_steps,
     read_state,
-    safe_torch_load,
     step_folder,
 )
 from dnabert_rm.train.probe import Probe, load_probe
+from dnabert_rm.train.safe_load import safe_torch_load
 from dnabert_rm.train.state import TrainState
 
 MODULE_PREFIX = "model."
@@ -97,6 +98,7 @@ def export(source: str | Path, output: str | Path, step: int | None = None) -> E
 
 def _read_records(checkpoint: Path) -> tuple[TrainState, RunConfig, TokenizerInfo, Probe]:
     """All that a checkpoint says of itself; `CheckpointError` where a record is damaged."""
+    check_checkpoint(checkpoint)
     state, probe = read_state(checkpoint), load_probe(checkpoint / PROBE_NAME)
     try:
         config = resolve(tomllib.loads((checkpoint / CONFIG_NAME).read_text()))

@@ -1,9 +1,8 @@
 """Checkpoints: a step's folder becomes visible only when all of it is on disk.
 
 `checkpoints/step_00001000/` holds DeepSpeed's files, `state.json` (`TrainState`), `probe.npz` (what the
-model answered to a fixed input, which export checks itself against) and, last, `complete.json` (every
-file's size). It is written under another name and renamed. Nothing in it is loaded by pickle's free
-rules: `torch.load` runs with `weights_only=True` and an explicit list of the classes that DeepSpeed stores.
+model answered to a fixed input, which export checks itself against) and, last, `complete.json` (seal.py: every
+file's size and SHA-256). It is written under another name and renamed. `restore.py` reads it back.
 """
 
 from __future__ import annotations
@@ -11,25 +10,39 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import pickle
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from dnabert_rm.errors import CheckpointError
 from dnabert_rm.shards import write_atomically
-from dnabert_rm.train.distributed import Ranks, barrier
+from dnabert_rm.train.distributed import Ranks, barrier, from_every_rank, on_first_rank
 from dnabert_rm.train.engine import Engine
+from dnabert_rm.train.seal import (
+    COMPLETE_NAME,
+    Layout,
+    Record,
+    find_damage,
+    flush,
+    read_record,
+    seal_share,
+    write_record,
+)
 from dnabert_rm.train.state import TrainState
 
-FOLDER_NAME = "checkpoints"
-STATE_NAME, COMPLETE_NAME = "state.json", "complete.json"
+FOLDER_NAME, LATEST_NAME, STATE_NAME = "checkpoints", "latest", "state.json"
 CONFIG_NAME, TOKENIZER_NAME, PROBE_NAME = "config.toml", "tokenizer.json", "probe.npz"
+BYTES_PER_PARAMETER = 16
+"""Master weight, two moments and the weight itself, all in fp32: what a first checkpoint takes at the most."""
 _STEP_FOLDER = re.compile(r"step_(\d{8,})")
+
+
+class SaveError(CheckpointError):
+    """A rank could not write its part of a checkpoint."""
+
+    on_one_rank = True
 
 
 def step_folder(run: Path, step: int) -> Path:
@@ -37,117 +50,162 @@ def step_folder(run: Path, step: int) -> Path:
     return run / FOLDER_NAME / f"step_{step:08d}"
 
 
+def step_of(folder: Path) -> int | None:
+    """The step that a checkpoint folder's name says; None where it is no such name."""
+    match = _STEP_FOLDER.fullmatch(folder.name)
+    return int(match[1]) if match else None
+
+
+def saved_steps(run: Path) -> list[int]:
+    """Steps of the run's checkpoints, rising, damaged ones too."""
+    steps = (step_of(path) for path in (run / FOLDER_NAME).glob("step_*"))
+    return sorted(step for step in steps if step is not None)
+
+
 def complete_steps(run: Path) -> list[int]:
-    """Steps of the run's complete checkpoints, rising."""
-    folder = run / FOLDER_NAME
-    names = [match for path in folder.glob("step_*") if (match := _STEP_FOLDER.fullmatch(path.name))]
-    return sorted(int(match[1]) for match in names if (folder / match[0] / COMPLETE_NAME).is_file())
+    """Steps of the run's checkpoints that were written to the end, rising; their files are not looked at."""
+    return [step for step in saved_steps(run) if (step_folder(run, step) / COMPLETE_NAME).is_file()]
+
+
+def aside_name(path: Path) -> Path:
+    """Where something is written, or put before it is deleted: `remove_leftovers` clears it after a kill."""
+    return path.with_name(f".{path.name}.tmp")
+
+
+def remove_leftovers(run: Path) -> None:
+    """Delete what killed processes left half-written or half-deleted in a run folder."""
+    for path in (*run.glob(".*.tmp"), *(run / FOLDER_NAME).glob(".*.tmp")):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def layout_of(engine: Engine, ranks: Ranks) -> Layout:
+    """How this run spreads its tensors over files."""
+    deepspeed = engine.deepspeed
+    return Layout(
+        ranks.world_size, int(deepspeed.zero_optimization_stage()), bool(deepspeed.zero_nvme_offload_optimizer())
+    )
 
 
 def save_checkpoint(
     engine: Engine, state: TrainState, run: Path, ranks: Ranks, write_extras: Callable[[Path], None]
-) -> Path:
-    """Save on all ranks together; returns the folder. `write_extras(folder)` runs on every rank before the seal."""
+) -> float:
+    """Save on all ranks together; returns the seconds it took. `write_extras(folder)` runs on every rank.
+
+    `CheckpointError` where the disk has no room, before anything is written. `SaveError` on the rank that could not
+    write; earlier checkpoints stay as they are.
+    """
+    start = time.perf_counter()
     final = step_folder(run, state.step)
-    aside = final.with_name(f".{final.name}.tmp")
-    if ranks.is_first:
+    aside = aside_name(final)
+    on_first_rank(lambda: _begin(aside, run, engine), ranks)
+    with _failing_with_one_line(aside, ranks):
+        engine.deepspeed.save_checkpoint(str(aside.parent), tag=aside.name, save_latest=False)
+        write_extras(aside)
+        if ranks.is_first:
+            write_atomically(aside / STATE_NAME, state.to_json())
+        shares = from_every_rank(seal_share(aside, ranks.rank, ranks.world_size))
+        if ranks.is_first:
+            files = {name: entry for share in shares for name, entry in share.items()}
+            write_record(aside, Record(layout_of(engine, ranks), files))
+            _show(aside, final)
+    barrier()
+    return time.perf_counter() - start
+
+
+def _begin(aside: Path, run: Path, engine: Engine) -> None:
+    """An empty folder to write to, if there is room for a checkpoint."""
+    try:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
-    barrier()
-    engine.deepspeed.save_checkpoint(str(aside.parent), tag=aside.name, save_latest=False)
-    write_extras(aside)
-    barrier()
-    if ranks.is_first:
-        write_atomically(aside / STATE_NAME, state.to_json())
-        sizes = {path.name: path.stat().st_size for path in sorted(aside.iterdir())}
-        write_atomically(aside / COMPLETE_NAME, json.dumps({"world_size": ranks.world_size, "bytes": sizes}, indent=1))
-        _flush(aside)
-        if final.exists():
-            shutil.rmtree(final)
-        os.rename(aside, final)
-        _flush(final.parent)
-    barrier()
-    return final
-
-
-def _flush(folder: Path) -> None:
-    """Ask the system to have the folder and its files on disk."""
-    for path in (*(item for item in folder.iterdir() if item.is_file()), folder):
-        descriptor = os.open(path, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
-
-
-def remove_old(run: Path, keep_last: int) -> None:
-    """Delete all but the last `keep_last` checkpoints; 0 keeps all."""
-    steps = complete_steps(run)
-    for step in steps[:-keep_last] if keep_last else []:
-        shutil.rmtree(step_folder(run, step))
-
-
-def read_state(folder: Path) -> TrainState:
-    """The state in a checkpoint, after its files' sizes were checked; `CheckpointError` names what is wrong."""
-    check_complete(folder)
-    try:
-        return TrainState.from_dict(json.loads((folder / STATE_NAME).read_text()))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder / STATE_NAME}: cannot be read ({error}); use an earlier checkpoint") from None
-
-
-def check_complete(folder: Path) -> dict[str, Any]:
-    """The completeness record of a checkpoint, once every file has the size it says; `CheckpointError` else."""
-    try:
-        record = json.loads((folder / COMPLETE_NAME).read_text())
-        sizes = dict(record["bytes"])
-    except (OSError, ValueError, KeyError, TypeError):
-        raise CheckpointError(f"{folder}: is not a complete checkpoint; name one that is, or an earlier one") from None
-    for name, size in sizes.items():
-        path = folder / name
-        if not path.is_file() or path.stat().st_size != size:
-            raise CheckpointError(f"{path}: is missing or not {size} bytes long; use an earlier checkpoint")
-    return record
-
-
-def load_checkpoint(engine: Engine, folder: Path, ranks: Ranks) -> None:
-    """Put weights and optimizer of a checkpoint into the engine, on all ranks together.
-
-    `CheckpointError` where it was saved by another number of ranks.
-    """
-    saved_ranks = check_complete(folder)["world_size"]
-    if saved_ranks != ranks.world_size:
+        free = shutil.disk_usage(aside.parent).free
+    except OSError as error:
+        raise CheckpointError(f"{aside.parent}: no checkpoint can be written ({error}); {MEND_DISK}") from None
+    needed = expected_bytes(run, engine)
+    if needed > free:
+        shutil.rmtree(aside, ignore_errors=True)
         raise CheckpointError(
-            f"{folder}: was saved by {saved_ranks} ranks and this run has {ranks.world_size}; start {saved_ranks} ranks"
+            f"{aside.parent}: a checkpoint takes about {needed / 1e9:.3g} GB, and {free / 1e9:.3g} GB are free; "
+            f"{MEND_DISK}"
         )
-    with safe_torch_load():
-        path, _ = engine.deepspeed.load_checkpoint(str(folder.parent), tag=folder.name)
-    if path is None:
-        raise CheckpointError(f"{folder}: DeepSpeed found no checkpoint in it; use an earlier one")
+
+
+MEND_DISK = "free space (or keep fewer: --train.keep_last) and start again; the earlier checkpoints are as they were"
+
+
+def expected_bytes(run: Path, engine: Engine) -> int:
+    """Size of the coming checkpoint: that of the last one, or an upper bound from the number of parameters."""
+    for step in reversed(complete_steps(run)):
+        with contextlib.suppress(CheckpointError):
+            return read_record(step_folder(run, step)).num_bytes
+    return BYTES_PER_PARAMETER * sum(getattr(p, "ds_numel", p.numel()) for p in engine.module.parameters())
 
 
 @contextlib.contextmanager
-def safe_torch_load() -> Iterator[None]:
-    """Inside, every `torch.load`, DeepSpeed's too, runs with `weights_only=True`: a checkpoint can't run code.
-
-    DeepSpeed asks for `weights_only=False` by name, so the argument is overridden. The two classes of its own that
-    it stores are allowed by name.
-    """
-    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
-    from deepspeed.runtime.zero.config import ZeroStageEnum
-
-    plain_load = torch.load
-
-    def load(file: Any, *args: Any, **kwargs: Any) -> Any:
-        kwargs["weights_only"] = True
-        try:
-            return plain_load(file, *args, **kwargs)
-        except pickle.UnpicklingError:
-            raise CheckpointError(
-                f"{file}: holds more than tensors, or is damaged, and was not loaded; use another checkpoint"
-            ) from None
-
-    torch.load = load  # type: ignore[assignment]
+def _failing_with_one_line(aside: Path, ranks: Ranks) -> Iterator[None]:
+    """A write that fails becomes a `SaveError`, and what was written goes away."""
     try:
-        with torch.serialization.safe_globals([LossScaler, DynamicLossScaler, ZeroStageEnum]):
-            yield
-    finally:
-        torch.load = plain_load
+        yield
+    except (OSError, RuntimeError) as error:
+        # torch's own writer reports a full disk as a RuntimeError, as collectives do when another rank has gone.
+        if not isinstance(error, OSError) and "PytorchStreamWriter" not in str(error):
+            raise
+        shutil.rmtree(aside, ignore_errors=True)
+        reason = " ".join(str(error).split())[:200]
+        raise SaveError(f"rank {ranks.rank}: {aside}: cannot be written ({reason}); {MEND_DISK}") from None
+
+
+def _show(aside: Path, final: Path) -> None:
+    """Give a finished checkpoint its name; one of the same step, which it replaces, is put aside before."""
+    old = final.with_name(f".{final.name}.old.tmp")
+    if final.exists():
+        _delete(final, old)
+    os.rename(aside, final)
+    flush(final.parent)
+    write_latest(final)
+
+
+def write_latest(folder: Path) -> None:
+    """Name the newest checkpoint in `checkpoints/latest`, for people and other programs; nothing here reads it."""
+    write_atomically(folder.parent / LATEST_NAME, f"{folder.name}\n")
+
+
+def set_aside_damaged(folder: Path) -> None:
+    """Rename a damaged checkpoint to step_….damaged, so that nothing takes it for one."""
+    aside = folder.with_name(f"{folder.name}.damaged")
+    shutil.rmtree(aside, ignore_errors=True)
+    os.rename(folder, aside)
+
+
+def _delete(folder: Path, aside: Path) -> None:
+    """Delete a checkpoint so that a kill at any moment leaves all of it or nothing that bears its name."""
+    shutil.rmtree(aside, ignore_errors=True)
+    os.rename(folder, aside)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def remove_old(run: Path, keep_last: int, keep_every: int = 0) -> None:
+    """Delete all but the last `keep_last` checkpoints (0: keep all) and those of every `keep_every`-th step."""
+    steps = complete_steps(run)
+    for step in steps[:-keep_last] if keep_last else []:
+        if not keep_every or step % keep_every:
+            folder = step_folder(run, step)
+            _delete(folder, aside_name(folder))
+
+
+def read_state(folder: Path) -> TrainState:
+    """The state in a checkpoint; `CheckpointError` where it is not one."""
+    try:
+        return TrainState.from_dict(json.loads((folder / STATE_NAME).read_text()))
+    except (OSError, ValueError, KeyError, TypeError, AssertionError, RecursionError) as error:
+        raise CheckpointError(f"{folder / STATE_NAME}: cannot be read ({error}); use an earlier checkpoint") from None
+
+
+def check_checkpoint(folder: Path) -> Record:
+    """The record of a checkpoint, once all of its files were checked by this process alone; `CheckpointError` else."""
+    record = read_record(folder)
+    if damage := find_damage(folder, record):
+        raise CheckpointError(f"{damage}; use an earlier checkpoint")
+    return record

@@ -5,12 +5,16 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+
+from dnabert_rm.errors import UserError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,27 @@ def from_first_rank(value: Any) -> Any:
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def from_every_rank(value: Any) -> list[Any]:
+    """Each rank's value, a small picklable object, in the order of the ranks, on every rank."""
+    values = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def on_first_rank(action: Callable[[], T], ranks: Ranks) -> T:
+    """What `action` returns on rank 0, on every rank; a `UserError` in it is raised on every rank."""
+    outcome: Any = None
+    if ranks.is_first:
+        try:
+            outcome = action()
+        except UserError as error:
+            outcome = error
+    outcome = from_first_rank(outcome)
+    if isinstance(outcome, UserError):
+        raise outcome
+    return outcome
 
 
 def barrier() -> None:

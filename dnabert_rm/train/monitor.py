@@ -7,6 +7,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+from dnabert_rm.shards import write_atomically
+from dnabert_rm.train.seal import flush
+
 METRICS_NAME = "metrics.jsonl"
 TENSORBOARD_NAME = "tensorboard"
 TAGS = {
@@ -21,6 +24,7 @@ TAGS = {
     "masked_fraction": "masking/masked_fraction",
     "tokens_per_second": "speed/tokens_per_second",
     "data_wait": "speed/data_wait",
+    "save_seconds": "speed/save_seconds",
     "replaced_windows": "progress/replaced_windows",
     "epoch": "progress/epoch",
     "global_batch": "progress/global_batch",
@@ -35,10 +39,12 @@ class Monitor:
         """Points at `first_step` and later, from before a kill, are dropped from both records."""
         from torch.utils.tensorboard import SummaryWriter
 
-        self._path = run / METRICS_NAME
+        self._path, self._events = run / METRICS_NAME, run / TENSORBOARD_NAME
         drop_later_rows(self._path, first_step)
         self._lines = open(self._path, "a", encoding="utf-8")  # noqa: SIM115  # closed by close()
-        self._board = SummaryWriter(str(run / TENSORBOARD_NAME), purge_step=first_step if first_step else None)
+        # A run that was killed before its first checkpoint begins again at step 0, and has points to drop.
+        began_before = any(self._events.glob("events.*"))
+        self._board = SummaryWriter(str(self._events), purge_step=first_step if began_before else None)
 
     def log(self, row: dict[str, Any]) -> None:
         """One logged step: `row["step"]` and the values."""
@@ -47,6 +53,13 @@ class Monitor:
         for name, tag in TAGS.items():
             if row.get(name) is not None:
                 self._board.add_scalar(tag, row[name], row["step"])
+
+    def flush(self) -> None:
+        """Put what was logged on disk: to be called before a checkpoint of these steps becomes visible."""
+        os.fsync(self._lines.fileno())
+        self._board.flush()
+        for path in self._events.iterdir():
+            flush(path)
 
     def close(self) -> None:
         """Write what is buffered."""
@@ -66,6 +79,4 @@ def drop_later_rows(path: Path, first_step: int) -> None:
             continue
         if row["step"] < first_step:
             kept.append(line + "\n")
-    aside = path.with_suffix(".tmp")
-    aside.write_text("".join(kept), encoding="utf-8")
-    os.replace(aside, path)
+    write_atomically(path, "".join(kept))

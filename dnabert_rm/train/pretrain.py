@@ -22,7 +22,7 @@ from dnabert_rm.train.checkpoint import (
     CONFIG_NAME,
     PROBE_NAME,
     TOKENIZER_NAME,
-    load_checkpoint,
+    remove_leftovers,
     remove_old,
     save_checkpoint,
 )
@@ -35,6 +35,7 @@ from dnabert_rm.train.loop import StepResult, train
 from dnabert_rm.train.monitor import Monitor
 from dnabert_rm.train.optim import learning_rate, warmup_length
 from dnabert_rm.train.probe import run_probe, save_probe
+from dnabert_rm.train.restore import load_checkpoint
 from dnabert_rm.train.resume import first_state
 
 ENVIRONMENT_NAME = "environment.json"
@@ -61,12 +62,14 @@ class Run:
         self.split = split_batch(self.state.plan, config.train.micro_batch, ranks.world_size)
         self.schedule = make_mask_schedule(config, dataset.tokenizer.k)
         self.last_step = min(config.train.steps, config.train.stop_after or config.train.steps)
+        self.save_seconds: float | None = None
         if ranks.is_first:
+            remove_leftovers(self.folder)
             self._write_records()
         barrier()
         self.engine = self._make_engine()
         if self.checkpoint:
-            load_checkpoint(self.engine, self.checkpoint, ranks)
+            load_checkpoint(self.engine, self.checkpoint, self.folder, ranks)
         self.monitor = Monitor(self.folder, self.state.step) if ranks.is_first else None
         self.bar = tqdm(
             total=self.last_step, initial=self.state.step, unit="step", disable=None if ranks.is_first else True
@@ -149,11 +152,18 @@ class Run:
         if self.monitor and (result.step % train.log_every == 0 or last):
             row = self._row(result)
             self.monitor.log(row)
+            self.save_seconds = None
             self.bar.set_postfix(loss=f"{row['loss']:.3f}", phase=row["phase"], refresh=False)
         if done % train.save_every == 0 or last:
-            save_checkpoint(self.engine, self.state, self.folder, self.ranks, self._write_extras)
-            if self.ranks.is_first:
-                remove_old(self.folder, train.keep_last)
+            self._save()
+
+    def _save(self) -> None:
+        """A checkpoint of this moment; what was logged before it is on disk first."""
+        if self.monitor:
+            self.monitor.flush()
+        self.save_seconds = save_checkpoint(self.engine, self.state, self.folder, self.ranks, self._write_extras)
+        if self.ranks.is_first:
+            remove_old(self.folder, self.config.train.keep_last, self.config.train.keep_every)
 
     def _row(self, result: StepResult) -> dict[str, Any]:
         """A line of metrics.jsonl."""
@@ -177,6 +187,7 @@ class Run:
             "masked_fraction": result.num_masked / (result.num_tokens - 2 * windows),
             "tokens_per_second": result.num_tokens / result.seconds,
             "data_wait": result.data_wait,
+            "save_seconds": self.save_seconds,
             "epoch": consumed / self.dataset.num_windows,
         }
 

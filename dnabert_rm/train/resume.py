@@ -1,25 +1,37 @@
-"""Where a run begins: the last complete checkpoint, checked against what is asked for now, or step 0."""
+"""Where a run begins: the last usable checkpoint, checked against what is asked for now, or step 0."""
 
 from __future__ import annotations
 
 import dataclasses
+import sys
 import tomllib
 from pathlib import Path
 
 from dnabert_rm.config import RunConfig, resolve
 from dnabert_rm.data.dataset import WindowDataset
-from dnabert_rm.errors import CheckpointError
-from dnabert_rm.train.checkpoint import CONFIG_NAME, complete_steps, read_state, step_folder
-from dnabert_rm.train.distributed import Ranks, from_first_rank
+from dnabert_rm.errors import CheckpointError, ConfigError
+from dnabert_rm.train.checkpoint import (
+    CONFIG_NAME,
+    read_state,
+    saved_steps,
+    set_aside_damaged,
+    step_folder,
+    step_of,
+    write_latest,
+)
+from dnabert_rm.train.distributed import Ranks, on_first_rank
 from dnabert_rm.train.inputs import make_plan
+from dnabert_rm.train.restore import find_damage_together
+from dnabert_rm.train.seal import COMPLETE_NAME
 from dnabert_rm.train.state import TrainState
 
 FREE_TO_CHANGE = {
     "data.path", "data.num_workers", "data.prefetch", "data.on_bad_shard", "data.allow_pipe", "data.cache_dir",
     "data.cache_gb", "model.attention", "model.activation_checkpointing", "model.compile",
     "model.build", "model.init_from", "train.output", "train.stop_after",
-    "train.micro_batch", "train.global_batch", "train.save_every", "train.keep_last", "train.log_every",
-    "train.ds_config", "train.offload_dir", "train.resume", "train.allow_changes", "train.threads_per_rank",
+    "train.micro_batch", "train.global_batch", "train.save_every", "train.keep_last", "train.keep_every",
+    "train.log_every", "train.ds_config", "train.offload_dir", "train.resume", "train.allow_changes",
+    "train.threads_per_rank",
 }  # fmt: skip
 """Fields that a resume may change without a word; the data are held by their fingerprint instead of their path."""
 
@@ -27,20 +39,93 @@ FREE_TO_CHANGE = {
 def first_state(config: RunConfig, dataset: WindowDataset, ranks: Ranks) -> tuple[TrainState, Path | None]:
     """The state to begin with and the checkpoint that it comes from, if any; on all ranks together.
 
-    `CheckpointError` where the run folder's last checkpoint does not fit this configuration or these data.
+    `CheckpointError` where no checkpoint is usable, or the one to begin from does not fit this configuration or data.
     """
-    train, run = config.train, Path(config.train.output)
-    steps = from_first_rank(complete_steps(run) if ranks.is_first else None)
-    if not steps:
+    train = config.train
+    folder = find_start(train.resume, Path(train.output), ranks)
+    if folder is None:
         return TrainState(0, make_plan(config), dataset.fingerprint, train.seed), None
-    if train.resume == "never":
-        raise CheckpointError(f"{run}: has checkpoints, and --resume is never; name another --output")
-    folder = step_folder(run, steps[-1])
-    state = read_state(folder)
-    if not train.allow_changes:
-        refuse_changes(folder, state, config, dataset.fingerprint)
+    state = on_first_rank(lambda: _fitting_state(folder, config, dataset.fingerprint), ranks)
     plan = state.plan.changed(state.step, train.global_batch)
     return dataclasses.replace(state, plan=plan, fingerprint=dataset.fingerprint), folder
+
+
+def find_start(resume: str, run: Path, ranks: Ranks) -> Path | None:
+    """The checkpoint to begin from, every file of it checked, or None; on all ranks together.
+
+    Damaged ones are passed over, in favour of the one before, with a line on standard error.
+    """
+    damages: list[tuple[Path, str]] = []
+    for folder in on_first_rank(lambda: candidates(resume, run), ranks):
+        damage = find_damage_together(folder, ranks)
+        if damage is None:
+            on_first_rank(lambda chosen=folder: _choose(chosen, damages, resume, run), ranks)  # type: ignore[misc]
+            return folder
+        damages.append((folder, damage))
+    if damages:
+        others = f", and so are {len(damages) - 1} others" if len(damages) > 1 else ""
+        raise CheckpointError(
+            f"{damages[0][1]}{others}; no checkpoint is left to go on from: put a copy of one back, name one with "
+            "--resume, or begin anew with another --output"
+        )
+    return None
+
+
+def candidates(resume: str, run: Path) -> list[Path]:
+    """Checkpoints that a run may begin from, the best first; none where it begins at step 0."""
+    if resume == "never" and saved_steps(run):
+        raise CheckpointError(f"{run}: has checkpoints, and --resume is never; name another --output")
+    if resume in ("auto", "never"):
+        return _newest_first(run)
+    source = Path(resume)
+    if step_of(source) is not None or (source / COMPLETE_NAME).is_file():
+        return [source]
+    if found := _newest_first(source):
+        return found
+    raise CheckpointError(f"--resume {resume}: holds no checkpoint; name a run folder, a step_… folder, auto or never")
+
+
+def _newest_first(run: Path) -> list[Path]:
+    return [step_folder(run, step) for step in reversed(saved_steps(run))]
+
+
+def _choose(folder: Path, damages: list[tuple[Path, str]], resume: str, run: Path) -> None:
+    """Tell of what was passed over; `CheckpointError` where going on would mix two runs in one folder."""
+    step = read_state(folder).step
+    own = folder.resolve().parent == step_folder(run, 0).resolve().parent
+    passed_over = {damaged.name for damaged, _ in damages} if own else set()
+    later = [found for found in saved_steps(run) if (found > step or not own)]
+    later = [found for found in later if step_folder(run, found).name not in passed_over]
+    if later:
+        raise CheckpointError(
+            f"{run}: has checkpoints of its own (step {later[-1]}), which --resume {resume} would overwrite; go on "
+            "from them with --resume auto, delete them, or name another --output"
+        )
+    if damages:
+        reasons = "; ".join(reason for _, reason in damages)
+        print(f"{reasons}; going on from step {step}", file=sys.stderr, flush=True)
+    if own:
+        for damaged, _ in damages:
+            set_aside_damaged(damaged)
+        write_latest(folder)
+
+
+def _fitting_state(folder: Path, config: RunConfig, fingerprint: str) -> TrainState:
+    """The state in a checkpoint, where going on from it is what the configuration asks for."""
+    state = read_state(folder)
+    if (step := step_of(folder)) not in (None, state.step):
+        raise CheckpointError(f"{folder}: holds the state of step {state.step}, not {step}; give it its own name back")
+    if not config.train.allow_changes:
+        refuse_changes(folder, state, config, fingerprint)
+    return state
+
+
+def stored_config(folder: Path) -> RunConfig:
+    """The configuration that a checkpoint was trained with."""
+    try:
+        return resolve(tomllib.loads((folder / CONFIG_NAME).read_text()))
+    except (OSError, ValueError, ConfigError) as error:
+        raise CheckpointError(f"{folder / CONFIG_NAME}: cannot be read ({error}); use another checkpoint") from None
 
 
 def refuse_changes(folder: Path, state: TrainState, config: RunConfig, fingerprint: str) -> None:
@@ -51,7 +136,7 @@ def refuse_changes(folder: Path, state: TrainState, config: RunConfig, fingerpri
             f"{folder}: was trained on other data (fingerprint {state.fingerprint[:12]}, now "
             f"{fingerprint[:12]}); samples would repeat or be lost: {override}"
         )
-    stored = resolve(tomllib.loads((folder / CONFIG_NAME).read_text())).to_dict()
+    stored = stored_config(folder).to_dict()
     # With dropped remainders the length of an epoch hangs on the batch: another one would move every sample.
     held = {"train.global_batch"} if config.data.remainder == "drop" else set()
     changed = [
