@@ -85,9 +85,17 @@ def _own_settings(engine: Engine) -> Iterator[None]:
         group.update(settings)
     if clip is not None:
         zero.clip_grad = clip
-    for state in getattr(zero, "optimizer", zero).state.values():
-        if torch.is_tensor(state.get("step")):
-            state["step"] = state["step"].clone()
+    optimizer = getattr(zero, "optimizer", zero)
+    for parameter, state in optimizer.state.items():
+        if "step" in state:
+            state["step"] = _step_count(optimizer, parameter, float(state["step"]))
+
+
+def _step_count(optimizer: torch.optim.Optimizer, parameter: torch.Tensor, step: float) -> torch.Tensor | int:
+    """The count of updates as the optimizer keeps it: torch's in a tensor of its own, DeepSpeed's CPUAdam in an int."""
+    if not isinstance(optimizer, torch.optim.AdamW):
+        return int(step)
+    return torch.tensor(step, device=parameter.device if optimizer.defaults["fused"] else "cpu")
 
 
 @contextlib.contextmanager
