@@ -114,8 +114,21 @@ def ds_settings(
     for key in ("optimizer", "scheduler"):
         if key in settings:
             raise ConfigError(f"{path}: {key}: is set by [optim] of the run configuration; remove it")
+    _check_saving(settings, path)
     _check_stage(config, zero_stage(settings), precision, path)
     return settings
+
+
+def _check_saving(settings: dict[str, Any], path: Path) -> None:
+    """DeepSpeed's engines that write on while training goes on finish after a checkpoint has been sealed."""
+    writer = settings.get("checkpoint", {}).get("writer") or {}
+    for key, used in {
+        "checkpoint.writer.decoupled": writer.get("decoupled"),
+        "datastates_ckpt": settings.get("datastates_ckpt", {}).get("enabled"),
+        "checkpoint.load_universal": settings.get("checkpoint", {}).get("load_universal"),
+    }.items():
+        if used:
+            raise ConfigError(f"{path}: {key}: checkpoints are written, and converted, by the run itself; remove it")
 
 
 def _fill_offload_dir(zero: dict[str, Any], folder: str, path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,15 +57,32 @@ def save_probe(path: Path, probe: Probe) -> None:
 
 
 def load_probe(path: Path) -> Probe:
-    """Read a probe; `CheckpointError` where it is missing or damaged."""
+    """Read a probe, without pickle; `CheckpointError` where it is missing, damaged or no probe."""
     try:
         with np.load(path, allow_pickle=False) as stored:
-            return Probe(
+            probe = Probe(
                 stored["input_ids"],
                 stored["positions"],
                 stored["logits"],
                 str(stored["precision"]),
                 str(stored["device"]),
             )
-    except (OSError, ValueError, KeyError) as error:
+        _check(probe)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
         raise CheckpointError(f"{path}: cannot be read ({error}); use an earlier checkpoint") from None
+    return probe
+
+
+def _check(probe: Probe) -> None:
+    """ValueError where arrays from a file are not those of a probe."""
+    for array, kind, dimensions in ((probe.input_ids, "i", 2), (probe.positions, "i", 1), (probe.logits, "f", 2)):
+        if array.dtype.kind != kind or array.ndim != dimensions:
+            raise ValueError(f"an array of {array.dtype} with {array.ndim} dimensions")
+    if len(probe.logits) != len(probe.positions) or not len(probe.positions) or not probe.input_ids.size:
+        raise ValueError(f"{len(probe.logits)} rows of logits for {len(probe.positions)} positions")
+    if probe.positions.min() < 0 or probe.positions.max() >= probe.input_ids.size:
+        raise ValueError("positions outside of the input")
+    if probe.input_ids.min() < 0 or probe.input_ids.max() >= probe.logits.shape[1]:
+        raise ValueError("ids outside of the vocabulary")
+    if probe.precision not in ("fp32", "bf16", "fp16"):
+        raise ValueError(f"precision {probe.precision!r}")
