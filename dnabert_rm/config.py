@@ -184,6 +184,8 @@ class TrainConfig:
     """Resume although settings or data that change the result are not those of the checkpoint."""
     threads_per_rank: int = 0
     """CPU threads a rank; 0: the cores divided among the ranks of a machine."""
+    start_timeout_seconds: float = 600.0
+    """Longest wait for all ranks to start and find each other."""
 
 
 @dataclass(frozen=True)
@@ -374,6 +376,8 @@ def _mistakes(config: RunConfig) -> Iterator[str]:
         yield f"model.hidden_size: {model.hidden_size} must be a multiple of model.num_heads ({model.num_heads})"
     if data.window > model.max_positions:
         yield f"data.window: {data.window} is more than model.max_positions ({model.max_positions}); change one of them"
+    if not train.start_timeout_seconds > 0:
+        yield f"train.start_timeout_seconds: {train.start_timeout_seconds} must be above 0"
     if not optim.lr > 0:
         yield f"optim.lr: {optim.lr} must be above 0"
     if not 0 < optim.decay_share <= 1:

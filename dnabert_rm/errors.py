@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable
 
 EXIT_USER_ERROR = 2
+RANK_VARIABLES = ("RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
+"""Where launchers say which of several ranks a process is, the innermost launcher first."""
 
 
 class UserError(Exception):
@@ -29,6 +31,11 @@ class CheckpointError(UserError):
     """A checkpoint or exported model is missing, damaged or does not fit."""
 
 
+def is_first_rank() -> bool:
+    """Whether this process is the first of those that a launcher started, or has no launcher."""
+    return next((os.environ[name] for name in RANK_VARIABLES if name in os.environ), "0") == "0"
+
+
 def check_readable_file(path: str | os.PathLike[str], what: str) -> None:
     """Raise `DataError` unless `path` is a file that can be read; `what` says what it should hold."""
     if not os.path.exists(path):
@@ -48,7 +55,7 @@ def run_command(program: str, command: Callable[[], int | None]) -> int:
     try:
         return command() or 0
     except UserError as error:
-        if error.on_one_rank or os.environ.get("RANK", "0") == "0":
+        if error.on_one_rank or is_first_rank():
             print(f"{program}: error: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
     except BrokenPipeError:

@@ -14,6 +14,8 @@ def quiet_third_parties() -> None:
     set-up (it puts its level back at import, so a filter stands in for one), transformers' bars over weights.
     """
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+    # torch's own warnings at the start: names of other nodes that can't be looked up, and the like.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

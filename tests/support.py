@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import multiprocessing
 import multiprocessing.process
@@ -67,9 +68,16 @@ def write_prepared(
     return manifest
 
 
+def launcher_variables() -> set[str]:
+    """Names in the environment that a launcher of ranks may have set."""
+    plain = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT"}
+    starts = ("OMPI_", "PMIX_", "PMI_", "MV2_", "SLURM_", "MPI_LOCAL")
+    return plain | {name for name in os.environ if name.startswith(starts)}
+
+
 def clean_environment() -> dict[str, str]:
     """The environment without what a launcher set, one thread a process."""
-    launcher = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    launcher = launcher_variables()
     kept = {name: value for name, value in os.environ.items() if name not in launcher}
     folder = str(Path(sys.executable).parent)
     return {**kept, "OMP_NUM_THREADS": "1", "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
@@ -105,37 +113,69 @@ _FORKS.set_forkserver_preload(
 
 
 def start_ranks(
-    num_ranks: int, words: Sequence[str | Path], log: Path, **variables: str
+    num_ranks: int,
+    words: Sequence[str | Path],
+    log: Path,
+    *,
+    own_words: Mapping[int, Sequence[str | Path]] | None = None,
+    own_variables: Mapping[int, Mapping[str, str]] | None = None,
+    **variables: str,
 ) -> list[multiprocessing.process.BaseProcess]:
     """Start `launch_scripts/pretrain.sh` on gloo ranks of this machine; rank r prints to `log/r.txt`.
 
     Each rank is a process of its own, forked with the libraries imported. `variables` go into their environment.
+    Rank r has the words `own_words[r]` after the common ones, and `own_variables[r]` over the common ones.
     """
-    log.mkdir(parents=True, exist_ok=True)
     shared = {"WORLD_SIZE": num_ranks, "LOCAL_WORLD_SIZE": num_ranks, "MASTER_ADDR": "127.0.0.1",
               "MASTER_PORT": free_port(), **variables}  # fmt: skip
     ranks = []
     for rank in range(num_ranks):
-        environment = {name: str(value) for name, value in (shared | {"RANK": rank, "LOCAL_RANK": rank}).items()}
-        arguments = (environment, [*map(str, words)], str(log / f"{rank}.txt"))
-        ranks.append(_FORKS.Process(target=_rank, args=arguments))
-        ranks[-1].start()
+        own = (own_variables or {}).get(rank, {})
+        environment = {"RANK": rank, "LOCAL_RANK": rank, **shared, **own}
+        ranks.append(start_rank(environment, [*words, *(own_words or {}).get(rank, [])], log / f"{rank}.txt"))
     return ranks
 
 
-def _rank(environment: dict[str, str], words: list[str], log: str) -> None:
+def start_rank(
+    environment: Mapping[str, Any], words: Sequence[str | Path], log: Path, node: str = ""
+) -> multiprocessing.process.BaseProcess:
+    """Start one rank with `environment` over this process's; it prints to `log`.
+
+    `node` is the name of a network namespace to start it in, which is also its host name.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    variables = {name: str(value) for name, value in environment.items()}
+    process = _FORKS.Process(target=_rank, args=(variables, [*map(str, words)], str(log), node))
+    process.start()
+    return process
+
+
+def _rank(environment: dict[str, str], words: list[str], log: str, node: str) -> None:
     """Runs in a forked process: one rank of a pretraining run."""
     from dnabert_rm.cli.main import run_one
 
+    if node:
+        move_to_node(node)
     # A rank's loader processes start as they would under a launcher, not from the server above.
     multiprocessing.set_start_method("fork", force=True)
     os.environ.update(environment)
+    sys.path[:0] = environment.get("PYTHONPATH", "").split(os.pathsep) if "PYTHONPATH" in environment else []
     with open(log, "w", buffering=1) as stream:
         os.dup2(stream.fileno(), 1)
         os.dup2(stream.fileno(), 2)
         code = run_one("pretrain", "pretrain.sh", words)
         sys.stderr.flush()
     os._exit(code)  # as a killed or ended rank does; multiprocessing would wait for what the rank left running
+
+
+def move_to_node(name: str) -> None:
+    """Put this process into a network namespace that `ip netns add` made, with a host name of its own."""
+    new_net, new_uts = 0x40000000, 0x04000000  # CLONE_NEWNET, CLONE_NEWUTS; os.setns comes with Python 3.12
+    libc = ctypes.CDLL(None, use_errno=True)
+    with open(f"/run/netns/{name}") as namespace:
+        if libc.setns(namespace.fileno(), new_net) or libc.unshare(new_uts):
+            raise OSError(ctypes.get_errno(), f"can't enter {name}")
+    socket.sethostname(name)
 
 
 def wait_for(ranks: Sequence[multiprocessing.process.BaseProcess], timeout: float = 300) -> list[int | None]:

@@ -5,18 +5,22 @@ from __future__ import annotations
 import argparse
 
 from dnabert_rm.cli.run_flags import add_run_flags, run_config
+from dnabert_rm.errors import ConfigError
 
 HELP = "check a pretraining configuration and its data without training"
-EXAMPLE = "dnabert-rm check --preset tiny --data prepared --output runs/first --steps 200"
+EXAMPLE = "dnabert-rm check --preset tiny --data prepared --output runs/first --ranks 8"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags of `pretrain`."""
+    """The flags of `pretrain`, and the number of ranks."""
     add_run_flags(parser)
+    parser.add_argument("--ranks", type=int, default=1, metavar="INT", help="ranks (GPUs) of the run (default: 1)")
 
 
 def run(args: argparse.Namespace) -> None:
     """Check, and print what the run would be."""
     from dnabert_rm.train.preflight import check_run
 
-    print("\n".join(check_run(run_config(args))))
+    if args.ranks < 1:
+        raise ConfigError(f"--ranks {args.ranks}: must be at least 1")
+    print("\n".join(check_run(run_config(args), args.ranks)))

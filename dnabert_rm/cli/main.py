@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import os
 import sys
 from typing import NoReturn
 
 from dnabert_rm import __version__
-from dnabert_rm.errors import EXIT_USER_ERROR, run_command
+from dnabert_rm.errors import EXIT_USER_ERROR, is_first_rank, run_command
 
 PROGRAM = "dnabert-rm"
 COMMANDS = ("check", "show-batch", "pretrain", "export", "finetune")
@@ -23,7 +22,7 @@ class OneLineParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print one line, from the first of several ranks, and exit with code 2."""
-        if os.environ.get("RANK", "0") == "0":
+        if is_first_rank():
             print(f"{self.prog}: error: {message} (see `{self.prog} --help`)", file=sys.stderr)
         raise SystemExit(EXIT_USER_ERROR)
 

@@ -6,7 +6,9 @@ import argparse
 import os
 
 from dnabert_rm.cli.run_flags import add_run_flags, run_config
+from dnabert_rm.errors import UserError
 from dnabert_rm.quiet import quiet_third_parties
+from dnabert_rm.train.launchers import rank_info
 from dnabert_rm.train.preflight import check_run
 
 HELP = "pretrain on prepared folders (start it with `deepspeed launch_scripts/pretrain.sh`)"
@@ -22,14 +24,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Train on this rank."""
-    config = run_config(args)
-    # Mistakes are told before torch is imported, which takes seconds.
-    check_run(config)
     if args.check:
+        check_run(run_config(args))
         return
     if args.local_rank is not None:
         os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
+    num_ranks, problem = rank_info(os.environ).world_size, None
+    # Mistakes are told before torch is imported, which takes seconds; among several ranks, once all know of them.
+    try:
+        config = run_config(args)
+        check_run(config, num_ranks)
+    except UserError as error:
+        if num_ranks == 1:
+            raise
+        problem = error
     quiet_third_parties()
+    if problem:
+        from dnabert_rm.train.rank_checks import tell_other_ranks
+
+        tell_other_ranks(problem)
     from dnabert_rm.train.pretrain import pretrain
 
     pretrain(config)

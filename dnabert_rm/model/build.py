@@ -85,8 +85,8 @@ def build_model(
 def pretrained_config(folder: str, dropout: float) -> PreTrainedConfig:
     """The configuration of the model in `folder`, complete, with our dropout."""
     # Not AutoConfig: DNABERT's config.json has no model_type.
-    kind = {"bert": BertConfig, "modernbert": ModernBertConfig}[model_fields(folder)["architecture"]]
-    config = kind.from_pretrained(folder, local_files_only=True)
+    kinds: dict[str, Any] = {"bert": BertConfig, "modernbert": ModernBertConfig}
+    config = kinds[model_fields(folder)["architecture"]].from_pretrained(folder, local_files_only=True)
     for name in DROPOUTS[config.model_type]:
         setattr(config, name, dropout)
     return config

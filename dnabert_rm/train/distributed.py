@@ -1,18 +1,21 @@
-"""Ranks: joining the process group, small collectives, leaving it."""
+"""Ranks: the process group, small collectives, leaving it."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from dnabert_rm.errors import UserError
+from dnabert_rm.train.device import take_device, threads_of_rank
+from dnabert_rm.train.group import make_group
+from dnabert_rm.train.meeting import Meeting, meet
 
 T = TypeVar("T")
 
@@ -33,42 +36,31 @@ class Ranks:
         return self.rank == 0
 
 
-def gpu_in_use() -> bool:
-    """Whether ranks train on GPUs: there is one, and DeepSpeed was not told to take the CPU (DS_ACCELERATOR=cpu)."""
-    return torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
-
-
 @contextlib.contextmanager
-def process_group(threads_per_rank: int = 0) -> Iterator[Ranks]:
-    """Join the process group that a launcher described (RANK, WORLD_SIZE …), or make one of a single rank.
+def process_group(
+    threads_per_rank: int = 0,
+    timeout: timedelta | None = None,
+    *,
+    start_seconds: float = 600.0,
+    check: Callable[[Meeting], None] | None = None,
+) -> Iterator[Ranks]:
+    """Join the process group of the ranks that a launcher started, or make one of a single rank.
 
-    NCCL on GPUs, gloo on CPUs. The group is destroyed however the block is left: one that is not can end in
-    `terminate called` at exit.
+    NCCL on GPUs, gloo on CPUs. `check` runs when the ranks have found each other, for which they wait `start_seconds`,
+    and before a collective runs. `timeout` is a collective's, by default torch's. The group is destroyed however the
+    block is left: one that is not can end in `terminate called` at exit.
     """
-    _default_environment()
-    on_gpu = gpu_in_use()
-    local_rank, local_world_size = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
-    if on_gpu:
-        torch.cuda.set_device(local_rank)
-    device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
-    torch.set_num_threads(threads_per_rank or max(1, len(os.sched_getaffinity(0)) // local_world_size))
-    dist.init_process_group("nccl" if on_gpu else "gloo", device_id=device if on_gpu else None)
+    meeting = meet(start_seconds)
+    if check:
+        check(meeting)
+    info, device = meeting.info, take_device(meeting.info)
+    torch.set_num_threads(threads_per_rank or threads_of_rank(info, len(os.sched_getaffinity(0))))
     try:
-        yield Ranks(dist.get_rank(), dist.get_world_size(), local_rank, local_world_size, device)
+        make_group(meeting, device, timeout)
+        yield Ranks(info.rank, info.world_size, info.local_rank, info.local_world_size, device)
     finally:
-        dist.destroy_process_group()
-
-
-def _default_environment() -> None:
-    """Fill in what no launcher set: one process, or a launcher that gives no local world size."""
-    environ = os.environ
-    if "RANK" not in environ:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = str(probe.getsockname()[1])
-        environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
-    environ.setdefault("LOCAL_RANK", "0")
-    environ.setdefault("LOCAL_WORLD_SIZE", environ["WORLD_SIZE"])
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 def sum_over_ranks(values: list[float] | torch.Tensor, ranks: Ranks) -> torch.Tensor:

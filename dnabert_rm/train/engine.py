@@ -12,7 +12,8 @@ from torch import nn
 from dnabert_rm.config import OptimConfig, RunConfig
 from dnabert_rm.errors import ConfigError
 from dnabert_rm.model.mlm import MaskedLM
-from dnabert_rm.train.distributed import Ranks, gpu_in_use
+from dnabert_rm.train.device import gpu_in_use
+from dnabert_rm.train.distributed import Ranks
 from dnabert_rm.train.ds_config import offloads_optimizer
 from dnabert_rm.train.optim import make_optimizer, parameter_groups
 

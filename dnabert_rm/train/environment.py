@@ -21,8 +21,8 @@ def describe_environment(world_size: int) -> dict[str, Any]:
     return {
         "command": sys.argv,
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in PACKAGES},
-        "commit": _commit(),
+        "packages": {name: package_version(name) for name in PACKAGES},
+        "commit": code_commit(),
         "host": platform.node(),
         "system": platform.platform(),
         "cpus": os.cpu_count(),
@@ -32,14 +32,15 @@ def describe_environment(world_size: int) -> dict[str, Any]:
     }
 
 
-def _version(package: str) -> str | None:
+def package_version(package: str) -> str | None:
+    """The installed version of a package, if it is installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
 
 
-def _commit() -> str | None:
+def code_commit() -> str | None:
     """Commit of the checkout that the package lies in, with "+changes" where files differ from it."""
     folder = Path(__file__).resolve().parents[2]
     try:

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 
 from dnabert_rm.config import RunConfig
+from dnabert_rm.data.dataset import WindowDataset
 from dnabert_rm.errors import ConfigError
 from dnabert_rm.model.init_from import check_vocabulary
-from dnabert_rm.train.ds_config import ds_settings
+from dnabert_rm.train.disk import check_disk
+from dnabert_rm.train.ds_config import ds_settings, split_batch
 from dnabert_rm.train.inputs import make_dataset, make_mask_schedule, make_plan
 
 
-def check_run(config: RunConfig) -> list[str]:
-    """Check what needs no rank; returns lines that describe the run, or raises `UserError`."""
+def check_run(config: RunConfig, num_ranks: int = 1) -> list[str]:
+    """Check what needs no other rank; returns lines that describe the run, or raises `UserError`.
+
+    Nothing is written, and no shard is read.
+    """
     dataset = make_dataset(config)
     schedule = make_mask_schedule(config, dataset.tokenizer.k)
     ds_settings(config)
-    make_plan(config)
+    batches = check_batches(config, dataset, num_ranks)
     if config.model.init_from:
         check_vocabulary(config.model.init_from, dataset.tokenizer.k, dataset.tokenizer.vocab_size)
     if config.model.attention == "flash_attention_2" and not importlib.util.find_spec("flash_attn"):
@@ -28,5 +34,27 @@ def check_run(config: RunConfig) -> list[str]:
     return [
         f"data: {dataset.num_windows} windows of {config.data.window} tokens an epoch, {epochs:.2f} epochs",
         f"phases end at steps {phases}",
+        batches,
+        check_disk(config, dataset.tokenizer.vocab_size),
         f"fingerprint: {dataset.fingerprint}",
     ]
+
+
+def check_batches(config: RunConfig, dataset: WindowDataset, num_ranks: int) -> str:
+    """A line on how ranks share the work; `ConfigError` where the batches don't divide or are larger than the data.
+
+    Any number of shards serves any number of ranks and loader workers, because windows are dealt out and not shards.
+    What the numbers change is how many lanes, hence open shards, each rank reads at a time.
+    """
+    plan = make_plan(config)
+    split = split_batch(plan, config.train.micro_batch, num_ranks)
+    if plan.sizes[-1] > dataset.num_windows:
+        raise ConfigError(
+            f"train.global_batch: {plan.sizes[-1]} is more than the {dataset.num_windows} windows of an epoch, so a "
+            "batch would hold windows twice; lower --global-batch or --window, or build more data"
+        )
+    lanes = config.data.num_streams
+    return (
+        f"batches: {num_ranks} ranks x {split.micro_batch} windows x {split.accumulation(plan.sizes[-1])} accumulation"
+        f"; each rank reads {lanes // math.gcd(lanes, num_ranks)} of {lanes} lanes"
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import sys
 from pathlib import Path
@@ -35,6 +36,7 @@ from dnabert_rm.train.loop import StepResult, train
 from dnabert_rm.train.monitor import Monitor
 from dnabert_rm.train.optim import learning_rate, warmup_length
 from dnabert_rm.train.probe import run_probe, save_probe
+from dnabert_rm.train.rank_checks import check_ranks
 from dnabert_rm.train.restore import load_checkpoint
 from dnabert_rm.train.resume import first_state
 
@@ -44,10 +46,12 @@ ENVIRONMENT_NAME = "environment.json"
 def pretrain(config: RunConfig) -> StepResult | None:
     """Run (or go on with) a pretraining run on this process's rank; returns the last step's result.
 
-    All of `errors.UserError` can be raised; files and configuration are checked before the process group is made.
+    All of `errors.UserError` can be raised; the ranks are checked against each other before their group is made.
     """
-    with process_group(config.train.threads_per_rank) as ranks:
-        return Run(config, make_dataset(config), ranks).train()
+    train, dataset = config.train, make_dataset(config)
+    check = functools.partial(check_ranks, config=config, fingerprint=dataset.fingerprint)
+    with process_group(train.threads_per_rank, start_seconds=train.start_timeout_seconds, check=check) as ranks:
+        return Run(config, dataset, ranks).train()
 
 
 class Run:

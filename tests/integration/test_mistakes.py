@@ -13,6 +13,10 @@ from support import ROOT, clean_environment, random_bases, run_cli, write_prepar
 PRETRAIN = ["launch_scripts/pretrain.sh", "--preset", "tiny", "--output", "{tmp}/run"]
 DATA = ["--data", "{tmp}/prepared"]
 CLI, PREP = ["-m", "dnabert_rm.cli.main"], ["-m", "data_prep"]
+RANK_ALONE = (
+    "import os, sys; os.environ['RANK'] = '3'; from dnabert_rm.cli.main import run_one; "
+    "sys.exit(run_one('pretrain', 'pretrain.sh', sys.argv[1:]))"
+)
 
 MISTAKES = {
     "unknown flag": ([*PRETRAIN, *DATA, "--stepps", "3"], "unrecognized arguments: --stepps 3"),
@@ -30,6 +34,24 @@ MISTAKES = {
         [*PRETRAIN, *DATA, "--window", "64", "--global-batch", "10", "--micro-batch", "4"],
         "change one of them",
     ),
+    "batch does not divide by the ranks": (
+        [*CLI, "check", *PRETRAIN[1:], *DATA, "--window", "64", "--global-batch", "4", "--ranks", "3"],
+        "does not divide into 3 ranks",
+    ),
+    "batch larger than an epoch": (
+        [*PRETRAIN, *DATA, "--window", "64", "--global-batch", "64"],
+        "lower --global-batch",
+    ),
+    "no room for checkpoints": (
+        [*PRETRAIN, *DATA, "--window", "64", "--global-batch", "4", "--preset", "10b", "--train.keep_last", "100000",
+         "--save-every", "1"],
+        "100001 checkpoints of 120.6 GB",
+    ),
+    "run folder is a file": (
+        [*PRETRAIN, *DATA, "--window", "64", "--global-batch", "4", "--output", "{tmp}/notes.txt/run"],
+        "notes.txt is a file",
+    ),
+    "RANK without WORLD_SIZE": (["-c", RANK_ALONE, *DATA], "RANK is set, but WORLD_SIZE is not"),
     "missing config file": ([*PRETRAIN, *DATA, "--config", "{tmp}/none.toml"], "no such file"),
     "export of no run": ([*CLI, "export", "{tmp}/nothing", "--output", "{tmp}/model"], "no complete checkpoint"),
     "unknown command": ([*CLI, "trian"], "no command 'trian'"),

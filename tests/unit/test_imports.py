@@ -37,8 +37,13 @@ ALLOWED["dnabert_rm.downstream"] = CORE | {"dnabert_rm.train", "dnabert_rm.downs
 ALLOWED["dnabert_rm.analysis"] = CORE | {"dnabert_rm.train", "dnabert_rm.analysis"}
 ALLOWED["dnabert_rm.cli"] = ALLOWED["dnabert_rm.downstream"] | {"dnabert_rm.analysis", "dnabert_rm.cli"}
 ONLY_IN = {
-    "deepspeed": {"dnabert_rm/train/engine.py", "dnabert_rm/train/checkpoint.py", "dnabert_rm/downstream/export.py"},
-    "mpi4py": {"data_prep/parallel.py", "dnabert_rm/train/distributed.py"},
+    "deepspeed": {
+        "dnabert_rm/train/engine.py",
+        "dnabert_rm/train/safe_load.py",
+        "dnabert_rm/train/universal.py",
+        "dnabert_rm/downstream/export.py",
+    },
+    "mpi4py": {"data_prep/parallel.py", "dnabert_rm/train/meeting.py"},
 }
 FILES = sorted(
     path.relative_to(ROOT).as_posix() for name in ("data_prep", "dnabert_rm") for path in (ROOT / name).rglob("*.py")

@@ -1,0 +1,50 @@
+"""Which device a rank takes, and how many CPU threads."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from dnabert_rm.errors import ConfigError
+from dnabert_rm.train.launchers import RankInfo, slurm_rank
+
+
+def gpu_in_use() -> bool:
+    """Whether ranks train on GPUs: there is one, and DeepSpeed was not told to take the CPU (DS_ACCELERATOR=cpu)."""
+    return torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
+
+
+def take_device(info: RankInfo) -> torch.device:
+    """The device of this rank, made the current one; `ConfigError` where the node has no GPU for it."""
+    if not gpu_in_use():
+        return torch.device("cpu")
+    device = torch.device("cuda", gpu_index(info.local_rank, torch.cuda.device_count()))
+    torch.cuda.set_device(device)
+    # DeepSpeed takes its device from here, and insists that Open MPI's variable, where there is one, agrees.
+    for name in {"LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK"} & {"LOCAL_RANK", *os.environ}:
+        os.environ[name] = str(device.index)
+    return device
+
+
+def gpu_index(local_rank: int, num_visible: int) -> int:
+    """Which of the GPUs that this process sees is its own; `ConfigError` where there are fewer than ranks."""
+    if num_visible == 1:
+        return 0  # `srun --gpus-per-task=1` shows each rank its own
+    if local_rank >= num_visible:
+        raise ConfigError(
+            f"local rank {local_rank} has no GPU, this node shows {num_visible}; start at most as many ranks a node as "
+            "it has GPUs"
+        )
+    return local_rank
+
+
+def threads_of_rank(info: RankInfo, num_cores: int) -> int:
+    """CPU threads of a rank whose process may use `num_cores`: its share of the node's.
+
+    srun may give each task cores of its own, which are shared by the ranks of that task alone.
+    """
+    task, text = slurm_rank(os.environ), os.environ.get("SLURM_CPUS_PER_TASK", "")
+    if task and text.isdigit():
+        num_cores = min(int(text), num_cores) * task.local_world_size
+    return max(1, num_cores // info.local_world_size)
