@@ -186,6 +186,8 @@ class TrainConfig:
     """CPU threads a rank; 0: the cores divided among the ranks of a machine."""
     start_timeout_seconds: float = 600.0
     """Longest wait for all ranks to start and find each other."""
+    hang_timeout_seconds: float = 1800.0
+    """Longest wait for a batch, a step or a save before the run ends with the stacks of all ranks; 0: no limit."""
 
 
 @dataclass(frozen=True)
@@ -388,6 +390,8 @@ def _mistakes(config: RunConfig) -> Iterator[str]:
         yield "train.resume: must be auto, never or a folder"
     if train.batch_start and data.remainder == "drop":
         yield "data.remainder: drop and a batch-size warm-up (train.batch_start) exclude each other; change one of them"
+    if train.hang_timeout_seconds < 0:
+        yield f"train.hang_timeout_seconds: {train.hang_timeout_seconds} must be at least 0"
     if not data.path:
         yield "data.path: no prepared folder; give --data DIR (made by `python -m data_prep build`)"
     if not train.output:

@@ -21,7 +21,38 @@ if [ -z "${DEEPSPEED_ARGS:-}" ] &&
 fi
 # A mistake in a flag is found here, in a second and in one line, before any rank starts.
 python "$here/$(basename "$0")" --check "$@" || exit
-exec deepspeed ${DEEPSPEED_ARGS:-} "$here/$(basename "$0")" "$@"
+
+# DeepSpeed's launcher has no use for a signal but to kill the ranks, or to die and leave them. So this shell stays,
+# and turns SIGTERM, SIGUSR1 (Slurm's warning), SIGHUP and Ctrl-C into a stop file, at which the ranks finish the step,
+# save, and end with code 75. A second Ctrl-C kills them at once. docs/stopping.md has the whole table.
+folder="$(mktemp -d)" || exit
+export DNABERT_RM_STOP_FILE="$folder/stop"
+trap 'rm -rf "$folder"' EXIT
+# shellcheck disable=SC2329  # the traps below call it
+stop() {
+    if [ "$1" = INT ] && [ -e "$DNABERT_RM_STOP_FILE" ]; then
+        [ -z "$launcher" ] || kill -KILL -- "-$launcher"
+        exit 130
+    fi
+    echo "$1: finishing the step, then saving; Ctrl-C (again) ends at once" >&2
+    : >"$DNABERT_RM_STOP_FILE"
+}
+launcher=
+for name in TERM USR1 HUP INT; do
+    # shellcheck disable=SC2064  # the name is to be put in now
+    trap "stop $name" "$name"
+done
+# With job control the launcher and all ranks are a process group of their own, which Ctrl-C does not reach.
+set -m
+# shellcheck disable=SC2086  # several words
+deepspeed ${DEEPSPEED_ARGS:-} "$here/$(basename "$0")" "$@" </dev/null &
+launcher=$!
+# A signal ends a wait; the code that counts is that of the wait which finds the launcher ended.
+while kill -0 "$launcher" 2>/dev/null; do
+    wait "$launcher"
+done
+wait "$launcher"
+exit
 '''
 import sys
 

@@ -10,6 +10,7 @@ from dnabert_rm.errors import UserError
 from dnabert_rm.quiet import quiet_third_parties
 from dnabert_rm.train.launchers import rank_info
 from dnabert_rm.train.preflight import check_run
+from dnabert_rm.train.stop import StopRequests
 
 HELP = "pretrain on prepared folders (start it with `deepspeed launch_scripts/pretrain.sh`)"
 EXAMPLE = "deepspeed launch_scripts/pretrain.sh --preset tiny --data prepared --output runs/first --steps 200"
@@ -23,7 +24,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Train on this rank."""
+    """Train on this rank. Signals that ask for a stop are taken before anything slow begins."""
+    stop = StopRequests()
+    if not args.check:
+        stop.listen()
     if args.check:
         check_run(run_config(args))
         return
@@ -45,4 +49,4 @@ def run(args: argparse.Namespace) -> None:
         tell_other_ranks(problem)
     from dnabert_rm.train.pretrain import pretrain
 
-    pretrain(config)
+    pretrain(config, stop)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,6 +17,8 @@ from dnabert_rm.data.order import Windows
 from dnabert_rm.errors import UserError
 
 Collate = Callable[[tuple[NDArray[np.int64], NDArray]], dict[str, Any]]
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+"""What asks a rank to stop."""
 LOCATED_AHEAD = 4096
 """Samples that a worker locates at once: the order's cost is one of calls, not of samples."""
 
@@ -114,10 +117,19 @@ class Loader:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Raises the `UserError` that a worker met when its micro-batch is due."""
-        for batch in self._batches:
+        for batch in self._start():
             if isinstance(batch, UserError):
                 raise batch
             yield batch
+
+    def _start(self) -> Iterator[Any]:
+        """Start the workers, with stop signals blocked from birth where a function takes care of them."""
+        blocked = STOP_SIGNALS if self._batches.worker_init_fn else ()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
+        try:
+            return iter(self._batches)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def make_loader(
@@ -128,11 +140,13 @@ def make_loader(
     num_workers: int = 0,
     prefetch: int = 4,
     pin_memory: bool = False,
+    prepare_worker: Callable[[int], None] | None = None,
 ) -> Loader:
     """A loader of one rank's micro-batches: what `collate` makes of (samples (B,), ids (B, T)), and `num_replaced`.
 
     Starting at a step is a seek: nothing before it is read. `prefetch` is the micro-batches that each worker holds
     ready; `num_replaced`, a scalar int64, counts the windows that stand in for those of bad shards.
+    `prepare_worker(number)` runs first in each worker process, which begins with `STOP_SIGNALS` blocked.
     """
     batches: DataLoader[Any] = DataLoader(
         _MicroBatches(dataset, collate, sampler),  # type: ignore[arg-type]  # all that is called is there
@@ -142,6 +156,7 @@ def make_loader(
         num_workers=num_workers,
         prefetch_factor=prefetch if num_workers else None,
         pin_memory=pin_memory,
+        worker_init_fn=prepare_worker,
     )
     return Loader(batches)
 

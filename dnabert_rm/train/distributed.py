@@ -70,6 +70,11 @@ def sum_over_ranks(values: list[float] | torch.Tensor, ranks: Ranks) -> torch.Te
     return total
 
 
+def any_rank(value: bool, ranks: Ranks) -> bool:
+    """Whether `value` is true on any rank."""
+    return bool(sum_over_ranks([float(value)], ranks)[0])
+
+
 def from_first_rank(value: Any) -> Any:
     """Rank 0's value, a small picklable object, on every rank."""
     box = [value]

@@ -38,6 +38,7 @@ class StepResult:
     grad_norm: float
     seconds: float
     data_wait: float
+    stop_wanted: bool
 
 
 def train(
@@ -50,32 +51,39 @@ def train(
     seed: int,
     learning_rate: Callable[[int], float],
     after_step: Callable[[StepResult], bool | None],
+    stop_wanted: Callable[[], bool],
+    beat: Callable[[str], None],
 ) -> StepResult | None:
     """Run the steps `first_step` … `last_step - 1`; returns the last step's result.
 
     `loader` gives this rank's micro-batches in order, `accumulation(step)` of them a step. `after_step` logs and
-    saves; a true answer stops the run after that step.
+    saves; a true answer stops the run after that step. `stop_wanted` is asked once a step; a result tells the answer
+    of all ranks together. `beat` is told what is waited for next.
     """
     batches, result = iter(loader), None
     for step in range(first_step, last_step):
         start = time.perf_counter()
+        beat("loader" if result else "first batch")
         micro_batches = [next(batches) for _ in range(accumulation(step))]
         waited = time.perf_counter() - start
         engine.set_learning_rate(learning_rate(step))
         engine.set_accumulation(len(micro_batches))
-        totals = run_step(engine, micro_batches, step, seed)
+        beat("step" if result else "first step")
+        totals = run_step(engine, micro_batches, step, seed, stop_wanted)
         result = _result(engine, totals, step, time.perf_counter() - start, waited)
         if after_step(result):
             break
     return result
 
 
-def run_step(engine: Engine, micro_batches: list[Batch], step: int, seed: int) -> list[float]:
+def run_step(
+    engine: Engine, micro_batches: list[Batch], step: int, seed: int, stop_wanted: Callable[[], bool]
+) -> list[float]:
     """Forward, backward and update on one global batch.
 
-    Returns sums over the global batch: loss, right predictions, right bases, masked tokens, tokens, spans, windows,
-    stand-ins. The divisor of the loss is known before the first backward pass, so the gradient is that of the global
-    mean.
+    Returns sums over the global batch: loss, right predictions, right bases, ranks that were asked to stop, masked
+    tokens, tokens, spans, windows, stand-ins. The divisor of the loss is known before the first backward pass, so the
+    gradient is that of the global mean.
     """
     device = engine.ranks.device
     counts = sum_over_ranks(_counts(micro_batches), engine.ranks)
@@ -89,7 +97,8 @@ def run_step(engine: Engine, micro_batches: list[Batch], step: int, seed: int) -
         is_last = number == len(micro_batches) - 1
         engine.backward(loss_sum, num_masked, is_last)
         if is_last:
-            totals = sum_over_ranks(sums, engine.ranks)
+            # Asked as late as the step's last sum allows, so that a stop waits for no further step.
+            totals = sum_over_ranks(torch.cat([sums, sums.new_tensor([stop_wanted()])]), engine.ranks)
             _check_finite(float(totals[0]), micro_batches, step, int(counts[3]))
         engine.step()
     return [*totals.tolist(), *counts.tolist()]
@@ -123,7 +132,8 @@ def seed_dropout(seed: int, sample: int) -> None:
 
 
 def _result(engine: Engine, totals: list[float], step: int, seconds: float, waited: float) -> StepResult:
-    loss_sum, num_right, num_right_bases, num_masked, num_tokens, span_sum, num_windows, num_replaced = totals
+    loss_sum, num_right, num_right_bases, num_stop, *counts = totals
+    num_masked, num_tokens, span_sum, num_windows, num_replaced = counts
     divisor = max(1.0, num_masked)
     return StepResult(
         step=step,
@@ -137,4 +147,5 @@ def _result(engine: Engine, totals: list[float], step: int, seconds: float, wait
         grad_norm=engine.grad_norm,
         seconds=seconds,
         data_wait=waited / seconds,
+        stop_wanted=num_stop > 0,
     )

@@ -27,40 +27,57 @@ from dnabert_rm.train.checkpoint import (
     remove_old,
     save_checkpoint,
 )
-from dnabert_rm.train.distributed import Ranks, barrier, process_group
+from dnabert_rm.train.distributed import Ranks, any_rank, barrier, process_group
 from dnabert_rm.train.ds_config import ds_settings, split_batch
 from dnabert_rm.train.engine import Engine, partitioned_build, resolve_precision
 from dnabert_rm.train.environment import describe_environment
 from dnabert_rm.train.inputs import make_collator, make_dataset, make_mask_schedule
+from dnabert_rm.train.lock import run_lock
 from dnabert_rm.train.loop import StepResult, train
+from dnabert_rm.train.lost import joining_timeout, lost_ranks_explained, set_collective_timeout
 from dnabert_rm.train.monitor import Monitor
 from dnabert_rm.train.optim import learning_rate, warmup_length
 from dnabert_rm.train.probe import run_probe, save_probe
 from dnabert_rm.train.rank_checks import check_ranks
 from dnabert_rm.train.restore import load_checkpoint
 from dnabert_rm.train.resume import first_state
+from dnabert_rm.train.stop import StopRequests
+from dnabert_rm.train.watchdog import Watchdog, watchdog
 
 ENVIRONMENT_NAME = "environment.json"
 
 
-def pretrain(config: RunConfig) -> StepResult | None:
+def pretrain(config: RunConfig, stop: StopRequests | None = None) -> StepResult | None:
     """Run (or go on with) a pretraining run on this process's rank; returns the last step's result.
 
     All of `errors.UserError` can be raised; the ranks are checked against each other before their group is made.
+    `errors.EndedEarlyError` where `stop` asked for an end before the last step, or other ranks are gone.
     """
-    train, dataset = config.train, make_dataset(config)
+    train, dataset, stop = config.train, make_dataset(config), stop or StopRequests()
+    run, limit = Path(train.output), train.hang_timeout_seconds
     check = functools.partial(check_ranks, config=config, fingerprint=dataset.fingerprint)
-    with process_group(train.threads_per_rank, start_seconds=train.start_timeout_seconds, check=check) as ranks:
-        return Run(config, dataset, ranks).train()
+    with (
+        process_group(
+            train.threads_per_rank, joining_timeout(limit), start_seconds=train.start_timeout_seconds, check=check
+        ) as ranks,
+        lost_ranks_explained(run, ranks.rank, bool(stop.launchers)),
+        watchdog(run, ranks.rank, limit) as guard,
+        run_lock(run, ranks),
+    ):
+        if ranks.is_first:
+            stop.watch_files(run)
+        return Run(config, dataset, ranks, stop, guard).train()
 
 
 class Run:
     """One run on one rank: everything that the loop's hooks need to know."""
 
-    def __init__(self, config: RunConfig, dataset: WindowDataset, ranks: Ranks) -> None:
+    def __init__(
+        self, config: RunConfig, dataset: WindowDataset, ranks: Ranks, stop: StopRequests, guard: Watchdog
+    ) -> None:
         precision = resolve_precision(config.train.precision)
         self.config = dataclasses.replace(config, train=dataclasses.replace(config.train, precision=precision))
-        self.dataset, self.ranks = dataset, ranks
+        self.dataset, self.ranks, self.stop, self.guard = dataset, ranks, stop, guard
         self.folder = Path(config.train.output)
         self.state, self.checkpoint = first_state(self.config, dataset, ranks)
         self.split = split_batch(self.state.plan, config.train.micro_batch, ranks.world_size)
@@ -71,7 +88,9 @@ class Run:
             remove_leftovers(self.folder)
             self._write_records()
         barrier()
+        guard.beat("loading")
         self.engine = self._make_engine()
+        set_collective_timeout(config.train.hang_timeout_seconds)
         if self.checkpoint:
             load_checkpoint(self.engine, self.checkpoint, self.folder, ranks)
         self.monitor = Monitor(self.folder, self.state.step) if ranks.is_first else None
@@ -98,17 +117,13 @@ class Run:
         return Engine(MaskedLM(network, self.dataset.tokenizer.k), config, settings, self.ranks)
 
     def train(self) -> StepResult | None:
-        """Run the steps that are left."""
+        """Run the steps that are left; `StoppedError` where somebody asked for an end before the last one."""
         config = self.config
         collate = make_collator(config, self.dataset, self.state.plan)
         sampler = MicroBatchSampler(
-            self.state.plan,
-            self.state.step,
-            self.last_step,
-            self.ranks.rank,
-            self.ranks.world_size,
+            self.state.plan, self.state.step, self.last_step, self.ranks.rank, self.ranks.world_size,
             self.split.micro_batch,
-        )
+        )  # fmt: skip
         loader = make_loader(
             self.dataset,
             collate,
@@ -116,10 +131,13 @@ class Run:
             num_workers=config.data.num_workers,
             prefetch=config.data.prefetch,
             pin_memory=self.ranks.device.type == "cuda",
+            prepare_worker=self.guard.prepare_worker,
         )
         self._announce()
         try:
-            return train(
+            if any_rank(self.stop.wanted(), self.ranks):
+                self.stop.obey(self.state.step, self.last_step)
+            result = train(
                 self.engine,
                 loader,
                 first_step=self.state.step,
@@ -128,7 +146,12 @@ class Run:
                 seed=config.train.seed,
                 learning_rate=self.learning_rate,
                 after_step=self.after_step,
+                stop_wanted=self.stop.wanted,
+                beat=self.guard.beat,
             )
+            if result and result.stop_wanted:
+                self.stop.obey(self.state.step, self.last_step)
+            return result
         finally:
             self.bar.close()
             if self.monitor:
@@ -147,8 +170,8 @@ class Run:
             decay_share=optim.decay_share,
         )
 
-    def after_step(self, result: StepResult) -> None:
-        """Log and save where it is time to."""
+    def after_step(self, result: StepResult) -> bool:
+        """Log and save where it is time to; whether the run stops here."""
         train, done = self.config.train, result.step + 1
         self.state = dataclasses.replace(self.state, step=done)
         last = done == self.last_step
@@ -158,11 +181,13 @@ class Run:
             self.monitor.log(row)
             self.save_seconds = None
             self.bar.set_postfix(loss=f"{row['loss']:.3f}", phase=row["phase"], refresh=False)
-        if done % train.save_every == 0 or last:
+        if done % train.save_every == 0 or last or result.stop_wanted:
             self._save()
+        return result.stop_wanted
 
     def _save(self) -> None:
         """A checkpoint of this moment; what was logged before it is on disk first."""
+        self.guard.beat("save")
         if self.monitor:
             self.monitor.flush()
         self.save_seconds = save_checkpoint(self.engine, self.state, self.folder, self.ranks, self._write_extras)
