@@ -36,6 +36,8 @@ FOLDER_NAME, LATEST_NAME, STATE_NAME = "checkpoints", "latest", "state.json"
 CONFIG_NAME, TOKENIZER_NAME, PROBE_NAME = "config.toml", "tokenizer.json", "probe.npz"
 BYTES_PER_PARAMETER = 16
 """Master weight, two moments and the weight itself, all in fp32: what a first checkpoint takes at the most."""
+ROOM_BESIDE = 1_000_000
+"""Bytes for what is written beside the tensors, and for what a file system adds."""
 _STEP_FOLDER = re.compile(r"step_(\d{8,})")
 
 
@@ -136,11 +138,12 @@ MEND_DISK = "free space (or keep fewer: --train.keep_last) and start again; the 
 
 
 def expected_bytes(run: Path, engine: Engine) -> int:
-    """Size of the coming checkpoint: that of the last one, or an upper bound from the number of parameters."""
+    """Room for the coming checkpoint: a little more than the last one, or a bound from the number of parameters."""
     for step in reversed(complete_steps(run)):
         with contextlib.suppress(CheckpointError):
-            return read_record(step_folder(run, step)).num_bytes
-    return BYTES_PER_PARAMETER * sum(getattr(p, "ds_numel", p.numel()) for p in engine.module.parameters())
+            return int(1.02 * read_record(step_folder(run, step)).num_bytes) + ROOM_BESIDE
+    parameters = sum(getattr(p, "ds_numel", p.numel()) for p in engine.module.parameters())
+    return BYTES_PER_PARAMETER * parameters + ROOM_BESIDE
 
 
 @contextlib.contextmanager
@@ -149,11 +152,12 @@ def _failing_with_one_line(aside: Path, ranks: Ranks) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError) as error:
-        # torch's own writer reports a full disk as a RuntimeError, as collectives do when another rank has gone.
-        if not isinstance(error, OSError) and "PytorchStreamWriter" not in str(error):
+        # torch's writer reports a full disk as a RuntimeError, without the cause; so do collectives a lost rank.
+        from_torch = "inline_container" in str(error) or "PytorchStreamWriter" in str(error)
+        if not isinstance(error, OSError) and not from_torch:
             raise
         shutil.rmtree(aside, ignore_errors=True)
-        reason = " ".join(str(error).split())[:200]
+        reason = "a file came out too short: the disk is full or fails" if from_torch else str(error)
         raise SaveError(f"rank {ranks.rank}: {aside}: cannot be written ({reason}); {MEND_DISK}") from None
 
 

@@ -30,3 +30,22 @@ def test_points_after_the_resumed_step_are_replaced(tmp_path: Path) -> None:
     assert [(r["step"], r["loss"]) for r in rows] == [(s, 1.0) for s in range(4)] + [(s, 2.0) for s in range(4, 8)]
     board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [(e.step, e.value) for e in board.Scalars("train/loss")] == [(r["step"], r["loss"]) for r in rows]
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_has_no_step_twice(tmp_path: Path) -> None:
+    for loss in (1.0, 2.0):
+        monitor = Monitor(tmp_path, 0)
+        monitor.log(row(0, loss))
+        monitor.close()
+    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(event.step, event.value) for event in board.Scalars("train/loss")] == [(0, 2.0)]
+
+
+def test_what_was_flushed_is_there_without_a_close(tmp_path: Path) -> None:
+    """As after SIGKILL: nobody closes the writers."""
+    monitor = Monitor(tmp_path, 0)
+    monitor.log(row(0, 1.0))
+    monitor.flush()
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1
+    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [event.step for event in board.Scalars("train/loss")] == [0]

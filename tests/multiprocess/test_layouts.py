@@ -1,0 +1,76 @@
+"""A run that changes its number of ranks or its ZeRO stage between two starts is the run that never did.
+
+DeepSpeed converts the checkpoint; nobody has to say so. Weight decay and learning rate are high, so that settings
+or step counts that a conversion loses would show.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support import random_bases, read_metrics, run_ranks, write_prepared
+
+STEPS = 12
+FLAGS = ["--preset", "tiny", "--model.num_layers", 1, "--model.hidden_size", 64, "--steps", STEPS, "--global-batch", 12,
+         "--window", 66, "--workers", 0, "--log-every", 1, "--save-every", STEPS, "--phase-ends", "2,4,6,8,12", "--lr",
+         0.01, "--optim.weight_decay", 0.5]  # fmt: skip
+SAMPLES = ("step", "consumed_samples", "masked_fraction", "mean_span", "phase", "max_span", "lr", "epoch")
+
+
+@pytest.fixture(scope="module")
+def flags(tmp_path_factory: pytest.TempPathFactory) -> list[str | Path]:
+    folder, rng = tmp_path_factory.mktemp("data") / "prepared", np.random.default_rng(0)
+    write_prepared(folder, [[random_bases(rng, 700) for _ in range(4)] for _ in range(3)], k=4)
+    return [*map(str, FLAGS), "--data", folder]
+
+
+@pytest.fixture(scope="module")
+def unchanged(flags, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict]]:
+    """Rows of runs on two ranks under ZeRO-3 that nothing disturbed, by precision."""
+    folder = tmp_path_factory.mktemp("unchanged")
+    for precision in ("fp32", "bf16"):
+        run_ranks(2, *flags, "--precision", precision, "--output", folder / precision)
+    return {precision: read_metrics(folder / precision) for precision in ("fp32", "bf16")}
+
+
+def compare(run: Path, expected: list[dict], rtol: float) -> None:
+    rows = read_metrics(run)
+    for name in SAMPLES:
+        assert [row[name] for row in rows] == [row[name] for row in expected], name
+    np.testing.assert_allclose([row["loss"] for row in rows], [row["loss"] for row in expected], rtol=rtol)
+
+
+def test_two_ranks_one_three_and_four_make_one_curve(unchanged, flags, tmp_path: Path) -> None:
+    words = [*flags, "--output", tmp_path / "run"]
+    run_ranks(2, *words, "--stop-after", 3)
+    for before, ranks, stop in ((2, 1, 6), (1, 3, 9), (3, 4, 12)):
+        printed = run_ranks(ranks, *words, "--stop-after", stop)
+        assert f"saved by {before} ranks under ZeRO stage 3; converting it for {ranks} under stage 3" in printed
+    compare(tmp_path / "run", unchanged["fp32"], rtol=2e-6)
+    left = {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()}
+    assert left == {"latest", "step_00000009", "step_00000012"}
+
+
+@pytest.mark.parametrize(("precision", "rtol"), [("fp32", 2e-6), ("bf16", 1e-3)])
+@pytest.mark.parametrize(
+    ("first", "then", "ranks"), [("zero3", "zero1", 2), ("zero1", "zero3", 1), ("zero2", "zero3", 2)]
+)
+def test_another_stage_goes_on_in_the_same_curve(
+    unchanged, flags, tmp_path: Path, precision: str, rtol: float, first: str, then: str, ranks: int
+) -> None:
+    words = [*flags, "--precision", precision, "--output", tmp_path / "run"]
+    run_ranks(2, *words, "--ds-config", first, "--stop-after", 5)
+    printed = run_ranks(ranks, *words, "--ds-config", then)
+    assert f"under ZeRO stage {first[-1]}; converting it for {ranks} under stage {then[-1]}" in printed
+    compare(tmp_path / "run", unchanged[precision], rtol)
+
+
+def test_stage_0_takes_any_number_of_ranks_and_no_other_stage(unchanged, flags, tmp_path: Path) -> None:
+    words = [*flags, "--output", tmp_path / "run"]
+    run_ranks(2, *words, "--ds-config", "zero0", "--stop-after", 5)
+    printed = run_ranks(1, *words, "--ds-config", "zero3", codes=[2])
+    assert printed.count("error") == 1 and "between stage 0 and the others: give --ds-config with stage 0" in printed
+    run_ranks(1, *words, "--ds-config", "zero0")
+    compare(tmp_path / "run", unchanged["fp32"], rtol=2e-6)
