@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 import torch
 from kills import differences
-from support import on_ranks, random_bases, read_metrics, run_ranks, start_ranks, wait_for, write_prepared
+from support import on_ranks, random_bases, read_metrics, run_ranks, start_ranks, vouch_for, wait_for, write_prepared
 
 from dnabert_rm.errors import UserError
 from dnabert_rm.train.checkpoint import saved_steps, step_folder
-from dnabert_rm.train.seal import COMPLETE_NAME, Record, read_record, seal_share, write_record
+from dnabert_rm.train.seal import COMPLETE_NAME
 
 FLAGS = ["--preset", "tiny", "--model.num_layers", 1, "--model.hidden_size", 64, "--steps", 12, "--global-batch", 8,
          "--window", 66, "--workers", 0, "--log-every", 1, "--save-every", 4, "--train.keep_last", 0, "--phase-ends",
@@ -58,11 +58,6 @@ class Bomb:
 
     def __reduce__(self):
         return open, (str(self.path), "w")
-
-
-def vouch_for(folder: Path) -> None:
-    """Seal a checkpoint anew, as somebody would who wants a spoilt one to be loaded."""
-    write_record(folder, Record(read_record(folder).layout, seal_share(folder, 0, 1)))
 
 
 def flip_a_bit(path: Path) -> None:

@@ -13,7 +13,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support import ROOT, clean_environment, free_port, random_bases, read_metrics, run_cli, run_ranks, write_prepared
+from support import (
+    ROOT,
+    clean_environment,
+    free_port,
+    random_bases,
+    read_metrics,
+    run_cli,
+    run_ranks,
+    vouch_for,
+    write_prepared,
+)
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForMaskedLM
 
@@ -111,6 +121,7 @@ def test_a_damaged_export_is_refused_and_leaves_nothing(two_ranks: Path, tmp_pat
     shutil.copytree(two_ranks, run)
     steps = [run / "checkpoints" / f"step_{step:08d}" / "probe.npz" for step in (8, 16)]
     shutil.copy(steps[0], steps[1])
+    vouch_for(steps[1].parent)
     done = run_cli("-m", "dnabert_rm.cli.main", "export", run, "--output", tmp_path / "model")
     assert done.returncode == 2 and "logits differ" in done.stderr
     assert done.stderr.count("\n") == 1
@@ -147,9 +158,7 @@ def test_a_checkpoint_that_would_run_code_is_refused(two_ranks: Path, flags, tmp
     folder = run / "checkpoints" / "step_00000016"
     for path in folder.glob("*_states.pt"):
         torch.save({"module": Evil()}, path)
-    record = json.loads((folder / "complete.json").read_text())
-    record["bytes"] = {name: (folder / name).stat().st_size for name in record["bytes"]}
-    (folder / "complete.json").write_text(json.dumps(record))
+    vouch_for(folder)
     done = run_cli("-m", "dnabert_rm.cli.main", "export", run, "--output", tmp_path / "model")
     assert done.returncode == 2, done.stderr
     assert not (tmp_path / "evil").exists()
