@@ -26,6 +26,7 @@ setup(
         "accelerate>=1.0",
         "deepspeed>=0.19",
         "numpy>=1.26",
+        "psutil>=5.9",
         "pysam>=0.22",
         "scikit-learn>=1.4",
         "sentencepiece>=0.2",

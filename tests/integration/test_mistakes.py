@@ -89,6 +89,23 @@ def test_one_line_and_exit_code_2(folder: Path, name: str) -> None:
     assert sorted(path.name for path in folder.iterdir()) == before, "something was left behind"
 
 
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_LOCAL_RANK": "0"},
+        {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "2"},
+    ],
+)
+def test_bash_started_once_a_rank_is_the_rank(folder: Path, variables: dict[str, str]) -> None:
+    """Under mpirun and srun it starts no launcher of its own: their variables, here incomplete, are read by it."""
+    words = ["--preset", "tiny", "--data", folder / "prepared", "--output", folder / "run", "--window", "64"]
+    command = ["bash", "launch_scripts/pretrain.sh", *map(str, words), "--global-batch", "4"]
+    environment = {**clean_environment(), **variables}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("\n") == 1 and " is set, but " in done.stderr
+
+
 def test_bash_finds_a_mistake_before_any_rank_starts(folder: Path) -> None:
     start = time.monotonic()
     command = [
