@@ -49,7 +49,7 @@ def test_two_ranks_one_three_and_four_make_one_curve(unchanged, flags, tmp_path:
         printed = run_ranks(ranks, *words, "--stop-after", stop)
         assert f"saved by {before} ranks under ZeRO stage 3; converting it for {ranks} under stage 3" in printed
     compare(tmp_path / "run", unchanged["fp32"], rtol=2e-6)
-    left = {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()}
+    left = {path.name for path in (tmp_path / "run" / "checkpoints").iterdir() if path.suffix != ".py"}
     assert left == {"latest", "step_00000009", "step_00000012"}
 
 
@@ -64,7 +64,7 @@ def test_another_stage_goes_on_in_the_same_curve(
     run_ranks(2, *words, "--ds-config", first, "--stop-after", 5)
     printed = run_ranks(ranks, *words, "--ds-config", then)
     assert f"under ZeRO stage {first[-1]}; converting it for {ranks} under stage {then[-1]}" in printed
-    compare(tmp_path / "run", unchanged[precision], rtol)
+    compare(tmp_path / "run", unchanged[precision], rtol={"fp32": 2e-6, "bf16": 1e-3}[precision])
 
 
 def test_stage_0_takes_any_number_of_ranks_and_no_other_stage(unchanged, flags, tmp_path: Path) -> None:
