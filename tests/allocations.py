@@ -1,0 +1,96 @@
+"""What a training step really allocates on a CPU rank, counted by torch's own allocator."""
+
+from __future__ import annotations
+
+import gc
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from dnabert_rm.config import RunConfig, resolve
+from dnabert_rm.data.batches import BatchPlan
+from dnabert_rm.model.build import build_model, prepare_layers
+from dnabert_rm.model.mlm import MaskedLM
+from dnabert_rm.train.architecture import architecture_of
+from dnabert_rm.train.distributed import Ranks
+from dnabert_rm.train.ds_config import ds_settings, split_batch
+from dnabert_rm.train.engine import Engine
+from dnabert_rm.train.inputs import make_collator, make_dataset
+from dnabert_rm.train.loop import Batch, run_step
+
+WARM_UP_STEPS = 2
+"""Short steps that come first: AdamW's states appear in the first, ZeRO-3 knows the order of modules after it."""
+
+
+def step_peak(ranks: Ranks, sections: dict[str, Any], zero: dict[str, Any] | None) -> tuple[float, int]:
+    """Most bytes in tensors at once during one step of a run through `Engine`, and its masked tokens on this rank.
+
+    `sections` make the configuration; `zero` goes into the "zero_optimization" of its DeepSpeed configuration.
+    The profiler is blind to memory that gloo's threads free, so what was there before the step is counted by
+    looking at all tensors, and the profiler's account is used within the step alone.
+    """
+    config = resolve(sections)
+    split = split_batch(BatchPlan.constant(config.train.global_batch), config.train.micro_batch, ranks.world_size)
+    settings = ds_settings(config, split, config.train.precision, ranks.local_world_size)
+    settings["zero_optimization"] |= zero or {}
+    engine = _engine(config, settings, ranks)
+    for step in range(WARM_UP_STEPS):
+        run_step(engine, [_short(batch) for batch in _batches(config, split.micro_batch, ranks)], step, 0)
+    batches = _batches(config, split.micro_batch, ranks)
+    dist.barrier()
+    before = _live_bytes()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        run_step(engine, batches, WARM_UP_STEPS, 0)
+    return before + _highest(profile), sum(len(batch["positions"]) for batch in batches) // len(batches)
+
+
+def _engine(config: RunConfig, settings: dict[str, Any], ranks: Ranks) -> Engine:
+    network = build_model(architecture_of(config.model, 4101), 0, config.model.attention)
+    prepare_layers(network, checkpointing=config.model.activation_checkpointing, compile_layers=False)
+    return Engine(MaskedLM(network, 6), config, settings, ranks)
+
+
+def _batches(config: RunConfig, micro_batch: int, ranks: Ranks) -> list[Batch]:
+    """Masked micro-batches of real windows, as many as a step has."""
+    dataset, plan = make_dataset(config), BatchPlan.constant(config.train.global_batch)
+    collate = make_collator(config, dataset, plan)
+    found = []
+    for first in range(ranks.rank * micro_batch, config.train.global_batch, micro_batch * ranks.world_size):
+        # Late in the run, where the spans are widest.
+        samples = (config.train.steps - 1) * config.train.global_batch + torch.arange(first, first + micro_batch)
+        windows = dataset.windows(samples.numpy(), config.train.steps - 1)
+        masked = collate.mask(windows.samples, windows.ids)
+        names = ("input_ids", "positions", "targets", "span")
+        tensors = {name: torch.from_numpy(getattr(masked, name)) for name in names}
+        found.append({"samples": samples, "num_replaced": torch.zeros((), dtype=torch.int64), **tensors})
+    return found
+
+
+def _short(batch: Batch) -> Batch:
+    """The first eight tokens of its first window, one of them predicted."""
+    one = {"positions": torch.tensor([3]), "targets": torch.tensor([7]), "input_ids": batch["input_ids"][:1, :8]}
+    return {**batch, **one}
+
+
+def _live_bytes() -> int:
+    """Bytes of all storages that a tensor uses now."""
+    gc.collect()
+    tensors = [item for item in gc.get_objects() if isinstance(item, torch.Tensor)]
+    tensors += [tensor.grad for tensor in tensors if tensor.is_leaf and tensor.grad is not None]
+    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
+
+
+def _highest(profile: Any) -> int:
+    """The largest running sum of allocations and frees within a profile, in bytes."""
+    changes, nodes = [], list(profile.profiler.kineto_results.experimental_event_tree())
+    while nodes:
+        node = nodes.pop()
+        nodes += node.children
+        if node.tag == torch._C._profiler._EventType.Allocation:
+            changes.append((node.start_time_ns, node.extra_fields.alloc_size))
+    now = highest = 0
+    for _, change in sorted(changes, key=lambda item: item[0]):
+        now += change
+        highest = max(highest, now)
+    return highest
