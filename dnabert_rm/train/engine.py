@@ -67,7 +67,12 @@ class Engine:
         if not any(hasattr(parameter, "ds_id") for parameter in module.parameters()):
             module.to(ranks.device)
         optimizer = _cpu_adam(module, config.optim) if offloads_optimizer(settings) else _adam(module, config.optim)
-        self.deepspeed, self.optimizer, _, _ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings)
+        self.deepspeed, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings)
+        # In fp32 without ZeRO, DeepSpeed steps our optimizer as it is; else it wraps it in one of its own.
+        self._is_plain = self.deepspeed.optimizer is optimizer
+        if ranks.world_size == 1 and self._is_plain:
+            # DeepSpeed would copy all gradients into a buffer and back to add up one rank's.
+            self.deepspeed.enable_backward_allreduce = False
         self.ranks, self.k = ranks, module.k
         self._plain_norm: torch.Tensor | None = None
 
@@ -95,8 +100,8 @@ class Engine:
 
     def step(self) -> None:
         """End of a micro-batch; after the last one of a global batch, the update."""
-        # DeepSpeed keeps no gradient norm where it wraps no optimizer, in fp32 without ZeRO.
-        if self.deepspeed.optimizer is self.optimizer and self.deepspeed.is_gradient_accumulation_boundary():
+        # DeepSpeed keeps no gradient norm where it wraps no optimizer.
+        if self._is_plain and self.deepspeed.is_gradient_accumulation_boundary():
             gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
             self._plain_norm = torch.nn.utils.get_total_norm(gradients)
         self.deepspeed.step()

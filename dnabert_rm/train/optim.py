@@ -55,6 +55,5 @@ def _num_dims(parameter: nn.Parameter) -> int:
 def make_optimizer(
     model: nn.Module, *, lr: float, betas: tuple[float, float], eps: float, weight_decay: float
 ) -> torch.optim.Optimizer:
-    """torch's AdamW, fused where the parameters are on a GPU."""
-    on_gpu = next(model.parameters()).is_cuda
-    return torch.optim.AdamW(parameter_groups(model, weight_decay), lr=lr, betas=betas, eps=eps, fused=on_gpu or None)
+    """torch's AdamW, fused: one pass over weights, gradients and moments, on GPUs and CPUs alike."""
+    return torch.optim.AdamW(parameter_groups(model, weight_decay), lr=lr, betas=betas, eps=eps, fused=True)

@@ -1,0 +1,160 @@
+"""The training step beside Hugging Face's Trainer and a bare loop, and where its time goes: one table, one run.
+
+    python benchmarks/train_step.py [--preset small] [--precision fp32] [--device cpu]
+
+Same model, weights, windows, masks, precision and device for all (contenders.py), each in a process of its own, one of
+them at work at a time. Every round runs every row once, in turn; a figure is the median over the rounds, a ratio the
+median of the rounds' ratios with the least and the largest. Exit code 1 where ours is under 1.25 times the Trainer's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from contenders import Setting
+from loader import prepare
+from workers import Lap, workers
+
+from dnabert_rm.train.environment import describe_environment
+
+TARGET = 1.25
+OURS, TRAINER, PARTS = "ours, ZeRO-1", "Hugging Face Trainer", "ours without DeepSpeed"
+ROWS = {
+    OURS: ("ours", "zero1"),
+    "ours, ZeRO-3": ("ours", "zero3"),
+    TRAINER: ("hugging_face_trainer", ""),
+    "bare transformers loop": ("bare_loop", ""),
+    PARTS: ("ours_in_parts", ""),
+}
+"""What a row is called, its function in contenders.py, and the DeepSpeed configuration."""
+LARGEST_LOSS_DIFFERENCE = {"fp32": 1e-4, "bf16": 2e-2}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print the tables; exit code 1 where the target is missed."""
+    args = parse(argv)
+    with tempfile.TemporaryDirectory() as folder:
+        data = prepare(Path(folder), args.bases)
+        setting = Setting(
+            str(data), args.preset, args.precision, args.device, args.windows, args.window, args.threads,
+            fields={"model": {"architecture": "bert", "compile": args.compile}},
+        )  # fmt: skip
+        laps = measure(setting, args.rounds, args.steps)
+    report = summarize(setting, laps, args)
+    print(json.dumps(report) if args.json else as_text(report))
+    difference, ratio = report["largest_first_loss_difference"], report["rows"][TRAINER]["ours_is"]["median"]
+    if difference > LARGEST_LOSS_DIFFERENCE[args.precision]:
+        print(f"FAILED: the losses of the first step differ by {difference:.2g}: not the same task", file=sys.stderr)
+        return 1
+    if ratio < TARGET:
+        print(f"FAILED: ours is {ratio:.2f} times the Trainer; {TARGET} is wanted", file=sys.stderr)
+        return 1
+    return 0
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The flags."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", default="small", help="model size (%(default)s)")
+    parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"))
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--windows", type=int, default=4, help="windows a step (%(default)s)")
+    parser.add_argument("--window", type=int, default=512, help="tokens a window (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds (%(default)s)")
+    parser.add_argument("--steps", type=int, default=1, help="steps a row and round (%(default)s)")
+    parser.add_argument("--threads", type=int, default=0, help="threads a contender (all cores)")
+    parser.add_argument("--compile", action="store_true", help="ours with --model.compile (ZeRO-3 then is left out)")
+    parser.add_argument("--bases", type=int, default=4_000_000, help="size of the random genome (%(default)s)")
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of the tables")
+    args = parser.parse_args(argv)
+    args.threads = args.threads or (len(os.sched_getaffinity(0)) if args.device == "cpu" else 0)
+    return args
+
+
+def measure(setting: Setting, rounds: int, steps: int) -> dict[str, list[Lap]]:
+    """Laps of every row, round by round."""
+    compiled = setting.fields["model"]["compile"]
+    rows = {name: row for name, row in ROWS.items() if not (compiled and row[1] == "zero3")}
+    laps: dict[str, list[Lap]] = {name: [] for name in rows}
+    with workers(setting.device, len(rows)) as started:
+        crew = dict(zip(rows, started, strict=True))
+        for name, worker in crew.items():
+            function, stage = rows[name]
+            fields = setting.fields | ({"train": {"ds_config": stage}} if stage else {})
+            worker.start(f"contenders:{function}", dataclasses.replace(setting, fields=fields))
+            worker.answer()
+        for number in range(rounds):
+            for name, worker in crew.items():
+                print(f"round {number + 1} of {rounds}: {name}", file=sys.stderr)
+                laps[name].append(worker.run(steps))
+    return laps
+
+
+def summarize(setting: Setting, laps: dict[str, list[Lap]], args: argparse.Namespace) -> dict[str, Any]:
+    """All figures: rates, ratios, profile, what they were measured on."""
+    tokens = setting.windows * setting.tokens
+    rows = {}
+    for name, found in laps.items():
+        rows[name] = {
+            "tokens_per_second": statistics.median(tokens * lap.steps / lap.wall for lap in found),
+            "tokens_per_processor_second": statistics.median(tokens * lap.steps / lap.processor for lap in found),
+            "ours_is": ratios([(other.wall, mine.wall) for other, mine in zip(found, laps[OURS], strict=True)]),
+            "ours_is_by_processor_time": ratios(
+                [(other.processor, mine.processor) for other, mine in zip(found, laps[OURS], strict=True)]
+            ),
+            "peak_gigabytes": max(lap.peak_bytes for lap in found) / 1e9,
+        }
+    losses = [found[0].first_loss for found in laps.values()]
+    settings = {name: value for name, value in vars(args).items() if name not in ("json",)}
+    return {
+        "settings": settings, "rows": rows, "profile": profile(laps),
+        "largest_first_loss_difference": max(losses) - min(losses), "environment": describe_environment(1),
+    }  # fmt: skip
+
+
+def ratios(pairs: list[tuple[float, float]]) -> dict[str, float]:
+    """Median, least and largest of the first over the second."""
+    found = [first / second for first, second in pairs]
+    return {"median": statistics.median(found), "min": min(found), "max": max(found)}
+
+
+def profile(laps: dict[str, list[Lap]]) -> dict[str, float]:
+    """Seconds of a step by part. What ours takes more than the same step without DeepSpeed is the engine's."""
+    bare = laps[PARTS]
+    parts = {name: statistics.median(lap.parts[name] / lap.steps for lap in bare) for name in bare[0].parts}
+    waits = statistics.median(lap.parts["data wait"] / lap.steps for lap in laps[OURS])
+    whole = statistics.median(lap.wall / lap.steps for lap in laps[OURS])
+    return {**parts, "data wait": waits, "engine and communication": whole - waits - sum(parts.values()), "step": whole}
+
+
+def as_text(report: dict[str, Any]) -> str:
+    """The two tables."""
+    settings, environment = report["settings"], report["environment"]
+    lines = [
+        "{preset}, {precision}, {device}, {windows} windows of {window} tokens a step, {threads} threads, "
+        "{rounds} rounds of {steps} steps".format(**settings),
+        f"commit {environment.get('commit')}; the first step's losses differ by at most "
+        f"{report['largest_first_loss_difference']:.1e}",
+        f"{'':<26}{'tokens/s':>10}  {'ours is':<20}  {'by processor time':<20}{'peak memory':>12}",
+    ]
+    for name, row in report["rows"].items():
+        by = ["{median:.2f} x ({min:.2f}-{max:.2f})".format(**row[key]) for key in ("ours_is", "ours_is_by_processor_time")]
+        lines.append(
+            f"{name:<26}{row['tokens_per_second']:>10.0f}  {by[0]:<20}  {by[1]:<20}{row['peak_gigabytes']:>9.2f} GB"
+        )
+    whole = report["profile"]["step"]
+    lines += ["", f"{'where a step of ours goes':<26}{'seconds':>10}{'share':>8}"]
+    lines += [f"{name:<26}{seconds:>10.3f}{seconds / whole:>8.1%}" for name, seconds in report["profile"].items()]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
