@@ -146,7 +146,10 @@ def as_text(report: dict[str, Any]) -> str:
         f"{'':<26}{'tokens/s':>10}  {'ours is':<20}  {'by processor time':<20}{'peak memory':>12}",
     ]
     for name, row in report["rows"].items():
-        by = ["{median:.2f} x ({min:.2f}-{max:.2f})".format(**row[key]) for key in ("ours_is", "ours_is_by_processor_time")]
+        by = [
+            "{median:.2f} x ({min:.2f}-{max:.2f})".format(**row[key])
+            for key in ("ours_is", "ours_is_by_processor_time")
+        ]
         lines.append(
             f"{name:<26}{row['tokens_per_second']:>10.0f}  {by[0]:<20}  {by[1]:<20}{row['peak_gigabytes']:>9.2f} GB"
         )

@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import AutoModelForMaskedLM, PreTrainedConfig
+from transformers import PreTrainedConfig
 
 from dnabert_rm.config import ModelConfig
 from dnabert_rm.model.build import pretrained_config, transformers_config
+from dnabert_rm.model.flops import num_parameters
 from dnabert_rm.train.ds_config import zero_stage
+from dnabert_rm.train.inputs import model_shape
 
 PARTITIONED_FROM = 1_000_000_000
 """Parameters above which a rank should not hold the whole model while it is built: 4 GB in fp32."""
@@ -32,14 +33,8 @@ def architecture_of(model: ModelConfig, vocab_size: int, checkpoint: Path | None
     )
 
 
-def is_built_partitioned(model: ModelConfig, architecture: PreTrainedConfig, settings: dict[str, Any]) -> bool:
+def is_built_partitioned(model: ModelConfig, vocab_size: int, settings: dict[str, Any]) -> bool:
     """Whether the model is partitioned over the ranks while it is built: as `model.build` says, under ZeRO-3 alone."""
     if model.build == "auto":
-        return zero_stage(settings) == 3 and num_parameters(architecture) > PARTITIONED_FROM
+        return zero_stage(settings) == 3 and num_parameters(model_shape(model, vocab_size)) > PARTITIONED_FROM
     return model.build == "partitioned"
-
-
-def num_parameters(architecture: PreTrainedConfig) -> int:
-    """Parameters of a model, tied ones counted once; nothing is allocated."""
-    with torch.device("meta"):
-        return AutoModelForMaskedLM.from_config(architecture).num_parameters()

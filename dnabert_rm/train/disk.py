@@ -6,33 +6,21 @@ import os
 import shutil
 from pathlib import Path
 
-from dnabert_rm.config import ModelConfig, RunConfig
+from dnabert_rm.config import RunConfig
 from dnabert_rm.errors import ConfigError
+from dnabert_rm.model.flops import num_parameters
 from dnabert_rm.train.ds_config import load_ds_config, zero_stage
+from dnabert_rm.train.inputs import model_shape
 
 OPTIMIZER_BYTES = 12
 """Of a parameter in a checkpoint: AdamW's two moments and the master weight, fp32 each."""
-
-
-def num_parameters(model: ModelConfig, vocab_size: int) -> int:
-    """Parameters of a masked language model, tied ones counted once: of transformers' `BertForMaskedLM` (weights and
-    biases, two norms a layer) or `ModernBertForMaskedLM` (no biases, GeGLU, no first attention norm).
-    """
-    hidden, inner, layers = model.hidden_size, model.intermediate_size, model.num_layers
-    if model.architecture == "bert":
-        layer = 4 * (hidden + 1) * hidden + (2 * hidden + 1) * inner + 5 * hidden
-        embeddings = (vocab_size + model.max_positions + 4) * hidden
-        head = hidden * hidden + 3 * hidden + vocab_size
-        return embeddings + layers * layer + head
-    layer = 4 * hidden * hidden + 3 * hidden * inner + 2 * hidden
-    return vocab_size * hidden + layers * layer + hidden * hidden + 2 * hidden + vocab_size
 
 
 def checkpoint_bytes(config: RunConfig, vocab_size: int) -> int:
     """Bytes of one checkpoint, small files left out; ZeRO-3 stores no weights besides the optimizer's."""
     weight = 2 if config.train.precision in ("bf16", "fp16") else 4
     stage = zero_stage(load_ds_config(config.train.ds_config)[1])
-    return num_parameters(config.model, vocab_size) * (OPTIMIZER_BYTES + (0 if stage == 3 else weight))
+    return num_parameters(model_shape(config.model, vocab_size)) * (OPTIMIZER_BYTES + (0 if stage == 3 else weight))
 
 
 def check_disk(config: RunConfig, vocab_size: int) -> str:

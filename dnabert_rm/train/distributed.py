@@ -31,6 +31,11 @@ class Ranks:
     device: torch.device
 
     @property
+    def device_name(self) -> str:
+        """The GPU's product name; "cpu" without one."""
+        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
+
+    @property
     def is_first(self) -> bool:
         """Whether this rank writes the files that one rank writes."""
         return self.rank == 0

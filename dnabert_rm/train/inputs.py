@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from dnabert_rm.config import RunConfig
+from dataclasses import asdict, fields
+
+from dnabert_rm.config import ModelConfig, RunConfig
 from dnabert_rm.data.batches import BatchPlan
 from dnabert_rm.data.dataset import WindowDataset, WindowSettings
 from dnabert_rm.data.folders import StorageSettings
 from dnabert_rm.errors import ConfigError
 from dnabert_rm.masking.collator import RandomMaskCollator
 from dnabert_rm.masking.schedule import MaskSchedule, make_schedule
+from dnabert_rm.model.flops import ModelShape
+from dnabert_rm.model.init_from import model_fields
+
+
+def model_shape(model: ModelConfig, vocab_size: int) -> ModelShape:
+    """The sizes of a configured model, those of the folder that it begins from if it does."""
+    sizes = model_fields(model.init_from) if model.init_from else asdict(model)
+    names = [field.name for field in fields(ModelShape) if field.name != "vocab_size"]
+    return ModelShape(vocab_size=vocab_size, **{name: sizes[name] for name in names})
 
 
 def make_dataset(config: RunConfig) -> WindowDataset:

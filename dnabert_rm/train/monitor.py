@@ -23,6 +23,8 @@ TAGS = {
     "mean_span": "masking/mean_span",
     "masked_fraction": "masking/masked_fraction",
     "tokens_per_second": "speed/tokens_per_second",
+    "tflops_per_rank": "speed/tflops_per_rank",
+    "mfu": "speed/mfu",
     "data_wait": "speed/data_wait",
     "save_seconds": "speed/save_seconds",
     "replaced_windows": "progress/replaced_windows",

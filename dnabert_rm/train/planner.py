@@ -11,9 +11,8 @@ from dnabert_rm.config import RunConfig
 from dnabert_rm.errors import ConfigError
 from dnabert_rm.model.activations import FP32_BYTES, Workload
 from dnabert_rm.model.flops import ModelShape, num_parameters
-from dnabert_rm.model.init_from import model_fields
 from dnabert_rm.train.ds_config import BatchSplit, load_ds_config, split_batch
-from dnabert_rm.train.inputs import make_mask_schedule, make_plan
+from dnabert_rm.train.inputs import make_mask_schedule, make_plan, model_shape
 from dnabert_rm.train.memory import Memory, rank_memory
 from dnabert_rm.train.zero import ZeroSettings
 
@@ -70,9 +69,7 @@ class Option:
 def make_job(config: RunConfig, vocab_size: int, world_size: int, on_gpu: bool) -> Job:
     """The job of a configuration; precision "auto" is bf16 on a GPU, else fp32. `ConfigError` for uneven batches."""
     model, data, train = config.model, config.data, config.train
-    sizes = model_fields(model.init_from) if model.init_from else dataclasses.asdict(model)
-    names = [field.name for field in dataclasses.fields(ModelShape) if field.name != "vocab_size"]
-    shape = ModelShape(vocab_size=vocab_size, **{name: sizes[name] for name in names})
+    shape = model_shape(model, vocab_size)
     plan = make_plan(config)
     split = split_batch(plan, train.micro_batch, world_size)
     # The spans of the masks begin with k; a size that is no k-mer vocabulary's is a BPE model's.

@@ -10,12 +10,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
 from dnabert_rm.config import RunConfig
 from dnabert_rm.data.dataset import WindowDataset
 from dnabert_rm.data.loader import MicroBatchSampler, make_loader
 from dnabert_rm.model.build import build_model, prepare_layers
+from dnabert_rm.model.flops import peak_flops, training_flops_per_step
 from dnabert_rm.model.mlm import MaskedLM
 from dnabert_rm.shards import write_atomically
 from dnabert_rm.train.architecture import architecture_of, is_built_partitioned
@@ -31,12 +33,13 @@ from dnabert_rm.train.distributed import Ranks, any_rank, barrier, process_group
 from dnabert_rm.train.ds_config import ds_settings, split_batch
 from dnabert_rm.train.engine import Engine, partitioned_build, resolve_precision
 from dnabert_rm.train.environment import describe_environment
-from dnabert_rm.train.inputs import make_collator, make_dataset, make_mask_schedule
+from dnabert_rm.train.inputs import make_collator, make_dataset, make_mask_schedule, model_shape
 from dnabert_rm.train.lock import run_lock
 from dnabert_rm.train.loop import StepResult, train
 from dnabert_rm.train.lost import joining_timeout, lost_ranks_explained, set_collective_timeout
 from dnabert_rm.train.monitor import Monitor
 from dnabert_rm.train.optim import learning_rate, warmup_length
+from dnabert_rm.train.planner import advice_line
 from dnabert_rm.train.probe import run_probe, save_probe
 from dnabert_rm.train.rank_checks import check_ranks
 from dnabert_rm.train.restore import load_checkpoint
@@ -84,6 +87,7 @@ class Run:
         self.schedule = make_mask_schedule(config, dataset.tokenizer.k)
         self.last_step = min(config.train.steps, config.train.stop_after or config.train.steps)
         self.save_seconds: float | None = None
+        self.shape = model_shape(config.model, dataset.tokenizer.vocab_size)
         if ranks.is_first:
             remove_leftovers(self.folder)
             self._write_records()
@@ -108,7 +112,7 @@ class Run:
         config, model = self.config, self.config.model
         settings = ds_settings(config, self.split, config.train.precision, self.ranks.local_world_size)
         architecture = architecture_of(model, self.dataset.tokenizer.vocab_size, self.checkpoint)
-        partitioned = is_built_partitioned(model, architecture, settings)
+        partitioned = is_built_partitioned(model, self.dataset.tokenizer.vocab_size, settings)
         with partitioned_build(settings) if partitioned else contextlib.nullcontext():
             # A checkpoint brings its own weights.
             init_from = "" if self.checkpoint else model.init_from
@@ -198,6 +202,9 @@ class Run:
         """A line of metrics.jsonl."""
         consumed = self.state.consumed_samples
         windows = self.state.plan.batch_of_step(result.step)
+        operations = training_flops_per_step(self.shape, windows, result.num_tokens // windows, result.num_masked)
+        rate = operations / result.seconds / self.ranks.world_size
+        peak = peak_flops(self.ranks.device_name)
         return {
             "step": result.step,
             "consumed_samples": consumed,
@@ -215,6 +222,8 @@ class Run:
             "replaced_windows": result.num_replaced,
             "masked_fraction": result.num_masked / (result.num_tokens - 2 * windows),
             "tokens_per_second": result.num_tokens / result.seconds,
+            "tflops_per_rank": rate / 1e12,
+            "mfu": rate / peak if peak else None,
             "data_wait": result.data_wait,
             "save_seconds": self.save_seconds,
             "epoch": consumed / self.dataset.num_windows,
@@ -236,6 +245,7 @@ class Run:
             return
         split, dataset, state = self.split, self.dataset, self.state
         parameters = sum(getattr(p, "ds_numel", p.numel()) for p in self.engine.module.parameters())
+        stage = int(self.engine.deepspeed.zero_optimization_stage())
         short = sum(order.num_short_tokens for order in dataset.orders)
         lines = [
             f"{'resuming at' if self.checkpoint else 'starting'} step {state.step} of {self.last_step}: "
@@ -245,4 +255,6 @@ class Run:
             + (f"; {short} tokens lie in segments shorter than a window and are not used" if short else ""),
             f"phases end at steps {', '.join(map(str, self.schedule.phase_ends))}; tensorboard --logdir {self.folder}",
         ]
+        memory = torch.cuda.get_device_properties(0).total_memory if self.ranks.device.type == "cuda" else None
+        lines.append(advice_line(self.config, dataset.tokenizer.vocab_size, split.world_size, memory, stage))
         print("\n".join(lines), file=sys.stderr, flush=True)
