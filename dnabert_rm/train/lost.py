@@ -62,18 +62,16 @@ def _in_short(error: Exception) -> str:
     return re.sub(r"^\[\S+:\d+\] ", "", re.split(r"\. |\n", str(error).strip())[0])
 
 
-def joining_timeout(limit: float) -> timedelta:
-    """How long ranks wait for each other to join, where a wait in the run may take `limit` seconds."""
-    return timedelta(seconds=max(limit, 300.0)) if limit else timedelta(minutes=30)
+def collective_timeout(limit: float) -> timedelta:
+    """A collective's timeout, later than that of the watchdog, which waits `limit` seconds; 0: hardly ever."""
+    return timedelta(seconds=limit * FIRST_TIMES + 60) if limit else timedelta(days=365)
 
 
-def set_collective_timeout(limit: float) -> None:
-    """Let no process group give up before the watchdog does, which waits `limit` seconds; 0: hardly ever.
+def set_collective_timeout(timeout: timedelta) -> None:
+    """Give all process groups a timeout, once DeepSpeed has made its own.
 
-    To be called when DeepSpeed has made its groups: torch gives them a timeout of its own (10 minutes on GPUs),
-    whatever that of the first group is.
+    Torch gives each new group its default (10 minutes on GPUs), whatever that of the first group is.
     """
-    timeout = timedelta(seconds=limit * FIRST_TIMES + 60) if limit else timedelta(days=365)
     groups = dist.distributed_c10d
     for group in list(groups._world.pg_map):
         groups._set_pg_timeout(timeout, group)

@@ -36,7 +36,7 @@ from dnabert_rm.train.environment import describe_environment
 from dnabert_rm.train.inputs import make_collator, make_dataset, make_mask_schedule, model_shape
 from dnabert_rm.train.lock import run_lock
 from dnabert_rm.train.loop import StepResult, train
-from dnabert_rm.train.lost import joining_timeout, lost_ranks_explained, set_collective_timeout
+from dnabert_rm.train.lost import collective_timeout, lost_ranks_explained, set_collective_timeout
 from dnabert_rm.train.monitor import Monitor
 from dnabert_rm.train.optim import learning_rate, warmup_length
 from dnabert_rm.train.planner import advice_line
@@ -61,7 +61,7 @@ def pretrain(config: RunConfig, stop: StopRequests | None = None) -> StepResult 
     check = functools.partial(check_ranks, config=config, fingerprint=dataset.fingerprint)
     with (
         process_group(
-            train.threads_per_rank, joining_timeout(limit), start_seconds=train.start_timeout_seconds, check=check
+            train.threads_per_rank, collective_timeout(limit), start_seconds=train.start_timeout_seconds, check=check
         ) as ranks,
         lost_ranks_explained(run, ranks.rank, bool(stop.launchers)),
         watchdog(run, ranks.rank, limit) as guard,
@@ -94,7 +94,7 @@ class Run:
         barrier()
         guard.beat("loading")
         self.engine = self._make_engine()
-        set_collective_timeout(config.train.hang_timeout_seconds)
+        set_collective_timeout(collective_timeout(config.train.hang_timeout_seconds))
         if self.checkpoint:
             load_checkpoint(self.engine, self.checkpoint, self.folder, ranks)
         self.monitor = Monitor(self.folder, self.state.step) if ranks.is_first else None

@@ -11,7 +11,7 @@ import signal
 from pathlib import Path
 from types import FrameType
 
-from dnabert_rm.errors import StoppedError
+from dnabert_rm.errors import StoppedError, is_first_rank
 
 STOP_NAME = "stop"
 STOP_FILE_VARIABLE = "DNABERT_RM_STOP_FILE"
@@ -37,7 +37,7 @@ class StopRequests:
     def _remember(self, number: int, _: FrameType | None) -> None:
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
-        if self.signal is None and os.environ.get("RANK", "0") == "0":
+        if self.signal is None and is_first_rank():
             again = "; Ctrl-C again ends at once" if number == signal.SIGINT else ""
             # Not print: it may be what the signal interrupted.
             os.write(2, f"\n{signal.Signals(number).name}: finishing the step, then saving{again}\n".encode())

@@ -1,7 +1,7 @@
 """What the launchers make of a wish to stop: `bash pretrain.sh`, `deepspeed pretrain.sh`, the Slurm script.
 
 Slurm does not run here. Stand-ins for `srun` and `scontrol` do in the smallest way what they do: start the command once
-a task with the task's variables, name the node, note a requeue. The script and the ranks are the real ones.
+a task with the task's variables, note a requeue. The script and the ranks are the real ones.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support import ROOT, clean_environment, free_port, random_bases, read_metrics, write_prepared
+from support import ROOT, clean_environment, free_port, random_bases, write_prepared
 
 from dnabert_rm.errors import EXIT_STOPPED
 from dnabert_rm.train.checkpoint import complete_steps
@@ -26,8 +26,9 @@ FLAGS = ["--preset", "tiny", "--steps", "100000", "--global-batch", "8", "--wind
 SRUN = """#!/usr/bin/env bash
 # srun --wait=60 COMMAND …: two tasks on this machine; signals go to both; ends with the highest code.
 shift
+export SLURM_STEP_ID=0 SLURM_STEP_NUM_TASKS=2 SLURM_STEP_TASKS_PER_NODE=2 SLURM_STEP_NODELIST=127.0.0.1
 for task in 0 1; do
-    SLURM_PROCID=$task SLURM_LOCALID=$task SLURM_NTASKS=2 SLURM_NTASKS_PER_NODE=2 "$@" &
+    SLURM_PROCID=$task SLURM_LOCALID=$task "$@" &
     tasks+=($!)
 done
 trap 'kill -USR1 "${tasks[@]}"' USR1
@@ -41,10 +42,8 @@ done
 exit $highest
 """
 SCONTROL = """#!/usr/bin/env bash
-case $1 in
-    show) echo 127.0.0.1 ;;
-    requeue) echo "$2" >>"$STATE/requeued" ;;
-esac
+# scontrol requeue JOB
+echo "$2" >>"$STATE/requeued"
 """
 
 
@@ -118,7 +117,7 @@ def test_bash_turns_signals_into_a_stop_and_ends_with_75(prepared: Path, tmp_pat
         started.process.send_signal(signal.SIGUSR1)
         time.sleep(0.2)
         started.process.send_signal(signal.SIGTERM)
-        assert started.process.wait(60) == EXIT_STOPPED, started.output.read_text()
+        assert started.process.wait(180) == EXIT_STOPPED, started.output.read_text()
         started.ended_well()
     assert not list(tmp_path.glob("tmp.*"))
 
@@ -150,7 +149,8 @@ def test_ranks_save_and_end_when_the_deepspeed_command_is_killed(prepared: Path,
         started.ended_well()
 
 
-def test_the_slurm_script_requeues_until_the_run_is_done(prepared: Path, tmp_path: Path) -> None:
+@pytest.mark.timeout(1200)
+def test_the_slurm_script_requeues_where_another_try_can_help(prepared: Path, tmp_path: Path) -> None:
     programs, state, run = tmp_path / "bin", tmp_path / "state", tmp_path / "run"
     programs.mkdir()
     state.mkdir()
@@ -158,7 +158,7 @@ def test_the_slurm_script_requeues_until_the_run_is_done(prepared: Path, tmp_pat
         (programs / name).write_text(text)
         (programs / name).chmod(0o755)
     job = str(os.getpid())
-    variables = {"SLURM_SUBMIT_DIR": str(ROOT), "SLURM_JOB_NODELIST": "node1", "SLURM_JOB_ID": job,
+    variables = {"SLURM_SUBMIT_DIR": str(ROOT), "SLURM_JOB_ID": job,
                  "STATE": str(state), "PATH": f"{programs}{os.pathsep}{clean_environment()['PATH']}"}  # fmt: skip
     command = ["bash", "launch_scripts/pretrain.slurm", *FLAGS, "--data", str(prepared)]
 
@@ -173,7 +173,7 @@ def test_the_slurm_script_requeues_until_the_run_is_done(prepared: Path, tmp_pat
         until(lambda: steps(run) > 3)
         for task in (state / "tasks").read_text().split():
             os.kill(int(task), signal.SIGUSR1)
-        assert started.process.wait(60) == 0, started.output.read_text()
+        assert started.process.wait(180) == 0, started.output.read_text()
         started.ended_well()
         assert requeues() == [job]
     # A task is killed after a new checkpoint: another try.
@@ -181,16 +181,11 @@ def test_the_slurm_script_requeues_until_the_run_is_done(prepared: Path, tmp_pat
         saved = complete_steps(run)[-1]
         until(lambda: complete_steps(run)[-1] > saved)
         os.kill(int((state / "tasks").read_text().split()[1]), signal.SIGKILL)
-        assert started.process.wait(90) == 0, started.output.read_text()
+        assert started.process.wait(180) == 0, started.output.read_text()
     assert len(requeues()) == 2
     # A task is killed before any: the next try would end like this one.
     with start() as started:
         until(lambda: "resuming" in started.output.read_text())
         os.kill(int((state / "tasks").read_text().split()[1]), signal.SIGKILL)
-        assert started.process.wait(90) == 128 + signal.SIGKILL, started.output.read_text()
-    assert len(requeues()) == 2
-    # The last steps.
-    with start("--stop-after", str(complete_steps(run)[-1] + 2)) as started:
-        assert started.process.wait(60) == 0
-    assert [row["step"] for row in read_metrics(run)] == list(range(complete_steps(run)[-1]))
+        assert started.process.wait(180) == 128 + signal.SIGKILL, started.output.read_text()
     assert len(requeues()) == 2
