@@ -36,12 +36,13 @@ def step_peak(ranks: Ranks, sections: dict[str, Any], zero: dict[str, Any] | Non
     settings["zero_optimization"] |= zero or {}
     engine = _engine(config, settings, ranks)
     for step in range(WARM_UP_STEPS):
-        run_step(engine, [_short(batch) for batch in _batches(config, split.micro_batch, ranks)], step, 0)
+        short = [_short(batch) for batch in _batches(config, split.micro_batch, ranks)]
+        run_step(engine, short, step, 0, stop_wanted=lambda: False)
     batches = _batches(config, split.micro_batch, ranks)
     dist.barrier()
     before = _live_bytes()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        run_step(engine, batches, WARM_UP_STEPS, 0)
+        run_step(engine, batches, WARM_UP_STEPS, 0, stop_wanted=lambda: False)
     return before + _highest(profile), sum(len(batch["positions"]) for batch in batches) // len(batches)
 
 

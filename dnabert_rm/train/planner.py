@@ -21,6 +21,9 @@ CHOICES = ("zero0", "zero1", "zero2", "zero3", "zero3_offload")
 USABLE_SHARE = 0.92
 """Of a GPU's memory: the rest is left to the CUDA context, NCCL and the allocator's gaps. Assumed, not measured."""
 
+TIGHT_SHARE = 0.9
+"""Of the usable memory: above it the advice says that an estimate can be wrong by what is left."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -66,10 +69,21 @@ class Option:
     message_bytes: float
 
 
+def model_shape(config: RunConfig, vocab_size: int) -> ModelShape:
+    """The sizes of a configuration's model, those of its `init_from` where it continues one."""
+    model = config.model
+    sizes = model_fields(model.init_from) if model.init_from else dataclasses.asdict(model)
+    names = [field.name for field in dataclasses.fields(ModelShape) if field.name != "vocab_size"]
+    return ModelShape(vocab_size=vocab_size, **{name: sizes[name] for name in names})
+
+
 def make_job(config: RunConfig, vocab_size: int, world_size: int, on_gpu: bool) -> Job:
     """The job of a configuration; precision "auto" is bf16 on a GPU, else fp32. `ConfigError` for uneven batches."""
     model, data, train = config.model, config.data, config.train
+<<<<<<< HEAD
     shape = model_shape(model, vocab_size)
+=======
+>>>>>>> plan
     plan = make_plan(config)
     split = split_batch(plan, train.micro_batch, world_size)
     # The spans of the masks begin with k; a size that is no k-mer vocabulary's is a BPE model's.
@@ -88,6 +102,7 @@ def make_job(config: RunConfig, vocab_size: int, world_size: int, on_gpu: bool) 
         checkpointing=model.activation_checkpointing,
         on_gpu=on_gpu,
     )
+    shape = model_shape(config, vocab_size)
     job = Job(shape, work, split, tuple(plan.sizes), sum(fractions) / len(fractions), max(fractions))
     return job.with_micro_batch(split.micro_batch)
 
@@ -169,7 +184,8 @@ def advice(job: Job, found: list[Option], memory_bytes: float | None, configured
     usable, best = f"of {_gib(memory_bytes * USABLE_SHARE)} usable", best_option(found)
     if best is None:
         return f"{_uses(now)} {usable}, and no stage fits: {_way_out(job, memory_bytes)}"
-    text = f"{_uses(best)} {usable}, the lowest stage that fits"
+    tight = ", tightly" if best.memory.total > TIGHT_SHARE * USABLE_SHARE * memory_bytes else ""
+    text = f"{_uses(best)} {usable}, the lowest stage that fits{tight}"
     if (best.largest_micro_batch or 0) > job.work.windows:
         text += f", up to --micro-batch {best.largest_micro_batch}"
     if now.name == best.name:

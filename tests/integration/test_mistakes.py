@@ -104,6 +104,7 @@ def test_bash_started_once_a_rank_is_the_rank(folder: Path, variables: dict[str,
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2, done.stderr
     assert done.stderr.count("\n") == 1 and " is set, but " in done.stderr
+    assert done.stdout == ""
 
 
 def test_bash_finds_a_mistake_before_any_rank_starts(folder: Path) -> None:
