@@ -69,21 +69,9 @@ class Option:
     message_bytes: float
 
 
-def model_shape(config: RunConfig, vocab_size: int) -> ModelShape:
-    """The sizes of a configuration's model, those of its `init_from` where it continues one."""
-    model = config.model
-    sizes = model_fields(model.init_from) if model.init_from else dataclasses.asdict(model)
-    names = [field.name for field in dataclasses.fields(ModelShape) if field.name != "vocab_size"]
-    return ModelShape(vocab_size=vocab_size, **{name: sizes[name] for name in names})
-
-
 def make_job(config: RunConfig, vocab_size: int, world_size: int, on_gpu: bool) -> Job:
     """The job of a configuration; precision "auto" is bf16 on a GPU, else fp32. `ConfigError` for uneven batches."""
     model, data, train = config.model, config.data, config.train
-<<<<<<< HEAD
-    shape = model_shape(model, vocab_size)
-=======
->>>>>>> plan
     plan = make_plan(config)
     split = split_batch(plan, train.micro_batch, world_size)
     # The spans of the masks begin with k; a size that is no k-mer vocabulary's is a BPE model's.
@@ -102,7 +90,7 @@ def make_job(config: RunConfig, vocab_size: int, world_size: int, on_gpu: bool) 
         checkpointing=model.activation_checkpointing,
         on_gpu=on_gpu,
     )
-    shape = model_shape(config, vocab_size)
+    shape = model_shape(model, vocab_size)
     job = Job(shape, work, split, tuple(plan.sizes), sum(fractions) / len(fractions), max(fractions))
     return job.with_micro_batch(split.micro_batch)
 
