@@ -12,11 +12,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from dnabert_rm.kmer import NUM_SPECIAL
-from dnabert_rm.model.last_layer import shorten_last_layer
 
 
 class MaskedLM(nn.Module):
-    """A transformers masked language model whose head runs on masked positions only, as does most of its last layer.
+    """A transformers masked language model whose head runs on masked positions only.
 
     The encoder sees no attention mask: pretraining has no padding. The loss is a sum in fp32; what it
     is divided by, the masked tokens of the global batch, only the training loop knows.
@@ -26,7 +25,6 @@ class MaskedLM(nn.Module):
         """Args: `k` of the k-mer vocabulary; None (BPE): right bases are not counted."""
         super().__init__()
         self.model, self.k = model, k
-        self._selection = shorten_last_layer(model)
 
     def forward(
         self, input_ids: Tensor, positions: Tensor, targets: Tensor | None = None
@@ -43,8 +41,8 @@ class MaskedLM(nn.Module):
         return loss_sum, (predicted == targets).sum(), num_right_bases(predicted, targets, self.k)
 
     def _masked_logits(self, input_ids: Tensor, positions: Tensor) -> Tensor:
-        self._selection.positions = positions
-        selected = self.model.base_model(input_ids=input_ids).last_hidden_state[0]
+        hidden = self.model.base_model(input_ids=input_ids).last_hidden_state
+        selected = hidden.flatten(0, 1).index_select(0, positions)
         model: Any = self.model
         if model.config.model_type == "modernbert":
             return model.decoder(model.head(selected))

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForMaskedLM, BertConfig, BertForMaskedLM
 
 from dnabert_rm import kmer
-from dnabert_rm.model.build import build_model, encoder_layers, prepare_layers, transformers_config
+from dnabert_rm.model.build import build_model, transformers_config
 from dnabert_rm.model.mlm import MaskedLM, num_right_bases
 
 SIZES = {
@@ -52,26 +52,6 @@ def test_logits_loss_and_gradients_equal_transformers(architecture: str) -> None
     (loss_sum / len(targets)).backward()
     for (name, mine), (_, reference) in zip(ours.model.named_parameters(), theirs.named_parameters(), strict=True):
         torch.testing.assert_close(mine.grad, reference.grad, rtol=1e-4, atol=1e-7, msg=lambda m, n=name: f"{n}: {m}")
-
-
-@pytest.mark.parametrize("architecture", ["bert", "modernbert"])
-def test_what_follows_the_last_attention_runs_on_masked_positions_only(architecture: str) -> None:
-    """With activation checkpointing too, which runs a layer again in the backward pass."""
-    model = build_model(transformers_config(architecture=architecture, vocab_size=4101, **SIZES), seed=0)
-    prepare_layers(model, checkpointing=True, compile_layers=False)
-    last, first = encoder_layers(model)[-1], encoder_layers(model)[0]
-    rows: list[tuple[str, int]] = []
-    for name, layer in (("first", first), ("last", last)):
-        feed_forward = layer.intermediate if architecture == "bert" else layer.mlp
-        feed_forward.register_forward_pre_hook(
-            lambda _, args, name=name: rows.append((name, args[0].shape[:-1].numel()))
-        )
-    ids, _, positions, targets = batch()
-    ours = MaskedLM(model)
-    ours.train()
-    ours(ids, positions, targets)[0].backward()
-    assert set(rows) == {("first", 120), ("last", len(targets))}
-    assert rows.count(("first", 120)) == 2
 
 
 def test_a_batch_without_a_masked_token_has_loss_and_gradient_zero() -> None:
