@@ -16,7 +16,7 @@ from dnabert_rm.train.watchdog import FIRST_TIMES
     ("error", "expected"),
     [
         (
-            RuntimeError("[/x/gloo/transport/tcp/pair.cc:537] Read error [10.0.0.1]:21732: Connection reset by peer"),
+            RuntimeError("[/x/gloo/transport/tcp/pair.cc:537] Read error [10.0.0.1]:2: Connection reset by peer"),
             True,
         ),
         (RuntimeError("[/x/gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 1800000ms for recv"), True),
