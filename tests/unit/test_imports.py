@@ -18,7 +18,7 @@ ALLOWED = {
     "dnabert_rm.kmer": {"dnabert_rm.errors"},
     "dnabert_rm.draws": {"dnabert_rm.errors"},
     "dnabert_rm.shards": {"dnabert_rm.errors", "dnabert_rm.kmer"},
-    "dnabert_rm.config": {"dnabert_rm.errors"},
+    "dnabert_rm.config": {"dnabert_rm.config", "dnabert_rm.errors"},
     "dnabert_rm.tokenizer": {"dnabert_rm.tokenizer", "dnabert_rm.errors", "dnabert_rm.kmer"},
     "dnabert_rm.data": {
         "dnabert_rm.data",

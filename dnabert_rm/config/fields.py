@@ -1,25 +1,15 @@
-"""Configuration of a pretraining run: frozen dataclasses, presets, strict keys, every error at once.
-
-A value comes from, weakest first: the default below, the preset, a TOML file (`--config`), a flag.
-Text under a field documents it, and is what `--help` prints.
-"""
+"""The fields of a configuration: frozen dataclasses. Text under a field documents it, and is what `--help` prints."""
 
 from __future__ import annotations
 
 import ast
-import difflib
 import inspect
 import itertools
 import json
-import tomllib
 import typing
-from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import cache
-from importlib import resources
 from typing import Any
-
-from dnabert_rm.errors import ConfigError
 
 ARCHITECTURES = ("bert", "modernbert")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
@@ -192,7 +182,7 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """All sections; `resolve` makes one from a preset, a file and flags."""
+    """All sections; `resolve.resolve` makes one from a preset, a file and flags."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -252,147 +242,3 @@ def _field_texts(cls: type) -> dict[str, str]:
         if isinstance(item, ast.AnnAssign) and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
             texts[item.target.id] = str(after.value.value)  # type: ignore[union-attr]
     return texts
-
-
-def preset_names() -> list[str]:
-    """Names of the shipped presets, smallest model first."""
-    folder = resources.files("dnabert_rm") / "presets"
-    found = {item.name.removesuffix(".toml"): item for item in folder.iterdir() if item.name.endswith(".toml")}
-    size = {name: _layers_and_width(item.read_text()) for name, item in found.items()}
-    return sorted(found, key=lambda name: size[name])
-
-
-def _layers_and_width(text: str) -> tuple[int, int]:
-    model = tomllib.loads(text)["model"]
-    return model["hidden_size"], model["num_layers"]
-
-
-def load_preset(name: str, architecture: str | None = None) -> dict[str, Any]:
-    """Sections of a shipped preset for an architecture, by default the preset's own.
-
-    A preset's table `[ARCHITECTURE]` holds the model fields in which that architecture differs. `ConfigError` lists
-    the names where there is no such preset.
-    """
-    if name not in preset_names():
-        raise ConfigError(f"--preset {name}: no such preset; choose one of {', '.join(preset_names())}")
-    sections = tomllib.loads((resources.files("dnabert_rm") / "presets" / f"{name}.toml").read_text())
-    own = sections["model"].setdefault("architecture", ModelConfig.architecture)
-    differences = {known: sections.pop(known, {}) for known in ARCHITECTURES}
-    sections["model"] |= differences.get(architecture or own, {})
-    return sections
-
-
-def load_config_file(path: str) -> dict[str, Any]:
-    """Sections of a user's TOML file; `ConfigError` names the file and what is wrong."""
-    try:
-        with open(path, "rb") as stream:
-            return tomllib.load(stream)
-    except FileNotFoundError:
-        raise ConfigError(f"--config {path}: no such file; check the path") from None
-    except (OSError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"--config {path}: {error}; mend the file") from None
-
-
-def resolve(*layers: Mapping[str, Any]) -> RunConfig:
-    """One configuration from layers of sections, weakest first; `ConfigError` holds all errors, one a line."""
-    errors: list[str] = []
-    values: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
-    for layer in layers:
-        for section, content in layer.items():
-            errors += _merge(values, section, content)
-    config = RunConfig(**{section: cls(**values[section]) for section, cls in SECTIONS.items()})
-    errors = errors or list(_mistakes(config))
-    if errors:
-        raise ConfigError("\n  ".join(errors))
-    return config
-
-
-def _merge(values: dict[str, dict[str, Any]], section: str, content: Any) -> Iterator[str]:
-    """Put one section's content over what is there; yields a line for every key or value that is wrong."""
-    if section not in SECTIONS or not isinstance(content, Mapping):
-        yield f"[{section}]: unknown section{_did_you_mean(section, list(SECTIONS))}"
-        return
-    infos = field_infos()
-    for key, value in content.items():
-        name = f"{section}.{key}"
-        if name not in infos:
-            yield f"{name}: unknown field{_did_you_mean(name, list(infos))}"
-            continue
-        try:
-            values[section][key] = _converted(value, infos[name].type)
-        except (TypeError, ValueError):
-            yield f"{name}: {value!r} is not of type {type_name(infos[name].type)}"
-
-
-def _did_you_mean(word: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean {near[0]!r}?" if near else f" (there are: {', '.join(known)})" if len(known) < 9 else ""
-
-
-def type_name(kind: Any) -> str:
-    """How messages call a field's type: "int", "float", "list of int" …"""
-    return f"list of {typing.get_args(kind)[0].__name__}" if typing.get_origin(kind) is tuple else kind.__name__
-
-
-def _converted(value: Any, kind: Any) -> Any:
-    """`value` as the field's type; TypeError or ValueError where it is of another (no silent rounding)."""
-    if typing.get_origin(kind) is tuple:
-        items = value if isinstance(value, list | tuple) else [value]
-        return tuple(_converted(item, typing.get_args(kind)[0]) for item in items)
-    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise TypeError
-    return value
-
-
-def _mistakes(config: RunConfig) -> Iterator[str]:
-    """Lines for values that can't be right together or alone."""
-    model, data, optim, train = config.model, config.data, config.optim, config.train
-    choices = {
-        "model.architecture": (model.architecture, ARCHITECTURES),
-        "model.attention": (model.attention, ATTENTIONS),
-        "model.build": (model.build, BUILDS),
-        "data.strand": (data.strand, ("forward", "random", "both")),
-        "data.lengths": (data.lengths, ("full", "random")),
-        "data.remainder": (data.remainder, ("wrap", "drop")),
-        "data.on_bad_shard": (data.on_bad_shard, ("fail", "skip")),
-        "optim.schedule": (optim.schedule, LR_SCHEDULES),
-        "train.precision": (train.precision, PRECISIONS),
-    }
-    for name, (value, allowed) in choices.items():
-        if value not in allowed:
-            yield f"{name}: {value!r} must be one of {', '.join(allowed)}"
-    at_least = {
-        "model.num_layers": 1, "model.num_heads": 1, "data.window": 3, "data.num_streams": 1, "data.block_windows": 1,
-        "data.num_workers": 0, "data.prefetch": 1, "train.steps": 1, "train.global_batch": 1, "train.micro_batch": 0,
-        "train.save_every": 1, "train.log_every": 1, "train.keep_last": 0, "train.stop_after": 0, "train.seed": 0,
-        "train.keep_every": 0,
-        "train.batch_start": 0, "train.batch_increment": 0, "train.batch_warmup_steps": 0,
-    }  # fmt: skip
-    for name, least in at_least.items():
-        section, key = name.split(".")
-        if (value := getattr(getattr(config, section), key)) < least:
-            yield f"{name}: {value} must be at least {least}"
-    if model.num_heads > 0 and model.hidden_size % model.num_heads:
-        yield f"model.hidden_size: {model.hidden_size} must be a multiple of model.num_heads ({model.num_heads})"
-    if data.window > model.max_positions:
-        yield f"data.window: {data.window} is more than model.max_positions ({model.max_positions}); change one of them"
-    if not train.start_timeout_seconds > 0:
-        yield f"train.start_timeout_seconds: {train.start_timeout_seconds} must be above 0"
-    if not optim.lr > 0:
-        yield f"optim.lr: {optim.lr} must be above 0"
-    if not 0 < optim.decay_share <= 1:
-        yield f"optim.decay_share: {optim.decay_share} must be above 0 and at most 1"
-    if train.keep_every > 0 and train.keep_every % max(1, train.save_every):
-        yield f"train.keep_every: {train.keep_every} must be a multiple of train.save_every ({train.save_every})"
-    if not train.resume:
-        yield "train.resume: must be auto, never or a folder"
-    if train.batch_start and data.remainder == "drop":
-        yield "data.remainder: drop and a batch-size warm-up (train.batch_start) exclude each other; change one of them"
-    if train.hang_timeout_seconds < 0:
-        yield f"train.hang_timeout_seconds: {train.hang_timeout_seconds} must be at least 0"
-    if not data.path:
-        yield "data.path: no prepared folder; give --data DIR (made by `python -m data_prep build`)"
-    if not train.output:
-        yield "train.output: no run folder; give --output DIR"

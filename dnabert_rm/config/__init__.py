@@ -1,0 +1,27 @@
+"""Configuration of a pretraining run: from its default, over the preset and a TOML file, to a flag, each stronger."""
+
+from dnabert_rm.config.fields import (
+    ARCHITECTURES,
+    FieldInfo,
+    ModelConfig,
+    OptimConfig,
+    RunConfig,
+    TrainConfig,
+    field_infos,
+)
+from dnabert_rm.config.resolve import load_config_file, load_preset, preset_names, resolve, type_name
+
+__all__ = [
+    "ARCHITECTURES",
+    "FieldInfo",
+    "ModelConfig",
+    "OptimConfig",
+    "RunConfig",
+    "TrainConfig",
+    "field_infos",
+    "load_config_file",
+    "load_preset",
+    "preset_names",
+    "resolve",
+    "type_name",
+]
