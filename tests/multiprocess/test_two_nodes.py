@@ -31,6 +31,8 @@ from support import (
     write_prepared,
 )
 
+from dnabert_rm.errors import EXIT_HANG, EXIT_RANK_LOST
+
 STEPS, SAVE_EVERY, FEW = 160, 40, 6
 FLAGS = ["--preset", "tiny", "--steps", STEPS, "--global-batch", 8, "--window", 66, "--log-every", 1,
          "--save-every", SAVE_EVERY, "--model.num_layers", 1, "--model.hidden_size", 64,
@@ -151,8 +153,10 @@ def test_a_node_dies_and_the_run_goes_on(nodes, flags, local_losses, tmp_path: P
         time.sleep(0.02)
     nodes[1].kill_all()
     assert second.wait(10) != 0
-    code = first.wait(END_SECONDS)
-    assert code not in (0, None), printed(tmp_path)
+    assert first.wait(END_SECONDS) == EXIT_RANK_LOST, printed(tmp_path)
+    lines = [line for line in (tmp_path / "0.txt").read_text().splitlines() if "another rank is gone" in line]
+    assert len(lines) == 1 and "rank 0: " in lines[0] and "run the same command to go on" in lines[0]
+    assert "Traceback" not in (tmp_path / "0.txt").read_text()
     before = losses(run)
     assert SAVE_EVERY <= len(before) < STEPS, "killed too late to show anything"
     assert before == local_losses[: len(before)]
@@ -200,3 +204,21 @@ def test_the_variables_of_srun(nodes, flags, local_losses, tmp_path: Path) -> No
     words = [*flags, "--output", tmp_path / "run", "--stop-after", str(FEW)]
     assert wait_for(start_as_srun(nodes, tmp_path, words)) == [0, 0], printed(tmp_path)
     assert losses(tmp_path / "run") == local_losses[:FEW]
+
+
+def test_the_cable_goes_silent(nodes, flags, tmp_path: Path) -> None:
+    """No connection is closed, nothing arrives any more: the hang detector ends both nodes, and both leave stacks."""
+    run = tmp_path / "run"
+    words = [*flags, "--output", run, "--train.hang_timeout_seconds", "4"]
+    ranks = start_as_srun(nodes, tmp_path, words)
+    try:
+        deadline = time.monotonic() + 100
+        while not (run / "metrics.jsonl").exists() or len(read_metrics(run)) < FEW:
+            assert time.monotonic() < deadline, printed(tmp_path)
+            time.sleep(0.02)
+        ip("-n", nodes[0].name, "link", "set", nodes[0].interface, "down")
+        assert wait_for(ranks, END_SECONDS) == [EXIT_HANG] * 2, printed(tmp_path)
+    finally:
+        ip("-n", nodes[0].name, "link", "set", nodes[0].interface, "up")
+    assert len(losses(run)) < STEPS, "too late to show anything"
+    assert len(list((run / "hangs").glob("*_rank_?.txt"))) == 2
