@@ -11,8 +11,9 @@ import itertools
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from typing import Any
+
+from setting import ENDLESS, Setting
 
 from dnabert_rm.quiet import quiet_third_parties
 
@@ -23,7 +24,7 @@ from torch import nn  # noqa: E402
 from torch.utils.data import IterableDataset  # noqa: E402
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments  # noqa: E402
 
-from dnabert_rm.config import RunConfig, load_preset, resolve  # noqa: E402
+from dnabert_rm.config import RunConfig  # noqa: E402
 from dnabert_rm.data.loader import MicroBatchSampler, make_loader  # noqa: E402
 from dnabert_rm.masking.collator import IGNORE  # noqa: E402
 from dnabert_rm.model.build import build_model  # noqa: E402
@@ -36,36 +37,6 @@ from dnabert_rm.train.optim import make_optimizer  # noqa: E402
 from dnabert_rm.train.pretrain import Run  # noqa: E402
 
 TurnOf = Callable[..., None]
-ENDLESS = 1_000_000
-"""Steps of a run that its turns end."""
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What is trained and how; `windows` a step, `tokens` a window, `fields` of the run configuration by section."""
-
-    data: str
-    preset: str = "small"
-    precision: str = "fp32"
-    device: str = "cpu"
-    windows: int = 4
-    tokens: int = 512
-    threads: int = 0
-    synthetic: bool = False
-    fields: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-    def config(self, folder: str) -> RunConfig:
-        """The run configuration; on a CPU the loader works in the training process, as the Trainer's does."""
-        preset = load_preset(self.preset, self.fields.get("model", {}).get("architecture"))
-        preset["model"].setdefault("max_positions", self.tokens)
-        measured = {
-            "data": {"path": [self.data], "window": self.tokens, "num_workers": 2 if self.device == "cuda" else 0},
-            "train": {
-                "output": folder, "steps": ENDLESS, "global_batch": self.windows, "precision": self.precision,
-                "save_every": ENDLESS, "threads_per_rank": self.threads,
-            },
-        }  # fmt: skip
-        return resolve(preset, measured, self.fields)
 
 
 def ours(setting: Setting, turn: TurnOf) -> None:
@@ -86,14 +57,14 @@ class _Timed(Run):
     def after_step(self, result: StepResult) -> None:
         """Log as the run does, then wait for the next turn."""
         super().after_step(result)
-        self._turn(result.loss, {"data wait": result.data_wait * result.seconds})
+        self._turn(result.loss, {"data wait": result.data_wait * result.seconds, "masked": result.num_masked})
 
     def train_again_and_again(self) -> None:
         """Train on one batch that lies on the device already: what the loader costs is the difference."""
         batch = next(masked_batches(self.config))
         resident = {name: value.to(self.ranks.device) if name in RESIDENT else value for name, value in batch.items()}
         train(
-            self.engine, itertools.repeat(resident), first_step=0, last_step=ENDLESS, accumulation=1, seed=0,
+            self.engine, itertools.repeat(resident), first_step=0, last_step=ENDLESS, accumulation=lambda _: 1, seed=0,
             learning_rate=self.learning_rate, after_step=self.after_step,
         )  # fmt: skip
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import io
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 import webdataset
+from setting import prepare
 from transformers import BertTokenizerFast, DataCollatorForLanguageModeling
 
 from dnabert_rm import kmer
@@ -34,15 +34,6 @@ from dnabert_rm.tokenizer.files import VOCAB_FILE
 WINDOW, MICRO_BATCH, GLOBAL_BATCH = 512, 64, 2048
 STEPS = 500_000
 TARGET = 10.0
-
-
-def prepare(folder: Path, num_bases: int) -> Path:
-    """A prepared folder of a random genome, made by the project's own command."""
-    bases = np.frombuffer(b"ACGT", dtype=np.uint8)[np.random.default_rng(0).integers(0, 4, num_bases, dtype=np.uint8)]
-    (folder / "genome.fa").write_bytes(b">contig\n" + bases.tobytes() + b"\n")
-    command = [sys.executable, "-m", "data_prep", "build", folder / "genome.fa", "--out", folder / "data"]
-    subprocess.run([*command, "--workers", "1"], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    return folder / "data"
 
 
 def write_samples(folder: Path, num_samples: int) -> str:

@@ -19,23 +19,25 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from contenders import Setting
-from loader import prepare
+from setting import Setting, prepare
 from workers import Lap, workers
 
 from dnabert_rm.train.environment import describe_environment
 
 TARGET = 1.25
-OURS, TRAINER, PARTS = "ours, ZeRO-1", "Hugging Face Trainer", "ours without DeepSpeed"
-ROWS = {
-    OURS: ("ours", "zero1"),
-    "ours, ZeRO-3": ("ours", "zero3"),
-    TRAINER: ("hugging_face_trainer", ""),
-    "bare transformers loop": ("bare_loop", ""),
-    PARTS: ("ours_in_parts", ""),
-}
-"""What a row is called, its function in contenders.py, and the DeepSpeed configuration."""
-LARGEST_LOSS_DIFFERENCE = {"fp32": 1e-4, "bf16": 2e-2}
+TRAINER, PARTS = "Hugging Face Trainer", "ours without DeepSpeed"
+LOSSES_MAY_DIFFER = {"fp32": 1e-4, "bf16": 2e-2}
+Row = tuple[str, str]
+"""A function in contenders.py, and for ours the DeepSpeed configuration."""
+
+
+def make_rows(precision: str, compiled: bool) -> dict[str, Row]:
+    """What is measured. Ours comes first in the ZeRO stage that costs one rank least, then in the others."""
+    # DeepSpeed's bf16 needs a stage, and what ZeRO-3 gathers inside a layer can't be compiled.
+    stages = [0] * (precision == "fp32") + [1] + [3] * (not compiled)
+    rows: dict[str, Row] = {f"ours, ZeRO-{stage}": ("ours", f"zero{stage}") for stage in stages}
+    peers: dict[str, Row] = {TRAINER: ("hugging_face_trainer", ""), "bare transformers loop": ("bare_loop", "")}
+    return {**rows, **peers, PARTS: ("ours_in_parts", "")}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -51,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
     report = summarize(setting, laps, args)
     print(json.dumps(report) if args.json else as_text(report))
     difference, ratio = report["largest_first_loss_difference"], report["rows"][TRAINER]["ours_is"]["median"]
-    if difference > LARGEST_LOSS_DIFFERENCE[args.precision]:
+    if difference > LOSSES_MAY_DIFFER[args.precision]:
         print(f"FAILED: the losses of the first step differ by {difference:.2g}: not the same task", file=sys.stderr)
         return 1
     if ratio < TARGET:
@@ -81,8 +83,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def measure(setting: Setting, rounds: int, steps: int) -> dict[str, list[Lap]]:
     """Laps of every row, round by round."""
-    compiled = setting.fields["model"]["compile"]
-    rows = {name: row for name, row in ROWS.items() if not (compiled and row[1] == "zero3")}
+    rows = make_rows(setting.precision, setting.fields["model"]["compile"])
     laps: dict[str, list[Lap]] = {name: [] for name in rows}
     with workers(setting.device, len(rows)) as started:
         crew = dict(zip(rows, started, strict=True))
@@ -100,15 +101,15 @@ def measure(setting: Setting, rounds: int, steps: int) -> dict[str, list[Lap]]:
 
 def summarize(setting: Setting, laps: dict[str, list[Lap]], args: argparse.Namespace) -> dict[str, Any]:
     """All figures: rates, ratios, profile, what they were measured on."""
-    tokens = setting.windows * setting.tokens
+    tokens, ours = setting.windows * setting.tokens, next(iter(laps.values()))
     rows = {}
     for name, found in laps.items():
         rows[name] = {
             "tokens_per_second": statistics.median(tokens * lap.steps / lap.wall for lap in found),
             "tokens_per_processor_second": statistics.median(tokens * lap.steps / lap.processor for lap in found),
-            "ours_is": ratios([(other.wall, mine.wall) for other, mine in zip(found, laps[OURS], strict=True)]),
+            "ours_is": ratios([(other.wall, mine.wall) for other, mine in zip(found, ours, strict=True)]),
             "ours_is_by_processor_time": ratios(
-                [(other.processor, mine.processor) for other, mine in zip(found, laps[OURS], strict=True)]
+                [(other.processor, mine.processor) for other, mine in zip(found, ours, strict=True)]
             ),
             "peak_gigabytes": max(lap.peak_bytes for lap in found) / 1e9,
         }
@@ -128,10 +129,10 @@ def ratios(pairs: list[tuple[float, float]]) -> dict[str, float]:
 
 def profile(laps: dict[str, list[Lap]]) -> dict[str, float]:
     """Seconds of a step by part. What ours takes more than the same step without DeepSpeed is the engine's."""
-    bare = laps[PARTS]
+    bare, ours = laps[PARTS], next(iter(laps.values()))
     parts = {name: statistics.median(lap.parts[name] / lap.steps for lap in bare) for name in bare[0].parts}
-    waits = statistics.median(lap.parts["data wait"] / lap.steps for lap in laps[OURS])
-    whole = statistics.median(lap.wall / lap.steps for lap in laps[OURS])
+    waits = statistics.median(lap.parts["data wait"] / lap.steps for lap in ours)
+    whole = statistics.median(lap.wall / lap.steps for lap in ours)
     return {**parts, "data wait": waits, "engine and communication": whole - waits - sum(parts.values()), "step": whole}
 
 
@@ -146,10 +147,8 @@ def as_text(report: dict[str, Any]) -> str:
         f"{'':<26}{'tokens/s':>10}  {'ours is':<20}  {'by processor time':<20}{'peak memory':>12}",
     ]
     for name, row in report["rows"].items():
-        by = [
-            "{median:.2f} x ({min:.2f}-{max:.2f})".format(**row[key])
-            for key in ("ours_is", "ours_is_by_processor_time")
-        ]
+        found = (row["ours_is"], row["ours_is_by_processor_time"])
+        by = ["{median:.2f} x ({min:.2f}-{max:.2f})".format(**ratio) for ratio in found]
         lines.append(
             f"{name:<26}{row['tokens_per_second']:>10.0f}  {by[0]:<20}  {by[1]:<20}{row['peak_gigabytes']:>9.2f} GB"
         )

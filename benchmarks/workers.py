@@ -1,7 +1,7 @@
 """Contenders in processes of their own, one of them at work at a time: what one does to a process no other feels.
 
-A worker imports the libraries, takes a contender's name and setting, and runs until its `Turn` makes it wait. The parent
-then asks for steps: `lap = worker.run(5)`.
+A worker imports the libraries, takes a contender's name and setting, and runs until its `Turn` makes it wait. The
+parent then asks for steps: `lap = worker.run(5)`.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ STEPS_TO_START = 2
 """Steps that a contender runs before it is measured: the first allocates, the second finds what it left."""
 
 
-class Finished(Exception):
+class FinishedError(Exception):
     """The parent asks for no more steps."""
 
 
-class Failed(Exception):
+class FailedError(Exception):
     """A worker could not do what was asked; the text says why, in one line."""
 
 
@@ -55,7 +55,7 @@ class Turn:
         self._wall, self._processor = time.perf_counter(), time.process_time()
 
     def __call__(self, loss: Any, parts: dict[str, float] | None = None) -> None:
-        """Counts the step; after the last one that was asked for, reports and waits. Raises `Finished` at the end."""
+        """Counts the step; after the last that was asked for, reports and waits. `FinishedError` ends it."""
         if self._first_loss is None:
             self._first_loss = loss.detach().clone() if hasattr(loss, "detach") else loss
         for name, seconds in (parts or {}).items():
@@ -69,7 +69,7 @@ class Turn:
         self._pipe.send(Lap(self._asked, wall, processor, float(self._first_loss), memory, self._parts))
         self._left = self._asked = self._pipe.recv()
         if not self._left:
-            raise Finished
+            raise FinishedError
         self._parts = {}
         self._start()
 
@@ -109,15 +109,15 @@ class Worker:
         self._pipe.send((function, arguments))
 
     def answer(self, timeout: float | None = None) -> Any:
-        """The next lap, or what the function returned; `Failed` where it ended otherwise."""
+        """The next lap, or what the function returned; `FailedError` where it ended otherwise."""
         try:
             if not self._pipe.poll(timeout):
-                raise Failed(f"took more than {timeout:.0f} s")
+                raise FailedError(f"took more than {timeout:.0f} s")
             answer = self._pipe.recv()
         except EOFError:
             self._process.join()
-            raise Failed(f"the process ended with code {self._process.exitcode}") from None
-        if isinstance(answer, Failed):
+            raise FailedError(f"the process ended with code {self._process.exitcode}") from None
+        if isinstance(answer, FailedError):
             raise answer
         return answer
 
@@ -137,7 +137,8 @@ class Worker:
 
 
 PRELOADED = ["contenders", "deepspeed.runtime.engine", "torch.utils.tensorboard", "transformers.trainer",
-             "transformers.models.bert.modeling_bert", "transformers.models.modernbert.modeling_modernbert"]  # fmt: skip
+             "transformers.models.bert.modeling_bert",
+             "transformers.models.modernbert.modeling_modernbert"]  # fmt: skip
 
 
 def _work(pipe: Connection, device: str) -> None:
@@ -152,10 +153,10 @@ def _work(pipe: Connection, device: str) -> None:
         function, arguments = pipe.recv()
         module, name = function.split(":")
         answer = getattr(importlib.import_module(module), name)(*arguments, Turn(pipe, device))
-    except (Finished, EOFError):
+    except (FinishedError, EOFError):
         return
     except Exception as error:  # whatever a row dies of is its result
-        answer = Failed(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+        answer = FailedError(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
     with contextlib.suppress(OSError):
         pipe.send(answer)
 

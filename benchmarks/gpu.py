@@ -1,0 +1,189 @@
+"""Everything worth measuring on one NVIDIA GPU in under nine minutes: `bash benchmarks/gpu.sh` runs it.
+
+First a few checks that training is right there, then the device's own ceiling for matrix products, then rows in the
+order of worth until the time is up. A row runs in a process of its own; one that fails is recorded with the reason, and
+the rest goes on. `--rehearse` takes every way through the code on a CPU, where the figures say nothing and
+torch.compile is told to do nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import gpu_checks
+from gpu_rows import PEAK, Row, flops_of_step, make_rows, shrink
+from setting import Setting, prepare
+from workers import FailedError, Lap, Worker
+
+from dnabert_rm.kmer import vocab_size
+
+ROW_SECONDS, LAP_SECONDS, LAPS = 90.0, 1.5, 3
+"""Most that a row may take with its start, how long a lap is about, and how many are taken."""
+SHORTEST_ROW = 12.0
+"""A row is not begun with less time left."""
+
+
+class Bench:
+    """The time left, and a worker that imports while the one before it works."""
+
+    def __init__(self, device: str, seconds: float) -> None:
+        self.device, self._end = device, time.monotonic() + seconds
+        self._next = Worker(device)
+
+    @property
+    def seconds_left(self) -> float:
+        """Seconds until the end of the budget."""
+        return self._end - time.monotonic()
+
+    def worker(self) -> Worker:
+        """A fresh worker; the one after it starts to import."""
+        found, self._next = self._next, Worker(self.device)
+        return found
+
+    def ask(self, function: str, *arguments: Any) -> Any:
+        """What a function answers in a worker of its own."""
+        worker = self.worker()
+        try:
+            worker.start(function, *arguments)
+            return worker.answer(max(1.0, min(ROW_SECONDS, self.seconds_left)))
+        finally:
+            worker.stop()
+
+    def close(self) -> None:
+        """End the worker that waits."""
+        self._next.stop()
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measure, print the table, write the JSON; exit code 1 where a check does not hold or no row was measured."""
+    args = parse(argv)
+    device = "cpu" if args.rehearse else "cuda"
+    if args.rehearse:
+        os.environ["TORCHDYNAMO_DISABLE"] = "1"
+    report: dict[str, Any] = {"rehearsal": args.rehearse, "checks": [], "rows": [], "skipped": []}
+    bench = Bench(device, args.seconds)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            data = str(prepare(Path(folder), 200_000 if args.rehearse else 16_000_000))
+            rows = [row for row in make_rows(data) if args.only in row.name]
+            (Path(folder) / "few").mkdir()
+            few = str(prepare(Path(folder) / "few", gpu_checks.BASES))
+            checked = Setting(few, "tiny", device=device, tokens=64, threads=1 if args.rehearse else 0)
+            run(bench, checked, shrink(rows) if args.rehearse else rows, report, args.output)
+    finally:
+        bench.close()
+    print(as_text(report))
+    measured = [row for row in report["rows"] if "failed" not in row]
+    return 0 if measured and all(check["holds"] for check in report["checks"]) else 1
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The flags."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=520, help="time budget (%(default)s)")
+    parser.add_argument("--output", default="gpu_benchmark.json", help="where the JSON goes (%(default)s)")
+    parser.add_argument("--only", default="", help="rows with this in their name")
+    parser.add_argument("--rehearse", action="store_true", help="on a CPU, tiny, every way through the code once")
+    return parser.parse_args(argv)
+
+
+def run(bench: Bench, checked: Setting, rows: list[Row], report: dict[str, Any], output: str) -> None:
+    """Fill the report, and write it after each row: what was measured outlives what comes after."""
+    try:
+        report["ceiling"] = bench.ask("gpu_checks:matrix_ceiling", checked)
+        report["checks"] = gpu_checks.check(bench.ask, checked)
+    except FailedError as error:
+        report["checks"].append({"check": "the checks run to their end", "holds": False, "reason": str(error)})
+    for row in rows:
+        if bench.seconds_left < SHORTEST_ROW:
+            report["skipped"].append(row.name)
+            continue
+        try:
+            result = measure(bench, row, LAP_SECONDS if bench.device == "cuda" else 0.0)
+        except FailedError as error:
+            result = {"failed": str(error)}
+        report["rows"].append({"row": row.name, **result})
+        print(f"{row.name}: {result}; {bench.seconds_left:.0f} s left", file=sys.stderr)
+        Path(output).write_text(json.dumps(report | {"environment": environment()}, indent=1) + "\n")
+
+
+def measure(bench: Bench, row: Row, lap_seconds: float) -> dict[str, Any]:
+    """Some laps of a row; the figures are the median lap's."""
+    worker, end = bench.worker(), time.monotonic() + min(ROW_SECONDS, bench.seconds_left)
+    try:
+        worker.start(f"contenders:{row.function}", row.setting)
+        worker.answer(end - time.monotonic())
+        once = worker.run(1, end - time.monotonic())
+        steps = max(1, min(200, int(lap_seconds / once.wall)))
+        laps = [worker.run(steps, max(1.0, end - time.monotonic())) for _ in range(LAPS)]
+    finally:
+        worker.stop()
+    return figures(row, laps)
+
+
+def figures(row: Row, laps: list[Lap]) -> dict[str, Any]:
+    """Rates, operations, memory of a row."""
+    setting = row.setting
+    seconds = median(lap.wall / lap.steps for lap in laps)
+    ours = row.function == "ours"
+    masked = laps[-1].parts.get("masked", 0.0) / laps[-1].steps
+    flops = flops_of_step(setting, vocab_size(6), masked, masked_only=ours) / seconds
+    rates = [setting.windows * setting.tokens * lap.steps / lap.wall for lap in laps]
+    found = {
+        "preset": setting.preset, "precision": setting.precision, "windows": setting.windows, "tokens": setting.tokens,
+        "fields": setting.fields, "synthetic": setting.synthetic, "steps": laps[0].steps, "seconds_a_step": seconds,
+        "tokens_per_second": median(rates), "tokens_per_second_range": [min(rates), max(rates)],
+        "tflops": flops / 1e12, "peak_gigabytes": max(lap.peak_bytes for lap in laps) / 1e9,
+        "first_loss": laps[0].first_loss,
+    }  # fmt: skip
+    if setting.precision != "fp32":
+        found["mfu"] = flops / PEAK
+    if ours:
+        found["data_wait_share"] = sum(lap.parts["data wait"] for lap in laps) / sum(lap.wall for lap in laps)
+    return found
+
+
+@functools.cache
+def environment() -> dict[str, Any]:
+    """Versions, commit, hardware, command."""
+    from dnabert_rm.train.environment import describe_environment
+
+    return describe_environment(1)
+
+
+def as_text(report: dict[str, Any]) -> str:
+    """The table."""
+    lines = []
+    if report["rehearsal"]:
+        lines.append("REHEARSAL on a CPU with a tiny model: the figures say nothing")
+    if ceiling := report.get("ceiling"):
+        best = ", ".join(f"{size}: {flops / 1e12:.1f}" for size, flops in ceiling["flops_by_size"].items())
+        lines.append(f"{ceiling['device']}; bf16 matrix products, TFLOP/s by size: {best}")
+    lines += [f"{'ok' if check['holds'] else 'FAILED':<7}{check['check']}" for check in report["checks"]]
+    lines.append(f"{'':<30}{'tokens/s':>10}{'TFLOP/s':>9}{'MFU':>7}{'of ceiling':>11}{'GB':>7}{'windows':>8}")
+    top = report.get("ceiling", {}).get("flops", float("nan")) / 1e12
+    for row in report["rows"]:
+        if "failed" in row:
+            lines.append(f"{row['row']:<30}FAILED: {row['failed'][:88]}")
+            continue
+        mfu = f"{row['mfu']:.1%}" if "mfu" in row else ""
+        rates = f"{row['tokens_per_second']:>10.0f}{row['tflops']:>9.1f}{mfu:>7}{row['tflops'] / top:>11.1%}"
+        lines.append(f"{row['row']:<30}{rates}{row['peak_gigabytes']:>7.1f}{row['windows']:>8}")
+    if report["skipped"]:
+        lines.append(f"no time left for: {'; '.join(report['skipped'])}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    # Fragments of freed memory would end large rows early.
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    sys.exit(main())

@@ -1,0 +1,98 @@
+"""What `gpu.py` measures, in the order of worth, and the operations of a step. Torch-free."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any
+
+from setting import Setting
+
+PEAK = 989e12
+"""Dense bf16 operations a second of an H100 or H200 (SXM), by NVIDIA's data sheet."""
+FLASH = "flash_attention_2"
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One line of the table: a name, a function in contenders.py, and what it is given."""
+
+    name: str
+    function: str
+    setting: Setting
+
+
+def make_rows(data: str) -> list[Row]:
+    """All rows, the most wanted first."""
+
+    def row(
+        name: str, preset: str, windows: int, zero: str = "zero1", *, function: str = "ours", precision: str = "bf16",
+        train: dict[str, Any] | None = None, synthetic: bool = False, **model: Any,
+    ) -> Row:  # fmt: skip
+        fields = {"model": model, "train": {"ds_config": zero, **(train or {})}}
+        return Row(name, function, Setting(data, preset, precision, "cuda", windows, 512, 0, synthetic, fields))
+
+    return [
+        row("base", "base", 64),
+        row("base, compiled", "base", 64, compile=True),
+        row("1b, compiled", "1b", 16, compile=True),
+        row("1b", "1b", 16),
+        row("base, Hugging Face Trainer", "base", 64, function="hugging_face_trainer"),
+        row("base, compiled, no dropout", "base", 64, compile=True, dropout=0.0),
+        row("base, 256 windows", "base", 256),
+        row("base, 256 windows, compiled", "base", 256, compile=True),
+        row("1b, 32 windows, compiled", "1b", 32, compile=True),
+        row("base, ZeRO-3", "base", 64, "zero3"),
+        row("1b, ZeRO-3", "1b", 16, "zero3"),
+        row("base, synthetic", "base", 64, synthetic=True),
+        row("base, bare loop", "base", 64, function="bare_loop"),
+        row("base, flash_attention_2", "base", 64, attention=FLASH),
+        row("large, compiled", "large", 32, compile=True),
+        row("small, compiled", "small", 256, compile=True),
+        row("base, modernbert, compiled", "base", 64, architecture="modernbert", compile=True),
+        row("base, ZeRO-2", "base", 64, "zero2"),
+        row("1b, checkpointing", "1b", 64, activation_checkpointing=True),
+        row("base, eager attention", "base", 64, attention="eager"),
+        row("base, 16 windows", "base", 16),
+        row("large", "large", 32),
+        row("small", "small", 256),
+        row("base, modernbert", "base", 64, architecture="modernbert"),
+        row("base, fp16", "base", 64, precision="fp16"),
+        row("base, fp32, ZeRO-0", "base", 64, "zero0", precision="fp32"),
+        row("base, no dropout", "base", 64, dropout=0.0),
+    ]
+
+
+def shrink(rows: Iterable[Row]) -> list[Row]:
+    """The rows for a rehearsal on a CPU: `tiny`, four short windows, and one row for each way through the code."""
+    found: dict[str, Row] = {}
+    for row in rows:
+        fields = {section: {name: value for name, value in values.items() if name != "dropout"}
+                  for section, values in row.setting.fields.items()}  # fmt: skip
+        small = dataclasses.replace(
+            row.setting, fields=fields, preset="tiny", device="cpu", windows=4, tokens=64, threads=1
+        )
+        found.setdefault(f"{row.function} {small}", Row(row.name, row.function, small))
+    return list(found.values())
+
+
+def flops_of_step(setting: Setting, vocab_size: int, num_masked: float, masked_only: bool) -> float:
+    """Operations of forward and backward pass of a step: 2 for each multiplication and addition of a matrix product.
+
+    The backward pass is two forward passes (Kaplan et al. 2020, section 2.1); nothing is counted for norms, softmax,
+    activations and what activation checkpointing computes again. `masked_only` counts the head, and what follows the
+    attention in the last layer, for masked tokens alone, as ours runs them; else for all, as transformers does.
+    """
+    model = setting.config("unused").model
+    H, I, L = model.hidden_size, model.intermediate_size, setting.tokens  # noqa: E741
+    tokens = setting.windows * L
+    late = num_masked if masked_only else tokens
+    is_bert = model.architecture == "bert"
+    feed_forward = 2 * (2 if is_bert else 3) * H * I
+    projection = 2 * H * H
+    attention = 2 * 3 * H * H + 4 * H * L
+    # ModernBERT's projection belongs to its attention, which runs on all tokens.
+    after, before = (projection + feed_forward, attention) if is_bert else (feed_forward, attention + projection)
+    head = 2 * H * (H + vocab_size)
+    forward = model.num_layers * tokens * before + ((model.num_layers - 1) * tokens + late) * after + late * head
+    return 3.0 * forward
