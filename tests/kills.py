@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from dnabert_rm.train.checkpoint import LATEST_NAME, saved_steps, step_folder
 from dnabert_rm.train.seal import find_damage, read_record
 
-TIMINGS = {"tokens_per_second", "data_wait", "save_seconds"}
+TIMINGS = {"tokens_per_second", "tflops_per_rank", "mfu", "data_wait", "save_seconds"}
 NUM_RANKS = 2
 
 

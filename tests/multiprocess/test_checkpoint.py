@@ -251,8 +251,9 @@ def test_a_write_that_fails_ends_the_run_and_leaves_the_earlier_checkpoints(flag
     assert len([line for line in lines if "error" in line]) == 1, lines
     assert "rank 1: " in lines[-1] and "cannot be written" in lines[-1] and "free space" in lines[-1]
     assert saved_steps(run)[0] == 4
-    assert not any((run / "checkpoints").glob(".step_*.tmp"))
+    # The other rank may have been writing into the folder that the failing one removed: the next start clears it.
     run_ranks(2, *flags, "--output", run)
+    assert not any((run / "checkpoints").glob(".*.tmp"))
     assert differences(run, finished) == []
 
 
