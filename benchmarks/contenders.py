@@ -11,6 +11,7 @@ import itertools
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from setting import ENDLESS, Setting
@@ -35,29 +36,36 @@ from dnabert_rm.train.inputs import make_collator, make_dataset, make_plan  # no
 from dnabert_rm.train.loop import StepResult, train  # noqa: E402
 from dnabert_rm.train.optim import make_optimizer  # noqa: E402
 from dnabert_rm.train.pretrain import Run  # noqa: E402
+from dnabert_rm.train.stop import StopRequests  # noqa: E402
+from dnabert_rm.train.watchdog import watchdog  # noqa: E402
 
 TurnOf = Callable[..., None]
 
 
 def ours(setting: Setting, turn: TurnOf) -> None:
     """`pretrain`'s run on one rank, logging included."""
-    with tempfile.TemporaryDirectory() as folder, process_group(setting.threads) as ranks:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        process_group(setting.threads) as ranks,
+        # Limit 0, never: who waits for a turn does not hang.
+        watchdog(Path(folder), 0, 0.0) as guard,
+    ):
         config = setting.config(folder)
-        run = _Timed(config, make_dataset(config), ranks, turn)
+        run = _Timed(config, make_dataset(config), ranks, StopRequests(), guard)
+        run.turn = turn
         run.train_again_and_again() if setting.synthetic else run.train()
 
 
 class _Timed(Run):
     """A run that takes turns."""
 
-    def __init__(self, config: RunConfig, dataset: Any, ranks: Any, turn: TurnOf) -> None:
-        super().__init__(config, dataset, ranks)
-        self._turn = turn
+    turn: TurnOf
 
-    def after_step(self, result: StepResult) -> None:
+    def after_step(self, result: StepResult) -> bool:
         """Log as the run does, then wait for the next turn."""
-        super().after_step(result)
-        self._turn(result.loss, {"data wait": result.data_wait * result.seconds, "masked": result.num_masked})
+        stops = super().after_step(result)
+        self.turn(result.loss, {"data wait": result.data_wait * result.seconds, "masked": result.num_masked})
+        return stops
 
     def train_again_and_again(self) -> None:
         """Train on one batch that lies on the device already: what the loader costs is the difference."""
@@ -65,7 +73,8 @@ class _Timed(Run):
         resident = {name: value.to(self.ranks.device) if name in RESIDENT else value for name, value in batch.items()}
         train(
             self.engine, itertools.repeat(resident), first_step=0, last_step=ENDLESS, accumulation=lambda _: 1, seed=0,
-            learning_rate=self.learning_rate, after_step=self.after_step,
+            learning_rate=self.learning_rate, after_step=self.after_step, stop_wanted=self.stop.wanted,
+            beat=self.guard.beat,
         )  # fmt: skip
 
 

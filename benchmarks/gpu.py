@@ -20,11 +20,16 @@ from statistics import median
 from typing import Any
 
 import gpu_checks
-from gpu_rows import PEAK, Row, flops_of_step, make_rows, shrink
+from gpu_rows import Row, make_rows, shrink
 from setting import Setting, prepare
 from workers import FailedError, Lap, Worker
 
 from dnabert_rm.kmer import vocab_size
+from dnabert_rm.model.flops import peak_flops, training_flops_per_step
+from dnabert_rm.train.inputs import model_shape
+
+PEAK = peak_flops("h100") or 0.0
+"""What MFU is a share of: an H100's or H200's (SXM) data sheet, bf16."""
 
 ROW_SECONDS, LAP_SECONDS, LAPS = 90.0, 1.5, 3
 """Most that a row may take with its start, how long a lap is about, and how many are taken."""
@@ -51,6 +56,8 @@ class Bench:
 
     def ask(self, function: str, *arguments: Any) -> Any:
         """What a function answers in a worker of its own."""
+        if self.seconds_left <= 0:
+            raise FailedError("no time left")
         worker = self.worker()
         try:
             worker.start(function, *arguments)
@@ -60,7 +67,7 @@ class Bench:
 
     def close(self) -> None:
         """End the worker that waits."""
-        self._next.stop()
+        self._next.stop(patience=0)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -136,7 +143,10 @@ def figures(row: Row, laps: list[Lap]) -> dict[str, Any]:
     seconds = median(lap.wall / lap.steps for lap in laps)
     ours = row.function == "ours"
     masked = laps[-1].parts.get("masked", 0.0) / laps[-1].steps
-    flops = flops_of_step(setting, vocab_size(6), masked, masked_only=ours) / seconds
+    # What the row itself has to do: ours predicts masked tokens only, transformers all.
+    predicted = masked if ours else setting.windows * setting.tokens
+    shape = model_shape(setting.config("unused").model, vocab_size(6))
+    flops = training_flops_per_step(shape, setting.windows, setting.tokens, predicted) / seconds
     rates = [setting.windows * setting.tokens * lap.steps / lap.wall for lap in laps]
     found = {
         "preset": setting.preset, "precision": setting.precision, "windows": setting.windows, "tokens": setting.tokens,

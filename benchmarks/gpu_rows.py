@@ -1,4 +1,4 @@
-"""What `gpu.py` measures, in the order of worth, and the operations of a step. Torch-free."""
+"""What `gpu.py` measures, in the order of worth. Torch-free."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from typing import Any
 
 from setting import Setting
 
-PEAK = 989e12
-"""Dense bf16 operations a second of an H100 or H200 (SXM), by NVIDIA's data sheet."""
 FLASH = "flash_attention_2"
 
 
@@ -74,25 +72,3 @@ def shrink(rows: Iterable[Row]) -> list[Row]:
         )
         found.setdefault(f"{row.function} {small}", Row(row.name, row.function, small))
     return list(found.values())
-
-
-def flops_of_step(setting: Setting, vocab_size: int, num_masked: float, masked_only: bool) -> float:
-    """Operations of forward and backward pass of a step: 2 for each multiplication and addition of a matrix product.
-
-    The backward pass is two forward passes (Kaplan et al. 2020, section 2.1); nothing is counted for norms, softmax,
-    activations and what activation checkpointing computes again. `masked_only` counts the head, and what follows the
-    attention in the last layer, for masked tokens alone, as ours runs them; else for all, as transformers does.
-    """
-    model = setting.config("unused").model
-    H, I, L = model.hidden_size, model.intermediate_size, setting.tokens  # noqa: E741
-    tokens = setting.windows * L
-    late = num_masked if masked_only else tokens
-    is_bert = model.architecture == "bert"
-    feed_forward = 2 * (2 if is_bert else 3) * H * I
-    projection = 2 * H * H
-    attention = 2 * 3 * H * H + 4 * H * L
-    # ModernBERT's projection belongs to its attention, which runs on all tokens.
-    after, before = (projection + feed_forward, attention) if is_bert else (feed_forward, attention + projection)
-    head = 2 * H * (H + vocab_size)
-    forward = model.num_layers * tokens * before + ((model.num_layers - 1) * tokens + late) * after + late * head
-    return 3.0 * forward

@@ -47,7 +47,7 @@ class Setting:
             "data": {"path": [self.data], "window": self.tokens, "num_workers": 2 if self.device == "cuda" else 0},
             "train": {
                 "output": folder, "steps": ENDLESS, "global_batch": self.windows, "precision": self.precision,
-                "save_every": ENDLESS, "threads_per_rank": self.threads,
+                "save_every": ENDLESS, "threads_per_rank": self.threads, "hang_timeout_seconds": 0.0,
             },
         }  # fmt: skip
         return resolve(preset, measured, self.fields)

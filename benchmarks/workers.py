@@ -126,11 +126,11 @@ class Worker:
         self._pipe.send(steps)
         return self.answer(timeout)
 
-    def stop(self) -> None:
-        """End the process."""
+    def stop(self, patience: float = 10) -> None:
+        """End the process, by force after so many seconds."""
         with contextlib.suppress(OSError):
             self._pipe.send(0)
-        self._process.join(10)
+        self._process.join(patience)
         if self._process.is_alive():
             self._process.kill()
         self._process.join()

@@ -26,9 +26,9 @@ def test_every_row_of_the_gpu_benchmark_runs_or_says_why_not(tmp_path: Path) -> 
     measured = {row["row"]: row for row in found["rows"] if "failed" not in row}
     assert len(measured) == 12 and not found["skipped"]
     assert all(row["tokens_per_second"] > 0 and 7 < row["first_loss"] < 10 for row in measured.values()), measured
-    # The head on masked tokens only, and most of the last of two layers: what transformers does takes more operations.
-    seconds = {name: row["tflops"] * row["seconds_a_step"] for name, row in measured.items()}
-    assert seconds["base"] < 0.7 * seconds["base, bare loop"]
+    # The head on masked tokens only: what transformers does takes more operations.
+    operations = {name: row["tflops"] * row["seconds_a_step"] for name, row in measured.items()}
+    assert operations["base"] < 0.7 * operations["base, bare loop"]
     assert "REHEARSAL" in done.stdout and "base, Hugging Face Trainer" in done.stdout
 
 
