@@ -34,8 +34,9 @@ stop() {
         [ -z "$launcher" ] || kill -KILL -- "-$launcher"
         exit 130
     fi
-    echo "$1: finishing the step, then saving; Ctrl-C (again) ends at once" >&2
     : >"$DNABERT_RM_STOP_FILE"
+    # In a shell of its own: Ctrl-C may have ended who reads this (`… | tee log`), and SIGPIPE would end this one.
+    (echo "$1: finishing the step, then saving; Ctrl-C (again) ends at once" >&2) || :
 }
 launcher=
 for name in TERM USR1 HUP INT; do

@@ -11,7 +11,7 @@ import torch
 
 from dnabert_rm.errors import CheckpointError
 from dnabert_rm.train.checkpoint import layout_of
-from dnabert_rm.train.distributed import Ranks, from_every_rank, on_first_rank
+from dnabert_rm.train.distributed import Ranks, barrier, from_every_rank, on_first_rank
 from dnabert_rm.train.engine import Engine
 from dnabert_rm.train.safe_load import check_tensors_only, safe_torch_load
 from dnabert_rm.train.seal import Record, find_damage, is_mine, read_record
@@ -65,6 +65,7 @@ def load_checkpoint(engine: Engine, folder: Path, run: Path, ranks: Ranks) -> No
             converted = on_first_rank(lambda: convert(folder, run, engine.module, saved, now), ranks)
             with universal_loading(engine):
                 path, _ = engine.deepspeed.load_checkpoint(str(converted), tag=UNIVERSAL_NAME)
+            barrier()  # the others may still be reading
             on_first_rank(lambda: remove_converted(run), ranks)
     if path is None:
         raise CheckpointError(f"{folder}: DeepSpeed found no checkpoint in it; use an earlier one")

@@ -6,6 +6,7 @@ makes anyhow. docs/stopping.md tells users what comes of each.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from pathlib import Path
@@ -37,11 +38,12 @@ class StopRequests:
     def _remember(self, number: int, _: FrameType | None) -> None:
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
-        if self.signal is None and is_first_rank():
+        is_new, self.signal = self.signal is None, self.signal or signal.Signals(number)
+        if is_new and is_first_rank():
             again = "; Ctrl-C again ends at once" if number == signal.SIGINT else ""
-            # Not print: it may be what the signal interrupted.
-            os.write(2, f"\n{signal.Signals(number).name}: finishing the step, then saving{again}\n".encode())
-        self.signal = self.signal or signal.Signals(number)
+            # Not print: it may be what the signal interrupted. Ctrl-C may have ended who reads it (`… | tee log`).
+            with contextlib.suppress(OSError):
+                os.write(2, f"\n{signal.Signals(number).name}: finishing the step, then saving{again}\n".encode())
 
     def watch_files(self, run: Path) -> None:
         """Rank 0, once it holds the run's lock: look for stop files from now on; one from before the run goes."""
