@@ -20,6 +20,7 @@ from dnabert_rm.model.activations import (
     encoder_bytes,
     head_bytes,
     inner_gradient_bytes,
+    last_layer_bytes,
     layer_bytes,
     loss_bytes,
 )
@@ -100,6 +101,8 @@ class _Sizes:
         self.buckets = w * zero.reduce_bucket * (2 if zero.overlap and stage < 3 else 1) if stage else 0.0
         if self.offloaded and stage < 3:
             self.buckets += w * self.largest
+        # Stages 1 and 2 make their buckets at the first gradient and give them back before the update.
+        self.idle_buckets = self.buckets if stage < 3 else 0.0
         # The tied embedding gets a gradient from each of its ends, and their sum.
         self.tied = 2 * w * shape.vocab_size * shape.hidden_size
         self.flush = w * min(P, zero.reduce_bucket)
@@ -149,20 +152,24 @@ def _loss(sizes: _Sizes) -> Memory:
         "the loss",
         gradients=_earlier_gradients(sizes),
         activations=kept + loss_bytes(shape, work),
-        # Stages 1 and 2 make their buckets at the first gradient.
-        buffers=_gathered(sizes) - (_idle_buckets(sizes) if sizes.accumulation == 1 else 0),
+        buffers=_gathered(sizes) - (sizes.idle_buckets if sizes.accumulation == 1 else 0),
     )
 
 
 def _last_layer(sizes: _Sizes) -> Memory:
-    """The backward pass in the last layer: all activations but the head's, and the gradients of the head."""
+    """The backward pass in the layers: all their activations, and the gradients of the head.
+
+    The last layer is small behind its attention; if the one before it weighs more, it begins with the last one's gone.
+    """
     shape, work = sizes.shape, sizes.work
     elements = shape.hidden_size * (shape.vocab_size + shape.hidden_size)
     gradients = _earlier_gradients(sizes)
     if not (sizes.accumulation > 1 and sizes.zero.stage < 2):
         gradients += sizes.w * elements + (_own_gradients(sizes) if _reduces_within(sizes, elements) else 0)
-    again = layer_bytes(shape, work) if work.checkpointing else 0
-    activations = encoder_bytes(shape, work) + again + inner_gradient_bytes(shape, work)
+    last, again = last_layer_bytes(shape, work), layer_bytes(shape, work) if work.checkpointing else 0
+    queries = 4 * work.value_bytes * work.tokens * shape.hidden_size  # gradients of q, k, v and the context
+    before = again + inner_gradient_bytes(shape, work) - last if shape.num_layers > 1 else 0
+    activations = encoder_bytes(shape, work) + max(queries, before)
     return sizes.memory(
         "the last layer backwards", gradients=gradients, activations=activations, buffers=_gathered(sizes)
     )
@@ -213,8 +220,8 @@ def _backward_ends(sizes: _Sizes) -> Memory:
     """All gradients, and what it takes to reduce them; the activations are gone."""
     stage, gradients = sizes.zero.stage, _full_gradients(sizes)
     passing: float = sizes.tied
-    if stage == 0:
-        # DeepSpeed flattens the gradients to reduce them, on a single rank too.
+    if stage == 0 and (sizes.world_size > 1 or sizes.half):
+        # DeepSpeed flattens the gradients to reduce them; `Engine` spares one rank in fp32 that.
         passing = max(passing, sizes.w * min(sizes.P, ALL_REDUCE_ELEMENTS))
     elif stage == 1:
         gradients = 0.0 if _moves_gradients_early(sizes) else gradients
@@ -228,19 +235,15 @@ def _backward_ends(sizes: _Sizes) -> Memory:
 
 
 def _update(sizes: _Sizes) -> Memory:
-    """The update: the gradient flattened and in fp32; torch's AdamW on a CPU, which is not fused, adds two copies."""
-    unfused = 0 if sizes.work.on_gpu else 2 * FP32_BYTES
+    """The update: the gradient flattened and in fp32. AdamW is fused and needs nothing; a norm is taken in fp64."""
+    stage = sizes.zero.stage
     if sizes.offloaded:
         return sizes.memory("the update")
-    if sizes.zero.stage == 0:
-        copies = float(sizes.P * FP32_BYTES * sizes.half + unfused * sizes.largest)
+    if stage == 0:
+        copies = float(sizes.P * FP32_BYTES) if sizes.half else 0.0
         return sizes.memory("the update", gradients=sizes.w * sizes.P, buffers=copies)
-    elements = min(sizes.part, sizes.zero.sub_group) if sizes.zero.stage == 3 else sizes.part
+    elements = min(sizes.part, sizes.zero.sub_group) if stage == 3 else sizes.part
     grown = (sizes.zero.gradient_bytes or sizes.w) + (FP32_BYTES if sizes.half else 0)
-    copies = float(elements * max(grown, FP32_BYTES + unfused))
-    return sizes.memory("the update", gradients=_own_gradients(sizes), buffers=copies - _idle_buckets(sizes))
-
-
-def _idle_buckets(sizes: _Sizes) -> float:
-    """Stages 1 and 2 give their buckets back before the update; stage 3 keeps its."""
-    return sizes.buckets if sizes.zero.stage in (1, 2) else 0.0
+    norm = 2 * FP32_BYTES * sizes.largest / (sizes.world_size if stage == 3 else 1)
+    copies = max(elements * max(grown, FP32_BYTES), norm)
+    return sizes.memory("the update", gradients=_own_gradients(sizes), buffers=copies - sizes.idle_buckets)

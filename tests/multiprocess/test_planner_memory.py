@@ -62,7 +62,7 @@ def compare(prepared: Path, case: tuple, zero: dict[str, Any]) -> tuple[float, f
 def test_planned_memory_is_what_a_step_allocates(prepared: Path, case: tuple) -> None:
     zero = SMALL_BUCKET if case[3] != "zero0" else {}
     measured, planned = compare(prepared, case, zero)
-    assert planned == pytest.approx(measured, rel=0.06)
+    assert planned == pytest.approx(measured, rel=0.08)
 
 
 def test_deepspeeds_own_buckets_are_counted(prepared: Path) -> None:
