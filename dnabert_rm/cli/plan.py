@@ -144,7 +144,7 @@ def _text(report: dict[str, Any]) -> str:
         f"{run['global_batch']} windows of {run['window']} tokens a step, {precision}, {run['attention']}, "
         f"activation checkpointing {'on' if again else 'off'}, {run['masked_fraction']:.1%} masked",
         f"FLOPs a token: {flops['training'] / 1e9:.3f} G in training, {flops['forward'] / 1e9:.3f} G forward; "
-        f"{flops['training_with_full_head'] / 1e9:.3f} G with last layer and head on all positions",
+        f"{flops['training_with_full_head'] / 1e9:.3f} G with the head on all positions",
         _time_text(report["time"]),
         "",
         "estimates, GiB a rank at the fullest moment of a step:",

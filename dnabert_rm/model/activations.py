@@ -83,27 +83,13 @@ def _attention_bytes(shape: ModelShape, work: Workload) -> float:
     return rows * work.window_tokens * each + copies * work.tokens * shape.hidden_size * w
 
 
-def last_layer_bytes(shape: ModelShape, work: Workload) -> float:
-    """What the last layer keeps: after its attention the masked positions go on alone (`last_layer.py`)."""
-    H, I, T, M = shape.hidden_size, shape.intermediate_size, work.tokens, work.num_masked  # noqa: E741
-    w, noise = work.value_bytes, work.noise_bytes
-    if shape.architecture == "bert":
-        values = 5 * T * H * w + M * (w * (4 * H + 2 * I) + noise * 2 * H)
-    else:
-        values = T * H * (8 * w + noise) + M * (w * (3 * H + 4 * I) + noise * I)
-    return values + _attention_bytes(shape, work)
-
-
 def encoder_bytes(shape: ModelShape, work: Workload) -> float:
-    """What embeddings and layers keep at the end of the forward pass; checkpointed layers, all but the last, an input.
-
-    The sum before the embeddings' norm comes on top; a modernbert's first layer saves as much, having no norm.
-    """
+    """What embeddings and layers keep at the end of the forward pass; with checkpointing the layers' inputs only."""
     TH = work.tokens * shape.hidden_size
     layer = TH * work.value_bytes if work.checkpointing else layer_bytes(shape, work)
-    layers = (shape.num_layers - 1) * layer + last_layer_bytes(shape, work)
-    saved = shape.architecture == "modernbert" and shape.num_layers > 1 and not work.checkpointing
-    return layers + TH * ((0 if saved else work.value_bytes) + work.noise_bytes)
+    # The sum before the first norm; a checkpointed modernbert also keeps the input of its last one.
+    ends = 2 if work.checkpointing and shape.architecture == "modernbert" else 1
+    return shape.num_layers * layer + TH * (ends * work.value_bytes + work.noise_bytes)
 
 
 def head_bytes(shape: ModelShape, work: Workload) -> float:

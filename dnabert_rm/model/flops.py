@@ -12,7 +12,7 @@ Letters: H hidden size, I intermediate size, N layers, V vocabulary, L tokens a 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 TOKEN_TYPES = 2
 """Rows of BERT's token type embedding."""
@@ -86,29 +86,17 @@ def forward_flops_per_token(shape: ModelShape, window: int, masked_fraction: flo
     """Operations of the forward pass for one token of a window of `window` tokens.
 
     Layers: 2N(4H² + 2HI), or 3HI with GeGLU. Attention: scores and their product with the values, 4H for each
-    attended token. Head: 2(H² + HV). For the masked fraction alone count the head, and what the last layer does after
-    its attention (`last_layer.py`); 1.0 gives both on all positions, as others run them.
+    attended token. Head: 2(H² + HV) for the masked fraction; 1.0 gives the head on all positions, as others run it.
     """
-    skipped = last_layer_flops_per_masked_token(shape) * (1 - masked_fraction)
-    return layer_flops_per_token(shape, window) - skipped + masked_fraction * head_flops_per_token(shape)
+    return layer_flops_per_token(shape, window) + masked_fraction * head_flops_per_token(shape)
 
 
 def layer_flops_per_token(shape: ModelShape, window: int) -> float:
-    """Operations of all layers' forward pass for one token, attention included, all of them whole."""
+    """Operations of all layers' forward pass for one token, attention included."""
     H = shape.hidden_size
-    products = 2 * shape.num_layers * (4 * H * H + _feed_forward_elements(shape))
+    matrices = 2 if shape.architecture == "bert" else 3
+    products = 2 * shape.num_layers * (4 * H * H + matrices * H * shape.intermediate_size)
     return products + 4 * H * attended_tokens(shape, window)
-
-
-def last_layer_flops_per_masked_token(shape: ModelShape) -> float:
-    """Operations that the last layer does for masked tokens alone: its feed-forward part, and bert's projection."""
-    projection = shape.hidden_size**2 if shape.architecture == "bert" else 0
-    return 2.0 * (projection + _feed_forward_elements(shape))
-
-
-def _feed_forward_elements(shape: ModelShape) -> int:
-    """Elements of a layer's feed-forward matrices: GeGLU has three of them."""
-    return (2 if shape.architecture == "bert" else 3) * shape.hidden_size * shape.intermediate_size
 
 
 def head_flops_per_token(shape: ModelShape) -> float:
@@ -121,11 +109,9 @@ def training_flops_per_token(
 ) -> float:
     """Operations of forward and backward pass for one token: three forward passes.
 
-    `checkpointing` adds the second forward pass of all layers but the last, which the hardware does and MFU does not
-    count.
+    `checkpointing` adds the layers' second forward pass, which the hardware does and MFU does not count.
     """
-    recomputed = replace(shape, num_layers=shape.num_layers - 1)
-    again = layer_flops_per_token(recomputed, window) if checkpointing else 0.0
+    again = layer_flops_per_token(shape, window) if checkpointing else 0.0
     return 3 * forward_flops_per_token(shape, window, masked_fraction) + again
 
 

@@ -20,7 +20,6 @@ from dnabert_rm.model.activations import (
     encoder_bytes,
     head_bytes,
     inner_gradient_bytes,
-    last_layer_bytes,
     layer_bytes,
     loss_bytes,
 )
@@ -157,19 +156,14 @@ def _loss(sizes: _Sizes) -> Memory:
 
 
 def _last_layer(sizes: _Sizes) -> Memory:
-    """The backward pass in the layers: all their activations, and the gradients of the head.
-
-    The last layer is small behind its attention; if the one before it weighs more, it begins with the last one's gone.
-    """
+    """The backward pass in the last layer: all activations but the head's, and the gradients of the head."""
     shape, work = sizes.shape, sizes.work
     elements = shape.hidden_size * (shape.vocab_size + shape.hidden_size)
     gradients = _earlier_gradients(sizes)
     if not (sizes.accumulation > 1 and sizes.zero.stage < 2):
         gradients += sizes.w * elements + (_own_gradients(sizes) if _reduces_within(sizes, elements) else 0)
-    last, again = last_layer_bytes(shape, work), layer_bytes(shape, work) if work.checkpointing else 0
-    queries = 4 * work.value_bytes * work.tokens * shape.hidden_size  # gradients of q, k, v and the context
-    before = again + inner_gradient_bytes(shape, work) - last if shape.num_layers > 1 else 0
-    activations = encoder_bytes(shape, work) + max(queries, before)
+    again = layer_bytes(shape, work) if work.checkpointing else 0
+    activations = encoder_bytes(shape, work) + again + inner_gradient_bytes(shape, work)
     return sizes.memory(
         "the last layer backwards", gradients=gradients, activations=activations, buffers=_gathered(sizes)
     )

@@ -62,7 +62,9 @@ def compare(prepared: Path, case: tuple, zero: dict[str, Any]) -> tuple[float, f
 def test_planned_memory_is_what_a_step_allocates(prepared: Path, case: tuple) -> None:
     zero = SMALL_BUCKET if case[3] != "zero0" else {}
     measured, planned = compare(prepared, case, zero)
-    assert planned == pytest.approx(measured, rel=0.08)
+    # Small models and few windows have what is rounded away elsewhere: alignment, and masks other than the mean.
+    tolerance = 0.02 if case[0] in ("small", "base") and case[2] == 1 else 0.08
+    assert planned == pytest.approx(measured, rel=tolerance)
 
 
 def test_deepspeeds_own_buckets_are_counted(prepared: Path) -> None:
