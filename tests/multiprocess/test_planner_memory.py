@@ -19,16 +19,18 @@ SMALL_BUCKET = {"reduce_bucket_size": 1_000_000}
 """DeepSpeed's own buckets, gigabytes large, would hide what the model takes."""
 
 CASES = [
-    # preset, architecture, ranks, ds_config, precision, windows a micro-batch, window, accumulation, other settings
-    ("small", "bert", 1, "zero0", "fp32", 2, 512, 1, {}),
-    ("mini", "modernbert", 1, "zero2", "fp32", 2, 128, 2, {"attention": "eager"}),
-    ("mini", "modernbert", 1, "zero0", "fp32", 1, 512, 1, {"activation_checkpointing": True, "dropout": 0.1}),
-    ("small", "bert", 2, "zero1", "fp32", 1, 64, 1, {}),
-    ("small", "bert", 2, "zero3", "fp32", 2, 128, 1, {}),
-    ("tiny", "bert", 1, "zero1", "bf16", 2, 512, 1, {}),
-    ("tiny", "modernbert", 2, "zero3", "bf16", 2, 512, 1, {"dropout": 0.1}),
-    ("base", "bert", 1, "zero0", "fp32", 1, 512, 1, {}),
-    ("base", "bert", 1, "zero3", "fp32", 1, 64, 1, {}),
+    # preset, architecture, ranks, ds_config, precision, windows a micro-batch, window, accumulation, other settings,
+    # tolerance: loose where the logits weigh much, as a few windows have other masks than the mean
+    ("small", "bert", 1, "zero0", "fp32", 2, 512, 1, {}, 0.02),
+    ("mini", "modernbert", 1, "zero2", "fp32", 2, 128, 2, {"attention": "eager"}, 0.08),
+    ("mini", "modernbert", 1, "zero0", "fp32", 1, 512, 1, {"activation_checkpointing": True, "dropout": 0.1}, 0.08),
+    ("small", "bert", 2, "zero1", "fp32", 1, 64, 1, {}, 0.08),
+    ("small", "bert", 2, "zero3", "fp32", 2, 128, 1, {}, 0.02),
+    ("mini", "bert", 2, "zero3", "fp32", 1, 64, 1, {}, 0.02),
+    ("tiny", "bert", 1, "zero1", "bf16", 2, 512, 1, {}, 0.08),
+    ("tiny", "modernbert", 2, "zero3", "bf16", 2, 512, 1, {"dropout": 0.1}, 0.08),
+    ("base", "bert", 1, "zero0", "fp32", 1, 512, 1, {}, 0.02),
+    ("base", "bert", 1, "zero3", "fp32", 1, 64, 1, {}, 0.02),
 ]
 
 
@@ -41,7 +43,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def compare(prepared: Path, case: tuple, zero: dict[str, Any]) -> tuple[float, float]:
     """Measured bytes, the mean over the ranks, and the plan's."""
-    preset, architecture, ranks, ds_config, precision, windows, window, accumulation, model = case
+    preset, architecture, ranks, ds_config, precision, windows, window, accumulation, model, _ = case
     sections = {
         "model": {**load_preset(preset, architecture)["model"], "architecture": architecture, **model},
         "data": {"path": [str(prepared)], "window": window},
@@ -62,12 +64,10 @@ def compare(prepared: Path, case: tuple, zero: dict[str, Any]) -> tuple[float, f
 def test_planned_memory_is_what_a_step_allocates(prepared: Path, case: tuple) -> None:
     zero = SMALL_BUCKET if case[3] != "zero0" else {}
     measured, planned = compare(prepared, case, zero)
-    # Small models and few windows have what is rounded away elsewhere: alignment, and masks other than the mean.
-    tolerance = 0.02 if case[0] in ("small", "base") and case[2] == 1 else 0.08
-    assert planned == pytest.approx(measured, rel=tolerance)
+    assert planned == pytest.approx(measured, rel=case[-1])
 
 
 def test_deepspeeds_own_buckets_are_counted(prepared: Path) -> None:
-    measured, planned = compare(prepared, ("tiny", "bert", 1, "zero1", "fp32", 1, 512, 1, {}), {})
+    measured, planned = compare(prepared, ("tiny", "bert", 1, "zero1", "fp32", 1, 512, 1, {}, 0.02), {})
     assert measured > 4e9
     assert planned == pytest.approx(measured, rel=0.01)
