@@ -131,7 +131,9 @@ def measure(bench: Bench, row: Row, lap_seconds: float) -> dict[str, Any]:
         worker.answer(end - time.monotonic())
         once = worker.run(1, end - time.monotonic())
         steps = max(1, min(200, int(lap_seconds / once.wall)))
-        laps = [worker.run(steps, max(1.0, end - time.monotonic())) for _ in range(LAPS)]
+        # A rehearsal looks at no figure.
+        num_laps = LAPS if lap_seconds else 1
+        laps = [worker.run(steps, max(1.0, end - time.monotonic())) for _ in range(num_laps)]
     finally:
         worker.stop()
     return figures(row, laps)

@@ -65,10 +65,12 @@ def shrink(rows: Iterable[Row]) -> list[Row]:
     """The rows for a rehearsal on a CPU: `tiny`, four short windows, and one row for each way through the code."""
     found: dict[str, Row] = {}
     for row in rows:
-        fields = {section: {name: value for name, value in values.items() if name != "dropout"}
-                  for section, values in row.setting.fields.items()}  # fmt: skip
+        model = {name: value for name, value in row.setting.fields["model"].items() if name != "dropout"}
         small = dataclasses.replace(
-            row.setting, fields=fields, preset="tiny", device="cpu", windows=4, tokens=64, threads=1
-        )
-        found.setdefault(f"{row.function} {small}", Row(row.name, row.function, small))
+            row.setting, fields={**row.setting.fields, "model": model},
+            preset="tiny", device="cpu", windows=4, tokens=64, threads=1,
+        )  # fmt: skip
+        # A modernbert that is compiled stands for one that is not, and ZeRO-2 is ZeRO-1's code.
+        if row.name not in ("base, modernbert", "base, ZeRO-2"):
+            found.setdefault(f"{row.function} {small}", Row(row.name, row.function, small))
     return list(found.values())

@@ -24,7 +24,7 @@ def test_every_row_of_the_gpu_benchmark_runs_or_says_why_not(tmp_path: Path) -> 
     assert failed.keys() == {"base, flash_attention_2", "base, fp16"}
     assert "FlashAttention2" in failed["base, flash_attention_2"] and "fp16 needs a GPU" in failed["base, fp16"]
     measured = {row["row"]: row for row in found["rows"] if "failed" not in row}
-    assert len(measured) == 12 and not found["skipped"]
+    assert len(measured) == 10 and not found["skipped"]
     assert all(row["tokens_per_second"] > 0 and 7 < row["first_loss"] < 10 for row in measured.values()), measured
     # The head on masked tokens only: what transformers does takes more operations.
     operations = {name: row["tflops"] * row["seconds_a_step"] for name, row in measured.items()}
