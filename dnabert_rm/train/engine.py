@@ -15,6 +15,7 @@ from dnabert_rm.model.mlm import MaskedLM
 from dnabert_rm.train.device import gpu_in_use
 from dnabert_rm.train.distributed import Ranks
 from dnabert_rm.train.ds_config import offloads_optimizer
+from dnabert_rm.train.extensions import import_deepspeed
 from dnabert_rm.train.optim import make_optimizer, parameter_groups
 
 
@@ -25,18 +26,6 @@ def resolve_precision(precision: str) -> str:
     if precision != "auto":
         return precision
     return "bf16" if gpu_in_use() and torch.cuda.is_bf16_supported() else "fp32"
-
-
-def import_deepspeed() -> Any:
-    """The deepspeed module, without the shared-memory collective that it would compile for CPU ranks.
-
-    Only its inference uses it. Compiling needs a C++ compiler, a start killed meanwhile blocks the next one for ever,
-    and every rank leaves 69 MB in /dev/shm.
-    """
-    import deepspeed
-
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    return deepspeed
 
 
 @contextlib.contextmanager

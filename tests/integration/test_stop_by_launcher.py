@@ -90,8 +90,14 @@ class Started:
         self.run, self.output = run, run.parent / "printed.txt"
         environment = {**clean_environment(), **variables}
         with open(self.output, "w") as stream:
+            # Tests started in the background ignore Ctrl-C, and a shell cannot trap what it was told to ignore.
             self.process = subprocess.Popen(
-                [*command, "--output", str(run)], cwd=ROOT, env=environment, stdout=stream, stderr=stream
+                [*command, "--output", str(run)],
+                cwd=ROOT,
+                env=environment,
+                stdout=stream,
+                stderr=stream,
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
 
     def __enter__(self) -> Started:

@@ -39,6 +39,7 @@ ALLOWED["dnabert_rm.cli"] = ALLOWED["dnabert_rm.downstream"] | {"dnabert_rm.anal
 ONLY_IN = {
     "deepspeed": {
         "dnabert_rm/train/engine.py",
+        "dnabert_rm/train/extensions.py",
         "dnabert_rm/train/safe_load.py",
         "dnabert_rm/train/universal.py",
         "dnabert_rm/downstream/export.py",
