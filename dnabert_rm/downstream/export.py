@@ -28,16 +28,9 @@ from dnabert_rm.errors import CheckpointError, DataError
 from dnabert_rm.shards import TokenizerInfo
 from dnabert_rm.tokenizer import KmerTokenizer
 from dnabert_rm.train.architecture import architecture_of
-from dnabert_rm.train.checkpoint import (
-    CONFIG_NAME,
-    PROBE_NAME,
-    TOKENIZER_NAME,
-    check_checkpoint,
-    complete_steps,
-    read_state,
-    step_folder,
-)
+from dnabert_rm.train.checkpoint import check_checkpoint
 from dnabert_rm.train.probe import Probe, load_probe
+from dnabert_rm.train.run_folder import CONFIG_NAME, PROBE_NAME, TOKENIZER_NAME, complete_steps, read_state, step_folder
 from dnabert_rm.train.safe_load import safe_torch_load
 from dnabert_rm.train.state import TrainState
 

@@ -8,9 +8,7 @@ file's size and SHA-256). It is written under another name and renamed. `restore
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -20,8 +18,8 @@ from dnabert_rm.errors import CheckpointError
 from dnabert_rm.shards import write_atomically
 from dnabert_rm.train.distributed import Ranks, barrier, from_every_rank, on_first_rank
 from dnabert_rm.train.engine import Engine
+from dnabert_rm.train.run_folder import FOLDER_NAME, LATEST_NAME, STATE_NAME, complete_steps, step_folder
 from dnabert_rm.train.seal import (
-    COMPLETE_NAME,
     Layout,
     Record,
     find_damage,
@@ -32,41 +30,16 @@ from dnabert_rm.train.seal import (
 )
 from dnabert_rm.train.state import TrainState
 
-FOLDER_NAME, LATEST_NAME, STATE_NAME = "checkpoints", "latest", "state.json"
-CONFIG_NAME, TOKENIZER_NAME, PROBE_NAME = "config.toml", "tokenizer.json", "probe.npz"
 BYTES_PER_PARAMETER = 16
 """Master weight, two moments and the weight itself, all in fp32: what a first checkpoint takes at the most."""
 ROOM_BESIDE = 1_000_000
 """Bytes for what is written beside the tensors, and for what a file system adds."""
-_STEP_FOLDER = re.compile(r"step_(\d{8,})")
 
 
 class SaveError(CheckpointError):
     """A rank could not write its part of a checkpoint."""
 
     on_one_rank = True
-
-
-def step_folder(run: Path, step: int) -> Path:
-    """The folder of the checkpoint after `step` steps."""
-    return run / FOLDER_NAME / f"step_{step:08d}"
-
-
-def step_of(folder: Path) -> int | None:
-    """The step that a checkpoint folder's name says; None where it is no such name."""
-    match = _STEP_FOLDER.fullmatch(folder.name)
-    return int(match[1]) if match else None
-
-
-def saved_steps(run: Path) -> list[int]:
-    """Steps of the run's checkpoints, rising, damaged ones too."""
-    steps = (step_of(path) for path in (run / FOLDER_NAME).glob("step_*"))
-    return sorted(step for step in steps if step is not None)
-
-
-def complete_steps(run: Path) -> list[int]:
-    """Steps of the run's checkpoints that were written to the end, rising; their files are not looked at."""
-    return [step for step in saved_steps(run) if (step_folder(run, step) / COMPLETE_NAME).is_file()]
 
 
 def aside_name(path: Path) -> Path:
@@ -197,14 +170,6 @@ def remove_old(run: Path, keep_last: int, keep_every: int = 0) -> None:
         if not keep_every or step % keep_every:
             folder = step_folder(run, step)
             _delete(folder, aside_name(folder))
-
-
-def read_state(folder: Path) -> TrainState:
-    """The state in a checkpoint; `CheckpointError` where it is not one."""
-    try:
-        return TrainState.from_dict(json.loads((folder / STATE_NAME).read_text()))
-    except (OSError, ValueError, KeyError, TypeError, AssertionError, RecursionError) as error:
-        raise CheckpointError(f"{folder / STATE_NAME}: cannot be read ({error}); use an earlier checkpoint") from None
 
 
 def check_checkpoint(folder: Path) -> Record:

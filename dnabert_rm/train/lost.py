@@ -14,7 +14,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from dnabert_rm.errors import RankLostError
-from dnabert_rm.train.checkpoint import complete_steps
+from dnabert_rm.train.run_folder import complete_steps
 from dnabert_rm.train.watchdog import FIRST_TIMES
 
 FOLDER_NAME = "lost_ranks"

@@ -21,14 +21,7 @@ from dnabert_rm.model.flops import peak_flops, training_flops_per_step
 from dnabert_rm.model.mlm import MaskedLM
 from dnabert_rm.shards import write_atomically
 from dnabert_rm.train.architecture import architecture_of, is_built_partitioned
-from dnabert_rm.train.checkpoint import (
-    CONFIG_NAME,
-    PROBE_NAME,
-    TOKENIZER_NAME,
-    remove_leftovers,
-    remove_old,
-    save_checkpoint,
-)
+from dnabert_rm.train.checkpoint import remove_leftovers, remove_old, save_checkpoint
 from dnabert_rm.train.distributed import Ranks, any_rank, barrier, process_group
 from dnabert_rm.train.ds_config import ds_settings, split_batch
 from dnabert_rm.train.engine import Engine, partitioned_build, resolve_precision
@@ -44,6 +37,7 @@ from dnabert_rm.train.probe import run_probe, save_probe
 from dnabert_rm.train.rank_checks import check_ranks
 from dnabert_rm.train.restore import load_checkpoint
 from dnabert_rm.train.resume import first_state
+from dnabert_rm.train.run_folder import CONFIG_NAME, PROBE_NAME, TOKENIZER_NAME
 from dnabert_rm.train.stop import StopRequests
 from dnabert_rm.train.watchdog import Watchdog, watchdog
 

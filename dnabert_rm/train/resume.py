@@ -10,18 +10,11 @@ from pathlib import Path
 from dnabert_rm.config import RunConfig, resolve
 from dnabert_rm.data.dataset import WindowDataset
 from dnabert_rm.errors import CheckpointError, ConfigError
-from dnabert_rm.train.checkpoint import (
-    CONFIG_NAME,
-    read_state,
-    saved_steps,
-    set_aside_damaged,
-    step_folder,
-    step_of,
-    write_latest,
-)
+from dnabert_rm.train.checkpoint import set_aside_damaged, write_latest
 from dnabert_rm.train.distributed import Ranks, on_first_rank
 from dnabert_rm.train.inputs import make_plan
 from dnabert_rm.train.restore import find_damage_together
+from dnabert_rm.train.run_folder import CONFIG_NAME, read_state, saved_steps, step_folder, step_of
 from dnabert_rm.train.seal import COMPLETE_NAME
 from dnabert_rm.train.state import TrainState
 

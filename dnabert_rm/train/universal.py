@@ -19,8 +19,8 @@ import torch
 from torch import nn
 
 from dnabert_rm.errors import CheckpointError
-from dnabert_rm.train.checkpoint import FOLDER_NAME
 from dnabert_rm.train.engine import Engine
+from dnabert_rm.train.run_folder import FOLDER_NAME
 from dnabert_rm.train.seal import Layout
 
 UNIVERSAL_NAME = "universal"

@@ -18,7 +18,7 @@ import pytest
 from support import ROOT, clean_environment, free_port, random_bases, write_prepared
 
 from dnabert_rm.errors import EXIT_STOPPED
-from dnabert_rm.train.checkpoint import complete_steps
+from dnabert_rm.train.run_folder import complete_steps
 
 FLAGS = ["--preset", "tiny", "--steps", "100000", "--global-batch", "8", "--window", "66", "--log-every", "1",
          "--model.num_layers", "1", "--model.hidden_size", "64"]  # fmt: skip

@@ -19,7 +19,7 @@ from kills import differences
 from support import on_ranks, random_bases, read_metrics, run_ranks, start_ranks, vouch_for, wait_for, write_prepared
 
 from dnabert_rm.errors import UserError
-from dnabert_rm.train.checkpoint import saved_steps, step_folder
+from dnabert_rm.train.run_folder import saved_steps, step_folder
 from dnabert_rm.train.seal import COMPLETE_NAME
 
 FLAGS = ["--preset", "tiny", "--model.num_layers", 1, "--model.hidden_size", 64, "--steps", 12, "--global-batch", 8,

@@ -17,7 +17,8 @@ import pytest
 from support import random_bases, read_metrics, start_ranks, wait_for, write_prepared
 
 from dnabert_rm.errors import EXIT_HANG, EXIT_RANK_LOST, EXIT_STOPPED, EXIT_USER_ERROR
-from dnabert_rm.train.checkpoint import FOLDER_NAME, check_checkpoint, complete_steps, step_folder
+from dnabert_rm.train.checkpoint import check_checkpoint
+from dnabert_rm.train.run_folder import FOLDER_NAME, complete_steps, step_folder
 
 FLAGS = ["--preset", "tiny", "--steps", 100_000, "--global-batch", 8, "--window", 66, "--log-every", 1,
          "--save-every", 20, "--model.num_layers", 1, "--model.hidden_size", 64]  # fmt: skip

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from dnabert_rm.train.checkpoint import complete_steps, remove_leftovers, remove_old, saved_steps, step_folder, step_of
+from dnabert_rm.train.checkpoint import remove_leftovers, remove_old
+from dnabert_rm.train.run_folder import complete_steps, saved_steps, step_folder, step_of
 
 
 def make(run: Path, *steps: int) -> None:
