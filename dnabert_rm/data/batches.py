@@ -66,10 +66,11 @@ class BatchPlan:
         kept = tuple(point for point in self.points if point[0] < step)
         return BatchPlan((*kept, (step, self.first_sample(step), global_batch)))
 
-    @property
-    def sizes(self) -> list[int]:
-        """The sizes of all global batches, rising."""
-        return sorted({batch for _, _, batch in self.points})
+    def sizes(self, first_step: int = 0) -> list[int]:
+        """The sizes of the global batches from `first_step` on, rising."""
+        ends = [point[0] for point in self.points[1:]]
+        coming = [batch for (_, _, batch), end in zip(self.points, ends, strict=False) if end > first_step]
+        return sorted({*coming, self.points[-1][2]})
 
     @cached_property
     def _columns(self) -> NDArray[np.int64]:

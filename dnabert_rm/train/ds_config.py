@@ -19,7 +19,7 @@ AUTO = "auto"
 class BatchSplit:
     """How the global batches of a run are cut: `micro_batch` windows a forward pass, on `world_size` ranks.
 
-    `global_batch` is the run's largest.
+    `global_batch` is the largest of those that are still to come.
     """
 
     global_batch: int
@@ -36,13 +36,20 @@ class BatchSplit:
         return global_batch // (self.micro_batch * self.world_size)
 
 
-def split_batch(plan: BatchPlan, micro_batch: int, world_size: int) -> BatchSplit:
-    """The split of a plan's batches; `micro_batch` 0: the smallest batch is not accumulated. `ConfigError` if uneven.
+def split_batch(plan: BatchPlan, micro_batch: int, world_size: int, first_step: int = 0) -> BatchSplit:
+    """The split of a plan's batches from `first_step` on, all of which have to divide; `ConfigError` where one doesn't.
 
-    Of a plan with several batch sizes all have to divide.
+    `micro_batch` 0: the plan's smallest batch is not accumulated, so that a run that is resumed within or after a
+    batch-size warm-up has the micro-batches of one that was not. Where that can't be, because an earlier part of the
+    run had another number of ranks or another batch, the smallest batch to come is not accumulated.
     """
-    split = BatchSplit(plan.sizes[-1], micro_batch or check_split(plan.sizes[0], world_size, 1), world_size)
-    for size in plan.sizes:
+    coming = plan.sizes(first_step)
+    if not micro_batch:
+        smallest = plan.sizes()[0]
+        fits = smallest % world_size == 0 and all(size % smallest == 0 for size in coming)
+        micro_batch = check_split(smallest if fits else coming[0], world_size, 1)
+    split = BatchSplit(coming[-1], micro_batch, world_size)
+    for size in coming:
         split.accumulation(size)
     return split
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from dnabert_rm import kmer
 from dnabert_rm.config import RunConfig
+from dnabert_rm.data.batches import BatchPlan
 from dnabert_rm.errors import ConfigError
 from dnabert_rm.model.activations import FP32_BYTES, Workload
 from dnabert_rm.model.flops import ModelShape, num_parameters
@@ -69,11 +70,21 @@ class Option:
     message_bytes: float
 
 
-def make_job(config: RunConfig, vocab_size: int, world_size: int, on_gpu: bool) -> Job:
-    """The job of a configuration; precision "auto" is bf16 on a GPU, else fp32. `ConfigError` for uneven batches."""
+def make_job(
+    config: RunConfig,
+    vocab_size: int,
+    world_size: int,
+    on_gpu: bool,
+    plan: BatchPlan | None = None,
+    first_step: int = 0,
+) -> Job:
+    """The job of a configuration; precision "auto" is bf16 on a GPU, else fp32. `ConfigError` for uneven batches.
+
+    `plan` is the run's from `first_step` on, by default that of a new run.
+    """
     model, data, train = config.model, config.data, config.train
-    plan = make_plan(config)
-    split = split_batch(plan, train.micro_batch, world_size)
+    plan = plan or make_plan(config)
+    split = split_batch(plan, train.micro_batch, world_size, first_step)
     # The spans of the masks begin with k; a size that is no k-mer vocabulary's is a BPE model's.
     k = next((k for k in range(1, 11) if kmer.vocab_size(k) == vocab_size), None)
     schedule = make_mask_schedule(config, k)
@@ -91,7 +102,7 @@ def make_job(config: RunConfig, vocab_size: int, world_size: int, on_gpu: bool) 
         on_gpu=on_gpu,
     )
     shape = model_shape(model, vocab_size)
-    job = Job(shape, work, split, tuple(plan.sizes), sum(fractions) / len(fractions), max(fractions))
+    job = Job(shape, work, split, tuple(plan.sizes(first_step)), sum(fractions) / len(fractions), max(fractions))
     return job.with_micro_batch(split.micro_batch)
 
 
@@ -211,16 +222,15 @@ def _way_out(job: Job, memory_bytes: float) -> str:
     return "take more GPUs, or a smaller model"
 
 
-def advice_line(config: RunConfig, vocab_size: int, world_size: int, memory_bytes: int | None, stage: int) -> str:
+def advice_line(job: Job, memory_bytes: int | None, ds_config: str, stage: int) -> str:
     """The advice of `dnabert-rm plan` for a run that begins, in one line.
 
-    Args: `memory_bytes` of a rank's GPU, None on a CPU; `stage` the ZeRO stage that `config.train.ds_config` names.
+    Args: `memory_bytes` of a rank's GPU, None on a CPU; `stage` the ZeRO stage that `ds_config` names.
     """
-    job = make_job(config, vocab_size, world_size, on_gpu=memory_bytes is not None)
-    found = options(job, memory_bytes, config.train.ds_config)
+    found = options(job, memory_bytes, ds_config)
     if memory_bytes is not None:
-        return f"plan: {advice(job, found, memory_bytes, config.train.ds_config)}"
-    now = next(option for option in found if option.name == config.train.ds_config)
+        return f"plan: {advice(job, found, memory_bytes, ds_config)}"
+    now = next(option for option in found if option.name == ds_config)
     text = f"plan: {_uses(now)}"
     cheaper = [option for option in found if option.message_bytes < now.message_bytes]
     if stage == 3 and cheaper:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import math
+from pathlib import Path
 
 from dnabert_rm.config import RunConfig
+from dnabert_rm.data.batches import BatchPlan
 from dnabert_rm.data.dataset import WindowDataset
-from dnabert_rm.errors import ConfigError
+from dnabert_rm.errors import CheckpointError, ConfigError
 from dnabert_rm.model.init_from import check_vocabulary
 from dnabert_rm.train.disk import check_disk
 from dnabert_rm.train.ds_config import ds_settings, split_batch
 from dnabert_rm.train.inputs import make_dataset, make_mask_schedule, make_plan
+from dnabert_rm.train.run_folder import STATE_NAME, complete_steps, read_state, step_folder
 
 
 def check_run(config: RunConfig, num_ranks: int = 1) -> list[str]:
@@ -40,21 +44,38 @@ def check_run(config: RunConfig, num_ranks: int = 1) -> list[str]:
     ]
 
 
+def coming_plan(config: RunConfig) -> tuple[BatchPlan, int]:
+    """The batches of the run and its first step, as the checkpoint says that it would go on from, if it can be read.
+
+    Which checkpoint is whole, and whether it fits this configuration, only the run itself finds out.
+    """
+    train = config.train
+    source = Path(train.output if train.resume in ("auto", "never") else train.resume)
+    own = [source] if (source / STATE_NAME).is_file() else []
+    steps = [step_folder(source, step) for step in reversed(complete_steps(source))]
+    for folder in [*own, *steps] if train.resume != "never" else []:
+        with contextlib.suppress(CheckpointError):
+            state = read_state(folder)
+            return state.plan.changed(state.step, train.global_batch), state.step
+    return make_plan(config), 0
+
+
 def check_batches(config: RunConfig, dataset: WindowDataset, num_ranks: int) -> str:
     """A line on how ranks share the work; `ConfigError` where the batches don't divide or are larger than the data.
 
     Any number of shards serves any number of ranks and loader workers, because windows are dealt out and not shards.
     What the numbers change is how many lanes, hence open shards, each rank reads at a time.
     """
-    plan = make_plan(config)
-    split = split_batch(plan, config.train.micro_batch, num_ranks)
-    if plan.sizes[-1] > dataset.num_windows:
+    plan, step = coming_plan(config)
+    split = split_batch(plan, config.train.micro_batch, num_ranks, step)
+    largest = split.global_batch
+    if largest > dataset.num_windows:
         raise ConfigError(
-            f"train.global_batch: {plan.sizes[-1]} is more than the {dataset.num_windows} windows of an epoch, so a "
+            f"train.global_batch: {largest} is more than the {dataset.num_windows} windows of an epoch, so a "
             "batch would hold windows twice; lower --global-batch or --window, or build more data"
         )
     lanes = config.data.num_streams
     return (
-        f"batches: {num_ranks} ranks x {split.micro_batch} windows x {split.accumulation(plan.sizes[-1])} accumulation"
+        f"batches: {num_ranks} ranks x {split.micro_batch} windows x {split.accumulation(largest)} accumulation"
         f"; each rank reads {lanes // math.gcd(lanes, num_ranks)} of {lanes} lanes"
     )

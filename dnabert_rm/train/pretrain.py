@@ -32,7 +32,7 @@ from dnabert_rm.train.loop import StepResult, train
 from dnabert_rm.train.lost import collective_timeout, lost_ranks_explained, set_collective_timeout
 from dnabert_rm.train.monitor import Monitor
 from dnabert_rm.train.optim import learning_rate, warmup_length
-from dnabert_rm.train.planner import advice_line
+from dnabert_rm.train.planner import advice_line, make_job
 from dnabert_rm.train.probe import run_probe, save_probe
 from dnabert_rm.train.rank_checks import check_ranks
 from dnabert_rm.train.restore import load_checkpoint
@@ -77,7 +77,7 @@ class Run:
         self.dataset, self.ranks, self.stop, self.guard = dataset, ranks, stop, guard
         self.folder = Path(config.train.output)
         self.state, self.checkpoint = first_state(self.config, dataset, ranks)
-        self.split = split_batch(self.state.plan, config.train.micro_batch, ranks.world_size)
+        self.split = split_batch(self.state.plan, config.train.micro_batch, ranks.world_size, self.state.step)
         self.schedule = make_mask_schedule(config, dataset.tokenizer.k)
         self.last_step = min(config.train.steps, config.train.stop_after or config.train.steps)
         self.save_seconds: float | None = None
@@ -249,6 +249,10 @@ class Run:
             + (f"; {short} tokens lie in segments shorter than a window and are not used" if short else ""),
             f"phases end at steps {', '.join(map(str, self.schedule.phase_ends))}; tensorboard --logdir {self.folder}",
         ]
-        memory = torch.cuda.get_device_properties(0).total_memory if self.ranks.device.type == "cuda" else None
-        lines.append(advice_line(self.config, dataset.tokenizer.vocab_size, split.world_size, memory, stage))
+        on_gpu = self.ranks.device.type == "cuda"
+        memory = torch.cuda.get_device_properties(0).total_memory if on_gpu else None
+        job = make_job(
+            self.config, dataset.tokenizer.vocab_size, split.world_size, on_gpu, plan=state.plan, first_step=state.step
+        )
+        lines.append(advice_line(job, memory, self.config.train.ds_config, stage))
         print("\n".join(lines), file=sys.stderr, flush=True)

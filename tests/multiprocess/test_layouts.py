@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from support import random_bases, read_metrics, run_ranks, write_prepared
 
+from dnabert_rm.cli.main import run_one
+
 STEPS = 12
 FLAGS = ["--preset", "tiny", "--model.num_layers", 1, "--model.hidden_size", 64, "--steps", STEPS, "--global-batch", 12,
          "--window", 66, "--workers", 0, "--log-every", 1, "--save-every", STEPS, "--phase-ends", "2,4,6,8,12", "--lr",
@@ -80,3 +82,13 @@ def test_stage_0_takes_any_number_of_ranks_and_no_other_stage(unchanged, flags, 
     assert printed.count("error") == 1 and "between stage 0 and the others: give --ds-config with stage 0" in printed
     run_ranks(1, *words, "--ds-config", "zero0")
     compare(tmp_path / "run", unchanged["fp32"], rtol=2e-6)
+
+
+def test_after_a_batch_warm_up_the_ranks_need_not_divide_the_small_batches(flags, tmp_path: Path) -> None:
+    words = [*flags, "--train.batch_start", 4, "--train.batch_warmup_steps", 4]  # batches of 4, 8 and, from step 4, 12
+    run_ranks(4, *words, "--output", tmp_path / "unchanged")
+    words += ["--output", tmp_path / "run"]
+    run_ranks(4, *words, "--stop-after", 6)
+    assert run_one("check", "dnabert-rm check", [*map(str, words), "--ranks", "3"]) == 0
+    run_ranks(3, *words)
+    compare(tmp_path / "run", read_metrics(tmp_path / "unchanged"), rtol=2e-6)

@@ -127,3 +127,9 @@ def test_changing_the_batch_keeps_what_was_consumed():
     assert plan.changed(9, 30) is plan
     assert plan.changed(5, 100).points == ((0, 0, 100), (5, 500, 100))
     assert plan.changed(0, 8).points == ((0, 0, 8),)
+
+
+def test_the_sizes_to_come_are_those_of_steps_not_yet_done():
+    plan = BatchPlan(((0, 0, 100), (5, 500, 30), (9, 620, 60)))
+    assert plan.sizes() == [30, 60, 100]
+    assert [plan.sizes(step) for step in (4, 5, 8, 9, 50)] == [[30, 60, 100], [30, 60], [30, 60], [60], [60]]

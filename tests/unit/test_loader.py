@@ -42,7 +42,7 @@ def load(
     dataset = WindowDataset([folder], [], settings, 0, storage)
     schedule = make_schedule("randommask", k=6, total_steps=STEPS, phase_ends=[3, 6, 9, 12])
     collate = RandomMaskCollator(schedule, plan.step_of, vocab_size(6), 0)
-    sampler = MicroBatchSampler(plan, first, last, rank, ranks, plan.sizes[0] // (ranks * accumulation))
+    sampler = MicroBatchSampler(plan, first, last, rank, ranks, plan.sizes()[0] // (ranks * accumulation))
     loader = make_loader(dataset, collate, sampler, **how)
     assert len(loader) == sum(plan.batch_of_step(step) for step in range(first, last)) // ranks // sampler.micro_size
     return list(loader)
@@ -128,7 +128,7 @@ def test_another_global_batch_from_a_step_on(folder, whole_run):
 def test_a_batch_warm_up_is_loaded_alike_by_any_ranks_and_from_any_step(folder, ranks, first):
     """Batches of 8, 16 and 24 windows, four steps each: one, two and three micro-batches of 8 over the ranks."""
     plan = BatchPlan.growing(8, 0, 24, 8)
-    assert plan.sizes == [8, 16, 24]
+    assert plan.sizes() == [8, 16, 24]
     everything = by_sample(load(folder, plan=plan))
     parts = [load(folder, plan=plan, first=first, rank=rank, ranks=ranks, num_workers=2) for rank in range(ranks)]
     found = by_sample([batch for part in parts for batch in part])

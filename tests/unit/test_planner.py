@@ -149,13 +149,12 @@ def test_settings_are_read_from_deepspeeds_names() -> None:
 
 
 def test_advice_for_a_run_is_one_line() -> None:
-    config = run_config("base", precision="bf16", ds_config="zero3")
-    line = advice_line(config, VOCAB, 8, 80 * GIB, 3)
+    line = advice_line(job("base", 8, precision="bf16"), 80 * GIB, "zero3", 3)
     assert line.startswith("plan: ") and "\n" not in line and "pointless" in line
-    cpu = advice_line(run_config("base", precision="fp32", ds_config="zero3"), VOCAB, 2, None, 3)
+    cpu = advice_line(job("base", 2, on_gpu=False, precision="fp32"), None, "zero3", 3)
     assert cpu.startswith("plan: zero3 takes an estimated ") and "\n" not in cpu
     with pytest.raises(ConfigError, match="stage 0"):
-        advice_line(run_config("base", precision="bf16", ds_config="zero0"), VOCAB, 8, 80 * GIB, 0)
+        advice_line(job("base", 8, precision="bf16"), 80 * GIB, "zero0", 0)
 
 
 def plan(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
