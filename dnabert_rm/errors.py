@@ -37,6 +37,12 @@ class CheckpointError(UserError):
     """A checkpoint or exported model is missing, damaged or does not fit."""
 
 
+class ShareError(CheckpointError):
+    """A rank could not read its share of a checkpoint, or a model; the others may have read theirs."""
+
+    on_one_rank = True
+
+
 class EndedEarlyError(Exception):
     """A run that ended before its last step by nobody's mistake: the same command goes on. Its text is one line."""
 

@@ -51,6 +51,7 @@ launcher=$!
 # A signal ends a wait; the code that counts is that of the wait which finds the launcher ended.
 while kill -0 "$launcher" 2>/dev/null; do
     wait "$launcher"
+    sleep 0.1 # a launcher that was halted (SIGSTOP) ends each wait at once
 done
 wait "$launcher"
 exit

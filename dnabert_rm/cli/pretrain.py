@@ -49,4 +49,8 @@ def run(args: argparse.Namespace) -> None:
         tell_other_ranks(problem)
     from dnabert_rm.train.pretrain import pretrain
 
-    pretrain(config, stop)
+    try:
+        pretrain(config, stop)
+    except BrokenPipeError:
+        # Elsewhere a closed pipe (`… | head`) is a quiet end. Here code 0 would say that the last step is done.
+        raise SystemExit(1) from None

@@ -31,9 +31,11 @@ def model_fields(folder: str | Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: no such file; name a Hugging Face folder with --init-from") from None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error}); mend the file") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: holds no JSON object; mend the file")
     # transformers 2, which DNABERT was saved by, wrote no model_type.
     architecture = content.get("model_type") or (
-        "bert" if "BertForMaskedLM" in content.get("architectures", []) else ""
+        "bert" if "BertForMaskedLM" in (content.get("architectures") or []) else ""
     )
     missing = [name for name in _FIELDS.values() if not isinstance(content.get(name), int)]
     if architecture not in ("bert", "modernbert") or missing:

@@ -63,6 +63,11 @@ def process_group(
     try:
         make_group(meeting, device, timeout)
         yield Ranks(info.rank, info.world_size, info.local_rank, info.local_world_size, device)
+    except BaseException as error:
+        if dist.is_initialized() and dist.get_backend() == "nccl" and getattr(error, "on_one_rank", True):
+            # The others don't know of it. To destroy NCCL's groups would wait for them, and the error stay untold.
+            dist.distributed_c10d._abort_process_group()
+        raise
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -105,6 +110,19 @@ def on_first_rank(action: Callable[[], T], ranks: Ranks) -> T:
     outcome = from_first_rank(outcome)
     if isinstance(outcome, UserError):
         raise outcome
+    return outcome
+
+
+def on_every_rank(action: Callable[[], T]) -> T:
+    """What `action`, which waits for no other rank, returns on this one; a `UserError` of any is raised on all."""
+    outcome: Any = None
+    try:
+        outcome = action()
+        errors = from_every_rank(None)
+    except UserError as error:
+        errors = from_every_rank(error)
+    for found in filter(None, errors):
+        raise found
     return outcome
 
 

@@ -45,7 +45,9 @@ def make_group(meeting: Meeting, device: torch.device, timeout: timedelta | None
             _try_sum(info, device, short)
     except RuntimeError as error:
         _end_all(meeting, device, " ".join(str(error).split())[:200])
-    dist.distributed_c10d._set_pg_timeout(timeout or dist.distributed_c10d._get_default_timeout(dist.Backend(backend)))
+    timeout = timeout or dist.distributed_c10d._get_default_timeout(dist.Backend(backend))
+    dist.distributed_c10d._set_pg_timeout(timeout)
+    meeting.store.set_timeout(timeout)  # groups that are made later meet here, after work that may take long
 
 
 def _try_sum(info: RankInfo, device: torch.device, limit: timedelta) -> None:

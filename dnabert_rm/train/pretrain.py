@@ -22,7 +22,7 @@ from dnabert_rm.model.mlm import MaskedLM
 from dnabert_rm.shards import write_atomically
 from dnabert_rm.train.architecture import architecture_of, is_built_partitioned
 from dnabert_rm.train.checkpoint import remove_leftovers, remove_old, save_checkpoint
-from dnabert_rm.train.distributed import Ranks, any_rank, barrier, process_group
+from dnabert_rm.train.distributed import Ranks, any_rank, barrier, on_every_rank, process_group
 from dnabert_rm.train.ds_config import ds_settings, split_batch
 from dnabert_rm.train.engine import Engine, partitioned_build, resolve_precision
 from dnabert_rm.train.environment import describe_environment
@@ -110,7 +110,9 @@ class Run:
         with partitioned_build(settings) if partitioned else contextlib.nullcontext():
             # A checkpoint brings its own weights.
             init_from = "" if self.checkpoint else model.init_from
-            network = build_model(architecture, config.train.seed, model.attention, init_from)
+            build = functools.partial(build_model, architecture, config.train.seed, model.attention, init_from)
+            # A partitioned build exchanges weights as it goes, so a rank whose build fails can only end by itself.
+            network = build() if partitioned else on_every_rank(build)
         prepare_layers(network, checkpointing=model.activation_checkpointing, compile_layers=model.compile)
         return Engine(MaskedLM(network, self.dataset.tokenizer.k), config, settings, self.ranks)
 

@@ -17,6 +17,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from dnabert_rm.config import RunConfig
 from dnabert_rm.errors import ConfigError, UserError
 from dnabert_rm.train.device import take_device
@@ -92,7 +94,10 @@ def own_facts(meeting: Meeting, config: RunConfig, fingerprint: str) -> Facts:
     }
     facts["config DeepSpeed settings"] = load_ds_config(config.train.ds_config)[1]
     try:
-        facts["device"] = take_device(meeting.info).type
+        device = take_device(meeting.info)
+        facts["device"] = device.type
+        if device.type == "cuda":
+            facts["gpu"] = str(torch.cuda.get_device_properties(device).uuid)
         facts["config train.precision"] = resolve_precision(config.train.precision)
     except UserError as error:
         facts["problem"] = str(error)
@@ -123,7 +128,8 @@ def shared_token(meeting: Meeting, run: Path) -> Iterator[bool]:
     except ConfigError:
         if is_new:
             (run / token).unlink(missing_ok=True)
-            run.rmdir()
+            with contextlib.suppress(OSError):  # somebody else has begun to write there
+                run.rmdir()
         raise
     finally:
         if token:
@@ -162,10 +168,14 @@ def differences(notes: Sequence[Facts]) -> Iterator[str]:
         values = {rank: note.get(name) for rank, note in enumerate(notes)}
         if name == "commit":  # not known where git is not installed; the digest of the code stands for it
             values = {rank: value for rank, value in values.items() if value}
-        if name in ("host", "sees_token") or len({json.dumps(value) for value in values.values()}) < 2:
+        if name in ("host", "gpu", "sees_token") or len({json.dumps(value) for value in values.values()}) < 2:
             continue
         shown = name.removeprefix("package ").removeprefix("config ")
         yield f"{shown} differs: {_values(values, hosts)}; {MEND[name.split()[0]]}"
+    owners: dict[str, int] = {}
+    for rank, gpu in enumerate(note.get("gpu") for note in notes):
+        if gpu and (first := owners.setdefault(gpu, rank)) != rank:
+            yield f"{name_ranks([first, rank], hosts)} share one GPU; start at most as many ranks a node as it has GPUs"
     if blind := [rank for rank, note in enumerate(notes) if not note["sees_token"]]:
         yield (
             f"train.output: {name_ranks(blind, hosts)} can't see what rank 0 writes to its run folder; name one folder "

@@ -9,13 +9,20 @@ from pathlib import Path
 
 import torch
 
-from dnabert_rm.errors import CheckpointError
+from dnabert_rm.errors import CheckpointError, ShareError
 from dnabert_rm.train.checkpoint import layout_of
 from dnabert_rm.train.distributed import Ranks, barrier, from_every_rank, on_first_rank
 from dnabert_rm.train.engine import Engine
 from dnabert_rm.train.safe_load import check_tensors_only, safe_torch_load
 from dnabert_rm.train.seal import Record, find_damage, is_mine, read_record
-from dnabert_rm.train.universal import UNIVERSAL_NAME, check_convertible, convert, remove_converted, universal_loading
+from dnabert_rm.train.universal import (
+    UNIVERSAL_NAME,
+    check_convertible,
+    convert,
+    converted_folder,
+    remove_converted,
+    universal_loading,
+)
 
 
 def find_damage_together(folder: Path, ranks: Ranks) -> str | None:
@@ -50,7 +57,7 @@ def load_checkpoint(engine: Engine, folder: Path, run: Path, ranks: Ranks) -> No
     saved, now = on_first_rank(lambda: read_record(folder), ranks).layout, layout_of(engine, ranks)
     # Without ZeRO every rank has everything, and DeepSpeed loads it for any number of ranks.
     as_it_is = saved == now or saved.zero_stage == now.zero_stage == 0
-    with safe_torch_load(), _own_settings(engine), _fitting(folder):
+    with safe_torch_load(), _fitting(folder), _own_settings(engine):
         if as_it_is:
             path, _ = engine.deepspeed.load_checkpoint(str(folder.parent), tag=folder.name)
         else:
@@ -62,13 +69,13 @@ def load_checkpoint(engine: Engine, folder: Path, run: Path, ranks: Ranks) -> No
                     file=sys.stderr,
                     flush=True,
                 )
-            converted = on_first_rank(lambda: convert(folder, run, engine.module, saved, now), ranks)
+            on_first_rank(lambda: convert(folder, run, engine.module, saved, now), ranks)
             with universal_loading(engine):
-                path, _ = engine.deepspeed.load_checkpoint(str(converted), tag=UNIVERSAL_NAME)
+                path, _ = engine.deepspeed.load_checkpoint(str(converted_folder(run)), tag=UNIVERSAL_NAME)
             barrier()  # the others may still be reading
             on_first_rank(lambda: remove_converted(run), ranks)
     if path is None:
-        raise CheckpointError(f"{folder}: DeepSpeed found no checkpoint in it; use an earlier one")
+        raise ShareError(f"{folder}: DeepSpeed found no checkpoint in it; use an earlier one")
 
 
 @contextlib.contextmanager
@@ -101,11 +108,11 @@ def _step_count(optimizer: torch.optim.Optimizer, parameter: torch.Tensor, step:
 
 @contextlib.contextmanager
 def _fitting(folder: Path) -> Iterator[None]:
-    """What DeepSpeed raises over a checkpoint of another shape becomes a `CheckpointError`."""
+    """What DeepSpeed raises over a checkpoint of another shape becomes a `ShareError`."""
     try:
         yield
     except (KeyError, IndexError, TypeError, AttributeError, ValueError, AssertionError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(
+        raise ShareError(
             f"{folder}: does not fit this run's model ({type(error).__name__}: {reason}); name another checkpoint"
         ) from None

@@ -49,7 +49,9 @@ def find_start(resume: str, run: Path, ranks: Ranks) -> Path | None:
     Damaged ones are passed over, in favour of the one before, with a line on standard error.
     """
     damages: list[tuple[Path, str]] = []
-    for folder in on_first_rank(lambda: candidates(resume, run), ranks):
+    # A node may have mounted the run folder in another place than rank 0's.
+    for found in on_first_rank(lambda: [_within(run, path) for path in candidates(resume, run)], ranks):
+        folder = run / found
         damage = find_damage_together(folder, ranks)
         if damage is None:
             on_first_rank(lambda chosen=folder: _choose(chosen, damages, resume, run), ranks)  # type: ignore[misc]
@@ -76,6 +78,11 @@ def candidates(resume: str, run: Path) -> list[Path]:
     if found := _newest_first(source):
         return found
     raise CheckpointError(f"--resume {resume}: holds no checkpoint; name a run folder, a step_… folder, auto or never")
+
+
+def _within(run: Path, path: Path) -> Path:
+    """A path in the run folder as seen from there, any other in full: `run / …` then gives it on every node."""
+    return path.relative_to(run) if path.is_relative_to(run) else path.absolute()
 
 
 def _newest_first(run: Path) -> list[Path]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from dnabert_rm.errors import CheckpointError
+from dnabert_rm.errors import ShareError
 
 
 @contextlib.contextmanager
@@ -19,7 +19,7 @@ def safe_torch_load() -> Iterator[None]:
     """Inside, every `torch.load`, DeepSpeed's too, runs with `weights_only=True`: a checkpoint can't run code.
 
     DeepSpeed asks for `weights_only=False` by name, so the argument is overridden. The few classes of its own that
-    it stores are allowed by name. `CheckpointError` names a file that holds others, or is damaged.
+    it stores are allowed by name. `ShareError` names a file that holds others, or is damaged.
     """
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
@@ -34,7 +34,7 @@ def safe_torch_load() -> Iterator[None]:
         except (pickle.UnpicklingError, EOFError, RuntimeError, ValueError, KeyError, AttributeError) as error:
             # torch's reasons run over many lines and advise to load it all the same.
             reason = "" if isinstance(error, pickle.UnpicklingError) else f" ({' '.join(str(error).split())[:100]})"
-            raise CheckpointError(
+            raise ShareError(
                 f"{file}: holds more than tensors, or is damaged{reason}, and was not loaded; use another checkpoint"
             ) from None
 

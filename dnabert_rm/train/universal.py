@@ -45,15 +45,14 @@ def check_convertible(folder: Path, saved: Layout, now: Layout) -> None:
         )
 
 
-def convert(folder: Path, run: Path, module: nn.Module, saved: Layout, now: Layout) -> Path:
-    """Convert the checkpoint in `folder`, in this process; returns a folder in which `universal/` is the result.
+def convert(folder: Path, run: Path, module: nn.Module, saved: Layout, now: Layout) -> None:
+    """Convert the checkpoint in `folder`, in this process, to `universal/` in `converted_folder(run)`.
 
     To be called inside `safe_torch_load`. `CheckpointError` where that fails, a full disk included.
     """
     from deepspeed.checkpoint import ds_to_universal
 
-    aside = run / FOLDER_NAME / _ASIDE
-    output = aside / UNIVERSAL_NAME
+    output = converted_folder(run) / UNIVERSAL_NAME
     _check_names(folder, module, saved.zero_stage)
     options = Namespace(
         input_folder=str(folder), output_folder=str(output), num_extract_workers=1, num_merge_workers=1,
@@ -74,12 +73,16 @@ def convert(folder: Path, run: Path, module: nn.Module, saved: Layout, now: Layo
             f"{folder}: can't be converted ({type(error).__name__}: {reason}); start {saved.world_size} ranks under "
             f"ZeRO stage {saved.zero_stage}, as it was saved"
         ) from None
-    return aside
+
+
+def converted_folder(run: Path) -> Path:
+    """Where `convert` writes."""
+    return run / FOLDER_NAME / _ASIDE
 
 
 def remove_converted(run: Path) -> None:
     """Delete what `convert` wrote."""
-    shutil.rmtree(run / FOLDER_NAME / _ASIDE, ignore_errors=True)
+    shutil.rmtree(converted_folder(run), ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -105,12 +105,16 @@ def spoilt(dnabert: Path, folder: Path, fault: str) -> Path:
     elif fault == "embeds 4101":
         config = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps({**config, "vocab_size": 4101}))
+    elif fault == "no JSON object":
+        (folder / "config.json").write_text("[]")
     elif fault == "only BERT":
         (folder / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
     return folder
 
 
-@pytest.mark.parametrize("fault", ["vocabulary", "lacks", "cannot be loaded", "embeds 4101", "only BERT"])
+@pytest.mark.parametrize(
+    "fault", ["vocabulary", "lacks", "cannot be loaded", "embeds 4101", "only BERT", "no JSON object"]
+)
 def test_a_folder_that_does_not_fit_is_one_line(prepared: Path, dnabert: Path, tmp_path: Path, fault: str) -> None:
     folder = spoilt(dnabert, tmp_path / "model", fault)
     words = [*FLAGS, *STAND_STILL, "--data", prepared, "--init-from", folder, "--output", tmp_path / "run"]

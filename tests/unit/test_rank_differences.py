@@ -53,6 +53,15 @@ def test_ranks_that_do_not_see_the_run_folder() -> None:
     assert line.startswith("train.output: ranks 2-3 (node1) can't see what rank 0 writes")
 
 
+def test_ranks_on_one_gpu() -> None:
+    several = notes(4)
+    for note, gpu in zip(several, ("GPU-a", "GPU-b", "GPU-c", "GPU-c"), strict=True):
+        note["gpu"] = gpu
+    assert list(differences(several)) == [
+        "ranks 2-3 (node1) share one GPU; start at most as many ranks a node as it has GPUs"
+    ]
+
+
 def test_names_of_many_ranks_are_short() -> None:
     hosts = [f"n{rank}" for rank in range(9)]
     assert name_ranks([3], hosts) == "rank 3 (n3)"
