@@ -16,7 +16,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from dnabert_rm.train.run_folder import LATEST_NAME, saved_steps, step_folder
 from dnabert_rm.train.seal import find_damage, read_record
 
-TIMINGS = {"tokens_per_second", "tflops_per_rank", "mfu", "data_wait", "save_seconds"}
+TIMINGS = {"tokens_per_second", "tflops_per_rank", "mfu", "data_wait", "save_seconds", "validation_seconds",
+           "memory_gb"}  # fmt: skip
 NUM_RANKS = 2
 
 

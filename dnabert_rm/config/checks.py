@@ -29,6 +29,7 @@ def mistakes(config: RunConfig) -> Iterator[str]:
         "data.num_workers": 0, "data.prefetch": 1, "train.steps": 1, "train.global_batch": 1, "train.micro_batch": 0,
         "train.save_every": 1, "train.log_every": 1, "train.keep_last": 0, "train.stop_after": 0, "train.seed": 0,
         "train.keep_every": 0,
+        "validation.every": 0, "validation.windows": 1,
         "train.batch_start": 0, "train.batch_increment": 0, "train.batch_warmup_steps": 0,
     }  # fmt: skip
     for name, least in at_least.items():
@@ -47,6 +48,8 @@ def mistakes(config: RunConfig) -> Iterator[str]:
         yield f"optim.decay_share: {optim.decay_share} must be above 0 and at most 1"
     if train.keep_every > 0 and train.keep_every % max(1, train.save_every):
         yield f"train.keep_every: {train.keep_every} must be a multiple of train.save_every ({train.save_every})"
+    if config.validation.spans and min(config.validation.spans) < 1:
+        yield f"validation.spans: {list(config.validation.spans)} must be at least 1"
     if not train.resume:
         yield "train.resume: must be auto, never or a folder"
     if train.batch_start and data.remainder == "drop":

@@ -181,6 +181,20 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
+class ValidationConfig:
+    """Loss on held-out windows with masks that never change: what phases and arms can be compared by."""
+
+    every: int = 1000
+    """Steps between validations, where the data have the split; the last step has one too; 0: none."""
+    split: str = "val"
+    """The split to validate on."""
+    windows: int = 256
+    """Windows, the same each time; fewer where the split has fewer."""
+    spans: tuple[int, ...] = ()
+    """One curve a span; empty: k, k + 2 … k + 8, and single tokens where the tokens don't overlap."""
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """All sections; `resolve.resolve` makes one from a preset, a file and flags."""
 
@@ -189,6 +203,7 @@ class RunConfig:
     masking: MaskingConfig = field(default_factory=MaskingConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Sections as plain dictionaries; tuples become lists."""
@@ -209,6 +224,7 @@ SECTIONS: dict[str, type] = {
     "masking": MaskingConfig,
     "optim": OptimConfig,
     "train": TrainConfig,
+    "validation": ValidationConfig,
 }
 
 

@@ -67,7 +67,7 @@ class RandomMaskCollator:
     def mask(self, samples: NDArray[np.int64], ids: NDArray) -> MaskedBatch:
         """Mask windows `ids` (B, T), any integer dtype, whose sample indices are `samples` (B,)."""
         phase = self.schedule.phase_of(self.step_of(samples))
-        span = draw_spans(draws.fold(self._keys["span"], samples), *self._span_table, phase - 1)
+        span = self.spans(samples)
         rate = self._rates[phase - 1]
         num_windows, num_tokens = ids.shape
         input_ids = np.empty((num_windows, num_tokens + 2), dtype=np.int64)
@@ -82,6 +82,11 @@ class RandomMaskCollator:
             positions.append(where + first * (num_tokens + 2))
             targets.append(were)
         return MaskedBatch(input_ids, np.concatenate(positions), np.concatenate(targets), span, phase)
+
+    def spans(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The span of each window, (B,) int64."""
+        row = self.schedule.phase_of(self.step_of(samples)) - 1
+        return draw_spans(draws.fold(self._keys["span"], samples), *self._span_table, row)
 
     def _mask_some(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 
 import torch
 
@@ -37,6 +38,13 @@ def gpu_index(local_rank: int, num_visible: int) -> int:
             "it has GPUs"
         )
     return local_rank
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes that this process has held: allocated by torch on a GPU, resident where it computes on CPUs."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
 
 
 def threads_of_rank(info: RankInfo, num_cores: int) -> int:

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from dataclasses import asdict, fields
 
+import numpy as np
+
 from dnabert_rm.config import ModelConfig, RunConfig
 from dnabert_rm.data.batches import BatchPlan
-from dnabert_rm.data.dataset import WindowDataset, WindowSettings
-from dnabert_rm.data.folders import StorageSettings
+from dnabert_rm.data.dataset import NUM_SPECIAL_PER_WINDOW, WindowDataset, WindowSettings
+from dnabert_rm.data.folders import StorageSettings, prepared_folder
+from dnabert_rm.data.lengths import tokens_of_steps
 from dnabert_rm.errors import ConfigError
 from dnabert_rm.masking.collator import RandomMaskCollator
-from dnabert_rm.masking.schedule import MaskSchedule, make_schedule
+from dnabert_rm.masking.schedule import SPAN_STEP, MaskSchedule, make_schedule
 from dnabert_rm.model.flops import ModelShape
 from dnabert_rm.model.init_from import model_fields
+
+VALIDATION_SEED = 0
+"""Of held-out windows and their masks: runs with different seeds are asked the same."""
 
 
 def model_shape(model: ModelConfig, vocab_size: int) -> ModelShape:
@@ -39,12 +45,55 @@ def make_dataset(config: RunConfig) -> WindowDataset:
     return WindowDataset(data.path, data.weights, settings, config.train.seed, storage)
 
 
+def make_validation_dataset(config: RunConfig) -> WindowDataset | None:
+    """Held-out windows, full and of the forward strand, in an order that no seed changes; None where there are none."""
+    data, validation = config.data, config.validation
+    storage = StorageSettings(data.on_bad_shard, data.allow_pipe, data.cache_dir, data.cache_gb)
+    having = [
+        path
+        for path in data.path
+        if any(shard.split == validation.split for shard in prepared_folder(path, storage).manifest().shards)
+    ]
+    if not validation.every or not having:
+        return None
+    settings = WindowSettings(split=validation.split, window=data.window, overlap=data.overlap)
+    return WindowDataset(having, [], settings, VALIDATION_SEED, storage)
+
+
+def make_validation_collators(config: RunConfig, dataset: WindowDataset) -> dict[str, RandomMaskCollator]:
+    """The collate steps of the validation, by the names of their curves: "span_6" …, or "token".
+
+    Spans and rates are the same for all runs on the data, whatever they train with.
+    """
+    k, vocab_size = dataset.tokenizer.k, dataset.tokenizer.vocab_size
+    spans = config.validation.spans
+    if k is None or (not config.data.overlap and not spans):
+        schedules = {"token": make_schedule("token", k=k or 1, total_steps=1)}
+    else:
+        spans = spans or tuple(range(k, k + 4 * SPAN_STEP + 1, SPAN_STEP))
+        schedules = {f"span_{span}": make_schedule("fixed", k=k, total_steps=1, fixed_span=span) for span in spans}
+    return {
+        name: RandomMaskCollator(schedule, np.zeros_like, vocab_size, VALIDATION_SEED)
+        for name, schedule in schedules.items()
+    }
+
+
 def make_plan(config: RunConfig) -> BatchPlan:
     """The global batch of every step of a new run; `ConfigError` where its warm-up is impossible."""
     train = config.train
     if not train.batch_start:
         return BatchPlan.constant(train.global_batch)
     return BatchPlan.growing(train.batch_start, train.batch_increment, train.global_batch, train.batch_warmup_steps)
+
+
+def consumed_tokens(dataset: WindowDataset, plan: BatchPlan, step: int) -> int:
+    """Tokens in the windows of the steps before `step`, [CLS] and [SEP] included."""
+    if dataset.settings.lengths == "full":
+        return plan.first_sample(step) * dataset.settings.window
+    steps = np.arange(step + 1)
+    batches = np.diff([plan.first_sample(int(before)) for before in steps])
+    tokens = tokens_of_steps(dataset.seed, steps[:-1], dataset.num_tokens) + NUM_SPECIAL_PER_WINDOW
+    return int((batches * tokens).sum())
 
 
 def make_mask_schedule(config: RunConfig, k: int | None) -> MaskSchedule:

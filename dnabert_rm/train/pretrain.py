@@ -7,10 +7,11 @@ import dataclasses
 import functools
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 from tqdm import tqdm
 
 from dnabert_rm.config import RunConfig
@@ -20,25 +21,27 @@ from dnabert_rm.model.build import build_model, prepare_layers
 from dnabert_rm.model.flops import peak_flops, training_flops_per_step
 from dnabert_rm.model.mlm import MaskedLM
 from dnabert_rm.shards import write_atomically
+from dnabert_rm.train.announcement import announcement
 from dnabert_rm.train.architecture import architecture_of, is_built_partitioned
 from dnabert_rm.train.checkpoint import remove_leftovers, remove_old, save_checkpoint
+from dnabert_rm.train.device import peak_memory
 from dnabert_rm.train.distributed import Ranks, any_rank, barrier, on_every_rank, process_group
 from dnabert_rm.train.ds_config import ds_settings, split_batch
 from dnabert_rm.train.engine import Engine, partitioned_build, resolve_precision
 from dnabert_rm.train.environment import describe_environment
-from dnabert_rm.train.inputs import make_collator, make_dataset, make_mask_schedule, model_shape
+from dnabert_rm.train.inputs import consumed_tokens, make_collator, make_dataset, make_mask_schedule, model_shape
 from dnabert_rm.train.lock import run_lock
 from dnabert_rm.train.loop import StepResult, train
 from dnabert_rm.train.lost import collective_timeout, lost_ranks_explained, set_collective_timeout
-from dnabert_rm.train.monitor import Monitor
+from dnabert_rm.train.monitor import VALIDATION, Monitor
 from dnabert_rm.train.optim import learning_rate, warmup_length
-from dnabert_rm.train.planner import advice_line, make_job
 from dnabert_rm.train.probe import run_probe, save_probe
 from dnabert_rm.train.rank_checks import check_ranks
 from dnabert_rm.train.restore import load_checkpoint
 from dnabert_rm.train.resume import first_state
 from dnabert_rm.train.run_folder import CONFIG_NAME, PROBE_NAME, TOKENIZER_NAME
 from dnabert_rm.train.stop import StopRequests
+from dnabert_rm.train.validation import Validation
 from dnabert_rm.train.watchdog import Watchdog, watchdog
 
 ENVIRONMENT_NAME = "environment.json"
@@ -91,7 +94,11 @@ class Run:
         set_collective_timeout(collective_timeout(config.train.hang_timeout_seconds))
         if self.checkpoint:
             load_checkpoint(self.engine, self.checkpoint, self.folder, ranks)
-        self.monitor = Monitor(self.folder, self.state.step) if ranks.is_first else None
+        self.validation = Validation.of(self.config, ranks, self.split.micro_batch)
+        self.tokens = consumed_tokens(dataset, self.state.plan, self.state.step)
+        self.monitor = (
+            Monitor(self.folder, self.state.step, self.tokens, self.config.to_toml()) if ranks.is_first else None
+        )
         self.bar = tqdm(
             total=self.last_step, initial=self.state.step, unit="step", disable=None if ranks.is_first else True
         )
@@ -119,7 +126,7 @@ class Run:
     def train(self) -> StepResult | None:
         """Run the steps that are left; `StoppedError` where somebody asked for an end before the last one."""
         config = self.config
-        collate = make_collator(config, self.dataset, self.state.plan)
+        self.collate = collate = make_collator(config, self.dataset, self.state.plan)
         sampler = MicroBatchSampler(
             self.state.plan, self.state.step, self.last_step, self.ranks.rank, self.ranks.world_size,
             self.split.micro_batch,
@@ -133,7 +140,10 @@ class Run:
             pin_memory=self.ranks.device.type == "cuda",
             prepare_worker=self.guard.prepare_worker,
         )
-        self._announce()
+        if self.ranks.is_first:
+            validates = self.validation is not None
+            text = announcement(config, self.dataset, self.state, self.split, self.schedule, self.engine, validates)
+            print(text, file=sys.stderr, flush=True)
         try:
             if any_rank(self.stop.wanted(), self.ranks):
                 self.stop.obey(self.state.step, self.last_step)
@@ -175,15 +185,27 @@ class Run:
         train, done = self.config.train, result.step + 1
         self.state = dataclasses.replace(self.state, step=done)
         last = done == self.last_step
+        self.tokens += result.num_tokens
         self.bar.update()
-        if self.monitor and (result.step % train.log_every == 0 or last):
-            row = self._row(result)
-            self.monitor.log(row)
+        held_out = self._validate(done, last)
+        if self.monitor and (result.step % train.log_every == 0 or last or held_out):
+            row = self._row(result) | held_out
+            samples = np.arange(self.state.plan.first_sample(result.step), self.state.consumed_samples)
+            self.monitor.log(row, self.collate.spans(samples))
             self.save_seconds = None
             self.bar.set_postfix(loss=f"{row['loss']:.3f}", phase=row["phase"], refresh=False)
         if done % train.save_every == 0 or last or result.stop_wanted:
             self._save()
         return result.stop_wanted
+
+    def _validate(self, done: int, last: bool) -> dict[str, Any]:
+        """What a validation adds to the line of the step that is done, where one is due."""
+        every = self.config.validation.every
+        if self.validation is None or (done % every and not last):
+            return {}
+        start = time.perf_counter()
+        found = self.validation.run(self.engine, self.guard.beat)
+        return {VALIDATION: found, "validation_seconds": time.perf_counter() - start}
 
     def _save(self) -> None:
         """A checkpoint of this moment; what was logged before it is on disk first."""
@@ -222,7 +244,9 @@ class Run:
             "mfu": rate / peak if peak else None,
             "data_wait": result.data_wait,
             "save_seconds": self.save_seconds,
+            "memory_gb": peak_memory(self.ranks.device) / 1e9,
             "epoch": consumed / self.dataset.num_windows,
+            "consumed_tokens": self.tokens,
         }
 
     def _write_extras(self, folder: Path) -> None:
@@ -234,27 +258,3 @@ class Run:
             write_atomically(folder / CONFIG_NAME, config.to_toml())
             self.engine.module.model.config.save_pretrained(folder)  # type: ignore[union-attr, operator]
             write_atomically(folder / TOKENIZER_NAME, json.dumps(dataclasses.asdict(tokenizer), indent=1) + "\n")
-
-    def _announce(self) -> None:
-        """A few lines on what begins, from one rank, to standard error."""
-        if not self.ranks.is_first:
-            return
-        split, dataset, state = self.split, self.dataset, self.state
-        parameters = sum(getattr(p, "ds_numel", p.numel()) for p in self.engine.module.parameters())
-        stage = int(self.engine.deepspeed.zero_optimization_stage())
-        short = sum(order.num_short_tokens for order in dataset.orders)
-        lines = [
-            f"{'resuming at' if self.checkpoint else 'starting'} step {state.step} of {self.last_step}: "
-            f"{parameters / 1e6:.1f} M parameters, {self.config.train.precision}, {split.world_size} ranks x "
-            f"{split.micro_batch} windows x {split.accumulation(state.plan.batch_of_step(state.step))} accumulation",
-            f"data: {dataset.num_windows} windows an epoch"
-            + (f"; {short} tokens lie in segments shorter than a window and are not used" if short else ""),
-            f"phases end at steps {', '.join(map(str, self.schedule.phase_ends))}; tensorboard --logdir {self.folder}",
-        ]
-        on_gpu = self.ranks.device.type == "cuda"
-        memory = torch.cuda.get_device_properties(0).total_memory if on_gpu else None
-        job = make_job(
-            self.config, dataset.tokenizer.vocab_size, split.world_size, on_gpu, plan=state.plan, first_step=state.step
-        )
-        lines.append(advice_line(job, memory, self.config.train.ds_config, stage))
-        print("\n".join(lines), file=sys.stderr, flush=True)

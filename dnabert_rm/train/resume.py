@@ -24,6 +24,7 @@ FREE_TO_CHANGE = {
     "model.build", "model.init_from", "train.output", "train.stop_after",
     "train.micro_batch", "train.global_batch", "train.save_every", "train.keep_last", "train.keep_every",
     "train.log_every", "train.ds_config", "train.offload_dir", "train.resume", "train.allow_changes",
+    "validation.every", "validation.split", "validation.windows", "validation.spans",
     "train.threads_per_rank", "train.start_timeout_seconds", "train.hang_timeout_seconds",
 }  # fmt: skip
 """Fields that a resume may change without a word; the data are held by their fingerprint instead of their path."""

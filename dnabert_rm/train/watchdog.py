@@ -50,7 +50,7 @@ class Watchdog:
             threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     def beat(self, stage: str) -> None:
-        """The rank begins to wait for `stage`: "loader", "step", "save", "evaluation", or one of `ONCE`."""
+        """The rank begins to wait for `stage`: "loader", "step", "save", "validation", or one of `ONCE`."""
         self._stage = stage
         self._beats += 1
 

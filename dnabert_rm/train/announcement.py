@@ -1,0 +1,42 @@
+"""What a run says when it begins: a few lines on what is trained, on what, and how."""
+
+from __future__ import annotations
+
+import torch
+
+from dnabert_rm.config import RunConfig
+from dnabert_rm.data.dataset import WindowDataset
+from dnabert_rm.masking.schedule import MaskSchedule
+from dnabert_rm.train.ds_config import BatchSplit
+from dnabert_rm.train.engine import Engine
+from dnabert_rm.train.planner import advice_line, make_job
+from dnabert_rm.train.state import TrainState
+
+
+def announcement(
+    config: RunConfig, dataset: WindowDataset, state: TrainState, split: BatchSplit, schedule: MaskSchedule,
+    engine: Engine, validates: bool,
+) -> str:  # fmt: skip
+    """The lines, for standard error. Args: `validates` tells whether there are held-out windows to look at."""
+    train = config.train
+    last_step = min(train.steps, train.stop_after or train.steps)
+    parameters = sum(getattr(p, "ds_numel", p.numel()) for p in engine.module.parameters())
+    short = sum(order.num_short_tokens for order in dataset.orders)
+    device = engine.ranks.device
+    memory = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
+    job = make_job(config, dataset.tokenizer.vocab_size, split.world_size, memory is not None, state.plan, state.step)
+    lines = [
+        f"{'resuming at' if state.step else 'starting'} step {state.step} of {last_step}: "
+        f"{parameters / 1e6:.1f} M parameters, {train.precision}, {split.world_size} ranks x "
+        f"{split.micro_batch} windows x {split.accumulation(state.plan.batch_of_step(state.step))} accumulation",
+        f"data: {dataset.num_windows} windows an epoch"
+        + (f"; {short} tokens lie in segments shorter than a window and are not used" if short else ""),
+        f"phases end at steps {', '.join(map(str, schedule.phase_ends))}; tensorboard --logdir {train.output}",
+    ]
+    if config.validation.every and not validates:
+        lines.append(
+            f"no validation: the data have no split {config.validation.split} (data_prep build --val-contigs or "
+            "--val-fraction holds one out)"
+        )
+    lines.append(advice_line(job, memory, train.ds_config, int(engine.deepspeed.zero_optimization_stage())))
+    return "\n".join(lines)
