@@ -11,7 +11,7 @@ from dnabert_rm import __version__
 from dnabert_rm.errors import EXIT_USER_ERROR, is_first_rank, run_command
 
 PROGRAM = "dnabert-rm"
-COMMANDS = ("check", "plan", "show-batch", "pretrain", "export", "finetune")
+COMMANDS = ("check", "plan", "show-batch", "pretrain", "export", "finetune", "gue")
 
 
 class OneLineParser(argparse.ArgumentParser):
