@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dnabert_rm.downstream.gue_results import ARMS, IN_GUE, OTHERS, STAND_INS, Row, published_rows
 from dnabert_rm.downstream.gue_settings import DEFAULT_METRIC, METRIC_TITLES, PUBLISHED, family_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, told apart by people who see red and green alike; markers differ as well.
 LOOKS = dict(zip(ARMS, (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D")), strict=True))
@@ -15,7 +18,7 @@ PUBLISHED_MARKERS = dict(zip(PUBLISHED, "vXPh*", strict=True))
 TITLES = {
     IN_GUE: "GUE data sets",
     "families": "Means of complete tasks, published ones beside them",
-    STAND_INS: "Stand-ins: trained on dev for want of train; not GUE numbers",
+    STAND_INS: "Stand-ins (dev → test): trained on dev for want of train; not GUE numbers",
     OTHERS: "Other data sets, default settings",
 }
 _ROW_INCHES, _ARM_INCHES, _PANEL_INCHES = 0.12, 0.17, 0.75
@@ -23,6 +26,11 @@ _ROW_INCHES, _ARM_INCHES, _PANEL_INCHES = 0.12, 0.17, 0.75
 
 def draw_table(path: Path, rows: Sequence[Row], families: Sequence[Row]) -> None:
     """Write the picture; `ImportError` without matplotlib."""
+    table_figure(rows, families).savefig(path, dpi=150, metadata={"Software": None})
+
+
+def table_figure(rows: Sequence[Row], families: Sequence[Row]) -> Figure:
+    """A panel for each kind of row that there is; `ImportError` without matplotlib."""
     from matplotlib.figure import Figure
 
     by_panel = {group: [row for row in rows if row.group == group] for group in (IN_GUE, STAND_INS, OTHERS)}
@@ -44,7 +52,7 @@ def draw_table(path: Path, rows: Sequence[Row], families: Sequence[Row]) -> None
     grid[-1].set_xlabel("test score × 100: MCC, or macro F1 where the label says so", fontsize=9)
     handles = _legend(arms, bool(families), any(len(row.scores) > 1 for row in rows))
     figure.legend(handles=handles, loc="outside upper center", ncols=4, fontsize=8, frameon=False)
-    figure.savefig(path, dpi=150, metadata={"Software": None})
+    return figure
 
 
 def score_limits(rows: Sequence[Row], others: Sequence[float]) -> tuple[float, float]:
@@ -73,7 +81,7 @@ def _draw_panel(axes: Any, rows: Sequence[Row], arms: Sequence[str], num_lanes: 
         axes.text(1.01, y, text, transform=axes.get_yaxis_transform(), va="center", fontsize=7.5, color=colour)
     if num_lanes > len(arms):
         for model, family, value in published_rows(rows):
-            looks = {"color": "#444444", "markersize": 6, "markeredgewidth": 0}
+            looks = {"color": "#444444", "markersize": 7, "markeredgewidth": 0}
             axes.plot(value, height(family, len(arms)), PUBLISHED_MARKERS[model], **looks)
     axes.set_yticks(range(len(names)), [_label(next(r for r in rows if r.name == name)) for name in names], fontsize=8)
     axes.set_ylim(len(names) - 0.5, -0.5)

@@ -132,8 +132,8 @@ def _row(runs: Sequence[Result]) -> Row:
 def family_rows(rows: Sequence[Row]) -> list[Row]:
     """A row for each family and arm of which every data set was run, stand-ins not counted.
 
-    Its score for a seed is the plain mean over the data sets, as in the published table. Where the data sets have no
-    seed in common it is the mean of their means, under seed −1.
+    Its score for a seed is the plain mean over the data sets, as in the published table; only seeds that all of them
+    have count.
     """
     made = []
     for family in FAMILIES:
@@ -144,8 +144,8 @@ def family_rows(rows: Sequence[Row]) -> list[Row]:
                 continue
             seeds = sorted(set.intersection(*(set(row.scores) for row in parts)))
             scores = {seed: fmean(row.scores[seed] for row in parts) for seed in seeds}
-            scores = scores or {-1: fmean(row.mean for row in parts)}
-            made.append(Row(family, arm, IN_GUE, parts[0].metric, scores))
+            if scores:
+                made.append(Row(family, arm, IN_GUE, parts[0].metric, scores))
     return made
 
 
