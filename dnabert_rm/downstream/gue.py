@@ -23,6 +23,8 @@ from dnabert_rm.errors import ConfigError, DataError, StoppedError
 from dnabert_rm.shards import write_atomically
 
 LOCK_FILE = ".gue.lock"
+UNUSABLE_FILE = "unusable_scores.json"
+"""Scores without the metric that the table shows."""
 
 
 @dataclass(frozen=True)
@@ -76,9 +78,11 @@ def _tell_sets(sets: Sequence[DataSet], left_out: dict[str, str], everything: bo
     for name, why in left_out.items():
         _notice(f"warning: {name}: not run: {why}")
     for data_set in sets:
+        if data_set.name in left_out:
+            continue
         if not data_set.known:
             _notice(f"note: {data_set.name} is not one of GUE's data sets: run with default settings")
-        elif data_set.may_stand_in and data_set.name not in left_out:
+        if data_set.may_stand_in:
             _notice(f"note: {data_set.name}: {STAND_IN}: trained on dev.csv, for want of train.csv; not a GUE number")
     if everything and (absent := absent_sets(sets)):
         _notice(f"note: {len(absent)} of GUE's {len(GUE)} data sets are not in --data: {', '.join(absent)}")
@@ -164,8 +168,14 @@ def _after(options: GueOptions, run: Run) -> str:
 
 
 def _fault(run: Run, code: int) -> str | None:
-    log = run.folder / LOG_FILE
-    if code == 0 and (run.folder / SCORES_FILE).is_file():
+    """Why a run has failed, its log and the log's last line; None where it has not."""
+    log, scores = run.folder / LOG_FILE, run.folder / SCORES_FILE
+    if code == 0 and scores.is_file():
+        try:
+            main_score(run.data_set.name, read_json(scores))
+        except DataError as error:
+            scores.replace(run.folder / UNUSABLE_FILE)
+            return f"{error}, log {log}"
         return None
     if code < 0:
         kind = f"killed by {signal.Signals(-code).name}"

@@ -89,7 +89,7 @@ def main_score(name: str, scores: Mapping[str, Any]) -> tuple[str, float]:
     try:
         return METRIC_TITLES[metric], 100 * float(scores["metrics"]["test"][metric])
     except (KeyError, TypeError, ValueError):
-        raise DataError(f"scores.json of {name}: has no metrics.test.{metric}; remove it, and run again") from None
+        raise DataError(f"{SCORES_FILE} of {name} has no metrics.test.{metric}; remove it, and run again") from None
 
 
 def load_results(output: Path) -> list[Result]:

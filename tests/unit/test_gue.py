@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 from scipy.stats import t as student
+from support import ROOT, clean_environment
 
 from dnabert_rm.cli import finetune as finetune_command
 from dnabert_rm.cli import gue as command
@@ -241,6 +242,31 @@ def test_scores_of_an_overwritten_run_are_gone_before_its_record_is_new(tmp_path
     _prepare(new)
     assert not (run.folder / "scores.json").exists()
     assert json.loads((run.folder / "gue_run.json").read_text())["settings"]["dropout"] == 0.0
+
+
+def test_what_is_a_failed_run(tmp_path, model):
+    from dnabert_rm.downstream.gue import _fault
+
+    [run] = make_runs(Plan(model, tmp_path / "out"), find_sets(make_sets(tmp_path / "data", tf__0="train dev test")))
+    finish(run, metrics={"test": {"mcc": 0.5}})
+    (run.folder / "log.txt").write_text("Traceback\n  ...\nMemoryError\n\n")
+    assert _fault(run, 0) is None
+    assert _fault(run, 1) == f"exit code 1, log {run.folder}/log.txt: MemoryError"
+    assert _fault(run, -9) == f"killed by SIGKILL, log {run.folder}/log.txt: MemoryError"
+    finish(run, metrics={"test": {"r2": 0.5}})
+    assert "scores.json of tf/0 has no metrics.test.mcc" in _fault(run, 0)
+    assert _fault(run, 0).startswith("no scores.json"), "put aside, so that it is not taken for finished"
+
+
+def test_launch_script_hands_its_flags_on(tmp_path, model):
+    data = make_sets(tmp_path / "data", tf__0="train dev test")
+    script = ["bash", "launch_scripts/finetune_gue.sh"]
+    words = [str(model), str(data), str(tmp_path / "out"), "--dry-run", "--seeds", "7"]
+    options = {"cwd": ROOT, "env": clean_environment(), "capture_output": True, "text": True, "check": False}
+    call = subprocess.run(script + words, **options)
+    assert call.returncode == 0 and call.stdout.startswith("to do     tf/0 pretrained seed 7:"), call.stderr
+    call = subprocess.run(script, **options)
+    assert call.returncode == 2 and call.stderr.startswith("usage: bash launch_scripts/finetune_gue.sh RUN_OR_HFDIR")
 
 
 def test_mistakes_in_a_plan(tmp_path, model):
@@ -494,7 +520,7 @@ def test_changed_settings_are_told(results):
 
 def test_scores_without_the_metric_are_named(results):
     (results / "runs/mine/scratch-non-overlapping/seed-1/scores.json").write_text('{"metrics": {"test": {}}}')
-    with pytest.raises(DataError, match=r"scores\.json of mine: has no metrics\.test\.mcc"):
+    with pytest.raises(DataError, match=r"scores\.json of mine has no metrics\.test\.mcc"):
         data_set_rows(load_results(results))
 
 

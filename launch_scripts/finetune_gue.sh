@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# A pretraining run (or an exported model) to a GUE table: export where need be, then fine-tune on every data set.
+#
+#   bash launch_scripts/finetune_gue.sh RUN_OR_HFDIR GUE_DIR OUTPUT [flags of dnabert-rm gue]
+#   bash launch_scripts/finetune_gue.sh runs/base GUE results/base --seeds 1,2,3 --arms pretrained,scratch
+#
+# On several GPUs it uses them all, one data set each; CUDA_VISIBLE_DEVICES chooses. The same command goes on where it
+# was stopped. From a run folder the last checkpoint is exported, once, to OUTPUT/model.
+set -eu
+if [ $# -lt 3 ]; then
+    echo "usage: bash $0 RUN_OR_HFDIR GUE_DIR OUTPUT [flags of dnabert-rm gue]" >&2
+    exit 2
+fi
+model=$1 data=$2 output=$3
+shift 3
+if [ -d "$model/checkpoints" ]; then
+    if [ -f "$output/model/config.json" ]; then
+        echo "$output/model is there: it is used, not exported again" >&2
+    else
+        dnabert-rm export "$model" --output "$output/model" >&2
+    fi
+    model=$output/model
+fi
+exec dnabert-rm gue --model "$model" --data "$data" --output "$output" "$@"
