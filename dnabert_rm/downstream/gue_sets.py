@@ -69,14 +69,19 @@ def find_sets(root: Path) -> list[DataSet]:
 def _folders(root: Path) -> Iterator[tuple[Path, tuple[str, ...]]]:
     seen = set()
     for folder, names, files in os.walk(root, followlinks=True):
-        if (real := os.path.realpath(folder)) in seen:  # a link back to where we came from
+        if (real := os.path.realpath(folder)) in seen:  # a link to where we have been
             names.clear()
             continue
         seen.add(real)
-        names[:] = sorted(name for name in names if not name.startswith("."))
+        # Links last, so that what is there under its own name has that name.
+        names[:] = sorted((name for name in names if name[0] != "."), key=lambda name: (_is_link(folder, name), name))
         splits = tuple(split for split in SPLITS if f"{split}.csv" in files)
         if splits:
             yield Path(folder), splits
+
+
+def _is_link(folder: str, name: str) -> bool:
+    return Path(folder, name).is_symlink()
 
 
 def _name(root: Path, folder: Path) -> str:

@@ -124,6 +124,8 @@ def test_folders_of_a_family_or_of_one_set_and_links(tmp_path):
     (tmp_path / "linked").mkdir()
     (tmp_path / "linked" / "mouse").symlink_to(tmp_path / "GUE" / "mouse")
     (tmp_path / "GUE" / "round").symlink_to(tmp_path / "GUE")
+    (tmp_path / "GUE" / "again").symlink_to(tmp_path / "GUE" / "mouse")
+    (tmp_path / "GUE" / "one").symlink_to(tmp_path / "GUE" / "mouse" / "1")
     assert [s.name for s in find_sets(tmp_path / "linked")] == ["mouse/0", "mouse/1"]
     assert [s.name for s in find_sets(tmp_path / "GUE")] == ["mouse/0", "mouse/1"]
 
@@ -347,8 +349,9 @@ def test_no_job_stays_when_the_loop_is_left(tmp_path):
     running = gue_jobs.run_jobs(jobs, [{}, {}])
     next(running)
     [child] = psutil.Process().children()
+    begun = time.monotonic()
     running.close()
-    assert not child.is_running()
+    assert not child.is_running() and time.monotonic() - begun < gue_jobs._SECONDS_TO_END, "killed, not asked to end"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the system kills children with their parent on Linux alone")
