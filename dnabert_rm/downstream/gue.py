@@ -131,9 +131,8 @@ def _run_all(
     gpus = gue_jobs.visible_gpus()
     num_jobs = min(options.jobs or len(gpus) or 1, max(1, len(runs)))
     where = f"on {len(gpus)} GPUs" if len(gpus) > 1 else "on one GPU" if gpus else "on the CPU"
-    _notice(
-        f"{len(asked)} runs: {len(asked) - len(runs)} finished before, {len(runs)} to do, {num_jobs} at a time {where}"
-    )
+    counts = f"{len(asked)} asked for, {len(asked) - len(runs)} finished before, {len(runs)} to do"
+    _notice(f"runs: {counts}, {num_jobs} at a time {where}")
     failed: dict[str, str] = {}
     _write_tables(options, left_out, failed)
     jobs = (_prepare(run) for run in runs)

@@ -101,7 +101,7 @@ def _score(value: tuple[float, float | None] | None, sign: str = "") -> str:
 def _notes(results: Sequence[Result], rows: Sequence[Row], families: Sequence[Row]) -> Iterator[str]:
     if results:
         model, sha256 = results[0].scores["settings"]["model"], results[0].record["model_sha256"]
-        yield f"Model: {model} (SHA-256 {sha256[:12]}…). Scratch: the same architecture with random weights."
+        yield f"Model: {model} (SHA-256 {sha256[:12]}…); scratch is the same architecture with random weights."
     yield (
         "Scores are on test, which was scored once a run; the checkpoint was chosen on dev by MCC. ± is half the 95 %"
         " interval of the mean over seeds (Student's t); a single seed has none."
