@@ -122,7 +122,7 @@ def embed(settings: EmbeddingSettings) -> Tally:
             assert isinstance(out, NpyFile)
             write_tokens(out, answers, tokens, hidden_size, settings.tile is not None, tally)
         else:
-            write_pooled(out, answers, tokens, settings, hidden_size, tally)
+            write_pooled(out, answers, settings, hidden_size, tally)
     return tally
 
 
@@ -138,11 +138,9 @@ def _name(unit: Unit, with_place: bool) -> list[Any]:
     return [unit.name, unit.start, unit.end] if with_place else [unit.name]
 
 
-def write_pooled(
-    out: VectorFile, answers: Answers, tokens: Tokens, settings: EmbeddingSettings, width: int, tally: Tally
-) -> None:
+def write_pooled(out: VectorFile, answers: Answers, settings: EmbeddingSettings, width: int, tally: Tally) -> None:
     """One row a unit; NaN where there is no known k-mer."""
-    join = partial(joined, tokens=tokens, pooling=settings.pooling)
+    join = partial(joined, pooling=settings.pooling)
     for rows in in_groups(map(join, by_unit(answers)), ROWS_WRITTEN):
         vectors = np.array([np.full(width, np.nan) if vector is None else vector for _, vector in rows], np.float32)
         out.write([_name(unit, settings.tile is not None) for unit, _ in rows], vectors)
@@ -150,24 +148,20 @@ def write_pooled(
         tally.empty += sum(vector is None for _, vector in rows)
 
 
-def joined(parts: Answers, tokens: Tokens, pooling: str) -> tuple[Unit, NDArray | None]:
-    """A unit and the embedding (H,) from those of its windows.
+def joined(parts: Answers, pooling: str) -> tuple[Unit, NDArray | None]:
+    """A unit and the embedding (H,) from those of its windows, which are all of one length.
 
-    The mean weighs each window by its tokens, `cls` all alike; the maximum is that of all windows.
+    The maximum is that of all windows; else the mean.
     """
+    vectors = 0
     total: NDArray | None = None
-    weights = 0
     for window, vector in parts:
         unit = window.unit
-        if vector is None:
-            continue
-        if pooling == "max":
-            total, weights = vector if total is None else np.maximum(total, vector), 1
-        else:
-            weight = tokens.count(len(window.letters)) if pooling == "mean" else 1
-            added = vector.astype(np.float64) * weight
-            total, weights = added if total is None else total + added, weights + weight
-    return unit, None if total is None else total / weights
+        if vector is not None:
+            vectors += 1
+            join = np.maximum if pooling == "max" else np.add
+            total = vector.astype(np.float64) if total is None else join(total, vector)
+    return unit, total if total is None or pooling == "max" else total / vectors
 
 
 def write_tokens(out: NpyFile, answers: Answers, tokens: Tokens, width: int, with_place: bool, tally: Tally) -> None:

@@ -90,16 +90,14 @@ class VariantReader:
         length = self.genome.length(contig)
         if length is None:
             known = ", ".join(self.genome.names[:4])
-            raise _BadRow(
-                "contig not in the FASTA", f"contig {contig!r} is not in {self.genome.shown} (which has {known} …)"
-            )
+            raise _BadRow("not in the FASTA", f"contig {contig!r} is not in {self.genome.shown} (it has {known} …)")
         if not 0 <= position <= length - len(ref):
             raise _BadRow("position outside", f"position {position + 1}: contig {contig} has {length} bases")
         found = self.genome.fetch(contig, position, position + len(ref)).decode()
         if found != ref:
             raise _BadRow(
                 "REF disagrees",
-                f"REF is {_short(ref)}, but {self.genome.shown} has {_short(found)} there: another assembly?",
+                f"REF is {_short(ref)}, but {self.genome.shown} has {_short(found)} there (another assembly?)",
             )
 
     def _reason(self, contig: str, ref: str, alt: str) -> str:
