@@ -11,11 +11,12 @@ import pytest
 import torch
 from support import random_bases
 from tiny_models import POSITIONS, read_table, save_bert, write_fasta
-from transformers import AutoModelForMaskedLM, BertForMaskedLM
+from transformers import AutoModelForMaskedLM, BertForMaskedLM, ModernBertConfig, ModernBertForMaskedLM
 
 from dnabert_rm import kmer
 from dnabert_rm.cli.main import main
 from dnabert_rm.downstream.heads import quiet_transformers
+from dnabert_rm.tokenizer import KmerTokenizer
 
 ROOM, K = POSITIONS - 2, 3
 OTHER = dict(zip("ACGT", "TGCA", strict=True))
@@ -121,6 +122,23 @@ def test_scores_are_those_of_the_slow_version(
     expected = [slow_score(slow, genome[row[0]], *row[1:], span or K, strand) for row in rows]
     assert found == pytest.approx(expected, abs=2e-5)
     assert np.std(expected) > 0.1, "the model should tell bases apart"
+
+
+def test_modernbert_too(genome: dict[str, str], tmp_path: Path) -> None:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16,
+             "initializer_range": 0.4}  # fmt: skip
+    config = ModernBertConfig(vocab_size=5 + 4**K, max_position_embeddings=POSITIONS, pad_token_id=0, cls_token_id=2,
+                              sep_token_id=3, bos_token_id=2, eos_token_id=3, **sizes)  # fmt: skip
+    folder, rows = tmp_path / "modernbert", snvs(genome)[::9]
+    with quiet_transformers():
+        ModernBertForMaskedLM(config).save_pretrained(folder)
+        KmerTokenizer(K).save_pretrained(folder)
+        slow = AutoModelForMaskedLM.from_pretrained(folder).eval()
+    fasta, vcf = write_fasta(tmp_path / "g.fa", genome), write_vcf(tmp_path / "v.vcf", rows)
+    expected = [slow_score(slow, genome[row[0]], *row[1:], K, "both") for row in rows]
+    assert scores(folder, vcf, fasta, tmp_path / "s.csv") == pytest.approx(expected, abs=2e-5)
+    rough = scores(folder, vcf, fasta, tmp_path / "b.csv", "--precision", "bf16")
+    assert rough == pytest.approx(expected, abs=0.3) and rough != pytest.approx(expected, abs=2e-5)
 
 
 def test_a_model_whose_answers_are_set_by_hand(genome: dict[str, str], tmp_path: Path) -> None:

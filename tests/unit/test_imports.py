@@ -99,7 +99,9 @@ def test_mpi_is_imported_lazily() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["data_prep.cli", "data_prep.build", "dnabert_rm.cli.main", "dnabert_rm.train.preflight"]
+    "module",
+    ["data_prep.cli", "data_prep.build", "dnabert_rm.cli.main", "dnabert_rm.train.preflight"]
+    + [f"dnabert_rm.cli.{name}" for name in ("predict", "embed", "score_variants")],
 )
 def test_what_must_start_quickly_does_not_import_torch(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
