@@ -10,7 +10,8 @@ VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "dnabert_rm/__init__.py").r
 MPI = ["mpi4py>=4.0"]
 PLOTS = ["matplotlib>=3.8"]
 LORA = ["peft>=0.17"]
-TEST = ["pytest>=8", "pytest-timeout", "hypothesis>=6.100", "ruff", "mypy", "openmpi", *MPI, *PLOTS]
+PARQUET = ["pyarrow>=15"]
+TEST = ["pytest>=8", "pytest-timeout", "hypothesis>=6.100", "ruff", "mypy", "openmpi", *MPI, *PLOTS, *PARQUET]
 
 setup(
     name="dnabert_rm",
@@ -36,7 +37,14 @@ setup(
         "transformers>=5.10",
         "webdataset>=1.0",
     ],
-    extras_require={"mpi": MPI, "plots": PLOTS, "lora": LORA, "test": TEST, "all": MPI + PLOTS + LORA},
+    extras_require={
+        "mpi": MPI,
+        "plots": PLOTS,
+        "lora": LORA,
+        "parquet": PARQUET,
+        "test": TEST,
+        "all": MPI + PLOTS + LORA + PARQUET,
+    },
     entry_points={
         "console_scripts": [
             "dnabert-rm=dnabert_rm.cli.main:main",

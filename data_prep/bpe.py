@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.contigs import Contig, RegionReaders, pure_codes
 from data_prep.scan import joined_contigs, scan_files
 from data_prep.segments import cut_runs, long_enough, runs_between
 from data_prep.sources import Source
 from data_prep.unpack import check_starts, is_gzip, uncompressed
 from dnabert_rm import draws
 from dnabert_rm.errors import ConfigError, DataError, check_readable_file
+from dnabert_rm.fasta.contigs import Contig, RegionReaders, pure_codes
 from dnabert_rm.kmer import NUM_SPECIAL, SPECIAL_TOKENS, codes_to_bases
 
 MODEL_NAME = "tokenizer.model"

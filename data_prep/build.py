@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from data_prep.bpe import MODEL_NAME, load_model
-from data_prep.contigs import Contig
 from data_prep.inspect import summary
 from data_prep.journal import Journal, is_whole
 from data_prep.options import BuildOptions
@@ -27,6 +26,7 @@ from data_prep.shard_writer import ContigRef, ShardTask, tar_writer_class, write
 from data_prep.sources import Source
 from data_prep.unpack import check_starts, is_gzip, uncompressed
 from dnabert_rm.errors import DataError
+from dnabert_rm.fasta.contigs import Contig
 from dnabert_rm.kmer import vocab_size
 from dnabert_rm.shards import (
     MANIFEST_NAME,

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.bpe import load_model
-from data_prep.contigs import pure_codes
 from data_prep.options import BuildOptions
+from dnabert_rm.fasta.contigs import pure_codes
 from dnabert_rm.kmer import codes_to_bases, encode, encode_codes, id_dtype, vocab_size
 
 Encode = Callable[[NDArray[np.uint8]], Iterator[tuple[str | None, NDArray]]]

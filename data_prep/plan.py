@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.contigs import Contig
 from data_prep.options import BuildOptions
 from data_prep.segments import Line, cut_runs, long_enough
 from data_prep.splits import matching, split_by_blocks, split_of_contigs
 from dnabert_rm.errors import ConfigError, DataError
+from dnabert_rm.fasta.contigs import Contig
 from dnabert_rm.shards import SPLITS
 
 

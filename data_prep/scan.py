@@ -9,12 +9,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data_prep.contigs import Contig, check_scan, join_pieces
-from data_prep.fasta import Piece, scan_range, scan_ranges
 from data_prep.parallel import run_all
 from data_prep.progress import notice, progress_bar
 from data_prep.sources import Source, source_info
 from dnabert_rm.errors import DataError
+from dnabert_rm.fasta.contigs import Contig, check_scan, join_pieces
+from dnabert_rm.fasta.scan import Piece, scan_range, scan_ranges
 from dnabert_rm.shards import SourceInfo
 
 

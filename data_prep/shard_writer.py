@@ -17,11 +17,11 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.contigs import RegionReaders
 from data_prep.encoders import make_encoder
-from data_prep.fasta import true_runs
 from data_prep.options import BuildOptions
 from data_prep.plan import ShardPlan
+from dnabert_rm.fasta.contigs import RegionReaders
+from dnabert_rm.fasta.scan import true_runs
 from dnabert_rm.shards import ShardInfo, segment_keys, write_atomically
 
 _COPY_BYTES = 1 << 20

@@ -9,11 +9,11 @@ from fnmatch import fnmatchcase
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.contigs import Contig
 from data_prep.options import BuildOptions
 from data_prep.segments import Line, cut_at, long_enough
 from dnabert_rm import draws
 from dnabert_rm.errors import ConfigError
+from dnabert_rm.fasta.contigs import Contig
 
 TRAIN, VAL, TEST = range(3)
 

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_prep.fasta import BLOCK_BYTES, first_header
 from data_prep.parallel import run_all
 from data_prep.progress import progress_bar
 from data_prep.sources import Source
 from dnabert_rm.errors import DataError
+from dnabert_rm.fasta.scan import BLOCK_BYTES, first_header
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _BGZIP_MAGIC, _BGZIP_FIELD = b"\x1f\x8b\x08\x04", b"BC\x02\x00"

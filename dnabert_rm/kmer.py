@@ -30,6 +30,7 @@ _CODE_OF_BYTE = np.full(256, AMBIGUOUS, dtype=np.uint8)
 for _code, _base in enumerate(BASE_ORDER):
     _CODE_OF_BYTE[ord(_base)] = _CODE_OF_BYTE[ord(_base.lower())] = _code
 _BYTE_OF_CODE = np.frombuffer(BASE_ORDER.encode(), dtype=np.uint8)
+_COMPLEMENT = bytes.maketrans(b"ACGTacgt", b"TGCAtgca")
 
 
 def check_k(k: int) -> int:
@@ -167,3 +168,8 @@ def reverse_complement_table(k: int) -> NDArray:
 def reverse_complement_ids(ids: NDArray, k: int) -> NDArray:
     """Overlapping ids of the opposite strand: a table look-up and a flip of the last axis, (…, T) → (…, T)."""
     return reverse_complement_table(k)[ids][..., ::-1]
+
+
+def reverse_complement(sequence: bytes) -> bytes:
+    """The opposite strand; letters other than A, C, G, T (any case) stay, since no token tells them apart."""
+    return sequence.translate(_COMPLEMENT)[::-1]

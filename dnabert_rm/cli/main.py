@@ -11,7 +11,9 @@ from dnabert_rm import __version__
 from dnabert_rm.errors import EXIT_USER_ERROR, is_first_rank, run_command
 
 PROGRAM = "dnabert-rm"
-COMMANDS = ("check", "plan", "show-batch", "pretrain", "export", "finetune", "gue")
+COMMANDS = (
+    "check", "plan", "show-batch", "pretrain", "export", "finetune", "gue", "predict", "embed", "score-variants",
+)  # fmt: skip
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -46,7 +48,7 @@ def overview() -> str:
     lines = [f"usage: {PROGRAM} COMMAND [options]   (each has --help)", ""]
     for name in COMMANDS:
         module = importlib.import_module(f"dnabert_rm.cli.{name.replace('-', '_')}")
-        lines.append(f"  {name:<12} {module.HELP}")
+        lines.append(f"  {name:<14} {module.HELP}")
     return "\n".join([*lines, "", f"dnabert_rm {__version__}; genomes are prepared by `python -m data_prep`"])
 
 

@@ -14,11 +14,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from slow_fasta import fasta_texts, slow_records
 
-from data_prep import fasta
-from data_prep.contigs import Contig, RegionReader, check_scan, join_pieces, pure_codes, without_whitespace
-from data_prep.fasta import Piece, scan_range, scan_ranges
 from dnabert_rm import kmer
 from dnabert_rm.errors import DataError
+from dnabert_rm.fasta import scan as fasta
+from dnabert_rm.fasta.contigs import Contig, RegionReader, check_scan, join_pieces, pure_codes, without_whitespace
+from dnabert_rm.fasta.scan import Piece, scan_range, scan_ranges
 
 
 @pytest.fixture(scope="module")

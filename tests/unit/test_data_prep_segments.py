@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep.contigs import Contig
 from data_prep.options import BuildOptions
 from data_prep.plan import bases_of_splits, make_plan
 from data_prep.segments import Line, cut_at, cut_runs, long_enough
 from data_prep.splits import TEST, TRAIN, VAL, matching, split_by_blocks, split_of_contigs
 from dnabert_rm.errors import ConfigError, DataError
+from dnabert_rm.fasta.contigs import Contig
 
 LETTERS = st.text("AAAAN", max_size=60)
 

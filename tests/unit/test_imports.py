@@ -12,10 +12,11 @@ from support import ROOT
 
 # Left may import right; a layer may import itself.
 ALLOWED = {
-    "data_prep": {"data_prep", "dnabert_rm.kmer", "dnabert_rm.shards", "dnabert_rm.errors", "dnabert_rm.draws"},
+    "data_prep": {f"dnabert_rm.{name}" for name in ("kmer", "fasta", "shards", "errors", "draws")} | {"data_prep"},
     "dnabert_rm.errors": set(),
     "dnabert_rm.quiet": set(),
     "dnabert_rm.kmer": {"dnabert_rm.errors"},
+    "dnabert_rm.fasta": {"dnabert_rm.fasta", "dnabert_rm.errors", "dnabert_rm.kmer"},
     "dnabert_rm.draws": {"dnabert_rm.errors"},
     "dnabert_rm.shards": {"dnabert_rm.errors", "dnabert_rm.kmer"},
     "dnabert_rm.config": {"dnabert_rm.config", "dnabert_rm.errors"},
@@ -33,7 +34,7 @@ ALLOWED = {
 BASE = {f"dnabert_rm.{name}" for name in ("errors", "quiet", "kmer", "draws", "shards", "config", "tokenizer")}
 CORE = BASE | {"dnabert_rm.data", "dnabert_rm.masking", "dnabert_rm.model"}
 ALLOWED["dnabert_rm.train"] = CORE | {"dnabert_rm.train"}
-ALLOWED["dnabert_rm.downstream"] = CORE | {"dnabert_rm.train", "dnabert_rm.downstream"}
+ALLOWED["dnabert_rm.downstream"] = CORE | {"dnabert_rm.train", "dnabert_rm.downstream", "dnabert_rm.fasta"}
 ALLOWED["dnabert_rm.analysis"] = CORE | {"dnabert_rm.train", "dnabert_rm.analysis"}
 ALLOWED["dnabert_rm.cli"] = ALLOWED["dnabert_rm.downstream"] | {"dnabert_rm.analysis", "dnabert_rm.cli"}
 ONLY_IN = {
@@ -98,7 +99,9 @@ def test_mpi_is_imported_lazily() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["data_prep.cli", "data_prep.build", "dnabert_rm.cli.main", "dnabert_rm.train.preflight"]
+    "module",
+    ["data_prep.cli", "data_prep.build", "dnabert_rm.cli.main", "dnabert_rm.train.preflight"]
+    + [f"dnabert_rm.cli.{name}" for name in ("predict", "embed", "score_variants")],
 )
 def test_what_must_start_quickly_does_not_import_torch(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"

@@ -9,8 +9,8 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.fasta import WHITESPACE, Piece, line_number
 from dnabert_rm.errors import DataError
+from dnabert_rm.fasta.scan import WHITESPACE, Piece, line_number
 
 _NOTHING = np.empty(0, np.uint8)
 

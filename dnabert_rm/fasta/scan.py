@@ -170,17 +170,23 @@ def first_header(head: bytes, shown: str) -> int:
 
 
 def _record_name(stream: BinaryIO, shown: str, line: bytes, offset: int) -> str:
-    """The first word of a header line; `DataError` where there is none that can serve as a name."""
+    """The name in a header line; `DataError` where there is none that can serve as a name."""
+    try:
+        return header_name(line)
+    except ValueError as fault:
+        raise DataError(f"{shown}, line {line_number(stream, offset)}: {fault}") from None
+
+
+def header_name(line: bytes) -> str:
+    """The first word of a header line; ValueError says what is wrong with the line."""
     if len(line) > MAX_HEADER_BYTES:
-        fault = f"a header of more than {MAX_HEADER_BYTES} bytes; shorten it"
-    elif b"\r" in line.rstrip(b"\r\n"):
-        fault = "a carriage return inside a header (old Macintosh line ends?); convert line ends to \\n"
-    else:
-        name = line[1:].rstrip(b"\r\n").decode("utf-8", "backslashreplace").replace("\t", " ").partition(" ")[0]
-        if name and name.isprintable():
-            return name
-        fault = "a header without a name; write '>name' with no blank after '>'"
-    raise DataError(f"{shown}, line {line_number(stream, offset)}: {fault}")
+        raise ValueError(f"a header of more than {MAX_HEADER_BYTES} bytes; shorten it")
+    if b"\r" in line.rstrip(b"\r\n"):
+        raise ValueError("a carriage return inside a header (old Macintosh line ends?); convert line ends to \\n")
+    name = line[1:].rstrip(b"\r\n").decode("utf-8", "backslashreplace").replace("\t", " ").partition(" ")[0]
+    if not name or not name.isprintable():
+        raise ValueError("a header without a name; write '>name' with no blank after '>'")
+    return name
 
 
 def _refuse_letter(stream: BinaryIO, shown: str, raw: bytes, offset: int) -> None:
