@@ -30,11 +30,17 @@ class SavedWeights:
     """One checkpoint's weights by transformers' names: `weights[name]` is a new fp32 tensor.
 
     `shapes` holds the shape of each weight, `aliases` the second names of tied ones: {alias: name}. `CheckpointError`
-    where the files are not those of a checkpoint of the ZeRO stage that its record says.
+    where the files are not those of a checkpoint of the ZeRO stage that its record says, or the weights were left on a
+    disk (`zero3_nvme`): DeepSpeed then writes them in files of its swapping, whose order it does not record.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder, layout = folder, read_record(folder).layout
+        if layout.nvme and any((folder / "offloaded_tensors").rglob("*.swp")):
+            raise CheckpointError(
+                f"{folder}: its weights were offloaded to a disk (zero3_nvme) and can't be exported; train with the "
+                "optimizer in memory (zero3, zero3_offload) where an export is wanted"
+            )
         with _one_line(folder), safe_torch_load():
             by_rank = layout.zero_stage == 3
             model = _mapped(folder / f"{'zero_pp_rank_0_' if by_rank else ''}mp_rank_00_model_states.pt")
@@ -160,7 +166,7 @@ def _cut(vectors: Sequence[Tensor], start: int, length: int) -> list[Tensor]:
             length -= len(found[-1])
         start = max(0, start - len(vector))
     if length:
-        raise ValueError(f"{length} elements of a weight are missing; were they offloaded to a disk?")
+        raise ValueError(f"{length} elements of a weight are missing")
     return found
 
 
