@@ -21,7 +21,6 @@ from transformers import AutoModelForMaskedLM
 
 from dnabert_rm import kmer
 from dnabert_rm.downstream import export as exporting
-from dnabert_rm.downstream.export_weights import SavedWeights
 from dnabert_rm.errors import CheckpointError, DataError
 from dnabert_rm.tokenizer.files import stock_tokenizer
 from dnabert_rm.train.run_folder import step_folder
@@ -276,6 +275,7 @@ def test_the_card_says_where_the_model_comes_from(run: Path, model: Path) -> Non
     assert [phase["last_step"] for phase in facts["phases"]] == [0, 1, 2, 3, 5]
     assert facts["phases"][4]["loss"] == pytest.approx((rows[4]["loss"] + rows[5]["loss"]) / 2)
     assert facts["sources"] == [{"genome": "g", "file": "g.fa", "bytes": 0, "sha256": "0" * 64}]
+    assert json.loads((step_folder(run, 6) / "data.json").read_text())["sources"] == facts["sources"]
     state = json.loads((step_folder(run, 6) / "state.json").read_text())
     for text in (state["fingerprint"], environment["commit"], "| genomes | g |", "6 (36 windows of 66 tokens)",
                  f"| 5 | 12 | 6 | {facts['phases'][4]['loss']:.4f} |", "randommask", "AutoTokenizer"):  # fmt: skip
@@ -301,9 +301,9 @@ def test_genomes_come_from_the_data_where_an_old_checkpoint_lacks_them(run: Path
 # ---- memory
 
 
-def export_growth(_, run: Path, output: Path) -> int:
-    """How much this process's memory grows while it exports, bytes; a first export has loaded the libraries."""
-    exporting.export(run, output.with_name("first"))
+def export_growth(_, tiny: Path, run: Path, output: Path) -> int:
+    """How much this process's memory grows while it exports, bytes; a tiny export before has loaded the libraries."""
+    exporting.export(tiny, output.with_name("first"))
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = memory("VmRSS")
     exporting.export(run, output)
@@ -325,10 +325,10 @@ def test_memory_is_little_more_than_the_weights(tmp_path: Path, stage: int) -> N
     write_prepared(tmp_path / "data", [[random_bases(np.random.default_rng(0), 4000)]])
     words = [*TINY, "--data", tmp_path / "data", "--output", tmp_path / "run", "--ds-config", f"zero{stage}"]
     run_ranks(2, *words)
+    shutil.copytree(tmp_path / "run", tmp_path / "tiny")
     enlarge(tmp_path, "small")
     size = 4 * json.loads((tmp_path / "size.json").read_text())
-    grown = on_ranks(1, export_growth, tmp_path / "run", tmp_path / "model")[0]
+    grown = on_ranks(1, export_growth, tmp_path / "tiny", tmp_path / "run", tmp_path / "model")[0]
     print(f"weights {size / 1e6:.0f} MB; export took {grown / 1e6:.0f} MB")
     assert size > 90e6
-    assert grown < 1.9 * size
-    assert SavedWeights(step_folder(tmp_path / "run", 1)).aliases
+    assert grown < 1.7 * size
