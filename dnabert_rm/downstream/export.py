@@ -1,95 +1,147 @@
 """A checkpoint of any ZeRO stage and number of ranks → one Hugging Face folder that has checked itself.
 
 The folder is written aside and becomes visible only after stock transformers has loaded it and given
-the training model's own answers (`probe.npz` of the checkpoint).
+the training model's own answers (`probe.npz` of the checkpoint). docs/export.md has the whole.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import io
 import json
 import os
 import shutil
 import tomllib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
+from accelerate import init_empty_weights
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForMaskedLM, PreTrainedModel
 
-from dnabert_rm import __version__
 from dnabert_rm.config import RunConfig, resolve
+from dnabert_rm.downstream.export_card import provenance, write_records
+from dnabert_rm.downstream.export_check import check_exported, check_tokenizer
+from dnabert_rm.downstream.export_weights import SavedWeights, mean_weights, mean_weights_one_by_one, read_weights
 from dnabert_rm.errors import CheckpointError, DataError
+from dnabert_rm.model.mlm import MaskedLM
 from dnabert_rm.shards import TokenizerInfo
 from dnabert_rm.tokenizer import KmerTokenizer
 from dnabert_rm.train.architecture import architecture_of
 from dnabert_rm.train.checkpoint import check_checkpoint
 from dnabert_rm.train.probe import Probe, load_probe
-from dnabert_rm.train.run_folder import CONFIG_NAME, PROBE_NAME, TOKENIZER_NAME, complete_steps, read_state, step_folder
-from dnabert_rm.train.safe_load import safe_torch_load
+from dnabert_rm.train.run_folder import (
+    CONFIG_NAME,
+    PROBE_NAME,
+    TOKENIZER_NAME,
+    complete_steps,
+    read_state,
+    step_folder,
+    step_of,
+)
 from dnabert_rm.train.state import TrainState
 
-MODULE_PREFIX = "model."
-"""Where `model.mlm.MaskedLM` keeps the transformers model."""
-TOLERANCE = {("fp32", "cpu"): 1e-5, ("fp32", "cuda"): 5e-3, ("bf16", "cpu"): 3e-2, ("bf16", "cuda"): 3e-2}
-"""Largest difference of logits, as a share of the largest logit (at least 1), by precision and device of the
-training: a GPU may use TF32 for fp32."""
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-PROVENANCE_NAME = "pretraining.json"
+MAX_SHARD_SIZE = "2GB"
+"""A model of more bytes is written as several safetensors files."""
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written: the folder, and how far its logits are from the training model's."""
+    """What was written: the folder, the steps whose mean it is, and how far its logits are from the trained ones."""
 
     folder: Path
-    step: int
+    steps: list[int]
     num_parameters: int
     max_difference: float
 
 
-def find_checkpoint(path: Path, step: int | None = None) -> Path:
-    """A run folder's last complete checkpoint, or that of `step`, or `path` itself where it is a checkpoint."""
+@dataclass(frozen=True)
+class _Records:
+    """All that a checkpoint says of itself."""
+
+    state: TrainState
+    config: RunConfig
+    tokenizer: TokenizerInfo
+    probe: Probe
+
+
+def find_checkpoints(path: Path, step: int | None = None, average: int = 1) -> list[Path]:
+    """The last `average` complete checkpoints, up to `step`, of a run folder; `path` may be a checkpoint itself.
+
+    `CheckpointError` where there are not so many.
+    """
+    if average < 1:
+        raise CheckpointError(f"--average {average}: name how many checkpoints, 1 or more")
     if (path / CONFIG_NAME).is_file() and (path / PROBE_NAME).is_file():
-        return path
+        if average == 1:
+            return [path]
+        # Its run's earlier checkpoints lie beside it.
+        path, step = path.resolve().parent.parent, step_of(path.resolve())
     steps = complete_steps(path)
     if not steps:
         raise CheckpointError(f"{path}: holds no complete checkpoint; name a run folder or a step_… folder")
     if step is not None and step not in steps:
         raise CheckpointError(f"{path}: has no checkpoint of step {step}; it has {', '.join(map(str, steps))}")
-    return step_folder(path, steps[-1] if step is None else step)
+    chosen = [saved for saved in steps if step is None or saved <= step][-average:]
+    if len(chosen) < average:
+        raise CheckpointError(
+            f"{path}: has {len(chosen)} checkpoints up to step {chosen[-1]}, not {average}; lower --average, "
+            "and keep more the next time (--train.keep_last)"
+        )
+    return [step_folder(path, saved) for saved in chosen]
 
 
-def export(source: str | Path, output: str | Path, step: int | None = None) -> Exported:
-    """Write the model of a run or checkpoint to the new folder `output`.
+def export(
+    source: str | Path,
+    output: str | Path,
+    step: int | None = None,
+    average: int = 1,
+    max_shard_size: str = MAX_SHARD_SIZE,
+) -> Exported:
+    """Write the model of a run or checkpoint to the new folder `output`, or the mean of the last `average` checkpoints.
 
-    Raises `CheckpointError` where the checkpoint is damaged or the written model is not the trained one; then
-    nothing is left behind. `DataError` where `output` exists.
+    Raises `CheckpointError` where a checkpoint is damaged or the written model is not the trained one; then
+    nothing is left behind. `DataError` where `output` exists or cannot be written. Memory: the weights in fp32 once,
+    or twice while they are read (docs/export.md).
     """
-    checkpoint, output = find_checkpoint(Path(source), step), Path(output)
+    checkpoints, output = find_checkpoints(Path(source), step, average), Path(output)
     if output.exists():
         raise DataError(f"{output}: exists already; name a new folder or remove it")
-    state, config, tokenizer, probe = _read_records(checkpoint)
-    model = _trained_model(checkpoint, config, tokenizer)
-    aside = output.with_name(f".{output.name}.tmp")
-    shutil.rmtree(aside, ignore_errors=True)
+    records = [_read_records(checkpoint) for checkpoint in checkpoints]
+    steps, last = [record.state.step for record in records], records[-1]
+    with _written_aside(output) as aside:
+        num_parameters, probe = _write_model(checkpoints, last, aside, max_shard_size)
+        aliases = SavedWeights(checkpoints[-1]).aliases
+        difference = check_exported(aside, _expected(checkpoints), aliases, probe, exact=average == 1)
+        if last.tokenizer.kind == "kmer":
+            check_tokenizer(aside, last.tokenizer)
+        facts = provenance(checkpoints[-1], last.state, last.config, last.tokenizer, steps, difference)
+        write_records(aside, facts)
+    return Exported(output, steps, num_parameters, difference)
+
+
+@contextlib.contextmanager
+def _written_aside(output: Path) -> Iterator[Path]:
+    """A folder that becomes `output` if all goes well, and goes away otherwise, with the folders made for it."""
+    aside, made = output.with_name(f".{output.name}.tmp"), [folder for folder in output.parents if not folder.exists()]
     try:
-        model.save_pretrained(aside)
-        _save_tokenizer(tokenizer, config, aside)
-        difference = check_exported(aside, model.state_dict(), probe)
-        _write_provenance(aside, checkpoint, state, config, tokenizer, difference)
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        yield aside
         os.rename(aside, output)
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"{output}: cannot be written ({error}); free space or name another folder") from None
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-    return Exported(output, state.step, model.num_parameters(), difference)
+        with contextlib.suppress(OSError):  # not empty: all went well
+            for folder in made:
+                folder.rmdir()
 
 
-def _read_records(checkpoint: Path) -> tuple[TrainState, RunConfig, TokenizerInfo, Probe]:
+def _read_records(checkpoint: Path) -> _Records:
     """All that a checkpoint says of itself; `CheckpointError` where a record is damaged."""
     check_checkpoint(checkpoint)
     state, probe = read_state(checkpoint), load_probe(checkpoint / PROBE_NAME)
@@ -98,117 +150,47 @@ def _read_records(checkpoint: Path) -> tuple[TrainState, RunConfig, TokenizerInf
         tokenizer = TokenizerInfo(**json.loads((checkpoint / TOKENIZER_NAME).read_text()))
     except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(f"{checkpoint}: its records cannot be read ({error}); use another checkpoint") from None
-    return state, config, tokenizer, probe
+    return _Records(state, config, tokenizer, probe)
 
 
-def _trained_model(checkpoint: Path, config: RunConfig, tokenizer: TokenizerInfo) -> PreTrainedModel:
-    """The transformers model with the checkpoint's master weights, fp32, on the CPU."""
-    architecture = architecture_of(config.model, tokenizer.vocab_size, checkpoint)
-    model = AutoModelForMaskedLM.from_config(architecture, dtype=torch.float32)
-    weights = consolidated_weights(checkpoint)
+def _expected(checkpoints: list[Path]) -> Iterator[tuple[str, Tensor]]:
+    """The weights to compare with, read anew and one at a time; a mean, in another way than `mean_weights`."""
+    return read_weights(checkpoints[0]) if len(checkpoints) == 1 else mean_weights_one_by_one(checkpoints)
+
+
+def _write_model(checkpoints: list[Path], last: _Records, folder: Path, max_shard_size: str) -> tuple[int, Probe]:
+    """Write weights, configuration and tokenizer; returns the number of parameters and what the model must answer."""
+    model = _trained_model(checkpoints, last)
+    probe = last.probe if len(checkpoints) == 1 else _asked_again(model, last.probe)
     try:
-        model.load_state_dict(weights, strict=True)
-    except RuntimeError as error:
+        model.save_pretrained(folder, max_shard_size=max_shard_size)
+    except ValueError as error:
+        raise DataError(f"--max-shard-size {max_shard_size}: {error}") from None
+    if last.tokenizer.kind == "kmer":
+        length = last.config.model.max_positions
+        KmerTokenizer(k=last.tokenizer.k, model_max_length=length).save_pretrained(folder)
+    return model.num_parameters(), probe
+
+
+def _trained_model(checkpoints: list[Path], last: _Records) -> PreTrainedModel:
+    """The transformers model with the checkpoints' mean master weights, fp32, on the CPU."""
+    checkpoint = checkpoints[-1]
+    architecture = architecture_of(last.config.model, last.tokenizer.vocab_size, checkpoint)
+    with init_empty_weights():
+        model = AutoModelForMaskedLM.from_config(architecture, dtype=torch.float32)
+    weights = mean_weights(checkpoints)
+    try:
+        weights |= {alias: weights[name] for alias, name in SavedWeights(checkpoint).aliases.items()}
+        model.load_state_dict(weights, strict=True, assign=True)
+    except (RuntimeError, KeyError) as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{checkpoint}: its weights do not fit its configuration ({reason})") from None
+    model.tie_weights()
     return model.eval()
 
 
-def consolidated_weights(checkpoint: Path) -> dict[str, Tensor]:
-    """The full fp32 weights by transformers' names, from the partitions that the ranks saved."""
-    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
-
-    # DeepSpeed reports its steps and draws bars for what takes a moment.
-    silence = io.StringIO()
-    with safe_torch_load(), contextlib.redirect_stdout(silence), contextlib.redirect_stderr(silence):
-        weights = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
-    return {name.removeprefix(MODULE_PREFIX): tensor.float() for name, tensor in weights.items()}
-
-
-def check_exported(folder: Path, trained: dict[str, Tensor], probe: Probe) -> float:
-    """Load `folder` with stock transformers and compare it with the trained weights and the probe.
-
-    Returns the largest difference of logits as a share of the largest logit; `CheckpointError` says what is wrong.
-    """
-    model, info = AutoModelForMaskedLM.from_pretrained(folder, output_loading_info=True, dtype=torch.float32)
-    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if info.get(kind):
-            raise CheckpointError(f"export: {kind.replace('_', ' ')}: {sorted(info[kind])[:3]}")
-    loaded = model.state_dict()
-    if loaded.keys() != trained.keys():
-        raise CheckpointError(f"export: other weights than trained: {sorted(loaded.keys() ^ trained.keys())[:3]}")
-    for name, weight in trained.items():
-        if not torch.equal(loaded[name], weight):
-            raise CheckpointError(f"export: {name} is not the trained weight")
-    decoder, embedding = model.get_output_embeddings().weight, model.get_input_embeddings().weight
-    if decoder.data_ptr() != embedding.data_ptr():
-        raise CheckpointError("export: the decoder is not tied to the embedding")
-    return _compare_logits(model, probe)
-
-
-def _compare_logits(model: PreTrainedModel, probe: Probe) -> float:
-    """Largest difference from the training model's logits, in its own precision, as a share of the largest logit."""
-    if model.config.vocab_size != probe.logits.shape[1]:
-        raise CheckpointError(
-            f"export: a vocabulary of {model.config.vocab_size}, but {probe.logits.shape[1]} logits were trained"
-        )
-    model = model.to(dtype=DTYPES[probe.precision]).eval()  # type: ignore[call-arg]
+def _asked_again(model: PreTrainedModel, probe: Probe) -> Probe:
+    """The probe with this model's answers, given as in training by the masked-only head, in fp32 on the CPU."""
     with torch.no_grad():
-        logits = model(input_ids=torch.from_numpy(probe.input_ids)).logits
-    found = logits.flatten(0, 1)[torch.from_numpy(probe.positions)].float().numpy()
-    difference = float(np.abs(found - probe.logits).max() / max(1.0, np.abs(probe.logits).max()))
-    allowed = TOLERANCE.get((probe.precision, probe.device), 3e-2)
-    if not difference <= allowed:
-        raise CheckpointError(
-            f"export: logits differ from the training model's by {difference:.2g} of the largest (limit {allowed:.2g})"
-        )
-    return difference
-
-
-def _save_tokenizer(tokenizer: TokenizerInfo, config: RunConfig, folder: Path) -> None:
-    if tokenizer.kind == "kmer":
-        assert tokenizer.k is not None
-        KmerTokenizer(k=tokenizer.k, model_max_length=config.model.max_positions).save_pretrained(folder)
-
-
-def _write_provenance(
-    folder: Path, checkpoint: Path, state: TrainState, config: RunConfig, tokenizer: TokenizerInfo, difference: float
-) -> None:
-    """`pretraining.json` for programs and a model card for people."""
-    facts: dict[str, Any] = {
-        "dnabert_rm": __version__,
-        "step": state.step,
-        "consumed_samples": state.consumed_samples,
-        "data_fingerprint": state.fingerprint,
-        "tokenizer": dataclasses.asdict(tokenizer),
-        "config": config.to_dict(),
-        "max_logit_difference": difference,
-    }
-    (folder / PROVENANCE_NAME).write_text(json.dumps(facts, indent=1) + "\n")
-    (folder / "README.md").write_text(model_card(facts))
-
-
-def model_card(facts: dict[str, Any]) -> str:
-    """The model card of an export, Markdown."""
-    config, tokenizer = facts["config"], facts["tokenizer"]
-    model, masking = config["model"], config["masking"]
-    rows = {
-        "architecture": f"{model['architecture']}, {model['num_layers']} layers x {model['hidden_size']}, "
-        f"{model['max_positions']} positions",
-        "tokens": f"{tokenizer['kind']}, k = {tokenizer['k']}, vocabulary of {tokenizer['vocab_size']}",
-        "masking": f"{masking['policy']}, centre rate {masking['centre_rate']}, draw {masking['draw']}",
-        "steps": f"{facts['step']} ({facts['consumed_samples']} windows of {config['data']['window']} tokens)",
-        "data fingerprint": f"`{facts['data_fingerprint']}`",
-        "strand, overlap": f"{config['data']['strand']}, {config['data']['overlap']}",
-        "seed": str(config["train"]["seed"]),
-        "logits against the training model": f"differ by {facts['max_logit_difference']:.1e} of the largest",
-    }
-    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
-    return (
-        "---\nlibrary_name: transformers\npipeline_tag: fill-mask\ntags: [dna, bert, randommask]\n---\n"
-        f"# A DNA BERT, pretrained with dnabert_rm {facts['dnabert_rm']}\n\n| | |\n|---|---|\n{table}\n\n"
-        "```python\nfrom transformers import AutoModelForMaskedLM\nfrom dnabert_rm.tokenizer import KmerTokenizer\n\n"
-        'tokenizer = KmerTokenizer.from_pretrained("HERE")\nmodel = AutoModelForMaskedLM.from_pretrained("HERE")\n'
-        'logits = model(**tokenizer("ACGTACGTTAGC", return_tensors="pt")).logits\n```\n\n'
-        f"Everything else that was set is in `{PROVENANCE_NAME}`.\n"
-    )
+        logits = MaskedLM(model)(torch.from_numpy(probe.input_ids), torch.from_numpy(probe.positions))
+    return dataclasses.replace(probe, logits=logits.numpy(), precision="fp32", device="cpu")

@@ -12,6 +12,7 @@ from dnabert_rm.train.state import TrainState
 
 FOLDER_NAME, LATEST_NAME, STATE_NAME = "checkpoints", "latest", "state.json"
 CONFIG_NAME, TOKENIZER_NAME, PROBE_NAME = "config.toml", "tokenizer.json", "probe.npz"
+DATA_NAME = "data.json"
 _STEP_FOLDER = re.compile(r"step_(\d{8,})")
 
 

@@ -43,7 +43,6 @@ ONLY_IN = {
         "dnabert_rm/train/extensions.py",
         "dnabert_rm/train/safe_load.py",
         "dnabert_rm/train/universal.py",
-        "dnabert_rm/downstream/export.py",
     },
     "mpi4py": {"data_prep/parallel.py", "dnabert_rm/train/meeting.py"},
 }
