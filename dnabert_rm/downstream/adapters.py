@@ -29,8 +29,8 @@ def with_adapters(model: PreTrainedModel, rank: int, dropout: float, base: Path)
     if kind not in _ATTENTION:
         raise ConfigError(f"--lora: knows {' and '.join(_ATTENTION)}, not {kind}; leave it out")
     config = LoraConfig(
-        # What is not the encoder is new, and learns whole: pooler, head, classifier.
-        modules_to_save=[name for name in ("pooler", "head", "classifier") if _has(model, name)],
+        # With the classifier, which peft adds, what is not the encoder: it learns whole.
+        modules_to_save=[name for name in ("pooler", "head") if _has(model, name)],
         task_type=TaskType.TOKEN_CLS if "TokenClassification" in type(model).__name__ else TaskType.SEQ_CLS,
         r=rank,
         lora_alpha=2 * rank,
@@ -38,10 +38,8 @@ def with_adapters(model: PreTrainedModel, rank: int, dropout: float, base: Path)
         target_modules=_ATTENTION[kind],
         base_model_name_or_path=str(base.resolve()),
     )
-    adapted = get_peft_model(model, config)
-    config.base_model_name_or_path = str(base.resolve())
-    return adapted
+    return get_peft_model(model, config)
 
 
 def _has(model: PreTrainedModel, name: str) -> bool:
-    return any(path.split(".")[-1] == name for path, module in model.named_modules() if any(module.parameters()))
+    return any(path.split(".")[-1] == name for path, _ in model.named_modules())

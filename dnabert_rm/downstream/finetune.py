@@ -8,8 +8,8 @@ import numpy as np
 
 from dnabert_rm.downstream.output import check_output, clear_output, describe, scores_table, write_results
 from dnabert_rm.downstream.settings import FinetuneSettings
-from dnabert_rm.downstream.splits import Splits, notice, read_splits, shared_rows
-from dnabert_rm.errors import ConfigError, is_first_rank
+from dnabert_rm.downstream.splits import Splits, notice, read_splits, shared_rows, warn_of_shared_rows
+from dnabert_rm.errors import ConfigError, DataError, is_first_rank
 
 __all__ = ["FinetuneSettings", "finetune", "scores_table"]
 
@@ -26,21 +26,15 @@ def finetune(settings: FinetuneSettings) -> dict[str, Any]:
     check_output(settings)
     splits = read_splits(settings)
     best_metric = chosen_metric(settings, splits)
-    shared = shared_rows(splits)
+    warn_of_shared_rows(splits)
     # torch and transformers take seconds to import: mistakes in the tables are told before.
-    from dnabert_rm.downstream import heads, rows, training
+    from dnabert_rm.downstream import heads, training
 
     config = heads.load_config(settings.model)
     tokenizer = heads.load_tokenizer(settings.model, config, settings.overlapping)
     tokenizer.model_max_length = max_tokens = allowed_tokens(settings, config)
     model, new = prepared_model(settings, splits, config)
-    per_base = splits.task.per_base
-    parts = {
-        name: rows.token_rows(
-            tokenizer, table.sequences, splits.targets(table), max_tokens, long=settings.long, per_base=per_base
-        )
-        for name, table in splits.items()
-    }
+    parts = tokenized(settings, splits, tokenizer, max_tokens)
     tell_start(settings, splits, parts, new)
     with heads.quiet_transformers():
         args = training.training_arguments(settings, best_metric)
@@ -51,20 +45,19 @@ def finetune(settings: FinetuneSettings) -> dict[str, Any]:
         trainer = training.make_trainer(model, splits.task, parts["train"], parts["dev"], settings, args)
         trained = trainer.train()
         outputs: dict[str, Any] = {name: trainer.predict(parts[name]) for name in ("dev", "test")}
-        num_long = {name: part.num_long for name, part in parts.items()}
-        none = dict.fromkeys(num_long, 0)
-        scores = describe(settings, splits, {name: trainer.scores(output) for name, output in outputs.items()}) | {
-            "best_metric": best_metric,
-            "steps": trainer.state.global_step,
-            "best_step": trainer.state.best_global_step,
-            "trained_parameters": sum(weight.numel() for weight in model.parameters() if weight.requires_grad),
-            "rows_shared_with_train": shared,
-            "rows_cut_to_their_middle": num_long if settings.long == "middle" else none,
-            "rows_cut_into_windows": num_long if settings.long == "window" else none,
-            "rows_left_out": splits.dropped(),
-            "train_seconds": round(trained.metrics["train_runtime"], 3),
-            "train_rows_per_second": round(trained.metrics["train_samples_per_second"], 3),
-        }
+        metrics = {name: trainer.scores(output) for name, output in outputs.items()}
+        scores = (
+            describe(settings, splits, metrics)
+            | counts(settings, splits, parts)
+            | {
+                "best_metric": best_metric,
+                "steps": trainer.state.global_step,
+                "best_step": trainer.state.best_global_step,
+                "trained_parameters": sum(weight.numel() for weight in model.parameters() if weight.requires_grad),
+                "train_seconds": round(trained.metrics["train_runtime"], 3),
+                "train_rows_per_second": round(trained.metrics["train_samples_per_second"], 3),
+            }
+        )
         if is_first_rank():
             write_results(settings, splits, max_tokens, trainer.model, tokenizer, outputs["test"], scores)
         training.wait_for_ranks()
@@ -103,6 +96,33 @@ def prepared_model(settings: FinetuneSettings, splits: Splits, config: Any) -> t
     if settings.lora:
         return adapters.with_adapters(model, settings.lora, settings.dropout, settings.model), new
     return model, new
+
+
+def tokenized(settings: FinetuneSettings, splits: Splits, tokenizer: Any, max_tokens: int) -> dict[str, Any]:
+    """Each table's `rows.TokenRows`; `DataError` where a table has no sequence of a k-mer's length."""
+    from dnabert_rm.downstream import rows
+
+    parts, per_base = {}, splits.task.per_base
+    for name, table in splits.items():
+        targets = splits.targets(table)
+        parts[name] = rows.token_rows(
+            tokenizer, table.sequences, targets, max_tokens, long=settings.long, per_base=per_base
+        )
+        if parts[name].num_empty == len(table):
+            raise DataError(f"{table.path}: every sequence is shorter than one {tokenizer.k}-mer; give longer ones")
+    return parts
+
+
+def counts(settings: FinetuneSettings, splits: Splits, parts: dict[str, Any]) -> dict[str, Any]:
+    """What `scores.json` says of the rows that are not as their table has them, or stand in two tables."""
+    num_long = {name: part.num_long for name, part in parts.items()}
+    none = dict.fromkeys(num_long, 0)
+    return {
+        "rows_shared_with_train": shared_rows(splits),
+        "rows_cut_to_their_middle": num_long if settings.long == "middle" else none,
+        "rows_cut_into_windows": num_long if settings.long == "window" else none,
+        "rows_left_out": splits.dropped(),
+    }
 
 
 def allowed_tokens(settings: FinetuneSettings, config: Any) -> int:

@@ -34,8 +34,6 @@ def load_config(folder: Path) -> PreTrainedConfig:
     """The configuration of an exported model; `CheckpointError` where there is none."""
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder}: no config.json there; name a folder that `dnabert-rm export` has written")
-    if (folder / ADAPTER_CONFIG).exists():
-        raise CheckpointError(f"{folder}: holds LoRA adapters alone; name the model that they were trained on")
     with _as_checkpoint_error(folder):
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
@@ -61,6 +59,8 @@ def load_model(
     random: the same architecture as a control. The new tensors are drawn from `seed`. `CheckpointError` where a tensor
     of the encoder is missing, left over or of another shape; a pooler and a classification head may be new.
     """
+    if (folder / ADAPTER_CONFIG).exists():
+        raise CheckpointError(f"{folder}: holds LoRA adapters alone; name the model that they were trained on")
     for name in _DROPOUT_FIELDS:
         if hasattr(config, name):
             setattr(config, name, dropout)

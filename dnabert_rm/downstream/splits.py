@@ -59,15 +59,18 @@ def read_splits(settings: FinetuneSettings) -> Splits:
 
 
 def shared_rows(splits: Splits) -> dict[str, int]:
-    """How many rows of dev and test stand in train too; warns, since they flatter the scores."""
-    shared = {name: tables.count_shared(table, splits.train) for name, table in splits.items() if name != "train"}
-    for name, count in shared.items():
+    """How many rows of dev and test stand in train too."""
+    return {name: tables.count_shared(table, splits.train) for name, table in splits.items() if name != "train"}
+
+
+def warn_of_shared_rows(splits: Splits) -> None:
+    """Say so where rows stand in train and in another table, since they flatter its scores."""
+    for name, count in shared_rows(splits).items():
         if count:
             notice(
                 f"warning: {count} of {len(getattr(splits, name))} {name} rows have a sequence that stands in train"
                 f" as well: the {name} scores are better than they should be"
             )
-    return shared
 
 
 def notice(text: str) -> None:
