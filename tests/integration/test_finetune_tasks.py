@@ -348,10 +348,6 @@ def test_sequences_shorter_than_a_kmer(model, tmp_path):
 
 
 def finetune_on_a_rank(ranks, several):
-    import time, sys
-
-    t = time.time()
-    print("start", time.time(), file=sys.stderr)
     return [(scores["metrics"], scores["steps"]) for scores in map(finetune, several)]
 
 
