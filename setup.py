@@ -10,7 +10,7 @@ VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "dnabert_rm/__init__.py").r
 MPI = ["mpi4py>=4.0"]
 PLOTS = ["matplotlib>=3.8"]
 LORA = ["peft>=0.17"]
-TEST = ["pytest>=8", "pytest-timeout", "hypothesis>=6.100", "ruff", "mypy", "openmpi", *MPI, *PLOTS]
+TEST = ["pytest>=8", "pytest-timeout", "hypothesis>=6.100", "ruff", "mypy", "openmpi", *MPI, *PLOTS, *LORA]
 
 setup(
     name="dnabert_rm",
@@ -29,6 +29,7 @@ setup(
         "psutil>=5.9",
         "pysam>=0.22",
         "scikit-learn>=1.4",
+        "scipy>=1.11",
         "sentencepiece>=0.2",
         "tensorboard>=2.16",
         "torch>=2.9",

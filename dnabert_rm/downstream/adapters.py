@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +37,11 @@ def with_adapters(model: PreTrainedModel, rank: int, dropout: float, base: Path)
         lora_alpha=2 * rank,
         lora_dropout=dropout,
         target_modules=_ATTENTION[kind],
-        base_model_name_or_path=str(base.resolve()),
     )
-    return get_peft_model(model, config)
+    model.name_or_path = str(base.resolve())  # what peft writes down as the base
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by a name that will change
+        return get_peft_model(model, config)
 
 
 def _has(model: PreTrainedModel, name: str) -> bool:

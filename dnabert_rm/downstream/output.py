@@ -50,6 +50,7 @@ def clear_output(settings: FinetuneSettings) -> None:
     shutil.rmtree(output / CHECKPOINTS_FOLDER, ignore_errors=True)
     if (output / SCORES_FILE).exists():
         (output / SCORES_FILE).unlink()
+        (output / PREDICTIONS_FILE).unlink(missing_ok=True)
         for folder in (MODEL_FOLDER, TENSORBOARD_FOLDER):
             shutil.rmtree(output / folder, ignore_errors=True)
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from dnabert_rm.downstream.finetune import finetune
-from dnabert_rm.downstream.output import cell
-from dnabert_rm.downstream.settings import SCORES_FILE, FinetuneSettings
+from dnabert_rm.downstream.output import cell, clear_output
+from dnabert_rm.downstream.settings import MODEL_FOLDER, SCORES_FILE, FinetuneSettings
 from dnabert_rm.downstream.splits import notice
 from dnabert_rm.errors import ConfigError, is_first_rank
 from dnabert_rm.shards import write_atomically
@@ -28,6 +28,8 @@ def finetune_seeds(settings: FinetuneSettings) -> dict[str, Any]:
     Writes `output/scores.json`, that of one seed with means in place of `metrics` (see `together`), and returns it.
     Raises what `finetune` raises.
     """
+    if not settings.overwrite and (settings.output.is_file() or (settings.output / MODEL_FOLDER).exists()):
+        raise ConfigError(f"--output {settings.output}: is a file, or holds a run without --seeds; name another folder")
     seeds = settings.seeds or (settings.seed,)
     each = [replace(settings, seed=seed, seeds=None, output=settings.output / f"seed_{seed}") for seed in seeds]
     kept = [None if settings.overwrite else finished(one) for one in each]
@@ -37,6 +39,7 @@ def finetune_seeds(settings: FinetuneSettings) -> dict[str, Any]:
         results.append(found or finetune(one))
     scores = together(results, seeds) | {"settings": settings.to_json()}
     if is_first_rank():
+        clear_output(settings)
         write_atomically(settings.output / SCORES_FILE, json.dumps(scores, indent=2) + "\n")
     return scores
 

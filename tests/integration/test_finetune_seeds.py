@@ -2,6 +2,7 @@
 
 import json
 from argparse import ArgumentParser
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from scipy import stats
 
 from dnabert_rm.cli import finetune as command
 from dnabert_rm.downstream import seeds
+from dnabert_rm.downstream.finetune import finetune
 from dnabert_rm.errors import ConfigError, run_command
 
 
@@ -58,6 +60,18 @@ def test_a_seed_of_other_settings_is_not_taken(folder, tmp_path):
         seeds.finetune_seeds(other)
     again = settings_for(folder / "hf", folder, tmp_path / "out", seeds=(1,), max_steps=3, overwrite=True)
     assert seeds.finetune_seeds(again)["settings"]["max_steps"] == 3
+
+
+def test_one_run_and_several_share_no_folder(folder, tmp_path):
+    alone = settings_for(folder / "hf", folder, tmp_path / "out", max_steps=2)
+    several = settings_for(folder / "hf", folder, tmp_path / "out", seeds=(1, 2), max_steps=2)
+    finetune(alone)
+    with pytest.raises(ConfigError, match="holds a run without --seeds"):
+        seeds.finetune_seeds(several)
+    seeds.finetune_seeds(replace(several, overwrite=True))
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["scores.json", "seed_1", "seed_2"]
+    with pytest.raises(ConfigError, match=r"holds scores.json already"):
+        finetune(alone)
 
 
 def test_mean_and_interval_of_what_is_undefined():

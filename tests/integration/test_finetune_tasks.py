@@ -243,6 +243,8 @@ def test_lora_is_saved_as_adapters(model, classes, tmp_path, task):
     kind = AutoModelForTokenClassification if task == "bases" else AutoModelForSequenceClassification
     base = kind.from_pretrained(model, num_labels=2)
     loaded = PeftModel.from_pretrained(base, output / "model").eval()
+    adapters = json.loads((output / "model" / "adapter_config.json").read_text())
+    assert (adapters["r"], adapters["base_model_name_or_path"]) == (4, str(model.resolve()))
     assert scores["trained_parameters"] == sum(weight.numel() for weight in saved.values())
     assert {name.split(".")[-2] for name in saved if "lora" in name} == {"lora_A", "lora_B"}
     assert all(weight.abs().sum() > 0 for name, weight in saved.items() if "lora_B" in name), "adapters have learnt"
