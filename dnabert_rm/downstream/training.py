@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import PartialState
 from torch import Tensor
@@ -64,7 +65,11 @@ class TaskTrainer(Trainer):
         super().__init__(**options, data_collator=collate, compute_loss_func=task.loss, compute_metrics=self.scores)
 
     def scores(self, output: Any) -> dict[str, float | None]:
-        """The task's metrics of Trainer's predictions."""
+        """The task's metrics of Trainer's predictions; `ConfigError` where training has left the numbers."""
+        if not np.isfinite(output.predictions).all():
+            raise ConfigError(
+                f"--learning-rate {self.settings.learning_rate}: the model's answers became NaN; lower it"
+            )
         return self.task.metrics(output.label_ids, output.predictions)
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler:

@@ -342,6 +342,12 @@ def test_tables_that_teach_nothing(model, tmp_path, task, label, says):
         finetune(settings_for(model, tmp_path, tmp_path / "out", task=task))
 
 
+@pytest.mark.parametrize("task", ["classes", "regression"])
+def test_training_that_diverges(model, classes, tmp_path, task):
+    with pytest.raises(ConfigError, match=r"--learning-rate 1e\+30: .* lower it"):
+        finetune(settings_for(model, classes, tmp_path / "out", task=task, learning_rate=1e30, max_steps=4))
+
+
 def test_sequences_shorter_than_a_kmer(model, tmp_path):
     (tmp_path / "train.csv").write_text("sequence,label\nAC,0\nA,1\n")
     table = dict.fromkeys(("train", "dev", "test"), tmp_path / "train.csv")
