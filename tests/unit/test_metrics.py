@@ -79,7 +79,7 @@ def test_probabilities():
     assert found == pytest.approx(np.array([[0.25, 0.75], [1.0, 0.0]]))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(st.integers(1, 4), st.integers(0, 2**32 - 1))
 def test_several_labels_equal_to_scikit_learn(num_labels, seed):
     rng = np.random.default_rng(seed)
