@@ -11,7 +11,8 @@ MPI = ["mpi4py>=4.0"]
 PLOTS = ["matplotlib>=3.8"]
 LORA = ["peft>=0.17"]
 PARQUET = ["pyarrow>=15"]
-TEST = ["pytest>=8", "pytest-timeout", "hypothesis>=6.100", "ruff", "mypy", "openmpi", *MPI, *PLOTS, *PARQUET]
+EXTRAS = [*MPI, *PLOTS, *LORA, *PARQUET]
+TEST = ["pytest>=8", "pytest-timeout", "hypothesis>=6.100", "ruff", "mypy", "openmpi", *EXTRAS]
 
 setup(
     name="dnabert_rm",
@@ -30,6 +31,7 @@ setup(
         "psutil>=5.9",
         "pysam>=0.22",
         "scikit-learn>=1.4",
+        "scipy>=1.11",
         "sentencepiece>=0.2",
         "tensorboard>=2.16",
         "torch>=2.9",

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel, set_seed
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+    set_seed,
+)
 
+from dnabert_rm.downstream.adapters import ADAPTER_CONFIG
+from dnabert_rm.downstream.task import Task
 from dnabert_rm.errors import CheckpointError
 from dnabert_rm.tokenizer import KmerTokenizer
 
@@ -41,27 +50,30 @@ def load_tokenizer(folder: Path, config: PreTrainedConfig, overlapping: bool = T
     return tokenizer
 
 
-def load_classifier(
-    folder: Path, config: PreTrainedConfig, classes: Sequence[str], dropout: float, seed: int, from_scratch: bool
+def load_model(
+    folder: Path, config: PreTrainedConfig, task: Task, dropout: float, seed: int, from_scratch: bool = False
 ) -> tuple[PreTrainedModel, list[str]]:
-    """A sequence classifier in fp32 on a pretrained encoder, and the names of the tensors that are new.
+    """A pretrained encoder in fp32 under a fitted task's head, and the names of the tensors that are new.
 
-    `from_scratch` leaves all weights random: the same architecture as a control. The new tensors
-    are drawn from `seed`. `CheckpointError` where a tensor of the encoder is missing, left over or
-    of another shape; a pooler and a classification head may be new.
+    The head answers for a sequence, or for each token where the task is `per_base`. `from_scratch` leaves all weights
+    random: the same architecture as a control. The new tensors are drawn from `seed`. `CheckpointError` where a tensor
+    of the encoder is missing, left over or of another shape; a pooler and a classification head may be new.
     """
+    if (folder / ADAPTER_CONFIG).exists():
+        raise CheckpointError(f"{folder}: holds LoRA adapters alone; name the model that they were trained on")
     for name in _DROPOUT_FIELDS:
         if hasattr(config, name):
             setattr(config, name, dropout)
-    config.id2label = dict(enumerate(classes))
-    config.label2id = {name: number for number, name in enumerate(classes)}
-    config.problem_type = "single_label_classification"
+    config.id2label = dict(enumerate(task.labels))
+    config.label2id = {name: number for number, name in enumerate(task.labels)}
+    config.problem_type = task.problem_type  # type: ignore[assignment]
+    kind: Any = AutoModelForTokenClassification if task.per_base else AutoModelForSequenceClassification
     set_seed(seed)
     with quiet_transformers(), _as_checkpoint_error(folder):
         if from_scratch:
-            model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
+            model = kind.from_config(config, dtype=torch.float32)
             return model, list(model.state_dict())
-        model, report = AutoModelForSequenceClassification.from_pretrained(
+        model, report = kind.from_pretrained(
             folder,
             config=config,
             dtype=torch.float32,
@@ -71,6 +83,12 @@ def load_classifier(
             ignore_mismatched_sizes=True,
         )
     return model, _new_tensors(folder, model, report)
+
+
+def freeze_encoder(model: PreTrainedModel) -> None:
+    """Let nothing learn but the head and, where there is one, the pooler, which belongs to it."""
+    for name, parameter in model.base_model.named_parameters():
+        parameter.requires_grad = "pooler." in name
 
 
 def _new_tensors(folder: Path, model: PreTrainedModel, report: dict[str, Any]) -> list[str]:

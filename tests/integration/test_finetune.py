@@ -6,52 +6,29 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from finetuning import BERT, save_model, settings_for, write_table
 from safetensors.torch import load_file, save_file
 from sklearn.metrics import matthews_corrcoef
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
-    BertConfig,
-    BertForMaskedLM,
     ModernBertConfig,
     ModernBertForMaskedLM,
 )
 
 from dnabert_rm.cli import finetune as command
-from dnabert_rm.downstream import heads, training
-from dnabert_rm.downstream.finetune import FinetuneSettings, finetune
+from dnabert_rm.downstream import heads, rows, training
+from dnabert_rm.downstream.finetune import finetune
+from dnabert_rm.downstream.tasks import TASK_CLASSES
 from dnabert_rm.errors import CheckpointError, ConfigError, DataError, run_command
 from dnabert_rm.tokenizer import KmerTokenizer
 
-BERT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-
-
-def save_model(folder, k=3, positions=40, **options):
-    torch.manual_seed(0)
-    config = BertConfig(vocab_size=5 + 4**k, max_position_embeddings=positions, **{**BERT, **options})
-    with heads.quiet_transformers():
-        BertForMaskedLM(config).save_pretrained(folder)
-        KmerTokenizer(k).save_pretrained(folder)
-    return folder
-
-
-def write_table(path, classes, rows, seed, lengths=(20, 36)):
-    """Sequences whose base composition tells their class."""
-    rng = np.random.default_rng(seed)
-    weights = np.full((len(classes), 4), 0.1)
-    weights[np.arange(len(classes)), np.arange(len(classes))] = 0.7
-    with open(path, "w", newline="") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(["sequence", "label"])
-        for _ in range(rows):
-            number = rng.integers(len(classes))
-            bases = rng.choice(list("ACGT"), rng.integers(lengths[0], lengths[1] + 1), p=weights[number])
-            writer.writerow(["".join(bases), classes[number]])
-    return path
+CLASSES = TASK_CLASSES["classes"](("label",), ("0", "1"))
 
 
 @pytest.fixture(scope="module")
@@ -62,15 +39,9 @@ def model(tmp_path_factory):
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("motifs")
-    for seed, (name, rows) in enumerate({"train": 160, "dev": 40, "test": 50}.items()):
-        write_table(folder / f"{name}.csv", ["0", "1"], rows, seed)
+    for seed, (name, count) in enumerate({"train": 160, "dev": 40, "test": 50}.items()):
+        write_table(folder / f"{name}.csv", ["0", "1"], count, seed)
     return folder
-
-
-def settings_for(model, data, output, **options):
-    quick = {"max_steps": 20, "eval_steps": 10, "warmup_steps": 2, "learning_rate": 3e-3, "dev": data / "dev.csv"}
-    files = {"model": model, "train": data / "train.csv", "test": data / "test.csv", "output": output}
-    return FinetuneSettings(**(files | quick | options))
 
 
 def run(*words):
@@ -143,7 +114,7 @@ def test_checkpoint_is_the_best_on_dev(model, data, tmp_path, capsys):
     """Dev has the classes the other way round, so it gets worse with every step and the last is the worst."""
     write_table(tmp_path / "dev.csv", ["1", "0"], 40, 5)
     scores = finetune(settings_for(model, data, tmp_path / "out", dev=tmp_path / "dev.csv", eval_steps=6))
-    found = re.findall(r"step (\d+)/20 .* dev MCC (-?[\d.]+)", capsys.readouterr().err)
+    found = re.findall(r"step (\d+)/20 .* dev mcc (-?[\d.]+)", capsys.readouterr().err)
     assert [int(step) for step, _ in found] == [6, 12, 18, 20]
     best_step, best = max(found, key=lambda pair: float(pair[1]))
     assert float(best) > float(found[-1][1]) + 0.5
@@ -152,12 +123,15 @@ def test_checkpoint_is_the_best_on_dev(model, data, tmp_path, capsys):
 
 
 def test_order_of_rows_hangs_on_the_seed_alone(model, data, tmp_path):
-    rows = training.token_rows(KmerTokenizer(3), [f"ACGT{'A' * number}" for number in range(40)], np.arange(40), 60)
+    sequences = [f"ACGT{'A' * number}" for number in range(40)]
+    made = rows.token_rows(KmerTokenizer(3), sequences, list(np.arange(40)), 60)
 
     def first_labels(seed):
         torch.manual_seed(0)
-        made = heads.load_classifier(model, heads.load_config(model), ["0", "1"], 0.1, 0, False)[0]
-        trainer = training.make_trainer(made, rows, rows, settings_for(model, data, tmp_path, seed=seed))
+        loaded = heads.load_model(model, heads.load_config(model), CLASSES, 0.1, 0)[0]
+        settings = settings_for(model, data, tmp_path, seed=seed)
+        args = training.training_arguments(settings, "mcc")
+        trainer = training.make_trainer(loaded, CLASSES, made, made, settings, args)
         return next(iter(trainer.get_train_dataloader()))["labels"].tolist()
 
     assert first_labels(1) == first_labels(1) != first_labels(2)
@@ -169,15 +143,13 @@ def test_non_overlapping_tokens(model, data, tmp_path):
     whole = KmerTokenizer(3)("ACGTTTGACAT")["input_ids"][1:-1]
     assert not saved.overlapping and saved("ACGTTTGACAT")["input_ids"][1:-1] == whole[::3]
     tokenizer = heads.load_tokenizer(model, heads.load_config(model), overlapping=False)
-    rows = training.token_rows(tokenizer, ["ACGTTTGACAT"], np.array([0]), 40)
-    assert rows[0]["input_ids"].tolist() == [2, *whole[::3], 3]
+    made = rows.token_rows(tokenizer, ["ACGTTTGACAT"], [np.array(0)], 40)
+    assert made[0].windows[0].tolist() == [2, *whole[::3], 3]
 
 
 def test_long_sequences_keep_their_middle(model, data, tmp_path, capsys):
-    long = np.arange(11)
-    assert training.middle(long, 5).tolist() == [3, 4, 5, 6, 7]
-    assert training.middle(long, 4).tolist() == [3, 4, 5, 6]
-    assert training.middle(long, 11).tolist() == training.middle(long, 12).tolist() == long.tolist()
+    assert (rows.middle(11, 5), rows.middle(11, 4)) == (range(3, 8), range(3, 7))
+    assert rows.middle(11, 11) == rows.middle(11, 12) == range(11)
     write_table(tmp_path / "train.csv", ["0", "1"], 40, 0, lengths=(90, 90))
     settings = settings_for(model, data, tmp_path / "out", train=tmp_path / "train.csv", max_steps=2)
     assert finetune(settings)["rows_cut_to_their_middle"] == {"train": 40, "dev": 0, "test": 0}
@@ -187,15 +159,18 @@ def test_long_sequences_keep_their_middle(model, data, tmp_path, capsys):
 
 
 def test_rows_of_tokens_have_the_sizes_asked_for():
-    rows = training.token_rows(KmerTokenizer(3), ["ACGTACGT", "AC", "ACGTA"], np.array([0, 1, 0]), 6)
-    assert [len(row) for row in rows.rows] == [6, 2, 5]
-    assert (rows.num_cut, rows.num_empty, rows.lengths_differ) == (1, 1, True)
-    assert rows[0]["input_ids"].tolist() == [2, *KmerTokenizer(3)("CGTACG")["input_ids"][1:-1], 3]
+    targets = [np.array(target) for target in (0, 1, 0)]
+    made = rows.token_rows(KmerTokenizer(3), ["ACGTACGT", "AC", "ACGTA"], targets, 6)
+    assert made.lengths == [6, 2, 5] and (made.num_long, made.num_empty) == (1, 1)
+    assert made[0].windows[0].tolist() == [2, *KmerTokenizer(3)("CGTACG")["input_ids"][1:-1], 3]
+
+
+def row(tokens, target):
+    return rows.Row([np.array(tokens)], None, None, np.array(target))
 
 
 def test_attention_mask_only_where_rows_are_padded():
-    rows = [{"input_ids": np.array([2, 7, 3]), "labels": 1}, {"input_ids": np.array([2, 3]), "labels": 0}]
-    padded, even = training.collate(rows), training.collate(rows[:1])
+    padded, even = rows.collate([row([2, 7, 3], 1), row([2, 3], 0)]), rows.collate([row([2, 7, 3], 1)])
     assert padded["input_ids"].tolist() == [[2, 7, 3], [2, 3, 0]] and padded["labels"].tolist() == [1, 0]
     assert padded["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 0]]
     assert "attention_mask" not in even
@@ -205,7 +180,7 @@ def test_pretrained_and_random_weights(model):
     source = load_file(model / "model.safetensors")
 
     def load(seed, from_scratch):
-        return heads.load_classifier(model, heads.load_config(model), ["a", "b"], 0.25, seed, from_scratch)
+        return heads.load_model(model, heads.load_config(model), CLASSES, 0.25, seed, from_scratch)
 
     made, new = load(1, False)
     weights = made.state_dict()
@@ -226,13 +201,13 @@ def test_from_scratch_is_reported(model, data, tmp_path):
 
 def test_shortest_run_shows_its_loss(model, data, tmp_path, capsys):
     finetune(settings_for(model, data, tmp_path / "out", max_steps=1, eval_steps=200))
-    assert re.search(r"step 1/1  loss 0\.\d+  dev loss 0\.\d+  dev MCC", capsys.readouterr().err)
+    assert re.search(r"step 1/1  loss 0\.\d+  dev loss 0\.\d+  dev mcc", capsys.readouterr().err)
 
 
 def test_a_fine_tuned_model_may_be_the_start_of_another(model, data, tmp_path):
     finetune(settings_for(model, data, tmp_path / "first", max_steps=2))
     config = heads.load_config(tmp_path / "first" / "model")
-    _, new = heads.load_classifier(tmp_path / "first" / "model", config, list("abc"), 0.1, 0, False)
+    _, new = heads.load_model(tmp_path / "first" / "model", config, replace(CLASSES, labels=("a", "b", "c")), 0.1, 0)
     assert new == ["classifier.bias", "classifier.weight"]
 
 

@@ -1,11 +1,12 @@
 """Labelled tables: what is read, and the one line that each mistake gets."""
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dnabert_rm.downstream.tables import class_names, class_numbers, count_shared, hold_out, read_labelled
+from dnabert_rm.downstream.labels import class_names
+from dnabert_rm.downstream.tables import BadRows, count_shared, hold_out, read_labelled
+from dnabert_rm.downstream.tasks import TASK_CLASSES
 from dnabert_rm.errors import DataError
 
 
@@ -96,17 +97,57 @@ def rows(tmp_path, labels, name="t.csv"):
     ],
 )
 def test_classes_are_sorted(tmp_path, labels, names):
-    table = rows(tmp_path, labels)
-    assert class_names(table) == names
-    assert [names[number] for number in class_numbers(table, names, table.path)] == labels
+    task = TASK_CLASSES["classes"](("label",)).fitted(rows(tmp_path, labels))
+    assert task.labels == tuple(names)
+    assert [task.labels[task.target("A", [label])] for label in labels] == labels
 
 
 def test_classes_that_cannot_be(tmp_path):
     with pytest.raises(DataError, match=r"every row has the label 'a'"):
-        class_names(rows(tmp_path, ["a", "a"]))
-    test = rows(tmp_path, ["a", "c"], "test.csv")
-    with pytest.raises(DataError, match=r"test.csv:3: the label 'c' is not in train.csv \(which has a, b\)"):
-        class_numbers(test, ["a", "b"], "train.csv")
+        class_names(["a", "a"], tmp_path)
+    train, test = rows(tmp_path, ["a", "b"]), rows(tmp_path, ["a", "c"], "test.csv")
+    task = TASK_CLASSES["classes"](("label",)).fitted(train)
+    with pytest.raises(DataError, match=r"test.csv:3: the label 'c' is not in the training table \(which has a, b\)"):
+        BadRows().usable(test, task.target)
+
+
+def test_columns_of_labels(tmp_path):
+    path = write(tmp_path, "id,Yes,sequence,no\nx,1,ACGT,0.5\ny,2,ACGT,\n")
+    table = read_labelled(path, ["yes"])
+    assert table.fields == [("1",), ("2",)] and table.columns == ("yes",)
+    with pytest.raises(DataError, match=r"t.csv:3: the label no is missing"):
+        read_labelled(path, ["yes", "no"])
+    with pytest.raises(DataError, match=r"t.csv:1: no column 'maybe' .*--label-columns"):
+        read_labelled(path, ["yes", "maybe"])
+
+
+def test_bad_rows_are_left_out_and_counted(tmp_path):
+    path = write(tmp_path, "sequence,label\nACGT,0\nAC-T,0\nACGT\n,1\nACGT,\nacgt,1\nACGT,2\n")
+    bad_rows = BadRows(drop=True)
+    table = read_labelled(path, bad_rows=bad_rows)
+    assert (table.lines, table.labels) == ([2, 7, 8], ["0", "1", "2"])
+    assert [text.split(": ")[0] for text in bad_rows.faults[path]] == [f"{path}:{line}" for line in (3, 4, 5, 6)]
+    task = TASK_CLASSES["classes"](("label",)).fitted(table.rows([0, 1]))
+    assert bad_rows.usable(table, task.target).lines == [2, 7] and bad_rows.count(path) == 5
+    with pytest.raises(DataError, match=r"t.csv: no row can be used; .*t.csv:2: '-' at base 2"):
+        read_labelled(write(tmp_path, "sequence,label\nA-G,0\n,1\n"), bad_rows=BadRows(drop=True))
+
+
+@pytest.mark.parametrize(
+    ("task", "columns", "row", "says"),
+    [
+        ("regression", "label", "ACGT,high", ":3: label is 'high', not a number"),
+        ("regression", "label", "ACGT,nan", ":3: label is 'nan'; a finite number"),
+        ("multi-label", "a,b", "ACGT,1,yes", ":3: b is 'yes'; columns of several labels hold 0 or 1"),
+        ("bases", "label", "ACGT,011", ":3: 3 labels for 4 bases"),
+    ],
+)
+def test_labels_that_a_task_cannot_read(tmp_path, task, columns, row, says):
+    good = {"regression": "1.5", "multi-label": "1,0", "bases": "0011"}[task]
+    path = write(tmp_path, f"sequence,{columns}\nACGT,{good}\n{row}\n")
+    names = columns.split(",")
+    with pytest.raises(DataError, match=says):
+        read_labelled(path, names, TASK_CLASSES[task](tuple(names)).check)
 
 
 @settings(max_examples=50, deadline=None)
@@ -135,5 +176,4 @@ def test_shared_rows(tmp_path):
 
 def test_reads_gue(test_data):
     table = read_labelled(test_data / "gue" / "prom" / "prom_core_tata" / "dev.csv")
-    assert len(table) == 613 and class_names(table) == ["0", "1"]
-    assert np.bincount(class_numbers(table, ["0", "1"], table.path)).sum() == 613
+    assert len(table) == 613 and class_names(table.labels, table.path) == ("0", "1")
