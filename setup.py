@@ -45,7 +45,7 @@ setup(
         "lora": LORA,
         "parquet": PARQUET,
         "test": TEST,
-        "all": MPI + PLOTS + LORA + PARQUET,
+        "all": EXTRAS,
     },
     entry_points={
         "console_scripts": [
