@@ -34,13 +34,13 @@ def load_config(folder: Path) -> PreTrainedConfig:
     """The configuration of an exported model; `CheckpointError` where there is none."""
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder}: no config.json there; name a folder that `dnabert-rm export` has written")
-    with _as_checkpoint_error(folder):
+    with as_checkpoint_error(folder):
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
 def load_tokenizer(folder: Path, config: PreTrainedConfig, overlapping: bool = True) -> KmerTokenizer:
     """The k-mer tokenizer of a model's folder, for overlapping or non-overlapping tokens."""
-    with _as_checkpoint_error(folder):
+    with as_checkpoint_error(folder):
         tokenizer = KmerTokenizer.from_pretrained(folder, local_files_only=True, overlapping=overlapping)
     if tokenizer.vocab_size > config.vocab_size:
         raise CheckpointError(
@@ -69,7 +69,7 @@ def load_model(
     config.problem_type = task.problem_type  # type: ignore[assignment]
     kind: Any = AutoModelForTokenClassification if task.per_base else AutoModelForSequenceClassification
     set_seed(seed)
-    with quiet_transformers(), _as_checkpoint_error(folder):
+    with quiet_transformers(), as_checkpoint_error(folder):
         if from_scratch:
             model = kind.from_config(config, dtype=torch.float32)
             return model, list(model.state_dict())
@@ -112,7 +112,7 @@ def _new_tensors(folder: Path, model: PreTrainedModel, report: dict[str, Any]) -
 
 
 @contextlib.contextmanager
-def _as_checkpoint_error(folder: Path) -> Iterator[None]:
+def as_checkpoint_error(folder: Path) -> Iterator[None]:
     """Turn the libraries' errors about a model's folder into one line for the user."""
     try:
         yield

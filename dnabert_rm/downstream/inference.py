@@ -5,7 +5,7 @@ Shapes: B rows, W tokens a row with specials, T_i tokens of row i without.
 
 from __future__ import annotations
 
-import contextlib
+import ctypes
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,11 +16,11 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from dnabert_rm.downstream.heads import quiet_transformers
+from dnabert_rm.downstream.heads import as_checkpoint_error, quiet_transformers
 from dnabert_rm.errors import CheckpointError
 from dnabert_rm.kmer import UNK_ID
 from dnabert_rm.tokenizer import KmerTokenizer
@@ -103,16 +103,6 @@ def read_json(path: Path) -> dict[str, Any]:
     return found
 
 
-@contextlib.contextmanager
-def as_checkpoint_error(folder: Path) -> Iterator[None]:
-    """Turn the libraries' errors about a model's folder into one line for the user."""
-    try:
-        yield
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise CheckpointError(f"{folder}: not a model that can be loaded ({reason})") from error
-
-
 # ---- batches
 
 
@@ -150,6 +140,7 @@ class Runner:
             found = self._forward([rows[i] for i in batch], forward)  # type: ignore[misc]
             for i, answer in zip(batch, found, strict=True):
                 answers[i] = take(answer, len(rows[i]) - 2)  # type: ignore[arg-type]
+        give_memory_back()
         return answers
 
     def _forward(self, rows: list[NDArray], forward: Forward) -> NDArray[np.float32]:
@@ -162,6 +153,12 @@ class Runner:
     def arithmetic(self) -> torch.autocast:
         """The context in which the model runs."""
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
+
+
+def give_memory_back() -> None:
+    """Hand freed memory to the system: batches of many shapes leave glibc's heap in pieces, which pile up."""
+    if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)
 
 
 def take_device() -> torch.device:
