@@ -26,55 +26,37 @@ from dnabert_rm.downstream.inference import (
     take_device,
 )
 from dnabert_rm.downstream.inference_settings import InferenceSettings
-from dnabert_rm.downstream.metrics import probabilities
 from dnabert_rm.downstream.output_files import check_output, written_aside
 from dnabert_rm.downstream.sequence_files import LONG, Tokens, Unit
+from dnabert_rm.downstream.settings import FINETUNING_FILE
+from dnabert_rm.downstream.task import Task
+from dnabert_rm.downstream.tasks import TASK_CLASSES, Classes, Regression
 from dnabert_rm.downstream.window_stream import Answers, Tally, Track, allowed_tokens, answered, by_unit
 from dnabert_rm.errors import CheckpointError
-
-HEAD_FILE = "finetuning.json"
-CLASSES, MULTI_LABEL, REGRESSION, BASES = TASKS = ("classes", "multi-label", "regression", "bases")
 
 
 @dataclass(frozen=True)
 class Head:
     """What a fine-tuned model's logits mean, and how its sequences were read."""
 
-    task: str
-    labels: list[str]
+    task: Task
+    """Whose cells a row of logits becomes. A class for each base: `Classes`, because each base has a row of its own."""
+    per_base: bool = False
     overlapping: bool = True
     max_tokens: int | None = None
     long: str = "middle"
-    target_mean: tuple[float, ...] = ()
-    target_std: tuple[float, ...] = ()
 
-    def columns(self) -> list[str]:
-        """Names of the cells of a row."""
-        if self.task == REGRESSION:
-            return ["prediction"] if len(self.labels) == 1 else [f"prediction_{label}" for label in self.labels]
-        return ["prediction", *(f"p_{label}" for label in self.labels)]
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What the model's outputs stand for, in order."""
+        return self.task.labels
 
     def cells(self, logits: NDArray) -> list[list[str]]:
-        """The cells of each row of logits (N, C), empty where they are NaN.
-
-        Classes and bases: the most probable label and the softmax. Labels that don't exclude each other: those with a
-        probability of at least 0.5, joined by ";", and the sigmoids. Regression: the values in the targets' unit.
-        """
-        logits = np.asarray(logits, dtype=np.float64)
-        if self.task == REGRESSION:
-            values = logits * np.array(self.target_std or 1.0) + np.array(self.target_mean or 0.0)
-            rows = [[f"{value:.6g}" for value in row] for row in values]
-        else:
-            # exp of a negative number alone can't overflow.
-            chances = np.exp(-np.logaddexp(0, -logits)) if self.task == MULTI_LABEL else probabilities(logits)
-            rows = [[self._named(row), *(f"{value:.6f}" for value in row)] for row in chances]
-        empty = [""] * len(self.columns())
-        return [empty if missing else row for row, missing in zip(rows, np.isnan(logits).any(axis=1), strict=True)]
-
-    def _named(self, chances: NDArray) -> str:
-        if self.task == MULTI_LABEL:
-            return ";".join(label for label, chance in zip(self.labels, chances, strict=True) if chance >= 0.5)
-        return self.labels[int(chances.argmax())]
+        """The cells of each row of logits (N, C), as in `finetune`'s predictions.csv; empty where they are NaN."""
+        missing = np.isnan(logits).any(axis=1)
+        filled = self.task.predictions(np.where(missing[:, None], 0, logits), np.zeros(len(logits)))
+        empty = [""] * len(self.task.prediction_columns())
+        return [empty if gone else row for row, gone in zip(filled, missing, strict=True)]
 
 
 def read_head(folder: Path, config: Any) -> Head:
@@ -82,27 +64,30 @@ def read_head(folder: Path, config: Any) -> Head:
 
     `CheckpointError` where it does not describe this model.
     """
-    path = folder / HEAD_FILE
+    path = folder / FINETUNING_FILE
     if not path.is_file():
         tokenizer = folder / "tokenizer_config.json"
         overlapping = read_json(tokenizer).get("overlapping", True) if tokenizer.is_file() else True
-        return Head(CLASSES, [config.id2label[i] for i in range(config.num_labels)], overlapping)
+        labels = tuple(config.id2label[i] for i in range(config.num_labels))
+        return Head(Classes(labels, labels), overlapping=overlapping)
     record = read_json(path)
     try:
+        kind = TASK_CLASSES[record["task"]]
+        labels = tuple(str(label) for label in record["labels"])
+        scales = [tuple(map(float, record.get(name) or ())) for name in ("target_mean", "target_std")]
+        if not labels or {len(scale) for scale in scales} - {len(labels) if kind is Regression else 0}:
+            raise ValueError("its labels and targets don't fit together")
         head = Head(
-            task=record["task"],
-            labels=[str(label) for label in record["labels"]],
+            task=(Classes if kind.per_base else kind)(labels, labels, *scales),
+            per_base=kind.per_base,
             overlapping=bool(record.get("overlapping", True)),
             max_tokens=None if record.get("max_tokens") is None else int(record["max_tokens"]),
             long=record.get("long") or "middle",
-            target_mean=tuple(map(float, record.get("target_mean") or ())),
-            target_std=tuple(map(float, record.get("target_std") or ())),
         )
+        if head.long not in LONG:
+            raise ValueError(f"long {head.long!r} is none of {', '.join(LONG)}")
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: does not describe a fine-tuned model ({error}); fine-tune again") from None
-    scales = {len(head.target_mean), len(head.target_std)} - {0}
-    if head.task not in TASKS or head.long not in LONG or not head.labels or scales - {len(head.labels)}:
-        raise CheckpointError(f"{path}: its task, labels or targets don't fit together; fine-tune again")
     return head
 
 
@@ -117,7 +102,7 @@ class Predictor:
 
     def ask(self, sequences: list[bytes]) -> list[NDArray | None]:
         """Logits of each sequence, (C,), or (T, C) for bases; None where not one k-mer is known."""
-        of_tokens = self.head.task == BASES
+        of_tokens = self.head.per_base
         return self.runner.run(
             self.runner.rows(sequences),
             lambda ids, mask: self.model(input_ids=ids, attention_mask=mask).logits,
@@ -134,10 +119,10 @@ def load_predictor(folder: Path, batch_size: int, precision: str) -> Predictor:
         config.id2label = dict(enumerate(head.labels))
     if len(head.labels) != config.num_labels:
         raise CheckpointError(
-            f"{folder / HEAD_FILE}: has {len(head.labels)} labels where the model has {config.num_labels} outputs;"
-            " fine-tune again"
+            f"{folder / FINETUNING_FILE}: has {len(head.labels)} labels where the model has {config.num_labels} "
+            "outputs; fine-tune again"
         )
-    auto_class = AutoModelForTokenClassification if head.task == BASES else AutoModelForSequenceClassification
+    auto_class = AutoModelForTokenClassification if head.per_base else AutoModelForSequenceClassification
     if base is None:
         model: torch.nn.Module = load_model(auto_class, folder, config)
     else:
@@ -163,16 +148,16 @@ def predict(settings: InferenceSettings) -> Tally:
     allowed_tokens(settings, tokens, predictor.positions)
     tally = Tally()
     # Logits of bases are as large as the batch; all others are a few numbers a window.
-    num_sorted = {"num_sorted": 1} if head.task == BASES else {}
+    num_sorted = {"num_sorted": 1} if head.per_base else {}
     answers = answered(settings, tokens, settings.long or head.long, predictor.ask, tally, **num_sorted)
     with written_aside(settings.output) as (aside,), open(aside, "w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream, lineterminator="\n")
-        if head.task == BASES:
-            writer.writerow(["id", "position", *head.columns()])
+        if head.per_base:
+            writer.writerow(["id", "position", *head.task.prediction_columns()])
             rows = base_rows(head, tokens, answers)
         else:
             names = ["id"] if settings.tile is None else ["contig", "start", "end"]
-            writer.writerow([*names, *head.columns()])
+            writer.writerow([*names, *head.task.prediction_columns()])
             rows = unit_rows(head, answers, settings.tile is not None)
         for row in rows:
             writer.writerow(row)
