@@ -1,21 +1,22 @@
-"""The picture of RandomMask's masks at each phase: `python -m dnabert_rm.analysis.masks OUT.png`."""
+"""The picture of RandomMask's masks at each phase."""
 
 from __future__ import annotations
 
-import argparse
-import sys
 from itertools import pairwise
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dnabert_rm import draws
+from dnabert_rm.analysis.figures import new_figure
 from dnabert_rm.data.batches import BatchPlan
-from dnabert_rm.errors import ConfigError, run_command
 from dnabert_rm.kmer import MASK_ID, NUM_SPECIAL, vocab_size
 from dnabert_rm.masking.collator import IGNORE, RandomMaskCollator
-from dnabert_rm.masking.schedule import MaskSchedule, make_schedule
+from dnabert_rm.masking.schedule import MaskSchedule
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SEEN, MASKED, RANDOM, KEPT = range(4)
 COLOURS = ("#eef1f5", "#b3261e", "#f2a33a", "#2e7d5b")
@@ -40,8 +41,7 @@ def mask_kinds(
     return np.where(labels == IGNORE, SEEN, kinds)[order], batch.span[order]
 
 
-def draw_masks(
-    path: str | Path,
+def masks_figure(
     schedule: MaskSchedule,
     *,
     k: int = 6,
@@ -49,16 +49,13 @@ def draw_masks(
     num_tokens: int = 254,
     replacement: str = "token",
     seed: int = 42,
-) -> None:
-    """Write a picture with one panel a phase, a row a window and a column a token. `ConfigError` without matplotlib."""
-    try:
-        from matplotlib.colors import ListedColormap
-        from matplotlib.figure import Figure
-        from matplotlib.patches import Patch
-    except ImportError:
-        raise ConfigError("matplotlib is not installed; install dnabert_rm[plots]") from None
+) -> Figure:
+    """A picture with one panel a phase, a row a window and a column a token. `ConfigError` without matplotlib."""
     phases = [phase for phase in enumerate(pairwise((0, *schedule.phase_ends))) if phase[1][0] < phase[1][1]]
-    figure = Figure(figsize=(11, 0.5 + 1.35 * len(phases)), layout="constrained")
+    figure = new_figure(11, 0.5 + 1.35 * len(phases))
+    from matplotlib.colors import ListedColormap
+    from matplotlib.patches import Patch
+
     panels = np.atleast_1d(figure.subplots(len(phases), 1, sharex=True))
     for panel, (number, (first, end)) in zip(panels, phases, strict=True):
         settings = {"k": k, "num_windows": num_windows, "num_tokens": num_tokens}
@@ -73,25 +70,4 @@ def draw_masks(
     panels[-1].set_xlabel("token of the window", fontsize=9)
     patches = [Patch(facecolor=colour, label=label) for colour, label in zip(COLOURS, LABELS, strict=True)]
     figure.legend(handles=patches, loc="outside lower center", ncols=len(patches), fontsize=8, frameon=False)
-    figure.savefig(path, dpi=110, metadata={"Software": None})
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Draw the paper's schedule."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("out", metavar="OUT.png", help="picture to write")
-    parser.add_argument("--k", type=int, default=6, help="bases of a k-mer (%(default)s)")
-    parser.add_argument("--steps", type=int, default=480_000, help="steps of the run (%(default)s)")
-    parser.add_argument("--draw", default="uniform", choices=("uniform", "max"), help="span of a window (%(default)s)")
-    parser.add_argument("--replacement", default="token", choices=("token", "span"), help="what 80/10/10 is drawn for")
-    args = parser.parse_args(argv)
-
-    def draw() -> None:
-        schedule = make_schedule("randommask", k=args.k, total_steps=args.steps, draw=args.draw)
-        draw_masks(args.out, schedule, k=args.k, replacement=args.replacement)
-
-    return run_command("masks", draw)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return figure

@@ -13,6 +13,7 @@ from dnabert_rm.errors import EXIT_USER_ERROR, is_first_rank, run_command
 PROGRAM = "dnabert-rm"
 COMMANDS = (
     "check", "plan", "show-batch", "pretrain", "export", "finetune", "gue", "predict", "embed", "score-variants",
+    "analyze",
 )  # fmt: skip
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dnabert_rm.analysis.masks import KEPT, MASKED, RANDOM, SEEN, draw_masks, main, mask_kinds
+from dnabert_rm.analysis.masks import KEPT, MASKED, RANDOM, SEEN, mask_kinds, masks_figure
+from dnabert_rm.cli.main import main
 from dnabert_rm.masking.schedule import make_schedule
 
 
@@ -21,9 +22,11 @@ def test_kinds_are_in_their_shares():
     assert (np.diff(span) >= 0).all()
 
 
-def test_the_picture_is_written(tmp_path):
+def test_the_picture_is_written(tmp_path, capsys):
     pytest.importorskip("matplotlib")
-    assert main([str(tmp_path / "masks.png")]) == 0
-    assert (tmp_path / "masks.png").read_bytes().startswith(b"\x89PNG")
-    draw_masks(tmp_path / "short.png", make_schedule("randommask", k=3, total_steps=3), k=3)
-    assert (tmp_path / "short.png").stat().st_size > 1000
+    assert main(["analyze", "masking", "--output", str(tmp_path / "new" / "masks.png")]) == 0
+    assert (tmp_path / "new" / "masks.png").read_bytes().startswith(b"\x89PNG")
+    assert main(["analyze", "masking", "--output", str(tmp_path / "masks.jpeg")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    figure = masks_figure(make_schedule("randommask", k=3, total_steps=3), k=3)
+    assert len(figure.axes) == 1  # a run of 3 steps has room for one phase

@@ -1,0 +1,202 @@
+"""`dnabert-rm analyze`: pictures and a report of what runs did; one sub-command a kind of picture."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from dnabert_rm.errors import ConfigError, DataError
+from dnabert_rm.quiet import quiet_third_parties
+
+HELP = "curves, embeddings, attention, masks as pictures; a report of runs as one page"
+EXAMPLE = (
+    "dnabert-rm analyze curves runs/randommask runs/fixed --output curves.png\n"
+    "  dnabert-rm analyze report runs/randommask runs/fixed --gue results --output report.html"
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """A sub-command each."""
+    commands = parser.add_subparsers(metavar="KIND", required=True)
+    _add_curves(commands)
+    _add_embeddings(commands)
+    _add_attention(commands)
+    _add_masking(commands)
+    _add_report(commands)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Run the sub-command that was named."""
+    try:
+        args.analysis(args)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise DataError(f"{error.filename}: {error.strerror}; check the path") from None
+
+
+def _command(commands: Any, name: str, text: str, run_it: Callable[[argparse.Namespace], None], example: str) -> Any:
+    parser = commands.add_parser(
+        name, help=text, description=text, epilog=f"example:\n  dnabert-rm analyze {name} {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.set_defaults(analysis=run_it)
+    return parser
+
+
+def _add_curves(commands: Any) -> None:
+    parser = _command(
+        commands, "curves", "several runs on one picture: losses with their phases, accuracy, learning rate", _curves,
+        "runs/randommask runs/fixed --names RandomMask,fixed --output curves.png",
+    )  # fmt: skip
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="picture (.png, .svg or .pdf); what "
+                        "it draws is written beside it as .csv")  # fmt: skip
+    _add_names(parser)
+    parser.add_argument("--smooth", type=int, default=0, metavar="N", help="logged steps of the running mean, an odd "
+                        "number; 1: none (default: a fiftieth of the run's)")  # fmt: skip
+
+
+def _add_names(parser: Any) -> None:
+    parser.add_argument("--names", default="", metavar="A,B", help="the runs' names (default: their folders')")
+    parser.add_argument("--x", choices=("steps", "tokens"), default="steps", help="axis of the curves (steps)")
+
+
+def _curves(args: argparse.Namespace) -> None:
+    from dnabert_rm.analysis.curves import curves_csv, curves_figure, make_curves
+    from dnabert_rm.analysis.figures import check_picture_name, save_figure
+
+    check_picture_name(args.output)
+    if args.smooth < 0 or (args.smooth and args.smooth % 2 == 0):
+        raise ConfigError(f"--smooth {args.smooth}: must be an odd number, so that as many lie before a step as after")
+    runs = _runs(args)
+    curves = make_curves(runs, args.smooth)
+    save_figure(curves_figure(runs, curves, args.x, args.smooth), args.output)
+    table = args.output.with_suffix(".csv")
+    table.write_text(curves_csv(curves), encoding="utf-8")
+    print(f"{args.output}\n{table}")
+
+
+def _runs(args: argparse.Namespace) -> Any:
+    from dnabert_rm.analysis.runs import read_runs
+
+    return read_runs(args.runs, [name.strip() for name in args.names.split(",")] if args.names else [])
+
+
+def _add_model(parser: Any, needed_by: str) -> None:
+    parser.add_argument("model", type=Path, metavar="MODEL", help="an exported model, a run folder (its last "
+                        "checkpoint), or one of its step_… folders")  # fmt: skip
+    parser.add_argument("--output", type=Path, metavar="DIR", help=f"folder for {needed_by} (default: RUN/analysis, "
+                        "where the report finds them; needed for an exported model)")  # fmt: skip
+
+
+def _add_embeddings(commands: Any) -> None:
+    parser = _command(
+        commands, "embeddings", "t-SNE and silhouette of the k-mer embeddings by the two central bases", _embeddings,
+        "runs/first",
+    )  # fmt: skip
+    _add_model(parser, "embeddings.png, .csv, .json")
+    parser.add_argument("--steps", metavar="N,N", help="checkpoints of a run to score (default: all)")
+    parser.add_argument("--points", type=int, default=4096, metavar="N", help="k-mers to take, a random sample where "
+                        "there are more (%(default)s)")  # fmt: skip
+    parser.add_argument("--perplexity", type=float, default=30.0, metavar="P", help="of t-SNE (%(default)g)")
+    parser.add_argument("--metric", choices=("euclidean", "cosine"), default="euclidean", help="of t-SNE (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of t-SNE and the sample (%(default)s)")
+
+
+def _embeddings(args: argparse.Namespace) -> None:
+    quiet_third_parties()
+    from dnabert_rm.cli.analyze_models import embeddings
+
+    if args.points < 32 or not args.perplexity > 0:
+        raise ConfigError("--points must be at least 32, and --perplexity above 0")
+    with contextlib.redirect_stdout(sys.stderr):
+        written = embeddings(args)
+    print("\n".join(map(str, written)))
+
+
+def _add_attention(commands: Any) -> None:
+    parser = _command(
+        commands, "attention", "entropy, mass on 5 tokens and maps of every layer's attention", _attention,
+        "runs/first --data prepared",
+    )  # fmt: skip
+    _add_model(parser, "attention.json and three pictures")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--data", metavar="DIR", help="prepared folder to take windows from")
+    source.add_argument("--fasta", metavar="FILE", help="FASTA to cut windows from, plain or gzip")
+    parser.add_argument("--split", help="split of --data (default: val, or train where there is no val)")
+    parser.add_argument("--window", type=int, metavar="N", help="tokens a window, [CLS] and [SEP] included (default: "
+                        "the model's positions, at most 512)")  # fmt: skip
+    parser.add_argument("--windows", type=int, default=16, metavar="N", help="windows (%(default)s)")
+    parser.add_argument("--step", type=int, help="the run's checkpoint of this step (default: the last)")
+    parser.add_argument("--non-overlapping", action="store_true", help="tokens with stride k (default: as pretrained)")
+    parser.add_argument("--seed", type=int, default=0, help="of the choice of --data's windows (%(default)s)")
+
+
+def _attention(args: argparse.Namespace) -> None:
+    quiet_third_parties()
+    from dnabert_rm.cli.analyze_models import attention
+
+    if args.windows < 1 or (args.window is not None and args.window < 4):
+        raise ConfigError("--windows must be at least 1, and --window at least 4")
+    if args.fasta and args.split:
+        raise ConfigError("--split belongs to --data; leave it out with --fasta")
+    with contextlib.redirect_stdout(sys.stderr):
+        written = attention(args)
+    print("\n".join(map(str, written)))
+
+
+def _add_masking(commands: Any) -> None:
+    parser = _command(
+        commands, "masking", "RandomMask's masks at each phase", _masking, "--output masks.png"
+    )  # fmt: skip
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="picture (.png, .svg or .pdf)")
+    parser.add_argument("--k", type=int, default=6, help="bases of a k-mer (%(default)s)")
+    parser.add_argument("--steps", type=int, default=480_000, help="steps of the run (%(default)s)")
+    parser.add_argument("--draw", default="uniform", choices=("uniform", "max"), help="span of a window (%(default)s)")
+    parser.add_argument("--replacement", default="token", choices=("token", "span"), help="what 80/10/10 is drawn for")
+
+
+def _masking(args: argparse.Namespace) -> None:
+    from dnabert_rm.analysis.figures import check_picture_name, save_figure
+    from dnabert_rm.analysis.masks import masks_figure
+    from dnabert_rm.kmer import check_k
+    from dnabert_rm.masking.schedule import make_schedule
+
+    check_picture_name(args.output)
+    schedule = make_schedule("randommask", k=check_k(args.k), total_steps=args.steps, draw=args.draw)
+    save_figure(masks_figure(schedule, k=args.k, replacement=args.replacement), args.output)
+    print(args.output)
+
+
+def _add_report(commands: Any) -> None:
+    parser = _command(
+        commands, "report", "one HTML page on runs: results, figures, settings, speed, GUE", _report,
+        "runs/randommask runs/fixed --gue results --output report.html",
+    )  # fmt: skip
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders")
+    parser.add_argument("--gue", nargs="+", type=Path, default=[], metavar="DIR", help="--output of `dnabert-rm gue`")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="the page, e.g. report.html")
+    _add_names(parser)
+
+
+def _report(args: argparse.Namespace) -> None:
+    from dnabert_rm.analysis.report import write_report
+
+    if args.output.is_dir():
+        raise ConfigError(f"--output {args.output}: is a folder; name a file in it, e.g. report.html")
+    for sentence in write_report(args.output, _runs(args), args.gue, args.x):
+        print(f"note: {sentence}", file=sys.stderr)
+    print(args.output)
+
+
+def write_json(path: Path, content: Any) -> Path:
+    """Write an object as JSON; returns the path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    return path
