@@ -32,7 +32,6 @@ def layers_figure(layers: Sequence[LayerAttention], title: str) -> Figure:
     _draw_heads(right, numbers, all_together, COLOURS[2], "^", "--", f"the window's {TOP}")
     right.set_ylabel("share of the attention", fontsize=SMALL)
     right.set_title(f"mass on the {TOP} most attended tokens", fontsize=NORMAL, loc="left")
-    right.legend(fontsize=SMALL, frameon=False)
     for panel in (left, right):
         panel.set_ylim(0, 1.04)
         panel.set_xlim(0.5, len(layers) + 0.5)
@@ -42,6 +41,7 @@ def layers_figure(layers: Sequence[LayerAttention], title: str) -> Figure:
         panel.grid(color="#dddddd", linewidth=0.6)
         panel.set_axisbelow(True)
         panel.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside lower right", ncols=2, fontsize=SMALL, frameon=False)
     figure.suptitle(f"{title}\nlines: mean over heads; small marks: heads", fontsize=NORMAL, x=0.01, ha="left")
     return figure
 
@@ -60,7 +60,7 @@ def maps_figure(layers: Sequence[LayerAttention], title: str) -> Figure:
     columns = min(_COLUMNS, len(layers))
     rows = math.ceil(len(layers) / columns)
     length = layers[0].mean_map.shape[0]
-    figure = new_figure(2.75 * columns + 0.9, 2.85 * rows + 0.8)
+    figure = new_figure(2.75 * columns + 0.9, 2.75 * rows + 0.7)
     panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
     # Uniform attention is 1 / L; what lies further below it than it could lie above is all the same colour.
     colours = LogNorm(vmin=0.1 / length, vmax=max(float(layer.mean_map.max()) for layer in layers))

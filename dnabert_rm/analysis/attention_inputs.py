@@ -44,7 +44,7 @@ def windows_of_records(
     num_windows: int,
     overlapping: bool,
 ) -> NDArray[np.int64]:
-    """Windows cut one after another from records, each a name and its letters in blocks; (N, window), N ≤ `num_windows`.
+    """Windows cut one after another from records, each a name and its letters in blocks; (N, window).
 
     Windows with letters other than A, C, G, T, and the rest of a record that fills no window, are passed over.
     `DataError` where none is left; `shown` names the source there.
@@ -84,8 +84,6 @@ def attention_batches(model: Any, input_ids: NDArray[np.int64]) -> Iterator[list
     config, length = model.config, input_ids.shape[1]
     if input_ids.max() >= config.vocab_size:
         raise ConfigError(f"the data have ids up to {input_ids.max()}, the model {config.vocab_size} tokens")
-    if length > config.max_position_embeddings:
-        raise ConfigError(f"--window {length}: the model has {config.max_position_embeddings} positions; lower it")
     heads = config.num_attention_heads * config.num_hidden_layers
     batch = max(1, ELEMENTS_AT_ONCE // (heads * length * length))
     for first in range(0, len(input_ids), batch):

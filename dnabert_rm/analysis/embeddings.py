@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 MAX_KMERS = 4096
 """Points of a map: all k-mers up to k = 6, a sample of them above."""
 COSINE, EUCLIDEAN, PLANE = "silhouette_cosine", "silhouette_euclidean", "silhouette_tsne"
+SHUFFLED = "_shuffled"
+"""Behind the name of a score: the same with the labels dealt out anew, which is below 0 for many groups."""
 METRICS = ("euclidean", "cosine")
 TITLES = {
     COSINE: "embedding space, cosine distance",
@@ -43,6 +45,8 @@ class KmerMap:
     scores: dict[str, float]
     """Silhouette scores over the labels, -1 … 1, by `COSINE`, `EUCLIDEAN` and `PLANE`."""
     plane: NDArray[np.float64] | None = None
+    perplexity: float | None = None
+    """Of t-SNE; at most a third of the points."""
 
 
 def central_bases(k: int) -> tuple[int, int]:
@@ -86,15 +90,18 @@ def map_kmers(
         raise ConfigError("the embeddings hold values that are not finite; take an earlier checkpoint")
     if len(set(labels.tolist())) >= len(labels):
         raise ConfigError(f"{len(labels)} k-mers are too few for {len(set(labels.tolist()))} groups; raise --points")
+    shuffled = labels[draws.permutation(draws.key(seed, "shuffled labels"), len(labels))]
     scores = {
-        COSINE: float(silhouette_score(points, labels, metric="cosine")),
-        EUCLIDEAN: float(silhouette_score(points, labels)),
+        name + suffix: float(silhouette_score(points, some, metric=distance))
+        for suffix, some in (("", labels), (SHUFFLED, shuffled))
+        for name, distance in ((COSINE, "cosine"), (EUCLIDEAN, "euclidean"))
     }
     if not plane:
         return KmerMap(k, ids, labels, scores)
-    where = _tsne(points, metric, min(perplexity, (len(points) - 1) / 3), seed)
+    perplexity = min(perplexity, (len(points) - 1) / 3)
+    where = _tsne(points, metric, perplexity, seed)
     scores[PLANE] = float(silhouette_score(where, labels))
-    return KmerMap(k, ids, labels, scores, where)
+    return KmerMap(k, ids, labels, scores, where, perplexity)
 
 
 def _tsne(points: NDArray, metric: str, perplexity: float, seed: int) -> NDArray[np.float64]:
@@ -143,10 +150,11 @@ def _score_text(found: KmerMap) -> str:
     shown, total = len(found.ids), 4**found.k
     count = f"{total:,} {found.k}-mers" if shown == total else f"{shown:,} of {total:,} {found.k}-mers"
     scores = found.scores
+    chance = f"{scores[COSINE + SHUFFLED]:.3f} and {scores[EUCLIDEAN + SHUFFLED]:.3f}"
     return (
-        f"{count}; silhouette by the two central bases:\n"
+        f"{count}; silhouette by the two central bases: t-SNE plane {scores[PLANE]:.3f};\n"
         f"embedding space {scores[COSINE]:.3f} (cosine), {scores[EUCLIDEAN]:.3f} (Euclidean); "
-        f"t-SNE plane {scores[PLANE]:.3f}"
+        f"labels shuffled {chance}"
     )
 
 
@@ -174,15 +182,19 @@ def _base_legends(figure: Figure, k: int) -> None:
 
 
 def steps_figure(by_step: Mapping[int, Mapping[str, float]], title: str) -> Figure:
-    """Silhouette scores against the steps of the checkpoints."""
+    """Silhouette scores against the steps of the checkpoints; of t-SNE planes only where several were made."""
     figure = new_figure(7.6, 4.0)
     panel = figure.subplots()
     for number, (name, text) in enumerate(TITLES.items()):
         points = [(step, scores[name]) for step, scores in sorted(by_step.items()) if name in scores]
-        if points:
+        if len(points) > 1 or len(by_step) == 1:
             steps, values = zip(*points, strict=True)
             looks: dict[str, Any] = {"color": COLOURS[number], "linestyle": LINES[number], "marker": MARKERS[number]}
             panel.plot(steps, values, label=text, markersize=5, linewidth=1.4, **looks)
+            by_chance = [scores.get(name + SHUFFLED, np.nan) for _, scores in sorted(by_step.items())]
+            if name != PLANE:
+                panel.plot(steps, by_chance, color=COLOURS[number], linestyle=":", linewidth=1.2,
+                           label=f"{text.split(', ')[1]}, labels shuffled")  # fmt: skip
     panel.axhline(0, color="#888888", linewidth=0.7)
     panel.set_xlabel("optimizer steps done", fontsize=SMALL)
     panel.set_ylabel("silhouette by the two central bases", fontsize=SMALL)
@@ -190,7 +202,7 @@ def steps_figure(by_step: Mapping[int, Mapping[str, float]], title: str) -> Figu
     panel.tick_params(labelsize=SMALL)
     panel.grid(color="#dddddd", linewidth=0.6)
     panel.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside lower center", ncols=len(TITLES), fontsize=SMALL, frameon=False)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=SMALL, frameon=False)
     return figure
 
 

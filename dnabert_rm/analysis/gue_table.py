@@ -14,7 +14,20 @@ from dnabert_rm.errors import DataError
 TABLE_NAME, SCORES_NAME = "table.csv", "scores.json"
 METRICS = {"mcc": "MCC × 100", "f1_macro": "macro F1 × 100"}
 DATA_SET, FAMILY, PUBLISHED = "data set", "family mean", "published"
-_NEEDED = ("row", "name", "trained_on", "arm", "metric", "mean", "half_width_95", "seeds", "train_rows", "test_rows")
+IN_GUE, STAND_IN, OTHER = "GUE", "stand-in", "other"
+_NEEDED = (
+    "row",
+    "name",
+    "task",
+    "trained_on",
+    "arm",
+    "metric",
+    "mean",
+    "half_width_95",
+    "seeds",
+    "train_rows",
+    "test_rows",
+)
 
 
 @dataclass(frozen=True)
@@ -62,6 +75,13 @@ def _remarks(path: Path) -> list[str]:
     return [f"{name}: {kind}: {why}." for kind, found in parts for name, why in found.items()]
 
 
+def group_of(row: dict[str, str]) -> str:
+    """What a row may be compared with: GUE's numbers, other stand-ins, or nothing outside."""
+    if "stand-in" in row["trained_on"]:
+        return STAND_IN
+    return IN_GUE if row["task"] else OTHER
+
+
 def columns(tables: Sequence[GueTable]) -> list[tuple[int, str]]:
     """The arms to show: which table, and the arm's name there; published models have none."""
     return [
@@ -76,12 +96,12 @@ def column_titles(tables: Sequence[GueTable]) -> list[str]:
     return [f"{tables[number].name}: {arm}" if len(tables) > 1 else arm for number, arm in columns(tables)]
 
 
-def pivot(tables: Sequence[GueTable], kind: str, stand_ins: bool) -> list[list[str | None]]:
-    """Rows of one kind: name, metric, a score ± half-width an arm, seeds, rows for training and test."""
+def pivot(tables: Sequence[GueTable], kind: str, group: str = IN_GUE) -> list[list[str | None]]:
+    """Rows of one kind and group: name, metric, a score ± half-width an arm, seeds, rows for training and test."""
     found: dict[tuple[str, str], dict[tuple[int, str], dict[str, str]]] = {}
     for number, table in enumerate(tables):
         for row in table.rows:
-            if row["row"] == kind and ("stand-in" in row["trained_on"]) == stand_ins:
+            if row["row"] == kind and group_of(row) == group:
                 found.setdefault((row["name"], row["metric"]), {})[number, row["arm"]] = row
     lines = []
     for (name, metric), own in found.items():

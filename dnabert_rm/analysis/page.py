@@ -27,9 +27,10 @@ table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabu
 th, td { padding: .34rem .9rem .34rem .5rem; text-align: left; vertical-align: top;
   border-bottom: 1px solid var(--line); overflow-wrap: break-word; max-width: 28rem; }
 thead th { border-bottom: 2px solid var(--muted); vertical-align: bottom; }
-tbody th { font-weight: 500; }
+tbody th { font-weight: 500; min-width: 11rem; }
 tbody tr:nth-child(even) { background: var(--band); }
-.n { text-align: right; white-space: nowrap; }
+td.n, tbody th.n { text-align: right; white-space: nowrap; }
+thead .n { text-align: right; }
 code, pre { font: .88em/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, "Liberation Mono", monospace; }
 td code { overflow-wrap: anywhere; }
 .differs th::before { content: "\\2260\\00a0"; font-weight: 700; }
@@ -46,8 +47,10 @@ footer { margin-top: 3rem; color: var(--muted); font-size: .85rem; }
   nav { display: none; }
   .wide { overflow: visible; }
   table { font-size: 8pt; width: 100%; }
+  tbody th { min-width: 0; }
   th, td { overflow-wrap: anywhere; padding: .15rem .3rem; max-width: none; }
-  .n { white-space: normal; }
+  td.n { white-space: normal; }
+  th { overflow-wrap: break-word; }
   thead { display: table-header-group; }
   tr, figure { break-inside: avoid; }
   h2, h3 { break-after: avoid; }
@@ -75,6 +78,11 @@ def with_code(text: str) -> Markup:
     """A sentence, with what stands between backticks in the type of code."""
     parts = text.split("`")
     return Markup("".join(code(part) if n % 2 else escape(part) for n, part in enumerate(parts)))
+
+
+def heading(text: object) -> Markup:
+    """The heading of a part of a section."""
+    return Markup(f"<h3>{html(text)}</h3>")
 
 
 def paragraph(text: object, kind: str = "") -> Markup:

@@ -11,7 +11,7 @@ from dnabert_rm.analysis import gue_table, run_facts
 from dnabert_rm.analysis.curves import curves_figure, make_curves
 from dnabert_rm.analysis.figures import data_uri
 from dnabert_rm.analysis.gue_table import GueTable
-from dnabert_rm.analysis.page import Markup, code, listing, page, paragraph, picture, table, with_code
+from dnabert_rm.analysis.page import Markup, code, heading, listing, page, paragraph, picture, table, with_code
 from dnabert_rm.analysis.runs import Run
 
 ANALYSIS_NAME = "analysis"
@@ -52,7 +52,8 @@ class Report:
             ("Configuration", self._configuration()),
             ("Environment", self._environment()),
         ]
-        opening = [paragraph(f"{len(self.runs)} {'run' if len(self.runs) == 1 else 'runs'} of dnabert_rm.", "note")]
+        folders = ", ".join(f"`{run.folder}`" for run in self.runs)
+        opening = [paragraph(with_code(f"From {folders}"), "note")]
         if self.missing:
             text = "<strong>What is missing</strong>" + listing([with_code(sentence) for sentence in self.missing])
             opening.append(Markup(f'<div class="missing">{text}</div>'))
@@ -70,7 +71,7 @@ class Report:
                                "where there are fewer.", "note"))  # fmt: skip
         rows = run_facts.held_out_rows(self.runs)
         if rows:
-            parts += [Markup("<h3>Held-out loss, last validation</h3>"), self._table(rows)]
+            parts += [heading("Held-out loss, last validation"), self._table(rows)]
         else:
             self.missing.append(
                 "No run has held-out losses: its data had no validation split, or --validation.every was 0."
@@ -87,7 +88,7 @@ class Report:
                     "loss at its end",
                     "logged steps of each mean",
                 ]
-                parts += [Markup(f"<h3>Phases of {code(run.name)}</h3>"), table(head, run_facts.phase_rows(run), "n")]
+                parts += [heading(f"Phases of {run.name}"), table(head, run_facts.phase_rows(run), "n")]
         return parts
 
     def _curves(self) -> list[Markup]:
@@ -110,7 +111,7 @@ class Report:
             for run in self.runs:
                 own = [run.folder / ANALYSIS_NAME / name for name in names]
                 if there := [path for path in own if path.is_file()]:
-                    content.append(Markup(f"<h3>{code(run.name)}</h3>"))
+                    content.append(heading(run.name))
                     content += [picture(data_uri(path), f"{run.name}: {names[path.name]}") for path in there]
                 else:
                     command = f"dnabert-rm analyze {title.lower()} {run.folder}"
@@ -126,15 +127,16 @@ class Report:
         titles = gue_table.column_titles(self.gue)
         head = ["", "metric", *titles, "seeds", "train rows", "test rows"]
         parts = []
-        for heading, kind, stand_ins in (
-            ("Means of complete tasks", gue_table.FAMILY, False),
-            ("Data sets", gue_table.DATA_SET, False),
-            ("Stand-ins: trained on dev for want of train; not GUE numbers", gue_table.DATA_SET, True),
+        for title, kind, group in (
+            ("Means of complete tasks", gue_table.FAMILY, gue_table.IN_GUE),
+            ("Data sets", gue_table.DATA_SET, gue_table.IN_GUE),
+            ("Stand-ins: trained on dev for want of train; not GUE numbers", gue_table.DATA_SET, gue_table.STAND_IN),
+            ("Data sets that are not GUE's", gue_table.DATA_SET, gue_table.OTHER),
         ):
-            if rows := gue_table.pivot(self.gue, kind, stand_ins):
-                parts += [Markup(f"<h3>{heading}</h3>"), table(head, rows, "lln")]
+            if rows := gue_table.pivot(self.gue, kind, group):
+                parts += [heading(title), table(head, rows, "lln")]
             if kind == gue_table.FAMILY and (others := gue_table.published(self.gue)):
-                parts += [Markup("<h3>Published means of these tasks</h3>"),
+                parts += [heading("Published means of these tasks"),
                           table(["", "metric", "model", "mean", "source"], others, "lllnl")]  # fmt: skip
         if not parts:
             self.missing.append("The GUE folders have no finished run yet.")
@@ -152,7 +154,7 @@ class Report:
         parts = []
         for run in self.runs:
             if rows := run_facts.checkpoint_rows(run.folder):
-                parts += [Markup(f"<h3>{code(run.name)}</h3>"), table(["step", "size", "written"], rows, "nnl")]
+                parts += [heading(run.name), table(["step", "size", "written"], rows, "nnl")]
             else:
                 self.missing.append(f"{run.name} has no checkpoints in its folder.")
         return parts

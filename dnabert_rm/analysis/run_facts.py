@@ -98,9 +98,17 @@ def summary_rows(runs: Sequence[Run]) -> list[list[Any]]:
         "tokens a second (median)": [number(median(run, "tokens_per_second"), "{:,.0f}") for run in runs],
         "hardware": [hardware_text(run) for run in runs],
         "seed": [run.setting("train", "seed") for run in runs],
-        "commit": [run.environment.get("commit") for run in runs],
+        "commit": [short_commit(run.environment.get("commit")) for run in runs],
     }  # fmt: skip
     return [[name, *values] for name, values in facts.items()]
+
+
+def short_commit(commit: str | None) -> str | None:
+    """The first 12 digits of a commit, with its "+changes"."""
+    if not commit:
+        return None
+    digits, plus, changes = commit.partition("+")
+    return digits[:12] + plus + changes
 
 
 def _batch_text(run: Run) -> str | None:

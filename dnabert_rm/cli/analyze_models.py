@@ -15,7 +15,7 @@ from dnabert_rm.analysis.figures import new_figure, save_figure
 from dnabert_rm.analysis.report import ANALYSIS_NAME
 from dnabert_rm.cli.analyze import write_json
 from dnabert_rm.downstream.encoders import Encoder, is_run, load_encoder
-from dnabert_rm.errors import ConfigError, DataError
+from dnabert_rm.errors import ConfigError, DataError, check_readable_file
 from dnabert_rm.fasta.stream import Input, fasta_records
 from dnabert_rm.train.run_folder import complete_steps, step_of
 
@@ -31,6 +31,13 @@ def output_folder(args: argparse.Namespace) -> Path:
     if is_run(args.model):
         return args.model / ANALYSIS_NAME
     raise ConfigError(f"{args.model}: is no run folder, so there is no default for --output; name a folder")
+
+
+def shown(model: Path, step: int | None = None) -> str:
+    """The model's name in a title; a checkpoint folder's is its run's."""
+    model = model.resolve()
+    name = model.parent.parent.name if step_of(model) is not None else model.name
+    return name if step is None else f"{name} after {step:,} steps"
 
 
 def embeddings(args: argparse.Namespace) -> list[Path]:
@@ -55,20 +62,19 @@ def embeddings(args: argparse.Namespace) -> list[Path]:
         told = ", ".join(f"{name.removeprefix('silhouette_')} {value:.4f}" for name, value in found.scores.items())
         print(f"{'model' if step is None else f'step {step}'}: silhouette: {told}", file=sys.stderr)
     assert found is not None
-    name = args.model.resolve().name if step_of(args.model) is None else "/".join(args.model.resolve().parts[-3:])
-    at = "" if steps[-1] is None or not is_run(args.model) else f" after {steps[-1]:,} steps"
     record = {
         "model": str(args.model), "k": found.k, "kmers": len(found.ids), "labels": "the two central bases",
-        "tsne": {**options, "perplexity": min(args.perplexity, (len(found.ids) - 1) / 3), "init": "pca"},
+        "seed": args.seed, "tsne": {"metric": args.metric, "perplexity": found.perplexity, "init": "pca"},
         "silhouettes": [{"step": step, **scores} for step, scores in by_step.items()],
     }  # fmt: skip
     written = [folder / "embeddings.png", folder / "embeddings.csv"]
-    save_figure(map_figure(found, f"{name}{at}"), written[0])
+    save_figure(map_figure(found, shown(args.model, steps[-1])), written[0])
     written[1].write_text(map_csv(found), encoding="utf-8")
     written.append(write_json(folder / "embeddings.json", record))
     if len(by_step) > 1:
         written.append(folder / "embeddings_steps.png")
-        save_figure(steps_figure({int(step or 0): scores for step, scores in by_step.items()}, name), written[-1])
+        scores_of = {int(step or 0): scores for step, scores in by_step.items()}
+        save_figure(steps_figure(scores_of, shown(args.model)), written[-1])
     return written
 
 
@@ -76,13 +82,20 @@ def attention(args: argparse.Namespace) -> list[Path]:
     """Measure the attention on windows; returns the files written."""
     folder = output_folder(args)
     new_figure(1, 1)
-    encoder = load_encoder(args.model, args.step, attention="eager")
+    if args.fasta:
+        check_readable_file(args.fasta, "a FASTA file")
+    step = args.step
+    if is_run(args.model) and step is None:
+        step = next(reversed(complete_steps(args.model)), None)
+    encoder = load_encoder(args.model, step, attention="eager")
     overlapping = encoder.overlapping and not args.non_overlapping
-    window = args.window or min(MAX_DEFAULT_WINDOW, encoder.model.config.max_position_embeddings)
+    positions = encoder.model.config.max_position_embeddings
+    window = args.window or min(MAX_DEFAULT_WINDOW, positions)
+    if window > positions:
+        raise ConfigError(f"--window {window}: the model has {positions} positions; lower it")
     input_ids, source = _windows(args, encoder, window, overlapping)
     layers = summarise(attention_batches(encoder.model, input_ids))
-    step = f" after {args.step:,} steps" if args.step else ""
-    title = f"{args.model.resolve().name}{step}, {len(input_ids)} windows of {window} tokens"
+    title = f"{shown(args.model, step)}, {len(input_ids)} windows of {window} tokens"
     figures = {
         "attention_layers.png": attention_figures.layers_figure,
         "attention_maps.png": attention_figures.maps_figure,
@@ -91,7 +104,7 @@ def attention(args: argparse.Namespace) -> list[Path]:
     for name, draw in figures.items():
         save_figure(draw(layers, title), folder / name)
     record = {
-        "model": str(args.model), "step": args.step, **source, "windows": len(input_ids), "window": window,
+        "model": str(args.model), "step": step, **source, "windows": len(input_ids), "window": window,
         "overlapping": overlapping, "masked": False, "layers": attention_record(layers),
     }  # fmt: skip
     return [*(folder / name for name in figures), write_json(folder / "attention.json", record)]

@@ -15,7 +15,7 @@ from transformers import AutoModel, PreTrainedModel
 
 from dnabert_rm.downstream.export import export
 from dnabert_rm.downstream.export_card import PROVENANCE_NAME
-from dnabert_rm.downstream.heads import load_config
+from dnabert_rm.downstream.heads import load_config, quiet_transformers
 from dnabert_rm.downstream.inference import load_model
 from dnabert_rm.errors import CheckpointError
 from dnabert_rm.tokenizer.files import VOCAB_FILE, read_k
@@ -66,7 +66,7 @@ def _as_model_folder(path: Path, step: int | None) -> Iterator[Path]:
     if not is_run(path) and not (path / CONFIG_NAME).is_file():
         yield path
         return
-    with tempfile.TemporaryDirectory(prefix="dnabert-rm-") as aside:
+    with tempfile.TemporaryDirectory(prefix="dnabert-rm-") as aside, quiet_transformers():
         yield export(path, Path(aside) / "model", step).folder
 
 

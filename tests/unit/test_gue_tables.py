@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from gue_folders import write_run
 from scipy.stats import t as student
 
 from dnabert_rm.downstream.gue_markdown import Remarks
@@ -19,26 +20,9 @@ from dnabert_rm.downstream.gue_results import (
     mean_interval,
     published_rows,
 )
-from dnabert_rm.downstream.gue_runs import resolve_settings
-from dnabert_rm.downstream.gue_settings import GUE, PUBLISHED, metric_of
+from dnabert_rm.downstream.gue_settings import GUE, PUBLISHED
 from dnabert_rm.downstream.gue_tables import write_tables
 from dnabert_rm.errors import DataError
-
-
-def write_run(output, name, arm, seed, value, stand_in=False, shared=0):
-    """A finished run whose metric is `value`; the others are no number that a table may show."""
-    folder = output / "runs" / name / arm / f"seed-{seed}"
-    folder.mkdir(parents=True)
-    record = {"data_set": name, "arm": arm, "seed": seed, "stand_in": stand_in, "model_sha256": "ab" * 32}
-    metrics = {"accuracy": 7.0, "f1_macro": 8.0, "mcc": 9.0} | {metric_of(name): value}
-    scores = {
-        "data_set": name, "seed": seed, "metrics": {"dev": {"mcc": 6.0}, "test": metrics},
-        "splits": {"train": {"rows": 1234}, "test": {"rows": 56}}, "settings": {"model": "hf"},
-        "rows_shared_with_train": {"dev": 0, "test": shared}, "rows_cut_to_their_middle": {"test": 0},
-        "train_seconds": 2.0 * seed,
-    }  # fmt: skip
-    (folder / "gue_run.json").write_text(json.dumps(record | {"settings": resolve_settings(name, {})}))
-    (folder / "scores.json").write_text(json.dumps(scores))
 
 
 @pytest.fixture

@@ -99,8 +99,16 @@ def test_mpi_is_imported_lazily() -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["data_prep.cli", "data_prep.build", "dnabert_rm.cli.main", "dnabert_rm.train.preflight"]
-    + [f"dnabert_rm.cli.{name}" for name in ("predict", "embed", "score_variants")],
+    [
+        "data_prep.cli",
+        "data_prep.build",
+        "dnabert_rm.cli.main",
+        "dnabert_rm.train.preflight",
+        "dnabert_rm.cli.analyze",
+        "dnabert_rm.analysis.report",
+    ]
+    + [f"dnabert_rm.cli.{name}" for name in ("predict", "embed", "score_variants", "analyze")]
+    + ["dnabert_rm.analysis.report"],
 )
 def test_what_must_start_quickly_does_not_import_torch(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"

@@ -29,4 +29,4 @@ def test_the_picture_is_written(tmp_path, capsys):
     assert main(["analyze", "masking", "--output", str(tmp_path / "masks.jpeg")]) == 2
     assert capsys.readouterr().err.count("\n") == 1
     figure = masks_figure(make_schedule("randommask", k=3, total_steps=3), k=3)
-    assert len(figure.axes) == 1  # a run of 3 steps has room for one phase
+    assert len(figure.axes) == 2  # a run of 3 steps has room for two of the five phases

@@ -1,0 +1,116 @@
+"""The report and a run's TensorBoard in a real headless browser: what they show is there and was drawn."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from analysis_runs import make_runs
+from support import free_port, read_metrics
+
+from dnabert_rm.cli.main import main
+
+Image = pytest.importorskip("PIL.Image", reason="Pillow comes with matplotlib: dnabert_rm[plots]")
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium here (Debian: apt-get install chromium)")
+BLUE, ORANGE, PLAYGROUND = (0, 0x72, 0xB2), (0xD5, 0x5E, 0), (255, 112, 67)
+"""Colours of the first and the second run of our curves, and of TensorBoard's first run."""
+MEASURE = """<script>addEventListener("load", () => {
+  const facts = [...document.images].map(
+      i => [i.alt, i.naturalWidth, i.naturalHeight, i.getBoundingClientRect().right]);
+  const wide = [...document.querySelectorAll("body *")].filter(e => !e.closest(".wide")
+      && e.getBoundingClientRect().right > innerWidth + 1).length;
+  document.body.setAttribute("data-facts", encodeURIComponent(JSON.stringify({images: facts, wide: wide})));
+})</script>"""
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_runs(tmp_path_factory.mktemp("runs"))
+
+
+def browse(folder: Path, *words: str, width: int = 1300, height: int = 2600) -> str:
+    """Run the browser without a window; returns what it printed."""
+    assert BROWSER is not None
+    # A container's root has no sandbox, and its shared memory may be small.
+    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars",
+               f"--user-data-dir={folder / 'profile'}", f"--window-size={width},{height}", *words]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    return done.stdout
+
+
+def pixels_of(path: Path, colour: tuple[int, int, int]) -> int:
+    shown = np.asarray(Image.open(path).convert("RGB")).astype(int)
+    return int((np.abs(shown - colour).max(axis=-1) < 12).sum())
+
+
+@pytest.mark.parametrize("width", [1300, 600])
+def test_the_report_shows_its_pictures_and_fits_the_window(runs: Path, tmp_path: Path, width: int) -> None:
+    page = tmp_path / "report.html"
+    assert main(["analyze", "report", str(runs / "randommask"), str(runs / "fixed"), "--output", str(page)]) == 0
+    if width > 1000:  # in a narrow window the lines are too thin to have their own colour
+        browse(tmp_path, f"--screenshot={tmp_path / 'page.png'}", page.as_uri(), width=width)
+        assert min(pixels_of(tmp_path / "page.png", colour) for colour in (BLUE, ORANGE)) > 50
+    # The page itself runs no script; a copy may, so that the browser can be asked.
+    copy = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page.read_text())
+    (tmp_path / "copy.html").write_text(copy.replace("</body>", MEASURE + "</body>"))
+    dom = browse(tmp_path, "--dump-dom", (tmp_path / "copy.html").as_uri(), width=width)
+    facts = json.loads(urllib.request.unquote(re.search(r'data-facts="([^"]+)"', dom)[1]))
+    assert facts["images"] and facts["wide"] == 0
+    for described, picture_width, picture_height, right in facts["images"]:
+        assert described and picture_width > 500 and picture_height > 300 and right <= width
+    headings = re.findall(r"<h2>([^<]+)</h2>", dom)
+    assert headings == ["Summary", "Curves", "Speed", "Checkpoints", "Configuration", "Environment"]
+
+
+@contextlib.contextmanager
+def tensorboard(logdir: Path) -> Iterator[str]:
+    """A TensorBoard server; yields its address."""
+    port = free_port()
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logdir), "--host", "127.0.0.1"]
+    command += ["--port", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+def answer(address: str, seconds: float = 90) -> dict:
+    """JSON from the server, once it has an answer that is not empty."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError), urllib.request.urlopen(address, timeout=20) as reply:
+            if found := json.load(reply):
+                return found
+        time.sleep(0.5)
+    raise AssertionError(f"no answer from {address}")
+
+
+def test_tensorboard_draws_the_runs_curves(runs: Path, tmp_path: Path) -> None:
+    with tensorboard(runs / "randommask") as address:
+        tags = answer(f"{address}/data/plugin/scalars/tags")
+        steps = set(tags["tensorboard"])
+        assert {"train/loss", "train/masked_accuracy", "train/learning_rate", "validation_loss/span_7"} <= steps
+        assert "by_tokens/train/loss" in tags["tensorboard/by_tokens"]
+        points = answer(f"{address}/data/plugin/scalars/scalars?run=tensorboard&tag=train%2Floss")
+        rows = read_metrics(runs / "randommask")
+        assert [[step, value] for _, step, value in points] == [
+            [row["step"], pytest.approx(row["loss"], rel=1e-6)] for row in rows
+        ]
+        patience = "--virtual-time-budget=30000"
+        dom = browse(tmp_path, patience, "--dump-dom", f"{address}/#timeseries")
+        assert "train/loss" in dom and "validation_loss/span_" in dom and dom.count("<canvas") > 4
+        browse(tmp_path, patience, f"--screenshot={tmp_path / 'first.png'}", f"{address}/#custom_scalars")
+    assert pixels_of(tmp_path / "first.png", PLAYGROUND) > 500
