@@ -27,7 +27,8 @@ table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabu
 th, td { padding: .34rem .9rem .34rem .5rem; text-align: left; vertical-align: top;
   border-bottom: 1px solid var(--line); overflow-wrap: break-word; max-width: 28rem; }
 thead th { border-bottom: 2px solid var(--muted); vertical-align: bottom; }
-tbody th { font-weight: 500; min-width: 11rem; }
+tbody th { font-weight: 500; }
+tbody th:not(.n) { min-width: 11rem; }
 tbody tr:nth-child(even) { background: var(--band); }
 td.n, tbody th.n { text-align: right; white-space: nowrap; }
 thead .n { text-align: right; }
@@ -47,7 +48,7 @@ footer { margin-top: 3rem; color: var(--muted); font-size: .85rem; }
   nav { display: none; }
   .wide { overflow: visible; }
   table { font-size: 8pt; width: 100%; }
-  tbody th { min-width: 0; }
+  tbody th:not(.n) { min-width: 0; }
   th, td { overflow-wrap: anywhere; padding: .15rem .3rem; max-width: none; }
   td.n { white-space: normal; }
   th { overflow-wrap: break-word; }
