@@ -28,8 +28,7 @@ BLUE, ORANGE, PLAYGROUND = (0, 0x72, 0xB2), (0xD5, 0x5E, 0), (255, 112, 67)
 MEASURE = """<script>addEventListener("load", () => {
   const facts = [...document.images].map(
       i => [i.alt, i.naturalWidth, i.naturalHeight, i.getBoundingClientRect().right]);
-  const wide = [...document.querySelectorAll("body *")].filter(e => !e.closest(".wide")
-      && e.getBoundingClientRect().right > innerWidth + 1).length;
+  const wide = document.documentElement.scrollWidth - innerWidth;
   document.body.setAttribute("data-facts", encodeURIComponent(JSON.stringify({images: facts, wide: wide})));
 })</script>"""
 
@@ -54,10 +53,11 @@ def pixels_of(path: Path, colour: tuple[int, int, int]) -> int:
     return int((np.abs(shown - colour).max(axis=-1) < 12).sum())
 
 
-@pytest.mark.parametrize("width", [1300, 600])
+@pytest.mark.parametrize("width", [1300, 500])
 def test_the_report_shows_its_pictures_and_fits_the_window(runs: Path, tmp_path: Path, width: int) -> None:
     page = tmp_path / "report.html"
-    assert main(["analyze", "report", str(runs / "randommask"), str(runs / "fixed"), "--output", str(page)]) == 0
+    words = [runs / "randommask", runs / "fixed", "--names", "a_run_with_a_long_name,another_one_with_a_long_name"]
+    assert main(["analyze", "report", *map(str, words), "--output", str(page)]) == 0
     if width > 1000:  # in a narrow window the lines are too thin to have their own colour
         browse(tmp_path, f"--screenshot={tmp_path / 'page.png'}", page.as_uri(), width=width)
         assert min(pixels_of(tmp_path / "page.png", colour) for colour in (BLUE, ORANGE)) > 50
@@ -66,7 +66,7 @@ def test_the_report_shows_its_pictures_and_fits_the_window(runs: Path, tmp_path:
     (tmp_path / "copy.html").write_text(copy.replace("</body>", MEASURE + "</body>"))
     dom = browse(tmp_path, "--dump-dom", (tmp_path / "copy.html").as_uri(), width=width)
     facts = json.loads(urllib.request.unquote(re.search(r'data-facts="([^"]+)"', dom)[1]))
-    assert facts["images"] and facts["wide"] == 0
+    assert facts["images"] and facts["wide"] <= 0
     for described, picture_width, picture_height, right in facts["images"]:
         assert described and picture_width > 500 and picture_height > 300 and right <= width
     headings = re.findall(r"<h2>([^<]+)</h2>", dom)
@@ -113,4 +113,5 @@ def test_tensorboard_draws_the_runs_curves(runs: Path, tmp_path: Path) -> None:
         dom = browse(tmp_path, patience, "--dump-dom", f"{address}/#timeseries")
         assert "train/loss" in dom and "validation_loss/span_" in dom and dom.count("<canvas") > 4
         browse(tmp_path, patience, f"--screenshot={tmp_path / 'first.png'}", f"{address}/#custom_scalars")
-    assert pixels_of(tmp_path / "first.png", PLAYGROUND) > 500
+    drawn = pixels_of(tmp_path / "first.png", PLAYGROUND)
+    assert drawn > 1000, drawn  # without charts the list of runs alone has 300
