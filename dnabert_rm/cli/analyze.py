@@ -26,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_curves(commands)
     _add_embeddings(commands)
     _add_attention(commands)
+    _add_images(commands)
     _add_masking(commands)
     _add_report(commands)
 
@@ -149,6 +150,25 @@ def _attention(args: argparse.Namespace) -> None:
     with contextlib.redirect_stdout(sys.stderr):
         written = attention(args)
     print("\n".join(map(str, written)))
+
+
+def _add_images(commands: Any) -> None:
+    parser = _command(
+        commands, "images", "embeddings and attention of each checkpoint as pictures in the run's TensorBoard", _images,
+        "runs/first --data prepared --follow",
+    )  # fmt: skip
+    parser.add_argument("model", type=Path, metavar="RUN", help="a run folder, which may still be training")
+    parser.add_argument("--data", metavar="DIR", help="prepared folder for the attention (default: embeddings alone)")
+    parser.add_argument("--follow", action="store_true", help="wait for checkpoints, until that of the last step")
+
+
+def _images(args: argparse.Namespace) -> None:
+    quiet_third_parties()
+    from dnabert_rm.cli.analyze_images import images
+
+    with contextlib.redirect_stdout(sys.stderr):
+        folder = images(args)
+    print(folder)
 
 
 def _add_masking(commands: Any) -> None:

@@ -6,6 +6,7 @@ import base64
 import csv
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from gue_folders import write_run
 from scipy.stats import entropy as scipy_entropy
 from sklearn.metrics import silhouette_score
 from support import random_bases, read_metrics
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_models import write_fasta
 from transformers import AutoModelForMaskedLM
 
@@ -130,6 +132,27 @@ def write_gue(folder: Path) -> Path:
         write_run(folder, "EMP/H3", "pretrained", seed, 0.3 + shift, stand_in=True)
     write_tables(folder, load_results(folder), Remarks({"tf/0": "no <train.csv>"}))
     return folder
+
+
+def test_images_of_each_checkpoint_come_once_into_tensorboard(runs: Path, tmp_path: Path, capsys) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(runs / "randommask", run)
+    later = run / "checkpoints" / "step_00000012"
+    later.rename(tmp_path / "later")
+    words = ["analyze", "images", str(run), "--data", str(runs / "prepared")]
+    assert main(words) == 0
+    (tmp_path / "later").rename(later)
+    assert main([*words, "--follow"]) == 0  # it ends with the checkpoint of the last step
+    assert main(words) == 0
+    assert capsys.readouterr().err.count(": done") == 3
+    board = EventAccumulator(str(run / "tensorboard" / "images"), size_guidance={"images": 0}).Reload()
+    for tag in ("embeddings/t-SNE of the k-mers", "attention/layers", "attention/maps"):
+        assert [event.step for event in board.Images(tag)] == [4, 8, 12]
+        assert min(min(event.width, event.height) for event in board.Images(tag)) > 300
+    assert [event.step for event in board.Scalars("attention_entropy_share/layer_02")] == [4, 8, 12]
+    # The run's own curves are as they were.
+    own = EventAccumulator(str(run / "tensorboard")).Reload()
+    assert [event.step for event in own.Scalars("train/loss")] == list(range(12))
 
 
 def test_report_holds_everything_in_one_file(runs: Path, tmp_path: Path, capsys) -> None:
