@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -213,10 +212,3 @@ def _report(args: argparse.Namespace) -> None:
     for sentence in write_report(args.output, _runs(args), args.gue, args.x):
         print(f"note: {sentence}", file=sys.stderr)
     print(args.output)
-
-
-def write_json(path: Path, content: Any) -> Path:
-    """Write an object as JSON; returns the path."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    return path

@@ -17,9 +17,8 @@ from dnabert_rm.analysis.attention import attention_record, summarise
 from dnabert_rm.analysis.attention_figures import layers_figure, maps_figure
 from dnabert_rm.analysis.attention_inputs import attention_batches, windows_of_data
 from dnabert_rm.analysis.embeddings import map_figure, map_kmers
-from dnabert_rm.analysis.figures import new_figure
+from dnabert_rm.analysis.figures import new_figure, write_json
 from dnabert_rm.analysis.report import ANALYSIS_NAME
-from dnabert_rm.cli.analyze import write_json
 from dnabert_rm.cli.analyze_models import MAX_DEFAULT_WINDOW, shown
 from dnabert_rm.config import load_config_file, resolve
 from dnabert_rm.downstream.encoders import Encoder, is_run, load_encoder

@@ -11,9 +11,8 @@ from dnabert_rm.analysis import attention_figures
 from dnabert_rm.analysis.attention import attention_record, summarise
 from dnabert_rm.analysis.attention_inputs import attention_batches, windows_of_data, windows_of_records
 from dnabert_rm.analysis.embeddings import map_csv, map_figure, map_kmers, parse_steps, steps_figure
-from dnabert_rm.analysis.figures import new_figure, save_figure
+from dnabert_rm.analysis.figures import new_figure, save_figure, write_json
 from dnabert_rm.analysis.report import ANALYSIS_NAME
-from dnabert_rm.cli.analyze import write_json
 from dnabert_rm.downstream.encoders import Encoder, is_run, load_encoder
 from dnabert_rm.errors import ConfigError, DataError, check_readable_file
 from dnabert_rm.fasta.stream import Input, fasta_records
