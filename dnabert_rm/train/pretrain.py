@@ -80,6 +80,7 @@ class Run:
         self.state, self.checkpoint = first_state(self.config, dataset, ranks)
         self.split = split_batch(self.state.plan, config.train.micro_batch, ranks.world_size, self.state.step)
         self.schedule = make_mask_schedule(config, dataset.tokenizer.k)
+        self.collate = make_collator(self.config, dataset, self.state.plan)
         self.last_step = min(config.train.steps, config.train.stop_after or config.train.steps)
         self.save_seconds: float | None = None
         self.shape = model_shape(config.model, dataset.tokenizer.vocab_size)
@@ -124,14 +125,13 @@ class Run:
     def train(self) -> StepResult | None:
         """Run the steps that are left; `StoppedError` where somebody asked for an end before the last one."""
         config = self.config
-        self.collate = collate = make_collator(config, self.dataset, self.state.plan)
         sampler = MicroBatchSampler(
             self.state.plan, self.state.step, self.last_step, self.ranks.rank, self.ranks.world_size,
             self.split.micro_batch,
         )  # fmt: skip
         loader = make_loader(
             self.dataset,
-            collate,
+            self.collate,
             sampler,
             num_workers=config.data.num_workers,
             prefetch=config.data.prefetch,
