@@ -82,14 +82,19 @@ def curves_figure(runs: Sequence[Run], curves: Sequence[Curve], axis: str = "ste
         if axis == "tokens" and np.isnan(run.curve(LOSS).tokens).any():
             raise ConfigError(f"{run.folder}: its metrics have no consumed_tokens; draw it with --x steps")
     spans = sorted({c.name for c in curves} - set(TITLES), key=lambda name: (len(name), name))
-    lines = [spans[first : first + MAX_PANELS_A_ROW] for first in range(0, len(spans), MAX_PANELS_A_ROW)]
+    a_row = -(-len(spans) // -(-len(spans) // MAX_PANELS_A_ROW)) if spans else 1
+    lines = [spans[first : first + a_row] for first in range(0, len(spans), a_row)]
     figure = new_figure(11, 6.2 + 2.3 * len(lines))
     parts = figure.subfigures(2 + len(lines), 1, height_ratios=[3.1, *[2.3] * len(lines), 2.3], squeeze=False)[:, 0]
     panels = {LOSS: parts[0].subplots()}
     for part, names in zip(parts[1:-1], lines, strict=True):
-        panels |= dict(zip(names, part.subplots(1, len(names), sharey=True, squeeze=False)[0], strict=True))
-        heading = f"held-out loss at fixed spans (nats a masked token, by {_axis_title(axis)})"
-        part.suptitle(heading, fontsize=NORMAL, fontweight="bold", x=0.01, ha="left")
+        row = part.subplots(1, a_row, sharey=True, squeeze=False)[0]
+        panels |= dict(zip(names, row, strict=False))
+        for panel in row[len(names) :]:
+            panel.set_axis_off()
+        if names is lines[0]:
+            heading = f"held-out loss at fixed spans (nats a masked token, by {_axis_title(axis)})"
+            part.suptitle(heading, fontsize=NORMAL, fontweight="bold", x=0.01, ha="left")
     panels |= dict(zip((ACCURACY, RATE), parts[-1].subplots(1, 2), strict=True))
     for name, panel in panels.items():
         _draw_panel(panel, [curve for curve in curves if curve.name == name], list(runs), axis)

@@ -131,7 +131,7 @@ def _add_attention(commands: Any) -> None:
     source.add_argument("--fasta", metavar="FILE", help="FASTA to cut windows from, plain or gzip")
     parser.add_argument("--split", help="split of --data (default: val, or train where there is no val)")
     parser.add_argument("--window", type=int, metavar="N", help="tokens a window, [CLS] and [SEP] included (default: "
-                        "the model's positions, at most 512)")  # fmt: skip
+                        "that of the pretraining, at most 512)")  # fmt: skip
     parser.add_argument("--windows", type=int, default=16, metavar="N", help="windows (%(default)s)")
     parser.add_argument("--step", type=int, help="the run's checkpoint of this step (default: the last)")
     parser.add_argument("--non-overlapping", action="store_true", help="tokens with stride k (default: as pretrained)")

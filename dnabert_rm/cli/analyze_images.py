@@ -75,9 +75,10 @@ def add_images(writer: SummaryWriter, run: Path, step: int, data: str | None) ->
 
 
 def _add_attention(writer: SummaryWriter, encoder: Encoder, data: str, title: str, step: int) -> None:
-    window = min(MAX_DEFAULT_WINDOW, encoder.model.config.max_position_embeddings)
-    options = {"window": window, "num_windows": 16, "overlapping": encoder.overlapping}
-    ids, _, k = windows_of_data(data, split=None, seed=0, **options)
+    window = min(MAX_DEFAULT_WINDOW, encoder.window)
+    ids, _, k = windows_of_data(
+        data, split=None, window=window, num_windows=16, overlapping=encoder.overlapping, seed=0
+    )
     if k != encoder.k:
         raise ConfigError(f"--data {data}: tokens of k = {k}, but the model's k is {encoder.k}")
     layers = summarise(attention_batches(encoder.model, ids))

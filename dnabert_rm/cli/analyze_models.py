@@ -89,7 +89,7 @@ def attention(args: argparse.Namespace) -> list[Path]:
     encoder = load_encoder(args.model, step, attention="eager")
     overlapping = encoder.overlapping and not args.non_overlapping
     positions = encoder.model.config.max_position_embeddings
-    window = args.window or min(MAX_DEFAULT_WINDOW, positions)
+    window = args.window or min(MAX_DEFAULT_WINDOW, encoder.window)
     if window > positions:
         raise ConfigError(f"--window {window}: the model has {positions} positions; lower it")
     input_ids, source = _windows(args, encoder, window, overlapping)

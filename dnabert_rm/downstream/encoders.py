@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from numpy.typing import NDArray
@@ -31,6 +32,8 @@ class Encoder:
     """Bases of its k-mers; None where it has no k-mer vocabulary."""
     overlapping: bool
     """Whether it was pretrained on overlapping tokens."""
+    window: int
+    """Tokens of its pretraining windows, [CLS] and [SEP] included; all positions where that is not noted."""
 
     @property
     def embeddings(self) -> NDArray:
@@ -55,7 +58,9 @@ def load_encoder(path: Path, step: int | None = None, attention: str = "sdpa") -
         model = load_model(AutoModel, folder, load_config(folder), may_lack="pooler.")
         model.set_attn_implementation(attention)
         vocab = folder / VOCAB_FILE
-        return Encoder(model, read_k(vocab) if vocab.is_file() else None, _was_overlapping(folder))
+        data, positions = _pretraining_data(folder), model.config.max_position_embeddings
+        k = read_k(vocab) if vocab.is_file() else None
+        return Encoder(model, k, bool(data.get("overlap", True)), min(positions, int(data.get("window", positions))))
 
 
 @contextlib.contextmanager
@@ -70,10 +75,9 @@ def _as_model_folder(path: Path, step: int | None) -> Iterator[Path]:
         yield export(path, Path(aside) / "model", step).folder
 
 
-def _was_overlapping(folder: Path) -> bool:
-    """What the export notes about the pretraining; overlapping where it notes nothing."""
+def _pretraining_data(folder: Path) -> dict[str, Any]:
+    """The section `[data]` of the pretraining, as the export notes it; empty where it notes nothing."""
     try:
-        facts = json.loads((folder / PROVENANCE_NAME).read_text(encoding="utf-8"))
-        return bool(facts["config"]["data"]["overlap"])
+        return dict(json.loads((folder / PROVENANCE_NAME).read_text(encoding="utf-8"))["config"]["data"])
     except (OSError, ValueError, KeyError, TypeError):
-        return True
+        return {}
