@@ -22,7 +22,8 @@ for arm in "$@"; do flags_of "$arm" >/dev/null; done
 
 python -m data_prep build "$genome" --out "$out/data" --k 6 --val-contigs "${VAL_CONTIGS:-chrXIV}" >&2
 for arm in "$@"; do
-    echo "== $arm" >&2
+    # shellcheck disable=SC2086  # on one line
+    echo "== $arm:" $pretraining "$(flags_of "$arm")" >&2
     # shellcheck disable=SC2046,SC2086  # several words
     DEEPSPEED_ARGS="--quiet --num_gpus $ranks ${DEEPSPEED_ARGS:-}" bash "$here/pretrain.sh" $pretraining \
         $(flags_of "$arm") --data "$out/data" --output "$out/runs/$arm" --strand random --seed "$SEED" --log-every 10 \

@@ -13,12 +13,12 @@ from dnabert_rm.downstream.gue_results import (
     Result,
     Row,
     difference,
-    mean_interval,
     published_rows,
 )
 from dnabert_rm.downstream.gue_runs import arm_name, resolve_settings
 from dnabert_rm.downstream.gue_sets import STAND_IN
 from dnabert_rm.downstream.gue_settings import FAMILIES, GUE, METRIC_TITLES, PUBLISHED, PUBLISHED_SOURCE, family_of
+from dnabert_rm.downstream.intervals import mean_interval
 
 HEADINGS = {
     IN_GUE: "GUE data sets",

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 from dnabert_rm.downstream.gue_runs import WEIGHTS, arm_name, finished_records, read_json
 from dnabert_rm.downstream.gue_settings import FAMILIES, GUE, METRIC_TITLES, PUBLISHED, family_of, metric_of
+from dnabert_rm.downstream.intervals import mean_interval
 from dnabert_rm.downstream.settings import SCORES_FILE
 from dnabert_rm.errors import DataError
 
@@ -70,17 +70,6 @@ class Row:
     def half_width(self) -> float | None:
         """Of the 95 % interval of the mean; None for one seed."""
         return mean_interval(self.scores.values())[1]
-
-
-def mean_interval(values: Iterable[float]) -> tuple[float, float | None]:
-    """Mean, and half the width of its 95 % interval by Student's t with n − 1 degrees of freedom; None where n is 1."""
-    values = list(values)
-    if len(values) < 2:
-        return fmean(values), None
-    from scipy.special import stdtrit
-
-    quantile = float(stdtrit(len(values) - 1, 0.975))
-    return fmean(values), quantile * stdev(values) / math.sqrt(len(values))
 
 
 def main_score(name: str, scores: Mapping[str, Any]) -> tuple[str, float]:

@@ -20,13 +20,14 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from dnabert_rm.downstream.adapters import ADAPTER_CONFIG
 from dnabert_rm.downstream.heads import as_checkpoint_error, quiet_transformers
 from dnabert_rm.errors import CheckpointError
 from dnabert_rm.kmer import UNK_ID
 from dnabert_rm.tokenizer import KmerTokenizer
 from dnabert_rm.tokenizer.padding import pad_rows
 
-ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _ADAPTER_PREFIX = "base_model.model."
 
 Item = TypeVar("Item")

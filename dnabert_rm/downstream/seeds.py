@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 
 from dnabert_rm.downstream.finetune import finetune
+from dnabert_rm.downstream.intervals import mean_interval
 from dnabert_rm.downstream.output import cell, clear_output
 from dnabert_rm.downstream.settings import MODEL_FOLDER, SCORES_FILE, FinetuneSettings
 from dnabert_rm.downstream.splits import notice
 from dnabert_rm.errors import ConfigError, is_first_rank
 from dnabert_rm.shards import write_atomically
 
-CONFIDENCE = 0.95
 OWN = ("output", "overwrite", "seed", "seeds")
 """Settings that say nothing of what a seed's result is."""
 
@@ -97,13 +97,11 @@ def interval(values: Sequence[float | None]) -> list[float] | None:
 
     None for fewer than two values.
     """
-    from scipy import stats
-
     if None in values or len(values) < 2:
         return None
-    numbers = np.array(values, dtype=float)
-    half = stats.t.ppf((1 + CONFIDENCE) / 2, len(numbers) - 1) * numbers.std(ddof=1) / np.sqrt(len(numbers))
-    return [float(numbers.mean() - half), float(numbers.mean() + half)]
+    middle, half = mean_interval([value for value in values if value is not None])
+    assert half is not None
+    return [middle - half, middle + half]
 
 
 def seeds_table(scores: dict[str, Any]) -> str:

@@ -35,8 +35,8 @@ def announcement(
     ]
     if config.validation.every and not validates:
         lines.append(
-            f"no validation: the data have no split {config.validation.split} (data_prep build --val-contigs or "
-            "--val-fraction holds one out)"
+            f"no validation: the data have no split {config.validation.split} with a segment as long as a window "
+            "(data_prep build --val-contigs or --val-fraction holds one out)"
         )
     lines.append(advice_line(job, memory, train.ds_config, int(engine.deepspeed.zero_optimization_stage())))
     return "\n".join(lines)

@@ -46,15 +46,18 @@ def make_dataset(config: RunConfig) -> WindowDataset:
 
 
 def make_validation_dataset(config: RunConfig) -> WindowDataset | None:
-    """Held-out windows, full and of the forward strand, in an order that no seed changes; None where there are none."""
+    """Held-out windows, full and of the forward strand, in an order that no seed changes; None where no window fits."""
     data, validation = config.data, config.validation
     storage = StorageSettings(data.on_bad_shard, data.allow_pipe, data.cache_dir, data.cache_gb)
-    having = [
-        path
-        for path in data.path
-        if any(shard.split == validation.split for shard in prepared_folder(path, storage).manifest().shards)
-    ]
-    if not validation.every or not having:
+    if not validation.every:
+        return None
+    having = []
+    for path in data.path:
+        manifest = prepared_folder(path, storage).manifest()
+        stored = (data.window - NUM_SPECIAL_PER_WINDOW - 1) * (1 if data.overlap else manifest.tokenizer.k or 1) + 1
+        if any(s.split == validation.split and max(s.segments, default=0) >= stored for s in manifest.shards):
+            having.append(path)
+    if not having:
         return None
     settings = WindowSettings(split=validation.split, window=data.window, overlap=data.overlap)
     return WindowDataset(having, [], settings, VALIDATION_SEED, storage)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from dnabert_rm.config import RunConfig
 from dnabert_rm.data.dataset import WindowDataset
+from dnabert_rm.errors import UserError
 from dnabert_rm.masking.collator import IGNORE
 from dnabert_rm.train.distributed import Ranks, sum_over_ranks
 from dnabert_rm.train.engine import Engine
@@ -52,7 +53,11 @@ class Validation:
     def _read(self) -> list[NDArray]:
         """The windows of each turn; they are read once, and kept."""
         if self._windows is None:
-            self._windows = [self._dataset.windows(samples, 0).ids for samples, _ in self._turns]
+            try:
+                self._windows = [self._dataset.windows(samples, 0).ids for samples, _ in self._turns]
+            except UserError as error:
+                error.on_one_rank = True  # the others may have read theirs
+                raise
         return self._windows
 
     def _ask(self, engine: Engine, batch: dict[str, Any], counts: bool) -> torch.Tensor:

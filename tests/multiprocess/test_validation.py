@@ -109,3 +109,22 @@ def test_data_without_a_held_out_part_are_told_of(flags, tmp_path: Path) -> None
     printed = run_ranks(1, *flags, "--output", tmp_path / "run", "--validation.split", "test")
     assert "no validation: the data have no split test" in printed
     assert held_out(tmp_path / "run") == {}
+
+
+def test_a_held_out_part_shorter_than_a_window_is_none(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    shards = [[random_bases(rng, 700) for _ in range(4)], [random_bases(rng, 40)]]
+    write_prepared(tmp_path / "prepared", shards, k=4, splits={1: "val"})
+    words = [*map(str, FLAGS), "--data", tmp_path / "prepared", "--output", tmp_path / "run"]
+    assert "no validation" in run_ranks(1, *words)
+
+
+def test_a_damaged_held_out_shard_is_told_by_the_rank_that_reads_it(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    shards = [[random_bases(rng, 700) for _ in range(4)] for _ in range(2)]
+    write_prepared(tmp_path / "prepared", shards, k=4, splits={1: "val"})
+    shard = tmp_path / "prepared" / "shard-000001.tar"
+    shard.write_bytes(shard.read_bytes().replace(b"contig", b"CONTIG"))
+    words = [*map(str, FLAGS), "--data", tmp_path / "prepared", "--output", tmp_path / "run"]
+    printed = run_ranks(2, *words, codes=[2, 2])
+    assert printed.count("shard-000001.tar") == 2 and "Traceback" not in printed

@@ -17,11 +17,11 @@ from dnabert_rm.downstream.gue_results import (
     difference,
     family_rows,
     load_results,
-    mean_interval,
     published_rows,
 )
 from dnabert_rm.downstream.gue_settings import GUE, PUBLISHED
 from dnabert_rm.downstream.gue_tables import write_tables
+from dnabert_rm.downstream.intervals import mean_interval
 from dnabert_rm.errors import DataError
 
 

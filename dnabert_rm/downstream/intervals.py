@@ -1,0 +1,18 @@
+"""What several seeds say together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from statistics import fmean, stdev
+
+
+def mean_interval(values: Iterable[float]) -> tuple[float, float | None]:
+    """Mean, and half the width of its 95 % interval by Student's t with n − 1 degrees of freedom; None where n is 1."""
+    values = list(values)
+    if len(values) < 2:
+        return fmean(values), None
+    from scipy.special import stdtrit
+
+    quantile = float(stdtrit(len(values) - 1, 0.975))
+    return fmean(values), quantile * stdev(values) / math.sqrt(len(values))
