@@ -60,8 +60,11 @@ def run_all(executor: Executor, function: Callable[[T], R], items: Sequence[T]) 
         for index, item in enumerate(items):
             yield index, function(item)
         return
-    futures: dict[Future[R], int] = {executor.submit(function, item): index for index, item in enumerate(items)}
+    futures: dict[Future[R], int] = {}
     try:
+        # A worker that dies early breaks the pool while items are still being handed out.
+        for index, item in enumerate(items):
+            futures[executor.submit(function, item)] = index
         if not isinstance(executor, ProcessPoolExecutor):
             for future in reversed(list(futures)):
                 if future.cancel():

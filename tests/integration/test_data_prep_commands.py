@@ -484,13 +484,16 @@ def test_workers_end_with_their_parent(tmp_path: Path, threads: int) -> None:
     wait_for(lambda: not any(is_running(pid) for pid in pids))
 
 
-def test_a_worker_that_dies_ends_the_build_in_one_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize("pause_seconds", [0, 0.5], ids=["after all are handed out", "while items are handed out"])
+def test_a_worker_that_dies_ends_the_build_in_one_line(tmp_path: Path, pause_seconds: float) -> None:
     script = tmp_path / "parent.py"
     script.write_text(
-        "import os, signal\nfrom data_prep.parallel import open_executor, run_all\n"
+        "import os, signal, time\nfrom data_prep.parallel import open_executor, run_all\n"
         "from dnabert_rm.errors import run_command\n"
+        "class Items(list):\n    def __iter__(self):\n        for item in super().__iter__():\n"
+        f"            yield item\n            time.sleep({pause_seconds})\n"
         "def work(_):\n    os.kill(os.getpid(), signal.SIGKILL)\n"
-        "def main():\n    with open_executor(2) as executor:\n        list(run_all(executor, work, range(4)))\n"
+        "def main():\n    with open_executor(2) as executor:\n        list(run_all(executor, work, Items(range(4))))\n"
         "if __name__ == '__main__':\n    raise SystemExit(run_command('prep', main))\n"
     )
     environment = {**clean_environment(), "PYTHONPATH": str(ROOT)}
