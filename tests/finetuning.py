@@ -7,7 +7,7 @@ import torch
 from transformers import BertConfig, BertForMaskedLM
 
 from dnabert_rm.downstream import heads
-from dnabert_rm.downstream.settings import FinetuneSettings
+from dnabert_rm.downstream.finetuning.settings import FinetuneSettings
 from dnabert_rm.tokenizer import KmerTokenizer
 
 BERT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}

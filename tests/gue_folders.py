@@ -2,8 +2,8 @@
 
 import json
 
-from dnabert_rm.downstream.gue_runs import resolve_settings
-from dnabert_rm.downstream.gue_settings import metric_of
+from dnabert_rm.downstream.benchmark.runs import resolve_settings
+from dnabert_rm.downstream.benchmark.settings import metric_of
 
 
 def write_run(output, name, arm, seed, value, stand_in=False, shared=0):

@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from dnabert_rm.cli.sequence_flags import add_sequence_flags, settings_of
-from dnabert_rm.downstream.inference_settings import POOLINGS, EmbeddingSettings
+from dnabert_rm.downstream.inference.settings import POOLINGS, EmbeddingSettings
 from dnabert_rm.quiet import quiet_third_parties
 
 HELP = "embeddings of FASTA or a table, one a sequence or one a token, to .npy, .csv or .parquet"

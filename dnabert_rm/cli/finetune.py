@@ -9,7 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from dnabert_rm.downstream.settings import BAD_ROWS, CLASS_WEIGHTS, LONG, PRECISIONS, TASKS, FinetuneSettings
+from dnabert_rm.downstream.finetuning.settings import BAD_ROWS, CLASS_WEIGHTS, LONG, PRECISIONS, TASKS, FinetuneSettings
 from dnabert_rm.errors import is_first_rank
 from dnabert_rm.quiet import quiet_third_parties
 
@@ -105,7 +105,7 @@ def run(args: argparse.Namespace) -> None:
             scores = finetune.finetune(settings) if settings.seeds is None else seeds.finetune_seeds(settings)
         finally:
             if "torch" in sys.modules:  # the first mistakes are told before it is imported
-                from dnabert_rm.downstream.training import leave_ranks
+                from dnabert_rm.downstream.finetuning.training import leave_ranks
 
                 leave_ranks()
     if is_first_rank():

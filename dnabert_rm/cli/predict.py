@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from dnabert_rm.cli.sequence_flags import add_sequence_flags, settings_of
-from dnabert_rm.downstream.inference_settings import InferenceSettings
+from dnabert_rm.downstream.inference.settings import InferenceSettings
 from dnabert_rm.quiet import quiet_third_parties
 
 HELP = "predictions of a fine-tuned model for FASTA or a table, sequences of any length"

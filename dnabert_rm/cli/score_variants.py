@@ -7,9 +7,9 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
-from dnabert_rm.downstream.settings import PRECISIONS
-from dnabert_rm.downstream.variant_settings import STRANDS, VariantSettings
-from dnabert_rm.downstream.variants import BAD_ROWS
+from dnabert_rm.downstream.finetuning.settings import PRECISIONS
+from dnabert_rm.downstream.variants.settings import STRANDS, VariantSettings
+from dnabert_rm.downstream.variants.sites import BAD_ROWS
 from dnabert_rm.quiet import quiet_third_parties
 
 HELP = "masked-likelihood scores of single-base variants: VCF and FASTA in, log P(alt) - log P(ref) out"
@@ -39,6 +39,6 @@ def run(args: argparse.Namespace) -> None:
     """Score, and say on standard error how much was done."""
     settings = VariantSettings(**{field.name: getattr(args, field.name) for field in fields(VariantSettings)})
     quiet_third_parties()
-    from dnabert_rm.downstream.variant_scores import score_variants
+    from dnabert_rm.downstream.score_variants import score_variants
 
     print(score_variants(settings).line(settings.output), file=sys.stderr)

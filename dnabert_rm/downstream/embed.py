@@ -20,12 +20,12 @@ from transformers import AutoModel, PreTrainedModel
 
 from dnabert_rm import kmer
 from dnabert_rm.downstream.heads import load_config, load_tokenizer
-from dnabert_rm.downstream.inference import Runner, in_groups, load_model, take_device
-from dnabert_rm.downstream.inference_settings import EmbeddingSettings
-from dnabert_rm.downstream.output_files import check_output, written_aside
-from dnabert_rm.downstream.sequence_files import Tokens, Unit
-from dnabert_rm.downstream.vector_files import CsvFile, NpyFile, ParquetFile, VectorFile, names_path
-from dnabert_rm.downstream.window_stream import Answers, Tally, Track, allowed_tokens, answered, by_unit
+from dnabert_rm.downstream.inference.models import Runner, in_groups, load_model, take_device
+from dnabert_rm.downstream.inference.output_files import check_output, written_aside
+from dnabert_rm.downstream.inference.sequence_files import Tokens, Unit
+from dnabert_rm.downstream.inference.settings import EmbeddingSettings
+from dnabert_rm.downstream.inference.vector_files import CsvFile, NpyFile, ParquetFile, VectorFile, names_path
+from dnabert_rm.downstream.inference.window_stream import Answers, Tally, Track, allowed_tokens, answered, by_unit
 from dnabert_rm.errors import ConfigError
 
 ROWS_WRITTEN = 1024

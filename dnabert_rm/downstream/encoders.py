@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from transformers import AutoModel, PreTrainedModel
 
 from dnabert_rm.downstream.export import export
-from dnabert_rm.downstream.export_card import PROVENANCE_NAME
+from dnabert_rm.downstream.exporting.card import PROVENANCE_NAME
 from dnabert_rm.downstream.heads import load_config, quiet_transformers
-from dnabert_rm.downstream.inference import load_model
+from dnabert_rm.downstream.inference.models import load_model
 from dnabert_rm.errors import CheckpointError
 from dnabert_rm.tokenizer.files import VOCAB_FILE, read_k
 from dnabert_rm.train.run_folder import CONFIG_NAME, FOLDER_NAME

@@ -23,9 +23,9 @@ from torch import Tensor
 from transformers import AutoModelForMaskedLM, PreTrainedModel
 
 from dnabert_rm.config import RunConfig, resolve
-from dnabert_rm.downstream.export_card import provenance, write_records
-from dnabert_rm.downstream.export_check import check_exported, check_tokenizer
-from dnabert_rm.downstream.export_weights import SavedWeights, mean_weights, mean_weights_one_by_one, read_weights
+from dnabert_rm.downstream.exporting.card import provenance, write_records
+from dnabert_rm.downstream.exporting.check import check_exported, check_tokenizer
+from dnabert_rm.downstream.exporting.weights import SavedWeights, mean_weights, mean_weights_one_by_one, read_weights
 from dnabert_rm.errors import CheckpointError, DataError
 from dnabert_rm.model.mlm import MaskedLM
 from dnabert_rm.shards import TokenizerInfo

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from dnabert_rm.downstream.output import check_output, clear_output, describe, scores_table, write_results
-from dnabert_rm.downstream.settings import FinetuneSettings
-from dnabert_rm.downstream.splits import Splits, notice, read_splits, shared_rows, warn_of_shared_rows
+from dnabert_rm.downstream.finetuning.output import check_output, clear_output, describe, scores_table, write_results
+from dnabert_rm.downstream.finetuning.settings import FinetuneSettings
+from dnabert_rm.downstream.finetuning.splits import Splits, notice, read_splits, shared_rows, warn_of_shared_rows
 from dnabert_rm.errors import ConfigError, DataError, is_first_rank
 
 __all__ = ["FinetuneSettings", "finetune", "scores_table"]
@@ -28,7 +28,8 @@ def finetune(settings: FinetuneSettings) -> dict[str, Any]:
     best_metric = chosen_metric(settings, splits)
     warn_of_shared_rows(splits)
     # torch and transformers take seconds to import: mistakes in the tables are told before.
-    from dnabert_rm.downstream import heads, training
+    from dnabert_rm.downstream import heads
+    from dnabert_rm.downstream.finetuning import training
 
     config = heads.load_config(settings.model)
     tokenizer = heads.load_tokenizer(settings.model, config, settings.overlapping)
@@ -86,7 +87,8 @@ def chosen_metric(settings: FinetuneSettings, splits: Splits) -> str:
 
 def prepared_model(settings: FinetuneSettings, splits: Splits, config: Any) -> tuple[Any, list[str]]:
     """The model with what of it shall learn, and the names of its new tensors."""
-    from dnabert_rm.downstream import adapters, heads
+    from dnabert_rm.downstream import heads
+    from dnabert_rm.downstream.finetuning import adapters
 
     model, new = heads.load_model(
         settings.model, config, splits.task, settings.dropout, settings.seed, settings.from_scratch
@@ -100,7 +102,7 @@ def prepared_model(settings: FinetuneSettings, splits: Splits, config: Any) -> t
 
 def tokenized(settings: FinetuneSettings, splits: Splits, tokenizer: Any, max_tokens: int) -> dict[str, Any]:
     """Each table's `rows.TokenRows`; `DataError` where a table has no sequence of a k-mer's length."""
-    from dnabert_rm.downstream import rows
+    from dnabert_rm.downstream.finetuning import rows
 
     parts, per_base = {}, splits.task.per_base
     for name, table in splits.items():

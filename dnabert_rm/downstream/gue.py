@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from dnabert_rm.downstream import gue_jobs, gue_tables
-from dnabert_rm.downstream.gue_markdown import Remarks
-from dnabert_rm.downstream.gue_results import data_set_rows, family_rows, load_results, main_score
-from dnabert_rm.downstream.gue_runs import LOG_FILE, RECORD_FILE, Plan, Run, check_kept, make_runs, read_json
-from dnabert_rm.downstream.gue_sets import STAND_IN, DataSet, choose_sets, find_sets, why_not
-from dnabert_rm.downstream.gue_settings import GUE
-from dnabert_rm.downstream.settings import MODEL_FOLDER, SCORES_FILE
+from dnabert_rm.downstream.benchmark import jobs, tables
+from dnabert_rm.downstream.benchmark.markdown import Remarks
+from dnabert_rm.downstream.benchmark.results import data_set_rows, family_rows, load_results, main_score
+from dnabert_rm.downstream.benchmark.runs import LOG_FILE, RECORD_FILE, Plan, Run, check_kept, make_runs, read_json
+from dnabert_rm.downstream.benchmark.sets import STAND_IN, DataSet, choose_sets, find_sets, why_not
+from dnabert_rm.downstream.benchmark.settings import GUE
+from dnabert_rm.downstream.finetuning.settings import MODEL_FOLDER, SCORES_FILE
 from dnabert_rm.errors import ConfigError, DataError, StoppedError
 from dnabert_rm.shards import write_atomically
 
@@ -65,7 +65,7 @@ def gue(options: GueOptions) -> int:
         finished = check_kept(runs, output, options.overwrite)
         failed = _run_all(options, runs, [run for run in runs if run.folder not in finished], left_out)
         _draw(output)
-    print((output / gue_tables.MARKDOWN_FILE).read_text(encoding="utf-8"), end="")
+    print((output / tables.MARKDOWN_FILE).read_text(encoding="utf-8"), end="")
     if failed:
         _notice(f"{len(failed)} of {len(runs)} runs failed; the same command tries them again")
     return 1 if failed else 0
@@ -128,17 +128,17 @@ def _run_all(
     options: GueOptions, asked: Sequence[Run], runs: Sequence[Run], left_out: dict[str, str]
 ) -> dict[str, str]:
     """Run them, a line and new tables after each; returns what failed, by title, and why."""
-    gpus = gue_jobs.visible_gpus()
+    gpus = jobs.visible_gpus()
     num_jobs = min(options.jobs or len(gpus) or 1, max(1, len(runs)))
     where = f"on {len(gpus)} GPUs" if len(gpus) > 1 else "on one GPU" if gpus else "on the CPU"
     counts = f"{len(asked)} asked for, {len(asked) - len(runs)} finished before, {len(runs)} to do"
     _notice(f"runs: {counts}, {num_jobs} at a time {where}")
     failed: dict[str, str] = {}
     _write_tables(options, left_out, failed)
-    jobs = (_prepare(run) for run in runs)
+    prepared = (_prepare(run) for run in runs)
     with (
         _stop_on_signals(),
-        contextlib.closing(gue_jobs.run_jobs(jobs, gue_jobs.slot_variables(num_jobs, gpus))) as all_ended,
+        contextlib.closing(jobs.run_jobs(prepared, jobs.slot_variables(num_jobs, gpus))) as all_ended,
     ):
         for count, end in enumerate(all_ended, 1):
             run = runs[end.number]
@@ -150,12 +150,12 @@ def _run_all(
     return failed
 
 
-def _prepare(run: Run) -> gue_jobs.Job:
+def _prepare(run: Run) -> jobs.Job:
     """Note down what the run is told, after the scores of an earlier one, which would pass for its own, are gone."""
     (run.folder / SCORES_FILE).unlink(missing_ok=True)
     run.folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(run.folder / RECORD_FILE, gue_tables.to_json(run.record))
-    return gue_jobs.Job(run.command(), run.folder / LOG_FILE)
+    write_atomically(run.folder / RECORD_FILE, tables.to_json(run.record))
+    return jobs.Job(run.command(), run.folder / LOG_FILE)
 
 
 def _after(options: GueOptions, run: Run) -> str:
@@ -180,7 +180,7 @@ def _fault(run: Run, code: int) -> str | None:
         kind = f"killed by {signal.Signals(-code).name}"
     else:
         kind = f"exit code {code}" if code else f"no {SCORES_FILE}"
-    return f"{kind}, log {log}: {gue_jobs.last_line(log)}"
+    return f"{kind}, log {log}: {jobs.last_line(log)}"
 
 
 @contextlib.contextmanager
@@ -201,18 +201,18 @@ def _stop_on_signals() -> Iterator[None]:
 
 def _write_tables(options: GueOptions, left_out: dict[str, str], failed: dict[str, str]) -> None:
     remarks = Remarks(left_out, failed)
-    gue_tables.write_tables(options.plan.output, load_results(options.plan.output), remarks)
+    tables.write_tables(options.plan.output, load_results(options.plan.output), remarks)
 
 
 def _draw(output: Path) -> None:
     try:
-        from dnabert_rm.downstream.gue_plot import draw_table
+        from dnabert_rm.downstream.benchmark.plot import draw_table
 
         rows = data_set_rows(load_results(output))
         if rows:
-            draw_table(output / gue_tables.PICTURE_FILE, rows, family_rows(rows))
+            draw_table(output / tables.PICTURE_FILE, rows, family_rows(rows))
     except ImportError:
-        _notice(f"note: no {gue_tables.PICTURE_FILE}: matplotlib is not installed; install dnabert_rm[plots]")
+        _notice(f"note: no {tables.PICTURE_FILE}: matplotlib is not installed; install dnabert_rm[plots]")
 
 
 def duration(seconds: float) -> str:

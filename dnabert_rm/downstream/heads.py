@@ -19,8 +19,8 @@ from transformers import (
     set_seed,
 )
 
-from dnabert_rm.downstream.adapters import ADAPTER_CONFIG
-from dnabert_rm.downstream.task import Task
+from dnabert_rm.downstream.finetuning.adapters import ADAPTER_CONFIG
+from dnabert_rm.downstream.finetuning.task import Task
 from dnabert_rm.errors import CheckpointError
 from dnabert_rm.tokenizer import KmerTokenizer
 

@@ -16,8 +16,11 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
 
+from dnabert_rm.downstream.finetuning.settings import FINETUNING_FILE
+from dnabert_rm.downstream.finetuning.task import Task
+from dnabert_rm.downstream.finetuning.tasks import TASK_CLASSES, Classes, Regression
 from dnabert_rm.downstream.heads import load_config, load_tokenizer
-from dnabert_rm.downstream.inference import (
+from dnabert_rm.downstream.inference.models import (
     Runner,
     adapter_base,
     load_adapted,
@@ -25,13 +28,10 @@ from dnabert_rm.downstream.inference import (
     read_json,
     take_device,
 )
-from dnabert_rm.downstream.inference_settings import InferenceSettings
-from dnabert_rm.downstream.output_files import check_output, written_aside
-from dnabert_rm.downstream.sequence_files import LONG, Tokens, Unit
-from dnabert_rm.downstream.settings import FINETUNING_FILE
-from dnabert_rm.downstream.task import Task
-from dnabert_rm.downstream.tasks import TASK_CLASSES, Classes, Regression
-from dnabert_rm.downstream.window_stream import Answers, Tally, Track, allowed_tokens, answered, by_unit
+from dnabert_rm.downstream.inference.output_files import check_output, written_aside
+from dnabert_rm.downstream.inference.sequence_files import LONG, Tokens, Unit
+from dnabert_rm.downstream.inference.settings import InferenceSettings
+from dnabert_rm.downstream.inference.window_stream import Answers, Tally, Track, allowed_tokens, answered, by_unit
 from dnabert_rm.errors import CheckpointError
 
 

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from dnabert_rm.downstream.finetune import finetune
+from dnabert_rm.downstream.finetuning.output import cell, clear_output
+from dnabert_rm.downstream.finetuning.settings import MODEL_FOLDER, SCORES_FILE, FinetuneSettings
+from dnabert_rm.downstream.finetuning.splits import notice
 from dnabert_rm.downstream.intervals import mean_interval
-from dnabert_rm.downstream.output import cell, clear_output
-from dnabert_rm.downstream.settings import MODEL_FOLDER, SCORES_FILE, FinetuneSettings
-from dnabert_rm.downstream.splits import notice
 from dnabert_rm.errors import ConfigError, is_first_rank
 from dnabert_rm.shards import write_atomically
 

@@ -24,10 +24,10 @@ from transformers import AutoModelForMaskedLM
 from dnabert_rm.analysis.curves import curves_figure, make_curves
 from dnabert_rm.analysis.runs import read_runs
 from dnabert_rm.cli.main import main
+from dnabert_rm.downstream.benchmark.markdown import Remarks
+from dnabert_rm.downstream.benchmark.results import load_results
+from dnabert_rm.downstream.benchmark.tables import write_tables
 from dnabert_rm.downstream.export import export
-from dnabert_rm.downstream.gue_markdown import Remarks
-from dnabert_rm.downstream.gue_results import load_results
-from dnabert_rm.downstream.gue_tables import write_tables
 from dnabert_rm.tokenizer import KmerTokenizer
 
 pytest.importorskip("matplotlib")

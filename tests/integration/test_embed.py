@@ -13,7 +13,7 @@ from transformers import BertForMaskedLM
 
 from dnabert_rm import kmer
 from dnabert_rm.cli.main import main
-from dnabert_rm.downstream.windows import windows
+from dnabert_rm.downstream.inference.windows import windows
 
 ROOM, K = POSITIONS - 2, 3
 

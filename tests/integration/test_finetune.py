@@ -22,9 +22,10 @@ from transformers import (
 )
 
 from dnabert_rm.cli import finetune as command
-from dnabert_rm.downstream import heads, rows, training
+from dnabert_rm.downstream import heads
 from dnabert_rm.downstream.finetune import finetune
-from dnabert_rm.downstream.tasks import TASK_CLASSES
+from dnabert_rm.downstream.finetuning import rows, training
+from dnabert_rm.downstream.finetuning.tasks import TASK_CLASSES
 from dnabert_rm.errors import CheckpointError, ConfigError, DataError, run_command
 from dnabert_rm.tokenizer import KmerTokenizer
 

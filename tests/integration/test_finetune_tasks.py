@@ -14,10 +14,10 @@ from sklearn import metrics
 from support import on_ranks
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoTokenizer
 
-from dnabert_rm.downstream import rows
 from dnabert_rm.downstream.finetune import finetune
-from dnabert_rm.downstream.settings import TASKS
-from dnabert_rm.downstream.tasks import TASK_CLASSES
+from dnabert_rm.downstream.finetuning import rows
+from dnabert_rm.downstream.finetuning.settings import TASKS
+from dnabert_rm.downstream.finetuning.tasks import TASK_CLASSES
 from dnabert_rm.errors import ConfigError, DataError
 from dnabert_rm.tokenizer import KmerTokenizer
 
@@ -384,7 +384,7 @@ def test_two_ranks_are_one(model, classes, tmp_path):
 
 
 def test_order_of_rows_is_that_of_one_rank():
-    from dnabert_rm.downstream.training import RowOrder
+    from dnabert_rm.downstream.finetuning.training import RowOrder
 
     for lengths in ([9] * 23, [*range(5, 28)]):
         one, two = (list(RowOrder(lengths, 6, 3, fill_up)) for fill_up in (False, True))

@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from dnabert_rm.cli.main import main
-from dnabert_rm.downstream.windows import windows
+from dnabert_rm.downstream.inference.windows import windows
 
 ROOM = POSITIONS - 2
 K = 3

@@ -9,29 +9,29 @@ import time
 import psutil
 import pytest
 
-from dnabert_rm.downstream import gue_jobs
+from dnabert_rm.downstream.benchmark import jobs
 from dnabert_rm.downstream.gue import duration
 
 
 def python_job(tmp_path, name, script):
-    return gue_jobs.Job([sys.executable, "-c", script], tmp_path / f"{name}.txt")
+    return jobs.Job([sys.executable, "-c", script], tmp_path / f"{name}.txt")
 
 
 def test_jobs_share_slots_and_fail_alone(tmp_path):
     script = "import os, sys; print(os.environ['PLACE']); sys.exit({})"
-    jobs = [python_job(tmp_path, number, script.format(3 * (number == 1))) for number in range(4)]
-    jobs.append(python_job(tmp_path, 4, "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"))
-    ended = list(gue_jobs.run_jobs(jobs, [{"PLACE": "a"}, {"PLACE": "b"}]))
+    asked = [python_job(tmp_path, number, script.format(3 * (number == 1))) for number in range(4)]
+    asked.append(python_job(tmp_path, 4, "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"))
+    ended = list(jobs.run_jobs(asked, [{"PLACE": "a"}, {"PLACE": "b"}]))
     assert {end.number: end.code for end in ended} == {0: 0, 1: 3, 2: 0, 3: 0, 4: -9}
-    assert {gue_jobs.last_line(job.log) for job in jobs[:2]} == {"a", "b"}
-    assert gue_jobs.last_line(jobs[4].log) == "(the log is empty)"
+    assert {jobs.last_line(job.log) for job in asked[:2]} == {"a", "b"}
+    assert jobs.last_line(asked[4].log) == "(the log is empty)"
 
 
 def test_jobs_run_side_by_side_and_are_prepared_when_they_start(tmp_path):
     """Each of two waits for the other's file, so one after the other they would never end."""
     prepared = []
 
-    def jobs():
+    def told():
         for number in range(3):
             prepared.append(number)
             wait = f"""
@@ -41,21 +41,21 @@ while {number} < 2 and not pathlib.Path({str(tmp_path)!r}, 'here{1 - number}').e
 """
             yield python_job(tmp_path, number, wait)
 
-    running = gue_jobs.run_jobs(jobs(), [{}, {}])
+    running = jobs.run_jobs(told(), [{}, {}])
     first = next(running)
     assert prepared == [0, 1] and first.code == 0
     assert len(list(running)) == 2 and prepared == [0, 1, 2]
 
 
 def test_no_job_stays_when_the_loop_is_left(tmp_path):
-    jobs = [python_job(tmp_path, 0, ""), python_job(tmp_path, 1, "import time; time.sleep(600)")]
+    asked = [python_job(tmp_path, 0, ""), python_job(tmp_path, 1, "import time; time.sleep(600)")]
     before = set(psutil.Process().children())  # other tests' fork server
-    running = gue_jobs.run_jobs(jobs, [{}, {}])
+    running = jobs.run_jobs(asked, [{}, {}])
     next(running)
     [child] = set(psutil.Process().children()) - before
     begun = time.monotonic()
     running.close()
-    assert not child.is_running() and time.monotonic() - begun < gue_jobs._SECONDS_TO_END, "killed, not asked to end"
+    assert not child.is_running() and time.monotonic() - begun < jobs._SECONDS_TO_END, "killed, not asked to end"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the system kills children with their parent on Linux alone")
@@ -63,10 +63,11 @@ def test_no_job_stays_when_the_loop_is_left(tmp_path):
 def test_jobs_die_with_their_parent(tmp_path, number):
     script = f"""
 import pathlib, sys
-from dnabert_rm.downstream import gue, gue_jobs
-job = gue_jobs.Job([sys.executable, "-c", "import time; time.sleep(600)"], pathlib.Path({str(tmp_path)!r}, "log.txt"))
+from dnabert_rm.downstream import gue
+from dnabert_rm.downstream.benchmark import jobs
+job = jobs.Job([sys.executable, "-c", "import time; time.sleep(600)"], pathlib.Path({str(tmp_path)!r}, "log.txt"))
 with gue._stop_on_signals():
-    list(gue_jobs.run_jobs([job], [{{}}]))
+    list(jobs.run_jobs([job], [{{}}]))
 """
     parent = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True)
     children: list[psutil.Process] = []
@@ -81,18 +82,18 @@ with gue._stop_on_signals():
 
 def test_places_for_jobs(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, GPU-ab")
-    assert gue_jobs.visible_gpus() == ["3", "GPU-ab"]
-    places = gue_jobs.slot_variables(3, gue_jobs.visible_gpus())
+    assert jobs.visible_gpus() == ["3", "GPU-ab"]
+    places = jobs.slot_variables(3, jobs.visible_gpus())
     assert [place["CUDA_VISIBLE_DEVICES"] for place in places] == ["3", "GPU-ab", "3"]
     for nothing in ("", "-1"):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", nothing)
-        assert gue_jobs.visible_gpus() == []
+        assert jobs.visible_gpus() == []
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    assert gue_jobs.slot_variables(3, []) == [{"OMP_NUM_THREADS": "2"}] * 3
-    assert gue_jobs.slot_variables(1, []) == [{}]
+    assert jobs.slot_variables(3, []) == [{"OMP_NUM_THREADS": "2"}] * 3
+    assert jobs.slot_variables(1, []) == [{}]
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
-    assert gue_jobs.slot_variables(3, []) == [{}] * 3
+    assert jobs.slot_variables(3, []) == [{}] * 3
 
 
 def test_durations():

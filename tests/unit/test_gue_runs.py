@@ -13,10 +13,10 @@ from test_gue_sets import make_sets
 from dnabert_rm.cli import finetune as finetune_command
 from dnabert_rm.cli import gue as command
 from dnabert_rm.cli.main import main
-from dnabert_rm.downstream import gue_runs
-from dnabert_rm.downstream.gue_runs import Plan, check_kept, make_runs, resolve_settings
-from dnabert_rm.downstream.gue_sets import find_sets
-from dnabert_rm.downstream.settings import FinetuneSettings
+from dnabert_rm.downstream.benchmark import runs
+from dnabert_rm.downstream.benchmark.runs import Plan, check_kept, make_runs, resolve_settings
+from dnabert_rm.downstream.benchmark.sets import find_sets
+from dnabert_rm.downstream.finetuning.settings import FinetuneSettings
 from dnabert_rm.errors import CheckpointError, ConfigError, DataError
 
 
@@ -177,4 +177,4 @@ def test_every_setting_may_be_given():
     args = parser.parse_args([*files, *words, "--precision", "bf16", "--seeds", "1, 2", "--arms", "scratch,pretrained"])
     assert args.seeds == (1, 2) and args.arms == ("scratch", "pretrained")
     assert set(command.OVERRIDES) | {"precision"} == set(resolve_settings("tf/0", {}))
-    assert isinstance(args.output, Path) and gue_runs.WEIGHTS == ("pretrained", "scratch")
+    assert isinstance(args.output, Path) and runs.WEIGHTS == ("pretrained", "scratch")

@@ -2,9 +2,9 @@
 
 import pytest
 
-from dnabert_rm.downstream.gue_runs import resolve_settings
-from dnabert_rm.downstream.gue_sets import DataSet, choose_sets, find_sets, why_not
-from dnabert_rm.downstream.gue_settings import FAMILIES, GUE, PUBLISHED, metric_of, settings_of
+from dnabert_rm.downstream.benchmark.runs import resolve_settings
+from dnabert_rm.downstream.benchmark.sets import DataSet, choose_sets, find_sets, why_not
+from dnabert_rm.downstream.benchmark.settings import FAMILIES, GUE, PUBLISHED, metric_of, settings_of
 from dnabert_rm.errors import ConfigError, DataError
 
 # Copied by hand from the benchmark's description: family, names, classes, bases, tokens, epochs, evaluation, warm-up.

@@ -10,17 +10,17 @@ import pytest
 from gue_folders import write_run
 from scipy.stats import t as student
 
-from dnabert_rm.downstream.gue_markdown import Remarks
-from dnabert_rm.downstream.gue_plot import score_limits, table_figure
-from dnabert_rm.downstream.gue_results import (
+from dnabert_rm.downstream.benchmark.markdown import Remarks
+from dnabert_rm.downstream.benchmark.plot import score_limits, table_figure
+from dnabert_rm.downstream.benchmark.results import (
     data_set_rows,
     difference,
     family_rows,
     load_results,
     published_rows,
 )
-from dnabert_rm.downstream.gue_settings import GUE, PUBLISHED
-from dnabert_rm.downstream.gue_tables import write_tables
+from dnabert_rm.downstream.benchmark.settings import GUE, PUBLISHED
+from dnabert_rm.downstream.benchmark.tables import write_tables
 from dnabert_rm.downstream.intervals import mean_interval
 from dnabert_rm.errors import DataError
 
@@ -156,7 +156,7 @@ def test_picture_shows_every_row_and_cuts_no_label(results):
 
 
 def test_limits_of_the_picture():
-    from dnabert_rm.downstream.gue_results import Row
+    from dnabert_rm.downstream.benchmark.results import Row
 
     rows = [Row("tf/0", "pretrained", "GUE", "mcc", {1: 50.0, 2: 60.0})]  # an interval of ± 64
     assert score_limits(rows, [80.0]) == pytest.approx((33, 97))
@@ -168,9 +168,9 @@ def test_neither_help_nor_tables_wait_for_torch(results):
     script = (
         "import argparse, sys, pathlib; from dnabert_rm.cli import gue; parser = argparse.ArgumentParser();"
         "gue.add_arguments(parser); parser.format_help();"
-        "from dnabert_rm.downstream import gue, gue_tables, gue_markdown, gue_results;"
-        f"out = pathlib.Path({str(results)!r}); gue_tables.write_tables(out, gue_results.load_results(out),"
-        " gue_markdown.Remarks()); gue._draw(out);"
+        "from dnabert_rm.downstream import gue; from dnabert_rm.downstream.benchmark import markdown, results, tables;"
+        f"out = pathlib.Path({str(results)!r}); tables.write_tables(out, results.load_results(out),"
+        " markdown.Remarks()); gue._draw(out);"
         "slow = {'torch', 'transformers', 'sklearn', 'deepspeed'} & set(sys.modules); assert not slow, slow"
     )
     subprocess.run([sys.executable, "-c", script], check=True)

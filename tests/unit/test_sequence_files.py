@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from slow_fasta import fasta_texts, slow_records
 
 from dnabert_rm import kmer
-from dnabert_rm.downstream.sequence_files import Tokens, Unit, read_records, units, windows_of
-from dnabert_rm.downstream.windows import windows
+from dnabert_rm.downstream.inference.sequence_files import Tokens, Unit, read_records, units, windows_of
+from dnabert_rm.downstream.inference.windows import windows
 from dnabert_rm.errors import DataError
 from dnabert_rm.fasta import stream
 from dnabert_rm.fasta.stream import Input

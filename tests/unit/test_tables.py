@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dnabert_rm.downstream.labels import class_names
-from dnabert_rm.downstream.tables import BadRows, count_shared, hold_out, read_labelled
-from dnabert_rm.downstream.tasks import TASK_CLASSES
+from dnabert_rm.downstream.finetuning.labels import class_names
+from dnabert_rm.downstream.finetuning.tables import BadRows, count_shared, hold_out, read_labelled
+from dnabert_rm.downstream.finetuning.tasks import TASK_CLASSES
 from dnabert_rm.errors import DataError
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dnabert_rm.downstream.windows import windows
+from dnabert_rm.downstream.inference.windows import windows
 
 
 @pytest.mark.parametrize("room", [1, 2, 7, 510])

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from dnabert_rm.downstream.tables import RowError
+from dnabert_rm.downstream.finetuning.tables import RowError
 from dnabert_rm.errors import DataError
 
 SEPARATOR = ";"

@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dnabert_rm.downstream.gue_sets import SPLITS, STAND_IN, DataSet
-from dnabert_rm.downstream.gue_settings import settings_of
-from dnabert_rm.downstream.settings import SCORES_FILE, FinetuneSettings, flag
+from dnabert_rm.downstream.benchmark.sets import SPLITS, STAND_IN, DataSet
+from dnabert_rm.downstream.benchmark.settings import settings_of
+from dnabert_rm.downstream.finetuning.settings import SCORES_FILE, FinetuneSettings, flag
 from dnabert_rm.errors import CheckpointError, ConfigError, DataError
 from dnabert_rm.shards import sha256_of_file
 

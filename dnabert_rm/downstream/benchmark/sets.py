@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dnabert_rm.downstream.gue_settings import GUE
+from dnabert_rm.downstream.benchmark.settings import GUE
 from dnabert_rm.errors import ConfigError, DataError
 
 SPLITS = ("train", "dev", "test")

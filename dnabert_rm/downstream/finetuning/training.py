@@ -16,10 +16,10 @@ from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, Traine
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from dnabert_rm.downstream.progress import Progress
-from dnabert_rm.downstream.rows import TokenRows, answers_of, collate
-from dnabert_rm.downstream.settings import CHECKPOINTS_FOLDER, TENSORBOARD_FOLDER, FinetuneSettings
-from dnabert_rm.downstream.task import Task
+from dnabert_rm.downstream.finetuning.progress import Progress
+from dnabert_rm.downstream.finetuning.rows import TokenRows, answers_of, collate
+from dnabert_rm.downstream.finetuning.settings import CHECKPOINTS_FOLDER, TENSORBOARD_FOLDER, FinetuneSettings
+from dnabert_rm.downstream.finetuning.task import Task
 from dnabert_rm.errors import ConfigError
 
 MODEL_INPUTS = ("input_ids", "attention_mask")

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from dnabert_rm.downstream.inference import in_groups
-from dnabert_rm.downstream.inference_settings import InferenceSettings
-from dnabert_rm.downstream.sequence_files import Tokens, Window, read_records, units, windows_of
+from dnabert_rm.downstream.inference.models import in_groups
+from dnabert_rm.downstream.inference.sequence_files import Tokens, Window, read_records, units, windows_of
+from dnabert_rm.downstream.inference.settings import InferenceSettings
 from dnabert_rm.errors import ConfigError
 from dnabert_rm.fasta.stream import Input
 

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from dnabert_rm.downstream.genome import Genome
+from dnabert_rm.downstream.variants.genome import Genome
 from dnabert_rm.errors import DataError
 from dnabert_rm.fasta.stream import Input
 

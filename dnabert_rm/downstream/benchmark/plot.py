@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dnabert_rm.downstream.gue_results import ARMS, IN_GUE, OTHERS, STAND_INS, Row, published_rows
-from dnabert_rm.downstream.gue_settings import DEFAULT_METRIC, METRIC_TITLES, PUBLISHED, family_of
+from dnabert_rm.downstream.benchmark.results import ARMS, IN_GUE, OTHERS, STAND_INS, Row, published_rows
+from dnabert_rm.downstream.benchmark.settings import DEFAULT_METRIC, METRIC_TITLES, PUBLISHED, family_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

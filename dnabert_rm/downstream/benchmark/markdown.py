@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from dnabert_rm.downstream.gue_results import (
+from dnabert_rm.downstream.benchmark.results import (
     ARMS,
     IN_GUE,
     OTHERS,
@@ -15,9 +15,16 @@ from dnabert_rm.downstream.gue_results import (
     difference,
     published_rows,
 )
-from dnabert_rm.downstream.gue_runs import arm_name, resolve_settings
-from dnabert_rm.downstream.gue_sets import STAND_IN
-from dnabert_rm.downstream.gue_settings import FAMILIES, GUE, METRIC_TITLES, PUBLISHED, PUBLISHED_SOURCE, family_of
+from dnabert_rm.downstream.benchmark.runs import arm_name, resolve_settings
+from dnabert_rm.downstream.benchmark.sets import STAND_IN
+from dnabert_rm.downstream.benchmark.settings import (
+    FAMILIES,
+    GUE,
+    METRIC_TITLES,
+    PUBLISHED,
+    PUBLISHED_SOURCE,
+    family_of,
+)
 from dnabert_rm.downstream.intervals import mean_interval
 
 HEADINGS = {

@@ -20,7 +20,7 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from dnabert_rm.downstream.adapters import ADAPTER_CONFIG
+from dnabert_rm.downstream.finetuning.adapters import ADAPTER_CONFIG
 from dnabert_rm.downstream.heads import as_checkpoint_error, quiet_transformers
 from dnabert_rm.errors import CheckpointError
 from dnabert_rm.kmer import UNK_ID

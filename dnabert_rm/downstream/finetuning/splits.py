@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from numpy.typing import NDArray
 
-from dnabert_rm.downstream import tables
-from dnabert_rm.downstream.settings import DEV_ONE_IN, FinetuneSettings
-from dnabert_rm.downstream.task import Task
-from dnabert_rm.downstream.tasks import TASK_CLASSES
+from dnabert_rm.downstream.finetuning import tables
+from dnabert_rm.downstream.finetuning.settings import DEV_ONE_IN, FinetuneSettings
+from dnabert_rm.downstream.finetuning.task import Task
+from dnabert_rm.downstream.finetuning.tasks import TASK_CLASSES
 from dnabert_rm.errors import is_first_rank
 
 

@@ -12,9 +12,9 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from dnabert_rm.downstream.labels import class_names, names_in, number, numbers_in, yes_or_no
-from dnabert_rm.downstream.tables import LabelledTable, RowError
-from dnabert_rm.downstream.task import IGNORED, Task
+from dnabert_rm.downstream.finetuning.labels import class_names, names_in, number, numbers_in, yes_or_no
+from dnabert_rm.downstream.finetuning.tables import LabelledTable, RowError
+from dnabert_rm.downstream.finetuning.task import IGNORED, Task
 from dnabert_rm.errors import DataError
 
 

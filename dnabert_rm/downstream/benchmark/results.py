@@ -8,10 +8,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from dnabert_rm.downstream.gue_runs import WEIGHTS, arm_name, finished_records, read_json
-from dnabert_rm.downstream.gue_settings import FAMILIES, GUE, METRIC_TITLES, PUBLISHED, family_of, metric_of
+from dnabert_rm.downstream.benchmark.runs import WEIGHTS, arm_name, finished_records, read_json
+from dnabert_rm.downstream.benchmark.settings import FAMILIES, GUE, METRIC_TITLES, PUBLISHED, family_of, metric_of
+from dnabert_rm.downstream.finetuning.settings import SCORES_FILE
 from dnabert_rm.downstream.intervals import mean_interval
-from dnabert_rm.downstream.settings import SCORES_FILE
 from dnabert_rm.errors import DataError
 
 ARMS = [arm_name(weights, overlapping) for overlapping in (True, False) for weights in WEIGHTS]
@@ -26,7 +26,7 @@ class Result:
 
     folder: Path
     record: dict[str, Any]
-    """As `gue_runs.RECORD_FILE` has it."""
+    """As `runs.RECORD_FILE` has it."""
     scores: dict[str, Any]
     """As `finetune` wrote them."""
 

@@ -13,7 +13,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from dnabert_rm import __version__
-from dnabert_rm.downstream.settings import (
+from dnabert_rm.downstream.finetuning.settings import (
     CHECKPOINTS_FOLDER,
     FINETUNING_FILE,
     MODEL_FOLDER,
@@ -22,7 +22,7 @@ from dnabert_rm.downstream.settings import (
     TENSORBOARD_FOLDER,
     FinetuneSettings,
 )
-from dnabert_rm.downstream.splits import Splits
+from dnabert_rm.downstream.finetuning.splits import Splits
 from dnabert_rm.errors import ConfigError
 from dnabert_rm.shards import write_atomically
 

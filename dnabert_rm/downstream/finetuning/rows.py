@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dnabert_rm.downstream.task import IGNORED
-from dnabert_rm.downstream.windows import windows
+from dnabert_rm.downstream.finetuning.task import IGNORED
+from dnabert_rm.downstream.inference.windows import windows
 from dnabert_rm.tokenizer import KmerTokenizer
 from dnabert_rm.tokenizer.padding import pad_rows
 

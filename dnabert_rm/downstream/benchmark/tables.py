@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from dnabert_rm import __version__
-from dnabert_rm.downstream.gue_markdown import Remarks, table_markdown
-from dnabert_rm.downstream.gue_results import (
+from dnabert_rm.downstream.benchmark.markdown import Remarks, table_markdown
+from dnabert_rm.downstream.benchmark.results import (
     STAND_INS,
     Result,
     Row,
@@ -19,7 +19,7 @@ from dnabert_rm.downstream.gue_results import (
     family_rows,
     published_rows,
 )
-from dnabert_rm.downstream.gue_settings import PUBLISHED_SOURCE, family_of, metric_of
+from dnabert_rm.downstream.benchmark.settings import PUBLISHED_SOURCE, family_of, metric_of
 from dnabert_rm.shards import write_atomically
 
 CSV_FILE, MARKDOWN_FILE, PICTURE_FILE, ALL_SCORES_FILE = "table.csv", "table.md", "table.png", "scores.json"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from dnabert_rm.downstream.settings import PRECISIONS
-from dnabert_rm.downstream.variants import BAD_ROWS
+from dnabert_rm.downstream.finetuning.settings import PRECISIONS
+from dnabert_rm.downstream.variants.sites import BAD_ROWS
 from dnabert_rm.errors import ConfigError
 
 STRANDS = ("both", "+", "-")

@@ -27,12 +27,12 @@ from tqdm import tqdm
 from transformers import AutoModelForMaskedLM
 
 from dnabert_rm import kmer
-from dnabert_rm.downstream.genome import Genome
 from dnabert_rm.downstream.heads import load_config, load_tokenizer
-from dnabert_rm.downstream.inference import in_groups, load_model, take_device
-from dnabert_rm.downstream.output_files import check_output, written_aside
-from dnabert_rm.downstream.variant_settings import VariantSettings
-from dnabert_rm.downstream.variants import Site, VariantReader
+from dnabert_rm.downstream.inference.models import in_groups, load_model, take_device
+from dnabert_rm.downstream.inference.output_files import check_output, written_aside
+from dnabert_rm.downstream.variants.genome import Genome
+from dnabert_rm.downstream.variants.settings import VariantSettings
+from dnabert_rm.downstream.variants.sites import Site, VariantReader
 from dnabert_rm.errors import ConfigError
 from dnabert_rm.fasta.stream import Input
 from dnabert_rm.model.mlm import MaskedLM

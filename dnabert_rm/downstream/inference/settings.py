@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from dnabert_rm.downstream.sequence_files import LONG
-from dnabert_rm.downstream.settings import PRECISIONS
+from dnabert_rm.downstream.finetuning.settings import PRECISIONS
+from dnabert_rm.downstream.inference.sequence_files import LONG
 from dnabert_rm.errors import ConfigError
 
 POOLINGS = ("mean", "cls", "max")

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self
 
 from numpy.typing import NDArray
 
-from dnabert_rm.downstream.tables import LabelledTable
+from dnabert_rm.downstream.finetuning.tables import LabelledTable
 
 IGNORED = -100
 """In place of a target: no loss and no score here."""

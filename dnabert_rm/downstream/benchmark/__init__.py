@@ -1,0 +1,1 @@
+"""Parts of `gue`: data sets, settings, runs in processes of their own, the table."""

@@ -1,0 +1,1 @@
+"""Parts of `export`: the weights put together, the checks, the model card."""

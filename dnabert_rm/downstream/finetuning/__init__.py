@@ -1,0 +1,1 @@
+"""Parts of `finetune`: tables, labels, tasks, rows of tokens, training, the output folder."""

@@ -1,0 +1,1 @@
+"""Parts of `score-variants`: the genome, the variants and the sequence around them."""
