@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +56,8 @@ LAYOUT = {
     }
 }
 """TensorBoard's page "custom scalars"."""
+COMPARED = ("train/loss", "train/base_accuracy", "validation_loss/span_6", "validation_loss/span_14")
+"""Columns of TensorBoard's page "HParams", beside the settings."""
 
 
 class Monitor:
@@ -67,7 +70,7 @@ class Monitor:
     def __init__(self, run: Path, first_step: int, first_tokens: int = 0, settings: str = "") -> None:
         """Points at `first_step` and later, from before a kill, are dropped from both records.
 
-        Args: `first_tokens` consumed before `first_step`; `settings` the configuration as text, for TensorBoard.
+        Args: `first_tokens` consumed before `first_step`; `settings` the configuration as TOML, for TensorBoard.
         """
         self._path, self._events = run / METRICS_NAME, run / TENSORBOARD_NAME
         drop_later_rows(self._path, first_step)
@@ -79,6 +82,7 @@ class Monitor:
             self._board.add_text(
                 "configuration", "".join(f"    {line}\n" for line in settings.splitlines()), first_step
             )
+            _add_hyperparameters(self._board, settings)
 
     def log(self, row: dict[str, Any], spans: NDArray[np.int64] | None = None) -> None:
         """One logged step: `row["step"]` and the values; `spans` of its windows, for a histogram."""
@@ -124,6 +128,22 @@ def _writer(folder: Path, first: int) -> SummaryWriter:
 
     began_before = any(folder.glob("events.*"))
     return SummaryWriter(str(folder), purge_step=first if began_before else None)
+
+
+def _add_hyperparameters(board: SummaryWriter, settings: str) -> None:
+    """The configuration as the page "HParams", so that runs can be sorted by it.
+
+    `SummaryWriter.add_hparams` would open one more event file, and a run of its own in the list.
+    """
+    from torch.utils.tensorboard.summary import hparams
+
+    values = {
+        f"{section}.{name}": value if isinstance(value, int | float | str) else json.dumps(value)
+        for section, fields in tomllib.loads(settings).items()
+        for name, value in fields.items()
+    }
+    for summary in hparams(values, dict.fromkeys(COMPARED, 0.0)):
+        board._get_file_writer().add_summary(summary)
 
 
 def drop_later_rows(path: Path, first_step: int) -> None:

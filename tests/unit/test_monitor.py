@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import metadata as hparams
 
+from dnabert_rm.config import resolve
 from dnabert_rm.train.monitor import Monitor
 
 
@@ -49,3 +51,16 @@ def test_what_was_flushed_is_there_without_a_close(tmp_path: Path) -> None:
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1
     board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [event.step for event in board.Scalars("train/loss")] == [0]
+
+
+def test_settings_stand_in_the_page_of_hyperparameters(tmp_path: Path) -> None:
+    config = resolve({"optim": {"lr": 0.003}, "data": {"path": ["a", "b"]}, "train": {"output": "run"}})
+    Monitor(tmp_path, 0, settings=config.to_toml()).close()
+    Monitor(tmp_path, 5, settings=config.to_toml()).close()  # after a resume
+    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    pages = board.PluginTagToContent(hparams.PLUGIN_NAME)
+    begun = hparams.parse_session_start_info_plugin_data(pages[hparams.SESSION_START_INFO_TAG]).hparams
+    assert begun["optim.lr"].number_value == 0.003 and begun["data.path"].string_value == '["a", "b"]'
+    assert begun["model.compile"].bool_value is False and begun["masking.policy"].string_value == "randommask"
+    metrics = hparams.parse_experiment_plugin_data(pages[hparams.EXPERIMENT_TAG]).metric_infos
+    assert {"train/loss", "validation_loss/span_14"} <= {metric.name.tag for metric in metrics}
