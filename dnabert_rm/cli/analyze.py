@@ -175,6 +175,8 @@ def _add_masking(commands: Any) -> None:
         commands, "masking", "RandomMask's masks at each phase", _masking, "--output masks.png"
     )  # fmt: skip
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="picture (.png, .svg or .pdf)")
+    parser.add_argument("--view", default="phases", choices=("phases", "hidden"), help="masks of some windows at each"
+                        " phase, or the bases that one stretch of each span hides (%(default)s)")  # fmt: skip
     parser.add_argument("--k", type=int, default=6, help="bases of a k-mer (%(default)s)")
     parser.add_argument("--steps", type=int, default=480_000, help="steps of the run (%(default)s)")
     parser.add_argument("--draw", default="uniform", choices=("uniform", "max"), help="span of a window (%(default)s)")
@@ -183,13 +185,18 @@ def _add_masking(commands: Any) -> None:
 
 def _masking(args: argparse.Namespace) -> None:
     from dnabert_rm.analysis.figures import check_picture_name, save_figure
+    from dnabert_rm.analysis.hidden_bases import hidden_figure
     from dnabert_rm.analysis.masks import masks_figure
     from dnabert_rm.kmer import check_k
     from dnabert_rm.masking.schedule import make_schedule
 
     check_picture_name(args.output)
     schedule = make_schedule("randommask", k=check_k(args.k), total_steps=args.steps, draw=args.draw)
-    save_figure(masks_figure(schedule, k=args.k, replacement=args.replacement), args.output)
+    if args.view == "hidden":
+        figure = hidden_figure(schedule.spans[-1][::2], k=args.k)
+    else:
+        figure = masks_figure(schedule, k=args.k, replacement=args.replacement)
+    save_figure(figure, args.output)
     print(args.output)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from dnabert_rm.analysis.hidden_bases import hidden_bases, hidden_figure
 from dnabert_rm.analysis.masks import KEPT, MASKED, RANDOM, SEEN, mask_kinds, masks_figure
 from dnabert_rm.cli.main import main
 from dnabert_rm.masking.schedule import make_schedule
@@ -30,3 +31,20 @@ def test_the_picture_is_written(tmp_path, capsys):
     assert capsys.readouterr().err.count("\n") == 1
     figure = masks_figure(make_schedule("randommask", k=3, total_steps=3), k=3)
     assert len(figure.axes) == 2  # a run of 3 steps has room for two of the five phases
+
+
+@pytest.mark.parametrize("k", [3, 6])
+@pytest.mark.parametrize("span", range(1, 15))
+def test_a_stretch_hides_its_length_less_k_and_one(k, span):
+    masked = np.zeros(40, bool)
+    masked[10 : 10 + span] = True
+    hidden = np.flatnonzero(hidden_bases(masked, k))
+    assert list(hidden) == list(range(10 + k - 1, 10 + span))  # the first base without an earlier seen token
+
+
+def test_the_picture_of_hidden_bases_counts_them(tmp_path):
+    pytest.importorskip("matplotlib")
+    titles = [panel.get_title(loc="left") for panel in hidden_figure((6, 14), k=6).axes]
+    assert ["1 base " in titles[0], "9 bases " in titles[1]] == [True, True], titles
+    assert main(["analyze", "masking", "--view", "hidden", "--output", str(tmp_path / "hidden.png")]) == 0
+    assert (tmp_path / "hidden.png").read_bytes().startswith(b"\x89PNG")
