@@ -36,4 +36,5 @@ runs=("$@")
 runs=("${runs[@]/#/$out/runs/}")
 mkdir -p "$out/figures"
 dnabert-rm analyze curves "${runs[@]}" --output "$out/figures/curves.png"
+dnabert-rm analyze compare "${runs[@]}" --output "$out/figures/compare.png"
 dnabert-rm analyze report "${runs[@]}" --output "$out/figures/report.html"

@@ -156,12 +156,17 @@ def _read(path: Path, parse: Any) -> dict[str, Any]:
 
 def read_runs(folders: Sequence[str | Path], names: Sequence[str] = ()) -> list[Run]:
     """Runs under names of their own: those given, or as much of their paths as tells them apart."""
+    return [read_run(folder, name) for folder, name in zip(folders, own_names(folders, names), strict=True)]
+
+
+def own_names(folders: Sequence[str | Path], names: Sequence[str] = ()) -> Sequence[str]:
+    """The names given, or the folders' short ones; `ConfigError` unless each folder has one of its own."""
     if names and len(names) != len(folders):
         raise ConfigError(f"--names: {len(names)} names for {len(folders)} runs; give one a run, with commas between")
     names = names or short_names(folders)
     if len(set(names)) < len(names):
         raise ConfigError(f"--names {','.join(names)}: two runs have one name; name each of them")
-    return [read_run(folder, name) for folder, name in zip(folders, names, strict=True)]
+    return names
 
 
 def short_names(folders: Sequence[str | Path]) -> list[str]:

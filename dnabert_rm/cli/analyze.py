@@ -26,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_embeddings(commands)
     _add_attention(commands)
     _add_images(commands)
+    _add_compare(commands)
     _add_masking(commands)
     _add_report(commands)
 
@@ -85,7 +86,11 @@ def _curves(args: argparse.Namespace) -> None:
 def _runs(args: argparse.Namespace) -> Any:
     from dnabert_rm.analysis.runs import read_runs
 
-    return read_runs(args.runs, [name.strip() for name in args.names.split(",")] if args.names else [])
+    return read_runs(args.runs, _words(args.names))
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",")] if text else []
 
 
 def _add_model(parser: Any, needed_by: str) -> None:
@@ -168,6 +173,34 @@ def _images(args: argparse.Namespace) -> None:
     with contextlib.redirect_stdout(sys.stderr):
         folder = images(args)
     print(folder)
+
+
+def _add_compare(commands: Any) -> None:
+    parser = _command(
+        commands, "compare", "runs side by side: silhouettes over steps, attention by layer", _compare,
+        "runs/randommask runs/fixed --output compare.png",
+    )  # fmt: skip
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders on which `analyze embeddings` "
+                        "and `analyze attention` were run, or the folders that those wrote")  # fmt: skip
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="picture (.png, .svg or .pdf); what "
+                        "it draws is written beside it as .csv")  # fmt: skip
+    parser.add_argument("--names", default="", metavar="A,B", help="the runs' names (default: their folders')")
+
+
+def _compare(args: argparse.Namespace) -> None:
+    from dnabert_rm.analysis.compare import compare_csv, compare_figure, read_measured
+    from dnabert_rm.analysis.figures import check_picture_name, save_figure
+    from dnabert_rm.analysis.report import ANALYSIS_NAME
+    from dnabert_rm.analysis.runs import own_names
+
+    check_picture_name(args.output)
+    names = own_names(args.runs, _words(args.names))
+    folders = [run / ANALYSIS_NAME if (run / ANALYSIS_NAME).is_dir() else run for run in args.runs]
+    runs = [read_measured(folder, name) for folder, name in zip(folders, names, strict=True)]
+    save_figure(compare_figure(runs), args.output)
+    table = args.output.with_suffix(".csv")
+    table.write_text(compare_csv(runs), encoding="utf-8")
+    print(f"{args.output}\n{table}")
 
 
 def _add_masking(commands: Any) -> None:

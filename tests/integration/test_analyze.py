@@ -226,3 +226,30 @@ def test_a_mistake_is_one_line(runs: Path, tmp_path: Path, capsys, words: list[s
     assert analyze(*words) == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1 and told in lines[0] and lines[0].startswith("dnabert-rm analyze: error: ")
+
+
+def test_compare_shows_what_was_measured_of_each(tmp_path: Path, capsys) -> None:
+    """Two folders as the other commands leave them; the second one's [CLS] and other numbers are not drawn."""
+    for name, rise in (("a", 0.1), ("b", 0.2)):
+        folder = tmp_path / name / "analysis"
+        folder.mkdir(parents=True)
+        scores = [{"step": step, "silhouette_cosine": rise * step - 0.06, "silhouette_cosine_shuffled": -0.06}
+                  for step in (1, 2)]  # fmt: skip
+        layers = [{"entropy_share": rise * n, "top5_mass": 0.5, "top5_mass_of_window": 0.25} for n in (1, 2, 3)]
+        (folder / "embeddings.json").write_text(json.dumps({"silhouettes": scores}))
+        (folder / "attention.json").write_text(json.dumps({"layers": layers}))
+    picture = tmp_path / "compare.png"
+    assert (
+        analyze("compare", tmp_path / "a", tmp_path / "b" / "analysis", "--names", "one,two", "--output", picture) == 0
+    )
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    with open(picture.with_suffix(".csv")) as stream:
+        rows = {(row["run"], row["what"], int(row["at"])): float(row["value"]) for row in csv.DictReader(stream)}
+    assert len(rows) == 2 * (2 + 3 * 3)
+    assert rows["two", "silhouette_above_chance", 2] == pytest.approx(0.4)
+    assert rows["one", "entropy_share", 3] == pytest.approx(0.3) and rows["two", "top5_mass_of_window", 1] == 0.25
+    (tmp_path / "b" / "analysis" / "attention.json").unlink()
+    capsys.readouterr()
+    assert analyze("compare", tmp_path / "b", "--output", picture) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "run `dnabert-rm analyze attention`" in error
