@@ -49,7 +49,9 @@ def hidden_figure(spans: Sequence[int], *, k: int = 6, seed: int = 42) -> Figure
 
 def _draw(panel: Axes, letters: NDArray[np.str_], masked: NDArray[np.bool_], k: int) -> None:
     for base, (letter, is_hidden) in enumerate(zip(letters, hidden_bases(masked, k), strict=True)):
-        style: dict[str, Any] = {"color": "white", "bbox": {"facecolor": HIDDEN, "edgecolor": "none", "pad": 2}} if is_hidden else {}
+        style: dict[str, Any] = {}
+        if is_hidden:
+            style = {"color": "white", "bbox": {"facecolor": HIDDEN, "edgecolor": "none", "pad": 2}}
         panel.text(base + 0.5, 0, letter, ha="center", va="center", fontsize=10, family="monospace", **style)
     tokens = np.arange(len(masked))
     # Token i starts at base i: k rows are enough for no two to touch.
