@@ -9,12 +9,13 @@ DEMO_DIR ?= demo
 export PATH := $(BIN):$(PATH)
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help install demo test lint bench clean
+.PHONY: help install demo test lint docs bench clean
 
 help:
 	@echo "make demo [GENOME=my.fa.gz]   a genome to a fine-tuned model, a few minutes on two cores"
 	@echo "make test                     all tests"
 	@echo "make lint                     ruff, types, shell scripts"
+	@echo "make docs                     write docs/configuration.md anew from the code"
 	@echo "make bench                    benchmarks beside their peers"
 	@echo "make clean                    remove .venv and the demo"
 
@@ -42,6 +43,9 @@ lint: $(INSTALLED)
 	@# pretrain.sh is shell and Python at once: the shell ends at the line of three quotes.
 	sed "/^'''$$/,\$$d" launch_scripts/pretrain.sh | $(BIN)/shellcheck -
 	$(BIN)/shellcheck -x $(filter-out launch_scripts/pretrain.sh,$(wildcard launch_scripts/*.sh launch_scripts/*.slurm))
+
+docs: $(INSTALLED)
+	$(BIN)/python docs/write_configuration.py
 
 bench: $(INSTALLED)
 	for name in data_prep loader train_step; do $(BIN)/python "benchmarks/$$name.py" || exit; done

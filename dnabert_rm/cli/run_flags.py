@@ -6,10 +6,20 @@ import argparse
 import typing
 from typing import Any
 
-from dnabert_rm.config import FieldInfo, RunConfig, field_infos, load_config_file, load_preset, resolve, type_name
+from dnabert_rm.config import (
+    FieldInfo,
+    RunConfig,
+    field_infos,
+    load_config_file,
+    load_preset,
+    preset_names,
+    resolve,
+    type_name,
+)
 from dnabert_rm.errors import ConfigError
 from dnabert_rm.model.init_from import model_fields
 
+DEFAULT_PRESET = "base"
 SHORT_FLAGS = {
     "data.path": "--data", "data.window": "--window", "data.strand": "--strand",
     "train.output": "--output", "train.steps": "--steps", "train.stop_after": "--stop-after",
@@ -25,8 +35,9 @@ SHORT_FLAGS = {
 
 def add_run_flags(parser: argparse.ArgumentParser) -> None:
     """Add `--preset`, `--config` and one flag a field, with the text under the field as its help."""
+    sizes = ", ".join(preset_names())
     parser.add_argument(
-        "--preset", default="base", help="model size: tiny, mini, small, base, large, 1b, 3b, 10b (default: base)"
+        "--preset", default=DEFAULT_PRESET, metavar="NAME", help=f"model size: {sizes} (default: {DEFAULT_PRESET})"
     )
     parser.add_argument("--config", metavar="FILE.toml", help="a configuration file; flags override it")
     for info in field_infos().values():
@@ -42,7 +53,7 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _help(info: FieldInfo) -> str:
-    return f"{info.text} (default: {info.default})".replace("%", "%%")
+    return f"{info.text} (default: {info.shown_default})".replace("%", "%%")
 
 
 def run_config(args: argparse.Namespace, defaults: dict[str, dict[str, Any]] | None = None) -> RunConfig:

@@ -2,17 +2,19 @@
 
 from dnabert_rm.config.fields import (
     ARCHITECTURES,
-    FieldInfo,
+    SECTIONS,
     ModelConfig,
     OptimConfig,
     RunConfig,
     TrainConfig,
-    field_infos,
 )
+from dnabert_rm.config.infos import FREE_TO_CHANGE, FieldInfo, field_infos
 from dnabert_rm.config.resolve import load_config_file, load_preset, preset_names, resolve, type_name
 
 __all__ = [
     "ARCHITECTURES",
+    "FREE_TO_CHANGE",
+    "SECTIONS",
     "FieldInfo",
     "ModelConfig",
     "OptimConfig",

@@ -1,14 +1,9 @@
-"""The fields of a configuration: frozen dataclasses. Text under a field documents it, and is what `--help` prints."""
+"""A configuration's fields: frozen dataclasses. The text under a field is its `--help` and docs/configuration.md's."""
 
 from __future__ import annotations
 
-import ast
-import inspect
-import itertools
 import json
-import typing
-from dataclasses import asdict, dataclass, field, fields
-from functools import cache
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 ARCHITECTURES = ("bert", "modernbert")
@@ -20,7 +15,7 @@ BUILDS = ("auto", "whole", "partitioned")
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The architecture; a preset sets all of it."""
+    """The model's architecture and size. A preset sets the sizes, and the dropout."""
 
     architecture: str = "bert"
     """"bert" (post-norm, learned positions; DNABERT's) or "modernbert" (pre-norm, rotary, GeGLU)."""
@@ -29,11 +24,11 @@ class ModelConfig:
     num_layers: int = 12
     """Number of transformer layers."""
     num_heads: int = 12
-    """Attention heads a layer; divides hidden_size."""
+    """Attention heads a layer; model.hidden_size must be a multiple of it."""
     intermediate_size: int = 3072
     """Width of the feed-forward layer."""
     max_positions: int = 512
-    """Longest sequence, special tokens included."""
+    """Longest sequence in tokens, special tokens included."""
     dropout: float = 0.0
     """Dropout of hidden states and attention in pretraining (DNABERT's is 0.1)."""
     attention: str = "sdpa"
@@ -41,7 +36,7 @@ class ModelConfig:
     activation_checkpointing: bool = False
     """Keep a layer's input only and compute the rest again in the backward pass: less memory, a third more work."""
     compile: bool = False
-    """torch.compile each layer; under ZeRO-3, whose hooks cut a layer to pieces, it is refused."""
+    """torch.compile each layer; refused under ZeRO-3, whose hooks cut a layer to pieces."""
     init_from: str = ""
     """Hugging Face folder (an export, or DNABERT's layout) to begin from; it sets the architecture and its sizes."""
     build: str = "auto"
@@ -53,7 +48,7 @@ class DataConfig:
     """What is read and how windows are cut from it."""
 
     path: tuple[str, ...] = ()
-    """Prepared folders (`python -m data_prep build`) or their URLs; several are mixed by `weights`."""
+    """Prepared folders (`python -m data_prep build`) or their URLs, several mixed by data.weights. Needed."""
     weights: tuple[float, ...] = ()
     """Share of each folder in the samples; empty: equal."""
     split: str = "train"
@@ -67,9 +62,9 @@ class DataConfig:
     strand: str = "forward"
     """"forward", "random" (half of the windows reverse-complemented) or "both" (each window twice an epoch)."""
     num_streams: int = 64
-    """Lanes that an epoch's windows are dealt to."""
+    """Lanes that an epoch's windows are dealt to; a rank reads only its own, so it has few shards open."""
     block_windows: int = 65536
-    """Windows of a lane that are shuffled together."""
+    """Windows of a lane that are shuffled together: fewer stay nearer to each other in the shards."""
     remainder: str = "wrap"
     """End of an epoch: "wrap" (a batch runs on into the next epoch) or "drop" (what fills no batch is left out)."""
     on_bad_shard: str = "fail"
@@ -79,7 +74,7 @@ class DataConfig:
     cache_dir: str = "~/.cache/dnabert_rm/shards"
     """Folder on a local disk for shards that come from URLs; runs may share it."""
     cache_gb: float = 50.0
-    """Most gigabytes (10^9 bytes) that cache_dir may take; the least recently used shards go first."""
+    """Most gigabytes (10^9 bytes) that data.cache_dir may take; the least recently used shards go first."""
     num_workers: int = 1
     """Loader processes a rank; 0 loads in the training process."""
     prefetch: int = 4
@@ -117,7 +112,7 @@ class OptimConfig:
     schedule: str = "linear"
     """After the warm-up: "linear" or "cosine" decay to 0, "wsd" (stable, then linear decay to 0), or "constant"."""
     decay_share: float = 0.1
-    """Share of the steps, at the end, in which "wsd" decays."""
+    """Share of the steps, at the end, in which schedule "wsd" decays."""
     warmup_steps: int = -1
     """Steps of linear warm-up; -1: 10,000 of 480,000 steps, scaled to the run."""
     beta1: float = 0.9
@@ -134,22 +129,22 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The run."""
+    """The run: where it writes, how long it is, its batches, checkpoints, resume and limits of time."""
 
     output: str = ""
-    """Run folder: checkpoints, TensorBoard, metrics."""
+    """Run folder: checkpoints, TensorBoard, metrics. Needed."""
     steps: int = 480_000
     """Optimizer steps; the phases and the learning rate are scaled to them."""
     stop_after: int = 0
-    """End after this many steps, with a checkpoint, schedules unchanged; 0: at `steps`."""
+    """End after this many steps, with a checkpoint, schedules unchanged; 0: after train.steps."""
     global_batch: int = 2048
     """Windows an optimizer step, over all ranks and accumulation steps."""
     micro_batch: int = 0
     """Windows a rank's forward pass; 0: the smallest global batch / ranks, without accumulation there."""
     batch_start: int = 0
-    """First global batch of a batch-size warm-up, which grows to global_batch; 0: no warm-up."""
+    """First global batch of a batch-size warm-up, which grows to train.global_batch; 0: no warm-up."""
     batch_increment: int = 0
-    """Windows by which the global batch grows at a time; 0: batch_start."""
+    """Windows by which the global batch grows at a time; 0: as many as train.batch_start."""
     batch_warmup_steps: int = 0
     """Steps that the batch-size warm-up takes."""
     precision: str = "auto"
@@ -161,7 +156,7 @@ class TrainConfig:
     keep_last: int = 2
     """Checkpoints to keep; 0: all."""
     keep_every: int = 0
-    """Keep the checkpoint of every so many steps for ever, a multiple of save_every; 0: none."""
+    """Keep the checkpoint of every so many steps for ever, a multiple of train.save_every; 0: none."""
     log_every: int = 10
     """Steps between lines of metrics.jsonl and TensorBoard."""
     ds_config: str = "zero3"
@@ -226,35 +221,3 @@ SECTIONS: dict[str, type] = {
     "train": TrainConfig,
     "validation": ValidationConfig,
 }
-
-
-@dataclass(frozen=True)
-class FieldInfo:
-    """One field for flags and documentation: dotted name, type, default, text."""
-
-    name: str
-    type: Any
-    default: Any
-    text: str
-
-
-@cache
-def field_infos() -> dict[str, FieldInfo]:
-    """Every field by its dotted name, with the text under it in the source."""
-    found = {}
-    for section, cls in SECTIONS.items():
-        hints, texts = typing.get_type_hints(cls), _field_texts(cls)
-        for item in fields(cls):
-            name = f"{section}.{item.name}"
-            found[name] = FieldInfo(name, hints[item.name], item.default, texts[item.name])
-    return found
-
-
-def _field_texts(cls: type) -> dict[str, str]:
-    """The string literal that follows each field in the class body."""
-    body = ast.parse(inspect.cleandoc(inspect.getsource(cls))).body[0].body  # type: ignore[attr-defined]
-    texts = {}
-    for item, after in itertools.pairwise(body):
-        if isinstance(item, ast.AnnAssign) and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
-            texts[item.target.id] = str(after.value.value)  # type: ignore[union-attr]
-    return texts

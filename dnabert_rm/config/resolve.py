@@ -10,7 +10,8 @@ from importlib import resources
 from typing import Any
 
 from dnabert_rm.config.checks import mistakes
-from dnabert_rm.config.fields import ARCHITECTURES, SECTIONS, ModelConfig, RunConfig, field_infos
+from dnabert_rm.config.fields import ARCHITECTURES, SECTIONS, ModelConfig, RunConfig
+from dnabert_rm.config.infos import field_infos
 from dnabert_rm.errors import ConfigError
 
 

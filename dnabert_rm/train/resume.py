@@ -7,7 +7,7 @@ import sys
 import tomllib
 from pathlib import Path
 
-from dnabert_rm.config import RunConfig, resolve
+from dnabert_rm.config import FREE_TO_CHANGE, RunConfig, resolve
 from dnabert_rm.data.dataset import WindowDataset
 from dnabert_rm.errors import CheckpointError, ConfigError
 from dnabert_rm.train.checkpoint import set_aside_damaged, write_latest
@@ -17,17 +17,6 @@ from dnabert_rm.train.restore import find_damage_together
 from dnabert_rm.train.run_folder import CONFIG_NAME, read_state, saved_steps, step_folder, step_of
 from dnabert_rm.train.seal import COMPLETE_NAME
 from dnabert_rm.train.state import TrainState
-
-FREE_TO_CHANGE = {
-    "data.path", "data.num_workers", "data.prefetch", "data.on_bad_shard", "data.allow_pipe", "data.cache_dir",
-    "data.cache_gb", "model.attention", "model.activation_checkpointing", "model.compile",
-    "model.build", "model.init_from", "train.output", "train.stop_after",
-    "train.micro_batch", "train.global_batch", "train.save_every", "train.keep_last", "train.keep_every",
-    "train.log_every", "train.ds_config", "train.offload_dir", "train.resume", "train.allow_changes",
-    "validation.every", "validation.split", "validation.windows", "validation.spans",
-    "train.threads_per_rank", "train.start_timeout_seconds", "train.hang_timeout_seconds",
-}  # fmt: skip
-"""Fields that a resume may change without a word; the data are held by their fingerprint instead of their path."""
 
 
 def first_state(config: RunConfig, dataset: WindowDataset, ranks: Ranks) -> tuple[TrainState, Path | None]:

@@ -6,9 +6,10 @@ import argparse
 import tomllib
 
 import pytest
+from support import run_cli
 
 from dnabert_rm.cli.run_flags import add_run_flags, run_config
-from dnabert_rm.config import field_infos, load_preset, preset_names, resolve
+from dnabert_rm.config import FREE_TO_CHANGE, field_infos, load_preset, preset_names, resolve
 from dnabert_rm.errors import ConfigError
 
 NEEDED = {"data": {"path": ["prepared"]}, "train": {"output": "run"}}
@@ -85,6 +86,25 @@ def test_a_preset_sizes_each_architecture_for_itself() -> None:
 
 def test_every_field_is_documented() -> None:
     assert all(info.text.strip().endswith((".", "…")) for info in field_infos().values())
+
+
+def test_a_default_as_it_is_shown_is_what_its_flag_takes() -> None:
+    shown = {name: info for name, info in field_infos().items() if info.shown_default != "empty"}
+    assert len(shown) > 50
+    words = [word for name, info in shown.items() for word in (f"--{name}", info.shown_default)]
+    config = parsed(*words)
+    for name, info in shown.items():
+        section, key = name.split(".")
+        assert getattr(getattr(config, section), key) == info.default, name
+
+
+def test_what_a_resume_may_change_are_fields() -> None:
+    assert field_infos().keys() >= FREE_TO_CHANGE
+
+
+def test_the_page_of_all_fields_is_what_the_code_says() -> None:
+    done = run_cli("docs/write_configuration.py", "--check")
+    assert done.returncode == 0, done.stderr
 
 
 def test_flags_short_and_dotted_lists_and_booleans() -> None:

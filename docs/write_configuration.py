@@ -1,0 +1,228 @@
+"""docs/configuration.md from the dataclasses of `dnabert_rm/config/`, the flags and the presets.
+
+`python docs/write_configuration.py` (or `make docs`) writes it; `--check` exits with 1 where it is not up to date.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import textwrap
+import tomllib
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from dnabert_rm import kmer
+from dnabert_rm.cli.run_flags import DEFAULT_PRESET, SHORT_FLAGS, add_run_flags, run_config
+from dnabert_rm.config import (
+    ARCHITECTURES,
+    FREE_TO_CHANGE,
+    SECTIONS,
+    FieldInfo,
+    RunConfig,
+    field_infos,
+    load_preset,
+    preset_names,
+    resolve,
+    type_name,
+)
+from dnabert_rm.model.flops import num_parameters
+from dnabert_rm.train.inputs import model_shape
+
+PAGE = Path(__file__).with_name("configuration.md")
+COMMAND = "python docs/write_configuration.py"
+K = 6
+"""k-mers of the vocabulary that parameters are counted for, the default of `data_prep build`."""
+
+INTRODUCTION = f"""\
+# Configuration
+
+Every setting of a pretraining run, with its flag and default. `make docs` writes this page from
+`dnabert_rm/config/fields.py`, `dnabert_rm/cli/run_flags.py` and `dnabert_rm/presets/`; change it there.
+`dnabert-rm pretrain`, `check`, `plan` and `show-batch` take all of these flags.
+
+## Which value counts
+
+From the weakest to the strongest:
+
+1. the default in the tables below;
+2. the preset, `--preset NAME` (`{DEFAULT_PRESET}` where none is named): [Presets](#presets);
+3. the configuration file, `--config FILE.toml`: any fields, under `[section]`;
+4. the flag.
+
+`--init-from DIR` stands between 2 and 3: the architecture and its sizes are those of the folder. A file or flag that
+asks for others is refused.
+
+- Each field has a flag by its dotted name, `--optim.beta2 0.95`; some have a short one too.
+- A list takes its values with spaces or commas: `--phase-spans 6 8 10` or `--phase-spans 6,8,10`. Paths take spaces
+  only.
+- A `bool` flag without a value means true: `--allow-changes`, `--data.overlap false`.
+- Unknown fields of the file and values of the wrong type, or that can't be right, are told all at once, with the
+  nearest name, before anything runs; `dnabert-rm check` with the same flags does only that.
+- In a file, numbers, texts, `true`, `false` and lists are TOML's: `spans = [6, 8]`, `schedule = "cosine"`.
+
+## What a run used
+
+`RUN/config.toml` holds every field of the run, defaults included; each checkpoint holds its own copy. So
+`--config RUN/config.toml` gives the same configuration again, whatever the preset:
+
+    dnabert-rm show-batch --config RUN/config.toml --step 60000
+    deepspeed launch_scripts/pretrain.sh --config RUN/config.toml --output runs/second --seed 43
+
+The command that began a run also resumes it. A resume compares all fields with the checkpoint's. Changes that would
+change the result are refused unless `--allow-changes` is given; the fields that may change stand under each table below
+([checkpoints.md](checkpoints.md#going-on)). With `--data.remainder drop` the global batch may not.
+"""
+EXAMPLE_FILE = """\
+[data]
+path = ["prepared/yeast", "prepared/ecoli"]
+weights = [0.7, 0.3]
+
+[masking]
+phase_ends = [0.25, 0.5, 1.0]
+phase_spans = [6, 10, 14]
+
+[optim]
+schedule = "cosine"
+lr = 3e-4
+"""
+EXAMPLE_FLAGS = "--preset small --config mine.toml --lr 1e-4 --output runs/mine --steps 20000"
+EXAMPLE_FIELDS = (
+    "model.hidden_size", "model.max_positions", "data.weights", "masking.phase_spans", "optim.schedule", "optim.lr",
+    "train.steps",
+)  # fmt: skip
+
+PRESETS = f"""\
+## Presets
+
+A preset sets these fields of `[model]`, and `optim.lr`; all others keep their defaults. Parameters are those of a model
+of {K}-mers ({kmer.vocab_size(K):,} ids), as `dnabert-rm plan` counts them. What a size needs: [scaling.md](scaling.md).
+"""
+NEEDED = {"data": {"path": ["prepared"]}, "train": {"output": "run"}}
+"""What no preset says and a configuration needs."""
+
+
+def page() -> str:
+    """The whole text of docs/configuration.md."""
+    sections = (section_text(name, cls) for name, cls in SECTIONS.items())
+    return "\n".join([INTRODUCTION, example_text(), *sections, presets_text()])
+
+
+def example_text() -> str:
+    """A file and a command, and where the values come from, as the flags' own parser has them."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "mine.toml"
+        file.write_text(EXAMPLE_FILE)
+        parser = argparse.ArgumentParser()
+        add_run_flags(parser)
+        args = parser.parse_args(EXAMPLE_FLAGS.replace("mine.toml", str(file)).split())
+        config = run_config(args)
+    sources = {
+        "flag": [name for name in field_infos() if getattr(args, name) is not None],
+        "file": _dotted(tomllib.loads(EXAMPLE_FILE)),
+        f"preset `{args.preset}`": _dotted(load_preset(args.preset)),
+    }
+    rows = []
+    for name in EXAMPLE_FIELDS:
+        found = [source for source, names in sources.items() if name in names]
+        over = f", over {' and '.join(found[1:])}" if found[1:] else ""
+        rows.append(f"| `{name}` | {_value(config, name)} | {found[0] if found else 'default'}{over} |")
+    return "\n".join(
+        ["## Example", "", "`mine.toml`:", "", "```toml", EXAMPLE_FILE.rstrip(), "```", "",
+         f"    dnabert-rm check {EXAMPLE_FLAGS}", "",
+         "| field | value | from |", "|---|---|---|", *rows, ""]
+    )  # fmt: skip
+
+
+def _dotted(layer: dict[str, dict[str, Any]]) -> list[str]:
+    return [f"{section}.{key}" for section, content in layer.items() for key in content]
+
+
+def _value(config: RunConfig, name: str) -> str:
+    """The value of a field by its dotted name, as a flag takes it."""
+    section, key = name.split(".")
+    value = getattr(getattr(config, section), key)
+    items = value if isinstance(value, tuple) else (value,)
+    return " ".join(item if isinstance(item, str) else f"{item:g}" for item in items)
+
+
+def section_text(name: str, cls: type) -> str:
+    """One section: its purpose, a table of its fields, and what a resume may change."""
+    infos = [info for info in field_infos().values() if info.name.startswith(f"{name}.")]
+    free = ", ".join(f"`{info.name}`" for info in infos if info.name in FREE_TO_CHANGE) or "none of these fields"
+    return "\n".join(
+        [f"## `[{name}]`", "", str(cls.__doc__), "", "| flag | type | default | what it does |", "|---|---|---|---|",
+         *map(field_row, infos), "", textwrap.fill(f"A resume may change {free}.", 120, break_on_hyphens=False), ""]
+    )  # fmt: skip
+
+
+def field_row(info: FieldInfo) -> str:
+    """A field as a row of its section's table."""
+    flags = ", ".join(f"`{flag}`" for flag in (SHORT_FLAGS.get(info.name), f"--{info.name}") if flag)
+    default = info.shown_default if info.shown_default == "empty" else f"`{info.shown_default}`"
+    return f"| {flags} | {type_name(info.type)} | {default} | {info.text.replace('|', chr(92) + '|')} |"
+
+
+def presets_text() -> str:
+    """A row for each preset and architecture: the fields that it sets, and the parameters as `plan` counts them."""
+    pairs = [(preset, architecture) for preset in preset_names() for architecture in own_first(preset)]
+    named = {name for pair in pairs for name in _dotted(load_preset(*pair))} - {"model.architecture"}
+    columns = [name for name in field_infos() if name in named]
+    heads = ["flags", "architecture", *(f"`{name.removeprefix('model.')}`" for name in columns), "parameters", "for"]
+    return "\n".join(
+        [
+            PRESETS,
+            f"| {' | '.join(heads)} |",
+            "|---" * len(heads) + "|",
+            *(preset_row(*pair, columns) for pair in pairs),
+            "",
+        ]
+    )
+
+
+def preset_row(preset: str, architecture: str, columns: list[str]) -> str:
+    """A preset under one architecture; its purpose stands where the architecture is its own."""
+    config = resolve(load_preset(preset, architecture), {"model": {"architecture": architecture}, **NEEDED})
+    own = load_preset(preset)["model"]["architecture"] == architecture
+    flags = f"--preset {preset}" + ("" if own else f" --model.architecture {architecture}")
+    count = f"{num_parameters(model_shape(config.model, kmer.vocab_size(K))) / 1e6:,.1f} M"
+    cells = [
+        f"`{flags}`",
+        architecture,
+        *(_value(config, name) for name in columns),
+        count,
+        purpose(preset) if own else "",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def own_first(preset: str) -> list[str]:
+    """The architectures, the preset's own before the others."""
+    own = load_preset(preset)["model"]["architecture"]
+    return [own, *(name for name in ARCHITECTURES if name != own)]
+
+
+def purpose(preset: str) -> str:
+    """What a preset is for: the first line of its file, after the number of parameters."""
+    first = (resources.files("dnabert_rm") / "presets" / f"{preset}.toml").read_text().splitlines()[0]
+    return first.partition(": ")[2].rstrip(".")
+
+
+def main() -> int:
+    """Write the page, or with `--check` compare it."""
+    parser = argparse.ArgumentParser(description="Write docs/configuration.md from the code.")
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; exit with 1 where the page is not up to date"
+    )
+    if not parser.parse_args().check:
+        PAGE.write_text(page())
+    elif not PAGE.is_file() or PAGE.read_text() != page():
+        print(f"docs/{PAGE.name} is not what the code says; run `make docs` (`{COMMAND}`)", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
