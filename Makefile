@@ -13,8 +13,8 @@ export TOKENIZERS_PARALLELISM := false
 
 help:
 	@echo "make demo [GENOME=my.fa.gz]   a genome to a fine-tuned model, a few minutes on two cores"
-	@echo "make test                     all tests"
-	@echo "make lint                     ruff, types, shell scripts"
+	@echo "make test                     make lint, then all tests"
+	@echo "make lint                     ruff, types, links in the docs, shell scripts"
 	@echo "make docs                     write docs/configuration.md anew from the code"
 	@echo "make bench                    benchmarks beside their peers"
 	@echo "make clean                    remove .venv and the demo"
@@ -33,13 +33,14 @@ $(INSTALLED): setup.py constraints.txt
 demo: $(INSTALLED)
 	@bash launch_scripts/demo.sh "$(DEMO_DIR)" "$(GENOME)"
 
-test: $(INSTALLED)
+test: lint
 	$(BIN)/python -m pytest
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python docs/check_links.py
 	@# pretrain.sh is shell and Python at once: the shell ends at the line of three quotes.
 	sed "/^'''$$/,\$$d" launch_scripts/pretrain.sh | $(BIN)/shellcheck -
 	$(BIN)/shellcheck -x $(filter-out launch_scripts/pretrain.sh,$(wildcard launch_scripts/*.sh launch_scripts/*.slurm))

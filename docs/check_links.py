@@ -1,0 +1,109 @@
+"""Finds links and paths in the project's Markdown that lead nowhere; exits with 1 and one line for each.
+
+Looked at: relative links and images of README.md, CHANGELOG.md, LOG.md, docs/*.md and ds_configs/README.md, their
+#anchors (as GitHub makes them from headings), paths in the text that begin with a folder of the project
+(`tests/unit/test_order.py`, patterns with * too), and in the tables of docs/architecture.md every file or folder in
+backticks, which may be relative to dnabert_rm/ or to the file named before it in its row. Nothing is fetched.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import unquote
+
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = ("README.md", "CHANGELOG.md", "LOG.md", "docs/*.md", "ds_configs/README.md")
+MAP = "docs/architecture.md"
+FOLDERS = ("benchmarks", "data_prep", "dnabert_rm", "docs", "ds_configs", "launch_scripts", "tests")
+_PATH = re.compile(rf"(?<![\w./-])(?:{'|'.join(FOLDERS)})/[\w./*-]*\w")
+_IN_BACKTICKS = re.compile(r"[\w./*-]+(?:\.(?:py|md|toml|sh)|/)")
+_PARSER = MarkdownIt("commonmark").enable("table")
+
+
+def faults(root: Path) -> Iterator[str]:
+    """One line for each link or path below `root` that does not exist."""
+    for page in sorted(path for pattern in PAGES for path in root.glob(pattern)):
+        name, tokens = page.relative_to(root).as_posix(), _PARSER.parse(page.read_text())
+        for line, target in links(tokens):
+            if problem := link_problem(root, page, target):
+                yield f"{name}:{line}: {target}: {problem}"
+        for line, text in enumerate(page.read_text().splitlines(), 1):
+            for path in _PATH.findall(text):
+                if not any(root.glob(path)):
+                    yield f"{name}:{line}: {path}: no such file"
+        if name == MAP:
+            for line, path in paths_in_tables(tokens, root):
+                yield f"{name}:{line}: {path}: no such file below dnabert_rm/ or beside the one before"
+
+
+def links(tokens: list[Token]) -> Iterator[tuple[int, str]]:
+    """Targets of links and images that are no URLs, with the line on which their paragraph begins."""
+    for block in tokens:
+        for token in block.children or []:
+            target = str(token.attrGet("href") or token.attrGet("src") or "")
+            if target and not re.match(r"[a-zA-Z][\w+.-]*:", target):
+                yield (block.map or [0])[0] + 1, unquote(target)
+
+
+def link_problem(root: Path, page: Path, target: str) -> str:
+    """What is wrong with a link on a page; empty where nothing is."""
+    path, _, anchor = target.partition("#")
+    file = (page.parent / path).resolve() if path else page
+    if not file.is_relative_to(root):
+        return "leads out of the project"
+    if not file.exists():
+        return "no such file"
+    if anchor and file.suffix == ".md" and anchor not in anchors(file.read_text()):
+        return "no such heading"
+    return ""
+
+
+def anchors(text: str) -> set[str]:
+    """Anchors of a page's headings: lower case, no punctuation, hyphens for spaces, -1, -2 … for those that repeat."""
+    tokens, found = _PARSER.parse(text), set()
+    for before, token in itertools.pairwise(tokens):
+        if before.type == "heading_open":
+            shown = "".join(part.content for part in token.children or [])
+            slug = re.sub(r"[^\w\- ]", "", shown.lower()).replace(" ", "-")
+            found.add(next(name for name in _numbered(slug) if name not in found))
+    return found
+
+
+def _numbered(slug: str) -> Iterator[str]:
+    yield slug
+    yield from (f"{slug}-{number}" for number in range(1, 1000))
+
+
+def paths_in_tables(tokens: list[Token], root: Path) -> Iterator[tuple[int, str]]:
+    """Files and folders in backticks in a page's tables that don't exist, with the row's line."""
+    line, bases = 0, [root, root / "dnabert_rm"]
+    for block in tokens:
+        if block.type == "tr_open":
+            line, bases = (block.map or [0])[0] + 1, bases[:2]
+        for token in block.children or [] if line else []:
+            if token.type != "code_inline" or not _IN_BACKTICKS.fullmatch(token.content):
+                continue
+            matches = [path for base in bases for path in base.glob(token.content)]
+            if not matches:
+                yield line, token.content
+            bases += [match if match.is_dir() else match.parent for match in matches]
+        if block.type == "tr_close":
+            line = 0
+
+
+def main() -> int:
+    """Print what leads nowhere; 1 where there is any."""
+    lines = list(faults(ROOT))
+    print("\n".join(lines), end="\n" if lines else "", file=sys.stderr)
+    return int(bool(lines))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
