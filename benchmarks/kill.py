@@ -29,6 +29,7 @@ FLAGS = ["--preset", "tiny", "--model.num_layers", 1, "--model.hidden_size", 64,
 
 
 def main() -> int:
+    """Kill and resume, print what was seen; 1 where a trace is left."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)

@@ -57,6 +57,7 @@ def contenders(k: int) -> dict[str, Callable[[list[str]], Any]]:
 
 
 def main() -> None:
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     for name, value in (("sequences", 64), ("bases", 512), ("k", 6), ("repeats", 5)):
         parser.add_argument(f"--{name}", type=int, default=value)

@@ -29,17 +29,17 @@ from dnabert_rm.train.distributed import Ranks, any_rank, barrier, on_every_rank
 from dnabert_rm.train.ds_config import ds_settings, split_batch
 from dnabert_rm.train.engine import Engine, partitioned_build, resolve_precision
 from dnabert_rm.train.environment import ENVIRONMENT_NAME, describe_environment
+from dnabert_rm.train.extras import write_extras
 from dnabert_rm.train.inputs import consumed_tokens, make_collator, make_dataset, make_mask_schedule, model_shape
 from dnabert_rm.train.lock import run_lock
 from dnabert_rm.train.loop import StepResult, train
 from dnabert_rm.train.lost import collective_timeout, lost_ranks_explained, set_collective_timeout
 from dnabert_rm.train.monitor import VALIDATION, Monitor
 from dnabert_rm.train.optim import learning_rate, warmup_length
-from dnabert_rm.train.probe import run_probe, save_probe
 from dnabert_rm.train.rank_checks import check_ranks
 from dnabert_rm.train.restore import load_checkpoint
 from dnabert_rm.train.resume import first_state
-from dnabert_rm.train.run_folder import CONFIG_NAME, DATA_NAME, PROBE_NAME, TOKENIZER_NAME
+from dnabert_rm.train.run_folder import CONFIG_NAME
 from dnabert_rm.train.stop import StopRequests
 from dnabert_rm.train.validation import Validation
 from dnabert_rm.train.watchdog import Watchdog, watchdog
@@ -210,7 +210,8 @@ class Run:
         self.guard.beat("save")
         if self.monitor:
             self.monitor.flush()
-        self.save_seconds = save_checkpoint(self.engine, self.state, self.folder, self.ranks, self._write_extras)
+        extras = functools.partial(write_extras, self.engine, self.config, self.dataset, self.ranks)
+        self.save_seconds = save_checkpoint(self.engine, self.state, self.folder, self.ranks, extras)
         if self.ranks.is_first:
             remove_old(self.folder, self.config.train.keep_last, self.config.train.keep_every)
 
@@ -246,16 +247,3 @@ class Run:
             "epoch": consumed / self.dataset.num_windows,
             "consumed_tokens": self.tokens,
         }
-
-    def _write_extras(self, folder: Path) -> None:
-        """What a checkpoint holds besides DeepSpeed's files: the configuration, the sources, the probe (collective)."""
-        tokenizer, config = self.dataset.tokenizer, self.config
-        probe = run_probe(self.engine, tokenizer.vocab_size, config.data.window, config.train.precision)
-        if self.ranks.is_first:
-            save_probe(folder / PROBE_NAME, probe)
-            write_atomically(folder / CONFIG_NAME, config.to_toml())
-            self.engine.module.model.config.save_pretrained(folder)  # type: ignore[union-attr, operator]
-            sources = [source for reader in self.dataset.readers for source in reader.manifest.sources]
-            content = {"sources": [dataclasses.asdict(source) for source in sources]}
-            write_atomically(folder / DATA_NAME, json.dumps(content, indent=1) + "\n")
-            write_atomically(folder / TOKENIZER_NAME, json.dumps(dataclasses.asdict(tokenizer), indent=1) + "\n")

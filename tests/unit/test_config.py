@@ -10,6 +10,7 @@ from support import run_cli
 
 from dnabert_rm.cli.run_flags import add_run_flags, run_config
 from dnabert_rm.config import FREE_TO_CHANGE, field_infos, load_preset, preset_names, resolve
+from dnabert_rm.config.checks import CHOICES
 from dnabert_rm.errors import ConfigError
 
 NEEDED = {"data": {"path": ["prepared"]}, "train": {"output": "run"}}
@@ -105,6 +106,11 @@ def test_what_a_resume_may_change_are_fields() -> None:
 def test_the_page_of_all_fields_is_what_the_code_says() -> None:
     done = run_cli("docs/write_configuration.py", "--check")
     assert done.returncode == 0, done.stderr
+
+
+def test_the_text_of_a_field_names_all_its_choices() -> None:
+    for name, choices in CHOICES.items():
+        assert all(choice == "auto" or f'"{choice}"' in field_infos()[name].text for choice in choices), name
 
 
 def test_flags_short_and_dotted_lists_and_booleans() -> None:
