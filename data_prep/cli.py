@@ -22,11 +22,12 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
-    args = _parser().parse_args(argv)
+    args = make_parser().parse_args(argv)
     return run_command(PROGRAM, lambda: args.command(args))
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of all commands; each help ends with an example."""
     parser = _Parser(
         prog="python -m data_prep",
         description="Whole genomes to shards of token ids for pretraining.",

@@ -15,7 +15,7 @@ from dnabert_rm.quiet import quiet_third_parties
 HELP = "curves, embeddings, attention, masks as pictures; a report of runs as one page"
 EXAMPLE = (
     "dnabert-rm analyze curves runs/randommask runs/fixed --output curves.png\n"
-    "  dnabert-rm analyze report runs/randommask runs/fixed --gue results --output report.html"
+    "dnabert-rm analyze report runs/randommask runs/fixed --gue results --output report.html"
 )
 
 

@@ -13,7 +13,7 @@ EXAMPLE = "dnabert-rm check --preset tiny --data prepared --output runs/first --
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `pretrain`, and the number of ranks."""
-    add_run_flags(parser)
+    add_run_flags(parser, "--data DIR --output RUN [--ranks N]")
     parser.add_argument("--ranks", type=int, default=1, metavar="INT", help="ranks (GPUs) of the run (default: 1)")
 
 

@@ -36,8 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     task = parser.add_argument_group("task")
     _add(task, "--task", "the head's answer: a class, any number of labels, numbers, a class for each base",
          choices=TASKS)  # fmt: skip
-    _add(task, "--label-columns", "columns of the labels: several 0/1 columns for multi-label, numbers for regression"
-         " (default: label)", type=_names, metavar="A,B,C")  # fmt: skip
+    _add(task, "--label-columns", "columns of the labels: several 0/1 columns for multi-label, numbers for "
+         "regression", type=_names, metavar="A,B,C")  # fmt: skip
     _add(task, "--bad-rows", "what a row does that can't be used", choices=BAD_ROWS)
     _add(task, "--best-metric", "metric on dev that chooses the checkpoint (default: the task's)", metavar="NAME")
     _add(task, "--class-weights", "weigh classes by the inverse of their share", choices=CLASS_WEIGHTS)
@@ -68,7 +68,8 @@ def _add(group: Any, flag: str, text: str, **options: Any) -> None:
     default = _DEFAULTS.get(flag[2:].replace("-", "_"))
     if "required" not in options and "action" not in options:
         options["default"] = default
-        text += "" if default is None else " (default: %(default)s)"
+        shown = ",".join(default) if isinstance(default, tuple) else default
+        text += "" if default is None else f" (default: {shown})"
         options.setdefault("metavar", None if "choices" in options else "N")
     group.add_argument(flag, help=text, **options)
 

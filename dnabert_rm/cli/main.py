@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
+import textwrap
 from typing import NoReturn
 
 from dnabert_rm import __version__
@@ -36,7 +37,7 @@ def command_parser(name: str, prog: str) -> argparse.ArgumentParser:
     parser = OneLineParser(
         prog=prog,
         description=module.HELP,
-        epilog=f"example:\n  {module.EXAMPLE}",
+        epilog=f"example:\n{textwrap.indent(module.EXAMPLE, '  ')}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     module.add_arguments(parser)

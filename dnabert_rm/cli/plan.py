@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bandwidth", type=float, metavar="GB", help="gigabytes (10^9) a second that a GPU sends")
     parser.add_argument("--k", type=int, default=6, metavar="N", help="k-mers of the vocabulary (default: 6)")
     parser.add_argument("--json", action="store_true", help="one JSON object; sizes in bytes, times in seconds")
-    add_run_flags(parser)
+    add_run_flags(parser, "[--gpus N] [--gpu-memory GB]")
 
 
 def run(args: argparse.Namespace) -> None:

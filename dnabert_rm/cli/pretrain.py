@@ -18,7 +18,7 @@ EXAMPLE = "deepspeed launch_scripts/pretrain.sh --preset tiny --data prepared --
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of a run configuration, and the rank that DeepSpeed's launcher passes."""
-    add_run_flags(parser)
+    add_run_flags(parser, "--data DIR --output RUN")
     parser.add_argument("--check", action="store_true", help="check configuration and data, and end")
     parser.add_argument("--local_rank", type=int, default=None, help=argparse.SUPPRESS)
 

@@ -7,6 +7,7 @@ import typing
 from typing import Any
 
 from dnabert_rm.config import (
+    SECTIONS,
     FieldInfo,
     RunConfig,
     field_infos,
@@ -33,23 +34,30 @@ SHORT_FLAGS = {
 }  # fmt: skip
 
 
-def add_run_flags(parser: argparse.ArgumentParser) -> None:
-    """Add `--preset`, `--config` and one flag a field, with the text under the field as its help."""
+def add_run_flags(parser: argparse.ArgumentParser, own: str = "") -> None:
+    """Add `--preset`, `--config` and one flag a field, with the text under the field as its help, by section.
+
+    The usage line names the command's `own` flags alone: all of them would fill a screen.
+    """
+    parser.usage = f"%(prog)s {own} [--preset NAME] [--config FILE.toml] [--FIELD VALUE ...]"
     sizes = ", ".join(preset_names())
     parser.add_argument(
         "--preset", default=DEFAULT_PRESET, metavar="NAME", help=f"model size: {sizes} (default: {DEFAULT_PRESET})"
     )
     parser.add_argument("--config", metavar="FILE.toml", help="a configuration file; flags override it")
+    groups = {name: parser.add_argument_group(f"[{name}]", cls.__doc__) for name, cls in SECTIONS.items()}
     for info in field_infos().values():
         dotted = f"--{info.name}"
         names = [SHORT_FLAGS[info.name], dotted] if info.name in SHORT_FLAGS else [dotted]
-        many: dict[str, Any] = {"nargs": "+"} if typing.get_origin(info.type) is tuple else {}
+        kind: Any = info.type
+        many: dict[str, Any] = {}
+        if typing.get_origin(info.type) is tuple:
+            kind, many = typing.get_args(info.type)[0], {"nargs": "+"}
         if info.type is bool:
             many = {"nargs": "?", "const": "true"}
-        parser.add_argument(
-            *names, dest=info.name, default=None, metavar=type_name(info.type).upper().replace(" ", "_"),
-            help=_help(info), **many,
-        )  # fmt: skip
+        groups[info.name.split(".")[0]].add_argument(
+            *names, dest=info.name, default=None, metavar=type_name(kind).upper(), help=_help(info), **many
+        )
 
 
 def _help(info: FieldInfo) -> str:

@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", action="store_true", help="one JSON object a window, in the global batch's order")
     parser.add_argument("--kmers", action="store_true", help="list the tokens instead of drawing them under the bases")
-    add_run_flags(parser)
+    add_run_flags(parser, "--step N [--first N] [--json]")
 
 
 def run(args: argparse.Namespace) -> None:
