@@ -6,20 +6,24 @@ INSTALLED := $(VENV)/.installed
 GENOME ?=
 TESTS ?= tests
 DEMO_DIR ?= demo
+LOWEST := .venv-lowest
+LOWEST_TESTS := tests/unit tests/parity tests/multiprocess/test_pretrain.py \
+    tests/integration/test_export.py tests/integration/test_spine.py
 # The launcher and the tests find the environment's programs and one thread a process.
 export PATH := $(BIN):$(PATH)
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help install demo test lint docs coverage bench clean
+.PHONY: help install demo test test-lowest lint docs coverage bench clean
 
 help:
 	@echo "make demo [GENOME=my.fa.gz]   a genome to a fine-tuned model, a few minutes on two cores"
 	@echo "make test                     lint, then all tests"
+	@echo "make test-lowest              a part of them, with the lowest versions that setup.py allows"
 	@echo "make lint                     ruff, types, links in the docs, shell scripts"
 	@echo "make docs                     write docs/configuration.md anew from the code"
 	@echo "make coverage [TESTS=tests/unit]   what the tests run, by package"
 	@echo "make bench                    benchmarks beside their peers"
-	@echo "make clean                    remove .venv and the demo"
+	@echo "make clean                    remove the environments and the demo"
 
 install: $(INSTALLED)
 
@@ -37,6 +41,13 @@ demo: $(INSTALLED)
 
 test: lint
 	$(BIN)/python -m pytest
+
+test-lowest: export PATH := $(CURDIR)/$(LOWEST)/bin:$(PATH)
+test-lowest:
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet -c constraints-lowest.txt torch setuptools
+	$(LOWEST)/bin/python -m pip install --quiet -c constraints-lowest.txt -e '.[test]'
+	$(LOWEST)/bin/python -m pytest $(LOWEST_TESTS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -58,4 +69,4 @@ bench: $(INSTALLED)
 	for name in data_prep loader train_step; do $(BIN)/python "benchmarks/$$name.py" || exit; done
 
 clean:
-	rm -rf $(VENV) $(DEMO_DIR)
+	rm -rf $(VENV) $(LOWEST) $(DEMO_DIR)

@@ -1,13 +1,15 @@
 """Package metadata: `pip install -c constraints.txt -e .[test]`."""
 
 import re
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "dnabert_rm/__init__.py").read_text()).group(1)
-MPI = ["mpi4py>=4.0"]
+MPI = ["mpi4py>=4.1"]
 PLOTS = ["matplotlib>=3.8"]
 LORA = ["peft>=0.17"]
 PARQUET = ["pyarrow>=15"]
@@ -24,6 +26,18 @@ TEST = [
     *EXTRAS,
 ]
 
+
+class BuildWithConfigs(build_py):
+    """Copies `ds_configs/` into the built package, where an installed copy finds it (dnabert_rm/train/ds_config.py)."""
+
+    def run(self) -> None:
+        """Build as ever. An editable install goes on reading the checkout's folder."""
+        super().run()
+        if not self.editable_mode:
+            target = Path(self.build_lib) / "dnabert_rm" / "ds_configs"
+            shutil.copytree(ROOT / "ds_configs", target, dirs_exist_ok=True)
+
+
 setup(
     name="dnabert_rm",
     version=VERSION,
@@ -34,20 +48,21 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["dnabert_rm*", "data_prep*"]),
     package_data={"dnabert_rm": ["presets/*.toml"]},
+    cmdclass={"build_py": BuildWithConfigs},
     install_requires=[
-        "accelerate>=1.0",
+        "accelerate>=1.1",
         "deepspeed>=0.19",
         "numpy>=1.26",
-        "psutil>=5.9",
+        "psutil>=5.9.5",
         "pysam>=0.22",
         "scikit-learn>=1.4",
-        "scipy>=1.11",
+        "scipy>=1.11.1",
         "sentencepiece>=0.2",
-        "tensorboard>=2.16",
-        "torch>=2.9",
+        "tensorboard>=2.21",
+        "torch>=2.13",
         "tqdm>=4.66",
-        "transformers>=5.10",
-        "webdataset>=1.0",
+        "transformers>=5.10.1",
+        "webdataset>=1.0.2",
     ],
     extras_require={
         "mpi": MPI,

@@ -45,8 +45,9 @@ for name in TERM USR1 HUP INT; do
 done
 # With job control the launcher and all ranks are a process group of their own, which Ctrl-C does not reach.
 set -m
+# The launcher's own account of what it starts is ten lines; its warnings and errors stay.
 # shellcheck disable=SC2086  # several words
-deepspeed ${DEEPSPEED_ARGS:-} "$here/$(basename "$0")" "$@" </dev/null &
+deepspeed --log_level warning ${DEEPSPEED_ARGS:-} "$here/$(basename "$0")" "$@" </dev/null &
 launcher=$!
 # A signal ends a wait; the code that counts is that of the wait which finds the launcher ended.
 while kill -0 "$launcher" 2>/dev/null; do

@@ -57,6 +57,9 @@ def overview() -> str:
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns its exit code (2 for a user's mistake, after one line on standard error)."""
     argv = sys.argv[1:] if argv is None else argv
+    if len(argv) > 1 and argv[0].startswith("--local_rank="):
+        # `deepspeed --module dnabert_rm pretrain …` puts it before the command.
+        argv = [argv[1], argv[0], *argv[2:]]
     if not argv or argv[0] in ("-h", "--help"):
         print(overview())
         return 0

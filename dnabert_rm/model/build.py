@@ -123,7 +123,9 @@ def prepare_layers(model: PreTrainedModel, *, checkpointing: bool, compile_layer
     masked positions differs from batch to batch, stays as it is.
     """
     if checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        # Newer transformers warn of the older name.
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
     if compile_layers:
         for layer in encoder_layers(model):
             layer.compile()

@@ -11,8 +11,16 @@ from dnabert_rm.config import RunConfig
 from dnabert_rm.data.batches import BatchPlan, check_split
 from dnabert_rm.errors import ConfigError
 
-DS_CONFIGS = Path(__file__).resolve().parents[2] / "ds_configs"
 AUTO = "auto"
+
+
+def shipped_ds_configs(package: Path) -> Path:
+    """`ds_configs/` of the checkout that `package` lies in, or the copy that an installed package carries."""
+    checkout = package.parent / "ds_configs"
+    return checkout if checkout.is_dir() else package / "ds_configs"
+
+
+DS_CONFIGS = shipped_ds_configs(Path(__file__).resolve().parents[1])
 
 
 @dataclass(frozen=True)
@@ -55,7 +63,7 @@ def split_batch(plan: BatchPlan, micro_batch: int, world_size: int, first_step: 
 
 
 def find_ds_config(name: str) -> Path:
-    """A file, or the name of one in `ds_configs/` of the checkout; `ConfigError` lists what is there."""
+    """A file, or the name of one in `ds_configs/`; `ConfigError` lists what is there."""
     for path in (Path(name), DS_CONFIGS / f"{name}.json"):
         if path.is_file():
             return path

@@ -44,6 +44,9 @@ def package_version(package: str) -> str | None:
 def code_commit() -> str | None:
     """Commit of the checkout that the package lies in, with "+changes" where files differ from it."""
     folder = Path(__file__).resolve().parents[2]
+    if not (folder / "setup.py").is_file():
+        # An installed copy: a repository around it is somebody else's.
+        return None
     try:
         answer = subprocess.run(
             ["git", "describe", "--always", "--abbrev=40", "--dirty=+changes", "--exclude=*"],

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from support import ROOT, clean_environment, free_port, read_metrics, run_cli
 
+SCREEN_ROWS = 24
+
 
 def succeed(*words: str | Path) -> str:
     """Run a Python command, which must end with 0; returns its standard output."""
@@ -26,7 +28,11 @@ def test_from_a_genome_to_a_fine_tuned_model(tmp_path: Path) -> None:
     environment = {**clean_environment(), "DEEPSPEED_ARGS": f"--num_gpus 2 --master_port {free_port()}"}
     flags = "--preset tiny --steps 10 --global-batch 8 --window 64 --log-every 1 --phase-ends 2,4,6,8,10"
     command = ["bash", "launch_scripts/pretrain.sh", *flags.split(), "--data", str(data), "--output", str(run)]
-    subprocess.run(command, cwd=ROOT, env=environment, check=True)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = [*done.stdout.splitlines(), *done.stderr.splitlines()]
+    assert any(line.startswith("starting step 0 of 10") for line in lines)
+    assert sum(1 + len(line) // 80 for line in lines) <= SCREEN_ROWS, "\n".join(lines)
     assert [row["phase"] for row in read_metrics(run)] == [1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
 
     said = succeed("-m", "dnabert_rm.cli.main", "export", run, "--output", model)

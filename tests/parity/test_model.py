@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from transformers import AutoModelForMaskedLM, BertConfig, BertForMaskedLM
 
 from dnabert_rm import kmer
-from dnabert_rm.model.build import build_model, transformers_config
+from dnabert_rm.model.build import build_model, encoder_layers, prepare_layers, transformers_config
 from dnabert_rm.model.mlm import MaskedLM, num_right_bases
 
 SIZES = {
@@ -52,6 +53,15 @@ def test_logits_loss_and_gradients_equal_transformers(architecture: str) -> None
     (loss_sum / len(targets)).backward()
     for (name, mine), (_, reference) in zip(ours.model.named_parameters(), theirs.named_parameters(), strict=True):
         torch.testing.assert_close(mine.grad, reference.grad, rtol=1e-4, atol=1e-7, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("architecture", ["bert", "modernbert"])
+def test_activation_checkpointing_is_switched_on_without_a_warning(architecture: str) -> None:
+    model = build_model(transformers_config(architecture=architecture, vocab_size=69, **SIZES), seed=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        prepare_layers(model, checkpointing=True, compile_layers=False)
+    assert all(layer.gradient_checkpointing for layer in encoder_layers(model))
 
 
 def test_a_batch_without_a_masked_token_has_loss_and_gradient_zero() -> None:

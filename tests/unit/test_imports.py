@@ -37,6 +37,7 @@ ALLOWED["dnabert_rm.train"] = CORE | {"dnabert_rm.train"}
 ALLOWED["dnabert_rm.downstream"] = CORE | {"dnabert_rm.train", "dnabert_rm.downstream", "dnabert_rm.fasta"}
 ALLOWED["dnabert_rm.analysis"] = CORE | {"dnabert_rm.train", "dnabert_rm.analysis"}
 ALLOWED["dnabert_rm.cli"] = ALLOWED["dnabert_rm.downstream"] | {"dnabert_rm.analysis", "dnabert_rm.cli"}
+ALLOWED["dnabert_rm.__main__"] = {"dnabert_rm.cli"}
 ONLY_IN = {
     "deepspeed": {
         "dnabert_rm/train/engine.py",
