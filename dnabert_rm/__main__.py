@@ -1,4 +1,4 @@
-"""`python -m dnabert_rm …`, and `deepspeed --module dnabert_rm pretrain …` where there is no checkout."""
+"""`python -m dnabert_rm …`."""
 
 import sys
 

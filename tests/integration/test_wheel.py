@@ -17,6 +17,7 @@ from dnabert_rm.errors import EXIT_USER_ERROR
 
 BUILD = "import sys; from setuptools import build_meta; getattr(build_meta, sys.argv[1])(sys.argv[2])"
 SHIPPED = sorted(path.name for path in (ROOT / "ds_configs").iterdir())
+FLAGS = ["--preset", "tiny", "--data", "prepared", "--output", "run", "--window", "64", "--global-batch", "2"]
 # Every command's help by one process: one after the other they would take ten times as long.
 HELPS = """
 import contextlib, sys
@@ -66,7 +67,10 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
     done = run([*pip, next(folder.glob("*.whl"))], folder)
     assert done.returncode == 0, done.stderr
     work.mkdir()
-    return Installed(site, work)
+    found = Installed(site, work)
+    (work / "genome.fa").write_text(f">one\n{random_bases(np.random.default_rng(1), 6000)}\n")
+    found.succeed("-m", "data_prep", "build", "genome.fa", "--out", "prepared", "--k", "3")
+    return found
 
 
 def test_the_wheel_brings_presets_configurations_and_licence(installed: Installed) -> None:
@@ -88,21 +92,15 @@ def test_every_command_tells_its_flags(installed: Installed) -> None:
         assert done.returncode == 0 and "usage:" in done.stdout, done.stderr
 
 
-def test_a_genome_is_prepared_and_pretrained_on(installed: Installed) -> None:
-    bases = random_bases(np.random.default_rng(1), 6000)
-    (installed.work / "genome.fa").write_text(f">one\n{bases}\n")
-    installed.succeed("-m", "data_prep", "build", "genome.fa", "--out", "prepared", "--k", "3")
-    flags = ["--preset", "tiny", "--data", "prepared", "--output", "run", "--window", "64", "--global-batch", "2"]
+def test_a_rank_pretrains_on_what_was_prepared(installed: Installed) -> None:
     # As `deepspeed --module dnabert_rm pretrain …` starts a rank: its place comes before the command.
-    installed.succeed("-m", "dnabert_rm", "--local_rank=0", "pretrain", *flags, "--steps", "2", "--log-every", "1")
+    installed.succeed("-m", "dnabert_rm", "--local_rank=0", "pretrain", *FLAGS, "--steps", "2", "--log-every", "1")
     assert [row["step"] for row in read_metrics(installed.work / "run")] == [0, 1]
 
 
 def test_what_is_shipped_is_found_by_name(installed: Installed) -> None:
-    for name in ("zero1", "zero3"):
-        said = installed.succeed("-m", "dnabert_rm", "plan", "--preset", "10b", "--gpus", "64", "--ds-config", name)
-        assert "zero3" in said
-    flags = ["--data", "prepared", "--output", "other", "--ds-config", "zero9"]
-    done = installed.python("-m", "dnabert_rm", "check", "--preset", "tiny", *flags)
+    assert "zero3" in installed.succeed("-m", "dnabert_rm", "plan", "--preset", "10b", "--gpus", "64")
+    installed.succeed("-m", "dnabert_rm", "check", *FLAGS, "--ds-config", "zero1")
+    done = installed.python("-m", "dnabert_rm", "check", *FLAGS, "--ds-config", "zero9")
     assert done.returncode == EXIT_USER_ERROR
     assert all(Path(name).stem in done.stderr for name in SHIPPED if name.endswith(".json")), done.stderr
