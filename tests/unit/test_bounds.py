@@ -13,7 +13,8 @@ REQUIREMENT = re.compile(r"([A-Za-z0-9_-]+)>=([0-9.]+)")
 def bounds_of_setup() -> dict[str, str]:
     """Every string of setup.py that is a requirement with a lower bound, but for the tools of the tests."""
     parts = ast.parse((ROOT / "setup.py").read_text()).body
-    kept = [part for part in parts if not (isinstance(part, ast.Assign) and ast.unparse(part.targets[0]) == "TEST")]
+    tools = ("TEST", "LINT")
+    kept = [part for part in parts if not (isinstance(part, ast.Assign) and ast.unparse(part.targets[0]) in tools)]
     nodes = [node for part in kept for node in ast.walk(part)]
     texts = [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
     found = [REQUIREMENT.fullmatch(text) for text in texts]
