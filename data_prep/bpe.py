@@ -116,7 +116,11 @@ def train_from_files(
     if not out.parent.is_dir():
         raise ConfigError(f"--out {out}: {out.parent} is no folder; make it first")
     check_starts(sources)
-    with tempfile.TemporaryDirectory(prefix=".bpe-", dir=out.parent) as scratch:
+    try:
+        scratch_folder = tempfile.TemporaryDirectory(prefix=".bpe-", dir=out.parent)
+    except OSError as error:
+        raise ConfigError(f"--out {out}: cannot be written ({error.strerror}); name another place") from None
+    with scratch_folder as scratch:
         paths = {i: source.path for i, source in enumerate(sources) if not is_gzip(source.path)}
         paths |= uncompressed(sources, Path(scratch), executor)
         contigs = joined_contigs(sources, paths, scan_files(sources, paths, rna, executor)[1])

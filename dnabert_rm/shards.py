@@ -124,6 +124,8 @@ def load_manifest(folder: str | os.PathLike[str]) -> Manifest:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; name a folder that `python -m data_prep build` has finished") from None
+    except NotADirectoryError:
+        raise DataError(f"{folder}: is a file; name a folder that `python -m data_prep build` has finished") from None
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read ({error}); build the data again") from None
     try:

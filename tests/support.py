@@ -145,12 +145,12 @@ def start_rank(
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     variables = {name: str(value) for name, value in environment.items()}
-    process = _FORKS.Process(target=_rank, args=(variables, [*map(str, words)], str(log), node))
+    process = _FORKS.Process(target=run_rank, args=(variables, [*map(str, words)], str(log), node))
     process.start()
     return process
 
 
-def _rank(environment: dict[str, str], words: list[str], log: str, node: str) -> None:
+def run_rank(environment: dict[str, str], words: list[str], log: str, node: str) -> None:
     """Runs in a forked process: one rank of a pretraining run."""
     from dnabert_rm.cli.main import run_one
 

@@ -15,7 +15,7 @@ from dnabert_rm.model.init_from import check_vocabulary
 from dnabert_rm.train.disk import check_disk
 from dnabert_rm.train.ds_config import ds_settings, split_batch
 from dnabert_rm.train.inputs import make_dataset, make_mask_schedule, make_plan, make_validation_dataset
-from dnabert_rm.train.run_folder import STATE_NAME, complete_steps, read_state, step_folder
+from dnabert_rm.train.run_folder import STATE_NAME, candidates, complete_steps, read_state, step_folder
 
 
 def check_run(config: RunConfig, num_ranks: int = 1) -> list[str]:
@@ -27,6 +27,7 @@ def check_run(config: RunConfig, num_ranks: int = 1) -> list[str]:
     schedule = make_mask_schedule(config, dataset.tokenizer.k)
     ds_settings(config)
     make_validation_dataset(config)
+    candidates(config.train.resume, Path(config.train.output))
     batches = check_batches(config, dataset, num_ranks)
     if config.model.init_from:
         check_vocabulary(config.model.init_from, dataset.tokenizer.k, dataset.tokenizer.vocab_size)

@@ -36,6 +36,7 @@ from dnabert_rm.train.loop import StepResult, train
 from dnabert_rm.train.lost import collective_timeout, lost_ranks_explained, set_collective_timeout
 from dnabert_rm.train.monitor import VALIDATION, Monitor
 from dnabert_rm.train.optim import learning_rate, warmup_length
+from dnabert_rm.train.out_of_memory import memory_explained
 from dnabert_rm.train.rank_checks import check_ranks
 from dnabert_rm.train.restore import load_checkpoint
 from dnabert_rm.train.resume import first_state
@@ -61,6 +62,7 @@ def pretrain(config: RunConfig, stop: StopRequests | None = None) -> StepResult 
         lost_ranks_explained(run, ranks.rank, bool(stop.launchers)),
         watchdog(run, ranks.rank, limit) as guard,
         run_lock(run, ranks),
+        memory_explained(ranks.rank),
     ):
         if ranks.is_first:
             stop.watch_files(run)

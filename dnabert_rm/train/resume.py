@@ -14,8 +14,7 @@ from dnabert_rm.train.checkpoint import set_aside_damaged, write_latest
 from dnabert_rm.train.distributed import Ranks, on_first_rank
 from dnabert_rm.train.inputs import make_plan
 from dnabert_rm.train.restore import find_damage_together
-from dnabert_rm.train.run_folder import CONFIG_NAME, read_state, saved_steps, step_folder, step_of
-from dnabert_rm.train.seal import COMPLETE_NAME
+from dnabert_rm.train.run_folder import CONFIG_NAME, candidates, read_state, saved_steps, step_folder, step_of
 from dnabert_rm.train.state import TrainState
 
 
@@ -56,27 +55,9 @@ def find_start(resume: str, run: Path, ranks: Ranks) -> Path | None:
     return None
 
 
-def candidates(resume: str, run: Path) -> list[Path]:
-    """Checkpoints that a run may begin from, the best first; none where it begins at step 0."""
-    if resume == "never" and saved_steps(run):
-        raise CheckpointError(f"{run}: has checkpoints, and --resume is never; name another --output")
-    if resume in ("auto", "never"):
-        return _newest_first(run)
-    source = Path(resume)
-    if step_of(source) is not None or (source / COMPLETE_NAME).is_file():
-        return [source]
-    if found := _newest_first(source):
-        return found
-    raise CheckpointError(f"--resume {resume}: holds no checkpoint; name a run folder, a step_… folder, auto or never")
-
-
 def _within(run: Path, path: Path) -> Path:
     """A path in the run folder as seen from there, any other in full: `run / …` then gives it on every node."""
     return path.relative_to(run) if path.is_relative_to(run) else path.absolute()
-
-
-def _newest_first(run: Path) -> list[Path]:
-    return [step_folder(run, step) for step in reversed(saved_steps(run))]
 
 
 def _choose(folder: Path, damages: list[tuple[Path, str]], resume: str, run: Path) -> None:

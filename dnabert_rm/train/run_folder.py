@@ -44,3 +44,21 @@ def read_state(folder: Path) -> TrainState:
         return TrainState.from_dict(json.loads((folder / STATE_NAME).read_text()))
     except (OSError, ValueError, KeyError, TypeError, AssertionError, RecursionError) as error:
         raise CheckpointError(f"{folder / STATE_NAME}: cannot be read ({error}); use an earlier checkpoint") from None
+
+
+def candidates(resume: str, run: Path) -> list[Path]:
+    """Checkpoints that a run may begin from, the best first; none where it begins at step 0."""
+    if resume == "never" and saved_steps(run):
+        raise CheckpointError(f"{run}: has checkpoints, and --resume is never; name another --output")
+    if resume in ("auto", "never"):
+        return _newest_first(run)
+    source = Path(resume)
+    if step_of(source) is not None or (source / COMPLETE_NAME).is_file():
+        return [source]
+    if found := _newest_first(source):
+        return found
+    raise CheckpointError(f"--resume {resume}: holds no checkpoint; name a run folder, a step_… folder, auto or never")
+
+
+def _newest_first(run: Path) -> list[Path]:
+    return [step_folder(run, step) for step in reversed(saved_steps(run))]

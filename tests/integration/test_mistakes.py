@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import gzip
+import os
 import resource
 import subprocess
+import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from support import ROOT, clean_environment, random_bases, run_cli, write_prepared
+from tiny_models import save_bert
+from transformers import BertForMaskedLM, BertForSequenceClassification
 
 PRETRAIN = ["launch_scripts/pretrain.sh", "--preset", "tiny", "--output", "{tmp}/run"]
 DATA = ["--data", "{tmp}/prepared"]
 CLI, PREP = ["-m", "dnabert_rm.cli.main"], ["-m", "data_prep"]
+TABLES = ["--output", "{tmp}/o", "--dev", "{tmp}/dev.csv", "--test", "{tmp}/dev.csv"]
+FINETUNE = [*CLI, "finetune", "--model", "{tmp}/model", *TABLES, "--train"]
 RANK_ALONE = (
     "import os, sys; os.environ['RANK'] = '3'; from dnabert_rm.cli.main import run_one; "
     "sys.exit(run_one('pretrain', 'pretrain.sh', sys.argv[1:]))"
@@ -60,6 +68,40 @@ MISTAKES = {
     "not FASTA": ([*PREP, "build", "{tmp}/notes.txt", "--out", "{tmp}/out"], "notes.txt"),
     "an image": ([*PREP, "build", "{tmp}/image.fa", "--out", "{tmp}/out"], "image.fa"),
     "k too large": ([*PREP, "build", "{tmp}/good.fa", "--out", "{tmp}/out", "--k", "12"], "between 3 and 8"),
+    "FASTQ": ([*PREP, "build", "{tmp}/reads.fastq", "--out", "{tmp}/out"], "starts with '@' like FASTQ"),
+    "protein": ([*PREP, "build", "{tmp}/protein.fa", "--out", "{tmp}/out"], "DNA is expected, not protein"),
+    "a contig twice": ([*PREP, "build", "{tmp}/twice.fa", "--out", "{tmp}/out"], "line 3: a second record"),
+    "a download cut short": ([*PREP, "build", "{tmp}/cut.fa.gz", "--out", "{tmp}/out"], "download the file again"),
+    "held-out contig that is not there": (
+        [*PREP, "build", "{tmp}/good.fa", "--out", "{tmp}/out", "--val-contigs", "b"],
+        "did you mean 'a'",
+    ),
+    "too little to split": (
+        [*PREP, "build", "{tmp}/good.fa", "--out", "{tmp}/out", "--val-fraction", "0.1"],
+        "choose smaller blocks",
+    ),
+    "too few shards: none of the split": (
+        [*CLI, "check", *PRETRAIN[1:], *DATA, "--window", "64", "--data.split", "test"],
+        "no shard of split 'test'",
+    ),
+    "a genome in place of shards": ([*PRETRAIN, "--data", "{tmp}/good.fa"], "good.fa: is a file; name a folder"),
+    "a model of another k": (
+        [*PRETRAIN, *DATA, "--window", "20", "--init-from", "{tmp}/model", "--global-batch", "4"],
+        "build the data with the model's k",
+    ),
+    "resume of no run": (
+        [*PRETRAIN, *DATA, "--window", "64", "--global-batch", "4", "--resume", "{tmp}/prepared"],
+        "holds no checkpoint",
+    ),
+    "missing column": ([*FINETUNE, "{tmp}/seq.csv"], "seq.csv:1: no column 'sequence' (found: 'seq', 'label')"),
+    "FASTA in place of a table": ([*FINETUNE, "{tmp}/good.fa"], "columns are separated by commas or tabs"),
+    "a compressed table": ([*FINETUNE, "{tmp}/cut.fa.gz"], "not compressed"),
+    "a letter that is no nucleotide": ([*FINETUNE, "{tmp}/letter.csv"], "letter.csv:3: 'E' at base 4"),
+    "one class": ([*FINETUNE, "{tmp}/class.csv"], "two classes or more are needed"),
+    "predicting with a model that has no head": (
+        [*CLI, "predict", "--model", "{tmp}/model", "--input", "{tmp}/good.fa", "--output", "{tmp}/p.csv"],
+        "that `dnabert-rm finetune` has written",
+    ),
     "missing table": (
         [*CLI, "finetune", "--model", "{tmp}", "--output", "{tmp}/o", "--train", "{tmp}/a.csv", "--test", "{tmp}/c"],
         "a.csv",
@@ -70,10 +112,25 @@ MISTAKES = {
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tmp = tmp_path_factory.mktemp("mistakes")
-    write_prepared(tmp / "prepared", [[random_bases(np.random.default_rng(0), 300)]])
+    rng = np.random.default_rng(0)
+    write_prepared(tmp / "prepared", [[random_bases(rng, 300)]])
     (tmp / "notes.txt").write_text("Dear colleague,\nthe genome comes later.\n")
     (tmp / "image.fa").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 20)
-    (tmp / "good.fa").write_text(">a\nACGTACGTACGTACGT\n")
+    texts = {
+        "good.fa": ">a\nACGTACGTACGTACGT\n",
+        "reads.fastq": "@r\nACGT\n+\nIIII\n",
+        "protein.fa": ">p\nMKVLAAGIVGLCAKAYRQWERTY\n",
+        "twice.fa": ">a\nACGT\n>a\nACGT\n",
+        "good.csv": "sequence,label\nACGTACGT,1\nACGTTTTT,0\n",
+        "dev.csv": "sequence,label\nACGTAAAA,1\nACGTTTAA,0\n",
+        "seq.csv": "seq,label\nACGTACGT,1\n",
+        "class.csv": "sequence,label\nACGTACGT,1\nACGTTTTT,1\n",
+        "letter.csv": "sequence,label\nACGTACGT,1\nACGE,0\n",
+    }
+    for name, text in texts.items():
+        (tmp / name).write_text(text)
+    (tmp / "cut.fa.gz").write_bytes(gzip.compress(b">a\n" + bytes(random_bases(rng, 9999), "ascii"))[:-20])
+    save_bert(tmp / "model", BertForMaskedLM)
     return tmp
 
 
@@ -88,6 +145,48 @@ def test_one_line_and_exit_code_2(folder: Path, name: str) -> None:
     assert expected in lines[0]
     assert done.stdout == ""
     assert sorted(path.name for path in folder.iterdir()) == before, "something was left behind"
+
+
+READ_ONLY = {
+    "build": [*PREP, "build", "{tmp}/good.fa", "--out", "{tmp}/locked/out"],
+    "train-bpe": [*PREP, "train-bpe", "{tmp}/good.fa", "--out", "{tmp}/locked/bpe.model"],
+    "simulate": [*PREP, "simulate", "--out", "{tmp}/locked/out", "--bases", "20000", "--rows", "2"],
+    "pretrain": [*PRETRAIN, *DATA, "--window", "64", "--global-batch", "4", "--output", "{tmp}/locked/run"],
+    "finetune": [*FINETUNE, "{tmp}/good.csv", "--output", "{tmp}/locked/o"],
+    "predict": [
+        *CLI, "predict", "--model", "{tmp}/classifier", "--input", "{tmp}/good.fa", "--output", "{tmp}/locked/p.csv",
+    ],
+    "analyze": [*CLI, "analyze", "masking", "--output", "{tmp}/locked/m.png"],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def locked(folder: Path) -> Iterator[list[str]]:
+    """Words before a command that make permissions bind; `folder`/locked can't be written then.
+
+    They don't bind for root, who has the capability to override them: setpriv takes it away.
+    """
+    (folder / "locked").mkdir(mode=0o555)
+    words = [] if os.geteuid() else ["setpriv", "--bounding-set", "-dac_override,-dac_read_search"]
+    tried = subprocess.run([*words, "touch", folder / "locked/x"], capture_output=True, text=True, check=False)
+    if tried.returncode != 1 or "Permission denied" not in tried.stderr:
+        (folder / "locked/x").unlink(missing_ok=True)
+        pytest.skip("permissions don't bind for this user, and setpriv can't take the capability away")
+    save_bert(folder / "classifier", BertForSequenceClassification)
+    yield words
+    (folder / "locked").chmod(0o755)
+
+
+@pytest.mark.parametrize("name", READ_ONLY)
+def test_a_folder_that_cannot_be_written(folder: Path, locked: list[str], name: str) -> None:
+    command = [*locked, sys.executable, *(word.replace("{tmp}", str(folder)) for word in READ_ONLY[name])]
+    environment = clean_environment()
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert str(folder / "locked") in done.stderr
+    assert done.stdout == ""
+    assert list((folder / "locked").iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,8 @@ def check_output(path: Path, overwrite: bool) -> None:
         raise ConfigError(f"--output {path}: is a folder; name a file")
     if not path.parent.is_dir():
         raise ConfigError(f"--output {path}: there is no folder {path.parent}; make it first")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise ConfigError(f"--output {path}: {path.parent} can't be written; name another place")
     if path.exists() and not overwrite:
         raise ConfigError(f"--output {path}: exists already; name another file or pass --overwrite")
 

@@ -1,0 +1,89 @@
+"""The commands in README and docs are ones that the programs take, and the tutorial runs from end to end."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from doc_commands import blocks, commands, fault, lines
+from support import ROOT, clean_environment, free_port
+
+from data_prep.cli import main as data_prep
+from dnabert_rm.cli.main import main as dnabert_rm
+
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "ds_configs" / "README.md"]
+TUTORIAL = ROOT / "docs" / "tutorial.md"
+FEWER = {"--steps": "4", "--save-every": "2", "--validation.every": "4", "--epochs": "1", "--bases": "200000"}
+"""What makes the tutorial's commands quick; nothing else of them is changed."""
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_commands_parse(path: Path) -> None:
+    faults = {line: found for line in commands(path) if (found := fault(line))}
+    assert not faults, "\n".join(f"{found}: {line}" for line, found in faults.items())
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("dnabert-rm check --preset tiny --data d --output r --stepps 3 …", "the parser refuses it"),
+        ("dnabert-rm check --data d --output r --steps many", "must be of type int"),
+        ("dnabert-rm finetune --modell m …", "the parser refuses it"),
+        ("dnabert-rm trian x", "no command"),
+        ("python -m data_prep build --kk 3 …", "the parser refuses it"),
+        ("deepspeed --num_gpus 2 launch_scripts/pretrain.sh --data d --output r --window", "the parser refuses it"),
+        ("launch_scripts/pretrain_mpi.sh -n 2 -- --data d --output r --steps 1.5", "must be of type int"),
+    ],
+)
+def test_a_wrong_command_is_seen(line: str, found: str) -> None:
+    assert found in fault(line)
+
+
+def test_many_commands_are_found() -> None:
+    assert sum(len(list(commands(path))) for path in DOCUMENTS) > 60
+
+
+def test_the_tutorial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every command in its order, on its simulated genome; ours in this process, which has torch imported already."""
+    (tmp_path / "launch_scripts").symlink_to(ROOT / "launch_scripts")
+    text = TUTORIAL.read_text()
+    (script,) = re.findall(r"Save it as `(\w+\.py)`", text)
+    (tmp_path / script).write_text(blocks(text, "python")[0])
+    monkeypatch.chdir(tmp_path)
+    shell = [line for block in blocks(text, "bash") for line in lines(block)]
+    assert len(shell) > 12
+    for line in shell:
+        run(shlex.split(line), line)
+    for name, rows in {"scan.csv": 95, "scores.csv": 21, "vectors.ids.csv": 301, "curves.csv": 3}.items():
+        assert len((tmp_path / name).read_text().splitlines()) >= rows, name
+
+
+def run(words: list[str], line: str) -> None:
+    """Run a command of the tutorial with fewer steps; a page to look at (tensorboard) is left out."""
+    words = [FEWER.get(before, word) for before, word in zip(["", *words], words, strict=False)]
+    if words[0] == "tensorboard":
+        return
+    if words[0] == "dnabert-rm":
+        assert dnabert_rm(words[1:]) == 0, line
+        return
+    if words[:3] == ["python", "-m", "data_prep"]:
+        assert data_prep(words[3:]) == 0, line
+        return
+    if words[0] == "gzip":
+        Path(words[-1]).write_bytes(gzip.compress(Path(words[2]).read_bytes()))
+        return
+    if words[0] == "deepspeed":
+        words[1:1] = ["--master_port", str(free_port())]
+    environment = {
+        **clean_environment(),
+        "DS_ACCELERATOR": "cpu",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]),
+    }
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, f"{line}\n{done.stderr}"
