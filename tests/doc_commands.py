@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_prep.cli import _parser
+from data_prep.cli import make_parser
 from dnabert_rm.cli.main import COMMANDS, command_parser
 from dnabert_rm.cli.run_flags import run_config
 from dnabert_rm.errors import ConfigError
@@ -78,7 +78,7 @@ def _until_operator(words: list[str]) -> Iterator[str]:
 def _parse(program: str, given: list[str], may_lack: bool) -> str:
     if program not in (*COMMANDS, "data_prep"):
         return f"no command {program!r}"
-    parser = _parser() if program == "data_prep" else command_parser(program, program)
+    parser = make_parser() if program == "data_prep" else command_parser(program, program)
     for one in [parser, *_subparsers(parser)] if may_lack else []:
         for part in [*one._actions, *one._mutually_exclusive_groups]:
             part.required = False
