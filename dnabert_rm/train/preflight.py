@@ -25,7 +25,8 @@ def check_run(config: RunConfig, num_ranks: int = 1) -> list[str]:
     """
     dataset = make_dataset(config)
     schedule = make_mask_schedule(config, dataset.tokenizer.k)
-    ds_settings(config)
+    # "auto" is known only where the run starts, on its own device.
+    ds_settings(config, precision=None if config.train.precision == "auto" else config.train.precision)
     make_validation_dataset(config)
     candidates(config.train.resume, Path(config.train.output))
     batches = check_batches(config, dataset, num_ranks)

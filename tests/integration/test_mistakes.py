@@ -39,6 +39,10 @@ MISTAKES = {
     "phases out of order": ([*PRETRAIN, *DATA, "--window", "64", "--phase-ends", "9,5"], "put --phase-ends in order"),
     "unknown policy": ([*PRETRAIN, *DATA, "--window", "64", "--masking", "all"], "one of randommask"),
     "missing DeepSpeed file": ([*PRETRAIN, *DATA, "--window", "64", "--ds-config", "zero9"], "zero3"),
+    "stage 0 in bf16": (
+        [*PRETRAIN, *DATA, "--window", "64", "--global-batch", "4", "--precision", "bf16", "--ds-config", "zero0"],
+        "choose zero1",
+    ),
     "batch does not divide": (
         [*PRETRAIN, *DATA, "--window", "64", "--global-batch", "10", "--micro-batch", "4"],
         "change one of them",
