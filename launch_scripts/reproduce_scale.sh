@@ -1,7 +1,7 @@
 # shellcheck shell=bash disable=SC2034
 # The sizes of a reproduction, read by the other reproduce_*.sh scripts (`. reproduce_scale.sh`). SCALE chooses:
 #
-#   tiny      20 minutes an arm on one idle CPU core (13,600 tokens/s)
+#   tiny      31 to 41 minutes an arm on one busy CPU core
 #   cpu       yeast on two cores, one to two hours an arm
 #   gpu       one GPU, under 25 minutes an arm is the aim (untried)
 #   cluster   the paper's setting: run this on the nodes, see docs/cluster.md

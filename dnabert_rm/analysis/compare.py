@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dnabert_rm.analysis.embeddings import COSINE, SHUFFLED
 from dnabert_rm.analysis.figures import COLOURS, LINES, MARKERS, NORMAL, SMALL, new_figure
 from dnabert_rm.errors import DataError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SILHOUETTE, CHANCE = "silhouette_cosine", "silhouette_cosine_shuffled"
 BY_LAYER = {
     "entropy_share": "entropy of the attention / log L",
     "top5_mass": "mass on each query's own 5 tokens",
@@ -41,7 +41,9 @@ def read_measured(folder: Path, name: str) -> Measured:
     """
     embeddings, attention = (_read(folder, kind) for kind in ("embeddings", "attention"))
     try:
-        silhouettes = [(int(row["step"] or 0), row[SILHOUETTE] - row[CHANCE]) for row in embeddings["silhouettes"]]
+        silhouettes = [
+            (int(row["step"] or 0), row[COSINE] - row[COSINE + SHUFFLED]) for row in embeddings["silhouettes"]
+        ]
         layers = [{key: float(layer[key]) for key in BY_LAYER} for layer in attention["layers"]]
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{folder}: what `dnabert-rm analyze` wrote there can't be read ({error!r}); "

@@ -9,7 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dnabert_rm import draws
-from dnabert_rm.analysis.figures import new_figure
+from dnabert_rm.analysis.figures import NORMAL, new_figure
+from dnabert_rm.analysis.masks import COLOURS, MASKED
+from dnabert_rm.kmer import BASE_ORDER
 from dnabert_rm.masking.spans import unite_spans
 
 if TYPE_CHECKING:
@@ -17,7 +19,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NUM_BASES = 40
-SEEN, MASKED, HIDDEN = "#c9d3e0", "#b3261e", "#b3261e"
+_SEEN = "#c9d3e0"
+"""Darker than in the picture of masks, where seen tokens are the ground."""
 
 
 def hidden_bases(masked: NDArray[np.bool_], k: int) -> NDArray[np.bool_]:
@@ -34,7 +37,7 @@ def hidden_bases(masked: NDArray[np.bool_], k: int) -> NDArray[np.bool_]:
 
 def hidden_figure(spans: Sequence[int], *, k: int = 6, seed: int = 42) -> Figure:
     """A panel a span: one masked stretch, its tokens as bars below the bases. `ConfigError` without matplotlib."""
-    letters = np.array(list("ACGT"))[draws.below(draws.fold(draws.key(seed, "picture"), np.arange(NUM_BASES)), 4)]
+    letters = np.array(list(BASE_ORDER))[draws.below(draws.fold(draws.key(seed, "picture"), np.arange(NUM_BASES)), 4)]
     centre = np.zeros((1, NUM_BASES - k + 1), bool)
     centre[0, (NUM_BASES - k) // 2] = True
     figure = new_figure(11, 0.3 + (0.8 + 0.16 * k) * len(spans))
@@ -43,7 +46,7 @@ def hidden_figure(spans: Sequence[int], *, k: int = 6, seed: int = 42) -> Figure
         _draw(panel, letters, masked, k)
         number = int(hidden_bases(masked, k).sum())
         bases = "base that no seen token covers" if number == 1 else "bases that no seen token covers"
-        panel.set_title(f"span {span}: {span} tokens masked, {number} {bases}", fontsize=9, loc="left")
+        panel.set_title(f"span {span}: {span} tokens masked, {number} {bases}", fontsize=NORMAL, loc="left")
     return figure
 
 
@@ -51,10 +54,12 @@ def _draw(panel: Axes, letters: NDArray[np.str_], masked: NDArray[np.bool_], k: 
     for base, (letter, is_hidden) in enumerate(zip(letters, hidden_bases(masked, k), strict=True)):
         style: dict[str, Any] = {}
         if is_hidden:
-            style = {"color": "white", "bbox": {"facecolor": HIDDEN, "edgecolor": "none", "pad": 2}}
+            style = {"color": "white", "bbox": {"facecolor": COLOURS[MASKED], "edgecolor": "none", "pad": 2}}
         panel.text(base + 0.5, 0, letter, ha="center", va="center", fontsize=10, family="monospace", **style)
     tokens = np.arange(len(masked))
     # Token i starts at base i: k rows are enough for no two to touch.
-    panel.barh(1 + tokens % k, k - 0.25, left=tokens + 0.12, height=0.62, color=np.where(masked, MASKED, SEEN))
+    panel.barh(
+        1 + tokens % k, k - 0.25, left=tokens + 0.12, height=0.62, color=np.where(masked, COLOURS[MASKED], _SEEN)
+    )
     panel.set(xlim=(0, len(letters)), ylim=(k + 0.6, -0.7))
     panel.axis("off")

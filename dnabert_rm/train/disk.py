@@ -55,11 +55,11 @@ def num_checkpoints(config: RunConfig) -> int:
     return min(saves, kept_for_ever + train.keep_last + 1) if train.keep_last else saves
 
 
-def writable_place(run: Path) -> Path:
-    """The run folder, or the nearest folder above it that exists; `ConfigError` where a run can't be made there."""
-    place = next(path for path in (run.absolute(), *run.absolute().parents) if path.exists() or path.is_symlink())
+def writable_place(folder: Path, name: str = "train.output") -> Path:
+    """The folder, or the nearest one above it that exists; `ConfigError` names the setting where none can be made."""
+    place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists() or path.is_symlink())
     if not place.is_dir():
-        raise ConfigError(f"train.output: {place} is a file, but the run needs a folder there; name another --output")
+        raise ConfigError(f"{name}: {place} is a file, but a folder is needed there; name another --output")
     if not os.access(place, os.W_OK | os.X_OK):
-        raise ConfigError(f"train.output: {place} can't be written; change its permissions or name another --output")
+        raise ConfigError(f"{name}: {place} can't be written; change its permissions or name another --output")
     return place

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from data_prep.cli import make_parser
-from dnabert_rm.cli.main import COMMANDS, command_parser
+from dnabert_rm.cli.main import COMMANDS, command_parser, main
 
 CALLS = (["dnabert-rm"], ["python", "-m", "data_prep"], ["deepspeed", "launch_scripts/pretrain.sh"])
 
@@ -51,3 +51,10 @@ def test_usage_fits(name: str) -> None:
     usage = command_parser(name, f"dnabert-rm {name}").format_usage().strip()
     assert len(usage.splitlines()) == 1
     assert len(usage) <= 120
+
+
+def test_a_launcher_may_put_the_local_rank_before_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    """As `deepspeed --module dnabert_rm pretrain …` does."""
+    with pytest.raises(SystemExit):
+        main(["--local_rank=0", "pretrain", "--stepps", "3"])
+    assert "unrecognized arguments: --stepps 3" in capsys.readouterr().err

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import platform
 import shutil
 from importlib.metadata import version
@@ -26,16 +25,15 @@ from dnabert_rm.downstream.finetuning.settings import (
 from dnabert_rm.downstream.finetuning.splits import Splits
 from dnabert_rm.errors import ConfigError
 from dnabert_rm.shards import write_atomically
+from dnabert_rm.train.disk import writable_place
 
 
 def check_output(settings: FinetuneSettings) -> None:
     """`ConfigError` where results, or the pretrained model itself, would be written over, or nothing can be."""
     output = settings.output
-    place = next(path for path in (output.absolute(), *output.absolute().parents) if path.exists())
     if output.exists() and not output.is_dir():
         raise ConfigError(f"--output {output}: is a file; name a folder")
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise ConfigError(f"--output {output}: {place} can't be written; name another folder")
+    writable_place(output, f"--output {output}")
     if settings.model.resolve() == (output / MODEL_FOLDER).resolve():
         raise ConfigError(
             f"--output {output}: the fine-tuned model would replace --model {settings.model}; name another"
