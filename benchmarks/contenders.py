@@ -28,7 +28,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArgu
 from dnabert_rm.config import RunConfig  # noqa: E402
 from dnabert_rm.data.loader import MicroBatchSampler, make_loader  # noqa: E402
 from dnabert_rm.masking.collator import IGNORE  # noqa: E402
-from dnabert_rm.model.build import build_model  # noqa: E402
+from dnabert_rm.model.build import build_model, prepare_layers  # noqa: E402
 from dnabert_rm.model.mlm import MaskedLM  # noqa: E402
 from dnabert_rm.train.architecture import architecture_of  # noqa: E402
 from dnabert_rm.train.distributed import process_group  # noqa: E402
@@ -147,7 +147,7 @@ def hugging_face_trainer(setting: Setting, turn: TurnOf) -> None:
         arguments = TrainingArguments(
             output_dir=folder, per_device_train_batch_size=setting.windows, max_steps=ENDLESS, save_strategy="no",
             report_to="none", disable_tqdm=True, use_cpu=setting.device == "cpu", bf16=setting.precision == "bf16",
-            fp16=setting.precision == "fp16",
+            fp16=setting.precision == "fp16", torch_compile=config.model.compile,
         )  # fmt: skip
         callback = _AfterStep(turn)
         trainer = _TrainerThatTells(
@@ -180,7 +180,9 @@ def ours_in_parts(setting: Setting, turn: TurnOf) -> None:
     _use_threads(setting)
     vocab_size = make_dataset(config).tokenizer.vocab_size
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[setting.precision]
-    module = MaskedLM(stock_model(config, vocab_size)).to(setting.device, dtype).train()
+    model = stock_model(config, vocab_size)
+    prepare_layers(model, checkpointing=False, compile_layers=config.model.compile)
+    module = MaskedLM(model).to(setting.device, dtype).train()
     clock, optim = _Clock(module, setting.device), config.optim
     optimizer = make_optimizer(
         module, lr=1e-5, betas=(optim.beta1, optim.beta2), eps=optim.eps, weight_decay=optim.weight_decay

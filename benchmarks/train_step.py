@@ -27,17 +27,28 @@ from dnabert_rm.train.environment import describe_environment
 TARGET = 1.25
 TRAINER, PARTS = "Hugging Face Trainer", "ours without DeepSpeed"
 LOSSES_MAY_DIFFER = {"fp32": 1e-4, "bf16": 2e-2}
-Row = tuple[str, str]
-"""A function in contenders.py, and for ours the DeepSpeed configuration."""
+Fields = dict[str, dict[str, Any]]
+Row = tuple[str, Fields]
+"""A function in contenders.py, and fields of the run configuration by section."""
 
 
-def make_rows(precision: str, compiled: bool) -> dict[str, Row]:
-    """What is measured. Ours comes first in the ZeRO stage that costs one rank least, then in the others."""
+def make_rows(precision: str, attention: str, compiled: bool) -> dict[str, Row]:
+    """What is measured. Ours comes first in the ZeRO stage that costs one rank least, then in the others.
+
+    The peers are as they come; where ours is not, the Trainer stands there a second time with our settings.
+    """
+    own: dict[str, Any] = {"architecture": "bert", "attention": attention, "compile": compiled}
+    plain: dict[str, Any] = {"architecture": "bert", "attention": "sdpa", "compile": False}
     # DeepSpeed's bf16 needs a stage, and what ZeRO-3 gathers inside a layer can't be compiled.
     stages = [0] * (precision == "fp32") + [1] + [3] * (not compiled)
-    rows: dict[str, Row] = {f"ours, ZeRO-{stage}": ("ours", f"zero{stage}") for stage in stages}
-    peers: dict[str, Row] = {TRAINER: ("hugging_face_trainer", ""), "bare transformers loop": ("bare_loop", "")}
-    return {**rows, **peers, PARTS: ("ours_in_parts", "")}
+    rows: dict[str, Row] = {
+        f"ours, ZeRO-{stage}": ("ours", {"model": own, "train": {"ds_config": f"zero{stage}"}}) for stage in stages
+    }
+    rows[TRAINER] = ("hugging_face_trainer", {"model": plain})
+    if own != plain:
+        rows["Trainer, set as ours"] = ("hugging_face_trainer", {"model": own})
+    rows["bare transformers loop"] = ("bare_loop", {"model": plain})
+    return {**rows, PARTS: ("ours_in_parts", {"model": own})}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -45,11 +56,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     with tempfile.TemporaryDirectory() as folder:
         data = prepare(Path(folder), args.bases)
-        setting = Setting(
-            str(data), args.preset, args.precision, args.device, args.windows, args.window, args.threads,
-            fields={"model": {"architecture": "bert", "compile": args.compile}},
-        )  # fmt: skip
-        laps = measure(setting, args.rounds, args.steps)
+        setting = Setting(str(data), args.preset, args.precision, args.device, args.windows, args.window, args.threads)
+        laps = measure(setting, make_rows(args.precision, args.attention, args.compile), args.rounds, args.steps)
     report = summarize(setting, laps, args)
     print(json.dumps(report) if args.json else as_text(report))
     difference, ratio = report["largest_first_loss_difference"], report["rows"][TRAINER]["ours_is"]["median"]
@@ -73,6 +81,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5, help="rounds (%(default)s)")
     parser.add_argument("--steps", type=int, default=1, help="steps a row and round (%(default)s)")
     parser.add_argument("--threads", type=int, default=0, help="threads a contender (all cores)")
+    parser.add_argument("--attention", default="sdpa", choices=("sdpa", "eager"), help="ours with --model.attention")
     parser.add_argument("--compile", action="store_true", help="ours with --model.compile (ZeRO-3 then is left out)")
     parser.add_argument("--bases", type=int, default=4_000_000, help="size of the random genome (%(default)s)")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of the tables")
@@ -81,15 +90,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def measure(setting: Setting, rounds: int, steps: int) -> dict[str, list[Lap]]:
+def measure(setting: Setting, rows: dict[str, Row], rounds: int, steps: int) -> dict[str, list[Lap]]:
     """Laps of every row, round by round."""
-    rows = make_rows(setting.precision, setting.fields["model"]["compile"])
     laps: dict[str, list[Lap]] = {name: [] for name in rows}
     with workers(setting.device, len(rows)) as started:
         crew = dict(zip(rows, started, strict=True))
         for name, worker in crew.items():
-            function, stage = rows[name]
-            fields = setting.fields | ({"train": {"ds_config": stage}} if stage else {})
+            function, fields = rows[name]
             worker.start(f"contenders:{function}", dataclasses.replace(setting, fields=fields))
             worker.answer()
         for number in range(rounds):
