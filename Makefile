@@ -30,10 +30,14 @@ install: $(INSTALLED)
 $(INSTALLED): setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	    { echo "Python 3.11 or later is needed; name it: make PYTHON=python3.12" >&2; exit 2; }
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip -c constraints.txt
-	$(BIN)/python -m pip install --quiet -c constraints.txt torch setuptools
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test]'
+	@echo "Making $(VENV): 1 of 3, pip"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --upgrade pip -c constraints.txt
+	@echo "Making $(VENV): 2 of 3, torch, the largest part"
+	@$(BIN)/python -m pip install --quiet -c constraints.txt torch setuptools
+	@echo "Making $(VENV): 3 of 3, dnabert_rm and everything else that it needs"
+	@# setuptools warns of every editable install.
+	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test]'
 	@touch $@
 
 demo: $(INSTALLED)

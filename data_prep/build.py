@@ -20,7 +20,6 @@ from data_prep.journal import Journal, is_whole
 from data_prep.options import BuildOptions
 from data_prep.parallel import run_all
 from data_prep.plan import Plan, ShardPlan, bases_of_splits, make_plan
-from data_prep.progress import notice, progress_bar
 from data_prep.scan import joined_contigs, scan_files
 from data_prep.shard_writer import ContigRef, ShardTask, tar_writer_class, write_shard
 from data_prep.sources import Source
@@ -28,6 +27,7 @@ from data_prep.unpack import check_starts, is_gzip, uncompressed
 from dnabert_rm.errors import DataError
 from dnabert_rm.fasta.contigs import Contig
 from dnabert_rm.kmer import vocab_size
+from dnabert_rm.progress import notice, progress_bar
 from dnabert_rm.shards import (
     MANIFEST_NAME,
     ContigInfo,
@@ -128,7 +128,7 @@ def _write_shards(
     open_shards = [shard for shard in plan.shards if shard.name not in done]
     tasks = [_task(shard, refs, options, journal, bpe_model) for shard in open_shards]
     bases = [int((shard.segments.end - shard.segments.start).sum()) for shard in open_shards]
-    with progress_bar("shards", sum(bases)) as bar:
+    with progress_bar("shards", sum(bases), "base") as bar:
         for index, info in run_all(executor, write_shard, tasks):
             done[info.name] = info
             bar.update(bases[index])

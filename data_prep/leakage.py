@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from data_prep.bases import make_decoder
 from data_prep.parallel import run_all
-from data_prep.progress import progress_bar
 from data_prep.shard_reader import read_segments
 from dnabert_rm.kmer import AMBIGUOUS
+from dnabert_rm.progress import progress_bar
 from dnabert_rm.shards import Manifest, TokenizerInfo, load_manifest
 
 KEPT_STRETCHES = 1 << 24
@@ -44,7 +44,7 @@ def shared_stretches(
     limit = min(2**64 - 1, 2**64 * KEPT_STRETCHES // max(KEPT_STRETCHES, tokens))
     tasks = [(folder, shard.name, manifest.tokenizer, stretch_bases, limit) for shard in manifest.shards]
     hashes: dict[str, list[NDArray[np.uint64]]] = {}
-    with progress_bar("leakage", tokens) as bar:
+    with progress_bar("leakage", tokens, "base") as bar:
         for index, found in run_all(executor, hash_shard, tasks):
             hashes.setdefault(manifest.shards[index].split, []).append(found)
             bar.update(manifest.shards[index].tokens)

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.parallel import run_all
-from data_prep.progress import notice, progress_bar
 from data_prep.sources import Source, source_info
 from dnabert_rm.errors import DataError
 from dnabert_rm.fasta.contigs import Contig, check_scan, join_pieces
 from dnabert_rm.fasta.scan import Piece, scan_range, scan_ranges
+from dnabert_rm.progress import notice, progress_bar
 from dnabert_rm.shards import SourceInfo
 
 
@@ -31,7 +31,7 @@ def scan_files(
     num_checksums = len(tasks)
     tasks += [partial(scan_range, paths[i], sources[i].path, start, stop, rna) for i, start, stop in ranges]
     results: list[Any] = [None] * len(tasks)
-    with progress_bar("scan", sum(stop - start for _, start, stop in ranges)) as bar:
+    with progress_bar("scan", sum(stop - start for _, start, stop in ranges), "base") as bar:
         for index, result in run_all(executor, operator.call, tasks):
             results[index] = result
             if index >= num_checksums:

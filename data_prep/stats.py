@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from data_prep.bases import make_decoder
 from data_prep.inspect import describe
 from data_prep.parallel import run_all
-from data_prep.progress import progress_bar
 from data_prep.shard_reader import read_segments
 from dnabert_rm.errors import ConfigError
 from dnabert_rm.kmer import AMBIGUOUS, BASE_ORDER
+from dnabert_rm.progress import progress_bar
 from dnabert_rm.shards import SPLITS, Manifest, TokenizerInfo, load_manifest
 
 _BAR_LETTERS = 40
@@ -38,7 +38,7 @@ def collect(manifest: Manifest, folder: Path, executor: Executor) -> dict[str, A
     content = describe(manifest, folder)
     letters = {split: np.zeros(AMBIGUOUS + 1, dtype=np.int64) for split in SPLITS}
     tasks: list[Task] = [(folder, shard.name, manifest.tokenizer) for shard in manifest.shards]
-    with progress_bar("stats", sum(shard.tokens for shard in manifest.shards)) as bar:
+    with progress_bar("stats", sum(shard.tokens for shard in manifest.shards), "base") as bar:
         for index, counts in run_all(executor, count_letters, tasks):
             letters[manifest.shards[index].split] += counts
             bar.update(manifest.shards[index].tokens)

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.parallel import run_all
-from data_prep.progress import progress_bar
 from data_prep.sources import Source
 from dnabert_rm.errors import DataError
 from dnabert_rm.fasta.scan import BLOCK_BYTES, first_header
+from dnabert_rm.progress import progress_bar
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _BGZIP_MAGIC, _BGZIP_FIELD = b"\x1f\x8b\x08\x04", b"BC\x02\x00"
@@ -76,7 +76,7 @@ def uncompressed(sources: Sequence[Source], scratch: Path, executor: Executor) -
     for aside in missing.values():
         Path(aside).touch()
     sizes = [part.size or Path(part.path).stat().st_size for part in parts]
-    with progress_bar("unpack", sum(sizes)) as bar:
+    with progress_bar("unpack", sum(sizes), "base") as bar:
         for index, _ in run_all(executor, unpack_part, parts):
             bar.update(sizes[index])
     for i, aside in missing.items():

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from data_prep.bpe import load_model, piece_bases
 from data_prep.parallel import run_all
-from data_prep.progress import progress_bar
 from data_prep.shard_reader import Meta, read_segments
 from dnabert_rm.errors import DataError
 from dnabert_rm.kmer import NUM_SPECIAL, UNK_ID, id_dtype
+from dnabert_rm.progress import progress_bar
 from dnabert_rm.shards import (
     ContigInfo,
     Manifest,
@@ -83,7 +83,7 @@ def find_faults(manifest: Manifest, folder: Path, executor: Executor) -> Iterato
         ShardCheck(folder, shard, first, tokenizer, unk_allowed)
         for shard, first in zip(manifest.shards, firsts, strict=False)
     ]
-    with progress_bar("verify", sum(shard.tokens for shard in manifest.shards)) as bar:
+    with progress_bar("verify", sum(shard.tokens for shard in manifest.shards), "base") as bar:
         for index, (fault, found) in run_all(executor, check_shard, checks):
             bar.update(manifest.shards[index].tokens)
             for contig, more in found.items():

@@ -7,6 +7,7 @@ import sys
 
 from dnabert_rm.cli.sequence_flags import add_sequence_flags, settings_of
 from dnabert_rm.downstream.inference.settings import POOLINGS, EmbeddingSettings
+from dnabert_rm.out_of_memory import memory_explained
 from dnabert_rm.quiet import quiet_third_parties
 
 HELP = "embeddings of FASTA or a table, one a sequence or one a token, to .npy, .csv or .parquet"
@@ -40,4 +41,5 @@ def run(args: argparse.Namespace) -> None:
     quiet_third_parties()
     from dnabert_rm.downstream.embed import embed
 
-    print(embed(settings).line(settings.output), file=sys.stderr)
+    with memory_explained("lower --batch-size"):
+        print(embed(settings).line(settings.output), file=sys.stderr)

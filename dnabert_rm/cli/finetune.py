@@ -11,6 +11,7 @@ from typing import Any
 
 from dnabert_rm.downstream.finetuning.settings import BAD_ROWS, CLASS_WEIGHTS, LONG, PRECISIONS, TASKS, FinetuneSettings
 from dnabert_rm.errors import is_first_rank
+from dnabert_rm.out_of_memory import memory_explained
 from dnabert_rm.quiet import quiet_third_parties
 
 HELP = "fine-tune a head (classes, labels, numbers, a class a base) on a CSV or TSV table"
@@ -101,7 +102,8 @@ def run(args: argparse.Namespace) -> None:
     from dnabert_rm.downstream import finetune, seeds
 
     # Standard output is for the result alone, whatever the libraries print on the way.
-    with contextlib.redirect_stdout(sys.stderr):
+    less = "lower --batch-size, or --max-tokens, which cuts long sequences"
+    with contextlib.redirect_stdout(sys.stderr), memory_explained(less):
         try:
             scores = finetune.finetune(settings) if settings.seeds is None else seeds.finetune_seeds(settings)
         finally:

@@ -145,7 +145,7 @@ def _text(report: dict[str, Any]) -> str:
         f"activation checkpointing {'on' if again else 'off'}, {run['masked_fraction']:.1%} masked",
         f"FLOPs a token: {flops['training'] / 1e9:.3f} G in training, {flops['forward'] / 1e9:.3f} G forward; "
         f"{flops['training_with_full_head'] / 1e9:.3f} G with the head on all positions",
-        _time_text(report["time"]),
+        _time_text(report["time"], run["gpu"]),
         "",
         "estimates, GiB a rank at the fullest moment of a step:",
         *_table(report["options"], run["ds_config"]),
@@ -155,7 +155,9 @@ def _text(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _time_text(time: dict[str, Any]) -> str:
+def _time_text(time: dict[str, Any], gpu: str | None) -> str:
+    if gpu == "cpu":
+        return f"{time['tokens']:.3g} tokens; no peak is known for CPUs: the first steps tell (tokens_per_second)"
     if time["seconds"] is None:
         return f"{time['tokens']:.3g} tokens; for the time name the --gpu (in bf16 or fp16)"
     days = time["seconds"] / 86400

@@ -7,6 +7,7 @@ import sys
 
 from dnabert_rm.cli.sequence_flags import add_sequence_flags, settings_of
 from dnabert_rm.downstream.inference.settings import InferenceSettings
+from dnabert_rm.out_of_memory import memory_explained
 from dnabert_rm.quiet import quiet_third_parties
 
 HELP = "predictions of a fine-tuned model for FASTA or a table, sequences of any length"
@@ -29,4 +30,5 @@ def run(args: argparse.Namespace) -> None:
     quiet_third_parties()
     from dnabert_rm.downstream.predict import predict
 
-    print(predict(settings).line(settings.output), file=sys.stderr)
+    with memory_explained("lower --batch-size"):
+        print(predict(settings).line(settings.output), file=sys.stderr)

@@ -10,6 +10,7 @@ from pathlib import Path
 from dnabert_rm.downstream.finetuning.settings import PRECISIONS
 from dnabert_rm.downstream.variants.settings import STRANDS, VariantSettings
 from dnabert_rm.downstream.variants.sites import BAD_ROWS
+from dnabert_rm.out_of_memory import memory_explained
 from dnabert_rm.quiet import quiet_third_parties
 
 HELP = "masked-likelihood scores of single-base variants: VCF and FASTA in, log P(alt) - log P(ref) out"
@@ -41,4 +42,5 @@ def run(args: argparse.Namespace) -> None:
     quiet_third_parties()
     from dnabert_rm.downstream.score_variants import score_variants
 
-    print(score_variants(settings).line(settings.output), file=sys.stderr)
+    with memory_explained("lower --batch-size"):
+        print(score_variants(settings).line(settings.output), file=sys.stderr)

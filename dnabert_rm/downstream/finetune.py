@@ -9,6 +9,7 @@ import numpy as np
 from dnabert_rm.downstream.finetuning.output import check_output, clear_output, describe, scores_table, write_results
 from dnabert_rm.downstream.finetuning.settings import FinetuneSettings
 from dnabert_rm.downstream.finetuning.splits import Splits, notice, read_splits, shared_rows, warn_of_shared_rows
+from dnabert_rm.downstream.model_folder import check_model_folder
 from dnabert_rm.errors import ConfigError, DataError, is_first_rank
 
 __all__ = ["FinetuneSettings", "finetune", "scores_table"]
@@ -24,6 +25,7 @@ def finetune(settings: FinetuneSettings) -> dict[str, Any]:
     Raises `DataError` for the tables, `CheckpointError` for the model, `ConfigError` for the settings.
     """
     check_output(settings)
+    check_model_folder(settings.model)
     splits = read_splits(settings)
     best_metric = chosen_metric(settings, splits)
     warn_of_shared_rows(splits)

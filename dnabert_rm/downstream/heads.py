@@ -21,7 +21,9 @@ from transformers import (
 
 from dnabert_rm.downstream.finetuning.adapters import ADAPTER_CONFIG
 from dnabert_rm.downstream.finetuning.task import Task
+from dnabert_rm.downstream.model_folder import check_model_folder
 from dnabert_rm.errors import CheckpointError
+from dnabert_rm.out_of_memory import is_out_of_memory
 from dnabert_rm.tokenizer import KmerTokenizer
 
 _DROPOUT_FIELDS = (
@@ -32,8 +34,7 @@ _DROPOUT_FIELDS = (
 
 def load_config(folder: Path) -> PreTrainedConfig:
     """The configuration of an exported model; `CheckpointError` where there is none."""
-    if not (folder / "config.json").is_file():
-        raise CheckpointError(f"{folder}: no config.json there; name a folder that `dnabert-rm export` has written")
+    check_model_folder(folder)
     with as_checkpoint_error(folder):
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
@@ -117,6 +118,8 @@ def as_checkpoint_error(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        if is_out_of_memory(error):
+            raise
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise CheckpointError(f"{folder}: not a model that transformers can load ({reason})") from error
 

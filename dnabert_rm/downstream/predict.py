@@ -32,6 +32,7 @@ from dnabert_rm.downstream.inference.output_files import check_output, written_a
 from dnabert_rm.downstream.inference.sequence_files import LONG, Tokens, Unit
 from dnabert_rm.downstream.inference.settings import InferenceSettings
 from dnabert_rm.downstream.inference.window_stream import Answers, Tally, Track, allowed_tokens, answered, by_unit
+from dnabert_rm.downstream.model_folder import NAME_FINETUNED, check_model_folder
 from dnabert_rm.errors import CheckpointError
 
 
@@ -113,6 +114,8 @@ class Predictor:
 def load_predictor(folder: Path, batch_size: int, precision: str) -> Predictor:
     """The model in `folder`, which may hold LoRA adapters; `CheckpointError` where it is not a fine-tuned one."""
     base = adapter_base(folder)
+    if base is None:
+        check_model_folder(folder, NAME_FINETUNED)
     config = load_config(folder if base is None or (folder / "config.json").is_file() else base)
     head = read_head(folder, config)
     if base is not None:

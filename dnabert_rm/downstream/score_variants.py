@@ -23,7 +23,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 from transformers import AutoModelForMaskedLM
 
 from dnabert_rm import kmer
@@ -36,6 +35,7 @@ from dnabert_rm.downstream.variants.sites import Site, VariantReader
 from dnabert_rm.errors import ConfigError
 from dnabert_rm.fasta.stream import Input
 from dnabert_rm.model.mlm import MaskedLM
+from dnabert_rm.progress import progress_bar
 
 BATCHES_HELD = 16
 
@@ -197,7 +197,7 @@ def score_variants(settings: VariantSettings) -> VariantTally:
     with (
         Genome(str(settings.fasta)) as genome,
         Input(settings.vcf, "a VCF file") as source,
-        tqdm(total=source.size, unit="B", unit_scale=True, disable=None, leave=False) as bar,
+        progress_bar("variants", source.size, "byte") as bar,
         written_aside(settings.output) as (aside,),
         open(aside, "w", newline="", encoding="utf-8") as stream,
     ):

@@ -179,7 +179,7 @@ def advice(job: Job, found: list[Option], memory_bytes: float | None, configured
     """What to choose and why, in one line; `configured` is the DeepSpeed configuration that the run has now."""
     now = next(option for option in found if option.name == configured)
     if memory_bytes is None:
-        return f"{_uses(now)}; give the memory of a GPU for advice"
+        return f"{_uses(now)}; give --gpu-memory (with --gpu cpu: what a rank may take) for advice"
     usable, best = f"of {_gib(memory_bytes * USABLE_SHARE)} usable", best_option(found)
     if best is None:
         return f"{_uses(now)} {usable}, and no stage fits: {_way_out(job, memory_bytes)}"

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from dnabert_rm.config import RunConfig
 from dnabert_rm.data.dataset import WindowDataset
@@ -20,6 +19,8 @@ from dnabert_rm.data.loader import MicroBatchSampler, make_loader
 from dnabert_rm.model.build import build_model, prepare_layers
 from dnabert_rm.model.flops import peak_flops, training_flops_per_step
 from dnabert_rm.model.mlm import MaskedLM
+from dnabert_rm.out_of_memory import memory_explained
+from dnabert_rm.progress import progress_bar
 from dnabert_rm.shards import write_atomically
 from dnabert_rm.train.announcement import announcement
 from dnabert_rm.train.architecture import architecture_of, is_built_partitioned
@@ -36,7 +37,6 @@ from dnabert_rm.train.loop import StepResult, train
 from dnabert_rm.train.lost import collective_timeout, lost_ranks_explained, set_collective_timeout
 from dnabert_rm.train.monitor import VALIDATION, Monitor
 from dnabert_rm.train.optim import learning_rate, warmup_length
-from dnabert_rm.train.out_of_memory import memory_explained
 from dnabert_rm.train.rank_checks import check_ranks
 from dnabert_rm.train.restore import load_checkpoint
 from dnabert_rm.train.resume import first_state
@@ -44,6 +44,11 @@ from dnabert_rm.train.run_folder import CONFIG_NAME
 from dnabert_rm.train.stop import StopRequests
 from dnabert_rm.train.validation import Validation
 from dnabert_rm.train.watchdog import Watchdog, watchdog
+
+TAKES_LESS = (
+    "lower --micro-batch (the global batch stays, by accumulation), give --model.activation_checkpointing, or choose "
+    "another --ds-config (`dnabert-rm plan` says what each takes)"
+)
 
 
 def pretrain(config: RunConfig, stop: StopRequests | None = None) -> StepResult | None:
@@ -62,7 +67,7 @@ def pretrain(config: RunConfig, stop: StopRequests | None = None) -> StepResult 
         lost_ranks_explained(run, ranks.rank, bool(stop.launchers)),
         watchdog(run, ranks.rank, limit) as guard,
         run_lock(run, ranks),
-        memory_explained(ranks.rank),
+        memory_explained(TAKES_LESS, ranks.rank),
     ):
         if ranks.is_first:
             stop.watch_files(run)
@@ -100,9 +105,10 @@ class Run:
         self.monitor = (
             Monitor(self.folder, self.state.step, self.tokens, self.config.to_toml()) if ranks.is_first else None
         )
-        self.bar = tqdm(
-            total=self.last_step, initial=self.state.step, unit="step", disable=None if ranks.is_first else True
-        )
+        self.bar = progress_bar(
+            "pretraining", self.last_step, "step", done=self.state.step, scaled=False, leave=True,
+            quiet=not ranks.is_first,
+        )  # fmt: skip
 
     def _write_records(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)

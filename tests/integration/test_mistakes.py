@@ -106,8 +106,22 @@ MISTAKES = {
         [*CLI, "predict", "--model", "{tmp}/model", "--input", "{tmp}/good.fa", "--output", "{tmp}/p.csv"],
         "that `dnabert-rm finetune` has written",
     ),
+    "predicting with the folder above the model": (
+        [*CLI, "predict", "--model", "{tmp}/above", "--input", "{tmp}/good.fa", "--output", "{tmp}/p.csv"],
+        "above: no config.json there; name {tmp}/above/model",
+    ),
+    "predicting with a model that is not there": (
+        [*CLI, "predict", "--model", "{tmp}/nothing", "--input", "{tmp}/good.fa", "--output", "{tmp}/p.csv"],
+        "no such folder; name the model/ folder that `dnabert-rm finetune` has written",
+    ),
+    "fine-tuning a model that is not there": (
+        [*CLI, "finetune", "--model", "{tmp}/nothing", "--output", "{tmp}/o", "--train", "{tmp}/good.csv", "--test",
+         "{tmp}/dev.csv"],
+        "no such folder; name a folder that `dnabert-rm export` has written",
+    ),
     "missing table": (
-        [*CLI, "finetune", "--model", "{tmp}", "--output", "{tmp}/o", "--train", "{tmp}/a.csv", "--test", "{tmp}/c"],
+        [*CLI, "finetune", "--model", "{tmp}/model", "--output", "{tmp}/o", "--train", "{tmp}/a.csv", "--test",
+         "{tmp}/c"],
         "a.csv",
     ),
 }  # fmt: skip
@@ -135,6 +149,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (tmp / name).write_text(text)
     (tmp / "cut.fa.gz").write_bytes(gzip.compress(b">a\n" + bytes(random_bases(rng, 9999), "ascii"))[:-20])
     save_bert(tmp / "model", BertForMaskedLM)
+    save_bert(tmp / "above" / "model", BertForSequenceClassification)
     return tmp
 
 
@@ -146,7 +161,7 @@ def test_one_line_and_exit_code_2(folder: Path, name: str) -> None:
     assert done.returncode == 2, done.stderr
     lines = done.stderr.strip().splitlines()
     assert len(lines) == 1, done.stderr
-    assert expected in lines[0]
+    assert expected.replace("{tmp}", str(folder)) in lines[0]
     assert done.stdout == ""
     assert sorted(path.name for path in folder.iterdir()) == before, "something was left behind"
 
@@ -191,6 +206,39 @@ def test_a_folder_that_cannot_be_written(folder: Path, locked: list[str], name: 
     assert str(folder / "locked") in done.stderr
     assert done.stdout == ""
     assert list((folder / "locked").iterdir()) == []
+
+
+WIDE = {
+    "finetune": [*FINETUNE, "{tmp}/many.csv", "--model", "{tmp}/wide", "--max-steps", "1"],
+    "predict": [*CLI, "predict", "--model", "{tmp}/wide", "--input", "{tmp}/many.csv", "--output", "{tmp}/p.csv"],
+    "embed": [*CLI, "embed", "--model", "{tmp}/wide", "--input", "{tmp}/many.csv", "--output", "{tmp}/e.npy"],
+}
+
+
+@pytest.fixture(scope="module")
+def wide(folder: Path) -> Path:
+    """1,024 rows of 24 tokens, and a model with so wide a layer that all of them at once take 12 GiB."""
+    rng = np.random.default_rng(1)
+    rows = [f"{random_bases(rng, 24)},{row % 2}" for row in range(1024)]
+    (folder / "many.csv").write_text("\n".join(["sequence,label", *rows]) + "\n")
+    save_bert(folder / "wide", BertForSequenceClassification, num_hidden_layers=1, intermediate_size=2**17)
+    return folder
+
+
+@pytest.mark.parametrize("name", WIDE)
+def test_out_of_memory_names_the_batch_size(wide: Path, name: str) -> None:
+    words = [word.replace("{tmp}", str(wide)) for word in WIDE[name]]
+    limited = ["bash", "-c", f'ulimit -v {10 * 2**20}; exec "$@"', "limited", sys.executable]
+    command = [*limited, *words, "--batch-size", "1024"]
+    done = subprocess.run(
+        command, cwd=ROOT, env=clean_environment(), capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 2, done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert f"dnabert-rm {name}: error: out of memory (1" in last and " GiB wanted); lower --batch-size" in last
+    assert "Traceback" not in done.stderr and done.stdout == ""
+    # A fine-tuning that had begun leaves its curves, and no results.
+    assert not {"scores.json", "p.csv", "e.npy"} & {path.name for path in wide.rglob("*")}
 
 
 @pytest.mark.parametrize(

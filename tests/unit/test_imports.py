@@ -12,9 +12,12 @@ from support import ROOT
 
 # Left may import right; a layer may import itself.
 ALLOWED = {
-    "data_prep": {f"dnabert_rm.{name}" for name in ("kmer", "fasta", "shards", "errors", "draws")} | {"data_prep"},
+    "data_prep": {f"dnabert_rm.{name}" for name in ("kmer", "fasta", "shards", "errors", "draws", "progress")}
+    | {"data_prep"},
     "dnabert_rm.errors": set(),
     "dnabert_rm.quiet": set(),
+    "dnabert_rm.progress": set(),
+    "dnabert_rm.out_of_memory": {"dnabert_rm.errors"},
     "dnabert_rm.kmer": {"dnabert_rm.errors"},
     "dnabert_rm.fasta": {"dnabert_rm.fasta", "dnabert_rm.errors", "dnabert_rm.kmer"},
     "dnabert_rm.draws": {"dnabert_rm.errors"},
@@ -31,7 +34,12 @@ ALLOWED = {
     "dnabert_rm.masking": {"dnabert_rm.masking", "dnabert_rm.kmer", "dnabert_rm.draws", "dnabert_rm.errors"},
     "dnabert_rm.model": {"dnabert_rm.model", "dnabert_rm.kmer", "dnabert_rm.errors"},
 }
-BASE = {f"dnabert_rm.{name}" for name in ("errors", "quiet", "kmer", "draws", "shards", "config", "tokenizer")}
+BASE = {
+    f"dnabert_rm.{name}"
+    for name in (
+        "errors", "quiet", "progress", "out_of_memory", "kmer", "draws", "shards", "config", "tokenizer",
+    )
+}  # fmt: skip
 CORE = BASE | {"dnabert_rm.data", "dnabert_rm.masking", "dnabert_rm.model"}
 ALLOWED["dnabert_rm.train"] = CORE | {"dnabert_rm.train"}
 ALLOWED["dnabert_rm.downstream"] = CORE | {"dnabert_rm.train", "dnabert_rm.downstream", "dnabert_rm.fasta"}

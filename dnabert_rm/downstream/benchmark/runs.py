@@ -13,7 +13,8 @@ from typing import Any
 from dnabert_rm.downstream.benchmark.sets import SPLITS, STAND_IN, DataSet
 from dnabert_rm.downstream.benchmark.settings import settings_of
 from dnabert_rm.downstream.finetuning.settings import SCORES_FILE, FinetuneSettings, flag
-from dnabert_rm.errors import CheckpointError, ConfigError, DataError
+from dnabert_rm.downstream.model_folder import check_model_folder
+from dnabert_rm.errors import ConfigError, DataError
 from dnabert_rm.shards import sha256_of_file
 
 RUNS_FOLDER = "runs"
@@ -127,8 +128,7 @@ def make_runs(plan: Plan, sets: Sequence[DataSet]) -> list[Run]:
 
 def hash_model(folder: Path) -> str:
     """SHA-256 over what a model's folder is loaded from; `CheckpointError` where there is no model."""
-    if not (folder / "config.json").is_file():
-        raise CheckpointError(f"{folder}: no config.json there; name a folder that `dnabert-rm export` has written")
+    check_model_folder(folder)
     kinds = ("config.json", "vocab.txt", "*.safetensors", "*.bin")
     names = sorted({path.name for kind in kinds for path in folder.glob(kind)})
     lines = [f"{sha256_of_file(folder / name)}  {name}\n" for name in names]

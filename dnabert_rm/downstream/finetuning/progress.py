@@ -8,9 +8,11 @@ from typing import Any
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
+from dnabert_rm.progress import progress_bar
+
 
 class Progress(TrainerCallback):
-    """A bar on standard error where that is a terminal, and a line for each evaluation in any case."""
+    """Progress on standard error, and a line for each evaluation."""
 
     def __init__(self, metric: str) -> None:
         self.metric = metric
@@ -19,7 +21,9 @@ class Progress(TrainerCallback):
         self.loss = float("nan")
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.bar = tqdm(total=state.max_steps, desc="fine-tuning", unit="step", disable=None, file=sys.stderr)
+        self.bar = progress_bar(
+            "fine-tuning", state.max_steps, "step", scaled=False, leave=True, quiet=not state.is_world_process_zero
+        )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.bar.update(state.global_step - self.bar.n)

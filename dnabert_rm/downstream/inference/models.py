@@ -22,6 +22,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from dnabert_rm.downstream.finetuning.adapters import ADAPTER_CONFIG
 from dnabert_rm.downstream.heads import as_checkpoint_error, quiet_transformers
+from dnabert_rm.downstream.model_folder import NAME_FINETUNED
 from dnabert_rm.errors import CheckpointError
 from dnabert_rm.kmer import UNK_ID
 from dnabert_rm.tokenizer import KmerTokenizer
@@ -60,8 +61,8 @@ def load_model(
 
 
 _MENDS = {
-    "AutoModelForSequenceClassification": "name the model/ folder that `dnabert-rm finetune` has written",
-    "AutoModelForTokenClassification": "name the model/ folder that `dnabert-rm finetune` has written",
+    "AutoModelForSequenceClassification": NAME_FINETUNED,
+    "AutoModelForTokenClassification": NAME_FINETUNED,
     "AutoModelForMaskedLM": "name a pretrained model, as `dnabert-rm export` writes it",
 }
 

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from dnabert_rm.downstream.inference.models import in_groups
 from dnabert_rm.downstream.inference.sequence_files import Tokens, Window, read_records, units, windows_of
 from dnabert_rm.downstream.inference.settings import InferenceSettings
 from dnabert_rm.errors import ConfigError
 from dnabert_rm.fasta.stream import Input
+from dnabert_rm.progress import progress_bar
 
 BATCHES_SORTED = 16
 """Windows of so many batches are sorted by length together."""
@@ -68,7 +67,7 @@ def answered(
     began = time.monotonic()
     with (
         Input(settings.input, "FASTA, or a table with the column sequence,") as source,
-        tqdm(total=source.size, unit="B", unit_scale=True, disable=None, file=sys.stderr, leave=False) as bar,
+        progress_bar("sequences", source.size, "byte") as bar,
     ):
         records = units(read_records(source, settings.id_column), settings.tile, settings.step)
         windows = (window for unit, blocks in records for window in windows_of(unit, blocks, tokens, long))

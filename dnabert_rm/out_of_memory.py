@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import re
+import sys
 from collections.abc import Iterator
-
-import torch
 
 from dnabert_rm.errors import UserError
 
@@ -16,31 +15,29 @@ _WANTED = re.compile(r"tried to allocate ([\d.]+) (bytes|[KMG]iB)", re.IGNORECAS
 
 
 class MemoryShortError(UserError):
-    """A rank could not get the memory that it asked for; the last checkpoint is intact."""
+    """A process could not get the memory that it asked for; a run's last checkpoint is intact."""
 
     on_one_rank = True
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that a GPU, or this machine, has no memory left."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+    torch = sys.modules.get("torch")  # commands that tell mistakes before they import it ask here too
+    if isinstance(error, MemoryError) or (torch and isinstance(error, torch.OutOfMemoryError)):
         return True
     return isinstance(error, RuntimeError) and bool(_CPU.search(str(error)))
 
 
 @contextlib.contextmanager
-def memory_explained(rank: int) -> Iterator[None]:
-    """Inside, an error for lack of memory becomes a `MemoryShortError` of one line."""
+def memory_explained(mends: str, rank: int | None = None) -> Iterator[None]:
+    """Inside, an error for lack of memory becomes a `MemoryShortError` of one line, which ends with `mends`."""
     try:
         yield
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        raise MemoryShortError(
-            f"rank {rank}: out of memory{_wanted(str(error))}; lower --micro-batch (the global batch stays, by "
-            "accumulation), give --model.activation_checkpointing, or choose another --ds-config "
-            "(`dnabert-rm plan` says what each takes)"
-        ) from None
+        who = "" if rank is None else f"rank {rank}: "
+        raise MemoryShortError(f"{who}out of memory{_wanted(str(error))}; {mends}") from None
 
 
 def _wanted(text: str) -> str:

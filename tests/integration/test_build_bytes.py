@@ -1,0 +1,154 @@
+"""Builds of real genomes in many shards: byte for byte the same however they run or are interrupted."""
+
+from __future__ import annotations
+
+import gzip
+import random
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from builds import build, content
+from support import ROOT, clean_environment
+
+NUM_KILLS = 20
+
+
+@pytest.fixture(scope="module")
+def small(test_data: Path) -> list[str | Path]:
+    names = ("ecoli_K12_MG1655.fa.gz", "dmelanogaster_1pct.fa.gz", "sars_cov_2_MN908947.fa")
+    files = [test_data / "genomes" / name for name in names]
+    return [
+        *files,
+        "--shard-tokens",
+        "60000",
+        "--segment-tokens",
+        "20000",
+        "--val-fraction",
+        "0.1",
+        "--record-soft-mask",
+    ]
+
+
+@pytest.fixture(scope="module")
+def reference(small: list[str | Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    out = tmp_path_factory.mktemp("reference") / "out"
+    build(*small, "--out", out, "--workers", "1")
+    found = content(out)
+    assert len(found) > 90 and not any(name.startswith(".") for name in found)
+    return found
+
+
+@pytest.mark.parametrize("workers", ["2", "3"])
+def test_bytes_do_not_depend_on_the_number_of_workers(
+    small: list, reference: dict[str, bytes], tmp_path: Path, workers: str
+) -> None:
+    build(*small, "--out", tmp_path / "out", "--workers", workers)
+    assert content(tmp_path / "out") == reference
+
+
+def mpirun(*words: str | Path) -> subprocess.CompletedProcess[str]:
+    if (program := shutil.which("mpirun", path=clean_environment()["PATH"])) is None:
+        pytest.skip("mpirun is not installed")
+    command = [program, "--oversubscribe", "-n", "3", sys.executable, "-m", "data_prep", "build", *map(str, words)]
+    rooted = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    return subprocess.run(
+        command,
+        cwd=ROOT,
+        env={**clean_environment(), **rooted},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_bytes_do_not_depend_on_mpi_ranks(small: list, reference: dict[str, bytes], tmp_path: Path) -> None:
+    done = mpirun(*small, "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert content(tmp_path / "out") == reference
+
+
+def test_a_mistake_under_mpi_is_told_once(tmp_path: Path) -> None:
+    done = mpirun(tmp_path / "absent.fa", "--out", tmp_path / "out")
+    assert done.returncode == 2 and done.stderr.count("absent.fa: no such file") == 1
+
+
+def test_a_build_killed_at_many_moments_ends_the_same(small: list, reference: dict[str, bytes], tmp_path: Path) -> None:
+    out, moments, kills, seen = tmp_path / "out", random.Random(0), 0, set()
+    start = time.monotonic()
+    build(*small, "--out", tmp_path / "whole", "--workers", "1")
+    # The moments are shares of what this machine needs for the whole, busy or not.
+    seconds = time.monotonic() - start
+    while kills < NUM_KILLS:
+        workers = moments.choice(["1", "2"])
+        command = [
+            sys.executable,
+            "-m",
+            "data_prep",
+            "build",
+            *map(str, small),
+            "--out",
+            str(out),
+            "--workers",
+            workers,
+        ]
+        with subprocess.Popen(command, cwd=ROOT, env=clean_environment(), stdout=-3, stderr=-3) as process:
+            time.sleep(seconds * moments.uniform(0.1, 0.95))
+            ended = process.poll()
+            process.kill()
+        if ended is not None:
+            assert ended == 0 and content(out) == reference
+            shutil.rmtree(out)
+            continue
+        kills += 1
+        shards = list(out.glob("shard-*.tar"))
+        seen.add(len(shards))
+        assert all(path.read_bytes() == reference[path.name] for path in shards), "a half-written shard under its name"
+    assert len(seen) > 3, "the kills came at different stages"
+    build(*small, "--out", out, "--workers", "2")
+    assert content(out) == reference
+
+
+def test_a_damaged_finished_shard_is_made_again(small: list, reference: dict[str, bytes], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    build(*small, "--out", out)
+    (out / "shard-000003.tar").chmod(0o644)
+    (out / "shard-000003.tar").write_bytes(b"damaged")
+    (out / "shard-000004.tar").unlink()
+    done = build(*small, "--out", out)
+    assert f"{len(reference) - 3} of {len(reference) - 1} shards are there already" in done.stderr
+    assert content(out) == reference
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_full_disk_ends_in_one_line_and_goes_on_later(
+    small: list, reference: dict[str, bytes], tmp_path: Path, workers: str
+) -> None:
+    """The limit on a file's size stands for the full disk: writing fails at the same place in the same way."""
+    out, files = tmp_path / "out", tmp_path / "files"
+    files.mkdir()
+    plain = []
+    for path in small[:3]:
+        data = Path(path).read_bytes()
+        target = files / Path(path).name.removesuffix(".gz")
+        target.write_bytes(gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data)
+        plain.append(target)
+    limit = 100_000  # A shard takes about 120,000 bytes, and the last one of a split less.
+    command = [sys.executable, "-m", "data_prep", "build", *map(str, [*plain, *small[3:]]), "--out", str(out)]
+    done = subprocess.run(
+        [*command, "--workers", workers],
+        cwd=ROOT, env=clean_environment(), capture_output=True, text=True, check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1 and f"{out}: File too large; free some space" in done.stderr
+    assert all(path.read_bytes() == reference[path.name] for path in out.glob("shard-*.tar"))
+    assert not list(out.rglob("*.tmp")) and not (out / "manifest.json").exists()
+    build(*plain, *small[3:], "--out", out, "--workers", workers)
+    shards = {name: data for name, data in content(out).items() if name.endswith(".tar")}
+    assert shards == {name: data for name, data in reference.items() if name.endswith(".tar")}
