@@ -10,6 +10,7 @@ from dnabert_rm.downstream import heads
 from dnabert_rm.downstream.finetuning.settings import FinetuneSettings
 from dnabert_rm.tokenizer import KmerTokenizer
 
+K = 3
 BERT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 
 
@@ -37,7 +38,82 @@ def write_table(path, classes, rows, seed, lengths=(20, 36)):
     return path
 
 
+def write_classes(folder):
+    """train.csv, dev.csv and test.csv of two classes."""
+    for seed, (name, count) in enumerate({"train": 96, "dev": 32, "test": 30}.items()):
+        write_table(folder / f"{name}.csv", ["0", "1"], count, seed)
+    return folder
+
+
 def settings_for(model, data, output, **options):
     quick = {"max_steps": 20, "eval_steps": 10, "warmup_steps": 2, "learning_rate": 3e-3, "dev": data / "dev.csv"}
     files = {"model": model, "train": data / "train.csv", "test": data / "test.csv", "output": output}
     return FinetuneSettings(**(files | quick | options))
+
+
+def shares(sequence):
+    """Share of A, and of C, in a sequence."""
+    return [sequence.count(base) / len(sequence) for base in "AC"]
+
+
+LABELS = {
+    # columns → a row's cells
+    ("multi-label", ("label",)): lambda s: [";".join("xy"[i] for i in (0, 1) if shares(s)[i] > 0.25) or ";"],
+    ("multi-label", ("x", "y")): lambda s: [str(int(share > 0.25)) for share in shares(s)],
+    ("regression", ("label",)): lambda s: [f"{100 * shares(s)[0] - 7:.4f}"],
+    ("regression", ("a", "c")): lambda s: [f"{100 * shares(s)[0]:.4f}", f"{shares(s)[1]:.4f}"],
+    ("bases", ("label",)): lambda s: ["".join("E" if base in "AC" else "I" for base in s)],
+}
+
+
+def write_labelled(path, columns, cells, count, seed, lengths=(20, 36)):
+    rng = np.random.default_rng(seed)
+    with open(path, "w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["sequence", *columns])
+        for _ in range(count):
+            weights = rng.dirichlet([1, 1, 1, 1])
+            sequence = "".join(rng.choice(list("ACGT"), rng.integers(lengths[0], lengths[1] + 1), p=weights))
+            writer.writerow([sequence, *cells(sequence)])
+    return path
+
+
+def read(path):
+    with open(path) as stream:
+        return list(csv.DictReader(stream))
+
+
+def data_of(task, columns, folder, lengths=(20, 36)):
+    for seed, (name, count) in enumerate({"train": 160, "dev": 40, "test": 30}.items()):
+        write_labelled(folder / f"{name}.csv", columns, LABELS[task, columns], count, seed, lengths)
+    return folder
+
+
+def slow_windows(num_tokens, room):
+    """Starts of windows half of which overlap, the last one at the end, written apart from the project's own."""
+    starts = [start for start in range(0, num_tokens, room // 2) if start + room < num_tokens]
+    return [*starts, max(0, num_tokens - room)]
+
+
+def slow_answers(loaded, tokenizer, sequence, facts):
+    """Logits of a sequence, (L,), or of each base, (bases, L), from the saved model: one window and base at a time."""
+    ids, room = tokenizer(sequence)["input_ids"][1:-1], facts["max_tokens"] - 2
+    starts = slow_windows(len(ids), room) if facts["long"] == "window" else [max(0, len(ids) - room) // 2]
+    found = [[] for _ in sequence]
+    whole = []
+    for start in starts:
+        window = ids[start : start + room]
+        with torch.no_grad():
+            logits = loaded(torch.tensor([[2, *window, 3]])).logits[0]
+        if facts["task"] != "bases":
+            whole.append(logits)
+            continue
+        step = 1 if facts["overlapping"] else K
+        for place in range(len(window)):
+            first = (start + place) * step
+            is_last = start + place == len(ids) - 1
+            for base in range(first, len(sequence) if is_last else first + K):
+                found[base].append(logits[1 + place])
+    if facts["task"] != "bases":
+        return torch.stack(whole).mean(0)
+    return [torch.stack(several).mean(0) if several else None for several in found]

@@ -155,7 +155,9 @@ def _read_records(checkpoint: Path) -> _Records:
 
 def _expected(checkpoints: list[Path]) -> Iterator[tuple[str, Tensor]]:
     """The weights to compare with, read anew and one at a time; a mean, in another way than `mean_weights`."""
-    return read_weights(checkpoints[0]) if len(checkpoints) == 1 else mean_weights_one_by_one(checkpoints)
+    if len(checkpoints) > 1:
+        return mean_weights_one_by_one(checkpoints)
+    return read_weights(checkpoints[0], "comparing weights")
 
 
 def _write_model(checkpoints: list[Path], last: _Records, folder: Path, max_shard_size: str) -> tuple[int, Probe]:

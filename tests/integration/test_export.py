@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from support import ROOT, on_ranks, random_bases, run_cli, run_ranks, vouch_for, write_prepared
 from transformers import AutoModelForMaskedLM
 
-from dnabert_rm import kmer
+from dnabert_rm import kmer, progress
 from dnabert_rm.downstream import export as exporting
 from dnabert_rm.errors import CheckpointError, DataError
 from dnabert_rm.tokenizer.files import stock_tokenizer
@@ -244,6 +244,17 @@ def test_the_mean_of_checkpoints(run: Path, tmp_path: Path) -> None:
     assert not torch.allclose(found[SQUARE], saved[-1][SQUARE], rtol=1e-3)
     card = (tmp_path / "model" / "README.md").read_text()
     assert "mean of the checkpoints of the steps 2, 4, 6" in card and "No run had this mean" in card
+
+
+def test_a_long_export_says_how_far_it_is(run: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(progress, "SECONDS_A_LINE", 0)
+    done = exporting.export(run, tmp_path / "model", average=2)
+    lines = [line.split(",")[0] for line in capsys.readouterr().err.splitlines()]
+    ends = {line.split(":")[0]: line for line in lines if ":" in line}
+    size = f"{4 * done.num_parameters / 1e3:.1f}k"
+    for what in ("reading step_00000004", "reading step_00000006", "comparing weights"):
+        assert ends[what] == f"{what}: {size} of {size} bytes"
+        assert sum(line.startswith(f"{what}:") for line in lines) > 10
 
 
 def test_which_checkpoints_are_averaged(run: Path, tmp_path: Path) -> None:

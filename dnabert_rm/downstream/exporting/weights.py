@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from dnabert_rm.errors import CheckpointError
+from dnabert_rm.progress import progress_bar
 from dnabert_rm.train.safe_load import safe_torch_load
 from dnabert_rm.train.seal import read_record
 
@@ -66,23 +67,29 @@ class SavedWeights:
             return torch.cat(self._pieces[name], out=weight).view(shape)
 
 
-def read_weights(folder: Path, share: int = 1) -> Iterator[tuple[str, Tensor]]:
-    """Names and weights of a checkpoint, each of them once; `share` checkpoints are read at the same time."""
+def read_weights(folder: Path, what: str, share: int = 1, quiet: bool = False) -> Iterator[tuple[str, Tensor]]:
+    """Names and weights of a checkpoint, each of them once; `share` checkpoints are read at the same time.
+
+    A bar calls it `what`; `quiet` shows none.
+    """
     saved, read = SavedWeights(folder), 0
-    limit = max(REMAP_BYTES, sum(4 * shape.numel() for shape in saved.shapes.values()) // 16) // share
-    for name in list(saved.shapes):
-        if read > limit:
-            saved, read = SavedWeights(folder), 0
-        weight = saved[name]
-        read += weight.nbytes
-        yield name, weight
+    size = sum(4 * shape.numel() for shape in saved.shapes.values())
+    limit = max(REMAP_BYTES, size // 16) // share
+    with progress_bar(what, size, "byte", quiet=quiet) as bar:
+        for name in list(saved.shapes):
+            if read > limit:
+                saved, read = SavedWeights(folder), 0
+            weight = saved[name]
+            read += weight.nbytes
+            bar.update(weight.nbytes)
+            yield name, weight
 
 
 def mean_weights(folders: Sequence[Path]) -> dict[str, Tensor]:
     """The mean of checkpoints' weights, fp32, one checkpoint after another: memory for the weights once."""
     mean: dict[str, Tensor] = {}
     for number, folder in enumerate(folders):
-        for name, weight in read_weights(folder):
+        for name, weight in read_weights(folder, f"reading {folder.name}"):
             if number and (name not in mean or mean[name].shape != weight.shape):
                 raise CheckpointError(f"{folder}: has another {name} than {folders[0].name}; average fewer checkpoints")
             # The weight's share of the mean so far: after all of them, each has counted the same.
@@ -92,7 +99,10 @@ def mean_weights(folders: Sequence[Path]) -> dict[str, Tensor]:
 
 def mean_weights_one_by_one(folders: Sequence[Path]) -> Iterator[tuple[str, Tensor]]:
     """The same mean by another way, to check it by: weight after weight, summed in fp64 over the checkpoints."""
-    readers = [read_weights(folder, share=len(folders)) for folder in folders]
+    readers = [
+        read_weights(folder, "comparing weights", share=len(folders), quiet=number > 0)
+        for number, folder in enumerate(folders)
+    ]
     for named in zip(*readers, strict=True):
         names, weights = zip(*named, strict=True)
         assert len(set(names)) == 1, names
