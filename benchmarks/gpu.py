@@ -33,6 +33,7 @@ PEAK = peak_flops("h100") or 0.0
 
 ROW_SECONDS, LAP_SECONDS, LAPS = 90.0, 1.5, 3
 """Most that a row may take with its start, how long a lap is about, and how many are taken."""
+TRACED_STEPS = 3
 SHORTEST_ROW = 12.0
 """A row is not begun with less time left."""
 
@@ -134,9 +135,23 @@ def measure(bench: Bench, row: Row, lap_seconds: float) -> dict[str, Any]:
         # A rehearsal looks at no figure.
         num_laps = LAPS if lap_seconds else 1
         laps = [worker.run(steps, max(1.0, end - time.monotonic())) for _ in range(num_laps)]
+        traced = worker.run(TRACED_STEPS, max(1.0, end - time.monotonic()), traced=True)
     finally:
         worker.stop()
-    return figures(row, laps)
+    return figures(row, laps) | busy(traced, median(lap.wall / lap.steps for lap in laps))
+
+
+def busy(traced: Lap, seconds: float) -> dict[str, Any]:
+    """Whether the GPU or its host sets the pace: kernels' share of a step of so many `seconds`, launches, the longest."""
+    kernels = sorted(((spent, calls, name) for name, (spent, calls) in traced.kernels.items()), reverse=True)
+    return {
+        "gpu_busy_share": sum(spent for spent, _, _ in kernels) / traced.steps / seconds,
+        "launches_a_step": sum(calls for _, calls, _ in kernels) / traced.steps,
+        "longest_kernels": [
+            {"kernel": name[:80], "milliseconds_a_step": 1000 * spent / traced.steps, "launches": calls / traced.steps}
+            for spent, calls, name in kernels[:8]
+        ],
+    }
 
 
 def figures(row: Row, laps: list[Lap]) -> dict[str, Any]:
@@ -181,7 +196,7 @@ def as_text(report: dict[str, Any]) -> str:
         best = ", ".join(f"{size}: {flops / 1e12:.1f}" for size, flops in ceiling["flops_by_size"].items())
         lines.append(f"{ceiling['device']}; bf16 matrix products, TFLOP/s by size: {best}")
     lines += [f"{'ok' if check['holds'] else 'FAILED':<7}{check['check']}" for check in report["checks"]]
-    lines.append(f"{'':<30}{'tokens/s':>10}{'TFLOP/s':>9}{'MFU':>7}{'of ceiling':>11}{'GB':>7}{'windows':>8}")
+    lines.append(f"{'':<30}{'tokens/s':>10}{'TFLOP/s':>9}{'MFU':>7}{'of ceiling':>11}{'GB':>7}{'windows':>8}{'GPU busy':>9}")
     top = report.get("ceiling", {}).get("flops", float("nan")) / 1e12
     for row in report["rows"]:
         if "failed" in row:
@@ -189,7 +204,7 @@ def as_text(report: dict[str, Any]) -> str:
             continue
         mfu = f"{row['mfu']:.1%}" if "mfu" in row else ""
         rates = f"{row['tokens_per_second']:>10.0f}{row['tflops']:>9.1f}{mfu:>7}{row['tflops'] / top:>11.1%}"
-        lines.append(f"{row['row']:<30}{rates}{row['peak_gigabytes']:>7.1f}{row['windows']:>8}")
+        lines.append(f"{row['row']:<30}{rates}{row['peak_gigabytes']:>7.1f}{row['windows']:>8}{row['gpu_busy_share']:>9.0%}")
     if report["skipped"]:
         lines.append(f"no time left for: {'; '.join(report['skipped'])}")
     return "\n".join(lines)

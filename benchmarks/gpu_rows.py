@@ -32,21 +32,22 @@ def make_rows(data: str) -> list[Row]:
 
     return [
         row("base", "base", 64),
-        row("base, compiled", "base", 64, compile=True),
-        row("1b, compiled", "1b", 16, compile=True),
-        row("1b", "1b", 16),
-        row("base, Hugging Face Trainer", "base", 64, function="hugging_face_trainer"),
-        row("base, compiled, no dropout", "base", 64, compile=True, dropout=0.0),
         row("base, 256 windows", "base", 256),
+        row("base, Hugging Face Trainer", "base", 64, function="hugging_face_trainer"),
+        row("base, bare loop", "base", 64, function="bare_loop"),
         row("base, 256 windows, compiled", "base", 256, compile=True),
         row("1b, 32 windows, compiled", "1b", 32, compile=True),
+        row("1b, compiled", "1b", 16, compile=True),
+        row("base, compiled", "base", 64, compile=True),
+        row("base, flash_attention_2", "base", 64, attention=FLASH),
         row("base, ZeRO-3", "base", 64, "zero3"),
+        row("base, no dropout", "base", 64, dropout=0.0),
+        row("small, compiled", "small", 256, compile=True),
+        row("1b", "1b", 16),
+        row("base, compiled, no dropout", "base", 64, compile=True, dropout=0.0),
         row("1b, ZeRO-3", "1b", 16, "zero3"),
         row("base, synthetic", "base", 64, synthetic=True),
-        row("base, bare loop", "base", 64, function="bare_loop"),
-        row("base, flash_attention_2", "base", 64, attention=FLASH),
         row("large, compiled", "large", 32, compile=True),
-        row("small, compiled", "small", 256, compile=True),
         row("base, modernbert, compiled", "base", 64, architecture="modernbert", compile=True),
         row("base, ZeRO-2", "base", 64, "zero2"),
         row("1b, checkpointing", "1b", 64, activation_checkpointing=True),
@@ -57,7 +58,6 @@ def make_rows(data: str) -> list[Row]:
         row("base, modernbert", "base", 64, architecture="modernbert"),
         row("base, fp16", "base", 64, precision="fp16"),
         row("base, fp32, ZeRO-0", "base", 64, "zero0", precision="fp32"),
-        row("base, no dropout", "base", 64, dropout=0.0),
     ]
 
 

@@ -31,7 +31,10 @@ class FailedError(Exception):
 
 @dataclass(frozen=True)
 class Lap:
-    """Some steps of a contender: seconds by wall and by processor, the loss of its first step, its peak memory."""
+    """Some steps of a contender: seconds by wall and by processor, the loss of its first step, its peak memory.
+
+    `kernels`: seconds and calls of everything that ran on a GPU, by name, where the lap was traced.
+    """
 
     steps: int
     wall: float
@@ -39,6 +42,7 @@ class Lap:
     first_loss: float
     peak_bytes: int
     parts: dict[str, float] = field(default_factory=dict)
+    kernels: dict[str, tuple[float, int]] = field(default_factory=dict)
 
 
 class Turn:
@@ -49,10 +53,13 @@ class Turn:
         self._left = self._asked = STEPS_TO_START
         self._first_loss: Any = None
         self._parts: dict[str, float] = {}
+        self._trace: Any = None
         self._start()
 
     def _start(self) -> None:
         self._wall, self._processor = time.perf_counter(), time.process_time()
+        if self._asked < 0:
+            self._trace = start_trace(self._device)
 
     def __call__(self, loss: Any, parts: dict[str, float] | None = None) -> None:
         """Counts the step; after the last that was asked for, reports and waits. `FinishedError` ends it."""
@@ -66,8 +73,11 @@ class Turn:
         synchronize(self._device)
         wall, processor = time.perf_counter() - self._wall, time.process_time() - self._processor
         memory = peak_bytes(self._device)
-        self._pipe.send(Lap(self._asked, wall, processor, float(self._first_loss), memory, self._parts))
-        self._left = self._asked = self._pipe.recv()
+        kernels = kernel_seconds(self._trace) if self._trace else {}
+        self._trace = None
+        self._pipe.send(Lap(abs(self._asked), wall, processor, float(self._first_loss), memory, self._parts, kernels))
+        self._asked = self._pipe.recv()
+        self._left = abs(self._asked)
         if not self._left:
             raise FinishedError
         self._parts = {}
@@ -89,6 +99,22 @@ def peak_bytes(device: str) -> int:
 
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def start_trace(device: str) -> Any:
+    """torch's profiler, started: on a GPU it records what runs there and nothing of the host."""
+    from torch.profiler import ProfilerActivity, profile
+
+    trace = profile(activities=[ProfilerActivity.CUDA if device == "cuda" else ProfilerActivity.CPU])
+    trace.start()
+    return trace
+
+
+def kernel_seconds(trace: Any) -> dict[str, tuple[float, int]]:
+    """Seconds and calls by kernel's name; a CPU has none."""
+    trace.stop()
+    found = ((event.key, event.self_device_time_total / 1e6, event.count) for event in trace.key_averages())
+    return {name: (seconds, calls) for name, seconds, calls in found if seconds}
 
 
 class Worker:
@@ -121,9 +147,9 @@ class Worker:
             raise answer
         return answer
 
-    def run(self, steps: int, timeout: float | None = None) -> Lap:
-        """Let the waiting contender run so many steps."""
-        self._pipe.send(steps)
+    def run(self, steps: int, timeout: float | None = None, *, traced: bool = False) -> Lap:
+        """Let the waiting contender run so many steps; `traced`: with torch's profiler, which slows them a little."""
+        self._pipe.send(-steps if traced else steps)
         return self.answer(timeout)
 
     def stop(self, patience: float = 10) -> None:
