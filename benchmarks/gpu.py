@@ -142,7 +142,7 @@ def measure(bench: Bench, row: Row, lap_seconds: float) -> dict[str, Any]:
 
 
 def busy(traced: Lap, seconds: float) -> dict[str, Any]:
-    """Whether the GPU or its host sets the pace: kernels' share of a step of so many `seconds`, launches, the longest."""
+    """Whether the GPU or its host sets the pace of a step of so many `seconds`: kernels' share of it, launches."""
     kernels = sorted(((spent, calls, name) for name, (spent, calls) in traced.kernels.items()), reverse=True)
     return {
         "gpu_busy_share": sum(spent for spent, _, _ in kernels) / traced.steps / seconds,
@@ -196,7 +196,9 @@ def as_text(report: dict[str, Any]) -> str:
         best = ", ".join(f"{size}: {flops / 1e12:.1f}" for size, flops in ceiling["flops_by_size"].items())
         lines.append(f"{ceiling['device']}; bf16 matrix products, TFLOP/s by size: {best}")
     lines += [f"{'ok' if check['holds'] else 'FAILED':<7}{check['check']}" for check in report["checks"]]
-    lines.append(f"{'':<30}{'tokens/s':>10}{'TFLOP/s':>9}{'MFU':>7}{'of ceiling':>11}{'GB':>7}{'windows':>8}{'GPU busy':>9}")
+    lines.append(
+        f"{'':<30}{'tokens/s':>10}{'TFLOP/s':>9}{'MFU':>7}{'of ceiling':>11}{'GB':>7}{'windows':>8}{'GPU busy':>9}"
+    )
     top = report.get("ceiling", {}).get("flops", float("nan")) / 1e12
     for row in report["rows"]:
         if "failed" in row:
@@ -204,7 +206,9 @@ def as_text(report: dict[str, Any]) -> str:
             continue
         mfu = f"{row['mfu']:.1%}" if "mfu" in row else ""
         rates = f"{row['tokens_per_second']:>10.0f}{row['tflops']:>9.1f}{mfu:>7}{row['tflops'] / top:>11.1%}"
-        lines.append(f"{row['row']:<30}{rates}{row['peak_gigabytes']:>7.1f}{row['windows']:>8}{row['gpu_busy_share']:>9.0%}")
+        lines.append(
+            f"{row['row']:<30}{rates}{row['peak_gigabytes']:>7.1f}{row['windows']:>8}{row['gpu_busy_share']:>9.0%}"
+        )
     if report["skipped"]:
         lines.append(f"no time left for: {'; '.join(report['skipped'])}")
     return "\n".join(lines)

@@ -4,20 +4,14 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 from data_prep import commands
+from dnabert_rm.cli.parser import OneLineParser
 from dnabert_rm.errors import run_command
 
-PROGRAM = "dnabert-prep"
+PROGRAM = "python -m data_prep"
 _FASTA = "FASTA files, plain, gzip or bgzip; NAME=FILE gives a file's genome a name"
-
-
-class _Parser(argparse.ArgumentParser):
-    """Says in one line what is wrong."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{PROGRAM}: error: {message}; see {self.prog} --help\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,8 +22,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser of all commands; each help ends with an example."""
-    parser = _Parser(
-        prog="python -m data_prep",
+    parser = OneLineParser(
+        prog=PROGRAM,
         description="Whole genomes to shards of token ids for pretraining.",
         epilog="example:\n  python -m data_prep build yeast.fa.gz --out yeast --val-fraction 0.05",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -47,10 +41,10 @@ def _command(
         name,
         help=text.partition(".")[0],
         description=text,
-        epilog=f"example:\n  python -m data_prep {name} {example}",
+        epilog=f"example:\n  {PROGRAM} {name} {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.set_defaults(command=command)
+    parser.set_defaults(command=command, parser=parser)
     return parser
 
 

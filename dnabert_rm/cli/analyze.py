@@ -46,7 +46,7 @@ def _command(commands: Any, name: str, text: str, run_it: Callable[[argparse.Nam
         name, help=text, description=text, epilog=f"example:\n  dnabert-rm analyze {name} {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.set_defaults(analysis=run_it)
+    parser.set_defaults(analysis=run_it, parser=parser)
     return parser
 
 

@@ -6,29 +6,16 @@ import argparse
 import importlib
 import sys
 import textwrap
-from typing import NoReturn
 
 from dnabert_rm import __version__
-from dnabert_rm.errors import EXIT_USER_ERROR, is_first_rank, run_command
+from dnabert_rm.cli.parser import OneLineParser
+from dnabert_rm.errors import EXIT_USER_ERROR, run_command
 
 PROGRAM = "dnabert-rm"
 COMMANDS = (
     "check", "plan", "show-batch", "pretrain", "export", "finetune", "gue", "predict", "embed", "score-variants",
     "analyze",
 )  # fmt: skip
-
-
-class OneLineParser(argparse.ArgumentParser):
-    """Argparse, but a mistake is one line that says where help is, and flags are never abbreviated."""
-
-    def __init__(self, *args, **kwargs) -> None:
-        super().__init__(*args, **{**kwargs, "allow_abbrev": False})
-
-    def error(self, message: str) -> NoReturn:
-        """Print one line, from the first of several ranks, and exit with code 2."""
-        if is_first_rank():
-            print(f"{self.prog}: error: {message} (see `{self.prog} --help`)", file=sys.stderr)
-        raise SystemExit(EXIT_USER_ERROR)
 
 
 def command_parser(name: str, prog: str) -> argparse.ArgumentParser:

@@ -72,7 +72,7 @@ def test_a_mistake_is_one_line_with_exit_code_2_and_leaves_nothing(
         code = end.code
     err = capsys.readouterr().err
     assert code == 2
-    assert err.startswith("dnabert-prep: error: ") and err.count("\n") == 1 and said in err, err
+    assert err.startswith("python -m data_prep") and err.count("\n") == 1 and said in err, err
     assert not (tmp_path / "out").exists()
 
 

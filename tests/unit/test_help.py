@@ -58,3 +58,13 @@ def test_a_launcher_may_put_the_local_rank_before_the_command(capsys: pytest.Cap
     with pytest.raises(SystemExit):
         main(["--local_rank=0", "pretrain", "--stepps", "3"])
     assert "unrecognized arguments: --stepps 3" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["build", "x.fa", "--out", "y"], ["inspect", "y"]])
+def test_an_unknown_flag_leads_to_the_help_of_the_command_it_was_given_to(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        make_parser().parse_args([*words, "--unknown"])
+    said = capsys.readouterr().err
+    assert said.endswith(f"unrecognized arguments: --unknown (see `python -m data_prep {words[0]} --help`)\n")
