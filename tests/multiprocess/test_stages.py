@@ -151,3 +151,53 @@ def test_a_rank_of_four_builds_in_a_quarter_of_the_memory() -> None:
     assert whole[0] > 0.95 * whole[1]
     for grown, size in parts:
         assert 0.2 * size < grown < 0.4 * size
+
+
+def updates(ranks, data: Path, name: str, spoiled: str, value: float) -> list[tuple[int, bool, bool, bool]]:
+    """Two steps in bf16, a gradient of `spoiled` multiplied by `value` on rank 0 in the first: steps skipped so far,
+    whether the step changed a weight, and if a gradient of this rank overflows, as our look and DeepSpeed's say."""
+    from dnabert_rm.config import load_preset, resolve
+    from dnabert_rm.data.batches import BatchPlan
+    from dnabert_rm.model.build import build_model, transformers_config
+    from dnabert_rm.model.mlm import MaskedLM
+    from dnabert_rm.train.ds_config import ds_settings, split_batch
+    from dnabert_rm.train.engine import Engine
+
+    fields = {"data": {"path": [str(data)]}, "train": {"output": "unused", "ds_config": name, "precision": "bf16"}}
+    config = resolve(load_preset("tiny"), fields)
+    split = split_batch(BatchPlan.constant(ranks.world_size), 1, ranks.world_size)
+    network = build_model(transformers_config(**(SIZES | {"hidden_size": 32, "num_layers": 2, "num_heads": 2})), 0)
+    settings = ds_settings(config, split, "bf16", ranks.local_world_size)
+    engine = Engine(MaskedLM(network, 6), config, settings, ranks)
+    engine.set_learning_rate(1e-2)
+    ids, positions = torch.full((1, 16), 100 + ranks.rank), torch.arange(4)
+    factors = [value if ranks.rank == 0 else 1.0, 1.0]
+    parameter = dict(engine.module.named_parameters())[spoiled]
+    parameter.register_hook(lambda gradient: gradient * factors[0])
+    found = []
+    while factors:
+        before = [p.detach().clone() for p in engine.module.parameters()]
+        loss = engine(ids, positions, ids.flatten()[positions])[0]
+        engine.backward(loss, torch.tensor(8.0), True)
+        optimizer = engine.deepspeed.optimizer
+        ours = bool(optimizer.has_overflow_partitioned_grads_serial())
+        theirs = bool(type(optimizer).has_overflow_partitioned_grads_serial(optimizer))
+        engine.step()
+        changed = any(not torch.equal(a, b) for a, b in zip(before, engine.module.parameters(), strict=True))
+        found.append((engine.skipped_steps, changed, ours, theirs))
+        factors.pop(0)
+    return found
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+@pytest.mark.parametrize("spoiled", ["model.bert.embeddings.word_embeddings.weight", "model.cls.predictions.bias"])
+@pytest.mark.parametrize("name", ["zero1", "zero2"])
+def test_a_gradient_that_is_not_finite_is_skipped_on_every_rank(
+    tmp_path: Path, name: str, spoiled: str, value: float
+) -> None:
+    write_prepared(tmp_path / "prepared", [[random_bases(np.random.default_rng(0), 700)]], k=3)
+    found = on_ranks(2, updates, tmp_path / "prepared", name, spoiled, value)
+    first, second = zip(*found, strict=True)
+    assert [step[:2] for step in first] == [(1, False)] * 2
+    assert [step[2:] for step in first] in ([(True, True), (False, False)], [(False, False), (True, True)])
+    assert second == ((1, True, False, False),) * 2
