@@ -8,8 +8,8 @@ import sys
 import textwrap
 
 from dnabert_rm import __version__
-from dnabert_rm.cli.parser import OneLineParser
 from dnabert_rm.errors import EXIT_USER_ERROR, run_command
+from dnabert_rm.parser import OneLineParser
 
 PROGRAM = "dnabert-rm"
 COMMANDS = (

@@ -1,5 +1,6 @@
 """Processes side by side: places, failures, and that none outlives its parent."""
 
+import functools
 import os
 import signal
 import subprocess
@@ -78,6 +79,13 @@ with gue._stop_on_signals():
     _, errors = parent.communicate(timeout=30)
     assert not psutil.wait_procs(children, timeout=10)[1]
     assert ("StoppedError: stopped by SIGTERM" in errors) == (number == signal.SIGTERM)
+
+
+def test_a_job_whose_parent_died_before_it_began_ends():
+    # The window between fork and prctl, held open: the parent that the job is told of is not the one it has.
+    gone = functools.partial(jobs._die_with_parent, os.getpid() + 1)
+    job = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], preexec_fn=gone)
+    assert job.wait(timeout=30) == -signal.SIGKILL
 
 
 def test_places_for_jobs(monkeypatch):

@@ -12,10 +12,11 @@ from support import ROOT
 
 # Left may import right; a layer may import itself.
 ALLOWED = {
-    "data_prep": {f"dnabert_rm.{name}" for name in ("kmer", "fasta", "shards", "errors", "draws", "progress")}
+    "data_prep": {f"dnabert_rm.{name}" for name in ("kmer", "fasta", "shards", "errors", "draws", "progress", "parser")}
     | {"data_prep"},
     "dnabert_rm.errors": set(),
     "dnabert_rm.quiet": set(),
+    "dnabert_rm.parser": {"dnabert_rm.errors"},
     "dnabert_rm.progress": set(),
     "dnabert_rm.out_of_memory": {"dnabert_rm.errors"},
     "dnabert_rm.kmer": {"dnabert_rm.errors"},
@@ -37,7 +38,7 @@ ALLOWED = {
 BASE = {
     f"dnabert_rm.{name}"
     for name in (
-        "errors", "quiet", "progress", "out_of_memory", "kmer", "draws", "shards", "config", "tokenizer",
+        "errors", "quiet", "parser", "progress", "out_of_memory", "kmer", "draws", "shards", "config", "tokenizer",
     )
 }  # fmt: skip
 CORE = BASE | {"dnabert_rm.data", "dnabert_rm.masking", "dnabert_rm.model"}
