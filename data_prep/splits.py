@@ -14,6 +14,7 @@ from data_prep.segments import Line, cut_at, long_enough
 from dnabert_rm import draws
 from dnabert_rm.errors import ConfigError
 from dnabert_rm.fasta.contigs import Contig
+from dnabert_rm.progress import notice
 
 TRAIN, VAL, TEST = range(3)
 
@@ -82,13 +83,15 @@ def _draw_blocks(sizes: NDArray[np.int64], options: BuildOptions) -> NDArray[np.
     order = candidates[draws.permutation(draws.key(options.seed, "split blocks"), len(candidates))]
     reached = np.cumsum(sizes[order])
     split, first = np.full(len(sizes), TRAIN), 0
-    for number, fraction in ((VAL, options.val_fraction), (TEST, options.test_fraction)):
+    asked = (VAL, "--val-fraction", options.val_fraction), (TEST, "--test-fraction", options.test_fraction)
+    for number, flag, fraction in asked:
         if not fraction:
             continue
         if first + 1 >= len(order):
             break
         before = reached[first - 1] if first else 0
         last = first + 1 + int(np.argmin(np.abs(reached[first:] - before - fraction * reached[-1])))
+        _tell_if_far(flag, fraction, float(reached[last - 1] - before) / float(reached[-1]), options.block_bases)
         split[order[first:last]] = number
         first = last
     wanted = {TRAIN, *([VAL] if options.val_fraction else []), *([TEST] if options.test_fraction else [])}
@@ -98,3 +101,10 @@ def _draw_blocks(sizes: NDArray[np.int64], options: BuildOptions) -> NDArray[np.
             "hold sequence, too few to split; choose smaller blocks"
         )
     return split
+
+
+def _tell_if_far(flag: str, fraction: float, share: float, block_bases: int) -> None:
+    """Say it where whole blocks come to another share of the bases than was asked for."""
+    if abs(share - fraction) > fraction / 2:
+        notice(f"warning: {flag} {fraction:g}: whole blocks of {block_bases:,} bases make it {share:.2g}; smaller "
+               "--block-bases come nearer")  # fmt: skip

@@ -17,6 +17,12 @@ COMMANDS = (
     "analyze",
 )  # fmt: skip
 
+EXAMPLE = """\
+deepspeed launch_scripts/pretrain.sh --preset small --data prepared --output runs/first --steps 20000
+dnabert-rm export runs/first --output models/first
+dnabert-rm finetune --model models/first --train train.csv --dev dev.csv --test test.csv --output finetuned/first
+"""
+
 
 def command_parser(name: str, prog: str) -> argparse.ArgumentParser:
     """The parser of one command, its example at the end of its help."""
@@ -38,7 +44,9 @@ def overview() -> str:
     for name in COMMANDS:
         module = importlib.import_module(f"dnabert_rm.cli.{name.replace('-', '_')}")
         lines.append(f"  {name:<14} {module.HELP}")
-    return "\n".join([*lines, "", f"dnabert_rm {__version__}; genomes are prepared by `python -m data_prep`"])
+    lines += ["", "example, after `python -m data_prep build genome.fa.gz --out prepared`:"]
+    lines += [f"  {line}" for line in EXAMPLE.splitlines()]
+    return "\n".join([*lines, "", f"dnabert_rm {__version__}"])
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -182,8 +182,11 @@ def _table(rows: list[dict[str, Any]], configured: str) -> list[str]:
         lines.append(tuple(cells))
     widths = [max(len(line[column]) for line in lines) for column in range(len(heads))]
     table = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines]
-    return [*table, "micro-batch: the largest that fits; seconds: of the messages at --bandwidth; GB/s: to send them "
-            "while a step computes"]  # fmt: skip
+    return [
+        *table,
+        "*: the --ds-config of the run; micro-batch: the largest that fits; seconds: of the messages at --bandwidth; "
+        "GB/s: to send them while a step computes",
+    ]
 
 
 def _number(value: float | None, form: str) -> str:

@@ -27,8 +27,8 @@ from dnabert_rm.train.state import TrainState
 
 HELP = "show the windows and masks of one step, exactly as the model sees them"
 EXAMPLE = """\
-dnabert-rm show-batch --data prepared --step 60000
-dnabert-rm show-batch --config runs/first/config.toml --step 60000 --json > batch.jsonl
+dnabert-rm show-batch --config runs/first/config.toml --step 600
+dnabert-rm show-batch --data prepared --steps 100000 --step 60000 --json > batch.jsonl
 """
 
 DEFAULT_SHOWN = 4
@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", action="store_true", help="one JSON object a window, in the global batch's order")
     parser.add_argument("--kmers", action="store_true", help="list the tokens instead of drawing them under the bases")
-    add_run_flags(parser, "--step N [--first N] [--json]")
+    add_run_flags(parser, "--step N [--kmers|--json]")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -140,7 +140,8 @@ class TrainConfig:
     global_batch: int = 2048
     """Windows an optimizer step, over all ranks and accumulation steps."""
     micro_batch: int = 0
-    """Windows a rank's forward pass; 0: the smallest global batch / ranks, without accumulation there."""
+    """Windows that a rank computes at a time, until the global batch is complete. 0: all of its share at once, which
+    takes much memory where the model is large."""
     batch_start: int = 0
     """First global batch of a batch-size warm-up, which grows to train.global_batch; 0: no warm-up."""
     batch_increment: int = 0

@@ -1,14 +1,14 @@
-"""What a run says when it begins: a few lines on what is trained, on what, and how."""
+"""What a run says when it begins, a few lines on what is trained, on what, and how; and when it is done."""
 
 from __future__ import annotations
-
-import torch
 
 from dnabert_rm.config import RunConfig
 from dnabert_rm.data.dataset import WindowDataset
 from dnabert_rm.masking.schedule import MaskSchedule
+from dnabert_rm.train.device import memory_of_rank
 from dnabert_rm.train.ds_config import BatchSplit
 from dnabert_rm.train.engine import Engine
+from dnabert_rm.train.loop import StepResult
 from dnabert_rm.train.planner import advice_line, make_job
 from dnabert_rm.train.state import TrainState
 
@@ -23,8 +23,8 @@ def announcement(
     parameters = sum(getattr(p, "ds_numel", p.numel()) for p in engine.module.parameters())
     short = sum(order.num_short_tokens for order in dataset.orders)
     device = engine.ranks.device
-    memory = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
-    job = make_job(config, dataset.tokenizer.vocab_size, split.world_size, memory is not None, state.plan, state.step)
+    vocab_size, on_gpu = dataset.tokenizer.vocab_size, device.type == "cuda"
+    job = make_job(config, vocab_size, split.world_size, on_gpu, state.plan, state.step)
     lines = [
         f"{'resuming at' if state.step else 'starting'} step {state.step} of {last_step}: "
         f"{parameters / 1e6:.1f} M parameters, {train.precision}, {split.world_size} ranks x "
@@ -38,5 +38,17 @@ def announcement(
             f"no validation: the data have no split {config.validation.split} with a segment as long as a window "
             "(data_prep build --val-contigs or --val-fraction holds one out)"
         )
-    lines.append(advice_line(job, memory, train.ds_config, int(engine.deepspeed.zero_optimization_stage())))
+    lines.append(advice_line(job, memory_of_rank(device, engine.ranks.local_world_size), train.ds_config))
     return "\n".join(lines)
+
+
+def closing(config: RunConfig, step: int, result: StepResult | None) -> str:
+    """The last line of a run that ended after `step`, which was its last or `--stop-after`'s, for standard error.
+
+    Args: `result` of the last step, None where there was none left to do.
+    """
+    train = config.train
+    said = f"done: step {step} of {train.steps}" + (f", loss {result.loss:.3f}" if result else ", by an earlier call")
+    if step < train.steps:
+        return f"{said}; the same command without --stop-after goes on"
+    return f"{said}; next: dnabert-rm export {train.output} --output HFDIR"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 
+import psutil
 import torch
 
 from dnabert_rm.errors import ConfigError
@@ -45,6 +46,13 @@ def peak_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
+
+
+def memory_of_rank(device: torch.device, local_world_size: int) -> float:
+    """Bytes that a rank may take: its GPU's, or where it computes on CPUs, its share of the node's memory."""
+    if device.type == "cuda":
+        return float(torch.cuda.get_device_properties(device).total_memory)
+    return psutil.virtual_memory().total / local_world_size
 
 
 def threads_of_rank(info: RankInfo, num_cores: int) -> int:

@@ -222,17 +222,9 @@ def _way_out(job: Job, memory_bytes: float) -> str:
     return "take more GPUs, or a smaller model"
 
 
-def advice_line(job: Job, memory_bytes: int | None, ds_config: str, stage: int) -> str:
+def advice_line(job: Job, memory_bytes: float, ds_config: str) -> str:
     """The advice of `dnabert-rm plan` for a run that begins, in one line.
 
-    Args: `memory_bytes` of a rank's GPU, None on a CPU; `stage` the ZeRO stage that `ds_config` names.
+    Args: `memory_bytes` of a rank's GPU, or on CPUs its share of the node's.
     """
-    found = options(job, memory_bytes, ds_config)
-    if memory_bytes is not None:
-        return f"plan: {advice(job, found, memory_bytes, ds_config)}"
-    now = next(option for option in found if option.name == ds_config)
-    text = f"plan: {_uses(now)}"
-    cheaper = [option for option in found if option.message_bytes < now.message_bytes]
-    if stage == 3 and cheaper:
-        text += f"; {_uses(cheaper[0])} and sends {cheaper[0].message_bytes / now.message_bytes:.0%} of the bytes"
-    return text
+    return f"plan: {advice(job, options(job, memory_bytes, ds_config), memory_bytes, ds_config)}"

@@ -11,11 +11,14 @@ from dnabert_rm.config import RunConfig
 from dnabert_rm.data.batches import BatchPlan
 from dnabert_rm.data.dataset import WindowDataset
 from dnabert_rm.errors import CheckpointError, ConfigError
+from dnabert_rm.model.activations import FP32_BYTES
 from dnabert_rm.model.init_from import check_vocabulary
 from dnabert_rm.train.disk import check_disk
-from dnabert_rm.train.ds_config import ds_settings, split_batch
+from dnabert_rm.train.ds_config import ds_settings, load_ds_config, split_batch
 from dnabert_rm.train.inputs import make_dataset, make_mask_schedule, make_plan, make_validation_dataset
+from dnabert_rm.train.planner import estimate, make_job
 from dnabert_rm.train.run_folder import STATE_NAME, candidates, complete_steps, read_state, step_folder
+from dnabert_rm.train.zero import ZeroSettings
 
 
 def check_run(config: RunConfig, num_ranks: int = 1) -> list[str]:
@@ -42,9 +45,21 @@ def check_run(config: RunConfig, num_ranks: int = 1) -> list[str]:
         f"data: {dataset.num_windows} windows of {config.data.window} tokens an epoch, {epochs:.2f} epochs",
         f"phases end at steps {phases}",
         batches,
+        _memory_line(config, dataset.tokenizer.vocab_size, num_ranks),
         check_disk(config, dataset.tokenizer.vocab_size),
         f"fingerprint: {dataset.fingerprint}",
     ]
+
+
+def _memory_line(config: RunConfig, vocab_size: int, num_ranks: int) -> str:
+    """What a rank takes. The device is not known here: a GPU, unless the configuration is for fp32 alone."""
+    zero = ZeroSettings.from_ds(load_ds_config(config.train.ds_config)[1])
+    job = make_job(config, vocab_size, num_ranks, zero.stage != 0, *coming_plan(config))
+    precision = "fp32" if job.work.value_bytes == FP32_BYTES else "half precision"
+    return (
+        f"memory: {config.train.ds_config} takes an estimated {estimate(job, zero).total / 2**30:.1f} GiB a rank in "
+        f"{precision} (`dnabert-rm plan` has advice)"
+    )
 
 
 def coming_plan(config: RunConfig) -> tuple[BatchPlan, int]:

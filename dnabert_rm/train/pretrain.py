@@ -22,7 +22,7 @@ from dnabert_rm.model.mlm import MaskedLM
 from dnabert_rm.out_of_memory import memory_explained
 from dnabert_rm.progress import progress_bar
 from dnabert_rm.shards import write_atomically
-from dnabert_rm.train.announcement import announcement
+from dnabert_rm.train.announcement import announcement, closing
 from dnabert_rm.train.architecture import architecture_of, is_built_partitioned
 from dnabert_rm.train.checkpoint import remove_leftovers, remove_old, save_checkpoint
 from dnabert_rm.train.device import peak_memory
@@ -167,11 +167,13 @@ class Run:
             )
             if result and result.stop_wanted:
                 self.stop.obey(self.state.step, self.last_step)
-            return result
         finally:
             self.bar.close()
             if self.monitor:
                 self.monitor.close()
+        if self.ranks.is_first:
+            print(closing(config, self.state.step, result), file=sys.stderr, flush=True)
+        return result
 
     def learning_rate(self, step: int) -> float:
         """The learning rate of a step."""

@@ -58,7 +58,7 @@ def test_the_tutorial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for line in shell:
         run(shlex.split(line), line)
     for name, rows in {"scan.csv": 95, "scores.csv": 21, "vectors.ids.csv": 301, "curves.csv": 3}.items():
-        assert len((tmp_path / name).read_text().splitlines()) >= rows, name
+        assert len((tmp_path / "toy" / name).read_text().splitlines()) >= rows, name
 
 
 def run(words: list[str], line: str) -> None:
@@ -78,7 +78,7 @@ def run(words: list[str], line: str) -> None:
     if words[0] == "deepspeed":
         # A forked rank in place of the launcher, which test_stop_by_launcher.py holds; it has a folder of its own.
         assert words[:4] == ["deepspeed", "--num_gpus", "1", "launch_scripts/pretrain.sh"]
-        run_ranks(1, *(word if not word.startswith(("prepared", "runs/")) else Path.cwd() / word for word in words[4:]),
+        run_ranks(1, *(word if not word.startswith("toy/") else Path.cwd() / word for word in words[4:]),
                   timeout=600)  # fmt: skip
         return
     done = subprocess.run(words, env=clean_environment(), capture_output=True, text=True, timeout=300, check=False)

@@ -75,10 +75,13 @@ def test_one_rank_with_a_double_micro_batch_gives_the_same_curve(two_ranks: Path
 
 def test_a_stopped_run_goes_on_bit_for_bit(two_ranks: Path, flags, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    run_ranks(2, *flags, "--output", run, "--stop-after", "5")
+    printed = run_ranks(2, *flags, "--output", run, "--stop-after", "5")
+    assert "done: step 5 of 16, loss " in printed and "without --stop-after goes on" in printed
     assert [row["step"] for row in read_metrics(run)] == list(range(5))
     printed = run_ranks(2, *flags, "--output", run)
     assert "resuming at step 5 of 16" in printed and "built successfully" not in printed
+    last = losses(run)[-1]
+    assert f"done: step 16 of 16, loss {last:.3f}; next: dnabert-rm export {run} --output HFDIR" in printed
     assert losses(run) == losses(two_ranks)
     board = EventAccumulator(str(run / "tensorboard")).Reload()
     assert [event.step for event in board.Scalars("train/loss")] == list(range(STEPS))

@@ -132,6 +132,15 @@ def test_blocks_of_gaps_alone_are_no_validation_data() -> None:
         assert split.count(VAL) == 1
 
 
+@pytest.mark.parametrize(("lengths", "said"), [([1500, 1500], True), ([15_000, 15_000], False)])
+def test_a_share_far_from_the_fraction_is_told(lengths: list[int], said: bool, capsys) -> None:
+    split_line(lengths, BuildOptions(val_fraction=0.05, block_bases=1000))
+    warning = (
+        "warning: --val-fraction 0.05: whole blocks of 1,000 bases make it 0.25; smaller --block-bases come nearer"
+    )
+    assert capsys.readouterr().err == (f"{warning}\n" if said else "")
+
+
 @pytest.mark.parametrize(
     ("length", "fractions"), [(100, (0.5, 0)), (200, (0.9, 0)), (200, (0.1, 0.1)), (90, (0.01, 0))]
 )

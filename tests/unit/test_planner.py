@@ -149,12 +149,12 @@ def test_settings_are_read_from_deepspeeds_names() -> None:
 
 
 def test_advice_for_a_run_is_one_line() -> None:
-    line = advice_line(job("base", 8, precision="bf16"), 80 * GIB, "zero3", 3)
+    line = advice_line(job("base", 8, precision="bf16"), 80 * GIB, "zero3")
     assert line.startswith("plan: ") and "\n" not in line and "pointless" in line
-    cpu = advice_line(job("base", 2, on_gpu=False, precision="fp32"), None, "zero3", 3)
-    assert cpu.startswith("plan: zero3 takes an estimated ") and "\n" not in cpu
+    cpu = advice_line(job("base", 2, on_gpu=False, precision="fp32", micro_batch=0), 16 * GIB, "zero3")
+    assert "no stage fits: choose --ds-config zero0 --micro-batch " in cpu
     with pytest.raises(ConfigError, match="stage 0"):
-        advice_line(job("base", 8, precision="bf16"), 80 * GIB, "zero0", 0)
+        advice_line(job("base", 8, precision="bf16"), 80 * GIB, "zero0")
 
 
 def plan(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
@@ -197,6 +197,20 @@ def test_the_datas_vocabulary_is_used_where_they_are_named(tmp_path: Path, capsy
     assert json.loads(out)["model"]["vocab_size"] == 69
     _, out, _ = plan(capsys, "--preset", "tiny", "--k", "4", "--json")
     assert json.loads(out)["model"]["vocab_size"] == 261
+
+
+@pytest.mark.parametrize(("ds_config", "precision"), [("zero0", "fp32"), ("zero3", "half precision")])
+def test_check_says_what_a_rank_takes(ds_config: str, precision: str, tmp_path: Path, capsys) -> None:
+    write_prepared(tmp_path / "prepared", [[random_bases(np.random.default_rng(0), 4000)]], k=6)
+    data, output = str(tmp_path / "prepared"), str(tmp_path / "run")
+    words = ["--preset", "small", "--global-batch", "16", "--window", "64", "--steps", "10", "--ds-config", ds_config]
+    assert main(["check", *words, "--data", data, "--output", output]) == 0
+    train = {"output": output, "global_batch": 16, "steps": 10, "ds_config": ds_config}
+    config = resolve(load_preset("small"), {"data": {"path": [data], "window": 64}, "train": train})
+    work = make_job(config, VOCAB, 1, ds_config != "zero0")
+    (option,) = [option for option in options(work, None, ds_config) if option.name == ds_config]
+    expected = f"memory: {ds_config} takes an estimated {option.memory.total / GIB:.1f} GiB a rank in {precision} ("
+    assert expected in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
