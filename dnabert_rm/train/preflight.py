@@ -13,11 +13,13 @@ from dnabert_rm.data.dataset import WindowDataset
 from dnabert_rm.errors import CheckpointError, ConfigError
 from dnabert_rm.model.activations import FP32_BYTES
 from dnabert_rm.model.init_from import check_vocabulary
+from dnabert_rm.train.changes import refuse_changes
 from dnabert_rm.train.disk import check_disk
 from dnabert_rm.train.ds_config import ds_settings, load_ds_config, split_batch
 from dnabert_rm.train.inputs import make_dataset, make_mask_schedule, make_plan, make_validation_dataset
 from dnabert_rm.train.planner import estimate, make_job
 from dnabert_rm.train.run_folder import STATE_NAME, candidates, complete_steps, read_state, step_folder
+from dnabert_rm.train.state import TrainState
 from dnabert_rm.train.zero import ZeroSettings
 
 
@@ -32,6 +34,9 @@ def check_run(config: RunConfig, num_ranks: int = 1) -> list[str]:
     ds_settings(config, precision=None if config.train.precision == "auto" else config.train.precision)
     make_validation_dataset(config)
     candidates(config.train.resume, Path(config.train.output))
+    if (found := newest_state(config)) and not config.train.allow_changes:
+        state, folder = found
+        refuse_changes(folder, state, config, dataset.fingerprint)
     batches = check_batches(config, dataset, num_ranks)
     if config.model.init_from:
         check_vocabulary(config.model.init_from, dataset.tokenizer.k, dataset.tokenizer.vocab_size)
@@ -62,10 +67,10 @@ def _memory_line(config: RunConfig, vocab_size: int, num_ranks: int) -> str:
     )
 
 
-def coming_plan(config: RunConfig) -> tuple[BatchPlan, int]:
-    """The batches of the run and its first step, as the checkpoint says that it would go on from, if it can be read.
+def newest_state(config: RunConfig) -> tuple[TrainState, Path] | None:
+    """The state, and its checkpoint, that the run would go on from, if there is one that can be read.
 
-    Which checkpoint is whole, and whether it fits this configuration, only the run itself finds out.
+    Which checkpoint is whole only the run itself finds out.
     """
     train = config.train
     source = Path(train.output if train.resume in ("auto", "never") else train.resume)
@@ -73,8 +78,15 @@ def coming_plan(config: RunConfig) -> tuple[BatchPlan, int]:
     steps = [step_folder(source, step) for step in reversed(complete_steps(source))]
     for folder in [*own, *steps] if train.resume != "never" else []:
         with contextlib.suppress(CheckpointError):
-            state = read_state(folder)
-            return state.plan.changed(state.step, train.global_batch), state.step
+            return read_state(folder), folder
+    return None
+
+
+def coming_plan(config: RunConfig) -> tuple[BatchPlan, int]:
+    """The batches of the run and its first step."""
+    if found := newest_state(config):
+        state, _ = found
+        return state.plan.changed(state.step, config.train.global_batch), state.step
     return make_plan(config), 0
 
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-import tomllib
 from pathlib import Path
 
-from dnabert_rm.config import FREE_TO_CHANGE, RunConfig, resolve
+from dnabert_rm.config import RunConfig
 from dnabert_rm.data.dataset import WindowDataset
-from dnabert_rm.errors import CheckpointError, ConfigError
+from dnabert_rm.errors import CheckpointError
+from dnabert_rm.train.changes import refuse_changes
 from dnabert_rm.train.checkpoint import set_aside_damaged, write_latest
 from dnabert_rm.train.distributed import Ranks, on_first_rank
 from dnabert_rm.train.inputs import make_plan
 from dnabert_rm.train.restore import find_damage_together
-from dnabert_rm.train.run_folder import CONFIG_NAME, candidates, read_state, saved_steps, step_folder, step_of
+from dnabert_rm.train.run_folder import candidates, read_state, saved_steps, step_folder, step_of
 from dnabert_rm.train.state import TrainState
 
 
@@ -89,32 +89,3 @@ def _fitting_state(folder: Path, config: RunConfig, fingerprint: str) -> TrainSt
     if not config.train.allow_changes:
         refuse_changes(folder, state, config, fingerprint)
     return state
-
-
-def stored_config(folder: Path) -> RunConfig:
-    """The configuration that a checkpoint was trained with."""
-    try:
-        return resolve(tomllib.loads((folder / CONFIG_NAME).read_text()))
-    except (OSError, ValueError, ConfigError) as error:
-        raise CheckpointError(f"{folder / CONFIG_NAME}: cannot be read ({error}); use another checkpoint") from None
-
-
-def refuse_changes(folder: Path, state: TrainState, config: RunConfig, fingerprint: str) -> None:
-    """`CheckpointError` where going on from the checkpoint in `folder` would silently train something else."""
-    override = "put it back, name another --output, or accept the change with --allow-changes"
-    if state.fingerprint != fingerprint:
-        raise CheckpointError(
-            f"{folder}: was trained on other data (fingerprint {state.fingerprint[:12]}, now "
-            f"{fingerprint[:12]}); samples would repeat or be lost: {override}"
-        )
-    stored = stored_config(folder).to_dict()
-    # With dropped remainders the length of an epoch hangs on the batch: another one would move every sample.
-    held = {"train.global_batch"} if config.data.remainder == "drop" else set()
-    changed = [
-        f"{section}.{name} was {stored[section][name]} and is {value}"
-        for section, values in config.to_dict().items()
-        for name, value in values.items()
-        if f"{section}.{name}" not in FREE_TO_CHANGE - held and stored[section][name] != value
-    ]
-    if changed:
-        raise CheckpointError(f"{folder}: {'; '.join(changed)}: {override}")

@@ -50,7 +50,7 @@ def test_many_commands_are_found() -> None:
 def test_the_tutorial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every command in its order, on its simulated genome; ours in this process, which has torch imported already."""
     text = TUTORIAL.read_text()
-    (script,) = re.findall(r"Save it as `(\w+\.py)`", text)
+    (script,) = re.findall(r"Save\s+this as `(\w+\.py)`", text)
     (tmp_path / script).write_text(blocks(text, "python")[0])
     monkeypatch.chdir(tmp_path)
     shell = [line for block in blocks(text, "bash") for line in lines(block)]

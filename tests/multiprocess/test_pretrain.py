@@ -142,6 +142,9 @@ def test_a_damaged_export_is_refused_and_leaves_nothing(two_ranks: Path, tmp_pat
 def test_a_changed_setting_is_refused(two_ranks: Path, flags, change: list[str], reason: str) -> None:
     done = run_cli("launch_scripts/pretrain.sh", *flags, "--output", two_ranks, *change)
     assert done.returncode == 2 and reason in done.stderr
+    assert done.stderr.count("\n") == 1  # by `check_run`, before anything is announced
+    checked = run_cli("-m", "dnabert_rm", "check", *flags, "--output", two_ranks, *change)
+    assert checked.returncode == 2 and reason in checked.stderr
 
 
 def test_other_data_are_refused_with_the_flag_that_overrides(two_ranks: Path, flags, tmp_path: Path) -> None:
