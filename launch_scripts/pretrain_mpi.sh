@@ -30,7 +30,7 @@ defaults=(--bind-to none)
 # Ranks on other machines see nothing of this shell's variables but what is named here.
 for name in $(compgen -e); do
     case "$name" in
-        PATH | PYTHONPATH | LD_LIBRARY_PATH | VIRTUAL_ENV | HF_* | OMP_NUM_THREADS | MASTER_ADDR | MASTER_PORT | \
+        PATH | PYTHONPATH | LD_LIBRARY_PATH | VIRTUAL_ENV | HF_* | OMP_* | GOMP_* | MASTER_ADDR | MASTER_PORT | \
             DS_ACCELERATOR | DNABERT_RM_* | CUDA_* | NCCL_* | GLOO_* | TORCH_* | TOKENIZERS_PARALLELISM)
             defaults+=(-x "$name")
             ;;

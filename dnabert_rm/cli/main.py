@@ -10,6 +10,7 @@ import textwrap
 from dnabert_rm import __version__
 from dnabert_rm.errors import EXIT_USER_ERROR, run_command
 from dnabert_rm.parser import OneLineParser
+from dnabert_rm.threads import wait_briefly
 
 PROGRAM = "dnabert-rm"
 COMMANDS = (
@@ -70,6 +71,7 @@ def main(argv: list[str] | None = None) -> int:
 def run_one(name: str, prog: str, argv: list[str]) -> int:
     """Run the command `name` under the program name `prog`."""
     args = command_parser(name, prog).parse_args(argv)
+    wait_briefly()
     return run_command(prog, lambda: args.command_to_run(args))
 
 

@@ -18,6 +18,7 @@ ALLOWED = {
     "dnabert_rm.quiet": set(),
     "dnabert_rm.parser": {"dnabert_rm.errors"},
     "dnabert_rm.progress": set(),
+    "dnabert_rm.threads": set(),
     "dnabert_rm.out_of_memory": {"dnabert_rm.errors"},
     "dnabert_rm.kmer": {"dnabert_rm.errors"},
     "dnabert_rm.fasta": {"dnabert_rm.fasta", "dnabert_rm.errors", "dnabert_rm.kmer"},
@@ -38,7 +39,8 @@ ALLOWED = {
 BASE = {
     f"dnabert_rm.{name}"
     for name in (
-        "errors", "quiet", "parser", "progress", "out_of_memory", "kmer", "draws", "shards", "config", "tokenizer",
+        "errors", "quiet", "parser", "progress", "threads", "out_of_memory", "kmer", "draws", "shards", "config",
+        "tokenizer",
     )
 }  # fmt: skip
 CORE = BASE | {"dnabert_rm.data", "dnabert_rm.masking", "dnabert_rm.model"}
