@@ -6,8 +6,7 @@ import csv
 from pathlib import Path
 
 import pytest
-from finetuning import save_model, settings_for
-from test_finetune_tasks import LABELS, data_of
+from finetuning import LABELS, data_of, save_model, settings_for
 
 from dnabert_rm.cli.main import run_one
 from dnabert_rm.downstream.finetune import finetune
