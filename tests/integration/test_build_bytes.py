@@ -140,9 +140,11 @@ def test_a_full_disk_ends_in_one_line_and_goes_on_later(
         plain.append(target)
     limit = 100_000  # A shard takes about 120,000 bytes, and the last one of a split less.
     command = [sys.executable, "-m", "data_prep", "build", *map(str, [*plain, *small[3:]]), "--out", str(out)]
+    # `pytest --cov` would write its own, larger file in this process.
+    environ = {name: value for name, value in clean_environment().items() if not name.startswith("COVERAGE")}
     done = subprocess.run(
         [*command, "--workers", workers],
-        cwd=ROOT, env=clean_environment(), capture_output=True, text=True, check=False,
+        cwd=ROOT, env=environ, capture_output=True, text=True, check=False,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
     )  # fmt: skip
     assert done.returncode == 2
