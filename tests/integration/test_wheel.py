@@ -100,7 +100,7 @@ def test_a_rank_pretrains_on_what_was_prepared(installed: Installed) -> None:
 
 def test_what_is_shipped_is_found_by_name(installed: Installed) -> None:
     assert "zero3" in installed.succeed("-m", "dnabert_rm", "plan", "--preset", "10b", "--gpus", "64")
-    installed.succeed("-m", "dnabert_rm", "check", *FLAGS, "--ds-config", "zero1")
+    installed.succeed("-m", "dnabert_rm", "check", *FLAGS, "--output", "another", "--ds-config", "zero1")
     done = installed.python("-m", "dnabert_rm", "check", *FLAGS, "--ds-config", "zero9")
     assert done.returncode == EXIT_USER_ERROR
     assert all(Path(name).stem in done.stderr for name in SHIPPED if name.endswith(".json")), done.stderr
