@@ -14,6 +14,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -84,7 +85,10 @@ class Watchdog:
         os.write(2, f"\n{line}\n".encode())
         # A launcher kills the other ranks as soon as one ends.
         time.sleep(min(10.0, self.limit / 2))
-        for process in _descendants(os.getpid()):
+        # The main thread must not run again: it would raise that its workers are gone, and end with another code.
+        descendants = _descendants(os.getpid())
+        sys.setswitchinterval(60)
+        for process in descendants:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
         os._exit(EXIT_HANG)
