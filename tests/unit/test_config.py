@@ -50,11 +50,25 @@ def test_every_error_is_told_at_once_with_a_near_name() -> None:
         ("train", "precision", "fp8"),
         ("optim", "lr", 0.0),
         ("optim", "schedule", "step"),
+        ("optim", "decay_share", 0.0),
+        ("optim", "decay_share", 1.5),
+        ("train", "start_timeout_seconds", 0.0),
+        ("train", "hang_timeout_seconds", -1.0),
+        ("train", "keep_every", 1500),
+        ("train", "resume", ""),
+        ("train", "output", ""),
+        ("data", "path", []),
+        ("validation", "spans", [6, 0]),
     ],
 )
 def test_a_value_that_cannot_be_right_is_named(section: str, key: str, value: object) -> None:
     with pytest.raises(ConfigError, match=f"^{section}.{key}: "):
         resolve(NEEDED, {section: {key: value}})
+
+
+def test_a_batch_warm_up_leaves_no_remainder_to_drop() -> None:
+    with pytest.raises(ConfigError, match=r"data\.remainder: drop and a batch-size warm-up"):
+        resolve(NEEDED, {"data": {"remainder": "drop"}, "train": {"batch_start": 8}})
 
 
 def test_a_boolean_is_no_integer_and_a_float_no_integer() -> None:
