@@ -38,7 +38,8 @@ class Tally:
         """One line for the user."""
         rate = self.bases / max(self.seconds, 1e-9)
         empty = f", {self.empty:,} of them empty (no known k-mer)" if self.empty else ""
-        return f"{output}: {self.rows:,} rows{empty}; {self.bases:,} bases in {self.seconds:.1f} s, {rate:,.0f} bases/s"
+        done = f"{self.bases:,} bases through the model in {self.seconds:.1f} s, {rate:,.0f} bases/s"
+        return f"{output}: {self.rows:,} rows{empty}; {done}"
 
 
 def allowed_tokens(settings: InferenceSettings, tokens: Tokens, positions: int) -> None:
