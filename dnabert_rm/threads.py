@@ -6,7 +6,7 @@ import os
 
 SPINS = "10000"
 """Turns of a loop. Measured with two threads on two cores (LOG.md, "A busy laptop"): on idle cores as fast as OpenMP's
-own 300,000; on cores that two other programs use as well, 2.7 times in fine-tuning and three times in pretraining."""
+own 300,000; on cores that two other programs use as well, 2.5 times in fine-tuning and three times in pretraining."""
 
 
 def wait_briefly() -> None:

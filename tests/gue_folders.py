@@ -1,9 +1,19 @@
-"""Folders as `dnabert-rm gue` leaves them, without the training."""
+"""Folders as GUE comes in, and as `dnabert-rm gue` leaves them, without the training."""
 
 import json
 
 from dnabert_rm.downstream.benchmark.runs import resolve_settings
 from dnabert_rm.downstream.benchmark.settings import metric_of
+
+
+def make_sets(root, **splits):
+    """Data sets of two rows a table: `mouse__0="train test"` makes mouse/0/train.csv and test.csv."""
+    for name, which in splits.items():
+        folder = root / name.replace("__", "/")
+        folder.mkdir(parents=True)
+        for split in which.split():
+            (folder / f"{split}.csv").write_text(f"sequence,label\n{'ACGT' * 3},0\n{'TTGA' * 3},1\n")
+    return root
 
 
 def write_run(output, name, arm, seed, value, stand_in=False, shared=0):

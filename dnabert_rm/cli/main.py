@@ -70,8 +70,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def run_one(name: str, prog: str, argv: list[str]) -> int:
     """Run the command `name` under the program name `prog`."""
-    args = command_parser(name, prog).parse_args(argv)
     wait_briefly()
+    args = command_parser(name, prog).parse_args(argv)
     return run_command(prog, lambda: args.command_to_run(args))
 
 

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from gue_folders import make_sets
 from support import ROOT, clean_environment
-from test_gue_sets import make_sets
 
 from dnabert_rm.cli import finetune as finetune_command
 from dnabert_rm.cli import gue as command

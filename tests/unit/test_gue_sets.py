@@ -1,6 +1,7 @@
 """GUE's table of settings, and the data sets that are found in a folder."""
 
 import pytest
+from gue_folders import make_sets
 
 from dnabert_rm.downstream.benchmark.runs import resolve_settings
 from dnabert_rm.downstream.benchmark.sets import DataSet, choose_sets, find_sets, why_not
@@ -59,15 +60,6 @@ def test_settings_on_the_command_line_go_over_the_table():
     assert resolve_settings("mouse/3", {"epochs": 7, "max_steps": 9})["max_steps"] == 9
     assert resolve_settings("mine", {"dropout": 0.0})["dropout"] == 0.0
     assert resolve_settings("mine", {})["epochs"] == 3
-
-
-def make_sets(root, **splits):
-    for name, which in splits.items():
-        folder = root / name.replace("__", "/")
-        folder.mkdir(parents=True)
-        for split in which.split():
-            (folder / f"{split}.csv").write_text(f"sequence,label\n{'ACGT' * 3},0\n{'TTGA' * 3},1\n")
-    return root
 
 
 @pytest.mark.parametrize("top", ["", "GUE"])
