@@ -7,8 +7,8 @@ GENOME ?=
 TESTS ?= tests
 DEMO_DIR ?= demo
 LOWEST := .venv-lowest
-LOWEST_TESTS := tests/unit tests/parity tests/multiprocess/test_pretrain.py \
-    tests/integration/test_export.py tests/integration/test_spine.py
+LOWEST_TESTS := tests/unit tests/parity tests/multiprocess/train/test_pretrain.py \
+    tests/integration/export/test_export.py tests/integration/train/test_spine.py
 # The launcher and the tests find the environment's programs and one thread a process.
 export PATH := $(BIN):$(PATH)
 export TOKENIZERS_PARALLELISM := false
@@ -68,7 +68,7 @@ docs: $(INSTALLED)
 coverage: $(INSTALLED)
 	@# That test kills loader workers and calls os._exit, inside of which coverage writes its file: too slow for it.
 	$(BIN)/python -m pytest --cov --cov-report=json $(TESTS) \
-	    --deselect tests/multiprocess/test_stopping.py::test_a_loader_that_hangs_ends_the_run_with_the_stacks_of_its_worker
+	    --deselect tests/multiprocess/train/test_stopping.py::test_a_loader_that_hangs_ends_the_run_with_the_stacks_of_its_worker
 	$(BIN)/python benchmarks/code_figures.py --coverage coverage.json
 
 bench: $(INSTALLED)

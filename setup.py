@@ -28,7 +28,7 @@ TEST = [
 
 
 class BuildWithConfigs(build_py):
-    """Copies `ds_configs/` into the built package, where an installed copy finds it (dnabert_rm/train/ds_config.py)."""
+    """Copies `ds_configs/` into the built package, where an installed copy finds it (dnabert_rm/config/deepspeed_config.py)."""
 
     def run(self) -> None:
         """Build as ever. An editable install goes on reading the checkout's folder."""

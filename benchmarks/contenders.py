@@ -16,7 +16,7 @@ from typing import Any
 
 from setting import ENDLESS, Setting
 
-from dnabert_rm.quiet import quiet_third_parties
+from dnabert_rm.utils.environment import quiet_third_parties
 
 quiet_third_parties()
 
@@ -26,18 +26,29 @@ from torch.utils.data import IterableDataset  # noqa: E402
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments  # noqa: E402
 
 from dnabert_rm.config import RunConfig  # noqa: E402
+from dnabert_rm.data.batching import make_plan  # noqa: E402
+from dnabert_rm.data.dataset import make_dataset
 from dnabert_rm.data.loader import MicroBatchSampler, make_loader  # noqa: E402
-from dnabert_rm.masking.collator import IGNORE  # noqa: E402
-from dnabert_rm.model.build import build_model, prepare_layers  # noqa: E402
+from dnabert_rm.distributed.process_group import process_group  # noqa: E402
+from dnabert_rm.distributed.watchdog import watchdog  # noqa: E402
+from dnabert_rm.masking.collator import (
+    IGNORE,
+    make_collator,
+)
+from dnabert_rm.masking.schedule import make_mask_schedule
+from dnabert_rm.model.build import (  # noqa: E402
+    architecture_of,
+    build_model,
+    prepare_layers,
+)
 from dnabert_rm.model.mlm import MaskedLM  # noqa: E402
-from dnabert_rm.train.architecture import architecture_of  # noqa: E402
-from dnabert_rm.train.distributed import process_group  # noqa: E402
-from dnabert_rm.train.inputs import make_collator, make_dataset, make_plan  # noqa: E402
-from dnabert_rm.train.loop import StepResult, train  # noqa: E402
-from dnabert_rm.train.optim import make_optimizer  # noqa: E402
-from dnabert_rm.train.pretrain import Run  # noqa: E402
+from dnabert_rm.train.optimizer import make_optimizer  # noqa: E402
 from dnabert_rm.train.stop import StopRequests  # noqa: E402
-from dnabert_rm.train.watchdog import watchdog  # noqa: E402
+from dnabert_rm.train.trainer import (  # noqa: E402
+    Run,
+    StepResult,
+    train,
+)
 
 TurnOf = Callable[..., None]
 
@@ -86,7 +97,16 @@ def masked_batches(config: RunConfig) -> Iterator[dict[str, torch.Tensor]]:
     dataset, plan = make_dataset(config), make_plan(config)
     sampler = MicroBatchSampler(plan, 0, config.train.steps, 0, 1, config.train.global_batch)
     workers = config.data.num_workers
-    return iter(make_loader(dataset, make_collator(config, dataset, plan), sampler, num_workers=workers))
+    return iter(
+        make_loader(
+            dataset,
+            make_collator(
+                config, make_mask_schedule(config, dataset.tokenizer.k), plan.step_of, dataset.tokenizer.vocab_size
+            ),
+            sampler,
+            num_workers=workers,
+        )
+    )
 
 
 def stock_model(config: RunConfig, vocab_size: int) -> PreTrainedModel:

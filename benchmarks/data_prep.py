@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dnabert_rm import kmer
+from dnabert_rm.genome import kmer
 
 CONTIG_BASES, LINE_BASES = 250_000_000, 60
 PEER_BASES, PEER_LINE_TOKENS = 510_000, 510

@@ -32,7 +32,7 @@ TINY = ["--preset", "tiny", "--model.architecture", "modernbert", "--model.num_l
 DECODER, EMBEDDING = "model.decoder.weight", "model.model.embeddings.tok_embeddings.weight"
 PEER = """
 import sys
-from dnabert_rm.train.safe_load import safe_torch_load
+from dnabert_rm.patches.deepspeed_patches import safe_torch_load
 from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 with safe_torch_load():
     get_fp32_state_dict_from_zero_checkpoint(sys.argv[1], tag=sys.argv[2])
@@ -102,9 +102,9 @@ def enlarge(folder: Path, preset: str) -> None:
 
     import torch
 
+    from dnabert_rm.checkpoint.reference_output import load_probe, save_probe
     from dnabert_rm.config import load_preset, resolve
-    from dnabert_rm.train.architecture import architecture_of
-    from dnabert_rm.train.probe import load_probe, save_probe
+    from dnabert_rm.model.build import architecture_of
 
     checkpoint = next((folder / "run" / "checkpoints").glob("step_*"))
     kept = tomllib.loads((checkpoint / "config.toml").read_text())
@@ -145,7 +145,7 @@ def write_weights(checkpoint: Path, weights: dict[str, Any]) -> None:
     import torch
     from support import vouch_for
 
-    from dnabert_rm.train.safe_load import safe_torch_load
+    from dnabert_rm.patches.deepspeed_patches import safe_torch_load
 
     with safe_torch_load():
         models = {path: torch.load(path) for path in sorted(checkpoint.glob("*model_states.pt"))}

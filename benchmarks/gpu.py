@@ -24,9 +24,8 @@ from gpu_rows import Row, make_rows, shrink
 from setting import Setting, prepare
 from workers import FailedError, Lap, Worker
 
-from dnabert_rm.kmer import vocab_size
-from dnabert_rm.model.flops import peak_flops, training_flops_per_step
-from dnabert_rm.train.inputs import model_shape
+from dnabert_rm.genome.kmer import vocab_size
+from dnabert_rm.model.flops import model_shape, peak_flops, training_flops_per_step
 
 PEAK = peak_flops("h100") or 0.0
 """What MFU is a share of: an H100's or H200's (SXM) data sheet, bf16."""
@@ -182,7 +181,7 @@ def figures(row: Row, laps: list[Lap]) -> dict[str, Any]:
 @functools.cache
 def environment() -> dict[str, Any]:
     """Versions, commit, hardware, command."""
-    from dnabert_rm.train.environment import describe_environment
+    from dnabert_rm.utils.system_info import describe_environment
 
     return describe_environment(1)
 

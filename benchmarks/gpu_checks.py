@@ -26,7 +26,7 @@ def losses_of_run(setting: Setting, run: str, precision: str, stop_after: int, _
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
     torch.use_deterministic_algorithms(True, warn_only=True)
     from dnabert_rm.config import load_preset, resolve
-    from dnabert_rm.train.pretrain import pretrain
+    from dnabert_rm.train.trainer import pretrain
 
     config = resolve(
         load_preset("tiny"),

@@ -23,10 +23,10 @@ import webdataset
 from setting import prepare
 from transformers import BertTokenizerFast, DataCollatorForLanguageModeling
 
-from dnabert_rm import kmer
-from dnabert_rm.data.batches import BatchPlan
+from dnabert_rm.data.batching import BatchPlan
 from dnabert_rm.data.dataset import WindowDataset, WindowSettings
 from dnabert_rm.data.loader import MicroBatchSampler, make_loader
+from dnabert_rm.genome import kmer
 from dnabert_rm.masking.collator import RandomMaskCollator
 from dnabert_rm.masking.schedule import make_schedule
 from dnabert_rm.tokenizer.files import VOCAB_FILE

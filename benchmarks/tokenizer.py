@@ -25,7 +25,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # one core for all
 from support import random_bases
 from transformers import BertTokenizerFast, PreTrainedTokenizerFast
 
-from dnabert_rm import kmer
+from dnabert_rm.genome import kmer
 from dnabert_rm.tokenizer import KmerTokenizer
 from dnabert_rm.tokenizer.files import stock_tokenizer
 

@@ -22,7 +22,7 @@ from typing import Any
 from setting import Setting, prepare
 from workers import Lap, workers
 
-from dnabert_rm.train.environment import describe_environment
+from dnabert_rm.utils.system_info import describe_environment
 
 TARGET = 1.25
 TRAINER, PARTS = "Hugging Face Trainer", "ours without DeepSpeed"

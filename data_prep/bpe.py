@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.scan import joined_contigs, scan_files
-from data_prep.segments import cut_runs, long_enough, runs_between
-from data_prep.sources import Source
-from data_prep.unpack import check_starts, is_gzip, uncompressed
-from dnabert_rm import draws
-from dnabert_rm.errors import ConfigError, DataError, check_readable_file
-from dnabert_rm.fasta.contigs import Contig, RegionReaders, pure_codes
-from dnabert_rm.kmer import NUM_SPECIAL, SPECIAL_TOKENS, codes_to_bases
+from data_prep.build.decompress import check_starts, is_gzip, uncompressed
+from data_prep.build.scan import joined_contigs, scan_files
+from data_prep.build.segments import cut_runs, long_enough, runs_between
+from data_prep.build.sources import Source
+from dnabert_rm.genome.contigs import Contig, RegionReaders, pure_codes
+from dnabert_rm.genome.kmer import NUM_SPECIAL, SPECIAL_TOKENS, codes_to_bases
+from dnabert_rm.utils import random
+from dnabert_rm.utils.errors import ConfigError, DataError, check_readable_file
 
 MODEL_NAME = "tokenizer.model"
 SENTENCE_BASES = 4096
@@ -60,7 +60,7 @@ def sample_sentences(
     one stretch at a time and the table of where they all are.
     """
     table = np.concatenate([_sentences_of(number, contig) for number, contig in enumerate(contigs)])
-    order = draws.permutation(draws.key(seed, "bpe sample"), len(table))
+    order = random.permutation(random.key(seed, "bpe sample"), len(table))
     sizes = np.cumsum((table[:, 2] - table[:, 1])[order])
     drawn = np.sort(order[: np.searchsorted(sizes, sample_bases) + 1])
     with RegionReaders() as readers:

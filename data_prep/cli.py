@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from data_prep import commands
-from dnabert_rm.errors import run_command
-from dnabert_rm.parser import OneLineParser
+from dnabert_rm.config.command_line import OneLineParser
+from dnabert_rm.utils.errors import run_command
 
 PROGRAM = "python -m data_prep"
 _FASTA = "FASTA files, plain, gzip or bgzip; NAME=FILE gives a file's genome a name"

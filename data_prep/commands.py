@@ -7,10 +7,10 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dnabert_rm.errors import ConfigError, check_readable_file
+from dnabert_rm.utils.errors import ConfigError, check_readable_file
 
 if TYPE_CHECKING:
-    from data_prep.options import BuildOptions
+    from data_prep.build.options import BuildOptions
 
 _PLAIN_OPTIONS = (
     "segment_tokens", "min_tokens", "shard_tokens", "rna", "record_soft_mask", "val_fraction", "test_fraction",
@@ -21,11 +21,11 @@ _LIST_OPTIONS = ("include", "exclude", "val_contigs", "test_contigs")
 
 def build(args: Namespace) -> int:
     """`build`: make, or go on with, a folder of shards, and print what it holds."""
-    from data_prep.build import Job
-    from data_prep.build import build as build_shards
+    from data_prep.build.build_shards import Job
+    from data_prep.build.build_shards import build as build_shards
+    from data_prep.build.sources import find_sources
     from data_prep.inspect import as_text
     from data_prep.parallel import open_executor
-    from data_prep.sources import find_sources
 
     model = None if args.tokenizer == "kmer" else args.tokenizer
     with open_executor(_num_workers(args)) as executor:
@@ -37,8 +37,8 @@ def build(args: Namespace) -> int:
 
 
 def _build_options(args: Namespace, model: str | None) -> BuildOptions:
-    from data_prep.options import BuildOptions
-    from dnabert_rm.shards import sha256_of_file
+    from data_prep.build.options import BuildOptions
+    from dnabert_rm.utils.files import sha256_of_file
 
     if args.unk_bases is not None and args.ambiguous != "unk":
         raise ConfigError("--unk-bases: needs --ambiguous unk")
@@ -96,8 +96,8 @@ def stats(args: Namespace) -> int:
 def train_bpe(args: Namespace) -> int:
     """`train-bpe`: a BPE model from a sample of the input."""
     from data_prep.bpe import train_from_files
+    from data_prep.build.sources import find_sources
     from data_prep.parallel import open_executor
-    from data_prep.sources import find_sources
 
     with open_executor(_num_workers(args)) as executor:
         if executor is not None:

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.bases import make_decoder
-from data_prep.shard_reader import Meta, read_metas, read_segments
-from dnabert_rm import draws
-from dnabert_rm.errors import DataError
-from dnabert_rm.shards import SPLITS, Manifest, load_manifest
+from data_prep.decode import make_decoder
+from dnabert_rm.data.manifest import SPLITS, Manifest, load_manifest
+from dnabert_rm.data.shards import Meta, read_metas, read_segments
+from dnabert_rm.utils import random
+from dnabert_rm.utils.errors import DataError
 
 SHOWN_BASES = 66
 _LETTERS = np.frombuffer(b"ATCGN", dtype=np.uint8)
@@ -78,9 +78,9 @@ def unique_bases(metas: Iterable[Meta]) -> int:
 def draw_samples(manifest: Manifest, folder: Path, count: int, seed: int) -> list[dict[str, Any]]:
     """`count` stretches of segments as bases of the forward strand with their coordinates, drawn by segment."""
     where = [(shard.name, i) for shard in manifest.shards for i in range(len(shard.segments))]
-    bits = draws.fold(draws.key(seed, "inspect"), np.arange(2 * count))
+    bits = random.fold(random.key(seed, "inspect"), np.arange(2 * count))
     decode, samples = make_decoder(manifest.tokenizer, folder), []
-    for chosen, offset in zip(draws.below(bits[:count], len(where)), bits[count:], strict=True):
+    for chosen, offset in zip(random.below(bits[:count], len(where)), bits[count:], strict=True):
         name, number = where[chosen]
         found = next((found for i, found in enumerate(read_segments(folder / name)) if i == number), None)
         if found is None:
@@ -88,7 +88,7 @@ def draw_samples(manifest: Manifest, folder: Path, count: int, seed: int) -> lis
         _, meta, ids = found
         codes = decode(ids)
         codes = (codes ^ np.uint8(1))[::-1] if meta.get("strand") == "-" else codes
-        first = int(draws.below(offset, max(1, len(codes) - SHOWN_BASES)))
+        first = int(random.below(offset, max(1, len(codes) - SHOWN_BASES)))
         bases = _LETTERS[codes[first : first + SHOWN_BASES]].tobytes().decode()
         place = {field: meta[field] for field in ("genome", "contig", "split")}
         start = meta["start"] + first

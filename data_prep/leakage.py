@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.bases import make_decoder
+from data_prep.decode import make_decoder
 from data_prep.parallel import run_all
-from data_prep.shard_reader import read_segments
-from dnabert_rm.kmer import AMBIGUOUS
-from dnabert_rm.progress import progress_bar
-from dnabert_rm.shards import Manifest, TokenizerInfo, load_manifest
+from dnabert_rm.data.manifest import Manifest, TokenizerInfo, load_manifest
+from dnabert_rm.data.shards import read_segments
+from dnabert_rm.genome.kmer import AMBIGUOUS
+from dnabert_rm.utils.progress import progress_bar
 
 KEPT_STRETCHES = 1 << 24
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)

@@ -11,7 +11,7 @@ from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_complet
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
-from dnabert_rm.errors import ConfigError, DataError
+from dnabert_rm.utils.errors import ConfigError, DataError
 
 _LAUNCHED = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_RANK")
 """Variables that MPI launchers set for their processes."""

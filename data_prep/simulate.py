@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dnabert_rm import draws
-from dnabert_rm.errors import ConfigError, DataError
-from dnabert_rm.kmer import codes_to_bases
+from dnabert_rm.genome.kmer import codes_to_bases
+from dnabert_rm.utils import random
+from dnabert_rm.utils.errors import ConfigError, DataError
 
 CONTIG_SHARES = (0.4, 0.25, 0.2, 0.1, 0.05)
 NUM_FAMILIES, REPEAT_FRACTION = 10, 0.25
@@ -31,13 +31,13 @@ class Dice:
     """Numbers drawn one call after the other from one seed and purpose."""
 
     def __init__(self, seed: int, purpose: str) -> None:
-        self._key, self._calls = draws.key(seed, f"simulate {purpose}"), 0
+        self._key, self._calls = random.key(seed, f"simulate {purpose}"), 0
 
     def uniform(self, *shape: int) -> NDArray[np.float64]:
         """Uniform in [0, 1), of the given shape."""
         self._calls += 1
-        key = draws.fold(self._key, self._calls)
-        return draws.uniform(draws.fold(key, np.arange(int(np.prod(shape))))).reshape(shape)
+        key = random.fold(self._key, self._calls)
+        return random.uniform(random.fold(key, np.arange(int(np.prod(shape))))).reshape(shape)
 
     def below(self, bound: int, *shape: int) -> NDArray[np.int64]:
         """Uniform integers 0 … bound - 1, of the given shape."""

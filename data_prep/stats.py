@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.bases import make_decoder
+from data_prep.decode import make_decoder
 from data_prep.inspect import describe
 from data_prep.parallel import run_all
-from data_prep.shard_reader import read_segments
-from dnabert_rm.errors import ConfigError
-from dnabert_rm.kmer import AMBIGUOUS, BASE_ORDER
-from dnabert_rm.progress import progress_bar
-from dnabert_rm.shards import SPLITS, Manifest, TokenizerInfo, load_manifest
+from dnabert_rm.data.manifest import SPLITS, Manifest, TokenizerInfo, load_manifest
+from dnabert_rm.data.shards import read_segments
+from dnabert_rm.genome.kmer import AMBIGUOUS, BASE_ORDER
+from dnabert_rm.utils.errors import ConfigError
+from dnabert_rm.utils.progress import progress_bar
 
 _BAR_LETTERS = 40
 Task = tuple[Path, str, TokenizerInfo]

@@ -14,19 +14,19 @@ from numpy.typing import NDArray
 
 from data_prep.bpe import load_model, piece_bases
 from data_prep.parallel import run_all
-from data_prep.shard_reader import Meta, read_segments
-from dnabert_rm.errors import DataError
-from dnabert_rm.kmer import NUM_SPECIAL, UNK_ID, id_dtype
-from dnabert_rm.progress import progress_bar
-from dnabert_rm.shards import (
+from dnabert_rm.data.manifest import (
     ContigInfo,
     Manifest,
     ShardInfo,
     TokenizerInfo,
     load_manifest,
     segment_keys,
-    sha256_of_file,
 )
+from dnabert_rm.data.shards import Meta, read_segments
+from dnabert_rm.genome.kmer import NUM_SPECIAL, UNK_ID, id_dtype
+from dnabert_rm.utils.errors import DataError
+from dnabert_rm.utils.files import sha256_of_file
+from dnabert_rm.utils.progress import progress_bar
 
 _PIECE_TOKENS = 1 << 15
 """Checked at a time: what a piece needs stays in a core's cache."""

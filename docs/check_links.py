@@ -2,7 +2,7 @@
 
 Looked at: relative links and images of README.md, CHANGELOG.md, LOG.md, docs/*.md and ds_configs/README.md, their
 #anchors (as GitHub makes them from headings), paths in the text that begin with a folder of the project
-(`tests/unit/test_order.py`, patterns with * too), and in the tables of docs/architecture.md every file or folder in
+(`tests/unit/data/test_sampler.py`, patterns with * too), and in the tables of docs/architecture.md every file or folder in
 backticks, which may be relative to dnabert_rm/ or to the file named before it in its row. Nothing is fetched.
 """
 

@@ -14,7 +14,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from dnabert_rm import kmer
 from dnabert_rm.cli.run_flags import DEFAULT_PRESET, SHORT_FLAGS, add_run_flags, run_config
 from dnabert_rm.config import (
     ARCHITECTURES,
@@ -28,8 +27,8 @@ from dnabert_rm.config import (
     resolve,
     type_name,
 )
-from dnabert_rm.model.flops import num_parameters
-from dnabert_rm.train.inputs import model_shape
+from dnabert_rm.genome import kmer
+from dnabert_rm.model.flops import model_shape, num_parameters
 
 PAGE = Path(__file__).with_name("configuration.md")
 COMMAND = "python docs/write_configuration.py"
@@ -40,7 +39,7 @@ INTRODUCTION = f"""\
 # Configuration
 
 Every setting of a pretraining run, with its flag and default. `make docs` writes this page from
-`dnabert_rm/config/fields.py`, `dnabert_rm/cli/run_flags.py` and `dnabert_rm/presets/`; change it there.
+`dnabert_rm/config/run_config.py`, `dnabert_rm/cli/run_flags.py` and `dnabert_rm/presets/`; change it there.
 `dnabert-rm pretrain`, `check`, `plan` and `show-batch` take all of these flags.
 
 ## Which value counts

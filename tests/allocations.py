@@ -9,15 +9,16 @@ import torch
 import torch.distributed as dist
 
 from dnabert_rm.config import RunConfig, resolve
-from dnabert_rm.data.batches import BatchPlan
-from dnabert_rm.model.build import build_model, prepare_layers
+from dnabert_rm.data.batching import BatchPlan, split_batch
+from dnabert_rm.data.dataset import make_dataset
+from dnabert_rm.distributed.process_group import Ranks
+from dnabert_rm.masking.collator import make_collator
+from dnabert_rm.masking.schedule import make_mask_schedule
+from dnabert_rm.model.build import architecture_of, build_model, prepare_layers
 from dnabert_rm.model.mlm import MaskedLM
-from dnabert_rm.train.architecture import architecture_of
-from dnabert_rm.train.distributed import Ranks
-from dnabert_rm.train.ds_config import ds_settings, split_batch
+from dnabert_rm.train.deepspeed_settings import ds_settings
 from dnabert_rm.train.engine import Engine
-from dnabert_rm.train.inputs import make_collator, make_dataset
-from dnabert_rm.train.loop import Batch, run_step
+from dnabert_rm.train.trainer import Batch, run_step
 
 WARM_UP_STEPS = 2
 """Short steps that come first: AdamW's states appear in the first, ZeRO-3 knows the order of modules after it."""
@@ -55,7 +56,9 @@ def _engine(config: RunConfig, settings: dict[str, Any], ranks: Ranks) -> Engine
 def _batches(config: RunConfig, micro_batch: int, ranks: Ranks) -> list[Batch]:
     """Masked micro-batches of real windows, as many as a step has."""
     dataset, plan = make_dataset(config), BatchPlan.constant(config.train.global_batch)
-    collate = make_collator(config, dataset, plan)
+    collate = make_collator(
+        config, make_mask_schedule(config, dataset.tokenizer.k), plan.step_of, dataset.tokenizer.vocab_size
+    )
     found = []
     for first in range(ranks.rank * micro_batch, config.train.global_batch, micro_batch * ranks.world_size):
         # Late in the run, where the spans are widest.

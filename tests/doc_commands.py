@@ -11,7 +11,7 @@ from pathlib import Path
 from data_prep.cli import make_parser
 from dnabert_rm.cli.main import COMMANDS, command_parser
 from dnabert_rm.cli.run_flags import run_config
-from dnabert_rm.errors import ConfigError
+from dnabert_rm.utils.errors import ConfigError
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INDENTED = re.compile(r"(?:^|\n)\n((?:    .*\n?)+)")

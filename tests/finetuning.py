@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from transformers import BertConfig, BertForMaskedLM
 
-from dnabert_rm.downstream import heads
-from dnabert_rm.downstream.finetuning.settings import FinetuneSettings
+from dnabert_rm.finetune import pretrained_encoder as heads
+from dnabert_rm.finetune.finetune_settings import FinetuneSettings
 from dnabert_rm.tokenizer import KmerTokenizer
 
 K = 3

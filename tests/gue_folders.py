@@ -2,8 +2,8 @@
 
 import json
 
-from dnabert_rm.downstream.benchmark.runs import resolve_settings
-from dnabert_rm.downstream.benchmark.settings import metric_of
+from dnabert_rm.evaluate.gue_suite import metric_of
+from dnabert_rm.evaluate.suite_runs import resolve_settings
 
 
 def make_sets(root, **splits):

@@ -13,8 +13,8 @@ from pathlib import Path
 from support import read_metrics, start_ranks, wait_for
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from dnabert_rm.train.run_folder import LATEST_NAME, saved_steps, step_folder
-from dnabert_rm.train.seal import find_damage, read_record
+from dnabert_rm.checkpoint.checksums import find_damage, read_record
+from dnabert_rm.checkpoint.run_folder import LATEST_NAME, saved_steps, step_folder
 
 TIMINGS = {"tokens_per_second", "tflops_per_rank", "mfu", "data_wait", "save_seconds", "validation_seconds",
            "memory_gb"}  # fmt: skip

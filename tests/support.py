@@ -19,8 +19,7 @@ from typing import Any
 import numpy as np
 import webdataset
 
-from dnabert_rm import kmer
-from dnabert_rm.shards import (
+from dnabert_rm.data.manifest import (
     MANIFEST_NAME,
     ContigInfo,
     Manifest,
@@ -28,8 +27,9 @@ from dnabert_rm.shards import (
     SourceInfo,
     TokenizerInfo,
     segment_keys,
-    sha256_of_file,
 )
+from dnabert_rm.genome import kmer
+from dnabert_rm.utils.files import sha256_of_file
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -106,7 +106,7 @@ def free_port() -> int:
 # A server that has imported the slow libraries once forks each rank from itself, in a moment instead of ten seconds.
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(
-    ["dnabert_rm.train.pretrain", "deepspeed.runtime.zero.muon.muon_optimizer", "deepspeed.runtime.engine",
+    ["dnabert_rm.train.trainer", "deepspeed.runtime.zero.muon.muon_optimizer", "deepspeed.runtime.engine",
      "torch.utils.tensorboard", "transformers.models.bert.modeling_bert",
      "transformers.models.modernbert.modeling_modernbert"]
 )  # fmt: skip
@@ -205,7 +205,7 @@ def on_ranks(num_ranks: int, function: Callable[..., Any], *arguments: Any, time
 
 
 def _function_rank(num_ranks: int, rank: int, port: int, results: Any, function: Any, arguments: Any) -> None:
-    from dnabert_rm.train.distributed import process_group
+    from dnabert_rm.distributed.process_group import process_group
 
     variables = {"WORLD_SIZE": num_ranks, "LOCAL_WORLD_SIZE": num_ranks, "MASTER_ADDR": "127.0.0.1",
                  "MASTER_PORT": port, "RANK": rank, "LOCAL_RANK": rank}  # fmt: skip
@@ -228,6 +228,6 @@ def run_ranks(num_ranks: int, *words: str | Path, timeout: float = 300, codes: S
 
 def vouch_for(folder: Path) -> None:
     """Seal a checkpoint anew, as somebody would who wants a spoilt one to be loaded."""
-    from dnabert_rm.train.seal import Record, read_record, seal_share, write_record
+    from dnabert_rm.checkpoint.checksums import Record, read_record, seal_share, write_record
 
     write_record(folder, Record(read_record(folder).layout, seal_share(folder, 0, 1)))

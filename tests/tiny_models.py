@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from transformers import AutoModel, BertConfig, PreTrainedModel
 
-from dnabert_rm.downstream.heads import quiet_transformers
+from dnabert_rm.finetune.pretrained_encoder import quiet_transformers
 from dnabert_rm.tokenizer import KmerTokenizer
 
 POSITIONS = 24

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dnabert_rm.analysis.embeddings import COSINE, SHUFFLED
 from dnabert_rm.analysis.figures import COLOURS, LINES, MARKERS, NORMAL, SMALL, new_figure
-from dnabert_rm.errors import DataError
+from dnabert_rm.analysis.kmer_map import COSINE, SHUFFLED
+from dnabert_rm.utils.errors import DataError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

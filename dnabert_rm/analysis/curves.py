@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dnabert_rm.analysis.figures import COLOURS, LINES, MARKERS, NORMAL, SMALL, new_figure
-from dnabert_rm.analysis.runs import Points, Run, smooth
-from dnabert_rm.errors import ConfigError
+from dnabert_rm.analysis.run_records import Points, Run, smooth
+from dnabert_rm.utils.errors import ConfigError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dnabert_rm.errors import DataError
+from dnabert_rm.utils.errors import DataError
 
 TABLE_NAME, SCORES_NAME = "table.csv", "scores.json"
 METRICS = {"mcc": "MCC × 100", "f1_macro": "macro F1 × 100"}

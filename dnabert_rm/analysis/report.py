@@ -11,8 +11,18 @@ from dnabert_rm.analysis import gue_table, run_facts
 from dnabert_rm.analysis.curves import curves_figure, make_curves
 from dnabert_rm.analysis.figures import data_uri
 from dnabert_rm.analysis.gue_table import GueTable
-from dnabert_rm.analysis.page import Markup, code, heading, listing, page, paragraph, picture, table, with_code
-from dnabert_rm.analysis.runs import Run
+from dnabert_rm.analysis.page import (
+    Markup,
+    code,
+    heading,
+    listing,
+    page,
+    paragraph,
+    picture,
+    table,
+    with_code,
+)
+from dnabert_rm.analysis.run_records import Run
 
 ANALYSIS_NAME = "analysis"
 """Folder in a run where `analyze embeddings` and `analyze attention` put their pictures, and the report finds them."""
@@ -184,8 +194,8 @@ class Report:
 
 def write_report(path: Path, runs: Sequence[Run], gue: Sequence[Path] = (), axis: str = "steps") -> list[str]:
     """Write the page; returns the sentences on what is missing."""
-    from dnabert_rm.analysis.runs import short_names
-    from dnabert_rm.shards import write_atomically
+    from dnabert_rm.analysis.run_records import short_names
+    from dnabert_rm.utils.files import write_atomically
 
     tables = (
         [gue_table.read_gue(folder, name) for folder, name in zip(gue, short_names(gue), strict=True)] if gue else []

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dnabert_rm.analysis.runs import Run
-from dnabert_rm.train.run_folder import complete_steps, saved_steps, step_folder
+from dnabert_rm.analysis.run_records import Run
+from dnabert_rm.checkpoint.run_folder import complete_steps, saved_steps, step_folder
 
 LAST_ROWS = 20
 """Logged steps at the end of a run that its final loss is the mean of."""

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dnabert_rm.errors import ConfigError, DataError
-from dnabert_rm.quiet import quiet_third_parties
+from dnabert_rm.utils.environment import quiet_third_parties
+from dnabert_rm.utils.errors import ConfigError, DataError
 
 HELP = "curves, embeddings, attention, masks as pictures; a report of runs as one page"
 EXAMPLE = (
@@ -84,7 +84,7 @@ def _curves(args: argparse.Namespace) -> None:
 
 
 def _runs(args: argparse.Namespace) -> Any:
-    from dnabert_rm.analysis.runs import read_runs
+    from dnabert_rm.analysis.run_records import read_runs
 
     return read_runs(args.runs, _words(args.names))
 
@@ -116,7 +116,7 @@ def _add_embeddings(commands: Any) -> None:
 
 def _embeddings(args: argparse.Namespace) -> None:
     quiet_third_parties()
-    from dnabert_rm.cli.analyze_models import embeddings
+    from dnabert_rm.analysis.model_pictures import embeddings
 
     if args.points < 32 or not args.perplexity > 0:
         raise ConfigError("--points must be at least 32, and --perplexity above 0")
@@ -145,7 +145,7 @@ def _add_attention(commands: Any) -> None:
 
 def _attention(args: argparse.Namespace) -> None:
     quiet_third_parties()
-    from dnabert_rm.cli.analyze_models import attention
+    from dnabert_rm.analysis.model_pictures import attention
 
     if args.windows < 1 or (args.window is not None and args.window < 4):
         raise ConfigError("--windows must be at least 1, and --window at least 4")
@@ -168,7 +168,7 @@ def _add_images(commands: Any) -> None:
 
 def _images(args: argparse.Namespace) -> None:
     quiet_third_parties()
-    from dnabert_rm.cli.analyze_images import images
+    from dnabert_rm.analysis.tensorboard_images import images
 
     with contextlib.redirect_stdout(sys.stderr):
         folder = images(args)
@@ -191,7 +191,7 @@ def _compare(args: argparse.Namespace) -> None:
     from dnabert_rm.analysis.compare import compare_csv, compare_figure, read_measured
     from dnabert_rm.analysis.figures import check_picture_name, save_figure
     from dnabert_rm.analysis.report import ANALYSIS_NAME
-    from dnabert_rm.analysis.runs import own_names
+    from dnabert_rm.analysis.run_records import own_names
 
     check_picture_name(args.output)
     names = own_names(args.runs, _words(args.names))
@@ -218,9 +218,8 @@ def _add_masking(commands: Any) -> None:
 
 def _masking(args: argparse.Namespace) -> None:
     from dnabert_rm.analysis.figures import check_picture_name, save_figure
-    from dnabert_rm.analysis.hidden_bases import hidden_figure
-    from dnabert_rm.analysis.masks import masks_figure
-    from dnabert_rm.kmer import check_k
+    from dnabert_rm.analysis.mask_figures import hidden_figure, masks_figure
+    from dnabert_rm.genome.kmer import check_k
     from dnabert_rm.masking.schedule import make_schedule
 
     check_picture_name(args.output)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from dnabert_rm.cli.run_flags import add_run_flags, run_config
-from dnabert_rm.errors import ConfigError
+from dnabert_rm.utils.errors import ConfigError
 
 HELP = "check a pretraining configuration and its data without training"
 EXAMPLE = "dnabert-rm check --preset tiny --data prepared --output runs/first --ranks 8"

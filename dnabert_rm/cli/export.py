@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import sys
 
-from dnabert_rm.quiet import quiet_third_parties
+from dnabert_rm.utils.environment import quiet_third_parties
 
 HELP = "write a run's model as a Hugging Face folder, checked against the training model"
 EXAMPLE = "dnabert-rm export runs/first --output models/first"
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Export and print what was written."""
     quiet_third_parties()
-    from dnabert_rm.downstream.export import export
+    from dnabert_rm.export.export_model import export
 
     with contextlib.redirect_stdout(sys.stderr):
         done = export(args.run, args.output, args.step, args.average, args.max_shard_size)

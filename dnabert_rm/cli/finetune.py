@@ -9,10 +9,17 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from dnabert_rm.downstream.finetuning.settings import BAD_ROWS, CLASS_WEIGHTS, LONG, PRECISIONS, TASKS, FinetuneSettings
-from dnabert_rm.errors import is_first_rank
-from dnabert_rm.out_of_memory import memory_explained
-from dnabert_rm.quiet import quiet_third_parties
+from dnabert_rm.finetune.finetune_settings import (
+    BAD_ROWS,
+    CLASS_WEIGHTS,
+    LONG,
+    PRECISIONS,
+    TASKS,
+    FinetuneSettings,
+)
+from dnabert_rm.utils.environment import quiet_third_parties
+from dnabert_rm.utils.errors import is_first_rank
+from dnabert_rm.utils.out_of_memory import memory_explained
 
 HELP = "fine-tune a head (classes, labels, numbers, a class a base) on a CSV or TSV table"
 EXAMPLE = (
@@ -99,7 +106,8 @@ def run(args: argparse.Namespace) -> None:
         given["seeds"] = range(args.seed, args.seed + args.seeds)
     settings = FinetuneSettings(**given)
     quiet_third_parties()
-    from dnabert_rm.downstream import finetune, seeds
+    from dnabert_rm.finetune import finetune_model as finetune
+    from dnabert_rm.finetune import multiple_seeds as seeds
 
     # Standard output is for the result alone, whatever the libraries print on the way.
     less = "lower --batch-size, or --max-tokens, which cuts long sequences"
@@ -108,7 +116,7 @@ def run(args: argparse.Namespace) -> None:
             scores = finetune.finetune(settings) if settings.seeds is None else seeds.finetune_seeds(settings)
         finally:
             if "torch" in sys.modules:  # the first mistakes are told before it is imported
-                from dnabert_rm.downstream.finetuning.training import leave_ranks
+                from dnabert_rm.finetune.hf_trainer import leave_ranks
 
                 leave_ranks()
     if is_first_rank():

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from dnabert_rm.downstream.finetuning.settings import PRECISIONS
+from dnabert_rm.finetune.finetune_settings import PRECISIONS
 
 HELP = "fine-tune on every GUE data set of a folder, several seeds and arms; one table and picture"
 EXAMPLE = (
@@ -69,8 +69,8 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 def run(args: argparse.Namespace) -> int:
     """Run what is not finished yet; prints table.md."""
-    from dnabert_rm.downstream.benchmark.runs import Plan
-    from dnabert_rm.downstream.gue import GueOptions, gue
+    from dnabert_rm.evaluate.run_suite import GueOptions, gue
+    from dnabert_rm.evaluate.suite_runs import Plan
 
     given: dict[str, Any] = {name: getattr(args, name) for name in (*OVERRIDES, "precision")}
     overrides = {name: value for name, value in given.items() if value is not None}

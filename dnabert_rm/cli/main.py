@@ -8,9 +8,9 @@ import sys
 import textwrap
 
 from dnabert_rm import __version__
-from dnabert_rm.errors import EXIT_USER_ERROR, run_command
-from dnabert_rm.parser import OneLineParser
-from dnabert_rm.threads import wait_briefly
+from dnabert_rm.config.command_line import OneLineParser
+from dnabert_rm.utils.environment import wait_briefly
+from dnabert_rm.utils.errors import EXIT_USER_ERROR, run_command
 
 PROGRAM = "dnabert-rm"
 COMMANDS = (

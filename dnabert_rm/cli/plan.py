@@ -6,10 +6,10 @@ import argparse
 import json
 from typing import Any
 
-from dnabert_rm import kmer
 from dnabert_rm.cli.run_flags import add_run_flags, run_config
 from dnabert_rm.config import RunConfig
-from dnabert_rm.errors import ConfigError
+from dnabert_rm.data.manifest import load_manifest
+from dnabert_rm.genome import kmer
 from dnabert_rm.model.flops import (
     forward_flops_per_token,
     known_gpus,
@@ -17,8 +17,8 @@ from dnabert_rm.model.flops import (
     peak_flops,
     training_flops_per_token,
 )
-from dnabert_rm.shards import load_manifest
-from dnabert_rm.train.planner import USABLE_SHARE, Job, Option, advice, make_job, options
+from dnabert_rm.planning.planner import USABLE_SHARE, Job, Option, advice, make_job, options
+from dnabert_rm.utils.errors import ConfigError
 
 HELP = "estimate memory by ZeRO stage, FLOPs, time and messages of a run, and say which stage to choose"
 EXAMPLE = "dnabert-rm plan --preset 3b --gpus 64 --gpu-memory 80 --gpu h100 --tokens 1e12"

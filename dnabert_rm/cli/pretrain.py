@@ -6,11 +6,11 @@ import argparse
 import os
 
 from dnabert_rm.cli.run_flags import add_run_flags, run_config
-from dnabert_rm.errors import UserError
-from dnabert_rm.quiet import quiet_third_parties
-from dnabert_rm.train.launchers import rank_info
+from dnabert_rm.distributed.launchers import rank_info
 from dnabert_rm.train.preflight import check_run
 from dnabert_rm.train.stop import StopRequests
+from dnabert_rm.utils.environment import quiet_third_parties
+from dnabert_rm.utils.errors import UserError
 
 HELP = "pretrain on prepared folders (start it with `deepspeed launch_scripts/pretrain.sh`)"
 EXAMPLE = "deepspeed launch_scripts/pretrain.sh --preset tiny --data prepared --output runs/first --steps 200"
@@ -44,10 +44,10 @@ def run(args: argparse.Namespace) -> None:
         problem = error
     quiet_third_parties()
     if problem:
-        from dnabert_rm.train.rank_checks import tell_other_ranks
+        from dnabert_rm.distributed.consistency import tell_other_ranks
 
         tell_other_ranks(problem)
-    from dnabert_rm.train.pretrain import pretrain
+    from dnabert_rm.train.trainer import pretrain
 
     try:
         pretrain(config, stop)

@@ -17,8 +17,8 @@ from dnabert_rm.config import (
     resolve,
     type_name,
 )
-from dnabert_rm.errors import ConfigError
-from dnabert_rm.model.init_from import model_fields
+from dnabert_rm.model.pretrained import model_fields
+from dnabert_rm.utils.errors import ConfigError
 
 DEFAULT_PRESET = "base"
 SHORT_FLAGS = {

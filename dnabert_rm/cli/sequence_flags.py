@@ -7,9 +7,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from dnabert_rm.downstream.finetuning.settings import PRECISIONS
-from dnabert_rm.downstream.inference.sequence_files import LONG
-from dnabert_rm.downstream.inference.settings import InferenceSettings
+from dnabert_rm.finetune.finetune_settings import PRECISIONS
+from dnabert_rm.inference.inference_settings import InferenceSettings
+from dnabert_rm.inference.sequence_input import LONG
 
 
 def add_sequence_flags(parser: argparse.ArgumentParser, model: str, output: str, default_long: str) -> None:

@@ -15,15 +15,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dnabert_rm.checkpoint.train_state import TrainState
 from dnabert_rm.cli.run_flags import add_run_flags, run_config
 from dnabert_rm.config import RunConfig
-from dnabert_rm.data.batches import BatchPlan
-from dnabert_rm.data.dataset import WindowDataset
-from dnabert_rm.errors import ConfigError
-from dnabert_rm.kmer import MASK_ID, NUM_SPECIAL, codes_to_bases, kmer_codes, vocabulary
-from dnabert_rm.masking.collator import IGNORE, RandomMaskCollator
-from dnabert_rm.train.inputs import make_collator, make_dataset, make_plan
-from dnabert_rm.train.state import TrainState
+from dnabert_rm.data.batching import BatchPlan, make_plan
+from dnabert_rm.data.dataset import WindowDataset, make_dataset
+from dnabert_rm.genome.kmer import MASK_ID, NUM_SPECIAL, codes_to_bases, kmer_codes, vocabulary
+from dnabert_rm.masking.collator import IGNORE, RandomMaskCollator, make_collator
+from dnabert_rm.masking.schedule import make_mask_schedule
+from dnabert_rm.utils.errors import ConfigError
 
 HELP = "show the windows and masks of one step, exactly as the model sees them"
 EXAMPLE = """\
@@ -59,7 +59,15 @@ def run(args: argparse.Namespace) -> None:
         raise ConfigError(f"--first {args.first}: must be at least 1")
     dataset = make_dataset(config)
     plan = batch_plan(config)
-    rows = step_rows(dataset, make_collator(config, dataset, plan), plan, args.step, args.first)
+    rows = step_rows(
+        dataset,
+        make_collator(
+            config, make_mask_schedule(config, dataset.tokenizer.k), plan.step_of, dataset.tokenizer.vocab_size
+        ),
+        plan,
+        args.step,
+        args.first,
+    )
     if args.json:
         for row in rows:
             print(json.dumps(row))

@@ -1,6 +1,7 @@
 """Configuration of a pretraining run: from its default, over the preset and a TOML file, to a flag, each stronger."""
 
-from dnabert_rm.config.fields import (
+from dnabert_rm.config.layers import load_config_file, load_preset, preset_names, resolve, type_name
+from dnabert_rm.config.run_config import (
     ARCHITECTURES,
     SECTIONS,
     ModelConfig,
@@ -8,8 +9,7 @@ from dnabert_rm.config.fields import (
     RunConfig,
     TrainConfig,
 )
-from dnabert_rm.config.infos import FREE_TO_CHANGE, FieldInfo, field_infos
-from dnabert_rm.config.resolve import load_config_file, load_preset, preset_names, resolve, type_name
+from dnabert_rm.config.schema import FREE_TO_CHANGE, FieldInfo, field_infos
 
 __all__ = [
     "ARCHITECTURES",

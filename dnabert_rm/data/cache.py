@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from dnabert_rm.errors import ConfigError, DataError
-from dnabert_rm.shards import ShardInfo
+from dnabert_rm.data.manifest import ShardInfo
+from dnabert_rm.utils.errors import ConfigError, DataError
 
 Fetch = Callable[[BinaryIO], None]
 """Writes a shard's bytes to the open file it is given, from its current place on."""

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from dnabert_rm import draws
-from dnabert_rm.data.folders import StorageSettings
-from dnabert_rm.data.lengths import LENGTHS, crop_offsets, tokens_of_steps
-from dnabert_rm.data.mixture import MixtureOrder
-from dnabert_rm.data.order import EpochOrder, Order, Windows
-from dnabert_rm.data.reader import ShardReader
-from dnabert_rm.errors import ConfigError, DataError
-from dnabert_rm.kmer import id_dtype, reverse_complement_ids
+from dnabert_rm.config import RunConfig
+from dnabert_rm.data.batching import BatchPlan
+from dnabert_rm.data.sampler import LENGTHS, EpochOrder, MixtureOrder, Order, Windows, crop_offsets, tokens_of_steps
+from dnabert_rm.data.split_reader import ShardReader
+from dnabert_rm.data.storage import StorageSettings, prepared_folder
+from dnabert_rm.genome.kmer import id_dtype, reverse_complement_ids
+from dnabert_rm.utils import random
+from dnabert_rm.utils.errors import ConfigError, DataError
 
 NUM_SPECIAL_PER_WINDOW = 2
 """[CLS] and [SEP]."""
@@ -84,7 +84,7 @@ class WindowDataset:
         ]
         weights = weights or [1.0] * len(self.orders)
         self.order: Order = self.orders[0] if len(self.orders) == 1 else MixtureOrder(self.orders, weights, seed)
-        self._stand_in_key = draws.key(seed, "stand-in")
+        self._stand_in_key = random.key(seed, "stand-in")
 
     def _check(self, folders: Sequence[str | Path]) -> None:
         """`ConfigError` for settings that don't fit the data or each other."""
@@ -181,10 +181,59 @@ class WindowDataset:
         """Another window of the data set, drawn on the sample index until its shard is good."""
         order = self.orders[source]
         for attempt in itertools.count():
-            bits = draws.fold(draws.fold(self._stand_in_key, sample), attempt)
-            found = order.locate(draws.below(bits, min(order.epoch_samples, 1 << 31)))
+            bits = random.fold(random.fold(self._stand_in_key, sample), attempt)
+            found = order.locate(random.below(bits, min(order.epoch_samples, 1 << 31)))
             if self.readers[source].is_usable(int(found.shard[0])):
                 return found
             if attempt == _NUM_STAND_INS:
                 break
         raise DataError(f"{self.readers[source].folder.shown}: hardly any shard can be read; copy or build them again")
+
+
+VALIDATION_SEED = 0
+"""Of held-out windows and their masks: runs with different seeds are asked the same."""
+
+
+def make_dataset(config: RunConfig) -> WindowDataset:
+    """The windows of a configuration, in order."""
+    data = config.data
+    settings = WindowSettings(
+        split=data.split,
+        window=data.window,
+        overlap=data.overlap,
+        strand=data.strand,
+        lengths=data.lengths,
+        num_streams=data.num_streams,
+        block_windows=data.block_windows,
+        drop_to_multiple_of=config.train.global_batch if data.remainder == "drop" else 1,
+    )
+    storage = StorageSettings(data.on_bad_shard, data.allow_pipe, data.cache_dir, data.cache_gb)
+    return WindowDataset(data.path, data.weights, settings, config.train.seed, storage)
+
+
+def make_validation_dataset(config: RunConfig) -> WindowDataset | None:
+    """Held-out windows, full and of the forward strand, in an order that no seed changes; None where no window fits."""
+    data, validation = config.data, config.validation
+    storage = StorageSettings(data.on_bad_shard, data.allow_pipe, data.cache_dir, data.cache_gb)
+    if not validation.every:
+        return None
+    having = []
+    for path in data.path:
+        manifest = prepared_folder(path, storage).manifest()
+        stored = (data.window - NUM_SPECIAL_PER_WINDOW - 1) * (1 if data.overlap else manifest.tokenizer.k or 1) + 1
+        if any(s.split == validation.split and max(s.segments, default=0) >= stored for s in manifest.shards):
+            having.append(path)
+    if not having:
+        return None
+    settings = WindowSettings(split=validation.split, window=data.window, overlap=data.overlap)
+    return WindowDataset(having, [], settings, VALIDATION_SEED, storage)
+
+
+def consumed_tokens(dataset: WindowDataset, plan: BatchPlan, step: int) -> int:
+    """Tokens in the windows of the steps before `step`, [CLS] and [SEP] included."""
+    if dataset.settings.lengths == "full":
+        return plan.first_sample(step) * dataset.settings.window
+    steps = np.arange(step + 1)
+    batches = np.diff([plan.first_sample(int(before)) for before in steps])
+    tokens = tokens_of_steps(dataset.seed, steps[:-1], dataset.num_tokens) + NUM_SPECIAL_PER_WINDOW
+    return int((batches * tokens).sum())

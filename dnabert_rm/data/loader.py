@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, get_worker_info
 
-from dnabert_rm.data.batches import BatchPlan, check_split, micro_batch
+from dnabert_rm.data.batching import BatchPlan, check_split, micro_batch
 from dnabert_rm.data.dataset import WindowBatch, WindowDataset
-from dnabert_rm.data.order import Windows
-from dnabert_rm.errors import UserError
+from dnabert_rm.data.sampler import Windows
+from dnabert_rm.utils.errors import UserError
 
 Collate = Callable[[tuple[NDArray[np.int64], NDArray]], dict[str, Any]]
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)

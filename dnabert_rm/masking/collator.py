@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from dnabert_rm import draws
-from dnabert_rm.errors import ConfigError
-from dnabert_rm.kmer import CLS_ID, NUM_SPECIAL, SEP_ID
+from dnabert_rm.config import RunConfig
+from dnabert_rm.genome.kmer import CLS_ID, NUM_SPECIAL, SEP_ID
 from dnabert_rm.masking.schedule import MaskSchedule
 from dnabert_rm.masking.spans import REPLACEMENTS, draw_centres, draw_spans, replace, span_table, unite_spans
+from dnabert_rm.utils import random
+from dnabert_rm.utils.errors import ConfigError
 
 IGNORE = -100
 """The label of what is not predicted, as in PyTorch's and transformers' losses."""
@@ -62,7 +63,7 @@ class RandomMaskCollator:
             raise ConfigError(f"masking.replacement {replacement!r} must be one of {', '.join(REPLACEMENTS)}")
         self.schedule, self.step_of, self.vocab_size, self.replacement = schedule, step_of, vocab_size, replacement
         self._span_table, self._rates = span_table(schedule.spans), np.array(schedule.rates)
-        self._keys = {what: draws.key(seed, f"mask/{what}") for what in ("span", "centre", "replacement")}
+        self._keys = {what: random.key(seed, f"mask/{what}") for what in ("span", "centre", "replacement")}
 
     def mask(self, samples: NDArray[np.int64], ids: NDArray) -> MaskedBatch:
         """Mask windows `ids` (B, T), any integer dtype, whose sample indices are `samples` (B,)."""
@@ -86,7 +87,7 @@ class RandomMaskCollator:
     def spans(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
         """The span of each window, (B,) int64."""
         row = self.schedule.phase_of(self.step_of(samples)) - 1
-        return draw_spans(draws.fold(self._keys["span"], samples), *self._span_table, row)
+        return draw_spans(random.fold(self._keys["span"], samples), *self._span_table, row)
 
     def _mask_some(
         self,
@@ -98,13 +99,13 @@ class RandomMaskCollator:
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Mask `input_ids` (B, L) in place; returns the masked positions in it, flattened, and what they were, (M,)."""
         num_tokens, is_real = ids.shape[1], ids >= NUM_SPECIAL
-        centres = draw_centres(draws.fold(self._keys["centre"], samples), num_tokens, rate) & is_real
+        centres = draw_centres(random.fold(self._keys["centre"], samples), num_tokens, rate) & is_real
         masked = unite_spans(centres, span) & is_real
         rows, columns = np.divmod(np.flatnonzero(masked), num_tokens)
         positions = rows * (num_tokens + 2) + columns + 1
         flat = input_ids.reshape(-1)
         targets = flat[positions]
-        keys = draws.fold(self._keys["replacement"], samples)
+        keys = random.fold(self._keys["replacement"], samples)
         flat[positions] = replace(targets, rows, columns, keys, self.vocab_size, self.replacement)
         return positions, targets
 
@@ -131,3 +132,10 @@ class RandomMaskCollator:
             "samples": samples,
         }
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+def make_collator(
+    config: RunConfig, schedule: MaskSchedule, step_of: Callable[[ArrayLike], NDArray[np.int64]], vocab_size: int
+) -> RandomMaskCollator:
+    """The collator of a run configuration; `step_of` gives the step of each sample index."""
+    return RandomMaskCollator(schedule, step_of, vocab_size, config.train.seed, replacement=config.masking.replacement)

@@ -14,7 +14,8 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from dnabert_rm.errors import ConfigError
+from dnabert_rm.config import RunConfig
+from dnabert_rm.utils.errors import ConfigError
 
 POLICIES = ("randommask", "randommask-matched", "fixed", "token")
 DRAWS = ("uniform", "max")
@@ -149,3 +150,21 @@ def _matched_rate(spans: Sequence[int], target: float) -> float:
         else:
             high = middle
     return high
+
+
+def make_mask_schedule(config: RunConfig, k: int | None) -> MaskSchedule:
+    """The mask schedule of a configuration; only policy "token" fits a tokenizer without k."""
+    masking = config.masking
+    if k is None and masking.policy != "token":
+        raise ConfigError(f"masking.policy {masking.policy!r} needs k-mers; for BPE shards give --masking token")
+    return make_schedule(
+        masking.policy,
+        k=k or 1,
+        total_steps=config.train.steps,
+        phase_ends=masking.phase_ends,
+        phase_spans=masking.phase_spans,
+        centre_rate=masking.centre_rate,
+        draw=masking.draw,
+        fixed_span=masking.fixed_span,
+        token_rate=masking.token_rate,
+    )

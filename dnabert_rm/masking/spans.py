@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from dnabert_rm import draws
-from dnabert_rm.kmer import MASK_ID, NUM_SPECIAL
+from dnabert_rm.genome.kmer import MASK_ID, NUM_SPECIAL
+from dnabert_rm.utils import random
 
 REPLACEMENTS = ("token", "span")
 MASK_SHARE, RANDOM_SHARE = 0.8, 0.1
@@ -41,7 +41,7 @@ def draw_spans(
     keys: NDArray[np.uint64], table: NDArray[np.int64], counts: NDArray[np.int64], row: NDArray[np.int64]
 ) -> NDArray[np.int64]:
     """One span a window, uniform over the list in its row of a `span_table`; `keys` and `row` (B,) → (B,) int64."""
-    return table[row, draws.below(keys, counts[row])]
+    return table[row, random.below(keys, counts[row])]
 
 
 def draw_centres(keys: NDArray[np.uint64], num_tokens: int, rate: NDArray[np.float64]) -> NDArray[np.bool_]:
@@ -50,7 +50,7 @@ def draw_centres(keys: NDArray[np.uint64], num_tokens: int, rate: NDArray[np.flo
     Args: `keys` (B,) uint64, `rate` (B,) float64. Returns (B, T) bool. One 64-bit hash serves two
     tokens, 32 bits each, so a chance is exact to 2^-32.
     """
-    words = draws.fold(keys[:, None], np.arange((num_tokens + 1) // 2))
+    words = random.fold(keys[:, None], np.arange((num_tokens + 1) // 2))
     halves = words.astype("<u8", copy=False).view("<u4")[:, :num_tokens]
     threshold = np.minimum(np.ceil(rate * 2.0**32), 2.0**32) - 1
     return halves <= threshold.astype(np.uint32)[:, None]
@@ -88,13 +88,13 @@ def replace(
     span, so that an unchanged token can't give its span away). Returns (M,) int64; random tokens are uniform over
     the k-mers and never special.
     """
-    bits = draws.fold(keys[rows], columns)
+    bits = random.fold(keys[rows], columns)
     choice = bits
     if replacement == "span":
         opens = np.ones(len(rows), dtype=bool)
         opens[1:] = (rows[1:] != rows[:-1]) | (columns[1:] != columns[:-1] + 1)
         choice = choice[opens][np.cumsum(opens) - 1]
     # The choice hangs on the upper half of a word, to 2^-32, and the k-mer on the lower half.
-    random_ids = NUM_SPECIAL + draws.below(bits << np.uint64(32), vocab_size - NUM_SPECIAL)
+    random_ids = NUM_SPECIAL + random.below(bits << np.uint64(32), vocab_size - NUM_SPECIAL)
     kept = np.where(choice < _RANDOM_BELOW, random_ids, targets)
     return np.where(choice < _MASK_BELOW, MASK_ID, kept)

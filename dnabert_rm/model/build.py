@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,13 +17,13 @@ from transformers import (
     PreTrainedModel,
 )
 
-from dnabert_rm.errors import ShareError
-from dnabert_rm.kmer import CLS_ID, PAD_ID, SEP_ID
-from dnabert_rm.model.init_from import model_fields
+from dnabert_rm.config import ModelConfig
+from dnabert_rm.genome.kmer import CLS_ID, PAD_ID, SEP_ID
+from dnabert_rm.model.pretrained import model_fields
+from dnabert_rm.utils.errors import ShareError
 
 MAX_GLOBAL_POSITIONS = 1024
 """Up to here every layer of a `modernbert` attends to the whole window; beyond, two layers in three slide."""
-
 DROPOUTS = {
     "bert": ("hidden_dropout_prob", "attention_probs_dropout_prob"),
     "modernbert": ("attention_dropout", "embedding_dropout", "mlp_dropout"),
@@ -129,3 +130,19 @@ def prepare_layers(model: PreTrainedModel, *, checkpointing: bool, compile_layer
     if compile_layers:
         for layer in encoder_layers(model):
             layer.compile()
+
+
+def architecture_of(model: ModelConfig, vocab_size: int, checkpoint: Path | None = None) -> PreTrainedConfig:
+    """transformers' configuration: the checkpoint's, that of the folder `[model]` begins from, or one of its sizes."""
+    if checkpoint or model.init_from:
+        return pretrained_config(str(checkpoint or model.init_from), model.dropout)
+    return transformers_config(
+        architecture=model.architecture,
+        vocab_size=vocab_size,
+        hidden_size=model.hidden_size,
+        num_layers=model.num_layers,
+        num_heads=model.num_heads,
+        intermediate_size=model.intermediate_size,
+        max_positions=model.max_positions,
+        dropout=model.dropout,
+    )

@@ -12,7 +12,10 @@ Letters: H hidden size, I intermediate size, N layers, V vocabulary, L tokens a 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
+
+from dnabert_rm.config import ModelConfig
+from dnabert_rm.model.pretrained import model_fields
 
 TOKEN_TYPES = 2
 """Rows of BERT's token type embedding."""
@@ -171,3 +174,10 @@ def peak_flops(device_name: str) -> float | None:
 def known_gpus() -> list[str]:
     """Short names that `peak_flops` knows."""
     return [" ".join(words) for words, _ in _PEAK_TFLOPS]
+
+
+def model_shape(model: ModelConfig, vocab_size: int) -> ModelShape:
+    """The sizes of a configured model, those of the folder that it begins from if it does."""
+    sizes = model_fields(model.init_from) if model.init_from else asdict(model)
+    names = [field.name for field in fields(ModelShape) if field.name != "vocab_size"]
+    return ModelShape(vocab_size=vocab_size, **{name: sizes[name] for name in names})

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from dnabert_rm.kmer import NUM_SPECIAL
+from dnabert_rm.genome.kmer import NUM_SPECIAL
 
 
 class MaskedLM(nn.Module):

@@ -8,8 +8,8 @@ from pathlib import Path
 from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers, processors
 from tokenizers.models import WordLevel
 
-from dnabert_rm import kmer
-from dnabert_rm.errors import CheckpointError
+from dnabert_rm.genome import kmer
+from dnabert_rm.utils.errors import CheckpointError
 
 VOCAB_FILE = "vocab.txt"
 STOCK_FILE = "tokenizer.json"

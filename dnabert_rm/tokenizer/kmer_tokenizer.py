@@ -29,10 +29,10 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import AutoTokenizer, BatchEncoding, PreTrainedConfig, PreTrainedTokenizer
 
-from dnabert_rm import kmer
-from dnabert_rm.errors import CheckpointError
+from dnabert_rm.genome import kmer
 from dnabert_rm.tokenizer.files import VOCAB_FILE, read_k, write_tokenizer_files
-from dnabert_rm.tokenizer.padding import pad_rows, padded_width
+from dnabert_rm.tokenizer.windows import pad_rows, padded_width
+from dnabert_rm.utils.errors import CheckpointError
 
 _WHITE_SPACE = b" \t\n\r\x0b\x0c"
 _SPECIAL_NAMES = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")

@@ -9,23 +9,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from dnabert_rm.config import OptimConfig, RunConfig
-from dnabert_rm.errors import ConfigError
+from dnabert_rm.config import ModelConfig, OptimConfig, RunConfig
+from dnabert_rm.config.deepspeed_config import offloads_optimizer, zero_stage
+from dnabert_rm.distributed.process_group import Ranks
+from dnabert_rm.model.flops import model_shape, num_parameters
 from dnabert_rm.model.mlm import MaskedLM
-from dnabert_rm.train.device import gpu_in_use
-from dnabert_rm.train.distributed import Ranks
-from dnabert_rm.train.ds_config import offloads_optimizer
-from dnabert_rm.train.extensions import import_deepspeed
-from dnabert_rm.train.optim import make_optimizer, parameter_groups
-
-
-def resolve_precision(precision: str) -> str:
-    """ "auto" → "bf16" on a GPU that has it, else "fp32"; others as they are. `ConfigError` for fp16 on a CPU."""
-    if precision == "fp16" and not gpu_in_use():
-        raise ConfigError("train.precision: fp16 needs a GPU; choose bf16 or fp32")
-    if precision != "auto":
-        return precision
-    return "bf16" if gpu_in_use() and torch.cuda.is_bf16_supported() else "fp32"
+from dnabert_rm.patches.deepspeed_patches import import_deepspeed, look_for_overflow_at_once
+from dnabert_rm.train.optimizer import make_optimizer, parameter_groups
 
 
 @contextlib.contextmanager
@@ -125,25 +115,6 @@ class Engine:
         return int(self.deepspeed.skipped_steps)
 
 
-def look_for_overflow_at_once(optimizer: Any) -> None:
-    """ZeRO-1 and ZeRO-2 in bf16 and fp16: the same answer to "is a gradient inf or NaN?" with one kernel a gradient.
-
-    DeepSpeed takes some twenty, two thirds of all that a step of BERT's base size launches; on a GPU that is time that
-    a step takes whatever its size.
-    """
-    if not hasattr(optimizer, "has_overflow_partitioned_grads_serial") or not hasattr(optimizer, "bit16_groups"):
-        return
-
-    def has_overflow() -> torch.Tensor:
-        groups = (optimizer.averaged_gradients[number] or () for number in range(len(optimizer.bit16_groups)))
-        gradients = (gradient for group in groups for gradient in group if gradient is not None and gradient.numel())
-        # A NaN is the least and the greatest of whatever it is among.
-        extremes = [extreme for gradient in gradients for extreme in torch.aminmax(gradient)]
-        return ~torch.stack(extremes).isfinite().all().reshape(1) if extremes else torch.zeros(1, dtype=torch.bool)
-
-    optimizer.has_overflow_partitioned_grads_serial = has_overflow
-
-
 def _adam(module: nn.Module, optim: OptimConfig) -> torch.optim.Optimizer:
     betas = (optim.beta1, optim.beta2)
     return make_optimizer(module, lr=optim.lr, betas=betas, eps=optim.eps, weight_decay=optim.weight_decay)
@@ -155,3 +126,14 @@ def _cpu_adam(module: nn.Module, optim: OptimConfig) -> torch.optim.Optimizer:
 
     groups = parameter_groups(module, optim.weight_decay)
     return DeepSpeedCPUAdam(groups, lr=optim.lr, betas=(optim.beta1, optim.beta2), eps=optim.eps, adamw_mode=True)
+
+
+PARTITIONED_FROM = 1_000_000_000
+"""Parameters above which a rank should not hold the whole model while it is built: 4 GB in fp32."""
+
+
+def is_built_partitioned(model: ModelConfig, vocab_size: int, settings: dict[str, Any]) -> bool:
+    """Whether the model is partitioned over the ranks while it is built: as `model.build` says, under ZeRO-3 alone."""
+    if model.build == "auto":
+        return zero_stage(settings) == 3 and num_parameters(model_shape(model, vocab_size)) > PARTITIONED_FROM
+    return model.build == "partitioned"

@@ -7,20 +7,20 @@ import importlib.util
 import math
 from pathlib import Path
 
+from dnabert_rm.checkpoint.compatibility import refuse_changes
+from dnabert_rm.checkpoint.run_folder import STATE_NAME, candidates, complete_steps, read_state, step_folder
+from dnabert_rm.checkpoint.train_state import TrainState
 from dnabert_rm.config import RunConfig
-from dnabert_rm.data.batches import BatchPlan
-from dnabert_rm.data.dataset import WindowDataset
-from dnabert_rm.errors import CheckpointError, ConfigError
-from dnabert_rm.model.activations import FP32_BYTES
-from dnabert_rm.model.init_from import check_vocabulary
-from dnabert_rm.train.changes import refuse_changes
-from dnabert_rm.train.disk import check_disk
-from dnabert_rm.train.ds_config import ds_settings, load_ds_config, split_batch
-from dnabert_rm.train.inputs import make_dataset, make_mask_schedule, make_plan, make_validation_dataset
-from dnabert_rm.train.planner import estimate, make_job
-from dnabert_rm.train.run_folder import STATE_NAME, candidates, complete_steps, read_state, step_folder
-from dnabert_rm.train.state import TrainState
-from dnabert_rm.train.zero import ZeroSettings
+from dnabert_rm.config.deepspeed_config import ZeroSettings, load_ds_config
+from dnabert_rm.data.batching import BatchPlan, make_plan, split_batch
+from dnabert_rm.data.dataset import WindowDataset, make_dataset, make_validation_dataset
+from dnabert_rm.masking.schedule import make_mask_schedule
+from dnabert_rm.model.pretrained import check_vocabulary
+from dnabert_rm.planning.activations import FP32_BYTES
+from dnabert_rm.planning.disk_space import check_disk
+from dnabert_rm.planning.planner import estimate, make_job
+from dnabert_rm.train.deepspeed_settings import ds_settings
+from dnabert_rm.utils.errors import CheckpointError, ConfigError
 
 
 def check_run(config: RunConfig, num_ranks: int = 1) -> list[str]:

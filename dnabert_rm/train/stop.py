@@ -12,7 +12,7 @@ import signal
 from pathlib import Path
 from types import FrameType
 
-from dnabert_rm.errors import StoppedError, is_first_rank
+from dnabert_rm.utils.errors import StoppedError, is_first_rank
 
 STOP_NAME = "stop"
 STOP_FILE_VARIABLE = "DNABERT_RM_STOP_FILE"

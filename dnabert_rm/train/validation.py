@@ -10,12 +10,13 @@ import torch
 from numpy.typing import NDArray
 
 from dnabert_rm.config import RunConfig
-from dnabert_rm.data.dataset import WindowDataset
-from dnabert_rm.errors import UserError
-from dnabert_rm.masking.collator import IGNORE
-from dnabert_rm.train.distributed import Ranks, sum_over_ranks
+from dnabert_rm.data.dataset import VALIDATION_SEED, WindowDataset, make_validation_dataset
+from dnabert_rm.distributed.collectives import sum_over_ranks
+from dnabert_rm.distributed.process_group import Ranks
+from dnabert_rm.masking.collator import IGNORE, RandomMaskCollator
+from dnabert_rm.masking.schedule import SPAN_STEP, make_schedule
 from dnabert_rm.train.engine import Engine
-from dnabert_rm.train.inputs import make_validation_collators, make_validation_dataset
+from dnabert_rm.utils.errors import UserError
 
 
 class Validation:
@@ -86,3 +87,21 @@ def _means(sums: list[float], k: int | None) -> dict[str, float | None]:
     divisor = max(1.0, num_masked)
     bases = num_right_bases / divisor / k if k else None
     return {"loss": loss_sum / divisor, "masked_accuracy": num_right / divisor, "base_accuracy": bases}
+
+
+def make_validation_collators(config: RunConfig, dataset: WindowDataset) -> dict[str, RandomMaskCollator]:
+    """The collate steps of the validation, by the names of their curves: "span_6" …, or "token".
+
+    Spans and rates are the same for all runs on the data, whatever they train with.
+    """
+    k, vocab_size = dataset.tokenizer.k, dataset.tokenizer.vocab_size
+    spans = config.validation.spans
+    if k is None or (not config.data.overlap and not spans):
+        schedules = {"token": make_schedule("token", k=k or 1, total_steps=1)}
+    else:
+        spans = spans or tuple(range(k, k + 4 * SPAN_STEP + 1, SPAN_STEP))
+        schedules = {f"span_{span}": make_schedule("fixed", k=k, total_steps=1, fixed_span=span) for span in spans}
+    return {
+        name: RandomMaskCollator(schedule, np.zeros_like, vocab_size, VALIDATION_SEED)
+        for name, schedule in schedules.items()
+    }

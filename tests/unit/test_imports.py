@@ -10,53 +10,54 @@ from pathlib import Path
 import pytest
 from support import ROOT
 
-# Left may import right; a layer may import itself.
-ALLOWED = {
-    "data_prep": {f"dnabert_rm.{name}" for name in ("kmer", "fasta", "shards", "errors", "draws", "progress", "parser")}
-    | {"data_prep"},
-    "dnabert_rm.errors": set(),
-    "dnabert_rm.quiet": set(),
-    "dnabert_rm.parser": {"dnabert_rm.errors"},
-    "dnabert_rm.progress": set(),
-    "dnabert_rm.threads": set(),
-    "dnabert_rm.out_of_memory": {"dnabert_rm.errors"},
-    "dnabert_rm.kmer": {"dnabert_rm.errors"},
-    "dnabert_rm.fasta": {"dnabert_rm.fasta", "dnabert_rm.errors", "dnabert_rm.kmer"},
-    "dnabert_rm.draws": {"dnabert_rm.errors"},
-    "dnabert_rm.shards": {"dnabert_rm.errors", "dnabert_rm.kmer"},
-    "dnabert_rm.config": {"dnabert_rm.config", "dnabert_rm.errors"},
-    "dnabert_rm.tokenizer": {"dnabert_rm.tokenizer", "dnabert_rm.errors", "dnabert_rm.kmer"},
-    "dnabert_rm.data": {
-        "dnabert_rm.data",
-        "dnabert_rm.kmer",
-        "dnabert_rm.shards",
-        "dnabert_rm.draws",
-        "dnabert_rm.errors",
-    },
-    "dnabert_rm.masking": {"dnabert_rm.masking", "dnabert_rm.kmer", "dnabert_rm.draws", "dnabert_rm.errors"},
-    "dnabert_rm.model": {"dnabert_rm.model", "dnabert_rm.kmer", "dnabert_rm.errors"},
+# A room (package) may import itself and the rooms named here.
+ROOMS = {
+    "utils": [],
+    "config": ["utils"],
+    "patches": ["utils"],
+    "genome": ["utils"],
+    "tokenizer": ["genome", "utils"],
+    "data": ["genome", "config", "utils"],
+    "masking": ["genome", "config", "utils"],
+    "model": ["genome", "config", "utils"],
+    "planning": ["data", "masking", "model", "genome", "config", "utils"],
+    "distributed": ["data", "patches", "config", "utils"],
+    "checkpoint": ["distributed", "data", "patches", "genome", "config", "utils"],
+    "train": [
+        "checkpoint",
+        "distributed",
+        "planning",
+        "data",
+        "masking",
+        "model",
+        "patches",
+        "genome",
+        "config",
+        "utils",
+    ],
 }
-BASE = {
-    f"dnabert_rm.{name}"
-    for name in (
-        "errors", "quiet", "parser", "progress", "threads", "out_of_memory", "kmer", "draws", "shards", "config",
-        "tokenizer",
-    )
-}  # fmt: skip
-CORE = BASE | {"dnabert_rm.data", "dnabert_rm.masking", "dnabert_rm.model"}
-ALLOWED["dnabert_rm.train"] = CORE | {"dnabert_rm.train"}
-ALLOWED["dnabert_rm.downstream"] = CORE | {"dnabert_rm.train", "dnabert_rm.downstream", "dnabert_rm.fasta"}
-ALLOWED["dnabert_rm.analysis"] = CORE | {"dnabert_rm.train", "dnabert_rm.analysis"}
-ALLOWED["dnabert_rm.cli"] = ALLOWED["dnabert_rm.downstream"] | {"dnabert_rm.analysis", "dnabert_rm.cli"}
-ALLOWED["dnabert_rm.__main__"] = {"dnabert_rm.cli"}
+TRAINING = [*ROOMS, "train"]
+ROOMS |= {
+    "export": TRAINING,
+    "finetune": ["tokenizer", "model", "genome", "config", "utils"],
+    "inference": ["finetune", "tokenizer", "model", "genome", "config", "utils"],
+    "evaluate": ["finetune", "model", "config", "utils"],
+    "analysis": [*TRAINING, "export", "finetune", "inference"],
+    "cli": [*TRAINING, "export", "finetune", "inference", "evaluate", "analysis"],
+    "__main__": ["cli"],
+}
+ALLOWED = {f"dnabert_rm.{room}": {f"dnabert_rm.{name}" for name in (room, *names)} for room, names in ROOMS.items()}
+ALLOWED["data_prep"] = {
+    "data_prep",
+    *(f"dnabert_rm.{name}" for name in ("data", "genome", "patches", "config", "utils")),
+}
 ONLY_IN = {
     "deepspeed": {
         "dnabert_rm/train/engine.py",
-        "dnabert_rm/train/extensions.py",
-        "dnabert_rm/train/safe_load.py",
-        "dnabert_rm/train/universal.py",
+        "dnabert_rm/checkpoint/reshard.py",
+        "dnabert_rm/patches/deepspeed_patches.py",
     },
-    "mpi4py": {"data_prep/parallel.py", "dnabert_rm/train/meeting.py"},
+    "mpi4py": {"data_prep/parallel.py", "dnabert_rm/distributed/rendezvous.py"},
 }
 FILES = sorted(
     path.relative_to(ROOT).as_posix() for name in ("data_prep", "dnabert_rm") for path in (ROOT / name).rglob("*.py")
@@ -74,7 +75,7 @@ def imported(path: Path) -> list[tuple[str, bool]]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
             assert node.module
-            # `from dnabert_rm import kmer` imports the module dnabert_rm.kmer.
+            # `from dnabert_rm import kmer` imports the module dnabert_rm.genome.kmer.
             names = (
                 [f"{node.module}.{alias.name}" for alias in node.names]
                 if node.module == "dnabert_rm"
@@ -85,7 +86,7 @@ def imported(path: Path) -> list[tuple[str, bool]]:
 
 
 def layer(module: str) -> str:
-    """ "dnabert_rm.train.loop" → "dnabert_rm.train"; "data_prep.cli" → "data_prep"."""
+    """ "dnabert_rm.train.trainer" → "dnabert_rm.train"; "data_prep.cli" → "data_prep"."""
     parts = module.split(".")
     return parts[0] if parts[0] != "dnabert_rm" else ".".join(parts[:2])
 
@@ -97,6 +98,25 @@ def test_a_file_imports_only_what_its_layer_may(file: str) -> None:
     for name, _ in imported(ROOT / file):
         if name.split(".")[0] in ("dnabert_rm", "data_prep") and name != "dnabert_rm.__version__":
             assert layer(name) in allowed, f"{file} imports {name}, which {layer(module)} may not"
+
+
+def test_no_file_imports_itself_in_a_circle() -> None:
+    modules = {file.removesuffix(".py").replace("/", ".").removesuffix(".__init__") for file in FILES}
+    edges: dict[str, set[str]] = {}
+    for file in FILES:
+        module = file.removesuffix(".py").replace("/", ".").removesuffix(".__init__")
+        edges[module] = {name for name, _ in imported(ROOT / file) if name in modules and name != module}
+    done: set[str] = set()
+
+    def visit(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, f"import circle: {' -> '.join([*path[path.index(module) :], module])}"
+        if module not in done:
+            for name in edges[module]:
+                visit(name, (*path, module))
+            done.add(module)
+
+    for module in edges:
+        visit(module, ())
 
 
 @pytest.mark.parametrize("library", sorted(ONLY_IN))
@@ -113,7 +133,7 @@ def test_mpi_is_imported_lazily() -> None:
     "module",
     [
         "data_prep.cli",
-        "data_prep.build",
+        "data_prep.build.build_shards",
         "dnabert_rm.cli.main",
         "dnabert_rm.train.preflight",
         "dnabert_rm.cli.analyze",

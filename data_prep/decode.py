@@ -1,0 +1,40 @@
+"""From stored segments back to bases, whatever the tokenizer: for inspect, stats and leakage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_prep.bpe import load_model
+from dnabert_rm.data.manifest import TokenizerInfo
+from dnabert_rm.genome.kmer import AMBIGUOUS, NUM_SPECIAL, UNK_ID, base_codes, kmer_codes
+
+ToCodes = Callable[[NDArray], NDArray[np.uint8]]
+"""ids (T,) → base codes (N,), `AMBIGUOUS` where only [UNK] covers a base."""
+
+
+def make_decoder(tokenizer: TokenizerInfo, folder: Path) -> ToCodes:
+    """The function that turns the ids of a segment, or of a stretch of it, into base codes."""
+    if tokenizer.model is not None:
+        model = load_model(folder / tokenizer.model)
+        return lambda ids: base_codes(model.decode(ids.tolist()))
+    assert tokenizer.k is not None
+    k = tokenizer.k
+    return lambda ids: kmer_base_codes(ids, k)
+
+
+def kmer_base_codes(ids: NDArray, k: int) -> NDArray[np.uint8]:
+    """Base codes of overlapping ids (T,), shape (T + k - 1,); `AMBIGUOUS` where only [UNK] covers a base."""
+    if not len(ids):
+        return np.empty(0, np.uint8)
+    codes = np.full(len(ids) + k - 1, AMBIGUOUS, dtype=np.uint8)
+    if ids.min() >= NUM_SPECIAL:
+        codes[: k - 1] = kmer_codes(ids[:1], k)[0, : k - 1]
+        codes[k - 1 :] = (ids - ids.dtype.type(NUM_SPECIAL)) & 3
+        return codes
+    known = np.flatnonzero(ids != UNK_ID)
+    codes[known[:, None] + np.arange(k)] = kmer_codes(ids[known], k)
+    return codes

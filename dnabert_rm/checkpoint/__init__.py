@@ -1,0 +1,1 @@
+"""Checkpoints: save, verify, load, resume, convert to another number of ranks."""

@@ -1,0 +1,138 @@
+"""The seal of a checkpoint: which files belong to it, their sizes and SHA-256, written last and checked first.
+
+The work is shared: a rank hashes what it wrote, and the record, `complete.json`, holds the answers of all.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from dnabert_rm.utils.errors import CheckpointError
+from dnabert_rm.utils.files import flush, sha256_of_file, write_atomically
+
+COMPLETE_NAME = "complete.json"
+FORMAT_VERSION = 1
+_RANK = re.compile(r"rank_?(\d+)")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the tensors are spread over files: a checkpoint loads as it is only where this is the same."""
+
+    world_size: int
+    zero_stage: int
+    nvme: bool
+    """Whether the optimizer's states were on a disk (ZeRO-Infinity)."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """All of `complete.json`: the layout, and (bytes, SHA-256) of every file by its path within the folder."""
+
+    layout: Layout
+    files: dict[str, tuple[int, str]]
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the whole checkpoint."""
+        return sum(size for size, _ in self.files.values())
+
+
+def is_mine(name: str, rank: int, world_size: int) -> bool:
+    """Whether a rank hashes this file: the one that DeepSpeed's file name says wrote it, else rank 0."""
+    writer = _RANK.search(name)
+    return (int(writer[1]) if writer else 0) % world_size == rank
+
+
+def seal_share(folder: Path, rank: int, world_size: int) -> dict[str, tuple[int, str]]:
+    """Put a rank's share of the files on disk (fsync); returns size and SHA-256 of each by name."""
+    names = [name for name in file_names(folder) if is_mine(name, rank, world_size)]
+    for parent in {(folder / name).parent for name in names}:
+        flush(parent)
+    return {name: _flushed(folder / name) for name in names}
+
+
+def _flushed(path: Path) -> tuple[int, str]:
+    flush(path)
+    return path.stat().st_size, sha256_of_file(path)
+
+
+def file_names(folder: Path) -> list[str]:
+    """Paths of a checkpoint's files within its folder, with "/", without the record."""
+    found = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()]
+    return sorted(name for name in found if name != COMPLETE_NAME)
+
+
+def write_record(folder: Path, record: Record) -> None:
+    """Write `complete.json`, the last file of a checkpoint."""
+    files = {name: {"bytes": size, "sha256": digest} for name, (size, digest) in sorted(record.files.items())}
+    content = {"format_version": FORMAT_VERSION, **asdict(record.layout), "files": files}
+    write_atomically(folder / COMPLETE_NAME, json.dumps(content, indent=1) + "\n")
+    flush(folder)
+
+
+def read_record(folder: Path) -> Record:
+    """Read and check `complete.json`; `CheckpointError` names what is wrong. No name in it leads out of the folder."""
+    path = folder / COMPLETE_NAME
+    try:
+        return _parsed(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise CheckpointError(f"{folder}: is not a complete checkpoint (no {COMPLETE_NAME}); use another one") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{path}: is damaged ({error}); use another checkpoint") from None
+
+
+def _parsed(content: dict[str, Any]) -> Record:
+    if content["format_version"] != FORMAT_VERSION:
+        raise ValueError(f"format version {content['format_version']}, this version reads {FORMAT_VERSION}")
+    layout = Layout(int(content["world_size"]), int(content["zero_stage"]), bool(content["nvme"]))
+    if layout.world_size < 1 or layout.zero_stage not in range(4):
+        raise ValueError(f"{layout.world_size} ranks of ZeRO stage {layout.zero_stage}")
+    files = {}
+    for name, entry in content["files"].items():
+        if not is_inside(name):
+            raise ValueError(f"the name {name!r} leads out of the folder")
+        if not _SHA256.fullmatch(entry["sha256"]):
+            raise ValueError(f"{name} has no SHA-256")
+        files[name] = (int(entry["bytes"]), entry["sha256"])
+    return Record(layout, files)
+
+
+def is_inside(name: str) -> bool:
+    """Whether a name from a file is a plain relative path, below the folder that it is joined to."""
+    path = PurePosixPath(name)
+    plain = path.as_posix() == name and not path.is_absolute() and bool(path.parts)
+    return plain and ".." not in path.parts and "\\" not in name and "\0" not in name
+
+
+def find_damage(folder: Path, record: Record, rank: int = 0, world_size: int = 1) -> str | None:
+    """What is wrong with a rank's share of a checkpoint's files: the first file and its fault, or None."""
+    for name, (size, digest) in sorted(record.files.items()):
+        if is_mine(name, rank, world_size) and (fault := _fault(folder, name, size, digest)):
+            return f"{folder / name} {fault}"
+    # DeepSpeed looks for its files by pattern, so one that nobody vouches for would be read.
+    for name in file_names(folder) if rank == 0 else []:
+        if name.endswith(".pt") and name not in record.files:
+            return f"{folder / name} is not in {COMPLETE_NAME}"
+    return None
+
+
+def _fault(folder: Path, name: str, size: int, digest: str) -> str | None:
+    path = folder / name
+    try:
+        if path.resolve() != folder.resolve() / name:
+            return "is a link to another place"
+        if not path.is_file():
+            return "is missing"
+        if (found := path.stat().st_size) != size:
+            return f"has {found} bytes where {size} were written"
+        if sha256_of_file(path) != digest:
+            return "is damaged (its SHA-256 is not the one that was written)"
+    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
+        return f"can't be read ({error})"
+    return None

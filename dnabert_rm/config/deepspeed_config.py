@@ -1,0 +1,90 @@
+"""Read DeepSpeed's configuration files, and the settings in them that determine memory and communication. Torch-free."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dnabert_rm.utils.errors import ConfigError
+
+AUTO = "auto"
+
+
+def shipped_ds_configs(package: Path) -> Path:
+    """`ds_configs/` of the checkout that `package` lies in, or the copy that an installed package carries."""
+    checkout = package.parent / "ds_configs"
+    return checkout if checkout.is_dir() else package / "ds_configs"
+
+
+DS_CONFIGS = shipped_ds_configs(Path(__file__).resolve().parents[1])
+
+
+def find_ds_config(name: str) -> Path:
+    """A file, or the name of one in `ds_configs/`; `ConfigError` lists what is there."""
+    for path in (Path(name), DS_CONFIGS / f"{name}.json"):
+        if path.is_file():
+            return path
+    shipped = ", ".join(sorted(path.stem for path in DS_CONFIGS.glob("*.json")))
+    raise ConfigError(f"--ds-config {name}: no such file; give a path or one of {shipped}")
+
+
+def load_ds_config(name: str) -> tuple[Path, dict[str, Any]]:
+    """A DeepSpeed configuration and where it lies; `ConfigError` where it is missing or not JSON."""
+    path = find_ds_config(name)
+    try:
+        settings = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--ds-config {path}: {error}; mend the file") from None
+    if not isinstance(settings, dict) or not isinstance(settings.get("zero_optimization", {}), dict):
+        raise ConfigError(f"--ds-config {path}: must hold one JSON object of DeepSpeed's settings; mend the file")
+    return path, settings
+
+
+def zero_stage(settings: dict[str, Any]) -> int:
+    """The ZeRO stage of a DeepSpeed configuration, 0 where none is named."""
+    return int(settings.get("zero_optimization", {}).get("stage", 0))
+
+
+def offloads_optimizer(settings: dict[str, Any]) -> bool:
+    """Whether the optimizer's states live in CPU memory or on a disk, and the update runs on the CPU."""
+    device = settings.get("zero_optimization", {}).get("offload_optimizer", {}).get("device", "none")
+    return device in ("cpu", "nvme")
+
+
+@dataclass(frozen=True)
+class ZeroSettings:
+    """What memory and messages hang on of a DeepSpeed configuration; elements, not bytes. The defaults are its own."""
+
+    stage: int = 0
+    reduce_bucket: int = 500_000_000
+    prefetch_bucket: int = 50_000_000
+    persistence_threshold: int = 100_000
+    max_live: int = 1_000_000_000
+    max_reuse: int = 1_000_000_000
+    sub_group: int = 1_000_000_000
+    overlap: bool = False
+    offload_optimizer: str = "none"
+    offload_weights: str = "none"
+    gradient_bytes: int | None = None
+
+    @classmethod
+    def from_ds(cls, settings: dict[str, Any]) -> ZeroSettings:
+        """From a DeepSpeed configuration, as `ds_config.load_ds_config` reads it."""
+        zero = settings.get("zero_optimization", {})
+        stage = int(zero.get("stage", 0))
+        dtype = settings.get("data_types", {}).get("grad_accum_dtype")
+        names = {
+            "reduce_bucket": "reduce_bucket_size", "prefetch_bucket": "stage3_prefetch_bucket_size",
+            "persistence_threshold": "stage3_param_persistence_threshold", "max_live": "stage3_max_live_parameters",
+            "max_reuse": "stage3_max_reuse_distance", "sub_group": "sub_group_size",
+        }  # fmt: skip
+        return cls(
+            stage=stage,
+            overlap=bool(zero.get("overlap_comm", stage == 3)),
+            offload_optimizer=zero.get("offload_optimizer", {}).get("device", "none"),
+            offload_weights=zero.get("offload_param", {}).get("device", "none"),
+            gradient_bytes={"fp32": 4, "bf16": 2, "fp16": 2}.get(dtype or ""),
+            **{ours: int(zero[theirs]) for ours, theirs in names.items() if zero.get(theirs, "auto") != "auto"},
+        )

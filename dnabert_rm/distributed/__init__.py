@@ -1,0 +1,1 @@
+"""Ranks: launchers, rendezvous, process group, collectives, consistency checks, rank failures, watchdog."""

@@ -1,1 +1,0 @@
-"""Parts of `export`: the weights put together, the checks, the model card."""

@@ -1,1 +1,0 @@
-"""Parts of `score-variants`: the genome, the variants and the sequence around them."""

@@ -1,0 +1,1 @@
+"""Benchmark suites: fine-tuning on every data set of GUE, result tables."""

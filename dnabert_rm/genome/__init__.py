@@ -1,0 +1,1 @@
+"""Genome sequences: k-mers, FASTA, VCF, random access. Torch-free."""

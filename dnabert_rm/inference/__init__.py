@@ -1,0 +1,1 @@
+"""Predictions, embeddings and variant scores of sequences of any length."""

@@ -1,0 +1,112 @@
+"""Rows of numbers written as they come: `.npy`, `.csv` or Parquet, with the names of the rows."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dnabert_rm.utils.errors import ConfigError
+
+
+class VectorFile(Protocol):
+    """Where rows go."""
+
+    def write(self, names: Sequence[Sequence[Any]], vectors: NDArray[np.floating]) -> None:
+        """Append the named rows (n, D)."""
+
+    def close(self) -> None:
+        """Finish the file."""
+
+
+class NpyFile:
+    """A `.npy` file (N, D) float32 whose N is filled in at the end; names go to a table beside it."""
+
+    def __init__(self, path: Path, names_path: Path, columns: Sequence[str], width: int):
+        self._stream = open(path, "wb")  # noqa: SIM115 (closed in close)
+        self._names = open(names_path, "w", newline="", encoding="utf-8")  # noqa: SIM115
+        self._writer = csv.writer(self._names, lineterminator="\n")
+        self._writer.writerow(columns)
+        self.num_rows, self._width = 0, width
+        self._write_header()
+        self._header_bytes = self._stream.tell()
+
+    def _write_header(self) -> None:
+        header = {"descr": "<f4", "fortran_order": False, "shape": (self.num_rows, self._width)}
+        np.lib.format.write_array_header_1_0(self._stream, header)
+
+    def write(self, names: Sequence[Sequence[Any]], vectors: NDArray[np.floating]) -> None:
+        """Append rows; as many names as the caller likes, one for each row unless they index them."""
+        self._writer.writerows(names)
+        self._stream.write(np.ascontiguousarray(vectors, dtype="<f4").tobytes())
+        self.num_rows += len(vectors)
+
+    def close(self) -> None:
+        """Write the header again; numpy leaves room in it for a first axis of any length."""
+        self._stream.seek(0)
+        self._write_header()
+        assert self._stream.tell() == self._header_bytes
+        self._stream.close()
+        self._names.close()
+
+
+class CsvFile:
+    """A table: the names' columns, then e0, e1, …; a row of NaN has empty cells."""
+
+    def __init__(self, path: Path, columns: Sequence[str], width: int):
+        self._stream = open(path, "w", newline="", encoding="utf-8")  # noqa: SIM115 (closed in close)
+        self._writer = csv.writer(self._stream, lineterminator="\n")
+        self._writer.writerow([*columns, *(f"e{i}" for i in range(width))])
+
+    def write(self, names: Sequence[Sequence[Any]], vectors: NDArray[np.floating]) -> None:
+        """Append rows."""
+        for name, vector in zip(names, vectors, strict=True):
+            self._writer.writerow([*name, *("" if np.isnan(value) else f"{value:.7g}" for value in vector)])
+
+    def close(self) -> None:
+        """Finish the file."""
+        self._stream.close()
+
+
+class ParquetFile:
+    """The names' columns, and `embedding`, a list of D float32; null in place of a row of NaN."""
+
+    def __init__(self, path: Path, columns: Sequence[str], width: int):
+        try:
+            import pyarrow as arrow
+            import pyarrow.parquet as parquet
+        except ImportError:
+            raise ConfigError(
+                "--output: Parquet needs pyarrow; install it (pip install 'dnabert_rm[parquet]')"
+            ) from None
+        self._arrow = arrow
+        kinds = {"id": arrow.string(), "contig": arrow.string(), "start": arrow.int64(), "end": arrow.int64()}
+        fields = [(name, kinds[name]) for name in columns]
+        self._schema = arrow.schema([*fields, ("embedding", arrow.list_(arrow.float32(), width))])
+        self._writer = parquet.ParquetWriter(path, self._schema)
+
+    def write(self, names: Sequence[Sequence[Any]], vectors: NDArray[np.floating]) -> None:
+        """Append rows, as one row group."""
+        flat = self._arrow.array(np.ascontiguousarray(vectors, dtype=np.float32).reshape(-1))
+        missing = self._arrow.array(np.isnan(vectors).any(axis=1))
+        lists = self._arrow.FixedSizeListArray.from_arrays(
+            flat, type=self._schema.field("embedding").type, mask=missing
+        )
+        columns = [
+            self._arrow.array(column, field.type)
+            for column, field in zip(zip(*names, strict=True), self._schema, strict=False)
+        ]
+        self._writer.write_table(self._arrow.Table.from_arrays([*columns, lists], schema=self._schema))
+
+    def close(self) -> None:
+        """Finish the file."""
+        self._writer.close()
+
+
+def names_path(path: Path) -> Path:
+    """The table of names beside a `.npy` file: emb.npy → emb.ids.csv."""
+    return path.with_suffix(".ids.csv")

@@ -1,0 +1,86 @@
+"""Several seeds: what is kept, what is done again, what the seeds say together."""
+
+import json
+from argparse import ArgumentParser
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from finetuning import save_model, settings_for, write_table
+from scipy import stats
+
+from dnabert_rm.cli import finetune as command
+from dnabert_rm.finetune import multiple_seeds as seeds
+from dnabert_rm.finetune.finetune_model import finetune
+from dnabert_rm.utils.errors import ConfigError, run_command
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    save_model(folder / "hf")
+    for seed, (name, count) in enumerate({"train": 64, "dev": 24, "test": 40}.items()):
+        write_table(folder / f"{name}.csv", ["0", "1"], count, seed)
+    return folder
+
+
+def run(*words):
+    parser = ArgumentParser()
+    command.add_arguments(parser)
+    return run_command("dnabert-rm finetune", lambda: command.run(parser.parse_args([str(word) for word in words])))
+
+
+def test_seeds_are_kept_and_put_together(folder, tmp_path, capsys):
+    output = tmp_path / "out"
+    words = ["--model", folder / "hf", "--output", output, "--max-steps", 2, "--learning-rate", 1e-3]
+    words += [word for name in ("train", "dev", "test") for word in (f"--{name}", folder / f"{name}.csv")]
+    assert run(*words, "--seeds", "7,8") == 0
+    times = {seed: (output / f"seed_{seed}" / "scores.json").stat().st_mtime_ns for seed in (7, 8)}
+    capsys.readouterr()
+    assert run(*words, "--seed", 7, "--seeds", 3) == 0
+    printed = capsys.readouterr()
+    assert "seed 7: done already" in printed.err and "seed 9: into" in printed.err
+    assert "seeds 7, 8, 9" in printed.out.splitlines()[0]
+    assert times == {seed: (output / f"seed_{seed}" / "scores.json").stat().st_mtime_ns for seed in (7, 8)}
+    scores = json.loads((output / "scores.json").read_text())
+    each = [json.loads((output / f"seed_{seed}" / "scores.json").read_text()) for seed in (7, 8, 9)]
+    values = [one["metrics"]["test"]["auroc"] for one in each]
+    assert len(set(values)) > 1 and [one["seed"] for one in each] == scores["seeds"] == [7, 8, 9]
+    assert scores["metrics_by_seed"]["test"]["auroc"] == values
+    assert scores["metrics"]["test"]["auroc"] == pytest.approx(np.mean(values))
+    low, high = stats.t.interval(0.95, 2, np.mean(values), stats.sem(values))
+    assert scores["metrics_interval_95"]["test"]["auroc"] == pytest.approx([low, high])
+
+
+def test_a_seed_of_other_settings_is_not_taken(folder, tmp_path):
+    first = settings_for(folder / "hf", folder, tmp_path / "out", seeds=(1,), max_steps=2)
+    assert seeds.finetune_seeds(first)["metrics_interval_95"]["test"]["auroc"] is None
+    other = settings_for(folder / "hf", folder, tmp_path / "out", seeds=(1,), max_steps=3)
+    with pytest.raises(ConfigError, match=r"seed_1/scores.json: was made with other settings \(max_steps\)"):
+        seeds.finetune_seeds(other)
+    again = settings_for(folder / "hf", folder, tmp_path / "out", seeds=(1,), max_steps=3, overwrite=True)
+    assert seeds.finetune_seeds(again)["settings"]["max_steps"] == 3
+
+
+def test_one_run_and_several_share_no_folder(folder, tmp_path):
+    alone = settings_for(folder / "hf", folder, tmp_path / "out", max_steps=2)
+    several = settings_for(folder / "hf", folder, tmp_path / "out", seeds=(1, 2), max_steps=2)
+    finetune(alone)
+    with pytest.raises(ConfigError, match="holds a run without --seeds"):
+        seeds.finetune_seeds(several)
+    seeds.finetune_seeds(replace(several, overwrite=True))
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["scores.json", "seed_1", "seed_2"]
+    with pytest.raises(ConfigError, match=r"holds scores.json already"):
+        finetune(alone)
+
+
+def test_mean_and_interval_of_what_is_undefined():
+    assert seeds.mean([0.5, None]) is None and seeds.interval([0.5, None]) is None
+    assert seeds.interval([0.0, 1.0]) == pytest.approx([0.5 - 12.7062 * 0.5, 0.5 + 12.7062 * 0.5], rel=1e-4)
+
+
+@pytest.mark.parametrize("text", ["x", "0", "1,x", ""])
+def test_seeds_that_are_none(text, folder, tmp_path, capsys):
+    files = [word for name in ("train", "test") for word in (f"--{name}", folder / f"{name}.csv")]
+    with pytest.raises(SystemExit):
+        run("--model", folder / "hf", "--output", tmp_path / "o", *files, "--seeds", text)

@@ -1,0 +1,237 @@
+"""`score-variants` against answers known by hand, and against a slow version that counts every k-mer."""
+
+from __future__ import annotations
+
+import gzip
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from support import random_bases
+from tiny_models import POSITIONS, read_table, save_bert, write_fasta
+from transformers import AutoModelForMaskedLM, BertForMaskedLM, ModernBertConfig, ModernBertForMaskedLM
+
+from dnabert_rm.cli.main import main
+from dnabert_rm.finetune.pretrained_encoder import quiet_transformers
+from dnabert_rm.genome import kmer
+from dnabert_rm.tokenizer import KmerTokenizer
+
+ROOM, K = POSITIONS - 2, 3
+OTHER = dict(zip("ACGT", "TGCA", strict=True))
+IDS = {word: 5 + i for i, word in enumerate(map("".join, itertools.product("ATCG", repeat=K)))}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_bert(tmp_path_factory.mktemp("models") / "mlm", BertForMaskedLM)
+
+
+@pytest.fixture(scope="module")
+def genome() -> dict[str, str]:
+    rng = np.random.default_rng(2)
+    gap = random_bases(rng, 31) + "NN" + random_bases(rng, 20)
+    return {"chr1": random_bases(rng, 90), "chr2": gap, "tiny": "AC", "short": random_bases(rng, 11)}
+
+
+def write_vcf(path: Path, rows: list[tuple[str, int, str, str]]) -> Path:
+    lines = ["##fileformat=VCFv4.2", "#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO"]
+    lines += [
+        f"{contig}\t{position + 1}\trs{i}\t{ref}\t{alt}\t.\t.\t." for i, (contig, position, ref, alt) in enumerate(rows)
+    ]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def score(model: Path, vcf: Path, fasta: Path, output: Path, *words: object, code: int = 0) -> list[dict[str, str]]:
+    command = ["score-variants", "--model", model, "--vcf", vcf, "--fasta", fasta, "--output", output, *words]
+    assert main([str(word) for word in command]) == code
+    return read_table(output) if output.exists() else []
+
+
+def scores(*given: object) -> list[float]:
+    return [float(row["score"]) for row in score(*given)]  # type: ignore[arg-type]
+
+
+def snvs(genome: dict[str, str]) -> list[tuple[str, int, str, str]]:
+    """Every base of the longer contigs, against the next letter."""
+    following = dict(zip("ACGT", "CGTA", strict=True))
+    return [
+        (name, position, base, following[base])
+        for name, sequence in genome.items() if len(sequence) >= K
+        for position, base in enumerate(sequence) if base != "N"
+    ]  # fmt: skip
+
+
+def strands_swapped(text: str) -> str:
+    return "".join(OTHER.get(letter, letter) for letter in reversed(text))
+
+
+# ---- a slow version: one window at a time, every k-mer of the vocabulary in turn
+
+
+def slow_log_p(model: torch.nn.Module, window: str, target: int, span: int) -> dict[str, float]:
+    num_tokens = len(window) - K + 1
+    first = target - K + 1 - (span - K) // 2
+    masked = {t for t in range(first, first + span) if 0 <= t < num_tokens}
+    kept = {t: window[t : t + K] for t in range(num_tokens) if t not in masked and "N" not in window[t : t + K]}
+    seen = {t + j: word[j] for t, word in kept.items() for j in range(K)}
+    unknown = [1 if "N" in window[t : t + K] else IDS[window[t : t + K]] for t in range(num_tokens)]
+    ids = [2, *(4 if t in masked else unknown[t] for t in range(num_tokens)), 3]
+    with torch.no_grad():
+        chances = model(input_ids=torch.tensor([ids])).logits[0].double().softmax(-1).numpy()
+    logs = []
+    for t in range(num_tokens):
+        if t <= target < t + K:
+            weight = dict.fromkeys("ACGT", 0.0)
+            for word, number in IDS.items():
+                if all(seen.get(t + j, word[j]) == word[j] for j in range(K)):
+                    weight[word[target - t]] += chances[t + 1][number]
+            logs.append({base: np.log(w / sum(weight.values())) for base, w in weight.items()})
+    return {base: float(np.mean([log[base] for log in logs])) for base in "ACGT"}
+
+
+def slow_score(
+    model: torch.nn.Module, sequence: str, position: int, ref: str, alt: str, span: int, strand: str
+) -> float:
+    radius = (ROOM + K - 2) // 2
+    start = max(0, position - radius)
+    window = sequence[start : position + radius + 1]
+    target = position - start
+    forward = slow_log_p(model, window, target, span)
+    reverse = slow_log_p(model, strands_swapped(window), len(window) - 1 - target, span)
+    found = {"+": forward[alt] - forward[ref], "-": reverse[OTHER[alt]] - reverse[OTHER[ref]]}
+    return found[strand] if strand in found else sum(found.values()) / 2
+
+
+@pytest.mark.parametrize(("span", "strand"), [(None, "both"), (None, "+"), (None, "-"), (6, "both")])
+def test_scores_are_those_of_the_slow_version(
+    model: Path, genome: dict[str, str], tmp_path: Path, span: int | None, strand: str
+) -> None:
+    """At contig ends, beside Ns and in a contig shorter than a window too."""
+    rows = snvs(genome)
+    if strand != "both":
+        rows = rows[::7]
+    words = ["--strand", strand, "--batch-size", 5, *([] if span is None else ["--span", span])]
+    found = scores(
+        model, write_vcf(tmp_path / "v.vcf", rows), write_fasta(tmp_path / "g.fa", genome), tmp_path / "s.csv", *words
+    )
+    with quiet_transformers():
+        slow = AutoModelForMaskedLM.from_pretrained(model).eval()
+    expected = [slow_score(slow, genome[row[0]], *row[1:], span or K, strand) for row in rows]
+    assert found == pytest.approx(expected, abs=2e-5)
+    assert np.std(expected) > 0.1, "the model should tell bases apart"
+
+
+def test_modernbert_too(genome: dict[str, str], tmp_path: Path) -> None:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16,
+             "initializer_range": 0.4}  # fmt: skip
+    config = ModernBertConfig(vocab_size=5 + 4**K, max_position_embeddings=POSITIONS, pad_token_id=0, cls_token_id=2,
+                              sep_token_id=3, bos_token_id=2, eos_token_id=3, **sizes)  # fmt: skip
+    folder, rows = tmp_path / "modernbert", snvs(genome)[::9]
+    with quiet_transformers():
+        ModernBertForMaskedLM(config).save_pretrained(folder)
+        KmerTokenizer(K).save_pretrained(folder)
+        slow = AutoModelForMaskedLM.from_pretrained(folder).eval()
+    fasta, vcf = write_fasta(tmp_path / "g.fa", genome), write_vcf(tmp_path / "v.vcf", rows)
+    expected = [slow_score(slow, genome[row[0]], *row[1:], K, "both") for row in rows]
+    assert scores(folder, vcf, fasta, tmp_path / "s.csv") == pytest.approx(expected, abs=2e-5)
+    rough = scores(folder, vcf, fasta, tmp_path / "b.csv", "--precision", "bf16")
+    assert rough == pytest.approx(expected, abs=0.3) and rough != pytest.approx(expected, abs=2e-5)
+
+
+def test_a_model_whose_answers_are_set_by_hand(genome: dict[str, str], tmp_path: Path) -> None:
+    """All weights 0 but the decoder's bias: k-mer w has probability e^bias(w) everywhere, whatever the context."""
+    folder = save_bert(tmp_path / "by_hand", BertForMaskedLM)
+    with quiet_transformers():
+        model = AutoModelForMaskedLM.from_pretrained(folder)
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.zero_()
+            for word, number in IDS.items():
+                model.cls.predictions.bias[number] = {"A": 0.0, "C": 1.0, "G": 3.0, "T": 7.0}[word[0]] + word.count(
+                    "G"
+                ) / 8
+        model.save_pretrained(folder)
+    # In ...AAGAA... at G: the three k-mers are AAG, AGA, GAA. With T in place of G the first letter changes in the
+    # last of them alone, and each loses a G: ((0 - 0) + (0 - 0) + (7 - 3)) / 3 - 1 / 8.
+    sequence = "A" * 20 + "AAGAA" + "A" * 20
+    fasta, vcf = write_fasta(tmp_path / "g.fa", {"c": sequence}), write_vcf(tmp_path / "v.vcf", [("c", 22, "G", "T,C")])
+    assert scores(folder, vcf, fasta, tmp_path / "s.csv", "--strand", "+") == pytest.approx(
+        [4 / 3 - 1 / 8, -2 / 3 - 1 / 8]
+    )
+
+
+def test_ref_and_alt_swapped_and_strands_swapped(model: Path, genome: dict[str, str], tmp_path: Path) -> None:
+    rows = snvs({"chr1": genome["chr1"]})
+    vcf, fasta = write_vcf(tmp_path / "v.vcf", rows), write_fasta(tmp_path / "g.fa", genome)
+    forward = scores(model, vcf, fasta, tmp_path / "1.csv", "--span", 4)
+    for number, (contig, position, ref, alt) in enumerate(rows[::9]):
+        mutated = genome["chr1"][:position] + alt + genome["chr1"][position + 1 :]
+        changed, back = write_fasta(tmp_path / "m.fa", {"chr1": mutated}), [(contig, position, alt, ref)]
+        (found,) = scores(model, write_vcf(tmp_path / "m.vcf", back), changed, tmp_path / f"m{number}.csv", "--span", 4)
+        assert found == pytest.approx(-forward[9 * number], abs=1e-5)
+    turned = {name: strands_swapped(sequence) for name, sequence in genome.items()}
+    rows = [(name, len(genome[name]) - 1 - position, OTHER[ref], OTHER[alt]) for name, position, ref, alt in rows]
+    vcf, fasta = write_vcf(tmp_path / "r.vcf", rows), write_fasta(tmp_path / "r.fa", turned)
+    assert scores(model, vcf, fasta, tmp_path / "2.csv", "--span", 4) == pytest.approx(forward, abs=2e-6)
+
+
+def test_every_allele_has_a_row_with_a_score_or_a_reason(
+    model: Path, genome: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = genome["chr1"]
+    ref, other = one[40], OTHER[one[40]]
+    rows = [
+        ("chr1", 40, ref.lower(), f"{other},{ref}T,<DEL>,*"), ("chr1", 40, ref, other), ("chr1", 4, one[4:7], one[4]),
+        ("chr1", 4, one[4:6], "GG"), ("chr2", 31, "N", "A"), ("chr1", 8, one[8], "."), ("chr1", 8, one[8], one[8]),
+        ("tiny", 1, "C", "G"), ("chr1", 8, one[8], "N"), ("chr1", 8, one[8], "]chr2:4]A"),
+    ]  # fmt: skip
+    fasta, vcf = tmp_path / "g.fa.gz", tmp_path / "v.vcf.gz"
+    fasta.write_bytes(gzip.compress(write_fasta(tmp_path / "g.fa", genome).read_bytes()))
+    vcf.write_bytes(gzip.compress(write_vcf(tmp_path / "v.vcf", rows).read_bytes()))
+    found = score(model, vcf, fasta, tmp_path / "s.csv")
+    assert list(found[0]) == ["chrom", "pos", "id", "ref", "alt", "score", "reason"]
+    assert [(row["pos"], row["id"], row["alt"]) for row in found[:4]] == [
+        ("41", "rs0", alt) for alt in (other, f"{ref}T", "<DEL>", "*")
+    ]
+    assert [row["reason"] for row in found] == [
+        "", "indel", "symbolic allele", "symbolic allele", "", "indel", "several bases", "not A, C, G, T",
+        "no alternative allele", "ALT is REF", "contig shorter than a k-mer", "not A, C, G, T", "symbolic allele",
+    ]  # fmt: skip
+    assert [bool(row["score"]) for row in found] == [not row["reason"] for row in found]
+    assert found[0]["score"] == found[4]["score"]
+    said = capsys.readouterr().err
+    assert "2 alleles scored; 11 without a score (3 symbolic allele, 2 indel, 2 not A, C, G, T, " in said
+
+
+def test_rows_that_contradict_the_genome(
+    model: Path, genome: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good, fasta = genome["chr1"][40], write_fasta(tmp_path / "g.fa", genome)
+    bad = [
+        (
+            ("chr1", 40, OTHER[good], good),
+            f"REF is {OTHER[good]}, but {fasta} has {good} there (another assembly?); mend the row",
+        ),
+        (("1", 40, good, OTHER[good]), f"contig '1' is not in {fasta} (it has chr1, chr2, tiny, short"),
+        (("chr1", 90, "A", "C"), "position 91: contig chr1 has 90 bases"),
+        (("chr1", -1, "A", "C"), "position 0: contig chr1 has 90 bases"),
+    ]
+    for row, said in bad:
+        vcf = write_vcf(tmp_path / "v.vcf", [("chr1", 40, good, OTHER[good]), row])
+        score(model, vcf, fasta, tmp_path / "s.csv", code=2)
+        assert f"{vcf}, line 4: {said}" in capsys.readouterr().err
+    vcf = write_vcf(tmp_path / "v.vcf", [row for row, _ in bad] + [("chr1", 40, good, OTHER[good])])
+    assert [row["id"] for row in score(model, vcf, fasta, tmp_path / "s.csv", "--bad-rows", "drop")] == ["rs4"]
+    assert "4 left out (2 position outside, 1 REF disagrees, 1 not in the FASTA)" in capsys.readouterr().err
+    vcf.write_text("chr1 41 . A C\n")
+    score(model, vcf, fasta, tmp_path / "t.csv", code=2)
+    assert "line 1: CHROM, POS, ID, REF, ALT expected, with tabs between" in capsys.readouterr().err
+    score(model, vcf, fasta, tmp_path / "t.csv", "--span", 2, code=2)
+    assert "--span 2: 3 tokens cover a base, and the model takes 22; pass 3 … 22" in capsys.readouterr().err
+
+
+def test_the_opposite_strand_of_any_letters() -> None:
+    assert kmer.reverse_complement(b"ACGTnRacgt") == b"acgtRnACGT"

@@ -1,0 +1,145 @@
+"""`--init-from`: a run continues from a Hugging Face folder, DNABERT's layout included, or says why it cannot."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from support import random_bases, read_metrics, run_cli, run_ranks, write_prepared
+from transformers import AutoModelForMaskedLM, BertConfig, BertForMaskedLM
+
+from dnabert_rm.genome import kmer
+from dnabert_rm.model.build import build_model, transformers_config
+
+SIZES = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 96}
+FLAGS = ["--preset", "tiny", "--window", "66", "--global-batch", "8", "--log-every", "1", "--workers", "0"]
+# No update worth the name: what is exported is what was loaded.
+STAND_STILL = ["--steps", "1", "--lr", "1e-30", "--optim.weight_decay", "0"]
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder, rng = tmp_path_factory.mktemp("data") / "prepared", np.random.default_rng(0)
+    write_prepared(folder, [[random_bases(rng, 700) for _ in range(4)]], k=4)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def dnabert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as DNABERT's: pickled weights, a config.json without model_type, vocab.txt."""
+    folder = tmp_path_factory.mktemp("models") / "dnabert"
+    folder.mkdir()
+    torch.manual_seed(1)
+    model = BertForMaskedLM(BertConfig(vocab_size=kmer.vocab_size(4), max_position_embeddings=128, **SIZES))
+    weights = {**model.state_dict(), "bert.embeddings.position_ids": torch.arange(128)[None]}
+    torch.save(weights, folder / "pytorch_model.bin")
+    config = {"architectures": ["BertForMaskedLM"], "vocab_size": kmer.vocab_size(4), "max_position_embeddings": 128,
+              "hidden_act": "gelu", "num_labels": 2, "finetuning_task": None, **SIZES}  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "vocab.txt").write_text(kmer.vocabulary_text(4))
+    return folder
+
+
+def exported(run: Path, output: Path) -> dict[str, torch.Tensor]:
+    done = run_cli("-m", "dnabert_rm.cli.main", "export", run, "--output", output)
+    assert done.returncode == 0, done.stderr
+    return AutoModelForMaskedLM.from_pretrained(output).state_dict()
+
+
+@pytest.mark.parametrize("build", ["whole", "partitioned"])
+def test_a_dnabert_folder_is_what_the_run_begins_with(
+    prepared: Path, dnabert: Path, tmp_path: Path, build: str
+) -> None:
+    flags = [*FLAGS, *STAND_STILL, "--data", prepared, "--init-from", dnabert, "--model.build", build]
+    run_ranks(2, *flags, "--output", tmp_path / "run")
+    weights = torch.load(dnabert / "pytorch_model.bin", weights_only=True)
+    del weights["bert.embeddings.position_ids"]
+    found = exported(tmp_path / "run", tmp_path / "model")
+    assert found.keys() == weights.keys()
+    for name, weight in weights.items():
+        torch.testing.assert_close(found[name], weight, rtol=0, atol=1e-7)
+
+
+def test_an_export_is_continued_and_a_resume_needs_it_no_more(prepared: Path, tmp_path: Path) -> None:
+    """ModernBERT; the folder is gone when the run is resumed."""
+    start = tmp_path / "start"
+    sizes = {"hidden_size": 64, "num_layers": 2, "num_heads": 2, "intermediate_size": 96, "max_positions": 128}
+    config = transformers_config(architecture="modernbert", vocab_size=kmer.vocab_size(4), dropout=0.0, **sizes)
+    model = build_model(config, 3)
+    model.save_pretrained(start)
+    flags = [*FLAGS, "--steps", "6", "--data", prepared, "--init-from", start, "--output", tmp_path / "run"]
+    run_ranks(1, *flags, "--stop-after", "3")
+    kept = tmp_path / "kept"
+    start.rename(kept)
+    start.mkdir()
+    shutil.copy(kept / "config.json", start)
+    run_ranks(1, *flags)
+    assert [row["step"] for row in read_metrics(tmp_path / "run")] == list(range(6))
+    run_ranks(1, *flags[:-1], tmp_path / "whole", "--init-from", kept)
+    assert [row["loss"] for row in read_metrics(tmp_path / "run")] == [
+        row["loss"] for row in read_metrics(tmp_path / "whole")
+    ]
+
+
+def spoilt(dnabert: Path, folder: Path, fault: str) -> Path:
+    shutil.copytree(dnabert, folder)
+    weights = torch.load(folder / "pytorch_model.bin", weights_only=True)
+    if fault == "vocabulary":
+        lines = kmer.vocabulary_text(4).split()
+        (folder / "vocab.txt").write_text("\n".join([*lines[:5], *reversed(lines[5:])]))
+    elif fault == "lacks":
+        del weights["bert.encoder.layer.1.output.dense.weight"]
+        torch.save(weights, folder / "pytorch_model.bin")
+    elif fault == "cannot be loaded":
+
+        class Evil:
+            def __reduce__(self):
+                return (open, (str(folder / "evil"), "w"))
+
+        torch.save({"bert.pooler": Evil()}, folder / "pytorch_model.bin")
+    elif fault == "embeds 4101":
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, "vocab_size": 4101}))
+    elif fault == "no JSON object":
+        (folder / "config.json").write_text("[]")
+    elif fault == "only BERT":
+        (folder / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "fault", ["vocabulary", "lacks", "cannot be loaded", "embeds 4101", "only BERT", "no JSON object"]
+)
+def test_a_folder_that_does_not_fit_is_one_line(prepared: Path, dnabert: Path, tmp_path: Path, fault: str) -> None:
+    folder = spoilt(dnabert, tmp_path / "model", fault)
+    words = [*FLAGS, *STAND_STILL, "--data", prepared, "--init-from", folder, "--output", tmp_path / "run"]
+    printed = run_ranks(1, *words, codes=[2])
+    errors = [line for line in printed.splitlines() if "error:" in line]
+    assert len(errors) == 1 and fault in errors[0], printed
+    assert "Traceback" not in printed
+    assert not (folder / "evil").exists()
+
+
+def test_a_missing_head_begins_at_random_and_is_told(prepared: Path, dnabert: Path, tmp_path: Path) -> None:
+    shutil.copytree(dnabert, tmp_path / "model")
+    weights = torch.load(tmp_path / "model" / "pytorch_model.bin", weights_only=True)
+    (tmp_path / "model" / "pytorch_model.bin").unlink()
+    encoder = {name: weight.clone() for name, weight in weights.items() if not name.startswith("cls.")}
+    save_file(encoder, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
+    words = [*FLAGS, *STAND_STILL, "--data", prepared, "--init-from", tmp_path / "model", "--output", tmp_path / "run"]
+    assert "has no masked-language head" in run_ranks(1, *words)
+    assert load_file(tmp_path / "model" / "model.safetensors").keys() == encoder.keys()
+
+
+def test_a_flag_that_contradicts_the_folder_is_named(prepared: Path, dnabert: Path, tmp_path: Path) -> None:
+    words = [*FLAGS, "--data", prepared, "--init-from", dnabert, "--output", tmp_path / "run"]
+    done = run_cli("-m", "dnabert_rm.cli.main", "check", *words, "--model.hidden_size", "128")
+    assert done.returncode == 2
+    assert f"model.hidden_size: is 128, but {dnabert} has 64; leave it out" in done.stderr
+    done = run_cli("-m", "dnabert_rm.cli.main", "check", *words[:-4], "--init-from", tmp_path, "--output", "run")
+    assert done.returncode == 2 and "config.json: no such file" in done.stderr

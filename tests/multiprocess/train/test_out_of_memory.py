@@ -1,0 +1,60 @@
+"""A rank that gets no memory says in one line what takes less."""
+
+from __future__ import annotations
+
+import multiprocessing
+import resource
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from support import random_bases, run_rank, write_prepared
+
+from dnabert_rm.utils.out_of_memory import MemoryShortError, memory_explained
+
+GIB = 2**30
+
+
+def under_a_limit(words: list[str], log: str, room_bytes: int) -> None:
+    """Runs in a forked process: one rank that may take `room_bytes` more than it has."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * resource.getpagesize() + room_bytes
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    run_rank({}, words, log, "")
+
+
+def test_a_rank_without_memory_names_what_takes_less(tmp_path: Path) -> None:
+    """512 windows of 64 tokens and 16,384 units a layer: 2 GiB each time that the layer is called, of 1.5 GiB."""
+    write_prepared(tmp_path / "prepared", [[random_bases(np.random.default_rng(0), 33_000)]], k=3)
+    words = ["--preset", "tiny", "--data", tmp_path / "prepared", "--output", tmp_path / "run", "--window", "64",
+             "--steps", "2", "--global-batch", "512", "--model.intermediate_size", "16384", "--model.num_layers", "1",
+             "--model.hidden_size", "32", "--ds-config", "zero0", "--workers", "0"]  # fmt: skip
+    log = tmp_path / "log.txt"
+    forks = multiprocessing.get_context("forkserver")
+    process = forks.Process(target=under_a_limit, args=([str(word) for word in words], str(log), 3 * GIB // 2))
+    process.start()
+    process.join(120)
+    assert process.exitcode == 2, log.read_text()
+    last = log.read_text().splitlines()[-1]
+    assert "rank 0: out of memory (2 GiB wanted)" in last
+    assert "--micro-batch" in last and "activation_checkpointing" in last and "--ds-config" in last
+    assert "Traceback" not in log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("error", "shown"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.25 GiB. GPU 0 has …"), "(20.25 GiB wanted)"),
+        (MemoryError("Unable to allocate 3 GiB for an array"), "out of memory;"),
+    ],
+)
+def test_other_ways_to_run_out_of_memory(error: Exception, shown: str) -> None:
+    with pytest.raises(MemoryShortError, match="rank 3: out of memory") as found, memory_explained("take less", 3):
+        raise error
+    assert shown in str(found.value)
+
+
+def test_another_error_stays_what_it_is() -> None:
+    with pytest.raises(RuntimeError, match="a shape"), memory_explained("take less", 0):
+        raise RuntimeError("a shape that does not fit")

@@ -1,0 +1,217 @@
+"""Real 2-rank runs that are stopped, locked, hung and bereft of a rank. docs/stopping.md states what they show."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from support import random_bases, read_metrics, start_ranks, wait_for, write_prepared
+
+from dnabert_rm.checkpoint.run_folder import FOLDER_NAME, complete_steps, step_folder
+from dnabert_rm.checkpoint.save import check_checkpoint
+from dnabert_rm.utils.errors import EXIT_HANG, EXIT_RANK_LOST, EXIT_STOPPED, EXIT_USER_ERROR
+
+FLAGS = ["--preset", "tiny", "--steps", 100_000, "--global-batch", 8, "--window", 66, "--log-every", 1,
+         "--save-every", 20, "--model.num_layers", 1, "--model.hidden_size", 64]  # fmt: skip
+# 20 are what a release has to pass; a few are enough to see that the way is still open.
+NUM_MOMENTS = int(os.environ.get("DNABERT_RM_STOP_MOMENTS", "5"))
+
+LIMIT = 4
+"""Seconds of the hang detector; the stages of the start have four times as much."""
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "prepared"
+    rng = np.random.default_rng(0)
+    write_prepared(folder, [[random_bases(rng, 700) for _ in range(4)] for _ in range(3)], k=4)
+    return folder
+
+
+class RunOfTwo:
+    """Two ranks at work in one folder; killed at the end of the block, if they are still there."""
+
+    def __init__(self, prepared: Path, run: Path, log: Path, *extra: str | Path) -> None:
+        self.run, self.log = run, log
+        self.ranks = start_ranks(2, [*map(str, FLAGS), "--data", prepared, "--output", run, *extra], log)
+
+    def __enter__(self) -> RunOfTwo:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for rank in self.ranks:
+            rank.kill()
+
+    def steps(self) -> int:
+        """Steps that metrics.jsonl tells of."""
+        path = self.run / "metrics.jsonl"
+        return path.read_bytes().count(b"\n") if path.exists() else 0
+
+    def send(self, rank: int, number: signal.Signals) -> None:
+        """Signal a rank, once it has put handlers in place: a process that has not begun can't do anything well."""
+        caught = f"/proc/{self.ranks[rank].pid}/status"
+        until(lambda: int(Path(caught).read_text().split("SigCgt:")[1].split()[0], 16) >> (signal.SIGTERM - 1) & 1)
+        # As DeepSpeed's launcher does: the loader processes too, and first.
+        process = psutil.Process(self.ranks[rank].pid)
+        for each in (*process.children(recursive=True), process):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.send_signal(number)
+
+    def printed(self, rank: int) -> str:
+        path = self.log / f"{rank}.txt"
+        return path.read_text() if path.exists() else ""
+
+
+def until(condition: Callable[[], object], seconds: float = 240) -> None:
+    """Wait for a condition; fails after `seconds`."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it never came to be"
+        time.sleep(0.01)
+
+
+@pytest.mark.timeout(1200)
+def test_a_run_stops_at_any_moment_with_a_checkpoint_and_goes_on_bit_for_bit(prepared: Path, tmp_path: Path) -> None:
+    """SIGTERM at random moments, loading and saving included, to either rank, every other time twice.
+
+    Then SIGUSR1 and the stop file once.
+    """
+    run, chance, done, slowest = tmp_path / "run", random.Random(0), 0, 0.0
+    for moment in range(NUM_MOMENTS + 2):
+        with RunOfTwo(prepared, run, tmp_path / f"log{moment}") as ranks:
+            # Of three moments, one lies in the start, which takes two seconds or more, the others in the loop.
+            if moment % 3:
+                until(lambda ranks=ranks, done=done: ranks.steps() > done)
+            time.sleep(chance.uniform(0, 1 if moment % 3 else 3))
+            victim, at = chance.randrange(2), time.monotonic()
+            if moment <= NUM_MOMENTS:
+                ranks.send(victim, signal.SIGTERM if moment < NUM_MOMENTS else signal.SIGUSR1)
+            else:
+                until(lambda ranks=ranks, done=done: ranks.steps() > done)
+                (run / "stop").touch()
+            steps_at_signal = ranks.steps()
+            if moment % 2:
+                time.sleep(chance.uniform(0, 0.2))
+                ranks.send(victim, signal.SIGTERM)
+            codes = wait_for(ranks.ranks, 60)
+            printed = ranks.printed(0)
+            assert codes == [EXIT_STOPPED] * 2, printed
+            if steps_at_signal > done:
+                slowest = max(slowest, time.monotonic() - at)
+                # The step under way; and one more, where that had already made its last sum.
+                assert ranks.steps() <= steps_at_signal + 2
+            assert f"stopped on request with {ranks.steps()} of 100000 steps done" in printed
+        rows = read_metrics(run) if ranks.steps() else []
+        assert [row["step"] for row in rows] == list(range(len(rows)))
+        assert len(rows) >= done
+        done = len(rows)
+        assert complete_steps(run)[-1:] == ([done] if done else [])
+        if done:
+            check_checkpoint(step_folder(run, done))
+        assert not list((run / FOLDER_NAME).glob(".step*")) and not (run / "stop").exists()
+    assert done
+    print(f"{NUM_MOMENTS} moments, {done} steps, slowest stop in the loop {slowest:.2f} s")
+    assert slowest < 20
+
+    last = str(done + 2)
+    for folder in (run, tmp_path / "undisturbed"):
+        with RunOfTwo(prepared, folder, tmp_path / "log", "--stop-after", last) as ranks:
+            assert wait_for(ranks.ranks) == [0, 0], ranks.printed(0)
+    stopped, undisturbed = ([row["loss"] for row in read_metrics(folder)] for folder in (run, tmp_path / "undisturbed"))
+    assert stopped == undisturbed and len(stopped) == done + 2
+
+
+def test_a_second_run_is_refused_and_the_first_goes_on(prepared: Path, tmp_path: Path) -> None:
+    """Then the first loses a rank, and its folder is free again."""
+    run = tmp_path / "run"
+    with RunOfTwo(prepared, run, tmp_path / "first") as first:
+        until(lambda: first.steps() > 20)
+        before = (run / "config.toml").stat().st_mtime_ns
+        with RunOfTwo(prepared, run, tmp_path / "second") as second:
+            assert wait_for(second.ranks, 60) == [EXIT_USER_ERROR] * 2
+        told = [line for line in second.printed(0).splitlines() if "error" in line]
+        assert len(told) == 1 and f"{run}: another run is at work there (host " in told[0]
+        assert f"process {first.ranks[0].pid}, since " in told[0]
+        assert "error" not in second.printed(1) and "Traceback" not in second.printed(0) + second.printed(1)
+        assert (run / "config.toml").stat().st_mtime_ns == before
+        steps = first.steps()
+        until(lambda: first.steps() > steps)
+
+        first.ranks[1].kill()
+        assert wait_for(first.ranks, 60) == [EXIT_RANK_LOST, -signal.SIGKILL]
+    printed = first.printed(0)
+    told = [line for line in printed.splitlines() if "another rank is gone" in line]
+    assert len(told) == 1 and "Traceback" not in printed
+    assert f"the last checkpoint is that of step {complete_steps(run)[-1]}; run the same command" in told[0]
+    (trace,) = (run / "lost_ranks").iterdir()
+    assert "Traceback" in trace.read_text() and str(trace) in told[0]
+
+    with RunOfTwo(prepared, run, tmp_path / "third") as third:
+        until(lambda: "resuming at step" in third.printed(0))
+        # What lies after the checkpoint has been dropped by now, and is made again.
+        until(lambda: third.steps() > complete_steps(run)[0] + 20)
+        third.ranks[0].kill()
+        assert wait_for(third.ranks, 60) == [-signal.SIGKILL, EXIT_RANK_LOST], third.printed(1)
+        assert "rank 1: another rank is gone" in third.printed(1)
+
+
+def test_a_rank_that_stands_still_ends_the_run_with_the_stacks_of_the_others(prepared: Path, tmp_path: Path) -> None:
+    """But not all of them standing still for longer than the limit, as in a suspended job."""
+    run = tmp_path / "run"
+    with RunOfTwo(prepared, run, tmp_path / "log", "--train.hang_timeout_seconds", str(LIMIT)) as ranks:
+        until(lambda: ranks.steps() > 3)
+        for number, pause in ((signal.SIGSTOP, 1.5 * LIMIT), (signal.SIGCONT, 0.0)):
+            for rank in ranks.ranks:
+                os.kill(rank.pid or 0, number)
+            time.sleep(pause)
+        steps = ranks.steps()
+        until(lambda: ranks.steps() > steps + 1)
+        os.kill(ranks.ranks[1].pid or 0, signal.SIGSTOP)
+        start = time.monotonic()
+        ranks.ranks[0].join(60)
+        assert ranks.ranks[0].exitcode == EXIT_HANG, ranks.printed(0)
+        assert LIMIT < time.monotonic() - start < LIMIT + 15
+        (report,) = (run / "hangs").iterdir()
+        (told,) = (line for line in ranks.printed(0).splitlines() if "waited" in line)
+        # It may have stood still in the middle of a step or of a save.
+        assert told.startswith("rank 0: waited 4 s for: s") and str(report) in told and "run the same command" in told
+        text = report.read_text()
+        assert "distributed_c10d.py" in text and "_rank_0" in report.name
+        worker = text.split("loader worker, process ")[1]
+        assert "_worker_loop" in worker
+
+
+def test_a_loader_that_hangs_ends_the_run_with_the_stacks_of_its_worker(prepared: Path, tmp_path: Path) -> None:
+    """Shards are fetched again, through pipes that nobody writes to."""
+    remote, cache, run = tmp_path / "remote", tmp_path / "cache", tmp_path / "run"
+    shutil.copytree(prepared, remote)
+    extra = ["--data", f"pipe:cat {remote}/{{}}", "--allow-pipe", "--data.cache_dir", cache,
+             "--train.hang_timeout_seconds", LIMIT]  # fmt: skip
+    with RunOfTwo(prepared, run, tmp_path / "log", *map(str, extra)) as ranks:
+        until(lambda: ranks.steps() > 3)
+        for shard in remote.glob("*.tar"):
+            shard.unlink()
+            os.mkfifo(shard)
+        for shard in cache.glob("*.tar"):
+            shard.unlink()
+        assert wait_for(ranks.ranks, 60) == [EXIT_HANG] * 2, ranks.printed(0) + ranks.printed(1)
+        assert not [process for process in psutil.process_iter(["cmdline"]) if str(remote) in str(process.info)]
+    reports = {path.name[-5]: path.read_text() for path in (run / "hangs").iterdir()}
+    assert sorted(reports) == ["0", "1"]
+    hung = [rank for rank, text in reports.items() if f"rank {rank}: waited 4 s for: loader" in text]
+    assert hung
+    for rank in hung:
+        main, worker = reports[rank].split("loader worker, process ")
+        assert "dataloader.py" in main
+        # Two workers that want the same shard: one of them waits for the other's lock.
+        assert "gopen.py" in worker or "_locked" in worker
+    assert any("gopen.py" in text for text in reports.values())

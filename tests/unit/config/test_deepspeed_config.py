@@ -1,0 +1,76 @@
+"""DeepSpeed configurations that can't be meant: each a line that names the file, or the field, to change."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dnabert_rm.config import RunConfig, resolve
+from dnabert_rm.data.batching import BatchSplit
+from dnabert_rm.train.deepspeed_settings import ds_settings
+from dnabert_rm.utils.errors import ConfigError
+
+NVME = {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "nvme", "nvme_path": "auto"}}}
+
+
+def config_with(ds_config: Path | str, **sections: dict[str, Any]) -> RunConfig:
+    needed = {"data": {"path": ["prepared"]}, "train": {"output": "run", "ds_config": str(ds_config)}}
+    return resolve(needed, sections)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("{", "mend the file"),
+        ("[]", "must hold one JSON object"),
+        ('{"zero_optimization": 2}', "must hold one JSON object"),
+        ('{"optimizer": {"type": "Adam"}}', r"optimizer: is set by \[optim\]"),
+        ('{"scheduler": {}}', r"scheduler: is set by \[optim\]"),
+        ('{"gradient_clipping": 7}', 'gradient_clipping is 7, but optim.clip makes it 1.0; set it to "auto"'),
+        ('{"checkpoint": {"writer": {"decoupled": true}}}', "checkpoint.writer.decoupled: checkpoints are written"),
+        ('{"checkpoint": {"load_universal": true}}', "checkpoint.load_universal: checkpoints are written"),
+        ('{"datastates_ckpt": {"enabled": true}}', "datastates_ckpt: checkpoints are written"),
+    ],
+)
+def test_a_file_that_cannot_be_meant(tmp_path: Path, text: str, told: str) -> None:
+    path = tmp_path / "mine.json"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=told) as raised:
+        ds_settings(config_with(path))
+    assert str(path) in str(raised.value)
+
+
+def test_a_disk_to_offload_to_is_named_and_exists(tmp_path: Path) -> None:
+    path = tmp_path / "nvme.json"
+    path.write_text(json.dumps(NVME))
+    with pytest.raises(ConfigError, match=r"train\.offload_dir: .*nvme.json offloads to a disk; name a folder"):
+        ds_settings(config_with(path))
+    with pytest.raises(ConfigError, match="absent is no folder; make it on every node"):
+        ds_settings(config_with(path, train={"offload_dir": str(tmp_path / "absent")}))
+    settings = ds_settings(config_with(path, train={"offload_dir": str(tmp_path)}))
+    assert settings["zero_optimization"]["offload_optimizer"]["nvme_path"] == str(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "sections", "precision", "told"),
+    [
+        ("zero0", {}, "bf16", "choose zero1"),
+        ("zero0", {}, "fp16", "choose zero1"),
+        ("zero3", {"model": {"compile": True}}, "fp32", "choose --ds-config zero1 or zero2"),
+        ("zero2", {"model": {"build": "partitioned"}}, "fp32", "has stage 2; choose zero3"),
+    ],
+)
+def test_what_a_stage_does_not_allow(name: str, sections: dict[str, Any], precision: str, told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        ds_settings(config_with(name, **sections), precision=precision)
+
+
+def test_auto_becomes_what_the_run_says() -> None:
+    settings = ds_settings(config_with("zero3"), BatchSplit(48, 4, 3), "bf16", 3)
+    batches = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
+    assert [settings[name] for name in batches] == [48, 4, 4]
+    assert settings["bf16"]["enabled"] and not settings["fp16"]["enabled"]
+    assert settings["gradient_clipping"] == 1.0

@@ -1,0 +1,153 @@
+"""Configuration: layers, strict keys, every error at once, flags."""
+
+from __future__ import annotations
+
+import argparse
+import tomllib
+
+import pytest
+from support import run_cli
+
+from dnabert_rm.cli.run_flags import add_run_flags, run_config
+from dnabert_rm.config import FREE_TO_CHANGE, field_infos, load_preset, preset_names, resolve
+from dnabert_rm.config.run_config import CHOICES
+from dnabert_rm.utils.errors import ConfigError
+
+NEEDED = {"data": {"path": ["prepared"]}, "train": {"output": "run"}}
+
+
+def parsed(*words: str):
+    parser = argparse.ArgumentParser()
+    add_run_flags(parser)
+    return run_config(parser.parse_args(["--data", "prepared", "--output", "run", *words]))
+
+
+def test_later_layers_win_and_defaults_fill_the_rest() -> None:
+    config = resolve({"optim": {"lr": 1e-3}, "model": {"num_layers": 3}}, {"optim": {"lr": 2e-3}}, NEEDED)
+    assert (config.optim.lr, config.model.num_layers, config.optim.beta2) == (2e-3, 3, 0.98)
+
+
+def test_every_error_is_told_at_once_with_a_near_name() -> None:
+    with pytest.raises(ConfigError) as raised:
+        resolve({"model": {"hiden_size": 3}, "trian": {}, "data": {"window": "a"}}, NEEDED)
+    lines = str(raised.value).split("\n  ")
+    assert len(lines) == 3
+    assert "did you mean 'model.hidden_size'" in lines[0]
+    assert "did you mean 'train'" in lines[1]
+    assert "data.window: 'a' is not of type int" in lines[2]
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("model", "hidden_size", 130),
+        ("model", "architecture", "gpt"),
+        ("data", "window", 513),
+        ("data", "window", 2),
+        ("data", "strand", "reverse"),
+        ("train", "steps", 0),
+        ("train", "seed", -1),
+        ("train", "precision", "fp8"),
+        ("optim", "lr", 0.0),
+        ("optim", "schedule", "step"),
+        ("optim", "decay_share", 0.0),
+        ("optim", "decay_share", 1.5),
+        ("train", "start_timeout_seconds", 0.0),
+        ("train", "hang_timeout_seconds", -1.0),
+        ("train", "keep_every", 1500),
+        ("train", "resume", ""),
+        ("train", "output", ""),
+        ("data", "path", []),
+        ("validation", "spans", [6, 0]),
+    ],
+)
+def test_a_value_that_cannot_be_right_is_named(section: str, key: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=f"^{section}.{key}: "):
+        resolve(NEEDED, {section: {key: value}})
+
+
+def test_a_batch_warm_up_leaves_no_remainder_to_drop() -> None:
+    with pytest.raises(ConfigError, match=r"data\.remainder: drop and a batch-size warm-up"):
+        resolve(NEEDED, {"data": {"remainder": "drop"}, "train": {"batch_start": 8}})
+
+
+def test_a_boolean_is_no_integer_and_a_float_no_integer() -> None:
+    for value in (True, 1.0, "1"):
+        with pytest.raises(ConfigError, match=r"train\.steps"):
+            resolve(NEEDED, {"train": {"steps": value}})
+
+
+def test_toml_round_trip_keeps_everything() -> None:
+    config = resolve(load_preset("base"), NEEDED, {"masking": {"phase_ends": [0.5, 1.0], "phase_spans": [6, 9]}})
+    assert resolve(tomllib.loads(config.to_toml())) == config
+
+
+def test_presets_grow_and_all_resolve() -> None:
+    assert preset_names()[:4] == ["tiny", "mini", "small", "base"]
+    for name in preset_names():
+        resolve(load_preset(name), NEEDED)
+    base = resolve(load_preset("base"), NEEDED).model
+    assert (base.hidden_size, base.num_layers, base.num_heads, base.intermediate_size, base.dropout) == (
+        768, 12, 12, 3072, 0.1,
+    )  # fmt: skip
+
+
+def test_a_preset_sizes_each_architecture_for_itself() -> None:
+    assert parsed("--preset", "base").model.intermediate_size == 3072
+    assert parsed("--preset", "base", "--model.architecture", "modernbert").model.intermediate_size == 2048
+    assert parsed("--preset", "1b").model.architecture == "modernbert"
+    assert parsed("--preset", "1b", "--model.architecture", "bert").model.intermediate_size == 8192
+
+
+def test_every_field_is_documented() -> None:
+    assert all(info.text.strip().endswith((".", "…")) for info in field_infos().values())
+
+
+def test_a_default_as_it_is_shown_is_what_its_flag_takes() -> None:
+    shown = {name: info for name, info in field_infos().items() if info.shown_default != "empty"}
+    assert len(shown) > 50
+    words = [word for name, info in shown.items() for word in (f"--{name}", info.shown_default)]
+    config = parsed(*words)
+    for name, info in shown.items():
+        section, key = name.split(".")
+        assert getattr(getattr(config, section), key) == info.default, name
+
+
+def test_what_a_resume_may_change_are_fields() -> None:
+    assert field_infos().keys() >= FREE_TO_CHANGE
+
+
+def test_the_page_of_all_fields_is_what_the_code_says() -> None:
+    done = run_cli("docs/write_configuration.py", "--check")
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_text_of_a_field_names_all_its_choices() -> None:
+    for name, choices in CHOICES.items():
+        assert all(choice == "auto" or f'"{choice}"' in field_infos()[name].text for choice in choices), name
+
+
+def test_flags_short_and_dotted_lists_and_booleans() -> None:
+    config = parsed("--phase-ends", "10,20", "30", "--phase-spans", "6", "8", "10", "--optim.eps", "1e-7", "--lr", "1",
+                    "--data.overlap", "false", "--preset", "tiny", "--allow-changes")  # fmt: skip
+    assert config.masking.phase_ends == (10.0, 20.0, 30.0)
+    assert config.masking.phase_spans == (6, 8, 10)
+    assert (config.optim.eps, config.optim.lr, config.data.overlap, config.train.allow_changes) == (
+        1e-7,
+        1,
+        False,
+        True,
+    )
+    assert config.model.hidden_size == 128
+
+
+def test_wrong_flags_are_named_together() -> None:
+    with pytest.raises(ConfigError) as raised:
+        parsed("--steps", "many", "--lr", "high")
+    assert "--steps many: must be of type int" in str(raised.value)
+    assert "--lr high: must be of type float" in str(raised.value)
+
+
+def test_an_unknown_preset_lists_the_presets() -> None:
+    with pytest.raises(ConfigError, match="no such preset; choose one of tiny, mini"):
+        parsed("--preset", "huge")

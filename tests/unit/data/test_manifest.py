@@ -1,0 +1,66 @@
+"""The manifest: round trip, fingerprint, and what a wrong one says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support import random_bases, write_prepared
+
+from dnabert_rm.data.manifest import load_manifest
+from dnabert_rm.utils.errors import DataError
+
+
+@pytest.fixture()
+def prepared(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    write_prepared(tmp_path / "prepared", [[random_bases(rng, 50)], [random_bases(rng, 60)]], splits={1: "val"})
+    return tmp_path / "prepared"
+
+
+def change(folder: Path, edit) -> None:
+    path = folder / "manifest.json"
+    content = json.loads(path.read_text())
+    edit(content)
+    path.write_text(json.dumps(content))
+
+
+def test_round_trip_and_fingerprint(prepared: Path) -> None:
+    manifest = load_manifest(prepared)
+    assert manifest.to_json() == (prepared / "manifest.json").read_text()
+    before = manifest.fingerprint
+    change(prepared, lambda content: content["contigs"][0].update(length=51))
+    assert load_manifest(prepared).fingerprint != before
+
+
+@pytest.mark.parametrize(
+    ("edit", "reason"),
+    [
+        (lambda c: c.update(format="other"), "format is not"),
+        (lambda c: c.update(format_version=99), "format version 99"),
+        (lambda c: c.pop("contigs"), "contigs"),
+        (lambda c: c.update(more=1), "unknown key 'more'"),
+        (lambda c: c["shards"][0].update(name="../../etc/shard.tar"), "not a plain file name"),
+        (lambda c: c["shards"][0].update(name="pipe:cat x.tar"), "not a plain file name"),
+        (lambda c: c["shards"][1].update(name=c["shards"][0]["name"]), "named twice"),
+        (lambda c: c["shards"][0].update(split="dev"), "unknown split"),
+        (lambda c: c["shards"][0].update(sha256="0"), "no SHA-256"),
+        (lambda c: c["shards"][0].update(segments=[0]), "segment length"),
+        (lambda c: c["tokenizer"].update(k=9), "k from 3 to 8"),
+        (lambda c: c["tokenizer"].update(vocab_size=7), "vocab_size 7"),
+        (lambda c: c["tokenizer"].update(model="../evil.model"), "plain file name"),
+    ],
+)
+def test_a_wrong_manifest_says_what_is_wrong(prepared: Path, edit, reason: str) -> None:
+    change(prepared, edit)
+    with pytest.raises(DataError, match=reason):
+        load_manifest(prepared)
+
+
+def test_a_missing_manifest_and_a_missing_split(prepared: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such file; name a folder"):
+        load_manifest(tmp_path)
+    with pytest.raises(DataError, match=r"no shard of split 'test' .*train, val"):
+        load_manifest(prepared).shards_of("test")

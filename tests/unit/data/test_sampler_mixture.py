@@ -1,0 +1,75 @@
+"""Several data sets in one run: exact shares, each set's own order without a gap."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dnabert_rm.data.sampler import CYCLE, EpochOrder, MixtureOrder
+from dnabert_rm.utils.errors import ConfigError
+
+WEIGHTS = st.lists(st.floats(0.01, 10), min_size=2, max_size=4)
+
+
+def mixture(weights: list[float], seed: int = 0) -> MixtureOrder:
+    """Small data sets of different sizes, mixed."""
+    orders = [EpochOrder([[500 * (number + 1)]], 10, seed, source=number) for number in range(len(weights))]
+    return MixtureOrder(orders, weights, seed)
+
+
+@settings(max_examples=40, deadline=None)
+@given(WEIGHTS, st.integers(0, 2000))
+def test_shares_are_exact_after_every_cycle(weights, cycles):
+    sets, indices = mixture(weights).assign(np.arange((cycles + 1) * CYCLE - 5 * CYCLE, (cycles + 1) * CYCLE).clip(0))
+    for number, weight in enumerate(weights):
+        share = weight / sum(weights)
+        past = indices[sets == number].max(initial=-1) + 1  # the set's samples up to the end of this cycle
+        if (sets == number).any():
+            assert abs(past - share * (cycles + 1) * CYCLE) <= 1
+
+
+@settings(max_examples=30, deadline=None)
+@given(WEIGHTS, st.integers(0, 10**6))
+def test_a_cycle_takes_a_contiguous_range_of_each_set(weights, cycle):
+    """So nothing of a set is missed or seen twice, whatever the others do."""
+    sets, indices = mixture(weights).assign(np.arange(2 * CYCLE) + cycle * CYCLE)
+    for number in range(len(weights)):
+        first, second = (indices[half][sets[half] == number] for half in (slice(CYCLE), slice(CYCLE, None)))
+        both = np.sort(np.concatenate([first, second]))
+        assert (np.diff(both) == 1).all()
+        if len(first) and len(second):
+            assert first.max() + 1 == second.min()
+
+
+def test_sets_are_mixed_within_a_cycle():
+    sets, _ = mixture([3, 1]).assign(np.arange(CYCLE))
+    counts = sets.reshape(-1, 64).sum(axis=1)
+    assert counts.mean() == 16
+    assert counts.min() >= 4
+    assert counts.max() <= 28
+
+
+def test_windows_are_those_of_the_sets_own_orders():
+    mixed = mixture([1, 2, 4])
+    samples = np.array([7, 5000, 3, 12345, 8])
+    sets, indices = mixed.assign(samples)
+    found = mixed.locate(samples)
+    for row, (number, index) in enumerate(zip(sets.tolist(), indices.tolist(), strict=True)):
+        alone = EpochOrder([[500 * (number + 1)]], 10, 0, source=number).locate([index])
+        assert [array[row] for array in vars(found).values()] == [array[0] for array in vars(alone).values()]
+
+
+def test_a_sample_is_the_same_whoever_asks():
+    mixed, samples = mixture([1, 2]), np.arange(20_000)[::7]
+    together = vars(mixed.locate(samples))
+    backwards = vars(mixture([1, 2]).locate(samples[::-1]))
+    assert all((together[name] == backwards[name][::-1]).all() for name in together)
+
+
+@pytest.mark.parametrize("weights", [[1], [1, 0], [1, -2], [1, 2, 3], [1, float("nan")], [1, float("inf")]])
+def test_weights_that_do_not_fit_are_refused(weights):
+    orders = [EpochOrder([[500]], 10, 0, source=number) for number in range(2)]
+    with pytest.raises(ConfigError, match=r"data\.weights .* must hold one positive number for each of 2 data sets"):
+        MixtureOrder(orders, weights, 0)

@@ -1,0 +1,241 @@
+"""Shards behind URLs: retries, checksums, a cache of bounded size, and which URLs are refused."""
+
+from __future__ import annotations
+
+import contextlib
+import http.server
+import multiprocessing
+import os
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support import random_bases, write_prepared
+
+from dnabert_rm.data import storage as folders
+from dnabert_rm.data.cache import ShardCache
+from dnabert_rm.data.dataset import WindowDataset, WindowSettings
+from dnabert_rm.data.manifest import load_manifest
+from dnabert_rm.data.storage import StorageSettings
+from dnabert_rm.utils.errors import ConfigError, DataError
+
+SAMPLES = np.arange(60)
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Serves a folder; `spoil(path, count)` may change the status and body of the count-th request of a path."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.folder, self.requests = folder, Counter()
+        self.spoil = lambda path, count: (200, None)
+        self.url = f"http://127.0.0.1:{self.server_address[1]}/data"
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """One request."""
+
+    server: Server
+
+    def do_GET(self) -> None:
+        name = self.path.removeprefix("/data/")
+        self.server.requests[name] += 1
+        status, body = self.server.spoil(name, self.server.requests[name])
+        path = self.server.folder / name
+        if body is None:
+            body = path.read_bytes() if path.is_file() else b""
+            status = status if path.is_file() else 404
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        with contextlib.suppress(ConnectionError):
+            self.wfile.write(body)
+
+    def log_message(self, *args) -> None:
+        pass
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """Four prepared shards of about 30 kB."""
+    rng = np.random.default_rng(0)
+    write_prepared(tmp_path / "data", [[random_bases(rng, 5000), random_bases(rng, 7000)] for _ in range(4)])
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def server(folder) -> Iterator[Server]:
+    """The folder on a server of this machine."""
+    with Server(folder) as running:
+        threading.Thread(target=running.serve_forever, args=(0.02,), daemon=True).start()
+        yield running
+        running.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch):
+    monkeypatch.setattr(folders, "FIRST_WAIT_SECONDS", 0.01)
+
+
+def windows(place: str | Path, tmp_path: Path, **storage) -> np.ndarray:
+    """The first windows of a folder or URL."""
+    settings = StorageSettings(cache_dir=str(tmp_path / "cache"), **storage)
+    return dataset(place, settings).windows(SAMPLES, 0).ids
+
+
+def dataset(place: str | Path, settings: StorageSettings) -> WindowDataset:
+    return WindowDataset([place], [], WindowSettings(window=42, num_streams=4), 0, settings)
+
+
+def cached(tmp_path: Path) -> list[Path]:
+    return sorted((tmp_path / "cache").glob("*.tar"))
+
+
+def test_a_url_reads_as_its_folder_does_and_is_fetched_once(folder, server, tmp_path):
+    expected = windows(folder, tmp_path)
+    assert (windows(server.url, tmp_path) == expected).all()
+    assert (windows(server.url + "/", tmp_path) == expected).all()
+    assert (windows(f"file://{folder}", tmp_path) == expected).all()
+    assert {name: count for name, count in server.requests.items() if name.endswith(".tar")} == {
+        f"shard-{number:06d}.tar": 1 for number in range(4)
+    }
+    assert {path.stem for path in cached(tmp_path)} == {shard.sha256 for shard in load_manifest(folder).shards}
+
+
+def test_a_server_that_answers_500_twice_then_works(folder, server, tmp_path):
+    server.spoil = lambda name, count: (500, b"") if name == "shard-000002.tar" and count <= 2 else (200, None)
+    assert (windows(server.url, tmp_path) == windows(folder, tmp_path)).all()
+    assert server.requests["shard-000002.tar"] == 3
+
+
+def test_what_comes_is_checked_and_fetched_again(folder, server, tmp_path, caplog):
+    good = (folder / "shard-000001.tar").read_bytes()
+    bad = [good[:-100], good + b"more", b"x" + good[1:]]
+    server.spoil = lambda name, count: (200, bad[count - 1] if name == "shard-000001.tar" and count <= 3 else None)
+    assert (windows(server.url, tmp_path) == windows(folder, tmp_path)).all()
+    assert server.requests["shard-000001.tar"] == 4
+    assert [text in caplog.text for text in ("bytes came, the manifest says", "more than the", "SHA-256")] == [True] * 3
+    assert not list((tmp_path / "cache").glob("*.tmp"))
+
+
+def test_a_shard_that_never_comes_names_its_url(server, tmp_path):
+    server.spoil = lambda name, count: (200, b"nothing" if name == "shard-000001.tar" else None)
+    with pytest.raises(DataError, match=r"/data/shard-000001\.tar: could not be fetched in 5 tries \(7 bytes came"):
+        windows(server.url, tmp_path)
+    missing = server.url.replace("/data", "/nowhere")
+    with pytest.raises(DataError, match=r"/nowhere/manifest\.json: could not be fetched .* ended with code 22"):
+        windows(missing, tmp_path)
+
+
+def test_a_shard_that_never_comes_can_be_skipped(folder, server, tmp_path):
+    server.spoil = lambda name, count: (404, b"") if name == "shard-000001.tar" else (200, None)
+    settings = StorageSettings(on_bad_shard="skip", cache_dir=str(tmp_path / "cache"))
+    found = dataset(server.url, settings).windows(SAMPLES, 0)
+    lost = dataset(folder, settings).locate(SAMPLES).shard == 1
+    assert found.num_replaced == lost.sum() > 0
+    assert (found.ids[~lost] == windows(folder, tmp_path)[~lost]).all()
+
+
+def test_a_damaged_copy_in_the_cache_is_fetched_again(folder, server, tmp_path):
+    expected = windows(server.url, tmp_path)
+    for path in cached(tmp_path):
+        data = bytearray(path.read_bytes())
+        data[600] ^= 1
+        path.write_bytes(data)
+    assert (windows(server.url, tmp_path) == expected).all()
+    assert server.requests["shard-000000.tar"] == 2
+
+
+def test_the_cache_stays_within_its_bound(folder, server, tmp_path):
+    """Room for two of four shards: every window still comes, and never more lies on the disk."""
+    size = max(shard.bytes for shard in load_manifest(folder).shards)
+    most = 0
+    expected = windows(folder, tmp_path)
+    data = dataset(server.url, StorageSettings(cache_dir=str(tmp_path / "cache"), cache_gb=2.5 * size / 1e9))
+    for sample in SAMPLES[:30]:
+        assert (data.windows([sample], 0).ids == expected[sample]).all()
+        most = max(most, sum(path.stat().st_size for path in (tmp_path / "cache").iterdir() if path.is_file()))
+    assert size < most <= 2.5 * size
+    assert len(cached(tmp_path)) == 2
+
+
+def test_the_least_recently_used_shard_goes_first(folder, tmp_path):
+    shards = load_manifest(folder).shards
+    cache = ShardCache(tmp_path / "cache", 2 * max(shard.bytes for shard in shards))
+
+    def get(number: int) -> None:
+        cache.get(shards[number], lambda out: out.write((folder / shards[number].name).read_bytes()))
+
+    get(0)
+    get(1)
+    os.utime(cache.path(shards[0]), (1, 1))
+    os.utime(cache.path(shards[1]), (2, 2))
+    assert cache.touch(shards[0])
+    get(2)
+    assert [cache.path(shard).exists() for shard in shards] == [True, False, True, False]
+
+
+def test_a_cache_too_small_for_one_shard_says_so(server, tmp_path):
+    with pytest.raises(ConfigError, match=r"data\.cache_gb 1e-05: no room for shard shard-00000\d\.tar of \d+ bytes"):
+        windows(server.url, tmp_path, cache_gb=1e-5)
+
+
+def test_what_a_killed_process_left_is_removed(server, tmp_path):
+    (tmp_path / "cache").mkdir()
+    abandoned = tmp_path / "cache" / f"{'0' * 64}.tmp"
+    abandoned.write_bytes(b"half")
+    windows(server.url, tmp_path)
+    assert not abandoned.exists()
+
+
+def _read(url: str, tmp_path: Path, queue) -> None:
+    queue.put(windows(url, tmp_path).tobytes())
+
+
+def test_several_processes_share_one_cache(folder, server, tmp_path):
+    """Each shard is fetched by one of them."""
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    processes = [context.Process(target=_read, args=(server.url, tmp_path, queue)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    found = [queue.get(timeout=60) for _ in processes]
+    for process in processes:
+        process.join()
+    assert set(found) == {windows(folder, tmp_path).tobytes()}
+    assert {count for name, count in server.requests.items() if name.endswith(".tar")} == {1}
+
+
+def test_pipes_run_only_when_they_are_allowed(folder, tmp_path):
+    url = f"pipe:cat {folder}/{{}}"
+    with pytest.raises(ConfigError, match=r"pipe: runs a shell command; allow it with --allow-pipe"):
+        windows(url, tmp_path)
+    assert (windows(url, tmp_path, allow_pipe=True) == windows(folder, tmp_path)).all()
+
+
+def test_a_rewritten_url_does_not_get_past_that(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("GOPEN_REWRITE", f"http://store=pipe:cat {folder}")
+    with pytest.raises(ConfigError, match="allow it with --allow-pipe"):
+        windows("http://store", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("s3://bucket/data", "webdataset opens no s3 URLs; give one of .*http, https"),
+        ("gopher://host/data", "webdataset opens no gopher URLs"),
+        ("http://host/my data", "a URL has no blanks"),
+    ],
+)
+def test_urls_that_nothing_opens_are_refused(url, message, tmp_path):
+    with pytest.raises(ConfigError, match=message):
+        windows(url, tmp_path)
+
+
+def test_a_cache_that_cannot_be_made_is_named(server, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"data\.cache_dir .*file/cache: can't be made"):
+        dataset(server.url, StorageSettings(cache_dir=str(tmp_path / "file" / "cache")))

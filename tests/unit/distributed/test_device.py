@@ -1,0 +1,55 @@
+"""Which GPU a rank takes among those that it sees, and how many CPU threads."""
+
+from __future__ import annotations
+
+import pytest
+
+from dnabert_rm.distributed.device import gpu_index, threads_of_rank
+from dnabert_rm.distributed.launchers import RankInfo
+from dnabert_rm.utils.errors import ConfigError
+
+FOUR_TASKS = {"SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_STEP_NUM_TASKS": "8", "SLURM_NODEID": "1",
+              "SLURM_STEP_TASKS_PER_NODE": "4(x2)", "SLURM_STEP_NODELIST": "gpu[07-08]"}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def no_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (*FOUR_TASKS, "SLURM_CPUS_PER_TASK", "SLURM_NTASKS"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def rank(local_rank: int, local_world_size: int) -> RankInfo:
+    return RankInfo("torchrun", local_rank, local_world_size, local_rank, local_world_size)
+
+
+@pytest.mark.parametrize(("local_rank", "visible", "index"), [(0, 1, 0), (3, 1, 0), (0, 4, 0), (3, 4, 3)])
+def test_a_rank_takes_the_gpu_of_its_place_or_the_only_one_it_sees(local_rank: int, visible: int, index: int) -> None:
+    assert gpu_index(local_rank, visible) == index
+
+
+@pytest.mark.parametrize(("local_rank", "visible"), [(2, 2), (5, 4), (0, 0)])
+def test_more_ranks_than_gpus_are_refused(local_rank: int, visible: int) -> None:
+    with pytest.raises(ConfigError, match=f"local rank {local_rank} has no GPU, this node shows {visible}; start"):
+        gpu_index(local_rank, visible)
+
+
+@pytest.mark.parametrize(("cores", "ranks", "threads"), [(16, 4, 4), (16, 1, 16), (3, 2, 1), (2, 4, 1)])
+def test_ranks_share_the_cores_of_their_node(cores: int, ranks: int, threads: int) -> None:
+    assert threads_of_rank(rank(0, ranks), cores) == threads
+
+
+@pytest.mark.parametrize(
+    ("per_task", "cores", "ranks", "threads"),
+    [
+        ("4", 4, 4, 4),  # a rank a task, bound to its own four cores
+        ("4", 16, 4, 4),  # not bound: still no more than was asked for
+        ("8", 4, 4, 4),  # bound to fewer
+        ("8", 8, 8, 4),  # two ranks a task share its eight
+    ],
+)
+def test_slurms_cores_belong_to_a_task(
+    monkeypatch: pytest.MonkeyPatch, per_task: str, cores: int, ranks: int, threads: int
+) -> None:
+    for name, value in {**FOUR_TASKS, "SLURM_CPUS_PER_TASK": per_task}.items():
+        monkeypatch.setenv(name, value)
+    assert threads_of_rank(rank(1, ranks), cores) == threads

@@ -1,0 +1,46 @@
+"""Which errors mean that another rank is gone, and how long collectives wait before they raise one."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from dnabert_rm.distributed.process_group import collective_timeout, set_collective_timeout
+from dnabert_rm.distributed.rank_failure import is_from_lost_rank
+from dnabert_rm.distributed.watchdog import FIRST_TIMES
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (
+            RuntimeError("[/x/gloo/transport/tcp/pair.cc:537] Read error [10.0.0.1]:2: Connection reset by peer"),
+            True,
+        ),
+        (RuntimeError("[/x/gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 1800000ms for recv"), True),
+        (dist.DistBackendError("NCCL error in: … remote process exited or there was a network error"), True),
+        (RuntimeError("CUDA out of memory"), False),
+        (RuntimeError("The size of tensor a (3) must match the size of tensor b (4)"), False),
+        (ConnectionResetError("Connection reset by peer"), False),
+    ],
+)
+def test_only_errors_of_collectives_say_that_a_rank_is_gone(error: Exception, expected: bool) -> None:
+    assert is_from_lost_rank(error) == expected
+
+
+def test_groups_that_were_made_with_another_timeout_get_the_one_that_is_asked_for() -> None:
+    """What DeepSpeed's groups are: made without a timeout, which torch then chooses itself."""
+    timeout = collective_timeout(100)
+    assert timeout > timedelta(seconds=100 * FIRST_TIMES)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+    try:
+        groups = [dist.group.WORLD, dist.new_group([0])]
+        found = [group._get_backend(torch.device("cpu")).options._timeout for group in groups]
+        assert found[0] == timeout and found[1] != timeout
+        set_collective_timeout(timeout)
+        assert [group._get_backend(torch.device("cpu")).options._timeout for group in groups] == [timeout] * 2
+    finally:
+        dist.destroy_process_group()

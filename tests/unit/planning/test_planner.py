@@ -1,0 +1,259 @@
+"""`dnabert-rm plan`: which stage fits, what it says, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support import ROOT, random_bases, write_prepared
+
+from dnabert_rm.cli.main import main
+from dnabert_rm.config import RunConfig, load_preset, preset_names, resolve
+from dnabert_rm.config.deepspeed_config import ZeroSettings
+from dnabert_rm.model.flops import num_parameters, training_flops_per_token
+from dnabert_rm.planning.planner import (
+    USABLE_SHARE,
+    Job,
+    advice,
+    advice_line,
+    best_option,
+    estimate,
+    largest_micro_batch,
+    make_job,
+    message_bytes,
+    options,
+)
+from dnabert_rm.utils.errors import ConfigError
+
+GIB = 2**30
+VOCAB = 4101
+
+
+def run_config(preset: str, **train: object) -> RunConfig:
+    needed = {"data": {"path": ["x"]}, "train": {"output": "x", **train}}
+    return resolve(load_preset(preset), needed)
+
+
+def job(preset: str, world_size: int, on_gpu: bool = True, **train: object) -> Job:
+    return make_job(run_config(preset, **train), VOCAB, world_size, on_gpu)
+
+
+@pytest.mark.parametrize("world_size", [1, 8, 64])
+def test_states_are_the_zero_papers_bytes_a_parameter(world_size: int) -> None:
+    """2 + 2 + 12 bytes, of which each stage divides more among the ranks."""
+    work = job("10b", world_size, micro_batch=1, global_batch=64 * 64)
+    P = num_parameters(work.shape)
+    held = {stage: estimate(work, ZeroSettings(stage, reduce_bucket=1)) for stage in (1, 2, 3)}
+    assert all(memory.optimizer == pytest.approx(12 * P / world_size) for memory in held.values())
+    assert held[1].weights == held[2].weights == 2 * P
+    assert held[3].weights == pytest.approx(2 * P / world_size)
+    assert held[1].gradients >= 2 * P  # accumulated over the micro-batches before they are divided
+    assert held[3].gradients == pytest.approx(2 * P / world_size, rel=0.02)
+    if world_size > 1:
+        assert held[1].total > held[2].total > held[3].total
+    alone_job = job("1b", 1, on_gpu=False, micro_batch=1)
+    alone = estimate(alone_job, ZeroSettings(0))
+    P = num_parameters(alone_job.shape)
+    assert alone.weights + alone.optimizer == 12 * P  # fp32 without ZeRO: no master copy
+
+
+def test_offload_moves_states_to_the_host() -> None:
+    work = job("3b", 8)
+    on_gpu, off = (next(o for o in options(work, None) if o.name == name) for name in ("zero3", "zero3_offload"))
+    assert (off.memory.weights, off.memory.optimizer) == (0, 0)
+    assert off.memory.total < on_gpu.memory.total
+    assert off.memory.host == pytest.approx(20 * num_parameters(work.shape) / 8)
+    assert on_gpu.memory.host == 0
+
+
+def test_every_memory_grows_with_the_micro_batch_and_the_largest_that_fits_is_found() -> None:
+    work = job("base", 8)
+    for option in options(work, 80 * GIB):
+        totals = {size: estimate(work.with_micro_batch(size), option.zero).total for size in work.micro_batches()}
+        assert list(totals.values()) == sorted(totals.values(), reverse=True)
+        assert [size for size in totals if 256 % size] == []
+        for size, total in totals.items():
+            assert largest_micro_batch(work, option.zero, total) == size
+            assert largest_micro_batch(work, option.zero, total - 1) == size // 2
+
+
+def test_a_batch_warm_up_limits_the_micro_batch_to_what_divides_every_batch() -> None:
+    warmed = {"batch_start": 96, "batch_increment": 32, "batch_warmup_steps": 10, "global_batch": 256, "micro_batch": 8}
+    assert job("tiny", 2, **warmed).micro_batches() == [16, 8, 4, 2, 1]
+
+
+def test_the_lowest_stage_that_fits_is_advised() -> None:
+    work = job("10b", 64, micro_batch=1)
+    found = options(work, 80 * GIB)
+    totals = {option.name: option.memory.total for option in found}
+    for limit, name in ((1.01 * totals["zero1"], "zero1"), (1.01 * totals["zero2"], "zero2"),
+                        (1.01 * totals["zero3"], "zero3")):  # fmt: skip
+        memory = limit / USABLE_SHARE
+        best = best_option(options(work, memory))
+        assert best is not None and best.name == name
+        assert "fits, tightly" in advice(work, options(work, memory), memory, "zero1")
+        assert "tightly" not in advice(work, options(work, 10 * memory), 10 * memory, "zero1")
+    assert best_option(options(work, 1)) is None
+
+
+def test_zero3_where_stage_1_fits_is_called_pointless() -> None:
+    work = job("base", 8, micro_batch=32)
+    text = advice(work, options(work, 80 * GIB), 80 * GIB, "zero3")
+    assert "ZeRO-3 (zero3) is pointless" in text and text.endswith("choose --ds-config zero1")
+    assert "pointless" not in advice(work, options(work, 80 * GIB), 80 * GIB, "zero1")
+    work = job("10b", 16, micro_batch=1)
+    assert "pointless" not in advice(work, options(work, 40 * GIB), 40 * GIB, "zero3")
+
+
+@pytest.mark.parametrize(
+    ("preset", "gpus", "memory", "way"),
+    [
+        ("base", 1, 16, "--ds-config zero1 --micro-batch 64"),
+        ("10b", 16, 16, "--model.activation_checkpointing"),
+        ("10b", 1, 80, "--ds-config zero3_offload"),
+        ("10b", 1, 2, "more GPUs"),
+    ],
+)
+def test_where_nothing_fits_a_way_out_that_fits_is_named(preset: str, gpus: int, memory: int, way: str) -> None:
+    work = job(preset, gpus)
+    text = advice(work, options(work, memory * GIB), memory * GIB, "zero3")
+    assert "no stage fits" in text and way in text
+    if "--micro-batch" in text:
+        name, size = text.split("--ds-config ")[1].split()[0], int(text.split("--micro-batch ")[1].split()[0])
+        changed = work.with_micro_batch(size, "checkpointing" in text)
+        assert next(o for o in options(changed, memory * GIB) if o.name == name).fits
+
+
+def test_messages_count_what_each_stage_sends() -> None:
+    work = job("10b", 4, micro_batch=16, global_batch=256)  # 4 micro-batches a step
+    unit = 2 * num_parameters(work.shape) * 3 / 4
+    assert [message_bytes(work, ZeroSettings(stage)) / unit for stage in (0, 1, 2, 3)] == [2, 3, 9, 12]
+    small = job("base", 4, micro_batch=64, global_batch=256)
+    unit = 2 * num_parameters(small.shape) * 3 / 4
+    assert message_bytes(small, ZeroSettings(3)) / unit == 2  # gathered once, kept for the backward pass
+    assert message_bytes(job("base", 1), ZeroSettings(3)) == 0
+
+
+def test_settings_are_read_from_deepspeeds_names() -> None:
+    zero = {"stage": 3, "reduce_bucket_size": 7, "stage3_max_live_parameters": 8, "stage3_prefetch_bucket_size": "auto",
+            "offload_param": {"device": "cpu"}}  # fmt: skip
+    found = ZeroSettings.from_ds({"zero_optimization": zero, "data_types": {"grad_accum_dtype": "fp32"}})
+    expected = ZeroSettings(3, reduce_bucket=7, max_live=8, overlap=True, offload_weights="cpu", gradient_bytes=4)
+    assert found == expected
+    assert ZeroSettings.from_ds({}) == ZeroSettings(0)
+    assert not ZeroSettings.from_ds({"zero_optimization": {"stage": 2}}).overlap
+
+
+def test_advice_for_a_run_is_one_line() -> None:
+    line = advice_line(job("base", 8, precision="bf16"), 80 * GIB, "zero3")
+    assert line.startswith("plan: ") and "\n" not in line and "pointless" in line
+    cpu = advice_line(job("base", 2, on_gpu=False, precision="fp32", micro_batch=0), 16 * GIB, "zero3")
+    assert "no stage fits: choose --ds-config zero0 --micro-batch " in cpu
+    with pytest.raises(ConfigError, match="stage 0"):
+        advice_line(job("base", 8, precision="bf16"), 80 * GIB, "zero0")
+
+
+def plan(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    code = main(["plan", *words])
+    printed = capsys.readouterr()
+    return code, printed.out, printed.err
+
+
+def test_the_command_prints_a_table_and_the_advice(capsys) -> None:
+    code, out, err = plan(capsys, "--preset", "3b", "--gpus", "64", "--gpu-memory", "80", "--gpu", "h100",
+                          "--tokens", "1e12", "--bandwidth", "50")  # fmt: skip
+    assert (code, err) == (0, "")
+    assert "2,942,772,741 parameters" in out and "days" in out
+    assert [line.split()[0] for line in out.splitlines() if line.startswith("zero")][:4] == [
+        "zero1", "zero2", "zero3*", "zero3_offload",
+    ]  # fmt: skip
+    assert out.rstrip().endswith("choose --ds-config zero1")
+
+
+def test_json_is_one_object_whose_numbers_agree(capsys) -> None:
+    code, out, _ = plan(capsys, "--preset", "base", "--gpus", "8", "--gpu-memory", "80", "--gpu", "a100", "--mfu",
+                        "0.5", "--tokens", "1e9", "--bandwidth", "10", "--json")  # fmt: skip
+    report = json.loads(out)
+    assert code == 0 and report["estimate"] is True
+    time, flops = report["time"], report["flops_per_token"]
+    assert time["seconds"] == pytest.approx(1e9 * flops["training"] / (8 * 312e12 * 0.5))
+    assert time["tokens_per_second"] == pytest.approx(1e9 / time["seconds"])
+    assert flops["training"] == pytest.approx(3 * flops["forward"])
+    for option in report["options"]:
+        memory = option["memory"]
+        parts = sum(memory[name] for name in ("weights", "gradients", "optimizer", "activations", "buffers"))
+        assert parts == pytest.approx(memory["total"], abs=5)
+        assert option["fits"] == (memory["total"] <= report["usable_bytes"])
+        assert option["message_seconds"] == pytest.approx(option["message_bytes"] / 1e10)
+
+
+def test_the_datas_vocabulary_is_used_where_they_are_named(tmp_path: Path, capsys) -> None:
+    write_prepared(tmp_path / "prepared", [[random_bases(np.random.default_rng(0), 200)]], k=3)
+    _, out, _ = plan(capsys, "--preset", "tiny", "--data", str(tmp_path / "prepared"), "--json")
+    assert json.loads(out)["model"]["vocab_size"] == 69
+    _, out, _ = plan(capsys, "--preset", "tiny", "--k", "4", "--json")
+    assert json.loads(out)["model"]["vocab_size"] == 261
+
+
+@pytest.mark.parametrize(("ds_config", "precision"), [("zero0", "fp32"), ("zero3", "half precision")])
+def test_check_says_what_a_rank_takes(ds_config: str, precision: str, tmp_path: Path, capsys) -> None:
+    write_prepared(tmp_path / "prepared", [[random_bases(np.random.default_rng(0), 4000)]], k=6)
+    data, output = str(tmp_path / "prepared"), str(tmp_path / "run")
+    words = ["--preset", "small", "--global-batch", "16", "--window", "64", "--steps", "10", "--ds-config", ds_config]
+    assert main(["check", *words, "--data", data, "--output", output]) == 0
+    train = {"output": output, "global_batch": 16, "steps": 10, "ds_config": ds_config}
+    config = resolve(load_preset("small"), {"data": {"path": [data], "window": 64}, "train": train})
+    work = make_job(config, VOCAB, 1, ds_config != "zero0")
+    (option,) = [option for option in options(work, None, ds_config) if option.name == ds_config]
+    expected = f"memory: {ds_config} takes an estimated {option.memory.total / GIB:.1f} GiB a rank in {precision} ("
+    assert expected in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["--gpus", "0"], "--gpus 0: must be at least 1"),
+        (["--gpus", "3"], "choose a multiple of 3"),
+        (["--gpu", "abacus"], "--gpu abacus: is not in the table"),
+        (["--gpu-memory", "-1"], "--gpu-memory -1: must be above 0"),
+        (["--mfu", "40"], "--mfu 40: is a share of the peak"),
+        (["--k", "0"], "--k 0"),
+        (["--ds-config", "zero9"], "--ds-config zero9: no such file"),
+        (["--ds-config", "zero0", "--precision", "bf16"], "stage 0"),
+        (["--preset", "huge"], "--preset huge: no such preset"),
+        (["--data", "nowhere"], "nowhere"),
+    ],
+)
+def test_mistakes_are_one_line(capsys, words: list[str], text: str) -> None:
+    code, out, err = plan(capsys, *words)
+    assert (code, out) == (2, "")
+    assert text in err and len(err.splitlines()) == 1
+
+
+def test_a_plan_needs_no_torch() -> None:
+    code = "import sys, dnabert_rm.cli.main as m; m.main(['plan', '--gpus', '8']); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=False).returncode == 0
+
+
+def test_the_tables_of_the_documentation_are_what_plan_computes() -> None:
+    text = (ROOT / "docs" / "scaling.md").read_text()
+    for preset in preset_names():
+        for row in table_rows(preset):
+            assert row in text, f"docs/scaling.md should hold:\n{row}"
+
+
+def table_rows(preset: str) -> list[str]:
+    """The preset's rows: sizes and operations; GiB a rank on 8 and 64 GPUs for micro-batches of 8 windows."""
+    jobs = {gpus: job(preset, gpus, micro_batch=8) for gpus in (8, 64)}
+    work = jobs[8]
+    per_token = training_flops_per_token(work.shape, 512, work.masked) / 1e9
+    millions = num_parameters(work.shape) / 1e6
+    cells = [f"{option.memory.total / GIB:.1f}" for gpus in (8, 64) for option in options(jobs[gpus], None)]
+    return [
+        f"| `{preset}` | {work.shape.architecture} | {millions:,.1f} M | {per_token:,.3f} |",
+        f"| `{preset}` | {' | '.join(cells)} |",
+    ]
