@@ -23,7 +23,8 @@ from data_prep.build.sources import Source
 from dnabert_rm.genome.contigs import Contig, RegionReaders, pure_codes
 from dnabert_rm.genome.kmer import NUM_SPECIAL, SPECIAL_TOKENS, codes_to_bases
 from dnabert_rm.utils import random
-from dnabert_rm.utils.errors import ConfigError, DataError, check_readable_file
+from dnabert_rm.utils.errors import ConfigError, DataError
+from dnabert_rm.utils.files import check_readable_file
 
 MODEL_NAME = "tokenizer.model"
 SENTENCE_BASES = 4096

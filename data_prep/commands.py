@@ -7,7 +7,8 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dnabert_rm.utils.errors import ConfigError, check_readable_file
+from dnabert_rm.utils.errors import ConfigError
+from dnabert_rm.utils.files import check_readable_file
 
 if TYPE_CHECKING:
     from data_prep.build.options import BuildOptions

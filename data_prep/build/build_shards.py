@@ -30,7 +30,7 @@ from dnabert_rm.genome.contigs import Contig
 from dnabert_rm.genome.kmer import vocab_size
 from dnabert_rm.utils.progress import notice, progress_bar
 from dnabert_rm.data.manifest import MANIFEST_NAME, ContigInfo, Manifest, ShardInfo, TokenizerInfo
-from dnabert_rm.utils.files import sha256_of_file, write_atomically
+from dnabert_rm.utils.files import sha256_of_file, write_text
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -83,7 +83,7 @@ def _build(job: Job, journal: Journal, executor: Executor) -> dict[str, Any]:
             os.replace(model, job.folder / MODEL_NAME)
         rows = _contig_infos(contigs, plan, shards, options)
         manifest = Manifest(tokenizer, infos, rows, shards, options.to_json())
-        write_atomically(job.folder / MANIFEST_NAME, manifest.to_json())
+        write_text(job.folder / MANIFEST_NAME, manifest.to_json())
     return summary(manifest, bases_of_splits(plan.segments))
 
 

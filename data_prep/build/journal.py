@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dnabert_rm.utils.lock import LockHeldError, file_lock
+
 import contextlib
 import errno
 import json
@@ -14,7 +16,7 @@ from typing import IO, Any
 from data_prep.build.options import BuildOptions
 from dnabert_rm.utils.errors import ConfigError, UserError
 from dnabert_rm.data.manifest import MANIFEST_NAME, ShardInfo, SourceInfo, load_manifest
-from dnabert_rm.utils.files import sha256_of_file, write_atomically
+from dnabert_rm.utils.files import sha256_of_file, write_text
 
 SCRATCH_NAME = ".build"
 _PLAN_NAME, _LOCK_NAME = "plan.json", "lock"
@@ -39,8 +41,7 @@ class Journal:
             raise ConfigError(f"--out {self.folder}: is no folder; name another one")
         self._check_is_mine({"options": options.to_json(), "sources": [asdict(source) for source in sources]})
         self.scratch.mkdir(parents=True, exist_ok=True)
-        with open(self.scratch / _LOCK_NAME, "w") as lock:
-            _lock(lock, self.folder)
+        with self._locked():
             try:
                 self._note({"options": options.to_json(), "sources": [asdict(source) for source in sources]})
                 yield
@@ -52,6 +53,16 @@ class Journal:
                     if is_new:
                         shutil.rmtree(self.folder, ignore_errors=True)
                 raise
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Keep other builds out of the folder; `ConfigError` where one is running there."""
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(file_lock(self.scratch / _LOCK_NAME))
+            except LockHeldError:
+                raise ConfigError(f"--out {self.folder}: another build is at work there; wait until it ends") from None
+            yield
 
     def _check_is_mine(self, mine: dict[str, Any]) -> None:
         theirs = self._noted()
@@ -78,7 +89,7 @@ class Journal:
         return None
 
     def _note(self, mine: dict[str, Any]) -> None:
-        write_atomically(self.scratch / _PLAN_NAME, json.dumps(mine, indent=1, sort_keys=True))
+        write_text(self.scratch / _PLAN_NAME, json.dumps(mine, indent=1, sort_keys=True))
         self._remove_leftovers()
 
     def _remove_leftovers(self) -> None:
@@ -96,18 +107,6 @@ class Journal:
                 info = ShardInfo(**json.loads(path.read_text()))
                 found[info.name] = info
         return found
-
-
-def _lock(lock: IO[str], folder: Path) -> None:
-    """Keep other builds out while `lock` is open; the system lets go of it when this process ends, however it does."""
-    import fcntl
-
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        # Some network file systems have no locks; then the user has to take care.
-        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-            raise ConfigError(f"--out {folder}: another build is at work there; wait until it ends") from None
 
 
 def is_whole(folder: Path, info: ShardInfo) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dnabert_rm.utils.files import atomic_file
+
 from dnabert_rm.patches.webdataset_patches import make_tar_writer
 
 import hashlib
@@ -23,7 +25,7 @@ from data_prep.build.shard_plan import ShardPlan
 from dnabert_rm.genome.contigs import RegionReaders
 from dnabert_rm.genome.fasta_scan import true_runs
 from dnabert_rm.data.manifest import ShardInfo, segment_keys
-from dnabert_rm.utils.files import write_atomically
+from dnabert_rm.utils.files import write_text
 
 
 
@@ -59,17 +61,12 @@ def write_shard(task: ShardTask) -> ShardInfo:
     The shard appears by a rename after fsync, so it is whole or absent; where writing fails
     (`OSError`), nothing half-written is left behind.
     """
-    aside = Path(task.scratch) / f"{task.shard.name}.{os.getpid()}.tmp"
-    try:
-        with open(aside, "wb", buffering=0) as raw:
-            out = _HashingFile(raw)
-            lengths = _write_tar(out, task)
-            os.fsync(raw.fileno())
-        os.replace(aside, Path(task.folder) / task.shard.name)
-    finally:
-        aside.unlink(missing_ok=True)
+    temporary = Path(task.scratch) / f"{task.shard.name}.{os.getpid()}.tmp"
+    with atomic_file(Path(task.folder) / task.shard.name, temporary), open(temporary, "wb", buffering=0) as raw:
+        out = _HashingFile(raw)
+        lengths = _write_tar(out, task)
     info = ShardInfo(task.shard.name, task.shard.split, out.bytes, out.sha256.hexdigest(), lengths)
-    write_atomically(sidecar(task.scratch, info.name), json.dumps(asdict(info)))
+    write_text(sidecar(task.scratch, info.name), json.dumps(asdict(info)))
     return info
 
 

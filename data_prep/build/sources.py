@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dnabert_rm.utils.errors import ConfigError, check_readable_file
+from dnabert_rm.utils.errors import ConfigError
+from dnabert_rm.utils.files import check_readable_file
 from dnabert_rm.data.manifest import SourceInfo
 from dnabert_rm.utils.files import sha256_of_file
 

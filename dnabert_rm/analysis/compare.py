@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from dnabert_rm.analysis.figures import COLOURS, LINES, MARKERS, NORMAL, SMALL, new_figure
 from dnabert_rm.analysis.kmer_map import COSINE, SHUFFLED
 from dnabert_rm.utils.errors import DataError
+from dnabert_rm.utils.files import read_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -52,13 +52,8 @@ def read_measured(folder: Path, name: str) -> Measured:
 
 
 def _read(folder: Path, kind: str) -> Any:
-    path = folder / f"{kind}.json"
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file; run `dnabert-rm analyze {kind}` on that run first") from None
-    except ValueError as error:
-        raise DataError(f"{path}: no JSON ({error}); run `dnabert-rm analyze {kind}` again") from None
+    rerun = f"run `dnabert-rm analyze {kind}` on that run"
+    return read_json(folder / f"{kind}.json", advice=f"{rerun} again", missing=f"{rerun} first")
 
 
 def compare_csv(runs: Sequence[Measured]) -> str:

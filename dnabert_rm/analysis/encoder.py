@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,7 +19,8 @@ from dnabert_rm.export.model_card import PROVENANCE_NAME
 from dnabert_rm.finetune.pretrained_encoder import load_config, quiet_transformers
 from dnabert_rm.inference.model_runner import load_model
 from dnabert_rm.tokenizer.files import VOCAB_FILE, read_k
-from dnabert_rm.utils.errors import CheckpointError
+from dnabert_rm.utils.errors import CheckpointError, DataError
+from dnabert_rm.utils.files import read_json
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,6 @@ def _as_model_folder(path: Path, step: int | None) -> Iterator[Path]:
 def _pretraining_data(folder: Path) -> dict[str, Any]:
     """The section `[data]` of the pretraining, as the export notes it; empty where it notes nothing."""
     try:
-        return dict(json.loads((folder / PROVENANCE_NAME).read_text(encoding="utf-8"))["config"]["data"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return dict(read_json(folder / PROVENANCE_NAME)["config"]["data"])
+    except (DataError, KeyError, TypeError):
         return {}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,10 +59,3 @@ def data_uri(picture: Figure | Path) -> str:
         picture.savefig(stream, format="png", dpi=120, metadata={"Software": None})
         content = stream.getvalue()
     return "data:image/png;base64," + base64.b64encode(content).decode()
-
-
-def write_json(path: Path, content: Any) -> Path:
-    """Write an object as JSON; returns the path."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    return path

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from dnabert_rm.utils.errors import DataError
+from dnabert_rm.utils.files import read_json
 
 TABLE_NAME, SCORES_NAME = "table.csv", "scores.json"
 METRICS = {"mcc": "MCC × 100", "f1_macro": "macro F1 × 100"}
@@ -65,12 +64,9 @@ def read_gue(folder: Path, name: str) -> GueTable:
 
 
 def _remarks(path: Path) -> list[str]:
-    try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.exists():
         return [f"{SCORES_NAME} is missing there, so what was not run is not known."]
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); run `dnabert-rm gue` again") from None
+    content = read_json(path, advice="run `dnabert-rm gue` again")
     parts = (("not run", content.get("not_run") or {}), ("failed", content.get("failed") or {}))
     return [f"{name}: {kind}: {why}." for kind, found in parts for name, why in found.items()]
 

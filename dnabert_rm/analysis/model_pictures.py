@@ -16,12 +16,13 @@ from dnabert_rm.analysis.attention import (
     windows_of_records,
 )
 from dnabert_rm.analysis.encoder import Encoder, is_run, load_encoder
-from dnabert_rm.analysis.figures import new_figure, save_figure, write_json
+from dnabert_rm.analysis.figures import new_figure, save_figure
 from dnabert_rm.analysis.kmer_map import map_csv, map_figure, map_kmers, parse_steps, steps_figure
 from dnabert_rm.analysis.report import ANALYSIS_NAME
 from dnabert_rm.checkpoint.run_folder import complete_steps, step_of
 from dnabert_rm.genome.fasta_stream import Input, fasta_records
-from dnabert_rm.utils.errors import ConfigError, DataError, check_readable_file
+from dnabert_rm.utils.errors import ConfigError, DataError
+from dnabert_rm.utils.files import check_readable_file, write_json
 
 MAX_DEFAULT_WINDOW = 512
 

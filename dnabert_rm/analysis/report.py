@@ -195,7 +195,7 @@ class Report:
 def write_report(path: Path, runs: Sequence[Run], gue: Sequence[Path] = (), axis: str = "steps") -> list[str]:
     """Write the page; returns the sentences on what is missing."""
     from dnabert_rm.analysis.run_records import short_names
-    from dnabert_rm.utils.files import write_atomically
+    from dnabert_rm.utils.files import write_text
 
     tables = (
         [gue_table.read_gue(folder, name) for folder, name in zip(gue, short_names(gue), strict=True)] if gue else []
@@ -203,5 +203,5 @@ def write_report(path: Path, runs: Sequence[Run], gue: Sequence[Path] = (), axis
     report = Report(runs, tables, axis)
     text = report.html()
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, text)
+    write_text(path, text)
     return report.missing

@@ -16,7 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 from dnabert_rm.analysis.attention import attention_batches, attention_record, summarise, windows_of_data
 from dnabert_rm.analysis.attention_figures import layers_figure, maps_figure
 from dnabert_rm.analysis.encoder import Encoder, is_run, load_encoder
-from dnabert_rm.analysis.figures import new_figure, write_json
+from dnabert_rm.analysis.figures import new_figure
 from dnabert_rm.analysis.kmer_map import map_figure, map_kmers
 from dnabert_rm.analysis.model_pictures import MAX_DEFAULT_WINDOW, shown
 from dnabert_rm.analysis.report import ANALYSIS_NAME
@@ -24,6 +24,7 @@ from dnabert_rm.checkpoint.run_folder import CONFIG_NAME, complete_steps
 from dnabert_rm.config import load_config_file, resolve
 from dnabert_rm.train.metrics import TENSORBOARD_NAME
 from dnabert_rm.utils.errors import CheckpointError, ConfigError
+from dnabert_rm.utils.files import write_json
 
 IMAGES_NAME = "images"
 DONE_NAME = "images.json"

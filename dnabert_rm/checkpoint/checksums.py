@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from dnabert_rm.utils.errors import CheckpointError
-from dnabert_rm.utils.files import flush, sha256_of_file, write_atomically
+from dnabert_rm.utils.files import flush_to_disk, sha256_of_file, write_text
 
 COMPLETE_NAME = "complete.json"
 FORMAT_VERSION = 1
@@ -53,12 +53,12 @@ def seal_share(folder: Path, rank: int, world_size: int) -> dict[str, tuple[int,
     """Put a rank's share of the files on disk (fsync); returns size and SHA-256 of each by name."""
     names = [name for name in file_names(folder) if is_mine(name, rank, world_size)]
     for parent in {(folder / name).parent for name in names}:
-        flush(parent)
+        flush_to_disk(parent)
     return {name: _flushed(folder / name) for name in names}
 
 
 def _flushed(path: Path) -> tuple[int, str]:
-    flush(path)
+    flush_to_disk(path)
     return path.stat().st_size, sha256_of_file(path)
 
 
@@ -72,8 +72,8 @@ def write_record(folder: Path, record: Record) -> None:
     """Write `complete.json`, the last file of a checkpoint."""
     files = {name: {"bytes": size, "sha256": digest} for name, (size, digest) in sorted(record.files.items())}
     content = {"format_version": FORMAT_VERSION, **asdict(record.layout), "files": files}
-    write_atomically(folder / COMPLETE_NAME, json.dumps(content, indent=1) + "\n")
-    flush(folder)
+    write_text(folder / COMPLETE_NAME, json.dumps(content, indent=1) + "\n")
+    flush_to_disk(folder)
 
 
 def read_record(folder: Path) -> Record:

@@ -12,7 +12,7 @@ from dnabert_rm.checkpoint.run_folder import CONFIG_NAME, DATA_NAME, PROBE_NAME,
 from dnabert_rm.config import RunConfig
 from dnabert_rm.data.dataset import WindowDataset
 from dnabert_rm.distributed.process_group import Ranks
-from dnabert_rm.utils.files import write_atomically
+from dnabert_rm.utils.files import write_text
 
 
 def write_extras(engine: Any, config: RunConfig, dataset: WindowDataset, ranks: Ranks, folder: Path) -> None:
@@ -21,8 +21,8 @@ def write_extras(engine: Any, config: RunConfig, dataset: WindowDataset, ranks: 
     if not ranks.is_first:
         return
     save_probe(folder / PROBE_NAME, probe)
-    write_atomically(folder / CONFIG_NAME, config.to_toml())
+    write_text(folder / CONFIG_NAME, config.to_toml())
     engine.module.model.config.save_pretrained(folder)  # type: ignore[union-attr, operator]
     sources = [dataclasses.asdict(source) for reader in dataset.readers for source in reader.manifest.sources]
-    write_atomically(folder / DATA_NAME, json.dumps({"sources": sources}, indent=1) + "\n")
-    write_atomically(folder / TOKENIZER_NAME, json.dumps(dataclasses.asdict(dataset.tokenizer), indent=1) + "\n")
+    write_text(folder / DATA_NAME, json.dumps({"sources": sources}, indent=1) + "\n")
+    write_text(folder / TOKENIZER_NAME, json.dumps(dataclasses.asdict(dataset.tokenizer), indent=1) + "\n")

@@ -34,7 +34,7 @@ from dnabert_rm.checkpoint.train_state import TrainState
 from dnabert_rm.distributed.collectives import barrier, from_every_rank, on_first_rank
 from dnabert_rm.distributed.process_group import Ranks
 from dnabert_rm.utils.errors import CheckpointError
-from dnabert_rm.utils.files import flush, write_atomically
+from dnabert_rm.utils.files import flush_to_disk, write_text
 
 BYTES_PER_PARAMETER = 16
 """Master weight, two moments and the weight itself, all in fp32: what a first checkpoint takes at the most."""
@@ -83,7 +83,7 @@ def save_checkpoint(
         engine.save_checkpoint(str(aside.parent), tag=aside.name, save_latest=False)
         write_extras(aside)
         if ranks.is_first:
-            write_atomically(aside / STATE_NAME, state.to_json())
+            write_text(aside / STATE_NAME, state.to_json())
         shares = from_every_rank(seal_share(aside, ranks.rank, ranks.world_size))
         if ranks.is_first:
             files = {name: entry for share in shares for name, entry in share.items()}
@@ -143,13 +143,13 @@ def _show(aside: Path, final: Path) -> None:
     if final.exists():
         _delete(final, old)
     os.rename(aside, final)
-    flush(final.parent)
+    flush_to_disk(final.parent)
     write_latest(final)
 
 
 def write_latest(folder: Path) -> None:
     """Name the newest checkpoint in `checkpoints/latest`, for people and other programs; nothing here reads it."""
-    write_atomically(folder.parent / LATEST_NAME, f"{folder.name}\n")
+    write_text(folder.parent / LATEST_NAME, f"{folder.name}\n")
 
 
 def set_aside_damaged(folder: Path) -> None:

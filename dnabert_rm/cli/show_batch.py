@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dnabert_rm.checkpoint.train_state import TrainState
+from dnabert_rm.checkpoint.run_folder import read_state
 from dnabert_rm.cli.run_flags import add_run_flags, run_config
 from dnabert_rm.config import RunConfig
 from dnabert_rm.data.batching import BatchPlan, make_plan
@@ -84,7 +84,7 @@ def batch_plan(config: RunConfig) -> BatchPlan:
     states = sorted(Path(config.train.output).glob("checkpoints/step_*/state.json"))
     if not states:
         return make_plan(config)
-    return TrainState.from_dict(json.loads(states[-1].read_text())).plan
+    return read_state(states[-1].parent).plan
 
 
 def step_rows(

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import hashlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +10,8 @@ from typing import BinaryIO
 
 from dnabert_rm.data.manifest import ShardInfo
 from dnabert_rm.utils.errors import ConfigError, DataError
+from dnabert_rm.utils.files import atomic_file, sha256_of_file
+from dnabert_rm.utils.lock import LockHeldError, file_lock
 
 Fetch = Callable[[BinaryIO], None]
 """Writes a shard's bytes to the open file it is given, from its current place on."""
@@ -51,18 +51,12 @@ class ShardCache:
         with self._locked(info.sha256):
             if self.touch(info):  # another process fetched it meanwhile
                 return path
-            aside = path.with_suffix(".tmp")
-            self._take_room(aside, info)
-            try:
-                with open(aside, "r+b") as stream:
+            with atomic_file(path, path.with_suffix(".tmp")) as temporary:
+                self._take_room(temporary, info)
+                with open(temporary, "r+b") as stream:
                     fetch(stream)
                     stream.truncate()
-                    stream.flush()
-                    os.fsync(stream.fileno())
-                _check(aside, info)
-                os.replace(aside, path)
-            finally:
-                aside.unlink(missing_ok=True)
+                _check(temporary, info)
         return path
 
     def touch(self, info: ShardInfo) -> bool:
@@ -109,22 +103,19 @@ class ShardCache:
     def _remove_abandoned(self) -> None:
         """Remove half-fetched files whose process was killed: nobody holds their lock."""
         for aside in self.folder.glob("*.tmp"):
-            with contextlib.suppress(BlockingIOError), self._locked(aside.stem, wait=False):
+            with contextlib.suppress(LockHeldError), self._locked(aside.stem, wait=False):
                 aside.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def _locked(self, name: str, *, wait: bool = True) -> Iterator[None]:
-        """Hold a lock among processes; `BlockingIOError` where `wait` is false and another holds it."""
-        with open(self._locks / name, "w") as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        """Hold a lock among processes; `LockHeldError` where `wait` is false and another holds it."""
+        with file_lock(self._locks / name, wait=wait):
             yield
 
 
 def _check(path: Path, info: ShardInfo) -> None:
     """`DataError` unless the file has the size and checksum that the manifest says."""
-    with open(path, "rb") as stream:
-        found = hashlib.file_digest(stream, "sha256").hexdigest()
-    size = path.stat().st_size
+    found, size = sha256_of_file(path), path.stat().st_size
     if size != info.bytes:
         raise DataError(f"{size} bytes came, the manifest says {info.bytes}")
     if found != info.sha256:

@@ -34,8 +34,8 @@ from dnabert_rm.evaluate.results import (
     published_rows,
 )
 from dnabert_rm.evaluate.suite_runs import arm_name, resolve_settings
-from dnabert_rm.finetune.task_metrics import mean_interval
-from dnabert_rm.utils.files import write_atomically
+from dnabert_rm.utils.files import write_text
+from dnabert_rm.utils.statistics import mean_and_half_width
 
 CSV_FILE, MARKDOWN_FILE, PICTURE_FILE, ALL_SCORES_FILE = "table.csv", "table.md", "table.png", "scores.json"
 COLUMNS = (
@@ -54,7 +54,7 @@ def write_tables(output: Path, results: Sequence[Result], remarks: Remarks) -> N
         ALL_SCORES_FILE: to_json(all_scores(results, rows, families, remarks)),
     }
     for name, text in texts.items():
-        write_atomically(output / name, text)
+        write_text(output / name, text)
 
 
 def to_json(value: Any) -> str:
@@ -165,7 +165,7 @@ def _group_table(group: str, rows: Sequence[Row]) -> Iterator[str]:
         first = next(iter(own.values()))
         label = f"{name} ({STAND_IN})" if group == STAND_INS else name
         cells = [label, *([family_of(name) or ""] if group == IN_GUE else []), f"{METRIC_TITLES[first.metric]} × 100"]
-        cells += [_score(mean_interval(own[arm].scores.values()) if arm in own else None) for arm in arms]
+        cells += [_score(mean_and_half_width(own[arm].scores.values()) if arm in own else None) for arm in arms]
         cells += [_score(difference(own[a], own[b]) if {a, b} <= set(own) else None, sign="+") for a, b in pairs]
         seeds = dict.fromkeys(str(len(own[arm].scores)) if arm in own else "0" for arm in arms)
         cells += [" / ".join(seeds), f"{first.train_rows:,}", f"{first.test_rows:,}", f"{first.shared_rows:,}"]
@@ -179,7 +179,7 @@ def _family_table(families: Sequence[Row]) -> str:
     for arm in ARMS:
         own = {row.name: row for row in families if row.arm == arm}
         if own:
-            scores = [mean_interval(own[name].scores.values()) if name in own else None for name in names]
+            scores = [mean_and_half_width(own[name].scores.values()) if name in own else None for name in names]
             lines.append(_line([arm, *map(_score, scores)]))
     for model in PUBLISHED:
         values = {family: value for other, family, value in published_rows(families) if other == model}

@@ -9,10 +9,10 @@ from statistics import fmean
 from typing import Any
 
 from dnabert_rm.evaluate.gue_suite import FAMILIES, GUE, METRIC_TITLES, PUBLISHED, family_of, metric_of
-from dnabert_rm.evaluate.suite_runs import WEIGHTS, arm_name, finished_records, read_json
+from dnabert_rm.evaluate.suite_runs import WEIGHTS, arm_name, finished_records, read_run_file
 from dnabert_rm.finetune.finetune_settings import SCORES_FILE
-from dnabert_rm.finetune.task_metrics import mean_interval
 from dnabert_rm.utils.errors import DataError
+from dnabert_rm.utils.statistics import mean_and_half_width
 
 ARMS = [arm_name(weights, overlapping) for overlapping in (True, False) for weights in WEIGHTS]
 """All arms, in the order of tables."""
@@ -64,12 +64,12 @@ class Row:
     @property
     def mean(self) -> float:
         """Over seeds."""
-        return mean_interval(self.scores.values())[0]
+        return mean_and_half_width(self.scores.values())[0]
 
     @property
     def half_width(self) -> float | None:
         """Of the 95 % interval of the mean; None for one seed."""
-        return mean_interval(self.scores.values())[1]
+        return mean_and_half_width(self.scores.values())[1]
 
 
 def main_score(name: str, scores: Mapping[str, Any]) -> tuple[str, float]:
@@ -84,7 +84,9 @@ def main_score(name: str, scores: Mapping[str, Any]) -> tuple[str, float]:
 def load_results(output: Path) -> list[Result]:
     """Every finished run of an output folder, in the order of tables, seeds in order of numbers."""
     places = {name: number for number, name in enumerate(GUE)}
-    results = [Result(folder, record, read_json(folder / SCORES_FILE)) for folder, record in finished_records(output)]
+    results = [
+        Result(folder, record, read_run_file(folder / SCORES_FILE)) for folder, record in finished_records(output)
+    ]
     return sorted(
         results,
         key=lambda result: (
@@ -141,7 +143,7 @@ def family_rows(rows: Sequence[Row]) -> list[Row]:
 def difference(row: Row, other: Row) -> tuple[float, float | None] | None:
     """Mean and half width of `row` − `other` over the seeds that both have; None where they have none in common."""
     seeds = [seed for seed in row.scores if seed in other.scores]
-    return mean_interval(row.scores[seed] - other.scores[seed] for seed in seeds) if seeds else None
+    return mean_and_half_width(row.scores[seed] - other.scores[seed] for seed in seeds) if seeds else None
 
 
 def published_rows(families: Sequence[Row]) -> list[tuple[str, str, float]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import shutil
 import signal
 import sys
@@ -17,10 +16,11 @@ from dnabert_rm.evaluate import report_tables as tables
 from dnabert_rm.evaluate.gue_suite import GUE, STAND_IN, DataSet, choose_sets, find_sets, why_not
 from dnabert_rm.evaluate.report_tables import Remarks
 from dnabert_rm.evaluate.results import data_set_rows, family_rows, load_results, main_score
-from dnabert_rm.evaluate.suite_runs import LOG_FILE, RECORD_FILE, Plan, Run, check_kept, make_runs, read_json
+from dnabert_rm.evaluate.suite_runs import LOG_FILE, RECORD_FILE, Plan, Run, check_kept, make_runs, read_run_file
 from dnabert_rm.finetune.finetune_settings import MODEL_FOLDER, SCORES_FILE
 from dnabert_rm.utils.errors import ConfigError, DataError, StoppedError
-from dnabert_rm.utils.files import write_atomically
+from dnabert_rm.utils.files import write_text
+from dnabert_rm.utils.lock import LockHeldError, file_lock
 
 LOCK_FILE = ".gue.lock"
 UNUSABLE_FILE = "unusable_scores.json"
@@ -106,18 +106,14 @@ def _print_runs(runs: Sequence[Run], finished: set[Path], left_out: dict[str, st
 @contextlib.contextmanager
 def _lock(output: Path) -> Iterator[None]:
     """Hold the output folder for this process; `ConfigError` where another one holds it or it can't be written."""
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        stream = open(output / LOCK_FILE, "a")  # noqa: SIM115
-    except OSError as error:
-        raise ConfigError(f"--output {output}: can't be written ({error.strerror}); name another folder") from None
-    with stream:
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            output.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(file_lock(output / LOCK_FILE))
+        except LockHeldError:
             raise ConfigError(f"--output {output}: another gue is at work there; wait, or name another") from None
         except OSError as error:
-            _notice(f"warning: {output}: can't be locked ({error.strerror}); start no second gue there")
+            raise ConfigError(f"--output {output}: can't be written ({error.strerror}); name another folder") from None
         yield
 
 
@@ -154,7 +150,7 @@ def _prepare(run: Run) -> jobs.Job:
     """Note down what the run is told, after the scores of an earlier one, which would pass for its own, are gone."""
     (run.folder / SCORES_FILE).unlink(missing_ok=True)
     run.folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(run.folder / RECORD_FILE, tables.to_json(run.record))
+    write_text(run.folder / RECORD_FILE, tables.to_json(run.record))
     return jobs.Job(run.command(), run.folder / LOG_FILE)
 
 
@@ -162,7 +158,7 @@ def _after(options: GueOptions, run: Run) -> str:
     """Clear up after a run that went well; returns its score in words."""
     if not options.keep_models:
         shutil.rmtree(run.folder / MODEL_FOLDER, ignore_errors=True)
-    title, score = main_score(run.data_set.name, read_json(run.folder / SCORES_FILE))
+    title, score = main_score(run.data_set.name, read_run_file(run.folder / SCORES_FILE))
     return f"{title} {score:.2f}"
 
 
@@ -171,7 +167,7 @@ def _fault(run: Run, code: int) -> str | None:
     log, scores = run.folder / LOG_FILE, run.folder / SCORES_FILE
     if code == 0 and scores.is_file():
         try:
-            main_score(run.data_set.name, read_json(scores))
+            main_score(run.data_set.name, read_run_file(scores))
         except DataError as error:
             scores.replace(run.folder / UNUSABLE_FILE)
             return f"{error}, log {log}"

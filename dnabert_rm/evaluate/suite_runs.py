@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -14,7 +13,7 @@ from dnabert_rm.evaluate.gue_suite import SPLITS, STAND_IN, DataSet, settings_of
 from dnabert_rm.finetune.finetune_settings import SCORES_FILE, FinetuneSettings, flag
 from dnabert_rm.model.pretrained import check_model_folder
 from dnabert_rm.utils.errors import ConfigError, DataError
-from dnabert_rm.utils.files import sha256_of_file
+from dnabert_rm.utils.files import read_json, sha256_of_file
 
 RUNS_FOLDER = "runs"
 RECORD_FILE = "gue_run.json"
@@ -148,19 +147,12 @@ def hash_tables(data_set: DataSet) -> dict[str, str]:
 def finished_records(output: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     """The folder and record of every finished run in an output folder, in the order of paths."""
     for path in sorted((output / RUNS_FOLDER).rglob(SCORES_FILE)):
-        yield path.parent, read_json(path.with_name(RECORD_FILE))
+        yield path.parent, read_run_file(path.with_name(RECORD_FILE))
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """An object from a JSON file; `DataError` where it is not one."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not JSON"
-        raise DataError(f"{path}: can't be read ({reason}); remove {path.parent}, and its run is done again") from None
-    if not isinstance(value, dict):
-        raise DataError(f"{path}: holds no object; remove {path.parent}, and its run is done again")
-    return value
+def read_run_file(path: Path) -> dict[str, Any]:
+    """Read a JSON file of a finished run; `DataError` says how to repeat the run."""
+    return read_json(path, advice=f"remove {path.parent}, and its run is done again")
 
 
 def check_kept(runs: Sequence[Run], output: Path, overwrite: bool) -> set[Path]:

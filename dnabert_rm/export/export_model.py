@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
-import os
-import shutil
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -43,6 +40,7 @@ from dnabert_rm.model.build import architecture_of
 from dnabert_rm.model.mlm import MaskedLM
 from dnabert_rm.tokenizer import KmerTokenizer
 from dnabert_rm.utils.errors import CheckpointError, DataError
+from dnabert_rm.utils.files import atomic_folder, read_json
 
 MAX_SHARD_SIZE = "2GB"
 """A model of more bytes is written as several safetensors files."""
@@ -112,33 +110,25 @@ def export(
         raise DataError(f"{output}: exists already; name a new folder or remove it")
     records = [_read_records(checkpoint) for checkpoint in checkpoints]
     steps, last = [record.state.step for record in records], records[-1]
-    with _written_aside(output) as aside:
-        num_parameters, probe = _write_model(checkpoints, last, aside, max_shard_size)
+    with _new_folder(output) as temporary:
+        num_parameters, probe = _write_model(checkpoints, last, temporary, max_shard_size)
         aliases = SavedWeights(checkpoints[-1]).aliases
-        difference = check_exported(aside, _expected(checkpoints), aliases, probe, exact=average == 1)
+        difference = check_exported(temporary, _expected(checkpoints), aliases, probe, exact=average == 1)
         if last.tokenizer.kind == "kmer":
-            check_tokenizer(aside, last.tokenizer)
+            check_tokenizer(temporary, last.tokenizer)
         facts = provenance(checkpoints[-1], last.state, last.config, last.tokenizer, steps, difference)
-        write_records(aside, facts)
+        write_records(temporary, facts)
     return Exported(output, steps, num_parameters, difference)
 
 
 @contextlib.contextmanager
-def _written_aside(output: Path) -> Iterator[Path]:
-    """A folder that becomes `output` if all goes well, and goes away otherwise, with the folders made for it."""
-    aside, made = output.with_name(f".{output.name}.tmp"), [folder for folder in output.parents if not folder.exists()]
+def _new_folder(output: Path) -> Iterator[Path]:
+    """`atomic_folder`, with one line for a disk that refuses a write."""
     try:
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-        yield aside
-        os.rename(aside, output)
+        with atomic_folder(output) as temporary:
+            yield temporary
     except (OSError, SafetensorError) as error:
         raise DataError(f"{output}: cannot be written ({error}); free space or name another folder") from None
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-        with contextlib.suppress(OSError):  # not empty: all went well
-            for folder in made:
-                folder.rmdir()
 
 
 def _read_records(checkpoint: Path) -> _Records:
@@ -147,7 +137,7 @@ def _read_records(checkpoint: Path) -> _Records:
     state, probe = read_state(checkpoint), load_probe(checkpoint / PROBE_NAME)
     try:
         config = resolve(tomllib.loads((checkpoint / CONFIG_NAME).read_text()))
-        tokenizer = TokenizerInfo(**json.loads((checkpoint / TOKENIZER_NAME).read_text()))
+        tokenizer = TokenizerInfo(**read_json(checkpoint / TOKENIZER_NAME, error=CheckpointError))
     except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(f"{checkpoint}: its records cannot be read ({error}); use another checkpoint") from None
     return _Records(state, config, tokenizer, probe)

@@ -15,7 +15,8 @@ from dnabert_rm.checkpoint.train_state import TrainState
 from dnabert_rm.config import RunConfig
 from dnabert_rm.data.manifest import SourceInfo, TokenizerInfo, load_manifest
 from dnabert_rm.train.metrics import METRICS_NAME
-from dnabert_rm.utils.errors import DataError
+from dnabert_rm.utils.errors import DataError, UserError
+from dnabert_rm.utils.files import read_json, read_json_lines
 from dnabert_rm.utils.system_info import ENVIRONMENT_NAME
 
 PROVENANCE_NAME, CARD_NAME = "pretraining.json", "README.md"
@@ -65,7 +66,7 @@ def training_sources(checkpoint: Path, config: RunConfig, fingerprint: str) -> l
 def phases(metrics: Path, steps: int) -> list[dict[str, Any]]:
     """How the run stood at the end of each phase of its first `steps` steps: means over the last 50 logged steps."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        rows = [row for line in metrics.read_text().splitlines() if (row := json.loads(line))["step"] < steps]
+        rows = [row for row in read_json_lines(metrics) if row["step"] < steps]
         return [_phase_end(list(of_phase)) for _, of_phase in groupby(rows, lambda row: row["phase"])]
     return []
 
@@ -77,10 +78,9 @@ def _phase_end(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    """An object from a file, or an empty one."""
-    with contextlib.suppress(OSError, ValueError):
-        found = json.loads(path.read_text())
-        return found if isinstance(found, dict) else {}
+    """The object in a file, empty where there is none."""
+    with contextlib.suppress(UserError):
+        return read_json(path)
     return {}
 
 

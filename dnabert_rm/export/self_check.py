@@ -6,7 +6,6 @@ a time.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from dnabert_rm.tokenizer import KmerTokenizer
 from dnabert_rm.tokenizer.files import STOCK_FILE
 from dnabert_rm.utils import random
 from dnabert_rm.utils.errors import CheckpointError
+from dnabert_rm.utils.files import read_json
 
 TOLERANCE = {("fp32", "cpu"): 1e-5, ("fp32", "cuda"): 5e-3, ("bf16", "cpu"): 3e-2, ("bf16", "cuda"): 3e-2}
 """Largest difference of logits, as a share of the largest logit (at least 1), by precision and device of the
@@ -110,7 +110,7 @@ def check_tokenizer(folder: Path, trained: TokenizerInfo) -> None:
     assert trained.k is not None
     ours, stock = KmerTokenizer.from_pretrained(folder), Tokenizer.from_file(str(folder / STOCK_FILE))
     vocabulary = {token: index for index, token in enumerate(kmer.vocabulary(trained.k))}
-    size = json.loads((folder / "config.json").read_text())["vocab_size"]
+    size = read_json(folder / "config.json", error=CheckpointError)["vocab_size"]
     for name, found in (("vocab.txt", ours.get_vocab()), (STOCK_FILE, stock.get_vocab())):
         if len(found) != trained.vocab_size or len(found) != size:
             raise CheckpointError(

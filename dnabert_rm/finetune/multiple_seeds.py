@@ -14,9 +14,9 @@ from dnabert_rm.finetune.finetune_model import finetune
 from dnabert_rm.finetune.finetune_settings import MODEL_FOLDER, SCORES_FILE, FinetuneSettings
 from dnabert_rm.finetune.output_folder import cell, clear_output
 from dnabert_rm.finetune.table_splits import notice
-from dnabert_rm.finetune.task_metrics import mean_interval
 from dnabert_rm.utils.errors import ConfigError, is_first_rank
-from dnabert_rm.utils.files import write_atomically
+from dnabert_rm.utils.files import write_text
+from dnabert_rm.utils.statistics import mean_and_half_width
 
 OWN = ("output", "overwrite", "seed", "seeds")
 """Settings that say nothing of what a seed's result is."""
@@ -40,7 +40,7 @@ def finetune_seeds(settings: FinetuneSettings) -> dict[str, Any]:
     scores = together(results, seeds) | {"settings": settings.to_json()}
     if is_first_rank():
         clear_output(settings)
-        write_atomically(settings.output / SCORES_FILE, json.dumps(scores, indent=2) + "\n")
+        write_text(settings.output / SCORES_FILE, json.dumps(scores, indent=2) + "\n")
     return scores
 
 
@@ -99,7 +99,7 @@ def interval(values: Sequence[float | None]) -> list[float] | None:
     """
     if None in values or len(values) < 2:
         return None
-    middle, half = mean_interval([value for value in values if value is not None])
+    middle, half = mean_and_half_width([value for value in values if value is not None])
     assert half is not None
     return [middle - half, middle + half]
 

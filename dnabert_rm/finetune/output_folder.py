@@ -24,7 +24,7 @@ from dnabert_rm.finetune.finetune_settings import (
 )
 from dnabert_rm.finetune.table_splits import Splits
 from dnabert_rm.utils.errors import ConfigError
-from dnabert_rm.utils.files import writable_place, write_atomically
+from dnabert_rm.utils.files import writable_parent, write_text
 
 
 def check_output(settings: FinetuneSettings) -> None:
@@ -32,7 +32,7 @@ def check_output(settings: FinetuneSettings) -> None:
     output = settings.output
     if output.exists() and not output.is_dir():
         raise ConfigError(f"--output {output}: is a file; name a folder")
-    writable_place(output, f"--output {output}")
+    writable_parent(output, f"--output {output}")
     if settings.model.resolve() == (output / MODEL_FOLDER).resolve():
         raise ConfigError(
             f"--output {output}: the fine-tuned model would replace --model {settings.model}; name another"
@@ -93,9 +93,9 @@ def write_results(
         # An adapted model saves its adapters and head alone, without transformers' configuration.
         for part in (model, tokenizer, model.config):
             part.save_pretrained(folder)
-    write_atomically(folder / FINETUNING_FILE, json.dumps(finetuning(settings, splits, max_tokens), indent=2) + "\n")
+    write_text(folder / FINETUNING_FILE, json.dumps(finetuning(settings, splits, max_tokens), indent=2) + "\n")
     write_predictions(settings.output / PREDICTIONS_FILE, splits, test.predictions, test.label_ids)
-    write_atomically(settings.output / SCORES_FILE, json.dumps(scores, indent=2) + "\n")
+    write_text(settings.output / SCORES_FILE, json.dumps(scores, indent=2) + "\n")
     shutil.rmtree(settings.output / CHECKPOINTS_FOLDER, ignore_errors=True)
 
 

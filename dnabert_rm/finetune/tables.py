@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dnabert_rm.utils import random
-from dnabert_rm.utils.errors import DataError, check_readable_file
+from dnabert_rm.utils.errors import DataError
+from dnabert_rm.utils.files import check_readable_file
 
 SEQUENCE_COLUMN, LABEL_COLUMN = "sequence", "label"
 

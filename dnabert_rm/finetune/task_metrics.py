@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Sequence
-from statistics import fmean, stdev
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -122,14 +120,3 @@ def _f1(labels: NDArray, predicted: NDArray, average: str) -> float:
     if labels.shape[1] == 1:  # scikit-learn takes a single column for classes 0 and 1
         return float(f1_score(labels[:, 0], predicted[:, 0], zero_division=0))
     return float(f1_score(labels, predicted, average=average, zero_division=0))
-
-
-def mean_interval(values: Iterable[float]) -> tuple[float, float | None]:
-    """Mean, and half the width of its 95 % interval by Student's t with n − 1 degrees of freedom; None where n is 1."""
-    values = list(values)
-    if len(values) < 2:
-        return fmean(values), None
-    from scipy.special import stdtrit
-
-    quantile = float(stdtrit(len(values) - 1, 0.975))
-    return fmean(values), quantile * stdev(values) / math.sqrt(len(values))

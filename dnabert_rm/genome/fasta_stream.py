@@ -14,7 +14,8 @@ from typing import Any
 
 from dnabert_rm.genome.contigs import without_whitespace
 from dnabert_rm.genome.fasta_scan import BLOCK_BYTES, header_name
-from dnabert_rm.utils.errors import DataError, check_readable_file
+from dnabert_rm.utils.errors import DataError
+from dnabert_rm.utils.files import check_readable_file
 
 STANDARD_INPUT = "-"
 NUCLEOTIDES = b"ACGTRYSWKMBDHVNacgtryswkmbdhvn"

@@ -26,7 +26,7 @@ from dnabert_rm.inference.model_runner import Runner, in_groups, load_model, tak
 from dnabert_rm.inference.sequence_input import Tokens, Unit
 from dnabert_rm.inference.window_stream import Answers, Tally, Track, allowed_tokens, answered, by_unit
 from dnabert_rm.utils.errors import ConfigError
-from dnabert_rm.utils.output_files import check_output, written_aside
+from dnabert_rm.utils.files import atomic_outputs, check_output_file
 
 ROWS_WRITTEN = 1024
 """Rows written at a time, a row group of a Parquet file."""
@@ -109,7 +109,7 @@ def embed(settings: EmbeddingSettings) -> Tally:
     npy = settings.output.suffix == ".npy"
     outputs = [names_path(settings.output), settings.output] if npy else [settings.output]
     for path in outputs:
-        check_output(path, settings.overwrite)
+        check_output_file(path, settings.overwrite)
     embedder, positions, hidden_size = load_embedder(settings)
     tokenizer = embedder.runner.tokenizer
     tokens = Tokens(tokenizer.k, tokenizer.step, (settings.max_tokens or positions) - 2)
@@ -117,7 +117,7 @@ def embed(settings: EmbeddingSettings) -> Tally:
     tally = Tally()
     num_sorted = {"num_sorted": 1} if settings.per_token else {}
     answers = answered(settings, tokens, settings.long or "window", embedder.ask, tally, **num_sorted)
-    with written_aside(*outputs) as asides, contextlib.closing(_open(settings, asides, hidden_size)) as out:
+    with atomic_outputs(*outputs) as asides, contextlib.closing(_open(settings, asides, hidden_size)) as out:
         if settings.per_token:
             assert isinstance(out, NpyFile)
             write_tokens(out, answers, tokens, hidden_size, settings.tile is not None, tally)

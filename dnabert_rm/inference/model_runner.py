@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes
 import itertools
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from dnabert_rm.model.pretrained import NAME_FINETUNED
 from dnabert_rm.tokenizer import KmerTokenizer
 from dnabert_rm.tokenizer.windows import pad_rows
 from dnabert_rm.utils.errors import CheckpointError
+from dnabert_rm.utils.files import read_json
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _ADAPTER_PREFIX = "base_model.model."
@@ -87,22 +87,11 @@ def adapter_base(folder: Path) -> Path | None:
     """The folder of the model that LoRA adapters in `folder` belong to; None where there are no adapters."""
     if not (folder / ADAPTER_CONFIG).is_file():
         return None
-    named = read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
+    named = read_json(folder / ADAPTER_CONFIG, error=CheckpointError).get("base_model_name_or_path")
     for base in (Path(str(named)), folder / str(named)):
         if (base / "config.json").is_file():
             return base
     raise CheckpointError(f"{folder / ADAPTER_CONFIG}: its base model {named!r} is not there; mend the path in it")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; `CheckpointError` where it can't be read or is none."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: can't be read as JSON ({error})") from None
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{path}: a JSON object is expected")
-    return found
 
 
 # ---- batches

@@ -32,7 +32,7 @@ from dnabert_rm.inference.sequence_input import LONG, Tokens, Unit
 from dnabert_rm.inference.window_stream import Answers, Tally, Track, allowed_tokens, answered, by_unit
 from dnabert_rm.model.pretrained import NAME_FINETUNED, check_model_folder
 from dnabert_rm.utils.errors import CheckpointError
-from dnabert_rm.utils.output_files import check_output, written_aside
+from dnabert_rm.utils.files import atomic_outputs, check_output_file
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def predict(settings: InferenceSettings) -> Tally:
 
     Raises `ConfigError`, `CheckpointError` or, with the line, `DataError`; then no output is left.
     """
-    check_output(settings.output, settings.overwrite)
+    check_output_file(settings.output, settings.overwrite)
     predictor = load_predictor(settings.model, settings.batch_size, settings.precision)
     head, tokenizer = predictor.head, predictor.runner.tokenizer
     room = (settings.max_tokens or head.max_tokens or predictor.positions) - 2
@@ -152,7 +152,7 @@ def predict(settings: InferenceSettings) -> Tally:
     # Logits of bases are as large as the batch; all others are a few numbers a window.
     num_sorted = {"num_sorted": 1} if head.per_base else {}
     answers = answered(settings, tokens, settings.long or head.long, predictor.ask, tally, **num_sorted)
-    with written_aside(settings.output) as (aside,), open(aside, "w", newline="", encoding="utf-8") as stream:
+    with atomic_outputs(settings.output) as (aside,), open(aside, "w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         if head.per_base:
             writer.writerow(["id", "position", *head.task.prediction_columns()])

@@ -34,7 +34,7 @@ from dnabert_rm.inference.inference_settings import VariantSettings
 from dnabert_rm.inference.model_runner import in_groups, load_model, take_device
 from dnabert_rm.model.mlm import MaskedLM
 from dnabert_rm.utils.errors import ConfigError
-from dnabert_rm.utils.output_files import check_output, written_aside
+from dnabert_rm.utils.files import atomic_outputs, check_output_file
 from dnabert_rm.utils.progress import progress_bar
 
 BATCHES_HELD = 16
@@ -189,7 +189,7 @@ def score_variants(settings: VariantSettings) -> VariantTally:
     `score` is log P(alt) - log P(ref), natural logarithm; it is empty where `reason` says why. Raises `ConfigError`,
     `CheckpointError` or, with the line, `DataError`; then no output is left.
     """
-    check_output(settings.output, settings.overwrite)
+    check_output_file(settings.output, settings.overwrite)
     scorer, room = load_scorer(settings)
     # As many bases on either side, so that the opposite strand has the same window.
     radius = (room + scorer.k - 2) // 2
@@ -198,7 +198,7 @@ def score_variants(settings: VariantSettings) -> VariantTally:
         Genome(str(settings.fasta)) as genome,
         Input(settings.vcf, "a VCF file") as source,
         progress_bar("variants", source.size, "byte") as bar,
-        written_aside(settings.output) as (aside,),
+        atomic_outputs(settings.output) as (aside,),
         open(aside, "w", newline="", encoding="utf-8") as stream,
     ):
         reader = VariantReader(source, genome, radius, scorer.k, settings.bad_rows == "drop")

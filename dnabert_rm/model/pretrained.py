@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from dnabert_rm.genome import kmer
 from dnabert_rm.utils.errors import CheckpointError
+from dnabert_rm.utils.files import read_json
 
 _FIELDS = {
     "hidden_size": "hidden_size",
@@ -25,14 +25,9 @@ def model_fields(folder: str | Path) -> dict[str, Any]:
     `CheckpointError` where there is no config.json, or its model is neither BERT nor ModernBERT.
     """
     path = Path(folder) / "config.json"
-    try:
-        content = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file; name a Hugging Face folder with --init-from") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error}); mend the file") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: holds no JSON object; mend the file")
+    content = read_json(
+        path, error=CheckpointError, advice="fix the file", missing="name a Hugging Face folder with --init-from"
+    )
     # transformers 2, which DNABERT was saved by, wrote no model_type.
     architecture = content.get("model_type") or (
         "bert" if "BertForMaskedLM" in (content.get("architectures") or []) else ""
@@ -47,7 +42,7 @@ def model_fields(folder: str | Path) -> dict[str, Any]:
 def check_vocabulary(folder: str | Path, k: int | None, vocab_size: int) -> None:
     """`CheckpointError` unless the model in `folder` embeds the data's vocabulary, in its order where it has a file."""
     folder = Path(folder)
-    embedded = json.loads((folder / "config.json").read_text()).get("vocab_size")
+    embedded = read_json(folder / "config.json", error=CheckpointError).get("vocab_size")
     if embedded != vocab_size:
         raise CheckpointError(
             f"{folder}: embeds {embedded} tokens, but the data have {vocab_size}; build the data with the model's k"

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
 import pickle
 import zipfile
 from collections.abc import Iterator
@@ -14,39 +12,40 @@ from typing import Any
 import torch
 
 from dnabert_rm.utils.errors import ShareError
+from dnabert_rm.utils.lock import LockHeldError, PosixLock
 
 
 class BuildLock:
-    """Takes the place of torch's lock around the compiling of an extension: one process builds, the others wait.
+    """Replacement for torch's lock around the compilation of an extension: one process builds, the others wait.
 
-    torch's is a file that stays when its process is killed, and then every later run waits for ever without a word.
-    This one is POSIX's, as `lock.take_lock` takes it: the system gives it back however its holder ends.
+    Reason: torch's `FileBaton` is a file that stays behind when its process is killed; every later run then waits for
+    ever, in silence. A POSIX lock is released by the system, also on home folders that nodes share.
     """
 
     def __init__(self, lock_file_path: str, **_: Any) -> None:
-        """`lock_file_path` is what torch would make; the lock lies beside it, where an old one is no hindrance."""
-        self._descriptor = os.open(f"{lock_file_path}.held", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        """`lock_file_path` is the file that torch would make; the lock is a second file beside it."""
+        self._lock = PosixLock(Path(f"{lock_file_path}.held"))
 
     def try_acquire(self) -> bool:
-        """Whether this process is the one to build."""
+        """Whether this process is the one that builds; on a file system without locks every process builds."""
         try:
-            fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            self._lock.acquire()
+        except LockHeldError:
             return False
-        except OSError:  # a file system without locks: all build, as if each were alone
+        except OSError:
             return True
         return True
 
     def wait(self) -> None:
-        """Return once the process that builds is done, or gone."""
+        """Return once the process that builds has finished or died."""
         try:
-            fcntl.lockf(self._descriptor, fcntl.LOCK_EX)
+            self._lock.acquire(wait=True)
         finally:
             self.release()
 
     def release(self) -> None:
-        """Let the others go on."""
-        os.close(self._descriptor)
+        """Let the other processes go on."""
+        self._lock.release()
 
 
 def import_deepspeed() -> Any:

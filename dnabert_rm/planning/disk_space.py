@@ -9,7 +9,7 @@ from dnabert_rm.config import RunConfig
 from dnabert_rm.config.deepspeed_config import load_ds_config, zero_stage
 from dnabert_rm.model.flops import model_shape, num_parameters
 from dnabert_rm.utils.errors import ConfigError
-from dnabert_rm.utils.files import writable_place
+from dnabert_rm.utils.files import writable_parent
 
 OPTIMIZER_BYTES = 12
 """Of a parameter in a checkpoint: AdamW's two moments and the master weight, fp32 each."""
@@ -29,7 +29,7 @@ def check_disk(config: RunConfig, vocab_size: int) -> str:
     already is counted as theirs. Writes nothing.
     """
     run = Path(config.train.output)
-    place = writable_place(run)
+    place = writable_parent(run)
     one, number = checkpoint_bytes(config, vocab_size), num_checkpoints(config)
     there = sum(path.stat().st_size for path in run.glob("checkpoints/*/*") if path.is_file())
     free = shutil.disk_usage(place).free

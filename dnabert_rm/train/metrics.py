@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dnabert_rm.utils.files import flush, write_atomically
+from dnabert_rm.utils.files import flush_to_disk, read_json_lines, write_text
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -109,7 +109,7 @@ class Monitor:
         for writer in (self._board, self._by_tokens):
             writer.flush()
         for path in self._events.rglob("events.*"):
-            flush(path)
+            flush_to_disk(path)
 
     def close(self) -> None:
         """Write what is buffered."""
@@ -149,12 +149,5 @@ def drop_later_rows(path: Path, first_step: int) -> None:
     """Keep only whole rows of steps before `first_step`; a torn last line goes too."""
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if row["step"] < first_step:
-            kept.append(line + "\n")
-    write_atomically(path, "".join(kept))
+    rows = [row for row in read_json_lines(path) if row["step"] < first_step]
+    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))

@@ -47,7 +47,7 @@ from dnabert_rm.train.stop import StopRequests
 from dnabert_rm.train.validation import Validation
 from dnabert_rm.utils import random
 from dnabert_rm.utils.errors import UserError
-from dnabert_rm.utils.files import write_atomically
+from dnabert_rm.utils.files import write_text
 from dnabert_rm.utils.out_of_memory import memory_explained
 from dnabert_rm.utils.progress import progress_bar
 from dnabert_rm.utils.system_info import ENVIRONMENT_NAME, describe_environment
@@ -119,9 +119,9 @@ class Run:
 
     def _write_records(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.folder / CONFIG_NAME, self.config.to_toml())
+        write_text(self.folder / CONFIG_NAME, self.config.to_toml())
         environment = json.dumps(describe_environment(self.ranks.world_size), indent=1)
-        write_atomically(self.folder / ENVIRONMENT_NAME, environment + "\n")
+        write_text(self.folder / ENVIRONMENT_NAME, environment + "\n")
 
     def _make_engine(self) -> Engine:
         config, model = self.config, self.config.model

@@ -67,16 +67,6 @@ def is_first_rank() -> bool:
     return next((os.environ[name] for name in RANK_VARIABLES if name in os.environ), "0") == "0"
 
 
-def check_readable_file(path: str | os.PathLike[str], what: str) -> None:
-    """Raise `DataError` unless `path` is a file that can be read; `what` says what it should hold."""
-    if not os.path.exists(path):
-        raise DataError(f"{path}: no such file ({what} expected); check the path")
-    if os.path.isdir(path):
-        raise DataError(f"{path}: is a folder, but {what} was expected; name a file in it")
-    if not os.access(path, os.R_OK):
-        raise DataError(f"{path}: cannot be read; check its permissions")
-
-
 def run_command(program: str, command: Callable[[], int | None]) -> int:
     """Run `command`; turn a `UserError` into one line on standard error and exit code 2.
 

@@ -14,8 +14,8 @@ from dnabert_rm.evaluate.gue_suite import GUE, PUBLISHED
 from dnabert_rm.evaluate.report_tables import Remarks, write_tables
 from dnabert_rm.evaluate.results import data_set_rows, difference, family_rows, load_results, published_rows
 from dnabert_rm.evaluate.table_plot import score_limits, table_figure
-from dnabert_rm.finetune.task_metrics import mean_interval
 from dnabert_rm.utils.errors import DataError
+from dnabert_rm.utils.statistics import mean_and_half_width
 
 
 @pytest.fixture
@@ -38,13 +38,13 @@ def results(tmp_path):
 
 def test_mean_and_interval_are_students():
     values = [61.2, 58.0, 66.6, 60.1]
-    mean, half = mean_interval(values)
+    mean, half = mean_and_half_width(values)
     low, high = student.interval(
         0.95, 3, loc=mean, scale=1.6 * 0 + (sum((v - mean) ** 2 for v in values) / 3 / 4) ** 0.5
     )
     assert mean == pytest.approx(sum(values) / 4) and (mean - half, mean + half) == pytest.approx((low, high))
-    assert mean_interval([5.0]) == (5.0, None)
-    assert mean_interval([5.0, 5.0]) == (5.0, 0.0)
+    assert mean_and_half_width([5.0]) == (5.0, None)
+    assert mean_and_half_width([5.0, 5.0]) == (5.0, 0.0)
 
 
 def test_rows_families_and_differences(results):

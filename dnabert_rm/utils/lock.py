@@ -1,0 +1,86 @@
+"""Locks between processes, which the system releases when their holder dies."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+_HELD = (errno.EAGAIN, errno.EACCES)
+
+
+class LockHeldError(Exception):
+    """Another process holds the lock; `holder` is what it wrote into the lock file, if anything."""
+
+    def __init__(self, path: Path, holder: str = "") -> None:
+        super().__init__(f"{path} is locked")
+        self.holder = holder
+
+
+@contextlib.contextmanager
+def file_lock(path: Path, *, wait: bool = False) -> Iterator[None]:
+    """Hold a lock on a local disk (filelock, hence `flock`).
+
+    Raises `LockHeldError` where another process holds it and `wait` is false. A file system without locks is
+    reported on standard error, and the block runs unprotected.
+    """
+    lock = FileLock(path, timeout=-1 if wait else 0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise LockHeldError(path) from None
+    except (NotImplementedError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+            raise
+        report_unlocked(path.parent, error)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+class PosixLock:
+    """A POSIX record lock (`lockf`) for folders that nodes share.
+
+    Unlike filelock's `flock` it is not inherited by forked loader workers, which would keep it alive after their rank,
+    and it works on every NFS server that has a lock manager.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Open `path`, made where it is missing."""
+        self.path = path
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+
+    def acquire(self, *, wait: bool = False) -> None:
+        """Take the lock; raise `LockHeldError` where another process holds it and `wait` is false.
+
+        Raises `OSError` on a file system without locks.
+        """
+        try:
+            fcntl.lockf(self._descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except OSError as error:
+            if error.errno not in _HELD:
+                raise
+            raise LockHeldError(self.path, os.read(self._descriptor, 1000).decode(errors="replace").strip()) from None
+
+    def note_holder(self, text: str) -> None:
+        """Write who holds the lock into its file; a full disk is ignored, since the lock holds without."""
+        with contextlib.suppress(OSError):
+            os.ftruncate(self._descriptor, 0)
+            os.write(self._descriptor, text.encode())
+
+    def release(self) -> None:
+        """Release the lock and close its file."""
+        os.close(self._descriptor)
+
+
+def report_unlocked(folder: Path, error: Exception) -> None:
+    """Say on standard error that a folder can't be locked."""
+    reason = getattr(error, "strerror", None) or str(error)
+    print(f"warning: {folder}: can't be locked ({reason}); start no second process there", file=sys.stderr)
