@@ -16,9 +16,9 @@ from typing import Any
 
 from setting import ENDLESS, Setting
 
-from dnabert_rm.utils.environment import quiet_third_parties
+from dnabert_rm.utils.environment import suppress_library_output
 
-quiet_third_parties()
+suppress_library_output()
 
 import torch  # noqa: E402
 from torch import nn  # noqa: E402
@@ -59,10 +59,10 @@ def ours(setting: Setting, turn: TurnOf) -> None:
         tempfile.TemporaryDirectory() as folder,
         process_group(setting.threads) as ranks,
         # Limit 0, never: who waits for a turn does not hang.
-        watchdog(Path(folder), 0, 0.0) as guard,
+        watchdog(Path(folder), 0, 0.0) as watchdog_,
     ):
         config = setting.config(folder)
-        run = _Timed(config, make_dataset(config), ranks, StopRequests(), guard)
+        run = _Timed(config, make_dataset(config), ranks, StopRequests(), watchdog_)
         run.turn = turn
         run.train_again_and_again() if setting.synthetic else run.train()
 
@@ -85,7 +85,7 @@ class _Timed(Run):
         train(
             self.engine, itertools.repeat(resident), first_step=0, last_step=ENDLESS, accumulation=lambda _: 1, seed=0,
             learning_rate=self.learning_rate, after_step=self.after_step, stop_wanted=self.stop.wanted,
-            beat=self.guard.beat,
+            beat=self.watchdog_.beat,
         )  # fmt: skip
 
 

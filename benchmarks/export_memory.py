@@ -102,7 +102,7 @@ def enlarge(folder: Path, preset: str) -> None:
 
     import torch
 
-    from dnabert_rm.checkpoint.reference_output import load_probe, save_probe
+    from dnabert_rm.checkpoint.reference_output import load_reference_output, save_reference_output
     from dnabert_rm.config import load_preset, resolve
     from dnabert_rm.model.build import architecture_of
 
@@ -112,10 +112,10 @@ def enlarge(folder: Path, preset: str) -> None:
     tokens = json.loads((checkpoint / "tokenizer.json").read_text())["vocab_size"]
     architecture = architecture_of(config.model, tokens)
     model = random_model(architecture)
-    probe = load_probe(checkpoint / "probe.npz")
+    probe = load_reference_output(checkpoint / "probe.npz")
     with torch.no_grad():
         probe.logits[:] = model(torch.from_numpy(probe.input_ids), torch.from_numpy(probe.positions)).numpy()
-    save_probe(checkpoint / "probe.npz", probe)
+    save_reference_output(checkpoint / "probe.npz", probe)
     (checkpoint / "config.toml").write_text(config.to_toml())
     architecture.save_pretrained(checkpoint)
     (folder / "size.json").write_text(str(sum(weight.numel() for weight in model.parameters())))

@@ -27,7 +27,7 @@ WINDOW_BASES, EVAL_ROWS, LINE_BASES = 120, 1000, 60
 _LANE_BASES = 2000
 
 
-class Dice:
+class SequentialRandom:
     """Numbers drawn one call after the other from one seed and purpose."""
 
     def __init__(self, seed: int, purpose: str) -> None:
@@ -51,7 +51,7 @@ class Element:
     motifs: NDArray[np.uint8]
     spacers: tuple[int, ...]
 
-    def place(self, codes: NDArray[np.uint8], start: int, dice: Dice, shuffled: bool = False) -> None:
+    def place(self, codes: NDArray[np.uint8], start: int, dice: SequentialRandom, shuffled: bool = False) -> None:
         """Write one copy, slightly mutated and with jittered spacers, into `codes` from `start` on."""
         jitter = dice.below(3, len(self.motifs)) - 1
         changed = dice.uniform(*self.motifs.shape) < 0.05
@@ -74,14 +74,14 @@ def run(folder: Path, bases: int, rows: int, seed: int) -> int:
         raise ConfigError(f"--bases {bases}: must be at least 20000")
     if rows < 2:
         raise ConfigError(f"--rows {rows}: must be at least 2")
-    world = Dice(seed, "world")
+    world = SequentialRandom(seed, "world")
     chances = np.cumsum(_chances(world), axis=1)
     elements = [_element(world) for _ in range(NUM_ELEMENTS)]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _write_fasta(folder / "genome.fa", _genome(bases, chances, elements, Dice(seed, "genome")))
+        _write_fasta(folder / "genome.fa", _genome(bases, chances, elements, SequentialRandom(seed, "genome")))
         for name, count in (("train", rows), ("dev", EVAL_ROWS), ("test", EVAL_ROWS)):
-            _write_labelled(folder / f"{name}.csv", count, chances, elements, Dice(seed, name))
+            _write_labelled(folder / f"{name}.csv", count, chances, elements, SequentialRandom(seed, name))
     except OSError as error:
         raise DataError(f"--out {folder}: cannot be written ({error.strerror})") from None
     print(
@@ -90,18 +90,18 @@ def run(folder: Path, bases: int, rows: int, seed: int) -> int:
     return 0
 
 
-def _chances(dice: Dice) -> NDArray[np.float64]:
+def _chances(dice: SequentialRandom) -> NDArray[np.float64]:
     """Chance of the next base after each three bases, shape (64, 4)."""
     weights = 0.1 + dice.uniform(64, 4) ** 2
     return weights / weights.sum(axis=1, keepdims=True)
 
 
-def _element(dice: Dice) -> Element:
+def _element(dice: SequentialRandom) -> Element:
     motifs = dice.below(4, MOTIFS_PER_ELEMENT, MOTIF_BASES).astype(np.uint8)
     return Element(motifs, tuple((6 + dice.below(10, MOTIFS_PER_ELEMENT)).tolist()))
 
 
-def background(size: int, cumulative: NDArray[np.float64], dice: Dice) -> NDArray[np.uint8]:
+def background(size: int, cumulative: NDArray[np.float64], dice: SequentialRandom) -> NDArray[np.uint8]:
     """A third-order Markov sequence, shape (size,), made in lanes side by side and joined."""
     lanes = -(-size // _LANE_BASES)
     chance = dice.uniform(_LANE_BASES, lanes)
@@ -113,7 +113,7 @@ def background(size: int, cumulative: NDArray[np.float64], dice: Dice) -> NDArra
     return codes.T.ravel()[:size]
 
 
-def _genome(size: int, cumulative: NDArray, elements: list[Element], dice: Dice) -> NDArray[np.uint8]:
+def _genome(size: int, cumulative: NDArray, elements: list[Element], dice: SequentialRandom) -> NDArray[np.uint8]:
     """The letters of the whole genome, shape (size,): background, repeats, elements, lower case, N."""
     codes = background(size, cumulative, dice)
     lower = np.zeros(size, dtype=bool)
@@ -129,7 +129,7 @@ def _genome(size: int, cumulative: NDArray, elements: list[Element], dice: Dice)
     return letters
 
 
-def _plant_repeats(codes: NDArray[np.uint8], lower: NDArray[np.bool_], dice: Dice) -> None:
+def _plant_repeats(codes: NDArray[np.uint8], lower: NDArray[np.bool_], dice: SequentialRandom) -> None:
     """Overwrite about `REPEAT_FRACTION` with copies of family consensus, 5 to 20 % changed, on both strands."""
     families = [dice.below(4, int(length)).astype(np.uint8) for length in 200 + dice.below(800, NUM_FAMILIES)]
     done, size = 0, len(codes)
@@ -153,12 +153,14 @@ def _write_fasta(path: Path, letters: NDArray[np.uint8]) -> None:
             out.writelines(contig[i : i + LINE_BASES] + b"\n" for i in range(0, len(contig), LINE_BASES))
 
 
-def _write_labelled(path: Path, rows: int, cumulative: NDArray, elements: list[Element], dice: Dice) -> None:
+def _write_labelled(
+    path: Path, rows: int, cumulative: NDArray, elements: list[Element], dice: SequentialRandom
+) -> None:
     """Write `rows` windows, half of each label, in a drawn order."""
     windows = background(rows * WINDOW_BASES, cumulative, dice).reshape(rows, WINDOW_BASES)
     labels = np.arange(rows) % 2
-    kinds, places = dice.below(NUM_ELEMENTS, rows), dice.uniform(rows)
-    for window, label, kind, place in zip(windows, labels, kinds.tolist(), places.tolist(), strict=True):
+    kinds, coordinates = dice.below(NUM_ELEMENTS, rows), dice.uniform(rows)
+    for window, label, kind, place in zip(windows, labels, kinds.tolist(), coordinates.tolist(), strict=True):
         room = WINDOW_BASES - elements[kind].length
         elements[kind].place(window, int(place * room), dice, shuffled=not label)
     changed = dice.uniform(rows, WINDOW_BASES) < 0.02

@@ -17,7 +17,7 @@ BERT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "in
 def save_model(folder, k=3, positions=40, **options):
     torch.manual_seed(0)
     config = BertConfig(vocab_size=5 + 4**k, max_position_embeddings=positions, **{**BERT, **options})
-    with heads.quiet_transformers():
+    with heads.suppress_transformers_output():
         BertForMaskedLM(config).save_pretrained(folder)
         KmerTokenizer(k).save_pretrained(folder)
     return folder

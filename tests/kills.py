@@ -13,7 +13,7 @@ from pathlib import Path
 from support import read_metrics, start_ranks, wait_for
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from dnabert_rm.checkpoint.checksums import find_damage, read_record
+from dnabert_rm.checkpoint.checksums import find_damage, read_checkpoint_manifest
 from dnabert_rm.checkpoint.run_folder import LATEST_NAME, saved_steps, step_folder
 
 TIMINGS = {"tokens_per_second", "tflops_per_rank", "mfu", "data_wait", "save_seconds", "validation_seconds",
@@ -119,7 +119,7 @@ def _broken_checkpoints(run: Path) -> list[str]:
     problems = []
     for step in saved_steps(run):
         folder = step_folder(run, step)
-        if damage := find_damage(folder, read_record(folder)):
+        if damage := find_damage(folder, read_checkpoint_manifest(folder)):
             problems.append(f"visible but broken: {damage}")
     latest = run / "checkpoints" / LATEST_NAME
     if latest.exists() and not (latest.parent / latest.read_text().strip()).is_dir():

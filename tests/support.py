@@ -228,6 +228,13 @@ def run_ranks(num_ranks: int, *words: str | Path, timeout: float = 300, codes: S
 
 def vouch_for(folder: Path) -> None:
     """Seal a checkpoint anew, as somebody would who wants a spoilt one to be loaded."""
-    from dnabert_rm.checkpoint.checksums import Record, read_record, seal_share, write_record
+    from dnabert_rm.checkpoint.checksums import (
+        CheckpointManifest,
+        hash_own_files,
+        read_checkpoint_manifest,
+        write_checkpoint_manifest,
+    )
 
-    write_record(folder, Record(read_record(folder).layout, seal_share(folder, 0, 1)))
+    write_checkpoint_manifest(
+        folder, CheckpointManifest(read_checkpoint_manifest(folder).layout, hash_own_files(folder, 0, 1))
+    )

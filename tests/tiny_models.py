@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from transformers import AutoModel, BertConfig, PreTrainedModel
 
-from dnabert_rm.finetune.pretrained_encoder import quiet_transformers
+from dnabert_rm.finetune.pretrained_encoder import suppress_transformers_output
 from dnabert_rm.tokenizer import KmerTokenizer
 
 POSITIONS = 24
@@ -25,7 +25,7 @@ def save_bert(folder: Path, kind: type[PreTrainedModel], k: int = 3, head: dict[
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
     config = BertConfig(vocab_size=5 + 4**k, max_position_embeddings=POSITIONS, initializer_range=0.4,
                         **{**sizes, **options})  # fmt: skip
-    with quiet_transformers():
+    with suppress_transformers_output():
         kind(config).save_pretrained(folder)
         overlapping = (head or {}).get("overlapping", True)
         KmerTokenizer(k, overlapping=overlapping).save_pretrained(folder)
@@ -36,7 +36,7 @@ def save_bert(folder: Path, kind: type[PreTrainedModel], k: int = 3, head: dict[
 
 @cache
 def _loaded(auto_class: Any, folder: Path) -> Any:
-    with quiet_transformers():
+    with suppress_transformers_output():
         return auto_class.from_pretrained(folder).eval()
 
 

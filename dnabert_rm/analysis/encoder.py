@@ -16,7 +16,7 @@ from transformers import AutoModel, PreTrainedModel
 from dnabert_rm.checkpoint.run_folder import CONFIG_NAME, FOLDER_NAME
 from dnabert_rm.export.export_model import export
 from dnabert_rm.export.model_card import PROVENANCE_NAME
-from dnabert_rm.finetune.pretrained_encoder import load_config, quiet_transformers
+from dnabert_rm.finetune.pretrained_encoder import load_config, suppress_transformers_output
 from dnabert_rm.inference.model_runner import load_model
 from dnabert_rm.tokenizer.files import VOCAB_FILE, read_k
 from dnabert_rm.utils.errors import CheckpointError, DataError
@@ -71,7 +71,7 @@ def _as_model_folder(path: Path, step: int | None) -> Iterator[Path]:
     if not is_run(path) and not (path / CONFIG_NAME).is_file():
         yield path
         return
-    with tempfile.TemporaryDirectory(prefix="dnabert-rm-") as aside, quiet_transformers():
+    with tempfile.TemporaryDirectory(prefix="dnabert-rm-") as aside, suppress_transformers_output():
         yield export(path, Path(aside) / "model", step).folder
 
 

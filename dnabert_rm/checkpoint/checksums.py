@@ -21,7 +21,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
-class Layout:
+class CheckpointLayout:
     """How the tensors are spread over files: a checkpoint loads as it is only where this is the same."""
 
     world_size: int
@@ -31,10 +31,10 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class Record:
+class CheckpointManifest:
     """All of `complete.json`: the layout, and (bytes, SHA-256) of every file by its path within the folder."""
 
-    layout: Layout
+    layout: CheckpointLayout
     files: dict[str, tuple[int, str]]
 
     @property
@@ -43,15 +43,15 @@ class Record:
         return sum(size for size, _ in self.files.values())
 
 
-def is_mine(name: str, rank: int, world_size: int) -> bool:
+def is_own_file(name: str, rank: int, world_size: int) -> bool:
     """Whether a rank hashes this file: the one that DeepSpeed's file name says wrote it, else rank 0."""
     writer = _RANK.search(name)
     return (int(writer[1]) if writer else 0) % world_size == rank
 
 
-def seal_share(folder: Path, rank: int, world_size: int) -> dict[str, tuple[int, str]]:
+def hash_own_files(folder: Path, rank: int, world_size: int) -> dict[str, tuple[int, str]]:
     """Put a rank's share of the files on disk (fsync); returns size and SHA-256 of each by name."""
-    names = [name for name in file_names(folder) if is_mine(name, rank, world_size)]
+    names = [name for name in file_names(folder) if is_own_file(name, rank, world_size)]
     for parent in {(folder / name).parent for name in names}:
         flush_to_disk(parent)
     return {name: _flushed(folder / name) for name in names}
@@ -68,7 +68,7 @@ def file_names(folder: Path) -> list[str]:
     return sorted(name for name in found if name != COMPLETE_NAME)
 
 
-def write_record(folder: Path, record: Record) -> None:
+def write_checkpoint_manifest(folder: Path, record: CheckpointManifest) -> None:
     """Write `complete.json`, the last file of a checkpoint."""
     files = {name: {"bytes": size, "sha256": digest} for name, (size, digest) in sorted(record.files.items())}
     content = {"format_version": FORMAT_VERSION, **asdict(record.layout), "files": files}
@@ -76,7 +76,7 @@ def write_record(folder: Path, record: Record) -> None:
     flush_to_disk(folder)
 
 
-def read_record(folder: Path) -> Record:
+def read_checkpoint_manifest(folder: Path) -> CheckpointManifest:
     """Read and check `complete.json`; `CheckpointError` names what is wrong. No name in it leads out of the folder."""
     path = folder / COMPLETE_NAME
     try:
@@ -87,10 +87,10 @@ def read_record(folder: Path) -> Record:
         raise CheckpointError(f"{path}: is damaged ({error}); use another checkpoint") from None
 
 
-def _parsed(content: dict[str, Any]) -> Record:
+def _parsed(content: dict[str, Any]) -> CheckpointManifest:
     if content["format_version"] != FORMAT_VERSION:
         raise ValueError(f"format version {content['format_version']}, this version reads {FORMAT_VERSION}")
-    layout = Layout(int(content["world_size"]), int(content["zero_stage"]), bool(content["nvme"]))
+    layout = CheckpointLayout(int(content["world_size"]), int(content["zero_stage"]), bool(content["nvme"]))
     if layout.world_size < 1 or layout.zero_stage not in range(4):
         raise ValueError(f"{layout.world_size} ranks of ZeRO stage {layout.zero_stage}")
     files = {}
@@ -100,7 +100,7 @@ def _parsed(content: dict[str, Any]) -> Record:
         if not _SHA256.fullmatch(entry["sha256"]):
             raise ValueError(f"{name} has no SHA-256")
         files[name] = (int(entry["bytes"]), entry["sha256"])
-    return Record(layout, files)
+    return CheckpointManifest(layout, files)
 
 
 def is_inside(name: str) -> bool:
@@ -110,10 +110,10 @@ def is_inside(name: str) -> bool:
     return plain and ".." not in path.parts and "\\" not in name and "\0" not in name
 
 
-def find_damage(folder: Path, record: Record, rank: int = 0, world_size: int = 1) -> str | None:
+def find_damage(folder: Path, record: CheckpointManifest, rank: int = 0, world_size: int = 1) -> str | None:
     """What is wrong with a rank's share of a checkpoint's files: the first file and its fault, or None."""
     for name, (size, digest) in sorted(record.files.items()):
-        if is_mine(name, rank, world_size) and (fault := _fault(folder, name, size, digest)):
+        if is_own_file(name, rank, world_size) and (fault := _fault(folder, name, size, digest)):
             return f"{folder / name} {fault}"
     # DeepSpeed looks for its files by pattern, so one that nobody vouches for would be read.
     for name in file_names(folder) if rank == 0 else []:

@@ -19,7 +19,7 @@ def stored_config(folder: Path) -> RunConfig:
         raise CheckpointError(f"{folder / CONFIG_NAME}: cannot be read ({error}); use another checkpoint") from None
 
 
-def refuse_changes(folder: Path, state: TrainState, config: RunConfig, fingerprint: str) -> None:
+def check_compatible(folder: Path, state: TrainState, config: RunConfig, fingerprint: str) -> None:
     """`CheckpointError` where going on from the checkpoint in `folder` would silently train something else."""
     override = "put it back, name another --output, or accept the change with --allow-changes"
     if state.fingerprint != fingerprint:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dnabert_rm.checkpoint.checksums import Record, find_damage, is_mine, read_record
+from dnabert_rm.checkpoint.checksums import CheckpointManifest, find_damage, is_own_file, read_checkpoint_manifest
 from dnabert_rm.checkpoint.reshard import (
     UNIVERSAL_NAME,
     check_convertible,
@@ -17,29 +17,29 @@ from dnabert_rm.checkpoint.reshard import (
     remove_converted,
     universal_loading,
 )
-from dnabert_rm.checkpoint.save import layout_of
+from dnabert_rm.checkpoint.save import checkpoint_layout
 from dnabert_rm.distributed.collectives import barrier, from_every_rank, on_first_rank
 from dnabert_rm.distributed.process_group import Ranks
 from dnabert_rm.patches.deepspeed_patches import check_tensors_only, keep_optimizer_settings, safe_torch_load
-from dnabert_rm.utils.errors import CheckpointError, ShareError
+from dnabert_rm.utils.errors import CheckpointError, RankReadError
 
 
-def find_damage_together(folder: Path, ranks: Ranks) -> str | None:
+def find_damage_on_all_ranks(folder: Path, ranks: Ranks) -> str | None:
     """What is wrong with a checkpoint, or None: the same on all ranks, among which the files are shared out.
 
     Sizes and hashes first; then that torch's files hold tensors and nothing that would run.
     """
     try:
-        record = on_first_rank(lambda: read_record(folder), ranks)
+        record = on_first_rank(lambda: read_checkpoint_manifest(folder), ranks)
     except CheckpointError as error:
         return str(error)
     mine = find_damage(folder, record, ranks.rank, ranks.world_size) or _find_code(folder, record, ranks)
     return next((damage for damage in from_every_rank(mine) if damage), None)
 
 
-def _find_code(folder: Path, record: Record, ranks: Ranks) -> str | None:
+def _find_code(folder: Path, record: CheckpointManifest, ranks: Ranks) -> str | None:
     for name in sorted(record.files):
-        if name.endswith(".pt") and is_mine(name, ranks.rank, ranks.world_size):
+        if name.endswith(".pt") and is_own_file(name, ranks.rank, ranks.world_size):
             try:
                 check_tensors_only(folder / name)
             except CheckpointError as error:
@@ -53,7 +53,7 @@ def load_checkpoint(engine: Any, folder: Path, run: Path, ranks: Ranks) -> None:
     Saved by another number of ranks or under another ZeRO stage it is converted first, aside in the run folder.
     `CheckpointError` where it does not fit this model or can't be converted.
     """
-    saved, now = on_first_rank(lambda: read_record(folder), ranks).layout, layout_of(engine, ranks)
+    saved, now = on_first_rank(lambda: read_checkpoint_manifest(folder), ranks).layout, checkpoint_layout(engine, ranks)
     # Without ZeRO every rank has everything, and DeepSpeed loads it for any number of ranks.
     as_it_is = saved == now or saved.zero_stage == now.zero_stage == 0
     with safe_torch_load(), _fitting(folder), keep_optimizer_settings(engine):
@@ -74,16 +74,16 @@ def load_checkpoint(engine: Any, folder: Path, run: Path, ranks: Ranks) -> None:
             barrier()  # the others may still be reading
             on_first_rank(lambda: remove_converted(run), ranks)
     if path is None:
-        raise ShareError(f"{folder}: DeepSpeed found no checkpoint in it; use an earlier one")
+        raise RankReadError(f"{folder}: DeepSpeed found no checkpoint in it; use an earlier one")
 
 
 @contextlib.contextmanager
 def _fitting(folder: Path) -> Iterator[None]:
-    """What DeepSpeed raises over a checkpoint of another shape becomes a `ShareError`."""
+    """What DeepSpeed raises over a checkpoint of another shape becomes a `RankReadError`."""
     try:
         yield
     except (KeyError, IndexError, TypeError, AttributeError, ValueError, AssertionError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise ShareError(
+        raise RankReadError(
             f"{folder}: does not fit this run's model ({type(error).__name__}: {reason}); name another checkpoint"
         ) from None

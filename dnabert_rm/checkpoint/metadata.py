@@ -7,20 +7,22 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dnabert_rm.checkpoint.reference_output import run_probe, save_probe
-from dnabert_rm.checkpoint.run_folder import CONFIG_NAME, DATA_NAME, PROBE_NAME, TOKENIZER_NAME
+from dnabert_rm.checkpoint.reference_output import compute_reference_output, save_reference_output
+from dnabert_rm.checkpoint.run_folder import CONFIG_NAME, DATA_NAME, REFERENCE_OUTPUT_NAME, TOKENIZER_NAME
 from dnabert_rm.config import RunConfig
 from dnabert_rm.data.dataset import WindowDataset
 from dnabert_rm.distributed.process_group import Ranks
 from dnabert_rm.utils.files import write_text
 
 
-def write_extras(engine: Any, config: RunConfig, dataset: WindowDataset, ranks: Ranks, folder: Path) -> None:
+def write_metadata(engine: Any, config: RunConfig, dataset: WindowDataset, ranks: Ranks, folder: Path) -> None:
     """Write them into a checkpoint's folder; called on every rank, as the probe needs all of them."""
-    probe = run_probe(engine, dataset.tokenizer.vocab_size, config.data.window, config.train.precision, ranks.device)
+    probe = compute_reference_output(
+        engine, dataset.tokenizer.vocab_size, config.data.window, config.train.precision, ranks.device
+    )
     if not ranks.is_first:
         return
-    save_probe(folder / PROBE_NAME, probe)
+    save_reference_output(folder / REFERENCE_OUTPUT_NAME, probe)
     write_text(folder / CONFIG_NAME, config.to_toml())
     engine.module.model.config.save_pretrained(folder)  # type: ignore[union-attr, operator]
     sources = [dataclasses.asdict(source) for reader in dataset.readers for source in reader.manifest.sources]

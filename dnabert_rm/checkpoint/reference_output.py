@@ -19,7 +19,7 @@ NUM_WINDOWS, MAX_TOKENS, NUM_POSITIONS = 2, 64, 8
 
 
 @dataclass(frozen=True)
-class Probe:
+class ReferenceOutput:
     """`input_ids` (2, L) int64, `positions` (8,) int64 in the flattened input, `logits` (8, V) float32."""
 
     input_ids: NDArray[np.int64]
@@ -29,7 +29,7 @@ class Probe:
     device: str
 
 
-def probe_input(vocab_size: int, window: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def reference_input(vocab_size: int, window: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The fixed input of a vocabulary and window length: random k-mers, some masked, and the positions asked."""
     length = min(window, MAX_TOKENS)
     bits = random.fold(random.key(0, "probe"), np.arange(NUM_WINDOWS * length))
@@ -40,26 +40,28 @@ def probe_input(vocab_size: int, window: int) -> tuple[NDArray[np.int64], NDArra
     return input_ids, positions
 
 
-def run_probe(engine: Any, vocab_size: int, window: int, precision: str, device: torch.device) -> Probe:
+def compute_reference_output(
+    engine: Any, vocab_size: int, window: int, precision: str, device: torch.device
+) -> ReferenceOutput:
     """Ask the training model, without dropout; every rank must call it (under ZeRO-3 weights are gathered)."""
-    input_ids, positions = probe_input(vocab_size, window)
+    input_ids, positions = reference_input(vocab_size, window)
     engine.eval()
     with torch.no_grad():
         logits = engine(torch.from_numpy(input_ids).to(device), torch.from_numpy(positions).to(device))
     engine.train()
-    return Probe(input_ids, positions, logits.float().cpu().numpy(), precision, device.type)
+    return ReferenceOutput(input_ids, positions, logits.float().cpu().numpy(), precision, device.type)
 
 
-def save_probe(path: Path, probe: Probe) -> None:
+def save_reference_output(path: Path, probe: ReferenceOutput) -> None:
     """Write a probe as .npz, without pickle."""
     np.savez(path, **probe.__dict__)
 
 
-def load_probe(path: Path) -> Probe:
+def load_reference_output(path: Path) -> ReferenceOutput:
     """Read a probe, without pickle; `CheckpointError` where it is missing, damaged or no probe."""
     try:
         with np.load(path, allow_pickle=False) as stored:
-            probe = Probe(
+            probe = ReferenceOutput(
                 stored["input_ids"],
                 stored["positions"],
                 stored["logits"],
@@ -72,7 +74,7 @@ def load_probe(path: Path) -> Probe:
     return probe
 
 
-def _check(probe: Probe) -> None:
+def _check(probe: ReferenceOutput) -> None:
     """ValueError where arrays from a file are not those of a probe."""
     for array, kind, dimensions in ((probe.input_ids, "i", 2), (probe.positions, "i", 1), (probe.logits, "f", 2)):
         if array.dtype.kind != kind or array.ndim != dimensions:

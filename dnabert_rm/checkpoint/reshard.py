@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dnabert_rm.checkpoint.checksums import Layout
+from dnabert_rm.checkpoint.checksums import CheckpointLayout
 from dnabert_rm.checkpoint.run_folder import FOLDER_NAME
 from dnabert_rm.utils.errors import CheckpointError
 
@@ -30,7 +30,7 @@ _MODEL_FILES = {True: "zero_pp_rank_0_mp_rank_00_model_states.pt", False: "mp_ra
 """DeepSpeed's file of what is not partitioned, under stage 3 and under the others."""
 
 
-def check_convertible(folder: Path, saved: Layout, now: Layout) -> None:
+def check_convertible(folder: Path, saved: CheckpointLayout, now: CheckpointLayout) -> None:
     """`CheckpointError` where DeepSpeed has no way from one layout to the other."""
     was = f"{folder}: was saved by {saved.world_size} ranks under ZeRO stage {saved.zero_stage}"
     if saved.nvme or now.nvme:
@@ -45,7 +45,7 @@ def check_convertible(folder: Path, saved: Layout, now: Layout) -> None:
         )
 
 
-def convert(folder: Path, run: Path, module: nn.Module, saved: Layout, now: Layout) -> None:
+def convert(folder: Path, run: Path, module: nn.Module, saved: CheckpointLayout, now: CheckpointLayout) -> None:
     """Convert the checkpoint in `folder`, in this process, to `universal/` in `converted_folder(run)`.
 
     To be called inside `safe_torch_load`. `CheckpointError` where that fails, a full disk included.

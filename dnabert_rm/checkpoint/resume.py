@@ -6,10 +6,10 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from dnabert_rm.checkpoint.compatibility import refuse_changes
-from dnabert_rm.checkpoint.load import find_damage_together
+from dnabert_rm.checkpoint.compatibility import check_compatible
+from dnabert_rm.checkpoint.load import find_damage_on_all_ranks
 from dnabert_rm.checkpoint.run_folder import candidates, read_state, saved_steps, step_folder, step_of
-from dnabert_rm.checkpoint.save import set_aside_damaged, write_latest
+from dnabert_rm.checkpoint.save import rename_damaged, write_latest
 from dnabert_rm.checkpoint.train_state import TrainState
 from dnabert_rm.config import RunConfig
 from dnabert_rm.data.batching import make_plan
@@ -42,7 +42,7 @@ def find_start(resume: str, run: Path, ranks: Ranks) -> Path | None:
     # A node may have mounted the run folder in another place than rank 0's.
     for found in on_first_rank(lambda: [_within(run, path) for path in candidates(resume, run)], ranks):
         folder = run / found
-        damage = find_damage_together(folder, ranks)
+        damage = find_damage_on_all_ranks(folder, ranks)
         if damage is None:
             on_first_rank(lambda chosen=folder: _choose(chosen, damages, resume, run), ranks)  # type: ignore[misc]
             return folder
@@ -78,7 +78,7 @@ def _choose(folder: Path, damages: list[tuple[Path, str]], resume: str, run: Pat
         print(f"{reasons}; going on from step {step}", file=sys.stderr, flush=True)
     if own:
         for damaged, _ in damages:
-            set_aside_damaged(damaged)
+            rename_damaged(damaged)
         write_latest(folder)
 
 
@@ -88,5 +88,5 @@ def _fitting_state(folder: Path, config: RunConfig, fingerprint: str) -> TrainSt
     if (step := step_of(folder)) not in (None, state.step):
         raise CheckpointError(f"{folder}: holds the state of step {state.step}, not {step}; give it its own name back")
     if not config.train.allow_changes:
-        refuse_changes(folder, state, config, fingerprint)
+        check_compatible(folder, state, config, fingerprint)
     return state

@@ -11,7 +11,7 @@ from dnabert_rm.checkpoint.train_state import TrainState
 from dnabert_rm.utils.errors import CheckpointError
 
 FOLDER_NAME, LATEST_NAME, STATE_NAME = "checkpoints", "latest", "state.json"
-CONFIG_NAME, TOKENIZER_NAME, PROBE_NAME = "config.toml", "tokenizer.json", "probe.npz"
+CONFIG_NAME, TOKENIZER_NAME, REFERENCE_OUTPUT_NAME = "config.toml", "tokenizer.json", "probe.npz"
 DATA_NAME = "data.json"
 _STEP_FOLDER = re.compile(r"step_(\d{8,})")
 

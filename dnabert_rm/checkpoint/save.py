@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from dnabert_rm.checkpoint.checksums import (
-    Layout,
-    Record,
+    CheckpointLayout,
+    CheckpointManifest,
     find_damage,
-    read_record,
-    seal_share,
-    write_record,
+    hash_own_files,
+    read_checkpoint_manifest,
+    write_checkpoint_manifest,
 )
 from dnabert_rm.checkpoint.run_folder import (
     FOLDER_NAME,
@@ -62,15 +62,17 @@ def remove_leftovers(run: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def layout_of(engine: Any, ranks: Ranks) -> Layout:
+def checkpoint_layout(engine: Any, ranks: Ranks) -> CheckpointLayout:
     """How this run spreads its tensors over files."""
-    return Layout(ranks.world_size, int(engine.zero_optimization_stage()), bool(engine.zero_nvme_offload_optimizer()))
+    return CheckpointLayout(
+        ranks.world_size, int(engine.zero_optimization_stage()), bool(engine.zero_nvme_offload_optimizer())
+    )
 
 
 def save_checkpoint(
-    engine: Any, state: TrainState, run: Path, ranks: Ranks, write_extras: Callable[[Path], None]
+    engine: Any, state: TrainState, run: Path, ranks: Ranks, write_metadata: Callable[[Path], None]
 ) -> float:
-    """Save on all ranks together; returns the seconds it took. `write_extras(folder)` runs on every rank.
+    """Save on all ranks together; returns the seconds it took. `write_metadata(folder)` runs on every rank.
 
     `CheckpointError` where the disk has no room, before anything is written. `SaveError` on the rank that could not
     write; earlier checkpoints stay as they are.
@@ -81,13 +83,13 @@ def save_checkpoint(
     on_first_rank(lambda: _begin(aside, run, engine), ranks)
     with _failing_with_one_line(aside, ranks):
         engine.save_checkpoint(str(aside.parent), tag=aside.name, save_latest=False)
-        write_extras(aside)
+        write_metadata(aside)
         if ranks.is_first:
             write_text(aside / STATE_NAME, state.to_json())
-        shares = from_every_rank(seal_share(aside, ranks.rank, ranks.world_size))
+        shares = from_every_rank(hash_own_files(aside, ranks.rank, ranks.world_size))
         if ranks.is_first:
             files = {name: entry for share in shares for name, entry in share.items()}
-            write_record(aside, Record(layout_of(engine, ranks), files))
+            write_checkpoint_manifest(aside, CheckpointManifest(checkpoint_layout(engine, ranks), files))
             _show(aside, final)
     barrier()
     return time.perf_counter() - start
@@ -117,7 +119,7 @@ def expected_bytes(run: Path, engine: Any) -> int:
     """Room for the coming checkpoint: a little more than the last one, or a bound from the number of parameters."""
     for step in reversed(complete_steps(run)):
         with contextlib.suppress(CheckpointError):
-            return int(1.02 * read_record(step_folder(run, step)).num_bytes) + ROOM_BESIDE
+            return int(1.02 * read_checkpoint_manifest(step_folder(run, step)).num_bytes) + ROOM_BESIDE
     parameters = sum(getattr(p, "ds_numel", p.numel()) for p in engine.module.parameters())
     return BYTES_PER_PARAMETER * parameters + ROOM_BESIDE
 
@@ -152,7 +154,7 @@ def write_latest(folder: Path) -> None:
     write_text(folder.parent / LATEST_NAME, f"{folder.name}\n")
 
 
-def set_aside_damaged(folder: Path) -> None:
+def rename_damaged(folder: Path) -> None:
     """Rename a damaged checkpoint to step_….damaged, so that nothing takes it for one."""
     aside = folder.with_name(f"{folder.name}.damaged")
     shutil.rmtree(aside, ignore_errors=True)
@@ -166,7 +168,7 @@ def _delete(folder: Path, aside: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def remove_old(run: Path, keep_last: int, keep_every: int = 0) -> None:
+def remove_old_checkpoints(run: Path, keep_last: int, keep_every: int = 0) -> None:
     """Delete all but the last `keep_last` checkpoints (0: keep all) and those of every `keep_every`-th step."""
     steps = complete_steps(run)
     for step in steps[:-keep_last] if keep_last else []:
@@ -175,9 +177,9 @@ def remove_old(run: Path, keep_last: int, keep_every: int = 0) -> None:
             _delete(folder, aside_name(folder))
 
 
-def check_checkpoint(folder: Path) -> Record:
+def check_checkpoint(folder: Path) -> CheckpointManifest:
     """The record of a checkpoint, once all of its files were checked by this process alone; `CheckpointError` else."""
-    record = read_record(folder)
+    record = read_checkpoint_manifest(folder)
     if damage := find_damage(folder, record):
         raise CheckpointError(f"{damage}; use an earlier checkpoint")
     return record

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dnabert_rm.utils.environment import quiet_third_parties
+from dnabert_rm.utils.environment import suppress_library_output
 from dnabert_rm.utils.errors import ConfigError, DataError
 
 HELP = "curves, embeddings, attention, masks as pictures; a report of runs as one page"
@@ -115,7 +115,7 @@ def _add_embeddings(commands: Any) -> None:
 
 
 def _embeddings(args: argparse.Namespace) -> None:
-    quiet_third_parties()
+    suppress_library_output()
     from dnabert_rm.analysis.model_pictures import embeddings
 
     if args.points < 32 or not args.perplexity > 0:
@@ -144,7 +144,7 @@ def _add_attention(commands: Any) -> None:
 
 
 def _attention(args: argparse.Namespace) -> None:
-    quiet_third_parties()
+    suppress_library_output()
     from dnabert_rm.analysis.model_pictures import attention
 
     if args.windows < 1 or (args.window is not None and args.window < 4):
@@ -167,7 +167,7 @@ def _add_images(commands: Any) -> None:
 
 
 def _images(args: argparse.Namespace) -> None:
-    quiet_third_parties()
+    suppress_library_output()
     from dnabert_rm.analysis.tensorboard_images import images
 
     with contextlib.redirect_stdout(sys.stderr):

@@ -7,8 +7,8 @@ import sys
 
 from dnabert_rm.cli.sequence_flags import add_sequence_flags, settings_of
 from dnabert_rm.inference.inference_settings import POOLINGS, EmbeddingSettings
-from dnabert_rm.utils.environment import quiet_third_parties
-from dnabert_rm.utils.out_of_memory import memory_explained
+from dnabert_rm.utils.environment import suppress_library_output
+from dnabert_rm.utils.out_of_memory import explain_out_of_memory
 
 HELP = "embeddings of FASTA or a table, one a sequence or one a token, to .npy, .csv or .parquet"
 EXAMPLE = "dnabert-rm embed --model exported/ --input genes.fa --both-strands --output genes.npy"
@@ -38,8 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Embed, and say on standard error how much was done."""
     settings = settings_of(EmbeddingSettings, args)
-    quiet_third_parties()
+    suppress_library_output()
     from dnabert_rm.inference.embed_sequences import embed
 
-    with memory_explained("lower --batch-size"):
+    with explain_out_of_memory("lower --batch-size"):
         print(embed(settings).line(settings.output), file=sys.stderr)

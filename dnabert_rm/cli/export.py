@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import sys
 
-from dnabert_rm.utils.environment import quiet_third_parties
+from dnabert_rm.utils.environment import suppress_library_output
 
 HELP = "write a run's model as a Hugging Face folder, checked against the training model"
 EXAMPLE = "dnabert-rm export runs/first --output models/first"
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Export and print what was written."""
-    quiet_third_parties()
+    suppress_library_output()
     from dnabert_rm.export.export_model import export
 
     with contextlib.redirect_stdout(sys.stderr):

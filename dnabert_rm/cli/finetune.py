@@ -17,9 +17,9 @@ from dnabert_rm.finetune.finetune_settings import (
     TASKS,
     FinetuneSettings,
 )
-from dnabert_rm.utils.environment import quiet_third_parties
+from dnabert_rm.utils.environment import suppress_library_output
 from dnabert_rm.utils.errors import is_first_rank
-from dnabert_rm.utils.out_of_memory import memory_explained
+from dnabert_rm.utils.out_of_memory import explain_out_of_memory
 
 HELP = "fine-tune a head (classes, labels, numbers, a class a base) on a CSV or TSV table"
 EXAMPLE = (
@@ -105,13 +105,13 @@ def run(args: argparse.Namespace) -> None:
     if isinstance(args.seeds, int):
         given["seeds"] = range(args.seed, args.seed + args.seeds)
     settings = FinetuneSettings(**given)
-    quiet_third_parties()
+    suppress_library_output()
     from dnabert_rm.finetune import finetune_model as finetune
     from dnabert_rm.finetune import multiple_seeds as seeds
 
     # Standard output is for the result alone, whatever the libraries print on the way.
     less = "lower --batch-size, or --max-tokens, which cuts long sequences"
-    with contextlib.redirect_stdout(sys.stderr), memory_explained(less):
+    with contextlib.redirect_stdout(sys.stderr), explain_out_of_memory(less):
         try:
             scores = finetune.finetune(settings) if settings.seeds is None else seeds.finetune_seeds(settings)
         finally:

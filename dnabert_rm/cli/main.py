@@ -9,7 +9,7 @@ import textwrap
 
 from dnabert_rm import __version__
 from dnabert_rm.config.command_line import OneLineParser
-from dnabert_rm.utils.environment import wait_briefly
+from dnabert_rm.utils.environment import limit_openmp_spinning
 from dnabert_rm.utils.errors import EXIT_USER_ERROR, run_command
 
 PROGRAM = "dnabert-rm"
@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def run_one(name: str, prog: str, argv: list[str]) -> int:
     """Run the command `name` under the program name `prog`."""
-    wait_briefly()
+    limit_openmp_spinning()
     args = command_parser(name, prog).parse_args(argv)
     return run_command(prog, lambda: args.command_to_run(args))
 

@@ -9,7 +9,7 @@ from dnabert_rm.cli.run_flags import add_run_flags, run_config
 from dnabert_rm.distributed.launchers import rank_info
 from dnabert_rm.train.preflight import check_run
 from dnabert_rm.train.stop import StopRequests
-from dnabert_rm.utils.environment import quiet_third_parties
+from dnabert_rm.utils.environment import suppress_library_output
 from dnabert_rm.utils.errors import UserError
 
 HELP = "pretrain on prepared folders (start it with `deepspeed launch_scripts/pretrain.sh`)"
@@ -42,11 +42,11 @@ def run(args: argparse.Namespace) -> None:
         if num_ranks == 1:
             raise
         problem = error
-    quiet_third_parties()
+    suppress_library_output()
     if problem:
-        from dnabert_rm.distributed.consistency import tell_other_ranks
+        from dnabert_rm.distributed.consistency import abort_all_ranks
 
-        tell_other_ranks(problem)
+        abort_all_ranks(problem)
     from dnabert_rm.train.trainer import pretrain
 
     try:

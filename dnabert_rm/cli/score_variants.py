@@ -10,8 +10,8 @@ from pathlib import Path
 from dnabert_rm.finetune.finetune_settings import PRECISIONS
 from dnabert_rm.genome.vcf import BAD_ROWS
 from dnabert_rm.inference.inference_settings import STRANDS, VariantSettings
-from dnabert_rm.utils.environment import quiet_third_parties
-from dnabert_rm.utils.out_of_memory import memory_explained
+from dnabert_rm.utils.environment import suppress_library_output
+from dnabert_rm.utils.out_of_memory import explain_out_of_memory
 
 HELP = "masked-likelihood scores of single-base variants: VCF and FASTA in, log P(alt) - log P(ref) out"
 EXAMPLE = "dnabert-rm score-variants --model exported/ --vcf my.vcf.gz --fasta genome.fa.gz --output scores.csv"
@@ -39,8 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Score, and say on standard error how much was done."""
     settings = VariantSettings(**{field.name: getattr(args, field.name) for field in fields(VariantSettings)})
-    quiet_third_parties()
+    suppress_library_output()
     from dnabert_rm.inference.variant_scores import score_variants
 
-    with memory_explained("lower --batch-size"):
+    with explain_out_of_memory("lower --batch-size"):
         print(score_variants(settings).line(settings.output), file=sys.stderr)

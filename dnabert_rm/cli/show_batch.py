@@ -101,7 +101,7 @@ def step_rows(
         windows = dataset.windows(samples, step)
         batch = collator.mask(windows.samples, windows.ids)
         labels = batch.labels()
-        for row, place in enumerate(dataset.places(samples, step)):
+        for row, place in enumerate(dataset.coordinates(samples, step)):
             yield {
                 "n": int(samples[row]),
                 "step": step,

@@ -13,7 +13,15 @@ from numpy.typing import ArrayLike, NDArray
 
 from dnabert_rm.config import RunConfig
 from dnabert_rm.data.batching import BatchPlan
-from dnabert_rm.data.sampler import LENGTHS, EpochOrder, MixtureOrder, Order, Windows, crop_offsets, tokens_of_steps
+from dnabert_rm.data.sampler import (
+    LENGTHS,
+    EpochSampler,
+    MixtureSampler,
+    Sampler,
+    Windows,
+    crop_offsets,
+    tokens_of_steps,
+)
 from dnabert_rm.data.split_reader import ShardReader
 from dnabert_rm.data.storage import StorageSettings, prepared_folder
 from dnabert_rm.genome.kmer import id_dtype, reverse_complement_ids
@@ -69,8 +77,8 @@ class WindowDataset:
         self._check(folders)
         self.num_tokens = settings.window - NUM_SPECIAL_PER_WINDOW
         self.stride = 1 if settings.overlap else int(self.tokenizer.k or 1)
-        self.orders = [
-            EpochOrder(
+        self.samplers = [
+            EpochSampler(
                 reader.shard_segments,
                 self._footprint(self.num_tokens),
                 seed,
@@ -82,8 +90,10 @@ class WindowDataset:
             )
             for number, reader in enumerate(self.readers)
         ]
-        weights = weights or [1.0] * len(self.orders)
-        self.order: Order = self.orders[0] if len(self.orders) == 1 else MixtureOrder(self.orders, weights, seed)
+        weights = weights or [1.0] * len(self.samplers)
+        self.order: Sampler = (
+            self.samplers[0] if len(self.samplers) == 1 else MixtureSampler(self.samplers, weights, seed)
+        )
         self._stand_in_key = random.key(seed, "stand-in")
 
     def _check(self, folders: Sequence[str | Path]) -> None:
@@ -114,7 +124,7 @@ class WindowDataset:
     @property
     def num_windows(self) -> int:
         """Windows of one epoch over all data sets."""
-        return sum(order.num_windows for order in self.orders)
+        return sum(order.num_windows for order in self.samplers)
 
     def tokens_of_step(self, step: int) -> int:
         """Tokens of each window of a step, without [CLS] and [SEP]."""
@@ -132,8 +142,8 @@ class WindowDataset:
         found, num_tokens, is_replaced = self._placed(indices, step, found)
         footprint = self._footprint(num_tokens)
         ids = np.empty((len(indices), num_tokens), dtype=id_dtype(self.tokenizer.vocab_size))
-        places = (found.source, found.shard, found.segment, found.start)
-        rows = zip(*(array.tolist() for array in places), strict=True)
+        coordinates = (found.source, found.shard, found.segment, found.start)
+        rows = zip(*(array.tolist() for array in coordinates), strict=True)
         for row, (source, shard, segment, start) in enumerate(rows):
             ids[row] = self.readers[source].tokens(shard, segment, start, start + footprint, self.stride)
         if found.reverse.any():
@@ -141,16 +151,16 @@ class WindowDataset:
             ids[found.reverse] = reverse_complement_ids(ids[found.reverse], int(self.tokenizer.k or 0))
         return WindowBatch(indices, ids, int(is_replaced.sum()))
 
-    def places(self, samples: ArrayLike, step: int) -> list[dict[str, Any]]:
+    def coordinates(self, samples: ArrayLike, step: int) -> list[dict[str, Any]]:
         """`genome, contig, start, end, strand` of each window; bases of the forward strand, half-open; "+" or "-"."""
         found, num_tokens, _ = self._placed(np.asarray(samples, dtype=np.int64), step)
-        places = []
+        coordinates = []
         for row in range(len(found.start)):
             reader = self.readers[int(found.source[row])]
             where = (int(found.shard[row]), int(found.segment[row]), int(found.start[row]))
             place = reader.place(*where, self._footprint(num_tokens))
-            places.append({**place, "strand": "-"} if found.reverse[row] else place)
-        return places
+            coordinates.append({**place, "strand": "-"} if found.reverse[row] else place)
+        return coordinates
 
     def _placed(
         self, samples: NDArray[np.int64], step: int, found: Windows | None = None
@@ -179,7 +189,7 @@ class WindowDataset:
 
     def _stand_in(self, sample: int, source: int) -> Windows:
         """Another window of the data set, drawn on the sample index until its shard is good."""
-        order = self.orders[source]
+        order = self.samplers[source]
         for attempt in itertools.count():
             bits = random.fold(random.fold(self._stand_in_key, sample), attempt)
             found = order.locate(random.below(bits, min(order.epoch_samples, 1 << 31)))

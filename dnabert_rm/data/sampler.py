@@ -56,7 +56,7 @@ class Windows:
         return Windows(*(np.concatenate([getattr(part, item.name) for part in parts]) for item in fields(Windows)))
 
 
-class Order(Protocol):
+class Sampler(Protocol):
     """What the reader and the loader need of an order."""
 
     def locate(self, samples: ArrayLike) -> Windows:
@@ -83,7 +83,7 @@ class _Epoch:
     lane_starts: NDArray[np.int64]
 
 
-class EpochOrder:
+class EpochSampler:
     """The order of one data set's windows over all epochs."""
 
     def __init__(
@@ -268,20 +268,20 @@ def crop_offsets(seed: int, samples: ArrayLike, full_tokens: int, num_tokens: in
 CYCLE = 4096
 
 
-class MixtureOrder:
+class MixtureSampler:
     """Deals samples to data sets by weight, each set in its own order.
 
     Samples come in cycles of 4,096. After c whole cycles every set has had its exact share of
     c * 4096 samples, to less than one; within a cycle the sets are shuffled.
     """
 
-    def __init__(self, orders: Sequence[EpochOrder], weights: Sequence[float], seed: int) -> None:
+    def __init__(self, samplers: Sequence[EpochSampler], weights: Sequence[float], seed: int) -> None:
         """`ConfigError` unless there is one positive weight a data set."""
-        if len(weights) != len(orders) or not all(0 < weight < math.inf for weight in weights):
+        if len(weights) != len(samplers) or not all(0 < weight < math.inf for weight in weights):
             raise ConfigError(
-                f"data.weights {list(weights)} must hold one positive number for each of {len(orders)} data sets"
+                f"data.weights {list(weights)} must hold one positive number for each of {len(samplers)} data sets"
             )
-        self._orders = list(orders)
+        self._samplers = list(samplers)
         self._cumulative = np.concatenate([[0.0], np.cumsum(weights) / np.sum(weights)])
         self._cumulative[-1] = 1.0
         self._key = random.key(seed, "mixture")
@@ -304,7 +304,7 @@ class MixtureOrder:
     def locate(self, samples: ArrayLike) -> Windows:
         """Windows of the sample indices, in their order; `source` is the data set's number."""
         sets, indices = self.assign(samples)
-        parts = [(np.flatnonzero(sets == number), order) for number, order in enumerate(self._orders)]
+        parts = [(np.flatnonzero(sets == number), sampler) for number, sampler in enumerate(self._samplers)]
         found = [(rows, order.locate(indices[rows])) for rows, order in parts if len(rows)]
         back = np.argsort(np.concatenate([rows for rows, _ in found]))
         return Windows.concatenate([windows for _, windows in found])[back]

@@ -50,7 +50,7 @@ class ShardReader:
 
     @property
     def shard_segments(self) -> list[list[int]]:
-        """Tokens of each segment of each shard, as `EpochOrder` takes them."""
+        """Tokens of each segment of each shard, as `EpochSampler` takes them."""
         return [shard.segments for shard in self.shards]
 
     def is_usable(self, number: int) -> bool:

@@ -22,7 +22,7 @@ import torch
 from dnabert_rm.config import RunConfig
 from dnabert_rm.config.deepspeed_config import load_ds_config
 from dnabert_rm.distributed.device import resolve_precision, take_device
-from dnabert_rm.distributed.rendezvous import Meeting, meet
+from dnabert_rm.distributed.rendezvous import Rendezvous, join_rendezvous
 from dnabert_rm.utils.errors import ConfigError, UserError
 from dnabert_rm.utils.system_info import code_commit, package_version
 
@@ -46,11 +46,11 @@ MEND = {
 Facts = dict[str, Any]
 
 
-class RanksDifferError(ConfigError):
+class InconsistentRanksError(ConfigError):
     """The ranks of a run don't agree on what they run."""
 
 
-def check_ranks(meeting: Meeting, config: RunConfig, fingerprint: str) -> None:
+def check_consistency(meeting: Rendezvous, config: RunConfig, fingerprint: str) -> None:
     """Raise the same error on every rank, told by rank 0, unless all of them can train together.
 
     `fingerprint` is the data's. Rank 0 makes the run folder, and a file in it that is removed again.
@@ -62,10 +62,10 @@ def check_ranks(meeting: Meeting, config: RunConfig, fingerprint: str) -> None:
         _settle(meeting, {**own_facts(meeting, config, fingerprint), "sees_token": sees_token})
 
 
-def tell_other_ranks(problem: UserError) -> None:
+def abort_all_ranks(problem: UserError) -> None:
     """End all ranks of the run because of a mistake that this one has found, and maybe others; always raises."""
     try:
-        meeting = meet(PROBLEM_SECONDS)
+        meeting = join_rendezvous(PROBLEM_SECONDS)
     except ConfigError:
         problem.on_one_rank = True
         raise problem from None
@@ -73,14 +73,14 @@ def tell_other_ranks(problem: UserError) -> None:
     _settle(meeting, {"problem": str(problem)})
 
 
-def _settle(meeting: Meeting, facts: Facts) -> None:
+def _settle(meeting: Rendezvous, facts: Facts) -> None:
     """Compare all ranks' facts on rank 0; the first difference ends all of them."""
     notes = [json.loads(text) for text in meeting.gather("facts", json.dumps({**facts, "host": socket.gethostname()}))]
     if difference := meeting.from_first("difference", next(differences(notes), "")):
-        raise RanksDifferError(difference)
+        raise InconsistentRanksError(difference)
 
 
-def own_facts(meeting: Meeting, config: RunConfig, fingerprint: str) -> Facts:
+def own_facts(meeting: Rendezvous, config: RunConfig, fingerprint: str) -> Facts:
     """What this rank has to have in common with the others; a JSON object of names and values."""
     facts: Facts = {"python": platform.python_version()}
     facts |= {f"package {name}": package_version(name) for name in PACKAGES}
@@ -112,7 +112,7 @@ def code_digest() -> str:
 
 
 @contextlib.contextmanager
-def shared_token(meeting: Meeting, run: Path) -> Iterator[bool]:
+def shared_token(meeting: Rendezvous, run: Path) -> Iterator[bool]:
     """Whether this rank sees in its run folder a file that rank 0 writes to its own; on all ranks together.
 
     The file is removed when the block is left, and a folder that was made for it too, if the block fails.
@@ -204,7 +204,6 @@ def name_ranks(ranks: Sequence[int], hosts: Sequence[str]) -> str:
         else:
             stretches.append([rank])
     shown = ", ".join(str(part[0]) if len(part) == 1 else f"{part[0]}-{part[-1]}" for part in stretches)
-    places = list(dict.fromkeys(hosts[rank] for rank in ranks))
-    return (
-        f"{'rank' if len(ranks) == 1 else 'ranks'} {shown} ({', '.join(places[:3])}{' …' if len(places) > 3 else ''})"
-    )
+    coordinates = list(dict.fromkeys(hosts[rank] for rank in ranks))
+    named = ", ".join(coordinates[:3]) + (" …" if len(coordinates) > 3 else "")
+    return f"{'rank' if len(ranks) == 1 else 'ranks'} {shown} ({named})"

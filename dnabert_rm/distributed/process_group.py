@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from dnabert_rm.distributed.device import take_device, threads_of_rank
 from dnabert_rm.distributed.launchers import RankInfo
-from dnabert_rm.distributed.rendezvous import CHECK_SECONDS, Meeting, meet
+from dnabert_rm.distributed.rendezvous import CHECK_SECONDS, Rendezvous, join_rendezvous
 from dnabert_rm.distributed.watchdog import FIRST_TIMES
 from dnabert_rm.patches.pytorch_patches import set_group_timeout
 from dnabert_rm.utils.errors import EXIT_USER_ERROR, ConfigError
@@ -28,7 +28,7 @@ _LINGER_SECONDS = 1.5
 """How long a rank that ends the run stays, so that the others see why before a launcher or rank 0's end kills them."""
 
 
-def make_group(meeting: Meeting, device: torch.device, timeout: timedelta | None) -> None:
+def make_process_group(meeting: Rendezvous, device: torch.device, timeout: timedelta | None) -> None:
     """Make the process group of the ranks that have met: NCCL on GPUs, gloo on CPUs; `timeout` is its collectives'.
 
     Where that, or a sum over the ranks, fails on any of them, all end with exit code 2 within seconds, and the first
@@ -62,7 +62,7 @@ def _try_sum(info: RankInfo, device: torch.device, limit: timedelta) -> None:
         raise RuntimeError(f"a sum over the ranks gives {float(found):g} instead of {expected:g}")
 
 
-def _end_all(meeting: Meeting, device: torch.device, reason: str) -> None:
+def _end_all(meeting: Rendezvous, device: torch.device, reason: str) -> None:
     """Raise an error that this rank tells, or end silently where another rank has told of one."""
     try:
         is_first = meeting.store.add(_FAILED, 1) == 1
@@ -81,7 +81,7 @@ def _end_all(meeting: Meeting, device: torch.device, reason: str) -> None:
 
 
 @contextlib.contextmanager
-def _ended_with_others(meeting: Meeting) -> Iterator[None]:
+def _ended_with_others(meeting: Rendezvous) -> Iterator[None]:
     """Inside, this process ends as soon as another rank has failed: it may be waiting for it in torch, for minutes."""
     # A connection of its own: the other one is taken while torch waits.
     store, done = meeting.store.clone(), threading.Event()  # type: ignore[attr-defined]
@@ -135,7 +135,7 @@ def process_group(
     timeout: timedelta | None = None,
     *,
     start_seconds: float = 600.0,
-    check: Callable[[Meeting], None] | None = None,
+    check: Callable[[Rendezvous], None] | None = None,
 ) -> Iterator[Ranks]:
     """Join the process group of the ranks that a launcher started, or make one of a single rank.
 
@@ -143,13 +143,13 @@ def process_group(
     and before a collective runs. `timeout` is a collective's, by default torch's. The group is destroyed however the
     block is left: one that is not can end in `terminate called` at exit.
     """
-    meeting = meet(start_seconds)
+    meeting = join_rendezvous(start_seconds)
     if check:
         check(meeting)
     info, device = meeting.info, take_device(meeting.info)
     torch.set_num_threads(threads_per_rank or threads_of_rank(info, len(os.sched_getaffinity(0))))
     try:
-        make_group(meeting, device, timeout)
+        make_process_group(meeting, device, timeout)
         yield Ranks(info.rank, info.world_size, info.local_rank, info.local_world_size, device)
     except BaseException as error:
         if dist.is_initialized() and dist.get_backend() == "nccl" and getattr(error, "on_one_rank", True):

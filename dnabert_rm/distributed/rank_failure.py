@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from dnabert_rm.utils.errors import RankLostError
+from dnabert_rm.utils.errors import RankFailureError
 
 FOLDER_NAME = "lost_ranks"
 _LAUNCHER_LOOKS_EVERY_SECONDS = 1.0
@@ -20,23 +20,23 @@ _LAUNCHER_LOOKS_EVERY_SECONDS = 1.0
 _GLOO = re.compile(r"gloo.*(closed|reset|refused|timed out|broken pipe|timeout)", re.IGNORECASE | re.DOTALL)
 
 
-def is_from_lost_rank(error: BaseException) -> bool:
+def is_rank_failure(error: BaseException) -> bool:
     """Whether an error says that another rank is out of reach; errors of this rank's own work don't."""
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and bool(_GLOO.search(str(error))))
 
 
 @contextlib.contextmanager
-def lost_ranks_explained(
+def explain_rank_failures(
     run: Path, rank: int, under_launcher: bool, saved_steps: Callable[[Path], list[int]]
 ) -> Iterator[None]:
-    """Inside, an error that comes from a rank that is gone becomes a `RankLostError` of one line.
+    """Inside, an error that comes from a rank that is gone becomes a `RankFailureError` of one line.
 
     Its traceback is kept in the run folder, because it may hide something else.
     """
     try:
         yield
     except Exception as error:
-        if not is_from_lost_rank(error):
+        if not is_rank_failure(error):
             raise
         path = run / FOLDER_NAME / f"{time.strftime('%Y%m%d-%H%M%S')}_rank_{rank}.txt"
         text = "".join(traceback.format_exception(error))
@@ -50,7 +50,7 @@ def lost_ranks_explained(
             time.sleep(1.5 * _LAUNCHER_LOOKS_EVERY_SECONDS)
         steps = saved_steps(run)
         saved = f"the last checkpoint is that of step {steps[-1]}" if steps else "there is no checkpoint yet"
-        raise RankLostError(
+        raise RankFailureError(
             f"rank {rank}: another rank is gone ({_in_short(error)}); {saved}; run the same command to go on "
             f"(traceback: {path})"
         ) from None

@@ -26,7 +26,7 @@ CHECK_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
-class Meeting:
+class Rendezvous:
     """Ranks that have found each other, before there is a process group: they share a store of small texts."""
 
     info: RankInfo
@@ -65,7 +65,7 @@ def _lost_rank_told(info: RankInfo) -> Iterator[None]:
         raise error from None
 
 
-def meet(seconds: float) -> Meeting:
+def join_rendezvous(seconds: float) -> Rendezvous:
     """Find the other ranks that the launcher started; `ConfigError` where not all have come after `seconds`.
 
     The environment then describes this rank as torch and DeepSpeed expect it.
@@ -82,7 +82,7 @@ def meet(seconds: float) -> Meeting:
     except dist.DistError as error:
         raise _not_met(info, str(error), seconds) from None
     store.set_timeout(timedelta(seconds=CHECK_SECONDS))
-    return Meeting(info, store)
+    return Rendezvous(info, store)
 
 
 def _not_met(info: RankInfo, reason: str, seconds: float) -> ConfigError:

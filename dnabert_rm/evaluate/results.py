@@ -83,14 +83,14 @@ def main_score(name: str, scores: Mapping[str, Any]) -> tuple[str, float]:
 
 def load_results(output: Path) -> list[Result]:
     """Every finished run of an output folder, in the order of tables, seeds in order of numbers."""
-    places = {name: number for number, name in enumerate(GUE)}
+    coordinates = {name: number for number, name in enumerate(GUE)}
     results = [
         Result(folder, record, read_run_file(folder / SCORES_FILE)) for folder, record in finished_records(output)
     ]
     return sorted(
         results,
         key=lambda result: (
-            result.record["stand_in"], places.get(result.name, len(places)), result.name,
+            result.record["stand_in"], coordinates.get(result.name, len(coordinates)), result.name,
             ARMS.index(result.record["arm"]), result.record["seed"],
         ),
     )  # fmt: skip

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dnabert_rm.checkpoint.checksums import read_record
+from dnabert_rm.checkpoint.checksums import read_checkpoint_manifest
 from dnabert_rm.patches.deepspeed_patches import safe_torch_load
 from dnabert_rm.utils.errors import CheckpointError
 from dnabert_rm.utils.progress import progress_bar
@@ -36,7 +36,7 @@ class SavedWeights:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder, layout = folder, read_record(folder).layout
+        self.folder, layout = folder, read_checkpoint_manifest(folder).layout
         if layout.nvme and any((folder / "offloaded_tensors").rglob("*.swp")):
             raise CheckpointError(
                 f"{folder}: its weights were offloaded to a disk (zero3_nvme) and can't be exported; train with the "

@@ -19,10 +19,10 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForMaskedLM, PreTrainedModel
 
-from dnabert_rm.checkpoint.reference_output import Probe, load_probe
+from dnabert_rm.checkpoint.reference_output import ReferenceOutput, load_reference_output
 from dnabert_rm.checkpoint.run_folder import (
     CONFIG_NAME,
-    PROBE_NAME,
+    REFERENCE_OUTPUT_NAME,
     TOKENIZER_NAME,
     complete_steps,
     read_state,
@@ -63,7 +63,7 @@ class _Records:
     state: TrainState
     config: RunConfig
     tokenizer: TokenizerInfo
-    probe: Probe
+    probe: ReferenceOutput
 
 
 def find_checkpoints(path: Path, step: int | None = None, average: int = 1) -> list[Path]:
@@ -73,7 +73,7 @@ def find_checkpoints(path: Path, step: int | None = None, average: int = 1) -> l
     """
     if average < 1:
         raise CheckpointError(f"--average {average}: name how many checkpoints, 1 or more")
-    if (path / CONFIG_NAME).is_file() and (path / PROBE_NAME).is_file():
+    if (path / CONFIG_NAME).is_file() and (path / REFERENCE_OUTPUT_NAME).is_file():
         if average == 1:
             return [path]
         # Its run's earlier checkpoints lie beside it.
@@ -134,7 +134,7 @@ def _new_folder(output: Path) -> Iterator[Path]:
 def _read_records(checkpoint: Path) -> _Records:
     """All that a checkpoint says of itself; `CheckpointError` where a record is damaged."""
     check_checkpoint(checkpoint)
-    state, probe = read_state(checkpoint), load_probe(checkpoint / PROBE_NAME)
+    state, probe = read_state(checkpoint), load_reference_output(checkpoint / REFERENCE_OUTPUT_NAME)
     try:
         config = resolve(tomllib.loads((checkpoint / CONFIG_NAME).read_text()))
         tokenizer = TokenizerInfo(**read_json(checkpoint / TOKENIZER_NAME, error=CheckpointError))
@@ -150,7 +150,9 @@ def _expected(checkpoints: list[Path]) -> Iterator[tuple[str, Tensor]]:
     return read_weights(checkpoints[0], "comparing weights")
 
 
-def _write_model(checkpoints: list[Path], last: _Records, folder: Path, max_shard_size: str) -> tuple[int, Probe]:
+def _write_model(
+    checkpoints: list[Path], last: _Records, folder: Path, max_shard_size: str
+) -> tuple[int, ReferenceOutput]:
     """Write weights, configuration and tokenizer; returns the number of parameters and what the model must answer."""
     model = _trained_model(checkpoints, last)
     probe = last.probe if len(checkpoints) == 1 else _asked_again(model, last.probe)
@@ -181,7 +183,7 @@ def _trained_model(checkpoints: list[Path], last: _Records) -> PreTrainedModel:
     return model.eval()
 
 
-def _asked_again(model: PreTrainedModel, probe: Probe) -> Probe:
+def _asked_again(model: PreTrainedModel, probe: ReferenceOutput) -> ReferenceOutput:
     """The probe with this model's answers, given as in training by the masked-only head, in fp32 on the CPU."""
     with torch.no_grad():
         logits = MaskedLM(model)(torch.from_numpy(probe.input_ids), torch.from_numpy(probe.positions))

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import AutoModelForMaskedLM, PreTrainedModel
 
-from dnabert_rm.checkpoint.reference_output import Probe
+from dnabert_rm.checkpoint.reference_output import ReferenceOutput
 from dnabert_rm.data.manifest import TokenizerInfo
 from dnabert_rm.genome import kmer
 from dnabert_rm.tokenizer import KmerTokenizer
@@ -36,7 +36,11 @@ _TRIAL_BASES = 5000
 
 
 def check_exported(
-    folder: Path, trained: Iterable[tuple[str, Tensor]], aliases: Mapping[str, str], probe: Probe, exact: bool = True
+    folder: Path,
+    trained: Iterable[tuple[str, Tensor]],
+    aliases: Mapping[str, str],
+    probe: ReferenceOutput,
+    exact: bool = True,
 ) -> float:
     """Load `folder` with stock transformers and compare it with the trained weights and the probe.
 
@@ -82,7 +86,7 @@ def _nearly_equal(found: Tensor, expected: Tensor) -> bool:
     return bool((found - expected).abs().max() <= MEAN_TOLERANCE * expected.abs().max())
 
 
-def _compare_logits(model: PreTrainedModel, probe: Probe) -> float:
+def _compare_logits(model: PreTrainedModel, probe: ReferenceOutput) -> float:
     """Largest difference from the training model's logits, in its own precision, as a share of the largest logit."""
     if model.config.vocab_size != probe.logits.shape[1]:
         raise CheckpointError(

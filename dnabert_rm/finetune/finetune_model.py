@@ -45,7 +45,7 @@ def finetune(settings: FinetuneSettings) -> dict[str, Any]:
     model, new = prepared_model(settings, splits, config)
     parts = tokenized(settings, splits, tokenizer, max_tokens)
     tell_start(settings, splits, parts, new)
-    with heads.quiet_transformers():
+    with heads.suppress_transformers_output():
         args = training.training_arguments(settings, best_metric)
         training.wait_for_ranks()  # each has looked at the folder before the first rank changes it
         if is_first_rank():

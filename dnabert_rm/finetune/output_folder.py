@@ -86,10 +86,10 @@ def write_results(
 
     `test` is Trainer's output: `predictions` and `label_ids`.
     """
-    from dnabert_rm.finetune.pretrained_encoder import quiet_transformers
+    from dnabert_rm.finetune.pretrained_encoder import suppress_transformers_output
 
     folder = settings.output / MODEL_FOLDER
-    with quiet_transformers():
+    with suppress_transformers_output():
         # An adapted model saves its adapters and head alone, without transformers' configuration.
         for part in (model, tokenizer, model.config):
             part.save_pretrained(folder)

@@ -70,7 +70,7 @@ def load_model(
     config.problem_type = task.problem_type  # type: ignore[assignment]
     kind: Any = AutoModelForTokenClassification if task.per_base else AutoModelForSequenceClassification
     set_seed(seed)
-    with quiet_transformers(), as_checkpoint_error(folder):
+    with suppress_transformers_output(), as_checkpoint_error(folder):
         if from_scratch:
             model = kind.from_config(config, dtype=torch.float32)
             return model, list(model.state_dict())
@@ -125,7 +125,7 @@ def as_checkpoint_error(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def quiet_transformers() -> Iterator[None]:
+def suppress_transformers_output() -> Iterator[None]:
     """Keep transformers' notices and bars about loading and saving to itself; what matters we say in a line."""
     verbosity = transformers.logging.get_verbosity()
     had_bars = transformers.logging.is_progress_bar_enabled()

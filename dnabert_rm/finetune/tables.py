@@ -70,7 +70,7 @@ class BadRows:
         self.faults: dict[Path, list[str]] = {}
         """Of each file, what was wrong with the rows left out."""
 
-    def meet(self, path: Path, line: int, fault: object) -> None:
+    def join_rendezvous(self, path: Path, line: int, fault: object) -> None:
         """Note a row that is left out; `DataError` where rows may not be left out."""
         text = f"{path}:{line}: {fault}"
         if not self.drop:
@@ -86,7 +86,7 @@ class BadRows:
         try:
             check(sequence, fields)
         except RowError as fault:
-            self.meet(path, line, fault)
+            self.join_rendezvous(path, line, fault)
             return False
         return True
 
@@ -161,7 +161,7 @@ def _rows(
                     f"has {len(fields)} columns where the header has {len(names)};"
                     " mend the row, or quote a field that holds the delimiter"
                 )
-                bad_rows.meet(path, line, fault)
+                bad_rows.join_rendezvous(path, line, fault)
                 continue
             yield line, fields[sequence_at].strip(), tuple(fields[index].strip() for index in labels_at)
     except csv.Error as error:

@@ -24,7 +24,7 @@ from dnabert_rm.inference.embedding_files import CsvFile, NpyFile, ParquetFile, 
 from dnabert_rm.inference.inference_settings import EmbeddingSettings
 from dnabert_rm.inference.model_runner import Runner, in_groups, load_model, take_device
 from dnabert_rm.inference.sequence_input import Tokens, Unit
-from dnabert_rm.inference.window_stream import Answers, Tally, Track, allowed_tokens, answered, by_unit
+from dnabert_rm.inference.window_stream import Outputs, Tally, Track, allowed_tokens, group_by_unit, model_outputs
 from dnabert_rm.utils.errors import ConfigError
 from dnabert_rm.utils.files import atomic_outputs, check_output_file
 
@@ -116,7 +116,7 @@ def embed(settings: EmbeddingSettings) -> Tally:
     allowed_tokens(settings, tokens, positions)
     tally = Tally()
     num_sorted = {"num_sorted": 1} if settings.per_token else {}
-    answers = answered(settings, tokens, settings.long or "window", embedder.ask, tally, **num_sorted)
+    answers = model_outputs(settings, tokens, settings.long or "window", embedder.ask, tally, **num_sorted)
     with atomic_outputs(*outputs) as asides, contextlib.closing(_open(settings, asides, hidden_size)) as out:
         if settings.per_token:
             assert isinstance(out, NpyFile)
@@ -138,17 +138,17 @@ def _name(unit: Unit, with_place: bool) -> list[Any]:
     return [unit.name, unit.start, unit.end] if with_place else [unit.name]
 
 
-def write_pooled(out: VectorFile, answers: Answers, settings: EmbeddingSettings, width: int, tally: Tally) -> None:
+def write_pooled(out: VectorFile, answers: Outputs, settings: EmbeddingSettings, width: int, tally: Tally) -> None:
     """One row a unit; NaN where there is no known k-mer."""
     join = partial(joined, pooling=settings.pooling)
-    for rows in in_groups(map(join, by_unit(answers)), ROWS_WRITTEN):
+    for rows in in_groups(map(join, group_by_unit(answers)), ROWS_WRITTEN):
         vectors = np.array([np.full(width, np.nan) if vector is None else vector for _, vector in rows], np.float32)
         out.write([_name(unit, settings.tile is not None) for unit, _ in rows], vectors)
         tally.rows += len(rows)
         tally.empty += sum(vector is None for _, vector in rows)
 
 
-def joined(parts: Answers, pooling: str) -> tuple[Unit, NDArray | None]:
+def joined(parts: Outputs, pooling: str) -> tuple[Unit, NDArray | None]:
     """A unit and the embedding (H,) from those of its windows, which are all of one length.
 
     The maximum is that of all windows; else the mean.
@@ -164,9 +164,9 @@ def joined(parts: Answers, pooling: str) -> tuple[Unit, NDArray | None]:
     return unit, total if total is None or pooling == "max" else total / vectors
 
 
-def write_tokens(out: NpyFile, answers: Answers, tokens: Tokens, width: int, with_place: bool, tally: Tally) -> None:
+def write_tokens(out: NpyFile, answers: Outputs, tokens: Tokens, width: int, with_place: bool, tally: Tally) -> None:
     """A row for each token of each unit; where windows overlap, the mean of theirs."""
-    for parts in by_unit(answers):
+    for parts in group_by_unit(answers):
         first, track, seen = out.num_rows, Track(width), False
         for window, states in parts:
             at = (window.start - window.unit.start) // tokens.step

@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from dnabert_rm.finetune.lora import ADAPTER_CONFIG
-from dnabert_rm.finetune.pretrained_encoder import as_checkpoint_error, quiet_transformers
+from dnabert_rm.finetune.pretrained_encoder import as_checkpoint_error, suppress_transformers_output
 from dnabert_rm.genome.kmer import UNK_ID
 from dnabert_rm.model.pretrained import NAME_FINETUNED
 from dnabert_rm.tokenizer import KmerTokenizer
@@ -44,7 +44,7 @@ def load_model(
     `CheckpointError` where a tensor is missing or of another shape, but those with `may_lack` in their name and those
     named in `adapted`: answers from weights made up by chance would look like any other.
     """
-    with quiet_transformers(), as_checkpoint_error(folder):
+    with suppress_transformers_output(), as_checkpoint_error(folder):
         model, report = auto_class.from_pretrained(
             folder, config=config, dtype=torch.float32, local_files_only=True, trust_remote_code=False,
             output_loading_info=True, ignore_mismatched_sizes=True,
@@ -79,7 +79,7 @@ def load_adapted(auto_class: Any, folder: Path, base: Path, config: PreTrainedCo
     with as_checkpoint_error(folder), safe_open(folder / ADAPTER_WEIGHTS, "np") as weights:
         held = [name.removeprefix(_ADAPTER_PREFIX) for name in weights.keys()]  # noqa: SIM118 (no dict)
     model = load_model(auto_class, base, config, adapted=held)
-    with quiet_transformers(), as_checkpoint_error(folder):
+    with suppress_transformers_output(), as_checkpoint_error(folder):
         return PeftModel.from_pretrained(model, str(folder)).merge_and_unload().eval()
 
 
@@ -131,7 +131,7 @@ class Runner:
             found = self._forward([rows[i] for i in batch], forward)  # type: ignore[misc]
             for i, answer in zip(batch, found, strict=True):
                 answers[i] = take(answer, len(rows[i]) - 2)  # type: ignore[arg-type]
-        give_memory_back()
+        trim_heap()
         return answers
 
     def _forward(self, rows: list[NDArray], forward: Forward) -> NDArray[np.float32]:
@@ -146,7 +146,7 @@ class Runner:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
 
 
-def give_memory_back() -> None:
+def trim_heap() -> None:
     """Hand freed memory to the system: batches of many shapes leave glibc's heap in pieces, which pile up."""
     if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
         libc.malloc_trim(0)

@@ -29,7 +29,7 @@ from dnabert_rm.inference.model_runner import (
     take_device,
 )
 from dnabert_rm.inference.sequence_input import LONG, Tokens, Unit
-from dnabert_rm.inference.window_stream import Answers, Tally, Track, allowed_tokens, answered, by_unit
+from dnabert_rm.inference.window_stream import Outputs, Tally, Track, allowed_tokens, group_by_unit, model_outputs
 from dnabert_rm.model.pretrained import NAME_FINETUNED, check_model_folder
 from dnabert_rm.utils.errors import CheckpointError
 from dnabert_rm.utils.files import atomic_outputs, check_output_file
@@ -151,7 +151,7 @@ def predict(settings: InferenceSettings) -> Tally:
     tally = Tally()
     # Logits of bases are as large as the batch; all others are a few numbers a window.
     num_sorted = {"num_sorted": 1} if head.per_base else {}
-    answers = answered(settings, tokens, settings.long or head.long, predictor.ask, tally, **num_sorted)
+    answers = model_outputs(settings, tokens, settings.long or head.long, predictor.ask, tally, **num_sorted)
     with atomic_outputs(settings.output) as (aside,), open(aside, "w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         if head.per_base:
@@ -168,16 +168,16 @@ def predict(settings: InferenceSettings) -> Tally:
     return tally
 
 
-def unit_rows(head: Head, answers: Answers, with_place: bool) -> Iterator[list[Any]]:
+def unit_rows(head: Head, answers: Outputs, with_place: bool) -> Iterator[list[Any]]:
     """A row for each unit: its id, with `with_place` start and end, and the head's cells of its mean logits."""
     for unit, logits in mean_logits(answers):
         cells = head.cells(np.full((1, len(head.labels)), np.nan) if logits is None else logits[None])[0]
         yield [unit.name, *([unit.start, unit.end] if with_place else []), *cells]
 
 
-def mean_logits(answers: Answers) -> Iterator[tuple[Unit, NDArray | None]]:
+def mean_logits(answers: Outputs) -> Iterator[tuple[Unit, NDArray | None]]:
     """Each unit and the mean (C,) of its windows' logits; None where the model was not asked for one of them."""
-    for parts in by_unit(answers):
+    for parts in group_by_unit(answers):
         found = np.zeros(0)
         num_windows = 0
         for window, logits in parts:
@@ -188,12 +188,12 @@ def mean_logits(answers: Answers) -> Iterator[tuple[Unit, NDArray | None]]:
         yield unit, found / num_windows if num_windows else None
 
 
-def base_rows(head: Head, tokens: Tokens, answers: Answers) -> Iterator[list[Any]]:
+def base_rows(head: Head, tokens: Tokens, answers: Outputs) -> Iterator[list[Any]]:
     """A row for each base that a window covers: id, position in the record, and the head's cells.
 
     A base's logits are the mean of those of all k-mers that cover it, in all windows.
     """
-    for parts in by_unit(answers):
+    for parts in group_by_unit(answers):
         track = Track(len(head.labels))
         for window, logits in parts:
             yield from _rows_at(head, window.unit.name, track.start, track.take(window.start))

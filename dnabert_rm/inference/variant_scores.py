@@ -46,7 +46,7 @@ class Question:
 
     row: NDArray[np.int64]
     """(T + 2,) ids with specials."""
-    places: NDArray[np.int64]
+    coordinates: NDArray[np.int64]
     """(M,) where in `row` the tokens that cover the base are."""
     candidates: NDArray[np.int64]
     """(M, 4, n) ids of the k-mers with base code 0 … 3 at the position; -1 where a token has fewer than n."""
@@ -132,15 +132,15 @@ class Scorer:
 
     def _ask_batch(self, batch: Sequence[Question]) -> NDArray[np.float64]:
         length = len(batch[0].row)
-        places = np.concatenate([question.places + i * length for i, question in enumerate(batch)])
+        coordinates = np.concatenate([question.coordinates + i * length for i, question in enumerate(batch)])
         width = max(question.candidates.shape[2] for question in batch)
-        candidates = np.full((len(places), 4, width), -1, dtype=np.int64)
-        bounds = np.cumsum([0, *(len(question.places) for question in batch)])
+        candidates = np.full((len(coordinates), 4, width), -1, dtype=np.int64)
+        bounds = np.cumsum([0, *(len(question.coordinates) for question in batch)])
         for question, start, end in zip(batch, bounds, bounds[1:], strict=False):
             candidates[start:end, :, : question.candidates.shape[2]] = question.candidates
         rows = np.stack([question.row for question in batch])
         rows_there, places_there, candidates_there = (
-            torch.from_numpy(array).to(self.device) for array in (rows, places, candidates)
+            torch.from_numpy(array).to(self.device) for array in (rows, coordinates, candidates)
         )
         with torch.inference_mode():
             with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):

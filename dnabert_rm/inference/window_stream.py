@@ -20,7 +20,7 @@ BATCHES_SORTED = 16
 """Windows of so many batches are sorted by length together."""
 
 
-Answers = Iterable[tuple[Window, NDArray | None]]
+Outputs = Iterable[tuple[Window, NDArray | None]]
 """Windows in the file's order, and what the model says of each; None where it was not asked."""
 
 
@@ -54,7 +54,7 @@ def allowed_tokens(settings: InferenceSettings, tokens: Tokens, positions: int) 
         )
 
 
-def answered(
+def model_outputs(
     settings: InferenceSettings,
     tokens: Tokens,
     long: str,
@@ -82,7 +82,7 @@ def answered(
             bar.update(source.position - bar.n)
 
 
-def by_unit(answers: Answers) -> Iterator[Iterator[tuple[Window, NDArray | None]]]:
+def group_by_unit(answers: Outputs) -> Iterator[Iterator[tuple[Window, NDArray | None]]]:
     """The windows of one unit after another; each is to be used up before the next."""
     answers = iter(answers)
     for first in answers:
@@ -122,9 +122,9 @@ class Track:
         last = (len(values) - 1) * step
         self.cover(at, at + last + covered)
         for offset in range(at - self.start, at - self.start + covered):
-            places = slice(offset, offset + last + 1, step)
-            self._sums[places] += values
-            self._counts[places] += 1
+            coordinates = slice(offset, offset + last + 1, step)
+            self._sums[coordinates] += values
+            self._counts[coordinates] += 1
 
     def take(self, until: int | None = None) -> NDArray[np.float64]:
         """Means (n, width) of the positions before `until`, all by default; NaN where no window had a value."""

@@ -20,7 +20,7 @@ from transformers import (
 from dnabert_rm.config import ModelConfig
 from dnabert_rm.genome.kmer import CLS_ID, PAD_ID, SEP_ID
 from dnabert_rm.model.pretrained import model_fields
-from dnabert_rm.utils.errors import ShareError
+from dnabert_rm.utils.errors import RankReadError
 
 MAX_GLOBAL_POSITIONS = 1024
 """Up to here every layer of a `modernbert` attends to the whole window; beyond, two layers in three slide."""
@@ -73,7 +73,7 @@ def build_model(
 ) -> PreTrainedModel:
     """A masked language model in fp32: random weights that depend on `config` and `seed` alone, or `init_from`'s.
 
-    The global random state of torch is put back afterwards. `ShareError` where `init_from` lacks weights of the
+    The global random state of torch is put back afterwards. `RankReadError` where `init_from` lacks weights of the
     encoder; a missing masked-language head begins at random, with a warning on standard error.
     """
     with torch.random.fork_rng(devices=[]):
@@ -101,11 +101,11 @@ def _pretrained(folder: str, config: PreTrainedConfig, attention: str) -> PreTra
         )  # fmt: skip
     except (OSError, ValueError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise ShareError(f"{folder}: its weights cannot be loaded ({reason})") from None
+        raise RankReadError(f"{folder}: its weights cannot be loaded ({reason})") from None
     encoder = f"{model.base_model_prefix}."
     missing = sorted(report["missing_keys"])
     if lost := [name for name in missing if name.startswith(encoder)]:
-        raise ShareError(f"{folder}: lacks {len(lost)} weights of the encoder, {lost[0]} first")
+        raise RankReadError(f"{folder}: lacks {len(lost)} weights of the encoder, {lost[0]} first")
     if missing:
         print(f"{folder}: has no masked-language head ({missing[0]} …); it begins at random", file=sys.stderr)
     return model

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from dnabert_rm.utils.errors import ShareError
+from dnabert_rm.utils.errors import RankReadError
 from dnabert_rm.utils.lock import LockHeldError, PosixLock
 
 
@@ -67,7 +67,7 @@ def safe_torch_load() -> Iterator[None]:
     """Inside, every `torch.load`, DeepSpeed's too, runs with `weights_only=True`: a checkpoint can't run code.
 
     DeepSpeed asks for `weights_only=False` by name, so the argument is overridden. The few classes of its own that
-    it stores are allowed by name. `ShareError` names a file that holds others, or is damaged.
+    it stores are allowed by name. `RankReadError` names a file that holds others, or is damaged.
     """
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
@@ -82,7 +82,7 @@ def safe_torch_load() -> Iterator[None]:
         except (pickle.UnpicklingError, EOFError, RuntimeError, ValueError, KeyError, AttributeError) as error:
             # torch's reasons run over many lines and advise to load it all the same.
             reason = "" if isinstance(error, pickle.UnpicklingError) else f" ({' '.join(str(error).split())[:100]})"
-            raise ShareError(
+            raise RankReadError(
                 f"{file}: holds more than tensors, or is damaged{reason}, and was not loaded; use another checkpoint"
             ) from None
 
@@ -100,7 +100,7 @@ def check_tensors_only(path: Path) -> None:
         torch.load(path, map_location="cpu", mmap=zipfile.is_zipfile(path))
 
 
-def look_for_overflow_at_once(optimizer: Any) -> None:
+def fuse_overflow_check(optimizer: Any) -> None:
     """ZeRO-1 and ZeRO-2 in bf16 and fp16: the same answer to "is a gradient inf or NaN?" with one kernel a gradient.
 
     DeepSpeed takes some twenty, two thirds of all that a step of BERT's base size launches; on a GPU that is time that

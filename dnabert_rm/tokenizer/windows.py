@@ -21,8 +21,8 @@ def pad_rows(
     if width is None and lengths.min() < lengths.max():
         raise ValueError("rows of several lengths make no tensor: pass padding=True, and truncation=True where needed")
     width = int(lengths.max()) if width is None else width
-    places = np.arange(width)
-    is_token = places >= width - lengths[:, None] if left else places < lengths[:, None]
+    coordinates = np.arange(width)
+    is_token = coordinates >= width - lengths[:, None] if left else coordinates < lengths[:, None]
     ids = np.full(is_token.shape, PAD_ID, dtype=np.int64)
     ids[is_token] = np.concatenate(rows)
     return ids, is_token.astype(np.int64)

@@ -14,7 +14,7 @@ from dnabert_rm.config.deepspeed_config import offloads_optimizer, zero_stage
 from dnabert_rm.distributed.process_group import Ranks
 from dnabert_rm.model.flops import model_shape, num_parameters
 from dnabert_rm.model.mlm import MaskedLM
-from dnabert_rm.patches.deepspeed_patches import import_deepspeed, look_for_overflow_at_once
+from dnabert_rm.patches.deepspeed_patches import fuse_overflow_check, import_deepspeed
 from dnabert_rm.train.optimizer import make_optimizer, parameter_groups
 
 
@@ -49,7 +49,7 @@ class Engine:
         self.deepspeed, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings)
         # In fp32 without ZeRO, DeepSpeed steps our optimizer as it is; else it wraps it in one of its own.
         self._is_plain = self.deepspeed.optimizer is optimizer
-        look_for_overflow_at_once(self.deepspeed.optimizer)
+        fuse_overflow_check(self.deepspeed.optimizer)
         if ranks.world_size == 1 and self._is_plain:
             # DeepSpeed would copy all gradients into a buffer and back to add up one rank's.
             self.deepspeed.enable_backward_allreduce = False

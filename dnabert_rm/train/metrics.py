@@ -59,7 +59,7 @@ COMPARED = ("train/loss", "train/base_accuracy", "validation_loss/span_6", "vali
 """Columns of TensorBoard's page "HParams", beside the settings."""
 
 
-class Monitor:
+class MetricsWriter:
     """The writers of rank 0. A resumed run goes on in the same curves, from its first step.
 
     TensorBoard has the steps in the run's folder, and the losses by tokens in a second one below it: a point's

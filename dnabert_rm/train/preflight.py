@@ -7,7 +7,7 @@ import importlib.util
 import math
 from pathlib import Path
 
-from dnabert_rm.checkpoint.compatibility import refuse_changes
+from dnabert_rm.checkpoint.compatibility import check_compatible
 from dnabert_rm.checkpoint.run_folder import STATE_NAME, candidates, complete_steps, read_state, step_folder
 from dnabert_rm.checkpoint.train_state import TrainState
 from dnabert_rm.config import RunConfig
@@ -36,7 +36,7 @@ def check_run(config: RunConfig, num_ranks: int = 1) -> list[str]:
     candidates(config.train.resume, Path(config.train.output))
     if (found := newest_state(config)) and not config.train.allow_changes:
         state, folder = found
-        refuse_changes(folder, state, config, dataset.fingerprint)
+        check_compatible(folder, state, config, dataset.fingerprint)
     batches = check_batches(config, dataset, num_ranks)
     if config.model.init_from:
         check_vocabulary(config.model.init_from, dataset.tokenizer.k, dataset.tokenizer.vocab_size)

@@ -12,7 +12,7 @@ from dnabert_rm.planning.planner import advice_line, make_job
 from dnabert_rm.train.engine import Engine
 
 
-def announcement(
+def start_summary(
     config: RunConfig, dataset: WindowDataset, state: TrainState, split: BatchSplit, schedule: MaskSchedule,
     engine: Engine, validates: bool,
 ) -> str:  # fmt: skip
@@ -20,7 +20,7 @@ def announcement(
     train = config.train
     last_step = min(train.steps, train.stop_after or train.steps)
     parameters = sum(getattr(p, "ds_numel", p.numel()) for p in engine.module.parameters())
-    short = sum(order.num_short_tokens for order in dataset.orders)
+    short = sum(order.num_short_tokens for order in dataset.samplers)
     device = engine.ranks.device
     vocab_size, on_gpu = dataset.tokenizer.vocab_size, device.type == "cuda"
     job = make_job(config, vocab_size, split.world_size, on_gpu, state.plan, state.step)

@@ -18,19 +18,19 @@ import numpy as np
 import torch
 
 from dnabert_rm.checkpoint.load import load_checkpoint
-from dnabert_rm.checkpoint.metadata import write_extras
+from dnabert_rm.checkpoint.metadata import write_metadata
 from dnabert_rm.checkpoint.resume import first_state
 from dnabert_rm.checkpoint.run_folder import CONFIG_NAME, complete_steps
-from dnabert_rm.checkpoint.save import remove_leftovers, remove_old, save_checkpoint
+from dnabert_rm.checkpoint.save import remove_leftovers, remove_old_checkpoints, save_checkpoint
 from dnabert_rm.config import RunConfig
 from dnabert_rm.data.batching import split_batch
 from dnabert_rm.data.dataset import WindowDataset, consumed_tokens, make_dataset
 from dnabert_rm.data.loader import MicroBatchSampler, make_loader
 from dnabert_rm.distributed.collectives import any_rank, barrier, on_every_rank, sum_over_ranks
-from dnabert_rm.distributed.consistency import check_ranks
+from dnabert_rm.distributed.consistency import check_consistency
 from dnabert_rm.distributed.device import peak_memory, resolve_precision
 from dnabert_rm.distributed.process_group import Ranks, collective_timeout, process_group, set_collective_timeout
-from dnabert_rm.distributed.rank_failure import lost_ranks_explained
+from dnabert_rm.distributed.rank_failure import explain_rank_failures
 from dnabert_rm.distributed.watchdog import Watchdog, watchdog
 from dnabert_rm.masking.collator import IGNORE, make_collator
 from dnabert_rm.masking.schedule import make_mask_schedule
@@ -39,16 +39,16 @@ from dnabert_rm.model.flops import model_shape, peak_flops, training_flops_per_s
 from dnabert_rm.model.mlm import MaskedLM
 from dnabert_rm.train.deepspeed_settings import ds_settings
 from dnabert_rm.train.engine import Engine, is_built_partitioned, partitioned_build
-from dnabert_rm.train.metrics import VALIDATION, Monitor
+from dnabert_rm.train.metrics import VALIDATION, MetricsWriter
 from dnabert_rm.train.optimizer import learning_rate, warmup_length
 from dnabert_rm.train.run_lock import run_lock
-from dnabert_rm.train.run_summary import announcement, closing
+from dnabert_rm.train.run_summary import closing, start_summary
 from dnabert_rm.train.stop import StopRequests
 from dnabert_rm.train.validation import Validation
 from dnabert_rm.utils import random
 from dnabert_rm.utils.errors import UserError
 from dnabert_rm.utils.files import write_text
-from dnabert_rm.utils.out_of_memory import memory_explained
+from dnabert_rm.utils.out_of_memory import explain_out_of_memory
 from dnabert_rm.utils.progress import progress_bar
 from dnabert_rm.utils.system_info import ENVIRONMENT_NAME, describe_environment
 
@@ -66,15 +66,15 @@ def pretrain(config: RunConfig, stop: StopRequests | None = None) -> StepResult 
     """
     train, dataset, stop = config.train, make_dataset(config), stop or StopRequests()
     run, limit = Path(train.output), train.hang_timeout_seconds
-    check = functools.partial(check_ranks, config=config, fingerprint=dataset.fingerprint)
+    check = functools.partial(check_consistency, config=config, fingerprint=dataset.fingerprint)
     with (
         process_group(
             train.threads_per_rank, collective_timeout(limit), start_seconds=train.start_timeout_seconds, check=check
         ) as ranks,
-        lost_ranks_explained(run, ranks.rank, bool(stop.launchers), complete_steps),
+        explain_rank_failures(run, ranks.rank, bool(stop.launchers), complete_steps),
         watchdog(run, ranks.rank, limit) as guard,
         run_lock(run, ranks),
-        memory_explained(TAKES_LESS, ranks.rank),
+        explain_out_of_memory(TAKES_LESS, ranks.rank),
     ):
         if ranks.is_first:
             stop.watch_files(run)
@@ -109,8 +109,8 @@ class Run:
             load_checkpoint(self.engine.deepspeed, self.checkpoint, self.folder, ranks)
         self.validation = Validation.of(self.config, ranks, self.split.micro_batch)
         self.tokens = consumed_tokens(dataset, self.state.plan, self.state.step)
-        self.monitor = (
-            Monitor(self.folder, self.state.step, self.tokens, self.config.to_toml()) if ranks.is_first else None
+        self.metrics_writer = (
+            MetricsWriter(self.folder, self.state.step, self.tokens, self.config.to_toml()) if ranks.is_first else None
         )
         self.bar = progress_bar(
             "pretraining", self.last_step, "step", done=self.state.step, scaled=False, leave=True,
@@ -155,7 +155,7 @@ class Run:
         )
         if self.ranks.is_first:
             validates = self.validation is not None
-            text = announcement(config, self.dataset, self.state, self.split, self.schedule, self.engine, validates)
+            text = start_summary(config, self.dataset, self.state, self.split, self.schedule, self.engine, validates)
             print(text, file=sys.stderr, flush=True)
         try:
             if any_rank(self.stop.wanted(), self.ranks):
@@ -176,8 +176,8 @@ class Run:
                 self.stop.obey(self.state.step, self.last_step)
         finally:
             self.bar.close()
-            if self.monitor:
-                self.monitor.close()
+            if self.metrics_writer:
+                self.metrics_writer.close()
         if self.ranks.is_first:
             print(closing(config, self.state.step, result.loss if result else None), file=sys.stderr, flush=True)
         return result
@@ -203,10 +203,10 @@ class Run:
         self.tokens += result.num_tokens
         self.bar.update()
         held_out = self._validate(done, last)
-        if self.monitor and (result.step % train.log_every == 0 or last or held_out):
+        if self.metrics_writer and (result.step % train.log_every == 0 or last or held_out):
             row = self._row(result) | held_out
             samples = np.arange(self.state.plan.first_sample(result.step), self.state.consumed_samples)
-            self.monitor.log(row, self.collate.spans(samples))
+            self.metrics_writer.log(row, self.collate.spans(samples))
             self.save_seconds = None
             self.bar.set_postfix(loss=f"{row['loss']:.3f}", phase=row["phase"], refresh=False)
         if done % train.save_every == 0 or last or result.stop_wanted:
@@ -225,12 +225,12 @@ class Run:
     def _save(self) -> None:
         """A checkpoint of this moment; what was logged before it is on disk first."""
         self.guard.beat("save")
-        if self.monitor:
-            self.monitor.flush()
-        extras = functools.partial(write_extras, self.engine.deepspeed, self.config, self.dataset, self.ranks)
+        if self.metrics_writer:
+            self.metrics_writer.flush()
+        extras = functools.partial(write_metadata, self.engine.deepspeed, self.config, self.dataset, self.ranks)
         self.save_seconds = save_checkpoint(self.engine.deepspeed, self.state, self.folder, self.ranks, extras)
         if self.ranks.is_first:
-            remove_old(self.folder, self.config.train.keep_last, self.config.train.keep_every)
+            remove_old_checkpoints(self.folder, self.config.train.keep_last, self.config.train.keep_every)
 
     def _row(self, result: StepResult) -> dict[str, Any]:
         """A line of metrics.jsonl."""

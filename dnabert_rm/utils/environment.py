@@ -7,7 +7,7 @@ import os
 import warnings
 
 
-def quiet_third_parties() -> None:
+def suppress_library_output() -> None:
     """Call before transformers or DeepSpeed are imported; child processes inherit what lies in the environment.
 
     Hidden: torch's deprecation warning for each collective that DeepSpeed calls, DeepSpeed's notes on its own
@@ -31,7 +31,7 @@ SPINS = "10000"
 own 300,000; on cores that two other programs use as well, 2.5 times in fine-tuning and three times in pretraining."""
 
 
-def wait_briefly() -> None:
+def limit_openmp_spinning() -> None:
     """Call before torch is imported; child processes inherit it. What the user has set is left alone.
 
     Torch divides each operation among threads that meet at its end. While one of them waits for a core, the others

@@ -12,7 +12,7 @@ RANK_VARIABLES = ("RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK", "PMI_RA
 """Where launchers say which of several ranks a process is, the innermost launcher first."""
 EXIT_HANG = 70
 """A wait took longer than `train.hang_timeout_seconds`; the stacks lie in the run folder."""
-EXIT_RANK_LOST = 71
+EXIT_RANK_FAILURE = 71
 """Another rank of the run is gone."""
 EXIT_STOPPED = 75
 """A run was asked to stop and has saved (EX_TEMPFAIL of sysexits.h: try again)."""
@@ -37,7 +37,7 @@ class CheckpointError(UserError):
     """A checkpoint or exported model is missing, damaged or does not fit."""
 
 
-class ShareError(CheckpointError):
+class RankReadError(CheckpointError):
     """A rank could not read its share of a checkpoint, or a model; the others may have read theirs."""
 
     on_one_rank = True
@@ -55,10 +55,10 @@ class StoppedError(EndedEarlyError):
     """A run that was asked to stop, and did so with a checkpoint."""
 
 
-class RankLostError(EndedEarlyError):
+class RankFailureError(EndedEarlyError):
     """A run whose other ranks are gone."""
 
-    exit_code = EXIT_RANK_LOST
+    exit_code = EXIT_RANK_FAILURE
     on_one_rank = True
 
 

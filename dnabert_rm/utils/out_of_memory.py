@@ -14,7 +14,7 @@ _CPU = re.compile(r"DefaultCPUAllocator: (can't allocate|not enough) memory", re
 _WANTED = re.compile(r"tried to allocate ([\d.]+) (bytes|[KMG]iB)", re.IGNORECASE)
 
 
-class MemoryShortError(UserError):
+class NotEnoughMemoryError(UserError):
     """A process could not get the memory that it asked for; a run's last checkpoint is intact."""
 
     on_one_rank = True
@@ -29,15 +29,15 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @contextlib.contextmanager
-def memory_explained(mends: str, rank: int | None = None) -> Iterator[None]:
-    """Inside, an error for lack of memory becomes a `MemoryShortError` of one line, which ends with `mends`."""
+def explain_out_of_memory(mends: str, rank: int | None = None) -> Iterator[None]:
+    """Inside, an error for lack of memory becomes a `NotEnoughMemoryError` of one line, which ends with `mends`."""
     try:
         yield
     except Exception as error:
         if not is_out_of_memory(error):
             raise
         who = "" if rank is None else f"rank {rank}: "
-        raise MemoryShortError(f"{who}out of memory{_wanted(str(error))}; {mends}") from None
+        raise NotEnoughMemoryError(f"{who}out of memory{_wanted(str(error))}; {mends}") from None
 
 
 def _wanted(text: str) -> str:

@@ -31,7 +31,7 @@ def model(tmp_path_factory):
         vocab_size=69, max_position_embeddings=104, hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
         intermediate_size=64,
     )  # fmt: skip
-    with heads.quiet_transformers():
+    with heads.suppress_transformers_output():
         BertForMaskedLM(config).save_pretrained(folder)
         KmerTokenizer(3).save_pretrained(folder)
     return folder

@@ -218,7 +218,7 @@ def test_modernbert(data, tmp_path):
         vocab_size=69, pad_token_id=0, bos_token_id=2, eos_token_id=3, cls_token_id=2, sep_token_id=3,
         max_position_embeddings=64, attention_dropout=0.0, **BERT,
     )  # fmt: skip
-    with heads.quiet_transformers():
+    with heads.suppress_transformers_output():
         ModernBertForMaskedLM(config).save_pretrained(tmp_path / "hf")
         KmerTokenizer(3).save_pretrained(tmp_path / "hf")
     scores = finetune(settings_for(tmp_path / "hf", data, tmp_path / "out", max_steps=4))

@@ -99,9 +99,11 @@ def test_long_sequences_by_windows_and_tiles(classifier: Path, sequences: dict[s
     assert rows[-1]["prediction"]
     rows = predict(classifier, fasta, tmp_path / "t.csv", "--tile", 20, "--step", 8)
     assert list(rows[0]) == ["contig", "start", "end", "prediction", "p_LABEL_0", "p_LABEL_1", "p_LABEL_2"]
-    places = [(row["contig"], int(row["start"]), int(row["end"])) for row in rows]
-    assert [place[1:] for place in places if place[0] == "seq8"] == [(s, min(s + 20, 51)) for s in (0, 8, 16, 24, 32)]
-    for row, (name, start, end) in zip(rows, places, strict=True):
+    coordinates = [(row["contig"], int(row["start"]), int(row["end"])) for row in rows]
+    assert [place[1:] for place in coordinates if place[0] == "seq8"] == [
+        (s, min(s + 20, 51)) for s in (0, 8, 16, 24, 32)
+    ]
+    for row, (name, start, end) in zip(rows, coordinates, strict=True):
         part = sequences[name][start:end]
         if set(part) == {"N"}:
             assert row["prediction"] == ""

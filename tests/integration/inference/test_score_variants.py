@@ -14,7 +14,7 @@ from tiny_models import POSITIONS, read_table, save_bert, write_fasta
 from transformers import AutoModelForMaskedLM, BertForMaskedLM, ModernBertConfig, ModernBertForMaskedLM
 
 from dnabert_rm.cli.main import main
-from dnabert_rm.finetune.pretrained_encoder import quiet_transformers
+from dnabert_rm.finetune.pretrained_encoder import suppress_transformers_output
 from dnabert_rm.genome import kmer
 from dnabert_rm.tokenizer import KmerTokenizer
 
@@ -117,7 +117,7 @@ def test_scores_are_those_of_the_slow_version(
     found = scores(
         model, write_vcf(tmp_path / "v.vcf", rows), write_fasta(tmp_path / "g.fa", genome), tmp_path / "s.csv", *words
     )
-    with quiet_transformers():
+    with suppress_transformers_output():
         slow = AutoModelForMaskedLM.from_pretrained(model).eval()
     expected = [slow_score(slow, genome[row[0]], *row[1:], span or K, strand) for row in rows]
     assert found == pytest.approx(expected, abs=2e-5)
@@ -130,7 +130,7 @@ def test_modernbert_too(genome: dict[str, str], tmp_path: Path) -> None:
     config = ModernBertConfig(vocab_size=5 + 4**K, max_position_embeddings=POSITIONS, pad_token_id=0, cls_token_id=2,
                               sep_token_id=3, bos_token_id=2, eos_token_id=3, **sizes)  # fmt: skip
     folder, rows = tmp_path / "modernbert", snvs(genome)[::9]
-    with quiet_transformers():
+    with suppress_transformers_output():
         ModernBertForMaskedLM(config).save_pretrained(folder)
         KmerTokenizer(K).save_pretrained(folder)
         slow = AutoModelForMaskedLM.from_pretrained(folder).eval()
@@ -144,7 +144,7 @@ def test_modernbert_too(genome: dict[str, str], tmp_path: Path) -> None:
 def test_a_model_whose_answers_are_set_by_hand(genome: dict[str, str], tmp_path: Path) -> None:
     """All weights 0 but the decoder's bias: k-mer w has probability e^bias(w) everywhere, whatever the context."""
     folder = save_bert(tmp_path / "by_hand", BertForMaskedLM)
-    with quiet_transformers():
+    with suppress_transformers_output():
         model = AutoModelForMaskedLM.from_pretrained(folder)
         with torch.no_grad():
             for weight in model.parameters():

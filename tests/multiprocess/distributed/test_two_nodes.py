@@ -31,7 +31,7 @@ from support import (
     write_prepared,
 )
 
-from dnabert_rm.utils.errors import EXIT_HANG, EXIT_RANK_LOST
+from dnabert_rm.utils.errors import EXIT_HANG, EXIT_RANK_FAILURE
 
 STEPS, SAVE_EVERY, FEW = 160, 40, 6
 FLAGS = ["--preset", "tiny", "--steps", STEPS, "--global-batch", 8, "--window", 66, "--log-every", 1,
@@ -153,7 +153,7 @@ def test_a_node_dies_and_the_run_goes_on(nodes, flags, local_losses, tmp_path: P
         time.sleep(0.02)
     nodes[1].kill_all()
     assert second.wait(10) != 0
-    assert first.wait(END_SECONDS) == EXIT_RANK_LOST, printed(tmp_path)
+    assert first.wait(END_SECONDS) == EXIT_RANK_FAILURE, printed(tmp_path)
     lines = [line for line in (tmp_path / "0.txt").read_text().splitlines() if "another rank is gone" in line]
     assert len(lines) == 1 and "rank 0: " in lines[0] and "run the same command to go on" in lines[0]
     assert "Traceback" not in (tmp_path / "0.txt").read_text()
@@ -170,7 +170,7 @@ def test_mpirun_over_both_nodes(nodes, flags, local_losses, tmp_path: Path) -> N
 
     In the place of ssh stands a script that starts mpirun's daemon on the node of an address.
     """
-    places = "\n".join(f"    {node.address}) name={node.name} ;;" for node in nodes)
+    coordinates = "\n".join(f"    {node.address}) name={node.name} ;;" for node in nodes)
     agent = tmp_path / "agent.sh"
     agent.write_text(
         f'#!/bin/bash\ncase "$1" in\n{places}\nesac\nshift\n'

@@ -11,7 +11,7 @@ import pytest
 import torch
 from support import random_bases, run_rank, write_prepared
 
-from dnabert_rm.utils.out_of_memory import MemoryShortError, memory_explained
+from dnabert_rm.utils.out_of_memory import NotEnoughMemoryError, explain_out_of_memory
 
 GIB = 2**30
 
@@ -50,11 +50,14 @@ def test_a_rank_without_memory_names_what_takes_less(tmp_path: Path) -> None:
     ],
 )
 def test_other_ways_to_run_out_of_memory(error: Exception, shown: str) -> None:
-    with pytest.raises(MemoryShortError, match="rank 3: out of memory") as found, memory_explained("take less", 3):
+    with (
+        pytest.raises(NotEnoughMemoryError, match="rank 3: out of memory") as found,
+        explain_out_of_memory("take less", 3),
+    ):
         raise error
     assert shown in str(found.value)
 
 
 def test_another_error_stays_what_it_is() -> None:
-    with pytest.raises(RuntimeError, match="a shape"), memory_explained("take less", 0):
+    with pytest.raises(RuntimeError, match="a shape"), explain_out_of_memory("take less", 0):
         raise RuntimeError("a shape that does not fit")

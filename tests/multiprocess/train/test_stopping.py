@@ -18,7 +18,7 @@ from support import random_bases, read_metrics, start_ranks, wait_for, write_pre
 
 from dnabert_rm.checkpoint.run_folder import FOLDER_NAME, complete_steps, step_folder
 from dnabert_rm.checkpoint.save import check_checkpoint
-from dnabert_rm.utils.errors import EXIT_HANG, EXIT_RANK_LOST, EXIT_STOPPED, EXIT_USER_ERROR
+from dnabert_rm.utils.errors import EXIT_HANG, EXIT_RANK_FAILURE, EXIT_STOPPED, EXIT_USER_ERROR
 
 FLAGS = ["--preset", "tiny", "--steps", 100_000, "--global-batch", 8, "--window", 66, "--log-every", 1,
          "--save-every", 20, "--model.num_layers", 1, "--model.hidden_size", 64]  # fmt: skip
@@ -147,7 +147,7 @@ def test_a_second_run_is_refused_and_the_first_goes_on(prepared: Path, tmp_path:
         until(lambda: first.steps() > steps)
 
         first.ranks[1].kill()
-        assert wait_for(first.ranks, 60) == [EXIT_RANK_LOST, -signal.SIGKILL]
+        assert wait_for(first.ranks, 60) == [EXIT_RANK_FAILURE, -signal.SIGKILL]
     printed = first.printed(0)
     told = [line for line in printed.splitlines() if "another rank is gone" in line]
     assert len(told) == 1 and "Traceback" not in printed
@@ -160,7 +160,7 @@ def test_a_second_run_is_refused_and_the_first_goes_on(prepared: Path, tmp_path:
         # What lies after the checkpoint has been dropped by now, and is made again.
         until(lambda: third.steps() > complete_steps(run)[0] + 20)
         third.ranks[0].kill()
-        assert wait_for(third.ranks, 60) == [-signal.SIGKILL, EXIT_RANK_LOST], third.printed(1)
+        assert wait_for(third.ranks, 60) == [-signal.SIGKILL, EXIT_RANK_FAILURE], third.printed(1)
         assert "rank 1: another rank is gone" in third.printed(1)
 
 

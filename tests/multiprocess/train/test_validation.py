@@ -70,7 +70,7 @@ def test_the_loss_is_that_of_the_exported_model_on_the_held_out_windows(two_rank
     config = resolve({"data": {"path": [str(flags[-1])], "window": 66}, "train": {"output": "x", "seed": 7}})
     dataset = make_validation_dataset(config)
     samples = np.arange(11)
-    assert {place["contig"] for place in dataset.places(samples, 0)} <= {f"contig{n}" for n in range(4, 8)}
+    assert {place["contig"] for place in dataset.coordinates(samples, 0)} <= {f"contig{n}" for n in range(4, 8)}
     windows = dataset.windows(samples, 0).ids
     for name, collate in make_validation_collators(config, dataset).items():
         masked = collate.mask(samples, windows)

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from dnabert_rm.checkpoint.checksums import (
-    Layout,
-    Record,
+    CheckpointLayout,
+    CheckpointManifest,
     find_damage,
+    hash_own_files,
     is_inside,
-    read_record,
-    seal_share,
-    write_record,
+    read_checkpoint_manifest,
+    write_checkpoint_manifest,
 )
 from dnabert_rm.utils.errors import CheckpointError
 
@@ -34,14 +34,14 @@ def folder(tmp_path: Path) -> Path:
     for name, content in FILES.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
-    shares = [seal_share(folder, rank, 2) for rank in range(2)]
+    shares = [hash_own_files(folder, rank, 2) for rank in range(2)]
     assert sorted(shares[1]) == ["offloaded_tensors/rank01/x.swp", "zero_pp_rank_1_mp_rank_00_optim_states.pt"]
-    write_record(folder, Record(Layout(2, 3, False), shares[0] | shares[1]))
+    write_checkpoint_manifest(folder, CheckpointManifest(CheckpointLayout(2, 3, False), shares[0] | shares[1]))
     return folder
 
 
 def damage(folder: Path, num_ranks: int = 1) -> str | None:
-    record = read_record(folder)
+    record = read_checkpoint_manifest(folder)
     found = [find_damage(folder, record, rank, num_ranks) for rank in range(num_ranks)]
     return next((text for text in found if text), None)
 
@@ -61,8 +61,8 @@ def point_elsewhere(path: Path) -> None:
 
 @pytest.mark.parametrize("num_ranks", [1, 2, 3])
 def test_a_whole_checkpoint_passes_for_any_number_of_ranks(folder: Path, num_ranks: int) -> None:
-    assert read_record(folder).layout == Layout(2, 3, False)
-    assert read_record(folder).num_bytes == sum(map(len, FILES.values()))
+    assert read_checkpoint_manifest(folder).layout == CheckpointLayout(2, 3, False)
+    assert read_checkpoint_manifest(folder).num_bytes == sum(map(len, FILES.values()))
     assert damage(folder, num_ranks) is None
 
 
@@ -101,7 +101,7 @@ def test_a_name_that_leads_out_of_the_folder_is_refused(folder: Path, name: str)
     record["files"][name] = record["files"]["state.json"]
     (folder / "complete.json").write_text(json.dumps(record))
     with pytest.raises(CheckpointError, match=r"complete\.json: is damaged \(the name .* leads out of the folder\)"):
-        read_record(folder)
+        read_checkpoint_manifest(folder)
 
 
 @pytest.mark.parametrize(
@@ -111,11 +111,11 @@ def test_a_name_that_leads_out_of_the_folder_is_refused(folder: Path, name: str)
 def test_a_record_that_is_none_is_refused_in_one_line(folder: Path, content: str) -> None:
     (folder / "complete.json").write_bytes(content.encode("latin-1"))
     with pytest.raises(CheckpointError, match=r"complete\.json: is damaged") as caught:
-        read_record(folder)
+        read_checkpoint_manifest(folder)
     assert "\n" not in str(caught.value)
 
 
 def test_a_folder_without_a_record_is_not_complete(folder: Path) -> None:
     (folder / "complete.json").unlink()
     with pytest.raises(CheckpointError, match="is not a complete checkpoint"):
-        read_record(folder)
+        read_checkpoint_manifest(folder)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dnabert_rm.checkpoint.reference_output import Probe, load_probe, save_probe
+from dnabert_rm.checkpoint.reference_output import ReferenceOutput, load_reference_output, save_reference_output
 from dnabert_rm.utils.errors import CheckpointError
 
 GOOD = {"input_ids": np.full((2, 9), 5), "positions": np.arange(8), "logits": np.zeros((8, 20), np.float32),
@@ -27,8 +27,8 @@ class Bomb:
 
 
 def test_round_trip(tmp_path: Path) -> None:
-    save_probe(tmp_path / "probe.npz", Probe(**GOOD))
-    probe = load_probe(tmp_path / "probe.npz")
+    save_reference_output(tmp_path / "probe.npz", ReferenceOutput(**GOOD))
+    probe = load_reference_output(tmp_path / "probe.npz")
     assert probe.precision == "fp32" and np.array_equal(probe.input_ids, GOOD["input_ids"])
 
 
@@ -77,5 +77,5 @@ def test_a_member_that_is_no_array_is_refused(tmp_path: Path) -> None:
 
 def refused(path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"probe\.npz: cannot be read") as caught:
-        load_probe(path)
+        load_reference_output(path)
     assert "\n" not in str(caught.value)

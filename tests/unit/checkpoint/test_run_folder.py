@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dnabert_rm.checkpoint.run_folder import complete_steps, saved_steps, step_folder, step_of
-from dnabert_rm.checkpoint.save import remove_leftovers, remove_old
+from dnabert_rm.checkpoint.save import remove_leftovers, remove_old_checkpoints
 
 
 def make(run: Path, *steps: int) -> None:
@@ -29,7 +29,7 @@ def make(run: Path, *steps: int) -> None:
 )
 def test_the_last_and_every_so_many_th_stay(tmp_path: Path, keep_last: int, keep_every: int, left: list[int]) -> None:
     make(tmp_path, 100, 200, 300, 400, 500)
-    remove_old(tmp_path, keep_last, keep_every)
+    remove_old_checkpoints(tmp_path, keep_last, keep_every)
     assert saved_steps(tmp_path) == complete_steps(tmp_path) == left
     assert len(list((tmp_path / "checkpoints").iterdir())) == len(left)
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dnabert_rm.data.batching import BatchPlan, check_split, micro_batch, micro_batches
-from dnabert_rm.data.sampler import EpochOrder
+from dnabert_rm.data.sampler import EpochSampler
 from dnabert_rm.utils.errors import ConfigError
 
 RANKS, WORKERS, ACCUMULATIONS = (1, 2, 3, 4, 6, 8, 64), (0, 1, 3), (1, 4)
@@ -49,7 +49,7 @@ def test_global_batches_are_the_same_for_every_grid_point(ranks, workers, accumu
 @pytest.mark.parametrize(("ranks", "accumulation"), list(itertools.product(RANKS, ACCUMULATIONS)))
 def test_an_epoch_is_seen_once(ranks, accumulation):
     """All windows of an epoch over all ranks and steps: none missing, none twice."""
-    order = EpochOrder([[9000, 20_000], [5000], [12_000]], 10, 0, drop_to_multiple_of=GLOBAL_BATCH)
+    order = EpochSampler([[9000, 20_000], [5000], [12_000]], 10, 0, drop_to_multiple_of=GLOBAL_BATCH)
     steps = order.epoch_samples // GLOBAL_BATCH
     plan = BatchPlan.constant(GLOBAL_BATCH)
     seen = [

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dnabert_rm.data.sampler import EpochOrder, Windows
+from dnabert_rm.data.sampler import EpochSampler, Windows
 from dnabert_rm.utils.errors import ConfigError
 
 LENGTHS = st.lists(st.lists(st.integers(1, 400), min_size=1, max_size=6), min_size=1, max_size=5)
@@ -23,7 +23,7 @@ def rows(found: Windows) -> list[tuple]:
     return list(zip(*(array.tolist() for array in vars(found).values()), strict=True))
 
 
-def epoch(order: EpochOrder, number: int = 0) -> Windows:
+def epoch(order: EpochSampler, number: int = 0) -> Windows:
     """All windows of one epoch."""
     return order.locate(number * order.epoch_samples + np.arange(order.epoch_samples))
 
@@ -36,7 +36,7 @@ def epoch(order: EpochOrder, number: int = 0) -> Windows:
 def test_every_window_comes_once_an_epoch(shards, footprint, strand, num_streams, block_windows, number):
     if max(map(max, shards)) < footprint:
         return
-    order = EpochOrder(shards, footprint, 7, strand=strand, num_streams=num_streams, block_windows=block_windows)
+    order = EpochSampler(shards, footprint, 7, strand=strand, num_streams=num_streams, block_windows=block_windows)
     found = epoch(order, number)
     lengths = np.array([shards[shard][segment] for _, shard, segment, _, _ in rows(found)])
     assert (found.start >= 0).all()
@@ -51,37 +51,37 @@ def test_every_window_comes_once_an_epoch(shards, footprint, strand, num_streams
     )
     found_strands = found.reverse.tolist() if strand == "both" else [None] * len(found.start)
     assert Counter(zip(found.shard.tolist(), found.segment.tolist(), found_strands, strict=True)) == expected
-    places = [(shard, segment, start, strand == "both" and flip) for _, shard, segment, start, flip in rows(found)]
-    assert len(set(places)) == len(places), "a window came twice"
+    coordinates = [(shard, segment, start, strand == "both" and flip) for _, shard, segment, start, flip in rows(found)]
+    assert len(set(coordinates)) == len(coordinates), "a window came twice"
 
 
 @settings(max_examples=50, deadline=None)
 @given(LENGTHS, st.lists(st.integers(0, 5000), min_size=1, max_size=50), st.sampled_from(["forward", "random", "both"]))
 def test_a_sample_is_the_same_whoever_asks(shards, samples, strand):
-    order = EpochOrder([[400], *shards], 10, 1, strand=strand)
+    order = EpochSampler([[400], *shards], 10, 1, strand=strand)
     together = rows(order.locate(samples))
-    again = EpochOrder([[400], *shards], 10, 1, strand=strand)
+    again = EpochSampler([[400], *shards], 10, 1, strand=strand)
     assert [rows(again.locate([sample]))[0] for sample in samples] == together
     assert rows(order.locate(samples[::-1])) == together[::-1]
 
 
 def test_seed_epoch_and_data_set_change_the_order():
     def first(seed=0, source=0, epoch_number=0):
-        order = EpochOrder([[5000, 3000], [7000]], 10, seed, source=source)
+        order = EpochSampler([[5000, 3000], [7000]], 10, seed, source=source)
         return [row[1:] for row in rows(order.locate(epoch_number * order.epoch_samples + np.arange(100)))]
 
-    orders = [first(), first(seed=1), first(source=1), first(epoch_number=1), first(epoch_number=2)]
-    assert all(a != b for number, a in enumerate(orders) for b in orders[:number])
+    samplers = [first(), first(seed=1), first(source=1), first(epoch_number=1), first(epoch_number=2)]
+    assert all(a != b for number, a in enumerate(samplers) for b in samplers[:number])
 
 
 def test_both_strands_come_from_the_same_places():
-    found = epoch(EpochOrder([[900, 400]], 30, 0, strand="both"))
+    found = epoch(EpochSampler([[900, 400]], 30, 0, strand="both"))
     forward, reverse = ({row[1:4] for row in rows(found) if row[4] == flip} for flip in (False, True))
     assert forward == reverse
 
 
 def test_random_strands_are_half():
-    found = EpochOrder([[100_000]], 10, 0, strand="random").locate(np.arange(100_000))
+    found = EpochSampler([[100_000]], 10, 0, strand="random").locate(np.arange(100_000))
     assert found.reverse.mean() == pytest.approx(0.5, abs=0.01)
     assert (found.reverse[1:] == found.reverse[:-1]).mean() == pytest.approx(0.5, abs=0.01)
 
@@ -92,7 +92,7 @@ def test_random_strands_are_half():
 def test_bases_are_covered_evenly(length, footprint):
     """Over many epochs: the same in the middle, never under half or over one and a half of it near an end."""
     num_epochs = 2000
-    order = EpochOrder([[length]], footprint, 3)
+    order = EpochSampler([[length]], footprint, 3)
     found = order.locate(np.arange(num_epochs * order.epoch_samples))
     edges = np.bincount(found.start, minlength=length + 1) - np.bincount(found.start + footprint, minlength=length + 1)
     coverage = np.cumsum(edges)[:length] / num_epochs
@@ -107,19 +107,19 @@ def test_bases_are_covered_evenly(length, footprint):
 
 def test_offsets_of_windows_are_all_used():
     """With non-overlapping tokens the offset of the frame is what jitter gives."""
-    found = EpochOrder([[60_000]], 61, 0).locate(np.arange(20_000))
+    found = EpochSampler([[60_000]], 61, 0).locate(np.arange(20_000))
     counts = np.bincount(found.start % 6, minlength=6)
     assert counts / counts.mean() == pytest.approx(np.ones(6), abs=0.06)
 
 
 def test_short_segments_are_counted():
-    order = EpochOrder([[9, 10, 3], [25]], 10, 0)
+    order = EpochSampler([[9, 10, 3], [25]], 10, 0)
     assert (order.num_short_segments, order.num_short_tokens, order.num_windows) == (2, 12, 1 + 3)
 
 
 def test_remainder_is_kept_or_dropped():
-    kept = EpochOrder([[1050]], 10, 0)
-    dropped = EpochOrder([[1050]], 10, 0, drop_to_multiple_of=8)
+    kept = EpochSampler([[1050]], 10, 0)
+    dropped = EpochSampler([[1050]], 10, 0, drop_to_multiple_of=8)
     assert (kept.epoch_samples, dropped.epoch_samples, dropped.num_windows) == (105, 104, 105)
     first, second = (set(rows(epoch(dropped, number))) for number in (0, 1))
     assert len(first) == len(second) == 104
@@ -128,19 +128,19 @@ def test_remainder_is_kept_or_dropped():
 
 def test_windows_that_do_not_fit_are_refused():
     with pytest.raises(ConfigError, match=r"longest segment has 8 tokens\); lower --window"):
-        EpochOrder([[5, 8]], 9, 0)
+        EpochSampler([[5, 8]], 9, 0)
     with pytest.raises(ConfigError, match=r"data\.strand 'back' must be one of forward, random, both"):
-        EpochOrder([[5, 8]], 5, 0, strand="back")
+        EpochSampler([[5, 8]], 5, 0, strand="back")
 
 
-def human_order() -> tuple[EpochOrder, np.ndarray]:
+def human_order() -> tuple[EpochSampler, np.ndarray]:
     """The order of a human-sized data set of 94 shards, and the chromosome of each segment by shard."""
     chromosomes = np.repeat(np.arange(24), [megabases * 10**6 // 65536 + 1 for megabases in HUMAN_MEGABASES])
     shards = np.array_split(chromosomes, 94)
     table = np.full((94, max(map(len, shards))), -1)
     for number, shard in enumerate(shards):
         table[number, : len(shard)] = shard
-    return EpochOrder([[65536] * len(shard) for shard in shards], 510, 0), table
+    return EpochSampler([[65536] * len(shard) for shard in shards], 510, 0), table
 
 
 def test_batches_are_as_mixed_as_a_perfect_shuffle_would_make_them():

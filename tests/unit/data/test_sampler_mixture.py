@@ -7,16 +7,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dnabert_rm.data.sampler import CYCLE, EpochOrder, MixtureOrder
+from dnabert_rm.data.sampler import CYCLE, EpochSampler, MixtureSampler
 from dnabert_rm.utils.errors import ConfigError
 
 WEIGHTS = st.lists(st.floats(0.01, 10), min_size=2, max_size=4)
 
 
-def mixture(weights: list[float], seed: int = 0) -> MixtureOrder:
+def mixture(weights: list[float], seed: int = 0) -> MixtureSampler:
     """Small data sets of different sizes, mixed."""
-    orders = [EpochOrder([[500 * (number + 1)]], 10, seed, source=number) for number in range(len(weights))]
-    return MixtureOrder(orders, weights, seed)
+    samplers = [EpochSampler([[500 * (number + 1)]], 10, seed, source=number) for number in range(len(weights))]
+    return MixtureSampler(samplers, weights, seed)
 
 
 @settings(max_examples=40, deadline=None)
@@ -57,7 +57,7 @@ def test_windows_are_those_of_the_sets_own_orders():
     sets, indices = mixed.assign(samples)
     found = mixed.locate(samples)
     for row, (number, index) in enumerate(zip(sets.tolist(), indices.tolist(), strict=True)):
-        alone = EpochOrder([[500 * (number + 1)]], 10, 0, source=number).locate([index])
+        alone = EpochSampler([[500 * (number + 1)]], 10, 0, source=number).locate([index])
         assert [array[row] for array in vars(found).values()] == [array[0] for array in vars(alone).values()]
 
 
@@ -70,6 +70,6 @@ def test_a_sample_is_the_same_whoever_asks():
 
 @pytest.mark.parametrize("weights", [[1], [1, 0], [1, -2], [1, 2, 3], [1, float("nan")], [1, float("inf")]])
 def test_weights_that_do_not_fit_are_refused(weights):
-    orders = [EpochOrder([[500]], 10, 0, source=number) for number in range(2)]
+    samplers = [EpochSampler([[500]], 10, 0, source=number) for number in range(2)]
     with pytest.raises(ConfigError, match=r"data\.weights .* must hold one positive number for each of 2 data sets"):
-        MixtureOrder(orders, weights, 0)
+        MixtureSampler(samplers, weights, 0)

@@ -42,9 +42,9 @@ def test_all_orders_of_a_small_set_are_about_equally_likely(size):
     num_keys = 240_000
     keys = random.fold(KEY, np.arange(num_keys))
     images = np.stack([permuted(keys, np.full(num_keys, value), np.full(num_keys, size)) for value in range(size)])
-    orders = {order: number for number, order in enumerate(itertools.permutations(range(size)))}
-    counts = np.bincount([orders[tuple(column)] for column in images.T.tolist()], minlength=len(orders))
-    expected = num_keys / len(orders)
+    samplers = {order: number for number, order in enumerate(itertools.permutations(range(size)))}
+    counts = np.bincount([samplers[tuple(column)] for column in images.T.tolist()], minlength=len(samplers))
+    expected = num_keys / len(samplers)
     # Six rounds are not a perfect shuffle of two to four things; a tenth is far below what training could notice.
     assert abs(counts / expected - 1).max() < 0.1, counts
 

@@ -46,28 +46,30 @@ def test_windows_are_the_sequences_at_their_places(folder, sequences, overlap, s
     windows = dataset(folder, overlap=overlap, strand=strand)
     samples = np.arange(windows.num_windows)
     found, flat = windows.windows(samples, 0), [sequence for shard in sequences for sequence in shard]
-    for ids, place in zip(found.ids, windows.places(samples, 0), strict=True):
+    for ids, place in zip(found.ids, windows.coordinates(samples, 0), strict=True):
         bases = flat[int(place["contig"].removeprefix("contig"))][place["start"] : place["end"]]
         if place["strand"] == "-":
             bases = bases[::-1].translate(str.maketrans("ACGT", "TGCA"))
         assert ids.tolist() == kmer.encode(bases, 6)[:: 1 if overlap else 6].tolist()
         assert len(ids) == 40
     assert found.num_replaced == 0
-    assert {place["strand"] for place in windows.places(samples, 0)} == ({"+"} if strand == "forward" else {"+", "-"})
+    assert {place["strand"] for place in windows.coordinates(samples, 0)} == (
+        {"+"} if strand == "forward" else {"+", "-"}
+    )
 
 
 def test_random_lengths_are_those_of_the_step(folder):
     windows, plain = dataset(folder, lengths="random"), dataset(folder)
     samples, sizes = np.arange(20), []
     for step in range(200):
-        found, places = windows.windows(samples, step), windows.places(samples, step)
+        found, coordinates = windows.windows(samples, step), windows.coordinates(samples, step)
         sizes.append(found.ids.shape[1])
         assert found.ids.shape == (20, windows.tokens_of_step(step))
-        assert {place["end"] - place["start"] for place in places} == {sizes[-1] + 5}
-        full = plain.places(samples, step)
+        assert {place["end"] - place["start"] for place in coordinates} == {sizes[-1] + 5}
+        full = plain.coordinates(samples, step)
         assert all(
             outer["contig"] == inner["contig"] and outer["start"] <= inner["start"] and inner["end"] <= outer["end"]
-            for outer, inner in zip(full, places, strict=True)
+            for outer, inner in zip(full, coordinates, strict=True)
         )
         again = dataset(folder, lengths="random").windows(samples[3:5], step).ids
         assert (again == found.ids[3:5]).all()
@@ -140,8 +142,8 @@ def test_a_bad_shard_can_be_skipped(folder, kind, caplog):
     assert (np.concatenate([part.ids for part in parts]) == found.ids).all()
     assert (found.ids[~lost] == expected[~lost]).all()
     assert (found.ids[lost] != expected[lost]).any(axis=1).all()
-    places = windows.places(np.arange(60), 0)
-    assert not {"contig2", "contig3", "contig4"} & {place["contig"] for place in places}
+    coordinates = windows.coordinates(np.arange(60), 0)
+    assert not {"contig2", "contig3", "contig4"} & {place["contig"] for place in coordinates}
     assert len({tuple(ids) for ids in found.ids[lost].tolist()}) > lost.sum() // 2
 
 
@@ -174,4 +176,4 @@ def test_two_folders_have_both_fingerprints_and_sources(folder, tmp_path):
     assert both.fingerprint == "+".join(load_manifest(path).fingerprint for path in (folder, tmp_path / "other"))
     sources = both.locate(np.arange(4096)).source
     assert (sources == 0).sum() == 3072
-    assert both.num_windows == sum(order.num_windows for order in both.orders)
+    assert both.num_windows == sum(order.num_windows for order in both.samplers)

@@ -123,12 +123,12 @@ def test_splits_by_fraction_share_no_base_and_lose_none(tmp_path: Path, seed: in
 def test_another_seed_gives_other_blocks_and_the_same_seed_the_same(tmp_path: Path) -> None:
     text = f">a\n{sequence_of(5000)}\n"
 
-    def places(name: str, seed: int) -> list[tuple[int, str]]:
+    def coordinates(name: str, seed: int) -> list[tuple[int, str]]:
         (tmp_path / name).mkdir()
         options = BuildOptions(val_fraction=0.2, block_bases=100, seed=seed)
         return [(meta["start"], meta["split"]) for meta, _ in build_text(text, tmp_path / name, options)]
 
-    assert places("one", 3) == places("two", 3) != places("three", 4)
+    assert coordinates("one", 3) == coordinates("two", 3) != coordinates("three", 4)
 
 
 def test_lower_case_is_recorded_where_it_stands(tmp_path: Path) -> None:

@@ -102,8 +102,8 @@ def test_blocks_put_every_base_in_one_split_and_give_each_its_share(lengths: lis
     except ConfigError as error:
         assert "blocks" in str(error) and num_blocks < 6
         return
-    places = [i for start, end in cut for i in range(start, end)]
-    assert places == [start + i for start, length in zip(line.starts, lengths, strict=True) for i in range(length)]
+    coordinates = [i for start, end in cut for i in range(start, end)]
+    assert coordinates == [start + i for start, length in zip(line.starts, lengths, strict=True) for i in range(length)]
     assert set(split) == {TRAIN, VAL, TEST}
     if num_blocks >= 20:
         for number, wanted in ((VAL, part), (TEST, 0.1)):

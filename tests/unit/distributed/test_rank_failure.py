@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from dnabert_rm.distributed.process_group import collective_timeout, set_collective_timeout
-from dnabert_rm.distributed.rank_failure import is_from_lost_rank
+from dnabert_rm.distributed.rank_failure import is_rank_failure
 from dnabert_rm.distributed.watchdog import FIRST_TIMES
 
 
@@ -28,7 +28,7 @@ from dnabert_rm.distributed.watchdog import FIRST_TIMES
     ],
 )
 def test_only_errors_of_collectives_say_that_a_rank_is_gone(error: Exception, expected: bool) -> None:
-    assert is_from_lost_rank(error) == expected
+    assert is_rank_failure(error) == expected
 
 
 def test_groups_that_were_made_with_another_timeout_get_the_one_that_is_asked_for() -> None:

@@ -90,8 +90,8 @@ def test_a_job_whose_parent_died_before_it_began_ends():
 def test_places_for_jobs(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, GPU-ab")
     assert jobs.visible_gpus() == ["3", "GPU-ab"]
-    places = jobs.slot_variables(3, jobs.visible_gpus())
-    assert [place["CUDA_VISIBLE_DEVICES"] for place in places] == ["3", "GPU-ab", "3"]
+    coordinates = jobs.slot_variables(3, jobs.visible_gpus())
+    assert [place["CUDA_VISIBLE_DEVICES"] for place in coordinates] == ["3", "GPU-ab", "3"]
     for nothing in ("", "-1"):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", nothing)
         assert jobs.visible_gpus() == []
