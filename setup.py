@@ -28,10 +28,10 @@ TEST = [
 
 
 class BuildWithConfigs(build_py):
-    """Copies `ds_configs/` into the built package, where an installed copy finds it (dnabert_rm/config/deepspeed_config.py)."""
+    """Copy `ds_configs/` into the built package, where `dnabert_rm/config/deepspeed_config.py` looks for it."""
 
     def run(self) -> None:
-        """Build as ever. An editable install goes on reading the checkout's folder."""
+        """Build the package. An editable install reads the folder of the checkout."""
         super().run()
         if not self.editable_mode:
             target = Path(self.build_lib) / "dnabert_rm" / "ds_configs"
@@ -47,11 +47,13 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["dnabert_rm*", "data_prep*"]),
-    package_data={"dnabert_rm": ["presets/*.toml"]},
+    package_data={"dnabert_rm": ["presets/*.toml", "*/*.jinja"]},
     cmdclass={"build_py": BuildWithConfigs},
     install_requires=[
         "accelerate>=1.3",
         "deepspeed>=0.19",
+        "filelock>=3.16",
+        "jinja2>=3.1",
         "numpy>=1.26",
         "psutil>=5.9.5",
         "pysam>=0.22",

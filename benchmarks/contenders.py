@@ -1,7 +1,8 @@
 """Ways to train the same model on the same masked windows: ours, Hugging Face's Trainer, a bare loop.
 
-Each function trains until its `turn` raises, and calls it after every step. Model, first weights, windows and masks are
-the same for all, made by the project's own code; so is the loss of the first step, which the benchmarks compare.
+Each function calls `report_step` after every step, and trains until that raises. Model, initial weights, windows and
+masks come from the project's own code and are the same for all. So is the loss of the first step, which the benchmarks
+compare.
 """
 
 from __future__ import annotations
@@ -26,103 +27,82 @@ from torch.utils.data import IterableDataset  # noqa: E402
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments  # noqa: E402
 
 from dnabert_rm.config import RunConfig  # noqa: E402
-from dnabert_rm.data.batching import make_plan  # noqa: E402
-from dnabert_rm.data.dataset import make_dataset
+from dnabert_rm.data.batching import make_batch_plan  # noqa: E402
+from dnabert_rm.data.dataset import make_dataset  # noqa: E402
 from dnabert_rm.data.loader import MicroBatchSampler, make_loader  # noqa: E402
 from dnabert_rm.distributed.process_group import process_group  # noqa: E402
-from dnabert_rm.distributed.watchdog import watchdog  # noqa: E402
-from dnabert_rm.masking.collator import (
-    IGNORE,
-    make_collator,
-)
-from dnabert_rm.masking.schedule import make_mask_schedule
-from dnabert_rm.model.build import (  # noqa: E402
-    architecture_of,
-    build_model,
-    prepare_layers,
-)
+from dnabert_rm.distributed.watchdog import Watchdog  # noqa: E402
+from dnabert_rm.masking.collator import IGNORE, make_collator  # noqa: E402
+from dnabert_rm.masking.schedule import make_mask_schedule  # noqa: E402
+from dnabert_rm.model.build import architecture_of, build_model, prepare_layers  # noqa: E402
 from dnabert_rm.model.mlm import MaskedLM  # noqa: E402
+from dnabert_rm.train import trainer as pretraining  # noqa: E402
 from dnabert_rm.train.optimizer import make_optimizer  # noqa: E402
 from dnabert_rm.train.stop import StopRequests  # noqa: E402
-from dnabert_rm.train.trainer import (  # noqa: E402
-    Run,
-    StepResult,
-    train,
-)
 
-TurnOf = Callable[..., None]
+ReportStep = Callable[..., None]
+"""See `workers.StepReporter`."""
+RESIDENT = ("input_ids", "positions", "targets")
+"""Tensors of a batch that the model takes, in this order."""
 
 
-def ours(setting: Setting, turn: TurnOf) -> None:
-    """`pretrain`'s run on one rank, logging included."""
+def ours(setting: Setting, report_step: ReportStep) -> None:
+    """Train as `pretrain` does on one rank, logging included."""
     with (
         tempfile.TemporaryDirectory() as folder,
         process_group(setting.threads) as ranks,
-        # Limit 0, never: who waits for a turn does not hang.
-        watchdog(Path(folder), 0, 0.0) as watchdog_,
+        # Limit 0 turns the watchdog off: a contender that waits for the parent does not hang.
+        contextlib.closing(Watchdog(Path(folder), 0, 0.0)) as watchdog,
     ):
         config = setting.config(folder)
-        run = _Timed(config, make_dataset(config), ranks, StopRequests(), watchdog_)
-        run.turn = turn
-        run.train_again_and_again() if setting.synthetic else run.train()
+        trainer = _Timed(config, make_dataset(config), ranks, StopRequests(), watchdog)
+        trainer.report_step = report_step
+        trainer.train_on_one_batch() if setting.synthetic else trainer.run()
 
 
-class _Timed(Run):
-    """A run that takes turns."""
+class _Timed(pretraining.Trainer):
+    """A trainer that reports every step."""
 
-    turn: TurnOf
+    report_step: ReportStep
 
-    def after_step(self, result: StepResult) -> bool:
-        """Log as the run does, then wait for the next turn."""
-        stops = super().after_step(result)
-        self.turn(result.loss, {"data wait": result.data_wait * result.seconds, "masked": result.num_masked})
-        return stops
+    def log(self, result: pretraining.StepResult, validation: dict[str, Any]) -> None:
+        """Log as the run does, then report the step."""
+        super().log(result, validation)
+        parts = {"data wait": result.data_wait * result.seconds, "masked": result.num_masked}
+        self.report_step(result.loss, parts)
 
-    def train_again_and_again(self) -> None:
-        """Train on one batch that lies on the device already: what the loader costs is the difference."""
+    def train_on_one_batch(self) -> None:
+        """Train on one batch that is already on the device. The difference to `train` is the cost of the loader."""
         batch = next(masked_batches(self.config))
         resident = {name: value.to(self.ranks.device) if name in RESIDENT else value for name, value in batch.items()}
-        train(
-            self.engine, itertools.repeat(resident), first_step=0, last_step=ENDLESS, accumulation=lambda _: 1, seed=0,
-            learning_rate=self.learning_rate, after_step=self.after_step, stop_wanted=self.stop.wanted,
-            beat=self.watchdog_.beat,
-        )  # fmt: skip
-
-
-RESIDENT = ("input_ids", "positions", "targets")
+        self.loader = itertools.repeat(resident)
+        self.train()
 
 
 def masked_batches(config: RunConfig) -> Iterator[dict[str, torch.Tensor]]:
-    """The run's micro-batches, from the project's loader and collate step."""
-    dataset, plan = make_dataset(config), make_plan(config)
+    """Return the run's masked batches, from the project's loader and collator."""
+    dataset, plan = make_dataset(config), make_batch_plan(config)
+    tokenizer = dataset.tokenizer
+    schedule = make_mask_schedule(config, tokenizer.k)
+    collate = make_collator(config, schedule, plan.step_of, tokenizer.vocab_size)
     sampler = MicroBatchSampler(plan, 0, config.train.steps, 0, 1, config.train.global_batch)
-    workers = config.data.num_workers
-    return iter(
-        make_loader(
-            dataset,
-            make_collator(
-                config, make_mask_schedule(config, dataset.tokenizer.k), plan.step_of, dataset.tokenizer.vocab_size
-            ),
-            sampler,
-            num_workers=workers,
-        )
-    )
+    return iter(make_loader(dataset, collate, sampler, num_workers=config.data.num_workers))
 
 
 def stock_model(config: RunConfig, vocab_size: int) -> PreTrainedModel:
-    """transformers' model with the weights that ours begins with."""
+    """Return transformers' model with the same initial weights as ours."""
     return build_model(architecture_of(config.model, vocab_size), config.train.seed, config.model.attention)
 
 
 def labels_of(batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """(B, L) int64 labels as transformers wants them: the original token where one is predicted, else -100."""
+    """Return labels (B, L) int64 for transformers: the original token where one is predicted, otherwise -100."""
     labels = torch.full_like(batch["input_ids"], IGNORE)
     labels.view(-1)[batch["positions"]] = batch["targets"]
     return labels
 
 
 class _Windows(IterableDataset):
-    """The same windows one by one, masked, as a map of `input_ids` and `labels` (L,)."""
+    """The same masked windows one by one, as dicts of `input_ids` and `labels` (L,)."""
 
     def __init__(self, config: RunConfig) -> None:
         self._config = config
@@ -134,13 +114,13 @@ class _Windows(IterableDataset):
 
 
 def collate_like_run_mlm(examples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """What run_mlm.py's collator hands to the model: `input_ids`, `labels` and `attention_mask` (B, L)."""
+    """Return a batch like run_mlm.py's collator: `input_ids`, `labels` and `attention_mask` (B, L)."""
     batch = {name: torch.stack([example[name] for example in examples]) for name in ("input_ids", "labels")}
     return {**batch, "attention_mask": torch.ones_like(batch["input_ids"])}
 
 
-class _TrainerThatTells(Trainer):
-    """Keeps the last loss, without waiting for it."""
+class _LossTrainer(Trainer):
+    """A Trainer that keeps the last loss, without waiting for it."""
 
     last_loss: torch.Tensor
 
@@ -149,37 +129,48 @@ class _TrainerThatTells(Trainer):
         return self.last_loss
 
 
-class _AfterStep(TrainerCallback):
-    def __init__(self, turn: TurnOf) -> None:
-        self._turn, self.trainer = turn, None
+class _StepCallback(TrainerCallback):
+    def __init__(self, report_step: ReportStep) -> None:
+        self._report_step = report_step
+        self.trainer: Any = None
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-        """The Trainer's hook after the update."""
-        self._turn(self.trainer.last_loss)
+        """Report the step; the Trainer calls this after the update."""
+        self._report_step(self.trainer.last_loss)
 
 
-def hugging_face_trainer(setting: Setting, turn: TurnOf) -> None:
-    """`Trainer` with `BertForMaskedLM`: its default optimizer, clipping and precision flag."""
+def hugging_face_trainer(setting: Setting, report_step: ReportStep) -> None:
+    """Train `BertForMaskedLM` with `Trainer`: its default optimizer, clipping and precision flag."""
     with tempfile.TemporaryDirectory() as folder:
         config = setting.config(folder)
         _use_threads(setting)
         model = stock_model(config, make_dataset(config).tokenizer.vocab_size)
         arguments = TrainingArguments(
-            output_dir=folder, per_device_train_batch_size=setting.windows, max_steps=ENDLESS, save_strategy="no",
-            report_to="none", disable_tqdm=True, use_cpu=setting.device == "cpu", bf16=setting.precision == "bf16",
-            fp16=setting.precision == "fp16", torch_compile=config.model.compile,
-        )  # fmt: skip
-        callback = _AfterStep(turn)
-        trainer = _TrainerThatTells(
-            model=model, args=arguments, train_dataset=_Windows(config), data_collator=collate_like_run_mlm,
+            output_dir=folder,
+            per_device_train_batch_size=setting.windows,
+            max_steps=ENDLESS,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            use_cpu=setting.device == "cpu",
+            bf16=setting.precision == "bf16",
+            fp16=setting.precision == "fp16",
+            torch_compile=config.model.compile,
+        )
+        callback = _StepCallback(report_step)
+        trainer = _LossTrainer(
+            model=model,
+            args=arguments,
+            train_dataset=_Windows(config),
+            data_collator=collate_like_run_mlm,
             callbacks=[callback],
-        )  # fmt: skip
+        )
         callback.trainer = trainer
         trainer.train()
 
 
-def bare_loop(setting: Setting, turn: TurnOf) -> None:
-    """transformers' model in a dozen lines of torch: labels, no attention mask, torch's AdamW, autocast."""
+def bare_loop(setting: Setting, report_step: ReportStep) -> None:
+    """Train transformers' model in a short torch loop: labels, no attention mask, torch's AdamW, autocast."""
     config = setting.config("unused")
     _use_threads(setting)
     model = stock_model(config, make_dataset(config).tokenizer.vocab_size).to(setting.device).train()
@@ -191,11 +182,11 @@ def bare_loop(setting: Setting, turn: TurnOf) -> None:
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        turn(loss)
+        report_step(loss)
 
 
-def ours_in_parts(setting: Setting, turn: TurnOf) -> None:
-    """Our model and optimizer without DeepSpeed, with a clock at every seam; weights and gradients in the precision."""
+def ours_in_parts(setting: Setting, report_step: ReportStep) -> None:
+    """Train our model and optimizer without DeepSpeed, timing each part; weights and gradients in `precision`."""
     config = setting.config("unused")
     _use_threads(setting)
     vocab_size = make_dataset(config).tokenizer.vocab_size
@@ -218,11 +209,11 @@ def ours_in_parts(setting: Setting, turn: TurnOf) -> None:
         optimizer.step()
         optimizer.zero_grad()
         clock.mark("optimizer")
-        turn(loss, clock.parts)
+        report_step(loss, clock.parts)
 
 
 class _Clock:
-    """Seconds between the seams of a step, by hooks on the encoder and the head and on their answers' gradients."""
+    """Seconds by part of a step, measured by hooks on the encoder, the head, and the gradients of their outputs."""
 
     def __init__(self, module: MaskedLM, device: str) -> None:
         self._device = device
@@ -231,19 +222,19 @@ class _Clock:
         model.base_model.register_forward_hook(lambda *hooked: self._after("encoder", hooked[2].last_hidden_state))
         heads[-1].register_forward_hook(lambda *hooked: self._after("head", hooked[2]))
 
-    def _after(self, name: str, answer: torch.Tensor) -> None:
+    def _after(self, name: str, output: torch.Tensor) -> None:
         self.mark(f"{name}, forward")
-        # The gradient of the head's answer is there when the loss is done, that of the encoder's when the head is.
-        then = {"encoder": "head, backward", "head": "loss"}[name]
-        answer.register_hook(lambda _: self.mark(then))
+        # The gradient of the head's output arrives after the loss, that of the encoder's output after the head.
+        finished = {"encoder": "head, backward", "head": "loss"}[name]
+        output.register_hook(lambda _: self.mark(finished))
 
     def start(self) -> None:
-        """A step begins."""
+        """Start timing a step."""
         self.parts: dict[str, float] = {}
         self._last = self._now()
 
     def mark(self, name: str) -> None:
-        """What was done since the last mark belongs to `name`."""
+        """Add the time since the last mark to part `name`."""
         now = self._now()
         self.parts[name] = self.parts.get(name, 0.0) + now - self._last
         self._last = now

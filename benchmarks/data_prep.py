@@ -1,10 +1,10 @@
-"""How fast FASTA becomes verified shards, beside DNABERT's way and the machine's own limit: one table, one run.
+"""Speed of preparing FASTA into verified shards, compared with DNABERT's method and the machine's limit.
 
     python benchmarks/data_prep.py [--bases 1000000000] [--folder DIR]
 
-Every round runs every row once; the figures are the best, which a busy machine disturbs least, by wall
-and by processor time. `build` and `verify` are whole commands, interpreter start included; DNABERT's
-way is measured on fewer bases.
+Every round runs every row once. The figures are the best over the rounds, which other load disturbs least, in wall and
+processor time. `build` and `verify` are whole commands, interpreter start included. DNABERT's method is measured on
+fewer bases.
 """
 
 from __future__ import annotations
@@ -26,8 +26,10 @@ import numpy as np
 
 from dnabert_rm.genome import kmer
 
-CONTIG_BASES, LINE_BASES = 250_000_000, 60
-PEER_BASES, PEER_LINE_TOKENS = 510_000, 510
+CONTIG_BASES = 250_000_000
+LINE_BASES = 60
+PEER_BASES = 510_000
+PEER_LINE_TOKENS = 510
 K = 6
 _COMMAND = """
 import os, resource, sys
@@ -51,7 +53,7 @@ class Row:
     peak_kilobytes: int = 0
 
     def measure(self) -> None:
-        """Run it once more."""
+        """Run the row once more."""
         before, start = processor_seconds(), time.perf_counter()
         peak = self.run()
         self.wall = min(self.wall, time.perf_counter() - start)
@@ -62,11 +64,11 @@ class Row:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bases", type=int, default=1_000_000_000, help="bases of the made-up genome (1000000000)")
-    parser.add_argument("--folder", help="where to write (a temporary folder)")
-    parser.add_argument("--rounds", type=int, default=3, help="runs of every row, in turn (3)")
+    parser.add_argument("--bases", type=int, default=1_000_000_000, help="bases of the random genome (1000000000)")
+    parser.add_argument("--folder", help="folder to write to (default: a temporary one)")
+    parser.add_argument("--rounds", type=int, default=3, help="runs of every row (3)")
     args = parser.parse_args()
-    # One core means one core for the peers too.
+    # The peers, too, must use one core.
     os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", RAYON_NUM_THREADS="1")
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         rows = make_rows(Path(folder), args.bases)
@@ -78,9 +80,9 @@ def main() -> None:
 
 
 def make_rows(folder: Path, bases: int) -> list[Row]:
-    """What is measured, the peer first; the input is made on the way."""
+    """Write the input and return the rows, the peer first."""
     fasta, out = folder / "genome.fa", folder / "out"
-    # In a process of its own, so that its memory is not taken for that of the build.
+    # In a separate process, so that its memory does not count for the build.
     subprocess.run([sys.executable, __file__, "--make", str(fasta), str(bases)], check=True)
     sequence = "".join(np.random.default_rng(0).choice(list("ACGT"), PEER_BASES))
     lines = joined_lines(sequence)
@@ -107,7 +109,7 @@ def make_rows(folder: Path, bases: int) -> list[Row]:
 
 
 def print_table(rows: list[Row], contig_bases: int) -> None:
-    """Rates by wall and by processor time, each beside DNABERT's way, and what follows from them."""
+    """Print rates by wall and by processor time, each also as a multiple of DNABERT's rate."""
     print(f"{'million bases a second of':58}{'wall':>9}{'':9}{'processor':>9}   ({os.cpu_count()} cores)")
     peer = rows[0]
     two, one, check = rows[-3:]
@@ -125,12 +127,12 @@ def print_table(rows: list[Row], contig_bases: int) -> None:
 
 
 def processor_seconds() -> float:
-    """User and system time of this process and of those that it has waited for."""
+    """Return the user and system time of this process and of its finished children."""
     return sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
 
 
 def raw_copy(fasta: Path, folder: Path) -> None:
-    """What no program can avoid: read the input, and bring as many bytes as the shards have to the disk."""
+    """Do the unavoidable work: read the input, and bring as many bytes as the shards have to the disk."""
     target = folder / "raw"
     with open(fasta, "rb", buffering=0) as source, open(target, "wb", buffering=0) as out:
         while block := source.read(1 << 20):
@@ -141,14 +143,14 @@ def raw_copy(fasta: Path, folder: Path) -> None:
 
 
 def joined_lines(sequence: str) -> list[str]:
-    """Lines of 510 overlapping k-mers with spaces between them, as DNABERT's pretraining files have them."""
-    step = PEER_LINE_TOKENS
-    pieces = [sequence[i : i + step + K - 1] for i in range(0, len(sequence), step)]
+    """Return lines of 510 overlapping k-mers joined by spaces, as in DNABERT's pretraining files."""
+    width = PEER_LINE_TOKENS
+    pieces = [sequence[i : i + width + K - 1] for i in range(0, len(sequence), width)]
     return [" ".join(piece[i : i + K] for i in range(len(piece) - K + 1)) for piece in pieces]
 
 
 def tokenize(lines: list[str]) -> list[list[int]]:
-    """transformers' fast BERT tokenizer with DNABERT's vocabulary, a batch at a time."""
+    """Tokenize lines as one batch, by transformers' fast BERT tokenizer with DNABERT's vocabulary."""
     from transformers import BertTokenizerFast
 
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as vocabulary:
@@ -160,13 +162,13 @@ def tokenize(lines: list[str]) -> list[list[int]]:
 
 
 def dnabert_way(sequence: str) -> None:
-    """Join k-mers with spaces, tokenize the text, and hold the ids."""
+    """Join k-mers with spaces, tokenize the text, and keep the ids in memory."""
     ids = tokenize(joined_lines(sequence))
     assert ids[0] == kmer.encode(sequence[: PEER_LINE_TOKENS + K - 1], K).tolist()
 
 
 def make_fasta(path: str, bases: int) -> None:
-    """A random genome in contigs of at most `CONTIG_BASES`, 60 letters a line, half of them lower case."""
+    """Write a random genome in contigs of at most `CONTIG_BASES`, 60 letters per line, half of them lower case."""
     letters = np.frombuffer(b"ACGTacgt", np.uint8)
     rng = np.random.default_rng(0)
     block = np.full((100_000, LINE_BASES + 1), ord("\n"), np.uint8)
@@ -174,11 +176,11 @@ def make_fasta(path: str, bases: int) -> None:
     with open(path, "wb") as out:
         for contig, start in enumerate(range(0, bases, CONTIG_BASES), 1):
             out.write(f">contig{contig}\n".encode())
-            left = min(CONTIG_BASES, bases - start)
-            while left > 0:
-                lines = min(len(block), -(-left // LINE_BASES))
+            remaining = min(CONTIG_BASES, bases - start)
+            while remaining > 0:
+                lines = min(len(block), -(-remaining // LINE_BASES))
                 out.write(np.roll(block[:lines], int(rng.integers(lines)), axis=0).tobytes())
-                left -= lines * LINE_BASES
+                remaining -= lines * LINE_BASES
 
 
 if __name__ == "__main__":

@@ -2,10 +2,10 @@
 
     python benchmarks/export_memory.py [--preset 1b] [--stage 3] [--ranks 2] [--folder DIR]
 
-The checkpoint is made in DeepSpeed's own layout without training so large a model: a tiny run of the same stage and
-number of ranks gives the files, whose weights are then replaced by those of a random model of the preset, and whose
-moments by as many zeros. That takes the weights' memory twice and 16 bytes of disk a parameter. `--peer` measures what
-DeepSpeed's own `get_fp32_state_dict_from_zero_checkpoint` takes for the first step alone (it can't read stage 0).
+The checkpoint has DeepSpeed's layout, but no model of that size is trained. A tiny run with the same stage and number
+of ranks writes the files. Its weights are then replaced by those of a random model of the preset, its moments by zeros.
+That takes twice the weights' memory and 16 bytes of disk per parameter. `--peer` also measures DeepSpeed's own
+`get_fp32_state_dict_from_zero_checkpoint`, which does only the first step of an export and can't read stage 0.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -27,8 +28,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 from support import clean_environment, random_bases, run_ranks, write_prepared
 
-TINY = ["--preset", "tiny", "--model.architecture", "modernbert", "--model.num_layers", "1", "--steps", "1",
-        "--global-batch", "12", "--window", "66", "--workers", "0", "--masking", "token"]  # fmt: skip
+TINY = shlex.split(
+    "--preset tiny --model.architecture modernbert --model.num_layers 1 --steps 1 --global-batch 12 --window 66 "
+    "--workers 0 --masking token"
+)
 DECODER, EMBEDDING = "model.decoder.weight", "model.model.embeddings.tok_embeddings.weight"
 PEER = """
 import sys
@@ -45,15 +48,15 @@ def main() -> int:
     parser.add_argument("--preset", default="1b")
     parser.add_argument("--stage", type=int, default=3, choices=range(4))
     parser.add_argument("--ranks", type=int, default=2)
-    parser.add_argument("--peer", action="store_true", help="measure DeepSpeed's merging too")
-    parser.add_argument("--folder", help="where to work (default: a temporary folder)")
+    parser.add_argument("--peer", action="store_true", help="also measure DeepSpeed's merging")
+    parser.add_argument("--folder", help="folder for the run and the model (default: a temporary one)")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=args.folder) as name:
         folder = Path(name)
         write_prepared(folder / "data", [[random_bases(np.random.default_rng(0), 4000)]])
         words = [*TINY, "--data", folder / "data", "--output", folder / "run", "--ds-config", f"zero{args.stage}"]
         run_ranks(args.ranks, *words)
-        # In a process of its own, so that its memory is not this one's.
+        # In a separate process, so that its memory does not count for this one.
         maker = multiprocessing.get_context("spawn").Process(target=enlarge, args=(folder, args.preset))
         maker.start()
         maker.join()
@@ -64,7 +67,7 @@ def main() -> int:
 
 
 def measure(folder: Path, args: argparse.Namespace) -> None:
-    """Run the export, and the peer where asked, and print their peak memory."""
+    """Run the export, and the peer if requested, and print their peak memory."""
     size = 4 * json.loads((folder / "size.json").read_text())
     cli = [sys.executable, "-m", "dnabert_rm.cli.main", "export"]
     commands = {"dnabert-rm export": [*cli, str(folder / "run"), "--output", str(folder / "model")]}
@@ -84,7 +87,7 @@ def measure(folder: Path, args: argparse.Namespace) -> None:
 
 
 def peak_bytes(command: list[str]) -> tuple[int, str]:
-    """Run a command; its largest resident memory, bytes (shared and mapped pages too), and what it printed."""
+    """Run a command and return its peak resident memory in bytes (shared and mapped pages included) and its output."""
     environment = {**clean_environment(), "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
     with tempfile.TemporaryFile("w+") as stream:
         process = subprocess.Popen(command, env=environment, stdout=stream, stderr=subprocess.STDOUT)
@@ -97,7 +100,7 @@ def peak_bytes(command: list[str]) -> tuple[int, str]:
 
 
 def enlarge(folder: Path, preset: str) -> None:
-    """Put a random model of a preset in the place of the tiny one, in the checkpoint of `folder / "run"`."""
+    """Replace the tiny model in the checkpoint of `folder / "run"` by a random model of a preset."""
     import tomllib
 
     import torch
@@ -112,10 +115,11 @@ def enlarge(folder: Path, preset: str) -> None:
     tokens = json.loads((checkpoint / "tokenizer.json").read_text())["vocab_size"]
     architecture = architecture_of(config.model, tokens)
     model = random_model(architecture)
-    probe = load_reference_output(checkpoint / "probe.npz")
+    reference = load_reference_output(checkpoint / "probe.npz")
     with torch.no_grad():
-        probe.logits[:] = model(torch.from_numpy(probe.input_ids), torch.from_numpy(probe.positions)).numpy()
-    save_reference_output(checkpoint / "probe.npz", probe)
+        inputs = torch.from_numpy(reference.input_ids), torch.from_numpy(reference.positions)
+        reference.logits[:] = model(*inputs).numpy()
+    save_reference_output(checkpoint / "probe.npz", reference)
     (checkpoint / "config.toml").write_text(config.to_toml())
     architecture.save_pretrained(checkpoint)
     (folder / "size.json").write_text(str(sum(weight.numel() for weight in model.parameters())))
@@ -123,7 +127,7 @@ def enlarge(folder: Path, preset: str) -> None:
 
 
 def random_model(architecture: Any) -> Any:
-    """A training model with random matrices; transformers' own draws take minutes at a billion parameters."""
+    """Return a training model with random matrices. transformers' own takes minutes at 1e9 parameters."""
     import torch
     from accelerate import init_empty_weights
     from transformers import AutoModelForMaskedLM
@@ -141,9 +145,9 @@ def random_model(architecture: Any) -> Any:
 
 
 def write_weights(checkpoint: Path, weights: dict[str, Any]) -> None:
-    """Put weights into a checkpoint's files in the layout that they have, and seal it."""
+    """Write weights into a checkpoint's files in their existing layout, and update the checkpoint manifest."""
     import torch
-    from support import vouch_for
+    from support import rewrite_manifest
 
     from dnabert_rm.patches.deepspeed_patches import safe_torch_load
 
@@ -168,11 +172,11 @@ def write_weights(checkpoint: Path, weights: dict[str, Any]) -> None:
         moments = {i: {key: torch.zeros_like(part) for key in ("exp_avg", "exp_avg_sq")} for i, part in enumerate(flat)}
         state["moments"] = moments
         torch.save(content, path)
-    vouch_for(checkpoint)
+    rewrite_manifest(checkpoint)
 
 
 def _share(weights: list[Any], rank: int, num_ranks: int, stage: int) -> Any:
-    """A rank's flat part of a parameter group: of each weight under stage 3, else of all of them end to end."""
+    """Return a rank's flat part of a parameter group: of each weight in stage 3, otherwise of all weights joined."""
     import torch
 
     if stage == 3:

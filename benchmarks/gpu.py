@@ -1,9 +1,9 @@
-"""Everything worth measuring on one NVIDIA GPU in under nine minutes: `bash benchmarks/gpu.sh` runs it.
+"""Benchmark of training on one NVIDIA GPU in under nine minutes: `bash benchmarks/gpu.sh` runs it.
 
-First a few checks that training is right there, then the device's own ceiling for matrix products, then rows in the
-order of worth until the time is up. A row runs in a process of its own; one that fails is recorded with the reason, and
-the rest goes on. `--rehearse` takes every way through the code on a CPU, where the figures say nothing and
-torch.compile is told to do nothing.
+It measures the device's peak rate of matrix products, checks that training is correct, and then measures rows until
+the time is up, the most important first. Each row runs in a separate process. If a row fails, the reason is recorded
+and the others continue. `--rehearse` runs every path through the code on a CPU, without torch.compile; its figures are
+meaningless.
 """
 
 from __future__ import annotations
@@ -28,17 +28,20 @@ from dnabert_rm.genome.kmer import vocab_size
 from dnabert_rm.model.flops import model_shape, peak_flops, training_flops_per_step
 
 PEAK = peak_flops("h100") or 0.0
-"""What MFU is a share of: an H100's or H200's (SXM) data sheet, bf16."""
-
-ROW_SECONDS, LAP_SECONDS, LAPS = 90.0, 1.5, 3
-"""Most that a row may take with its start, how long a lap is about, and how many are taken."""
+"""Peak FLOP/s for the MFU: data sheet of an H100 or H200 (SXM), bf16."""
+ROW_SECONDS = 90.0
+"""Longest time of a row, its start included."""
+LAP_SECONDS = 1.5
+"""Approximate length of a lap."""
+LAPS = 3
+"""Laps per row."""
 TRACED_STEPS = 3
 SHORTEST_ROW = 12.0
-"""A row is not begun with less time left."""
+"""A row is skipped if fewer seconds are left."""
 
 
 class Bench:
-    """The time left, and a worker that imports while the one before it works."""
+    """The time budget, and workers; the next worker imports while the current one works."""
 
     def __init__(self, device: str, seconds: float) -> None:
         self.device, self._end = device, time.monotonic() + seconds
@@ -46,32 +49,32 @@ class Bench:
 
     @property
     def seconds_left(self) -> float:
-        """Seconds until the end of the budget."""
+        """Seconds left of the budget."""
         return self._end - time.monotonic()
 
     def worker(self) -> Worker:
-        """A fresh worker; the one after it starts to import."""
-        found, self._next = self._next, Worker(self.device)
-        return found
+        """Return a fresh worker, and start the next one."""
+        worker, self._next = self._next, Worker(self.device)
+        return worker
 
-    def ask(self, function: str, *arguments: Any) -> Any:
-        """What a function answers in a worker of its own."""
+    def call(self, function: str, *arguments: Any) -> Any:
+        """Call a function in a fresh worker and return its result."""
         if self.seconds_left <= 0:
             raise FailedError("no time left")
         worker = self.worker()
         try:
             worker.start(function, *arguments)
-            return worker.answer(max(1.0, min(ROW_SECONDS, self.seconds_left)))
+            return worker.receive(max(1.0, min(ROW_SECONDS, self.seconds_left)))
         finally:
             worker.stop()
 
     def close(self) -> None:
-        """End the worker that waits."""
+        """End the waiting worker."""
         self._next.stop(patience=0)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Measure, print the table, write the JSON; exit code 1 where a check does not hold or no row was measured."""
+    """Measure, print the table, write the JSON. Exit code 1 if a check fails or no row was measured."""
     args = parse(argv)
     device = "cpu" if args.rehearse else "cuda"
     if args.rehearse:
@@ -94,20 +97,20 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    """The flags."""
+    """Parse the flags."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=520, help="time budget (%(default)s)")
-    parser.add_argument("--output", default="gpu_benchmark.json", help="where the JSON goes (%(default)s)")
-    parser.add_argument("--only", default="", help="rows with this in their name")
-    parser.add_argument("--rehearse", action="store_true", help="on a CPU, tiny, every way through the code once")
+    parser.add_argument("--output", default="gpu_benchmark.json", help="JSON file to write (%(default)s)")
+    parser.add_argument("--only", default="", help="only rows with this text in their name")
+    parser.add_argument("--rehearse", action="store_true", help="run every path through the code on a CPU, tiny model")
     return parser.parse_args(argv)
 
 
 def run(bench: Bench, checked: Setting, rows: list[Row], report: dict[str, Any], output: str) -> None:
-    """Fill the report, and write it after each row: what was measured outlives what comes after."""
+    """Fill the report, and write it after each row, so that a later failure loses nothing."""
     try:
-        report["ceiling"] = bench.ask("gpu_checks:matrix_ceiling", checked)
-        report["checks"] = gpu_checks.check(bench.ask, checked)
+        report["ceiling"] = bench.call("gpu_checks:matrix_ceiling", checked)
+        report["checks"] = gpu_checks.check(bench.call, checked)
     except FailedError as error:
         report["checks"].append({"check": "the checks run to their end", "holds": False, "reason": str(error)})
     for row in rows:
@@ -124,14 +127,14 @@ def run(bench: Bench, checked: Setting, rows: list[Row], report: dict[str, Any],
 
 
 def measure(bench: Bench, row: Row, lap_seconds: float) -> dict[str, Any]:
-    """Some laps of a row; the figures are the median lap's."""
+    """Measure some laps of a row; the figures are those of the median lap."""
     worker, end = bench.worker(), time.monotonic() + min(ROW_SECONDS, bench.seconds_left)
     try:
         worker.start(f"contenders:{row.function}", row.setting)
-        worker.answer(end - time.monotonic())
+        worker.receive(end - time.monotonic())
         once = worker.run(1, end - time.monotonic())
         steps = max(1, min(200, int(lap_seconds / once.wall)))
-        # A rehearsal looks at no figure.
+        # A rehearsal needs no exact figures.
         num_laps = LAPS if lap_seconds else 1
         laps = [worker.run(steps, max(1.0, end - time.monotonic())) for _ in range(num_laps)]
         traced = worker.run(TRACED_STEPS, max(1.0, end - time.monotonic()), traced=True)
@@ -141,7 +144,7 @@ def measure(bench: Bench, row: Row, lap_seconds: float) -> dict[str, Any]:
 
 
 def busy(traced: Lap, seconds: float) -> dict[str, Any]:
-    """Whether the GPU or its host sets the pace of a step of so many `seconds`: kernels' share of it, launches."""
+    """Return the kernels' share of a step of `seconds`, and its launches: is the GPU or the host the bottleneck?"""
     kernels = sorted(((spent, calls, name) for name, (spent, calls) in traced.kernels.items()), reverse=True)
     return {
         "gpu_busy_share": sum(spent for spent, _, _ in kernels) / traced.steps / seconds,
@@ -154,40 +157,48 @@ def busy(traced: Lap, seconds: float) -> dict[str, Any]:
 
 
 def figures(row: Row, laps: list[Lap]) -> dict[str, Any]:
-    """Rates, operations, memory of a row."""
+    """Return rates, FLOP/s and memory of a row."""
     setting = row.setting
     seconds = median(lap.wall / lap.steps for lap in laps)
     ours = row.function == "ours"
     masked = laps[-1].parts.get("masked", 0.0) / laps[-1].steps
-    # What the row itself has to do: ours predicts masked tokens only, transformers all.
+    # Operations that the row itself needs: ours predicts only masked tokens, transformers predicts all.
     predicted = masked if ours else setting.windows * setting.tokens
     shape = model_shape(setting.config("unused").model, vocab_size(6))
     flops = training_flops_per_step(shape, setting.windows, setting.tokens, predicted) / seconds
     rates = [setting.windows * setting.tokens * lap.steps / lap.wall for lap in laps]
-    found = {
-        "preset": setting.preset, "precision": setting.precision, "windows": setting.windows, "tokens": setting.tokens,
-        "fields": setting.fields, "synthetic": setting.synthetic, "steps": laps[0].steps, "seconds_a_step": seconds,
-        "tokens_per_second": median(rates), "tokens_per_second_range": [min(rates), max(rates)],
-        "tflops": flops / 1e12, "peak_gigabytes": max(lap.peak_bytes for lap in laps) / 1e9,
+    result = {
+        "preset": setting.preset,
+        "precision": setting.precision,
+        "windows": setting.windows,
+        "tokens": setting.tokens,
+        "fields": setting.fields,
+        "synthetic": setting.synthetic,
+        "steps": laps[0].steps,
+        "seconds_a_step": seconds,
+        "tokens_per_second": median(rates),
+        "tokens_per_second_range": [min(rates), max(rates)],
+        "tflops": flops / 1e12,
+        "peak_gigabytes": max(lap.peak_bytes for lap in laps) / 1e9,
         "first_loss": laps[0].first_loss,
-    }  # fmt: skip
+    }
     if setting.precision != "fp32":
-        found["mfu"] = flops / PEAK
+        result["mfu"] = flops / PEAK
     if ours:
-        found["data_wait_share"] = sum(lap.parts["data wait"] for lap in laps) / sum(lap.wall for lap in laps)
-    return found
+        result["data_wait_share"] = sum(lap.parts["data wait"] for lap in laps) / sum(lap.wall for lap in laps)
+    return result
 
 
 @functools.cache
 def environment() -> dict[str, Any]:
-    """Versions, commit, hardware, command."""
+    """Return versions, commit, hardware and command line."""
     from dnabert_rm.utils.system_info import describe_environment
 
     return describe_environment(1)
 
 
 def as_text(report: dict[str, Any]) -> str:
-    """The table."""
+    """Return the table."""
     lines = []
     if report["rehearsal"]:
         lines.append("REHEARSAL on a CPU with a tiny model: the figures say nothing")
@@ -214,6 +225,6 @@ def as_text(report: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    # Fragments of freed memory would end large rows early.
+    # Without this, large rows can run out of memory because of fragmentation.
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     sys.exit(main())

@@ -1,4 +1,4 @@
-"""What must be right on a GPU before anything is timed, and the device's own ceiling. Each runs in a worker."""
+"""Correctness checks on a GPU before anything is timed, and the device's peak rate. Each runs in a worker."""
 
 from __future__ import annotations
 
@@ -14,15 +14,20 @@ from typing import Any
 import torch
 from setting import Setting
 
-STEPS, STOP = 20, 10
+STEPS = 20
+STOP = 10
+"""Step at which a run is stopped, to be resumed."""
 BASES = 1000
-"""Size of the genome that the checks train on: so few windows that 20 steps learn something."""
+"""Size of the training genome: few windows, so that 20 steps reduce the loss."""
 LARGEST_ERROR = {"fp32": 1e-4, "bf16": 3e-2}
-"""Relative error of the masked tokens' logits between two attention kernels."""
+"""Largest relative error of the masked tokens' logits between two attention kernels."""
 
 
-def losses_of_run(setting: Setting, run: str, precision: str, stop_after: int, _turn: Any) -> list[float]:
-    """`pretrain` to step 20, or to `stop_after`, in the folder `run`: all losses so far. Repeatable kernels."""
+def losses_of_run(setting: Setting, run: str, precision: str, stop_after: int, _report_step: Any) -> list[float]:
+    """Run `pretrain` to step 20, or to `stop_after`, in the folder `run`, and return all losses so far.
+
+    Kernels are deterministic where torch has such versions.
+    """
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
     torch.use_deterministic_algorithms(True, warn_only=True)
     from dnabert_rm.config import load_preset, resolve
@@ -33,17 +38,23 @@ def losses_of_run(setting: Setting, run: str, precision: str, stop_after: int, _
         {
             "data": {"path": [setting.data], "window": setting.tokens, "num_workers": 0},
             "train": {
-                "output": run, "steps": STEPS, "stop_after": stop_after, "global_batch": setting.windows,
-                "precision": precision, "ds_config": "zero3", "log_every": 1, "threads_per_rank": setting.threads,
+                "output": run,
+                "steps": STEPS,
+                "stop_after": stop_after,
+                "global_batch": setting.windows,
+                "precision": precision,
+                "ds_config": "zero3",
+                "log_every": 1,
+                "threads_per_rank": setting.threads,
             },
         },
-    )  # fmt: skip
+    )
     pretrain(config)
     return [json.loads(line)["loss"] for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]
 
 
-def attention_error(setting: Setting, precision: str, _turn: Any) -> float:
-    """‖sdpa − eager‖ / ‖eager‖ over the logits of one masked batch."""
+def attention_error(setting: Setting, precision: str, _report_step: Any) -> float:
+    """Return ‖sdpa − eager‖ / ‖eager‖ over the logits of one masked batch."""
     from contenders import RESIDENT, masked_batches, stock_model
 
     from dnabert_rm.model.mlm import MaskedLM
@@ -62,8 +73,8 @@ def attention_error(setting: Setting, precision: str, _turn: Any) -> float:
     return float((logits[1] - logits[0]).norm() / logits[0].norm())
 
 
-def matrix_ceiling(setting: Setting, _turn: Any) -> dict[str, Any]:
-    """The best of several square bf16 matrix products on random numbers, operations a second; and the device's name."""
+def matrix_ceiling(setting: Setting, _report_step: Any) -> dict[str, Any]:
+    """Return the device's name and its best rate (FLOP/s) over several sizes of square bf16 matrix products."""
     on_gpu = setting.device == "cuda"
     rates = {}
     for size in (4096, 8192, 16384) if on_gpu else (128, 256):
@@ -93,31 +104,35 @@ def _median_seconds(product: Any, on_gpu: bool) -> float:
     return statistics.median(times)
 
 
-def check(ask: Any, setting: Setting) -> list[dict[str, Any]]:
-    """All checks: what was looked at, whether it holds, and the figures. `ask(function, *arguments)` uses a worker."""
-    found: list[dict[str, Any]] = []
+def check(call: Any, setting: Setting) -> list[dict[str, Any]]:
+    """Run all checks and return for each what was checked, whether it holds, and the figures.
+
+    `call(function, *arguments)` runs a function in a worker.
+    """
+    checks: list[dict[str, Any]] = []
 
     def note(what: str, holds: bool, **figures: Any) -> None:
-        found.append({"check": what, "holds": holds, **figures})
+        checks.append({"check": what, "holds": holds, **figures})
         print(f"{'ok' if holds else 'FAILED':<7}{what}: {figures}", file=sys.stderr)
 
     with tempfile.TemporaryDirectory() as folder:
-        whole = _losses(ask, setting, f"{folder}/whole", "bf16")
-        first, last = (statistics.fmean(part) for part in (whole[:4], whole[-4:]))
+        whole = _losses(call, setting, f"{folder}/whole", "bf16")
+        first = statistics.fmean(whole[:4])
+        last = statistics.fmean(whole[-4:])
         note("ZeRO-3 in bf16: the loss falls", last < first - 0.3, first_steps=first, last_steps=last)
-        _losses(ask, setting, f"{folder}/stopped", "bf16", STOP)
-        resumed = _losses(ask, setting, f"{folder}/stopped", "bf16")
+        _losses(call, setting, f"{folder}/stopped", "bf16", STOP)
+        resumed = _losses(call, setting, f"{folder}/stopped", "bf16")
         difference = max(abs(a - b) for a, b in zip(whole, resumed, strict=True))
         note("a run stopped at step 10 and resumed has the same losses", difference == 0, largest_difference=difference)
-        exact = _losses(ask, setting, f"{folder}/fp32", "fp32")
+        exact = _losses(call, setting, f"{folder}/fp32", "fp32")
         difference = max(abs(a - b) for a, b in zip(whole, exact, strict=True))
         note("bf16 and fp32 losses are near", difference < 0.1, largest_difference=difference)
     for precision, largest in LARGEST_ERROR.items():
-        error = ask("gpu_checks:attention_error", setting, precision)
+        error = call("gpu_checks:attention_error", setting, precision)
         note(f"sdpa and eager attention agree in {precision}", error < largest, relative_error=error)
-    return found
+    return checks
 
 
-def _losses(ask: Any, setting: Setting, run: str, precision: str, stop_after: int = 0) -> list[float]:
-    losses: list[float] = ask("gpu_checks:losses_of_run", setting, run, precision, stop_after)
+def _losses(call: Any, setting: Setting, run: str, precision: str, stop_after: int = 0) -> list[float]:
+    losses: list[float] = call("gpu_checks:losses_of_run", setting, run, precision, stop_after)
     return losses

@@ -1,7 +1,9 @@
-"""Loader and RandomMask beside their peers on one core: tokens a second, seek, memory. `python benchmarks/loader.py`
+"""Loader and RandomMask compared with their peers on one core: tokens per second, seek, memory.
 
-Every round runs every row once, in turn, and a row's figure is its median over the rounds. Rates are tokens a second
-of processor time, so that what else the machine does counts less; all runs in one process and one thread.
+    python benchmarks/loader.py
+
+Every round runs every row once; a row's figure is its median over the rounds. Rates are tokens per second of processor
+time, so that other load on the machine matters less. All rows run in one process and one thread.
 """
 
 from __future__ import annotations
@@ -31,13 +33,15 @@ from dnabert_rm.masking.collator import RandomMaskCollator
 from dnabert_rm.masking.schedule import make_schedule
 from dnabert_rm.tokenizer.files import VOCAB_FILE
 
-WINDOW, MICRO_BATCH, GLOBAL_BATCH = 512, 64, 2048
+WINDOW = 512
+MICRO_BATCH = 64
+GLOBAL_BATCH = 2048
 STEPS = 500_000
 TARGET = 10.0
 
 
 def write_samples(folder: Path, num_samples: int) -> str:
-    """A plain webdataset shard of ready-made 512-token samples."""
+    """Write a plain webdataset shard of ready-made 512-token samples and return its path."""
     path, rng = folder / "samples.tar", np.random.default_rng(1)
     with webdataset.TarWriter(str(path)) as tar:
         for number in range(num_samples):
@@ -47,13 +51,13 @@ def write_samples(folder: Path, num_samples: int) -> str:
 
 
 def endless(make: Callable[[], Iterator[Any]]) -> Iterator[Any]:
-    """The items of one pass after the other."""
+    """Yield the items of one pass after another, without end."""
     while True:
         yield from make()
 
 
 def ours(data: Path, first_step: int = 400_000, micro_batch: int = MICRO_BATCH) -> Iterator[dict[str, Any]]:
-    """Masked micro-batches of one rank, by default from the last phase of a run."""
+    """Return masked batches of one rank, by default from the last phase of a run."""
     dataset, plan = WindowDataset([data], [], WindowSettings(window=WINDOW), seed=0), BatchPlan.constant(GLOBAL_BATCH)
     schedule = make_schedule("randommask", k=6, total_steps=STEPS)
     collate = RandomMaskCollator(schedule, plan.step_of, dataset.tokenizer.vocab_size, seed=0)
@@ -62,14 +66,14 @@ def ours(data: Path, first_step: int = 400_000, micro_batch: int = MICRO_BATCH) 
 
 
 def ours_unmasked(data: Path) -> Iterator[Any]:
-    """The same windows without the collate step."""
+    """Return the same windows without masking."""
     dataset, plan = WindowDataset([data], [], WindowSettings(window=WINDOW), seed=0), BatchPlan.constant(GLOBAL_BATCH)
     sampler = MicroBatchSampler(plan, 400_000, STEPS, 0, 1, MICRO_BATCH)
     return iter(make_loader(dataset, lambda batch: {"ids": batch[1]}, sampler))
 
 
 def hugging_face(folder: Path) -> tuple[Iterator[Any], Iterator[Any]]:
-    """transformers' collator on ready tensors, and on what run_mlm.py hands it (lists with a special-tokens mask)."""
+    """Return batches of transformers' collator: from tensors, and from lists as in run_mlm.py (special-tokens mask)."""
     (folder / VOCAB_FILE).write_text(kmer.vocabulary_text(6))
     collate = DataCollatorForLanguageModeling(BertTokenizerFast(str(folder / VOCAB_FILE)), mlm_probability=0.15)
     ids = torch.randint(kmer.NUM_SPECIAL, kmer.vocab_size(6), (MICRO_BATCH, WINDOW))
@@ -80,7 +84,7 @@ def hugging_face(folder: Path) -> tuple[Iterator[Any], Iterator[Any]]:
 
 
 def plain_webdataset(path: str) -> Iterator[Any]:
-    """MICRO_BATCH samples at a time, decoded, as webdataset reads them."""
+    """Yield MICRO_BATCH decoded samples at a time, read by plain webdataset."""
 
     def decode(sample: dict[str, Any]) -> Any:
         return np.load(io.BytesIO(sample["ids.npy"]), allow_pickle=False)
@@ -93,7 +97,7 @@ def plain_webdataset(path: str) -> Iterator[Any]:
 
 
 def rate(batches: Iterator[Any], seconds: float) -> float:
-    """Tokens a second of processor time, over about so many seconds."""
+    """Return tokens per second of processor time, measured for about `seconds`."""
     count, start = 0, time.process_time()
     while (spent := time.process_time() - start) < seconds:
         next(batches)
@@ -102,14 +106,14 @@ def rate(batches: Iterator[Any], seconds: float) -> float:
 
 
 def seek_seconds(data: Path, sample: int) -> float:
-    """From nothing but a folder's name to the first collated global batch at `sample`; checks every shard it meets."""
+    """Return seconds from opening the folder to the first collated global batch at `sample`, shard checks included."""
     start = time.perf_counter()
     next(ours(data, sample // GLOBAL_BATCH, GLOBAL_BATCH))
     return time.perf_counter() - start
 
 
 class _Measured:
-    """A collate step that also tells how much memory its process holds for itself, and in all."""
+    """A collator that also reports the private and total memory of its process, in MB."""
 
     def __init__(self, collate: RandomMaskCollator) -> None:
         self._collate = collate
@@ -121,7 +125,7 @@ class _Measured:
 
 
 def worker_megabytes(data: Path, num_batches: int) -> tuple[float, float]:
-    """Memory of a loader process after so many micro-batches: its own, and with what it shares."""
+    """Return the private and total memory of a loader process after `num_batches` micro-batches, in MB."""
     dataset, plan = WindowDataset([data], [], WindowSettings(window=WINDOW), seed=0), BatchPlan.constant(GLOBAL_BATCH)
     schedule = make_schedule("randommask", k=6, total_steps=STEPS)
     collate = _Measured(RandomMaskCollator(schedule, plan.step_of, dataset.tokenizer.vocab_size, seed=0))
@@ -131,11 +135,11 @@ def worker_megabytes(data: Path, num_batches: int) -> tuple[float, float]:
 
 
 def main() -> int:
-    """Print the table; exit code 1 where a target is missed."""
+    """Print the table; exit code 1 if a target is missed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--bases", type=int, default=64_000_000, help="size of the random genome (%(default)s)")
     parser.add_argument("--rounds", type=int, default=7, help="rounds (%(default)s)")
-    parser.add_argument("--seconds", type=float, default=0.5, help="processor time a row and round (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=0.5, help="processor time per row and round (%(default)s)")
     args = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:
@@ -143,7 +147,7 @@ def main() -> int:
 
 
 def compare(folder: Path, args: argparse.Namespace) -> int:
-    """Measure all rows in `folder` and print them."""
+    """Measure all rows, with files in `folder`, and print them."""
     data = prepare(folder, args.bases)
     on_tensors, on_lists = hugging_face(folder)
     rows = {
@@ -155,11 +159,11 @@ def compare(folder: Path, args: argparse.Namespace) -> int:
     }
     for batches in rows.values():
         rate(batches, args.seconds)
-    found: dict[str, list[float]] = {name: [] for name in rows}
+    rates_of: dict[str, list[float]] = {name: [] for name in rows}
     for _ in range(args.rounds):
         for name, batches in rows.items():
-            found[name].append(rate(batches, args.seconds))
-    medians = {name: statistics.median(rates) for name, rates in found.items()}
+            rates_of[name].append(rate(batches, args.seconds))
+    medians = {name: statistics.median(rates) for name, rates in rates_of.items()}
     first = next(iter(medians.values()))
     print(f"{'tokens a second of one core':<40} {'Mtoken/s':>9} {'this loader is':>15}")
     for name, median in medians.items():

@@ -1,9 +1,9 @@
-"""Batches of raw DNA → padded ids, `KmerTokenizer` beside other ways to the same ids.
+"""Speed of tokenizing batches of DNA into padded ids: `KmerTokenizer` compared with other methods.
 
     python benchmarks/tokenizer.py [--sequences 64] [--bases 512] [--k 6] [--repeats 5]
 
-Beside it: a naive Python loop over k-mers, DNABERT's way (join k-mers with spaces, `BertTokenizerFast`), and the stock
-tokenizer that an export has in `tokenizer.json`. All must give the same ids. Times are the best of `--repeats`.
+The other methods: a naive Python loop over k-mers, DNABERT's method (join k-mers with spaces, `BertTokenizerFast`), and
+the stock tokenizer in an export's `tokenizer.json`. All must give the same ids. Times are the best of `--repeats`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # one core for all
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # one core for every method
 
 from support import random_bases
 from transformers import BertTokenizerFast, PreTrainedTokenizerFast
@@ -31,7 +31,7 @@ from dnabert_rm.tokenizer.files import stock_tokenizer
 
 
 def contenders(k: int) -> dict[str, Callable[[list[str]], Any]]:
-    """Ways from sequences to padded ids."""
+    """Return functions from sequences to padded ids, by name."""
     vocabulary = {token: index for index, token in enumerate(kmer.vocabulary(k))}
     kmers = {"".join(bases): vocabulary["".join(bases)] for bases in itertools.product("ACGT", repeat=k)}
     bert = BertTokenizerFast(vocab=vocabulary, do_lower_case=False)
@@ -64,16 +64,17 @@ def main() -> None:
     args = parser.parse_args()
     rng = np.random.default_rng(0)
     texts = [random_bases(rng, args.bases) for _ in range(args.sequences)]
-    seconds, answers = {}, []
+    seconds = {}
+    ids = []
     for name, encode in contenders(args.k).items():
-        answers.append(np.asarray(encode(texts)))
+        ids.append(np.asarray(encode(texts)))
         times = []
         for _ in range(args.repeats):
             start = time.perf_counter()
             encode(texts)
             times.append(time.perf_counter() - start)
         seconds[name] = min(times)
-    assert all(np.array_equal(answer, answers[0]) for answer in answers), "the ids differ"
+    assert all(np.array_equal(rows, ids[0]) for rows in ids), "the ids differ"
     first = next(iter(seconds.values()))
     print(f"{args.sequences} x {args.bases} bases, k = {args.k}; Mbase/s, and how many times longer than the first")
     for name, taken in seconds.items():

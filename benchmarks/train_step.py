@@ -1,10 +1,10 @@
-"""The training step beside Hugging Face's Trainer and a bare loop, and where its time goes: one table, one run.
+"""Speed of the training step compared with Hugging Face's Trainer and a bare loop, and a profile of its parts.
 
     python benchmarks/train_step.py [--preset small] [--precision fp32] [--device cpu]
 
-Same model, weights, windows, masks, precision and device for all (contenders.py), each in a process of its own, one of
-them at work at a time. Every round runs every row once, in turn; a figure is the median over the rounds, a ratio the
-median of the rounds' ratios with the least and the largest. Exit code 1 where ours is under 1.25 times the Trainer's.
+All contenders have the same model, weights, windows, masks, precision and device (contenders.py). Each has its own
+process, and one runs at a time. Every round runs every row once. A figure is the median over the rounds; a ratio is the
+median of the rounds' ratios, with minimum and maximum. Exit code 1 if ours is below 1.25 times the Trainer's speed.
 """
 
 from __future__ import annotations
@@ -25,21 +25,22 @@ from workers import Lap, workers
 from dnabert_rm.utils.system_info import describe_environment
 
 TARGET = 1.25
-TRAINER, PARTS = "Hugging Face Trainer", "ours without DeepSpeed"
-LOSSES_MAY_DIFFER = {"fp32": 1e-4, "bf16": 2e-2}
+TRAINER = "Hugging Face Trainer"
+PARTS = "ours without DeepSpeed"
+LARGEST_LOSS_DIFFERENCE = {"fp32": 1e-4, "bf16": 2e-2}
 Fields = dict[str, dict[str, Any]]
 Row = tuple[str, Fields]
 """A function in contenders.py, and fields of the run configuration by section."""
 
 
 def make_rows(precision: str, attention: str, compiled: bool) -> dict[str, Row]:
-    """What is measured. Ours comes first in the ZeRO stage that costs one rank least, then in the others.
+    """Return the rows. Ours comes first, in the ZeRO stage that is cheapest for one rank, then in the other stages.
 
-    The peers are as they come; where ours is not, the Trainer stands there a second time with our settings.
+    The peers have their default settings. If ours do not, the Trainer has a second row with our settings.
     """
     own: dict[str, Any] = {"architecture": "bert", "attention": attention, "compile": compiled}
     plain: dict[str, Any] = own | {"attention": "sdpa", "compile": False}
-    # DeepSpeed's bf16 needs a stage, and what ZeRO-3 gathers inside a layer can't be compiled.
+    # DeepSpeed's bf16 needs a ZeRO stage of at least 1. Layers whose weights ZeRO-3 gathers can't be compiled.
     stages = [0] * (precision == "fp32") + [1] + [3] * (not compiled)
     rows: dict[str, Row] = {
         f"ours, ZeRO-{stage}": ("ours", {"model": own, "train": {"ds_config": f"zero{stage}"}}) for stage in stages
@@ -52,7 +53,7 @@ def make_rows(precision: str, attention: str, compiled: bool) -> dict[str, Row]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Print the tables; exit code 1 where the target is missed."""
+    """Print the tables; exit code 1 if the target is missed."""
     args = parse(argv)
     with tempfile.TemporaryDirectory() as folder:
         data = prepare(Path(folder), args.bases)
@@ -61,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
     report = summarize(setting, laps, args)
     print(json.dumps(report) if args.json else as_text(report))
     difference, ratio = report["largest_first_loss_difference"], report["rows"][TRAINER]["ours_is"]["median"]
-    if difference > LOSSES_MAY_DIFFER[args.precision]:
+    if difference > LARGEST_LOSS_DIFFERENCE[args.precision]:
         print(f"FAILED: the losses of the first step differ by {difference:.2g}: not the same task", file=sys.stderr)
         return 1
     if ratio < TARGET:
@@ -71,18 +72,18 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    """The flags."""
+    """Parse the flags."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="small", help="model size (%(default)s)")
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"))
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--windows", type=int, default=4, help="windows a step (%(default)s)")
-    parser.add_argument("--window", type=int, default=512, help="tokens a window (%(default)s)")
+    parser.add_argument("--windows", type=int, default=4, help="windows per step (%(default)s)")
+    parser.add_argument("--window", type=int, default=512, help="tokens per window (%(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="rounds (%(default)s)")
-    parser.add_argument("--steps", type=int, default=1, help="steps a row and round (%(default)s)")
-    parser.add_argument("--threads", type=int, default=0, help="threads a contender (all cores)")
-    parser.add_argument("--attention", default="sdpa", choices=("sdpa", "eager"), help="ours with --model.attention")
-    parser.add_argument("--compile", action="store_true", help="ours with --model.compile (ZeRO-3 then is left out)")
+    parser.add_argument("--steps", type=int, default=1, help="steps per row and round (%(default)s)")
+    parser.add_argument("--threads", type=int, default=0, help="threads per contender (default: all cores)")
+    parser.add_argument("--attention", default="sdpa", choices=("sdpa", "eager"), help="ours: --model.attention")
+    parser.add_argument("--compile", action="store_true", help="ours: --model.compile (without a row for ZeRO-3)")
     parser.add_argument("--bases", type=int, default=4_000_000, help="size of the random genome (%(default)s)")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of the tables")
     args = parser.parse_args(argv)
@@ -91,23 +92,23 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def measure(setting: Setting, rows: dict[str, Row], rounds: int, steps: int) -> dict[str, list[Lap]]:
-    """Laps of every row, round by round."""
+    """Measure laps of every row, round by round."""
     laps: dict[str, list[Lap]] = {name: [] for name in rows}
     with workers(setting.device, len(rows)) as started:
-        crew = dict(zip(rows, started, strict=True))
-        for name, worker in crew.items():
+        worker_of = dict(zip(rows, started, strict=True))
+        for name, worker in worker_of.items():
             function, fields = rows[name]
             worker.start(f"contenders:{function}", dataclasses.replace(setting, fields=fields))
-            worker.answer()
+            worker.receive()
         for number in range(rounds):
-            for name, worker in crew.items():
+            for name, worker in worker_of.items():
                 print(f"round {number + 1} of {rounds}: {name}", file=sys.stderr)
                 laps[name].append(worker.run(steps))
     return laps
 
 
 def summarize(setting: Setting, laps: dict[str, list[Lap]], args: argparse.Namespace) -> dict[str, Any]:
-    """All figures: rates, ratios, profile, what they were measured on."""
+    """Return all figures: rates, ratios, profile, settings and environment."""
     tokens, ours = setting.windows * setting.tokens, next(iter(laps.values()))
     rows = {}
     for name, found in laps.items():
@@ -123,19 +124,22 @@ def summarize(setting: Setting, laps: dict[str, list[Lap]], args: argparse.Names
     losses = [found[0].first_loss for found in laps.values()]
     settings = {name: value for name, value in vars(args).items() if name not in ("json",)}
     return {
-        "settings": settings, "rows": rows, "profile": profile(laps),
-        "largest_first_loss_difference": max(losses) - min(losses), "environment": describe_environment(1),
-    }  # fmt: skip
+        "settings": settings,
+        "rows": rows,
+        "profile": profile(laps),
+        "largest_first_loss_difference": max(losses) - min(losses),
+        "environment": describe_environment(1),
+    }
 
 
 def ratios(pairs: list[tuple[float, float]]) -> dict[str, float]:
-    """Median, least and largest of the first over the second."""
-    found = [first / second for first, second in pairs]
-    return {"median": statistics.median(found), "min": min(found), "max": max(found)}
+    """Return median, minimum and maximum of first / second."""
+    quotients = [first / second for first, second in pairs]
+    return {"median": statistics.median(quotients), "min": min(quotients), "max": max(quotients)}
 
 
 def profile(laps: dict[str, list[Lap]]) -> dict[str, float]:
-    """Seconds of a step by part. What ours takes more than the same step without DeepSpeed is the engine's."""
+    """Return the seconds of a step by part. The engine's part is the extra time over a step without DeepSpeed."""
     bare, ours = laps[PARTS], next(iter(laps.values()))
     parts = {name: statistics.median(lap.parts[name] / lap.steps for lap in bare) for name in bare[0].parts}
     waits = statistics.median(lap.parts["data wait"] / lap.steps for lap in ours)
@@ -144,7 +148,7 @@ def profile(laps: dict[str, list[Lap]]) -> dict[str, float]:
 
 
 def as_text(report: dict[str, Any]) -> str:
-    """The two tables."""
+    """Return the two tables."""
     settings, environment = report["settings"], report["environment"]
     lines = [
         "{preset}, {precision}, {device}, {windows} windows of {window} tokens a step, {threads} threads, "

@@ -1,7 +1,8 @@
-"""Contenders in processes of their own, one of them at work at a time: what one does to a process no other feels.
+"""Worker processes for the benchmarks: one contender per process, one of them running at a time.
 
-A worker imports the libraries, takes a contender's name and setting, and runs until its `Turn` makes it wait. The
-parent then asks for steps: `lap = worker.run(5)`.
+Separate processes keep the contenders from affecting each other. A worker imports the libraries, receives a contender's
+name and setting, and trains until its `StepReporter` makes it wait. The parent then requests steps:
+`lap = worker.run(5)`.
 """
 
 from __future__ import annotations
@@ -18,39 +19,41 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 STEPS_TO_START = 2
-"""Steps that a contender runs before it is measured: the first allocates, the second finds what it left."""
+"""Steps before the measurement: the first one allocates memory, the second one reuses it."""
 
 
 class FinishedError(Exception):
-    """The parent asks for no more steps."""
+    """The parent requests no more steps."""
 
 
 class FailedError(Exception):
-    """A worker could not do what was asked; the text says why, in one line."""
+    """A worker failed; the message gives the reason in one line."""
 
 
 @dataclass(frozen=True)
 class Lap:
-    """Some steps of a contender: seconds by wall and by processor, the loss of its first step, its peak memory.
-
-    `kernels`: seconds and calls of everything that ran on a GPU, by name, where the lap was traced.
-    """
+    """Measurement of some steps of a contender."""
 
     steps: int
     wall: float
+    """Seconds of wall time."""
     processor: float
+    """Seconds of processor time."""
     first_loss: float
+    """Loss of the contender's very first step."""
     peak_bytes: int
     parts: dict[str, float] = field(default_factory=dict)
+    """Seconds by part of the step, if the contender measures them."""
     kernels: dict[str, tuple[float, int]] = field(default_factory=dict)
+    """Seconds and calls of each GPU kernel, if the lap was traced."""
 
 
-class Turn:
-    """What a contender calls after each step, with the step's loss and how its seconds divide, if it knows."""
+class StepReporter:
+    """Callback after each step: counts steps, reports laps to the parent, and waits for its next request."""
 
     def __init__(self, pipe: Connection, device: str) -> None:
         self._pipe, self._device = pipe, device
-        self._left = self._asked = STEPS_TO_START
+        self._left = self._requested = STEPS_TO_START
         self._first_loss: Any = None
         self._parts: dict[str, float] = {}
         self._trace: Any = None
@@ -58,11 +61,14 @@ class Turn:
 
     def _start(self) -> None:
         self._wall, self._processor = time.perf_counter(), time.process_time()
-        if self._asked < 0:
+        if self._requested < 0:
             self._trace = start_trace(self._device)
 
     def __call__(self, loss: Any, parts: dict[str, float] | None = None) -> None:
-        """Counts the step; after the last that was asked for, reports and waits. `FinishedError` ends it."""
+        """Count a step; after the last requested one, report the lap and wait. Raises `FinishedError` at the end.
+
+        `parts`: seconds of the step by part, if known.
+        """
         if self._first_loss is None:
             self._first_loss = loss.detach().clone() if hasattr(loss, "detach") else loss
         for name, seconds in (parts or {}).items():
@@ -75,9 +81,10 @@ class Turn:
         memory = peak_bytes(self._device)
         kernels = kernel_seconds(self._trace) if self._trace else {}
         self._trace = None
-        self._pipe.send(Lap(abs(self._asked), wall, processor, float(self._first_loss), memory, self._parts, kernels))
-        self._asked = self._pipe.recv()
-        self._left = abs(self._asked)
+        num_steps = abs(self._requested)
+        self._pipe.send(Lap(num_steps, wall, processor, float(self._first_loss), memory, self._parts, kernels))
+        self._requested = self._pipe.recv()
+        self._left = abs(self._requested)
         if not self._left:
             raise FinishedError
         self._parts = {}
@@ -85,7 +92,7 @@ class Turn:
 
 
 def synchronize(device: str) -> None:
-    """Wait for the device."""
+    """Wait until the device has finished its work."""
     if device == "cuda":
         import torch
 
@@ -93,7 +100,7 @@ def synchronize(device: str) -> None:
 
 
 def peak_bytes(device: str) -> int:
-    """Most memory so far: what torch allocated on a GPU, the process's resident memory on a CPU."""
+    """Return the peak memory so far: torch's allocations on a GPU, the process's resident memory on a CPU."""
     if device == "cuda":
         import torch
 
@@ -102,7 +109,7 @@ def peak_bytes(device: str) -> int:
 
 
 def start_trace(device: str) -> Any:
-    """torch's profiler, started: on a GPU it records what runs there and nothing of the host."""
+    """Start torch's profiler. On a GPU it records only the device, not the host."""
     from torch.profiler import ProfilerActivity, profile
 
     trace = profile(activities=[ProfilerActivity.CUDA if device == "cuda" else ProfilerActivity.CPU])
@@ -111,49 +118,50 @@ def start_trace(device: str) -> Any:
 
 
 def kernel_seconds(trace: Any) -> dict[str, tuple[float, int]]:
-    """Seconds and calls by kernel's name; a CPU has none."""
+    """Stop the profiler and return seconds and calls by kernel name; empty on a CPU."""
     trace.stop()
-    found = ((event.key, event.self_device_time_total / 1e6, event.count) for event in trace.key_averages())
-    return {name: (seconds, calls) for name, seconds, calls in found if seconds}
+    kernels = ((event.key, event.self_device_time_total / 1e6, event.count) for event in trace.key_averages())
+    return {name: (seconds, calls) for name, seconds, calls in kernels if seconds}
 
 
 class Worker:
-    """A process that runs one contender. It begins to import at once; `start` gives it its task."""
+    """A process that runs one contender. It starts importing at once; `start` gives it its task."""
 
     def __init__(self, device: str) -> None:
-        # A server that has imported everything forks workers in a moment, but CUDA must not have been touched there.
+        # A fork server with all imports starts workers quickly, but a process that uses CUDA must not be forked.
         context = multiprocessing.get_context("spawn" if device == "cuda" else "forkserver")
         if device != "cuda":
             context.set_forkserver_preload(PRELOADED)
-        self._pipe, there = context.Pipe()
-        self._process = context.Process(target=_work, args=(there, device))
+        self._pipe, worker_end = context.Pipe()
+        self._process = context.Process(target=_work, args=(worker_end, device))
         self._process.start()
-        there.close()
+        worker_end.close()
 
     def start(self, function: str, *arguments: Any) -> None:
-        """Call `function` ("module:name") with the arguments, and a `Turn` as the last one."""
+        """Call `function` ("module:name") with the arguments and a `StepReporter` as the last one."""
         self._pipe.send((function, arguments))
 
-    def answer(self, timeout: float | None = None) -> Any:
-        """The next lap, or what the function returned; `FailedError` where it ended otherwise."""
+    def receive(self, timeout: float | None = None) -> Any:
+        """Return the next lap, or the function's result. Raises `FailedError` if the worker failed or timed out."""
         try:
             if not self._pipe.poll(timeout):
                 raise FailedError(f"took more than {timeout:.0f} s")
-            answer = self._pipe.recv()
+            message = self._pipe.recv()
         except EOFError:
             self._process.join()
             raise FailedError(f"the process ended with code {self._process.exitcode}") from None
-        if isinstance(answer, FailedError):
-            raise answer
-        return answer
+        if isinstance(message, FailedError):
+            raise message
+        return message
 
     def run(self, steps: int, timeout: float | None = None, *, traced: bool = False) -> Lap:
-        """Let the waiting contender run so many steps; `traced`: with torch's profiler, which slows them a little."""
+        """Let the waiting contender run `steps` steps; `traced`: with torch's profiler, which slows them slightly."""
+        # A negative number requests a trace.
         self._pipe.send(-steps if traced else steps)
-        return self.answer(timeout)
+        return self.receive(timeout)
 
     def stop(self, patience: float = 10) -> None:
-        """End the process, by force after so many seconds."""
+        """End the process; kill it after `patience` seconds."""
         with contextlib.suppress(OSError):
             self._pipe.send(0)
         self._process.join(patience)
@@ -162,34 +170,39 @@ class Worker:
         self._process.join()
 
 
-PRELOADED = ["contenders", "deepspeed.runtime.engine", "torch.utils.tensorboard", "transformers.trainer",
-             "transformers.models.bert.modeling_bert",
-             "transformers.models.modernbert.modeling_modernbert"]  # fmt: skip
+PRELOADED = [
+    "contenders",
+    "deepspeed.runtime.engine",
+    "torch.utils.tensorboard",
+    "transformers.trainer",
+    "transformers.models.bert.modeling_bert",
+    "transformers.models.modernbert.modeling_modernbert",
+]
 
 
 def _work(pipe: Connection, device: str) -> None:
-    """Runs in the worker."""
+    """Main function of the worker process."""
     if device == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
-    # The loader's own processes start as they would in a run, not from the server above.
+    # The loader's processes must start as in a run, not from the fork server.
     multiprocessing.set_start_method("fork", force=True)
     for name in PRELOADED:
         importlib.import_module(name)
     try:
         function, arguments = pipe.recv()
         module, name = function.split(":")
-        answer = getattr(importlib.import_module(module), name)(*arguments, Turn(pipe, device))
+        message = getattr(importlib.import_module(module), name)(*arguments, StepReporter(pipe, device))
     except (FinishedError, EOFError):
         return
-    except Exception as error:  # whatever a row dies of is its result
-        answer = FailedError(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+    except Exception as error:  # any failure is the row's result
+        message = FailedError(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
     with contextlib.suppress(OSError):
-        pipe.send(answer)
+        pipe.send(message)
 
 
 @contextlib.contextmanager
 def workers(device: str, number: int) -> Iterator[list[Worker]]:
-    """So many workers, which end with the block."""
+    """Run `number` workers, which end with the block."""
     started = [Worker(device) for _ in range(number)]
     try:
         yield started

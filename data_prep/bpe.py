@@ -1,7 +1,7 @@
-"""A SentencePiece BPE model of DNA: the baseline that DNABERT-2 chose, trained on a sample of the genome.
+"""SentencePiece BPE model of DNA, trained on a sample of the genome: the tokenizer of DNABERT-2, as a baseline.
 
-BPE has no views: the reverse strand of its ids is not the ids of the reverse strand, and a window
-can't start inside a token. `build --strand both` stores the reverse strand too.
+BPE has no views at load time. The ids of the reverse strand are not the reversed ids, and a window can't start inside
+a token. With `build --strand both` the reverse strand is stored as well.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.build.decompress import check_starts, is_gzip, uncompressed
-from data_prep.build.scan import joined_contigs, scan_files
-from data_prep.build.segments import cut_runs, long_enough, runs_between
-from data_prep.build.sources import Source
+from data_prep.sharding.decompress import check_headers, decompress_sources, is_gzip
+from data_prep.sharding.scan import join_contigs, scan_files
+from data_prep.sharding.segments import cut_runs, long_enough, runs_between
+from data_prep.sharding.sources import Source
 from dnabert_rm.genome.contigs import Contig, RegionReaders, pure_codes
 from dnabert_rm.genome.kmer import NUM_SPECIAL, SPECIAL_TOKENS, codes_to_bases
 from dnabert_rm.utils import random
@@ -28,11 +28,113 @@ from dnabert_rm.utils.files import check_readable_file
 
 MODEL_NAME = "tokenizer.model"
 SENTENCE_BASES = 4096
-_LONGEST_PIECE_BASES = 16
+_MAX_PIECE_BASES = 16
+
+
+def train_from_files(
+    sources: Sequence[Source], out: Path, vocab_size: int, sample_bases: int, seed: int, rna: bool, executor: Executor
+) -> None:
+    """Run `train-bpe`: scan the files, sample sentences, train, and write `out`.
+
+    Raises `ConfigError` or `DataError`; nothing is written then.
+    """
+    if sample_bases < 1:
+        raise ConfigError(f"--sample-bases {sample_bases}: must be at least 1")
+    if not out.parent.is_dir():
+        raise ConfigError(f"--out {out}: {out.parent} is not a folder; create it first")
+    check_headers(sources)
+    try:
+        scratch_folder = tempfile.TemporaryDirectory(prefix=".bpe-", dir=out.parent)
+    except OSError as error:
+        raise ConfigError(f"--out {out}: cannot be written ({error.strerror}); name another folder") from None
+    with scratch_folder as scratch:
+        paths = {i: source.path for i, source in enumerate(sources) if not is_gzip(source.path)}
+        paths |= decompress_sources(sources, Path(scratch), executor)
+        contigs = join_contigs(sources, paths, scan_files(sources, paths, rna, executor)[1])
+        files = [(paths[i], source.path) for i, source in enumerate(sources)]
+        model = train(sample_sentences(contigs, files, sample_bases, seed), vocab_size)
+        temporary = Path(scratch) / MODEL_NAME
+        temporary.write_bytes(model)
+        temporary.replace(out)
+    print(f"{out}: {vocab_size:,} ids, trained on {min(sample_bases, sum(c.length for c in contigs)):,} bases at most")
+
+
+def sample_sentences(
+    contigs: Sequence[Contig], paths: Sequence[tuple[str, str]], sample_bases: int, seed: int
+) -> Iterator[str]:
+    """Yield random sentences of about `SENTENCE_BASES` bases of A, C, G, T from all contigs, in input order.
+
+    Memory holds one sentence at a time and the table of all coordinates.
+
+    Args:
+        paths: For each source, the path of its uncompressed file and its name in messages.
+        sample_bases: Total length of the sentences, exceeded by less than one sentence.
+    """
+    table = np.concatenate([_sentence_table(number, contig) for number, contig in enumerate(contigs)])
+    order = random.permutation(random.key(seed, "bpe sample"), len(table))
+    sizes = np.cumsum((table[:, 2] - table[:, 1])[order])
+    chosen = np.sort(order[: np.searchsorted(sizes, sample_bases) + 1])
+    with RegionReaders() as readers:
+        for number, start, end, anchor_byte, anchor_base in table[chosen].tolist():
+            reader = readers.of(*paths[contigs[number].source])
+            letters = reader.read(number, start, end, (anchor_byte, anchor_base))
+            yield codes_to_bases(pure_codes(letters)).decode()
+
+
+def _sentence_table(number: int, contig: Contig) -> NDArray[np.int64]:
+    """Return contig number, start, end, anchor byte and anchor base of all sentences of a contig, shape (n, 5)."""
+    runs = runs_between(contig.gaps, contig.length)
+    pieces = cut_runs(runs[long_enough(runs, 1, _MAX_PIECE_BASES)], 1, SENTENCE_BASES)
+    return np.column_stack([np.full(len(pieces), number), pieces, contig.anchors_of(pieces[:, 0])])
+
+
+def train(sentences: Iterator[str], vocab_size: int) -> bytes:
+    """Train a BPE model with `vocab_size` ids, special tokens included; return the bytes of the model file.
+
+    Raises `ConfigError` if the sample is too small for that vocabulary.
+    """
+    import sentencepiece
+
+    out = io.BytesIO()
+    pad, unk, cls, sep, mask = SPECIAL_TOKENS
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=sentences,
+            model_writer=out,
+            model_type="bpe",
+            vocab_size=vocab_size,
+            pad_id=0,
+            unk_id=1,
+            bos_id=2,
+            eos_id=3,
+            pad_piece=pad,
+            unk_piece=unk,
+            bos_piece=cls,
+            eos_piece=sep,
+            control_symbols=[mask],
+            character_coverage=1.0,
+            normalization_rule_name="identity",
+            add_dummy_prefix=False,
+            remove_extra_whitespaces=False,
+            split_by_unicode_script=False,
+            split_by_whitespace=False,
+            split_by_number=False,
+            max_sentence_length=2 * SENTENCE_BASES,
+            max_sentencepiece_length=_MAX_PIECE_BASES,
+            shuffle_input_sentence=False,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        # The message has the form "INTERNAL: file(line) [condition] Reason."
+        reason = " ".join(str(error).rpartition("] ")[2].split()) or "there is too little to train on"
+        raise ConfigError(
+            f"--vocab-size {vocab_size}: {reason.rstrip('.')}; lower it, or raise --sample-bases"
+        ) from None
+    return out.getvalue()
 
 
 def load_model(path: str | Path) -> Any:
-    """A SentencePiece model whose first ids are our special tokens; `DataError` for any other file."""
+    """Load a SentencePiece model; raise `DataError` unless its first ids are our special tokens."""
     import sentencepiece
 
     check_readable_file(path, "a SentencePiece model")
@@ -47,87 +149,6 @@ def load_model(path: str | Path) -> Any:
 
 
 def piece_bases(model: Any) -> NDArray[np.int64]:
-    """How many bases each id stands for, shape (vocabulary,); 0 for special tokens."""
+    """Return the number of bases of each id, shape (vocabulary,); 0 for special tokens."""
     sizes = [0 if i < NUM_SPECIAL else len(model.id_to_piece(i)) for i in range(model.vocab_size())]
     return np.array(sizes, dtype=np.int64)
-
-
-def sample_sentences(
-    contigs: Sequence[Contig], paths: Sequence[tuple[str, str]], sample_bases: int, seed: int
-) -> Iterator[str]:
-    """Stretches of about `SENTENCE_BASES` bases of A, C, G, T, drawn over all contigs, in their order.
-
-    `paths` are (path of the uncompressed file, its name in messages) of each source. Memory holds
-    one stretch at a time and the table of where they all are.
-    """
-    table = np.concatenate([_sentences_of(number, contig) for number, contig in enumerate(contigs)])
-    order = random.permutation(random.key(seed, "bpe sample"), len(table))
-    sizes = np.cumsum((table[:, 2] - table[:, 1])[order])
-    drawn = np.sort(order[: np.searchsorted(sizes, sample_bases) + 1])
-    with RegionReaders() as readers:
-        for number, start, end, anchor_byte, anchor_base in table[drawn].tolist():
-            reader = readers.of(*paths[contigs[number].source])
-            letters = reader.read(number, start, end, (anchor_byte, anchor_base))
-            yield codes_to_bases(pure_codes(letters)).decode()
-
-
-def _sentences_of(number: int, contig: Contig) -> NDArray[np.int64]:
-    """All stretches of one contig: its number, start, end and anchor, shape (n, 5)."""
-    runs = runs_between(contig.gaps, contig.length)
-    pieces = cut_runs(runs[long_enough(runs, 1, _LONGEST_PIECE_BASES)], 1, SENTENCE_BASES)
-    return np.column_stack([np.full(len(pieces), number), pieces, contig.anchors_of(pieces[:, 0])])
-
-
-def train(sentences: Iterator[str], vocab_size: int) -> bytes:
-    """Train a BPE model of `vocab_size` ids (special tokens included); returns the model file's bytes.
-
-    Raises `ConfigError` where the sample is too small for so many pieces.
-    """
-    import sentencepiece
-
-    out = io.BytesIO()
-    pad, unk, cls, sep, mask = SPECIAL_TOKENS
-    try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=sentences, model_writer=out, model_type="bpe", vocab_size=vocab_size,
-            pad_id=0, unk_id=1, bos_id=2, eos_id=3, pad_piece=pad, unk_piece=unk, bos_piece=cls, eos_piece=sep,
-            control_symbols=[mask], character_coverage=1.0, normalization_rule_name="identity",
-            add_dummy_prefix=False, remove_extra_whitespaces=False, split_by_unicode_script=False,
-            split_by_whitespace=False, split_by_number=False, max_sentence_length=2 * SENTENCE_BASES,
-            max_sentencepiece_length=_LONGEST_PIECE_BASES, shuffle_input_sentence=False, minloglevel=2,
-        )  # fmt: skip
-    except RuntimeError as error:
-        # "INTERNAL: file(line) [condition] What is wrong."
-        reason = " ".join(str(error).rpartition("] ")[2].split()) or "there is too little to train on"
-        raise ConfigError(
-            f"--vocab-size {vocab_size}: {reason.rstrip('.')}; ask for fewer pieces or sample more bases"
-        ) from None
-    return out.getvalue()
-
-
-def train_from_files(
-    sources: Sequence[Source], out: Path, vocab_size: int, sample_bases: int, seed: int, rna: bool, executor: Executor
-) -> None:
-    """`train-bpe`: scan the files, draw a sample, train, and write `out`.
-
-    Raises `ConfigError` or `DataError`, with nothing written.
-    """
-    if sample_bases < 1:
-        raise ConfigError(f"--sample-bases {sample_bases}: must be at least 1")
-    if not out.parent.is_dir():
-        raise ConfigError(f"--out {out}: {out.parent} is no folder; make it first")
-    check_starts(sources)
-    try:
-        scratch_folder = tempfile.TemporaryDirectory(prefix=".bpe-", dir=out.parent)
-    except OSError as error:
-        raise ConfigError(f"--out {out}: cannot be written ({error.strerror}); name another place") from None
-    with scratch_folder as scratch:
-        paths = {i: source.path for i, source in enumerate(sources) if not is_gzip(source.path)}
-        paths |= uncompressed(sources, Path(scratch), executor)
-        contigs = joined_contigs(sources, paths, scan_files(sources, paths, rna, executor)[1])
-        files = [(paths[i], source.path) for i, source in enumerate(sources)]
-        model = train(sample_sentences(contigs, files, sample_bases, seed), vocab_size)
-        aside = Path(scratch) / MODEL_NAME
-        aside.write_bytes(model)
-        aside.replace(out)
-    print(f"{out}: {vocab_size:,} ids, trained on {min(sample_bases, sum(c.length for c in contigs)):,} bases at most")

@@ -2,162 +2,292 @@
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable, Sequence
-from typing import Any
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
-from data_prep import commands
-from dnabert_rm.config.command_line import OneLineParser
-from dnabert_rm.utils.errors import run_command
+from data_prep.sharding.options import BuildOptions, SegmentOptions
+from dnabert_rm.config.command_line import Command, choose_command, overview
+from dnabert_rm.config.schema import Settings, setting
+from dnabert_rm.utils.errors import ConfigError, run_command
+from dnabert_rm.utils.files import check_readable_file, sha256_of_file
 
 PROGRAM = "python -m data_prep"
-_FASTA = "FASTA files, plain, gzip or bgzip; NAME=FILE gives a file's genome a name"
+DESCRIPTION = "Whole genomes to shards of token ids for pretraining."
+DEFAULT_K = 6
+DEFAULT_UNK_BASES = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildSettings(SegmentOptions):
+    """Flags of `build`: the inputs and the output beside what changes the shards' bytes."""
+
+    GROUPS: ClassVar = {
+        "segment_tokens": "segments (units are tokens; with BPE, bases)",
+        "include": "contigs and splits (NAME, GENOME:NAME, or patterns with * ? [ ])",
+        "fasta": "input and output",
+    }
+
+    fasta: tuple[str, ...] = setting((), positional=True, metavar="GENOME.fa")
+    """FASTA files, plain, gzip or bgzip; NAME=FILE gives a file's genome a name."""
+    list: str | None = setting(None, metavar="FILE")
+    """A file with one FASTA, or NAME=FASTA, per line."""
+    out: Path = setting(metavar="DIR")
+    """Folder to fill."""
+    tokenizer: str = setting("kmer", metavar="kmer|FILE.model")
+    """K-mers, or a BPE model."""
+    k: int | None = setting(None, metavar="K")
+    """Bases per k-mer, 3 to 8; by default 6."""
+    ambiguous: Literal["split", "unk"] = "split"
+    """At letters other than A, C, G, T: split the segment, or keep short runs as [UNK]."""
+    unk_bases: int | None = setting(None, metavar="N")
+    """Longest run that --ambiguous unk keeps; by default 10."""
+    workers: int | None = setting(None, metavar="N", minimum=1)
+    """Processes; by default one per core. Under mpirun the ranks."""
+
+    @property
+    def bpe_model(self) -> str | None:
+        """Path of the BPE model; None for k-mers."""
+        return None if self.tokenizer == "kmer" else self.tokenizer
+
+    def build_options(self) -> BuildOptions:
+        """The options that change the shards' bytes; `ConfigError` for a contradiction."""
+        model = self.bpe_model
+        if self.unk_bases is not None and self.ambiguous != "unk":
+            raise ConfigError("--unk-bases: needs --ambiguous unk")
+        if self.k is not None and model is not None:
+            raise ConfigError(f"--k {self.k}: goes with k-mers, not with a BPE model; leave one out")
+        if model is not None:
+            check_readable_file(model, "kmer or a SentencePiece model")
+        k = DEFAULT_K if self.k is None else self.k
+        unk_bases = DEFAULT_UNK_BASES if self.unk_bases is None else self.unk_bases
+        shared: dict[str, Any] = {item.name: getattr(self, item.name) for item in fields(SegmentOptions)}
+        return BuildOptions(
+            k=None if model is not None else k,
+            unk_bases=unk_bases if self.ambiguous == "unk" else 0,
+            bpe_sha256=None if model is None else sha256_of_file(model),
+            **shared,
+        )
+
+
+def build(settings: BuildSettings) -> None:
+    """Make a folder of shards, or continue one, and print what it holds."""
+    from data_prep.inspect import as_text
+    from data_prep.parallel import open_executor
+    from data_prep.sharding.build_shards import Job
+    from data_prep.sharding.build_shards import build as build_shards
+    from data_prep.sharding.sources import find_sources
+
+    with open_executor(num_workers(settings.workers)) as executor:
+        # Under MPI only one rank gets an executor, so that a mistake is reported once.
+        if executor is not None:
+            sources = find_sources(settings.fasta, settings.list)
+            job = Job(sources, settings.build_options(), settings.out, settings.bpe_model)
+            print(as_text(str(settings.out), build_shards(job, executor)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifySettings(Settings):
+    """Flags of `verify`."""
+
+    folder: Path = setting(positional=True, metavar="DIR")
+    """Folder of a finished build."""
+    leakage: int | None = setting(None, metavar="BASES", minimum=1)
+    """Also report exact sequences of this length that splits share."""
+    workers: int | None = setting(None, metavar="N", minimum=1)
+    """Processes; by default one per core. Under mpirun the ranks."""
+
+
+def verify(settings: VerifySettings) -> int:
+    """Check a folder; returns 1 on any fault. With --leakage also report what splits share."""
+    from data_prep import leakage
+    from data_prep import verify as checks
+    from data_prep.parallel import open_executor
+
+    code = 0
+    with open_executor(num_workers(settings.workers)) as executor:
+        if executor is not None:
+            code = checks.run(settings.folder, executor)
+            if code == 0 and settings.leakage is not None:
+                leakage.run(settings.folder, settings.leakage, executor)
+    return code
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectSettings(Settings):
+    """Flags of `inspect`."""
+
+    folder: Path = setting(positional=True, metavar="DIR")
+    """Folder of a finished build."""
+    json: bool = False
+    """Print one JSON object."""
+    samples: int = setting(3, metavar="N")
+    """Samples to show as bases."""
+    seed: int = setting(0, metavar="N")
+    """Seed of the choice of samples."""
+
+
+def inspect(settings: InspectSettings) -> int:
+    """Print what a folder holds, with samples."""
+    from data_prep import inspect as view
+
+    return view.run(settings.folder, settings.json, settings.samples, settings.seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StatsSettings(Settings):
+    """Flags of `stats`."""
+
+    folder: Path = setting(positional=True, metavar="DIR")
+    """Folder of a finished build."""
+    json: bool = False
+    """Print one JSON object."""
+    plot: str | None = setting(None, metavar="FILE.png")
+    """Write the histogram of segment lengths as a picture."""
+    workers: int | None = setting(None, metavar="N", minimum=1)
+    """Processes; by default one per core. Under mpirun the ranks."""
+
+
+def stats(settings: StatsSettings) -> None:
+    """Print counts, GC and the histogram of segment lengths."""
+    from data_prep import stats as counts
+    from data_prep.parallel import open_executor
+
+    with open_executor(num_workers(settings.workers)) as executor:
+        if executor is not None:
+            counts.run(settings.folder, settings.json, settings.plot, executor)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainBpeSettings(Settings):
+    """Flags of `train-bpe`."""
+
+    fasta: tuple[str, ...] = setting((), positional=True, metavar="GENOME.fa")
+    """FASTA files, plain, gzip or bgzip; NAME=FILE gives a file's genome a name."""
+    list: str | None = setting(None, metavar="FILE")
+    """A file with one FASTA, or NAME=FASTA, per line."""
+    out: Path = setting(metavar="FILE.model")
+    """The model to write."""
+    vocab_size: int = setting(4096, metavar="N")
+    """Number of ids, special tokens included."""
+    sample_bases: int = setting(10_000_000, metavar="N")
+    """Bases to train on, about 50 bytes of memory each."""
+    seed: int = setting(0, metavar="N")
+    """Seed of the sample."""
+    rna: bool = False
+    """Read U as T."""
+    workers: int | None = setting(None, metavar="N", minimum=1)
+    """Processes; by default one per core. Under mpirun the ranks."""
+
+
+def train_bpe(settings: TrainBpeSettings) -> None:
+    """Train a BPE model on a sample of the input."""
+    from data_prep.bpe import train_from_files
+    from data_prep.parallel import open_executor
+    from data_prep.sharding.sources import find_sources
+
+    with open_executor(num_workers(settings.workers)) as executor:
+        if executor is not None:
+            train_from_files(
+                find_sources(settings.fasta, settings.list),
+                settings.out,
+                settings.vocab_size,
+                settings.sample_bases,
+                settings.seed,
+                settings.rna,
+                executor,
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimulateSettings(Settings):
+    """Flags of `simulate`."""
+
+    out: Path = setting(metavar="DIR")
+    """Folder to fill."""
+    bases: int = setting(4_000_000, metavar="N")
+    """Size of the genome."""
+    rows: int = setting(1500, metavar="N")
+    """Rows of train.csv."""
+    seed: int = setting(0, metavar="N")
+    """Seed of everything random."""
+
+
+def simulate(settings: SimulateSettings) -> int:
+    """Write a simulated genome and labelled sequences."""
+    from data_prep import simulate as simulation
+
+    return simulation.run(settings.out, settings.bases, settings.rows, settings.seed)
+
+
+def num_workers(workers: int | None) -> int:
+    """The number given, or as many as cores that this process may use."""
+    if workers is None:
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return workers
+
+
+def _command(name: str, text: str, settings: type, run: Any, example: str, description: str = "") -> Command:
+    return Command(name, text, f"{PROGRAM} {name} {example}", settings, run, description)
+
+
+COMMANDS = {
+    command.name: command
+    for command in (
+        _command(
+            "build",
+            "FASTA files to shards and a manifest",
+            BuildSettings,
+            build,
+            "yeast.fa.gz --out yeast --val-fraction 0.05\n"
+            "mpirun -n 64 python -m data_prep build --list genomes.txt --out shards --test-contigs 'human:chr8'",
+            "FASTA files to shards and a manifest. The shards' bytes depend only on the files and options, not on the\n"
+            "number of workers or ranks. An unfinished build in DIR continues where it stopped.",
+        ),
+        _command(
+            "verify",
+            "Check every shard against the manifest",
+            VerifySettings,
+            verify,
+            "yeast --leakage 100",
+            "Check every shard against the manifest: checksums, counts, ids in range, every base accounted for,\n"
+            "splits disjoint. Ends with 1 and the shard's name on any fault.",
+        ),
+        _command("inspect", "What a folder of shards holds", InspectSettings, inspect, "yeast --json"),
+        _command("stats", "Bases by reason, GC, segment lengths", StatsSettings, stats, "yeast --plot lengths.png"),
+        _command(
+            "train-bpe",
+            "A SentencePiece BPE model of DNA",
+            TrainBpeSettings,
+            train_bpe,
+            "yeast.fa.gz --vocab-size 4096 --out yeast.model",
+            "A SentencePiece BPE model of DNA, trained on sequences sampled from all contigs.",
+        ),
+        _command(
+            "simulate",
+            "A simulated genome and labelled sequences",
+            SimulateSettings,
+            simulate,
+            "--out demo --bases 4000000",
+            "A simulated genome and labelled sequences: genome.fa, train.csv, dev.csv and test.csv.",
+        ),
+    )
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit code."""
-    args = make_parser().parse_args(argv)
-    return run_command(PROGRAM, lambda: args.command(args))
+    """Run one command; returns its exit code (2 for a user's mistake, after one line on standard error)."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help"):
+        example = f"{PROGRAM} build yeast.fa.gz --out yeast --val-fraction 0.05"
+        print(overview(PROGRAM, DESCRIPTION, COMMANDS.values(), example))
+        return 0 if words else 2
+    return run_command(PROGRAM, lambda: _run(words))
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """The parser of all commands; each help ends with an example."""
-    parser = OneLineParser(
-        prog=PROGRAM,
-        description="Whole genomes to shards of token ids for pretraining.",
-        epilog="example:\n  python -m data_prep build yeast.fa.gz --out yeast --val-fraction 0.05",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
-    for add in (_add_build, _add_verify, _add_inspect, _add_stats, _add_train_bpe, _add_simulate):
-        add(subparsers)
-    return parser
-
-
-def _command(
-    subparsers: Any, command: Callable[[argparse.Namespace], int], name: str, text: str, example: str
-) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = subparsers.add_parser(
-        name,
-        help=text.partition(".")[0],
-        description=text,
-        epilog=f"example:\n  {PROGRAM} {name} {example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.set_defaults(command=command, parser=parser)
-    return parser
-
-
-def _number(parser: Any, flag: str, default: int, text: str) -> None:
-    parser.add_argument(flag, type=int, default=default, metavar="N", help=f"{text} ({default})")
-
-
-def _workers(parser: Any) -> None:
-    parser.add_argument("--workers", type=int, metavar="N", help="processes (one a core); under mpirun: the ranks")
-
-
-def _folder(parser: Any) -> None:
-    parser.add_argument("folder", metavar="DIR", help="folder of a finished build")
-
-
-def _add_build(subparsers: Any) -> None:
-    parser = _command(
-        subparsers, commands.build, "build",
-        "FASTA files to shards and a manifest. The shards' bytes depend on the files and options alone, not on the\n"
-        "number of workers or ranks. An unfinished build in DIR goes on where it stopped.",
-        "yeast.fa.gz --out yeast --val-fraction 0.05\n"
-        "  mpirun -n 64 python -m data_prep build --list genomes.txt --out shards --test-contigs 'human:chr8'",
-    )  # fmt: skip
-    parser.add_argument("fasta", nargs="*", metavar="GENOME.fa", help=_FASTA)
-    parser.add_argument("--list", metavar="FILE", help="a file with one FASTA, or NAME=FASTA, a line")
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder to fill")
-    parser.add_argument("--tokenizer", default="kmer", metavar="kmer|FILE.model", help="k-mers, or a BPE model (kmer)")
-    parser.add_argument("--k", type=int, metavar="K", help="bases of a k-mer, 3 to 8 (6)")
-    parser.add_argument(
-        "--strand", choices=["forward", "both"], default="forward",
-        help="BPE only, whose ids can't be turned round at load time: store the reverse complement too (forward)",
-    )  # fmt: skip
-    _workers(parser)
-    group = parser.add_argument_group("segments (units are tokens; with BPE, bases)")
-    _number(group, "--segment-tokens", 1 << 16, "longest segment")
-    _number(group, "--min-tokens", 1, "leave out runs of A, C, G, T that are shorter")
-    _number(group, "--shard-tokens", 1 << 25, "largest shard, the unit of work of one process")
-    group.add_argument(
-        "--ambiguous", choices=["split", "unk"], default="split",
-        help="at letters other than A, C, G, T: split, or keep short stretches as [UNK] (split)",
-    )  # fmt: skip
-    group.add_argument("--unk-bases", type=int, metavar="N", help="longest stretch that --ambiguous unk keeps (10)")
-    group.add_argument("--rna", action="store_true", help="read U as T")
-    group.add_argument("--record-soft-mask", action="store_true", help="note each segment's lower-case stretches")
-    group = parser.add_argument_group("contigs and splits (NAME, GENOME:NAME, or patterns with * ? [ ])")
-    for flag, text in (("include", "take only these"), ("exclude", "leave these out"),
-                       ("val-contigs", "for validation"), ("test-contigs", "for testing")):  # fmt: skip
-        group.add_argument(f"--{flag}", nargs="+", default=[], metavar="NAME", help=text)
-    for split, text in (("val", "validation"), ("test", "testing")):
-        group.add_argument(
-            f"--{split}-fraction",
-            type=float,
-            default=0.0,
-            metavar="F",
-            help=f"part of the bases, in whole blocks, for {text}",
-        )
-    _number(group, "--block-bases", 100_000, "bases of a block")
-    _number(group, "--seed", 0, "seed of the draw of blocks")
-
-
-def _add_verify(subparsers: Any) -> None:
-    parser = _command(
-        subparsers, commands.verify, "verify",
-        "Check every shard against the manifest. Checksums, counts, ids in range, every base accounted for, splits\n"
-        "disjoint; ends with 1 and the shard's name on any fault.",
-        "yeast --leakage 100",
-    )  # fmt: skip
-    _folder(parser)
-    parser.add_argument("--leakage", type=int, metavar="BASES", help="report exact stretches that splits share, too")
-    _workers(parser)
-
-
-def _add_inspect(subparsers: Any) -> None:
-    parser = _command(subparsers, commands.inspect, "inspect", "What a folder of shards holds.", "yeast --json")
-    _folder(parser)
-    parser.add_argument("--json", action="store_true", help="one JSON object")
-    _number(parser, "--samples", 3, "stretches to show as bases")
-    _number(parser, "--seed", 0, "seed of the draw of samples")
-
-
-def _add_stats(subparsers: Any) -> None:
-    parser = _command(
-        subparsers, commands.stats, "stats", "Bases by reason, GC, segment lengths.", "yeast --plot lengths.png"
-    )
-    _folder(parser)
-    parser.add_argument("--json", action="store_true", help="one JSON object")
-    parser.add_argument("--plot", metavar="FILE.png", help="write the histogram of segment lengths as a picture")
-    _workers(parser)
-
-
-def _add_train_bpe(subparsers: Any) -> None:
-    parser = _command(
-        subparsers, commands.train_bpe, "train-bpe",
-        "A SentencePiece BPE model of DNA. It is trained on stretches drawn over all contigs.",
-        "yeast.fa.gz --vocab-size 4096 --out yeast.model",
-    )  # fmt: skip
-    parser.add_argument("fasta", nargs="*", metavar="GENOME.fa", help=_FASTA)
-    parser.add_argument("--list", metavar="FILE", help="a file with one FASTA, or NAME=FASTA, a line")
-    parser.add_argument("--out", required=True, metavar="FILE.model", help="the model to write")
-    _number(parser, "--vocab-size", 4096, "ids, special tokens included")
-    _number(parser, "--sample-bases", 10_000_000, "bases to train on, about 50 bytes of memory each")
-    _number(parser, "--seed", 0, "seed of the draw of stretches")
-    parser.add_argument("--rna", action="store_true", help="read U as T")
-    _workers(parser)
-
-
-def _add_simulate(subparsers: Any) -> None:
-    parser = _command(
-        subparsers, commands.simulate, "simulate",
-        "A simulated genome and labelled sequences. Writes genome.fa, train.csv, dev.csv and test.csv.",
-        "--out demo --bases 4000000",
-    )  # fmt: skip
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder to fill")
-    _number(parser, "--bases", 4_000_000, "size of the genome")
-    _number(parser, "--rows", 1500, "rows of train.csv")
-    _number(parser, "--seed", 0, "seed of everything drawn")
+def _run(words: Sequence[str]) -> int | None:
+    name = choose_command(PROGRAM, COMMANDS, words)
+    return COMMANDS[name].main(f"{PROGRAM} {name}", words[1:])

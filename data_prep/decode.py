@@ -1,4 +1,4 @@
-"""From stored segments back to bases, whatever the tokenizer: for inspect, stats and leakage."""
+"""Decode stored segments to bases with any tokenizer; used by inspect, stats and leakage."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from data_prep.bpe import load_model
 from dnabert_rm.data.manifest import TokenizerInfo
 from dnabert_rm.genome.kmer import AMBIGUOUS, NUM_SPECIAL, UNK_ID, base_codes, kmer_codes
 
-ToCodes = Callable[[NDArray], NDArray[np.uint8]]
-"""ids (T,) → base codes (N,), `AMBIGUOUS` where only [UNK] covers a base."""
+Decoder = Callable[[NDArray], NDArray[np.uint8]]
+"""Function from ids (T,) to base codes (N,), which are `AMBIGUOUS` where only [UNK] covers a base."""
 
 
-def make_decoder(tokenizer: TokenizerInfo, folder: Path) -> ToCodes:
-    """The function that turns the ids of a segment, or of a stretch of it, into base codes."""
+def make_decoder(tokenizer: TokenizerInfo, folder: Path) -> Decoder:
+    """Return the function that decodes the ids of a segment, or of a part of it, to base codes."""
     if tokenizer.model is not None:
         model = load_model(folder / tokenizer.model)
         return lambda ids: base_codes(model.decode(ids.tolist()))
@@ -27,7 +27,10 @@ def make_decoder(tokenizer: TokenizerInfo, folder: Path) -> ToCodes:
 
 
 def kmer_base_codes(ids: NDArray, k: int) -> NDArray[np.uint8]:
-    """Base codes of overlapping ids (T,), shape (T + k - 1,); `AMBIGUOUS` where only [UNK] covers a base."""
+    """Return the base codes of overlapping ids (T,), shape (T + k - 1,).
+
+    A code is `AMBIGUOUS` where only [UNK] covers the base.
+    """
     if not len(ids):
         return np.empty(0, np.uint8)
     codes = np.full(len(ids) + k - 1, AMBIGUOUS, dtype=np.uint8)

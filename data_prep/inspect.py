@@ -1,4 +1,4 @@
-"""What a folder of shards holds: `inspect`, for people and as JSON, with samples as bases."""
+"""`inspect`: a summary of a folder of shards with random samples as bases, as text or JSON."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from dnabert_rm.data.shards import Meta, read_metas, read_segments
 from dnabert_rm.utils import random
 from dnabert_rm.utils.errors import DataError
 
-SHOWN_BASES = 66
+SAMPLE_BASES = 66
 _LETTERS = np.frombuffer(b"ATCGN", dtype=np.uint8)
 
 
 def run(folder: Path, as_json: bool, num_samples: int, seed: int) -> int:
-    """`inspect`: print a summary of `folder`, or one JSON object."""
+    """Run `inspect`: print a summary of `folder` as text or as one JSON object."""
     manifest = load_manifest(folder)
-    content = describe(manifest, folder) | {"samples": draw_samples(manifest, folder, num_samples, seed)}
+    content = describe(manifest, folder) | {"samples": random_samples(manifest, folder, num_samples, seed)}
     print(json.dumps(content) if as_json else as_text(str(folder), content))
     return 0
 
 
 def describe(manifest: Manifest, folder: Path) -> dict[str, Any]:
-    """The JSON object of `inspect`: tokenizer, splits, bases left out by reason, fingerprint."""
+    """Return the JSON object of `inspect` without samples: tokenizer, splits, bases left out, fingerprint."""
     bases = {
         split: unique_bases(meta for shard in shards for meta in read_metas(folder / shard.name))
         for split in SPLITS
@@ -39,7 +39,7 @@ def describe(manifest: Manifest, folder: Path) -> dict[str, Any]:
 
 
 def summary(manifest: Manifest, bases_of_split: dict[str, int]) -> dict[str, Any]:
-    """The same where the bases of each split are known already."""
+    """Return the object of `describe` for known numbers of bases, without reading shards."""
     splits = {}
     for split, bases in bases_of_split.items():
         shards = manifest.shards_of(split)
@@ -64,46 +64,63 @@ def summary(manifest: Manifest, bases_of_split: dict[str, int]) -> dict[str, Any
 
 
 def unique_bases(metas: Iterable[Meta]) -> int:
-    """Bases covered by segments, each counted once (neighbours of one run share k - 1 bases)."""
-    spans = sorted({(meta["genome"], meta["contig"], meta["start"], meta["end"]) for meta in metas})
-    total, contig, reached = 0, ("", ""), 0
-    for genome, name, start, end in spans:
+    """Return the bases covered by segments; the k - 1 bases that neighbours share count once."""
+    ranges = sorted({(meta["genome"], meta["contig"], meta["start"], meta["end"]) for meta in metas})
+    total = 0
+    contig = ("", "")
+    reached = 0
+    for genome, name, start, end in ranges:
         if (genome, name) != contig:
-            contig, reached = (genome, name), 0
+            contig = (genome, name)
+            reached = 0
         total += max(0, end - max(start, reached))
         reached = max(reached, end)
     return total
 
 
-def draw_samples(manifest: Manifest, folder: Path, count: int, seed: int) -> list[dict[str, Any]]:
-    """`count` stretches of segments as bases of the forward strand with their coordinates, drawn by segment."""
-    where = [(shard.name, i) for shard in manifest.shards for i in range(len(shard.segments))]
+def random_samples(manifest: Manifest, folder: Path, count: int, seed: int) -> list[dict[str, Any]]:
+    """Return `count` random parts of segments, as forward-strand bases with coordinates.
+
+    Each segment is equally probable, whatever its length.
+    """
+    segments = [(shard.name, i) for shard in manifest.shards for i in range(len(shard.segments))]
     bits = random.fold(random.key(seed, "inspect"), np.arange(2 * count))
-    decode, samples = make_decoder(manifest.tokenizer, folder), []
-    for chosen, offset in zip(random.below(bits[:count], len(where)), bits[count:], strict=True):
-        name, number = where[chosen]
-        found = next((found for i, found in enumerate(read_segments(folder / name)) if i == number), None)
-        if found is None:
+    decode = make_decoder(manifest.tokenizer, folder)
+    samples = []
+    for index, offset_bits in zip(random.below(bits[:count], len(segments)), bits[count:], strict=True):
+        name, number = segments[index]
+        segment = next((segment for i, segment in enumerate(read_segments(folder / name)) if i == number), None)
+        if segment is None:
             raise DataError(f"{folder / name}: has fewer segments than in the manifest; run verify")
-        _, meta, ids = found
+        _, meta, ids = segment
         codes = decode(ids)
         codes = (codes ^ np.uint8(1))[::-1] if meta.get("strand") == "-" else codes
-        first = int(random.below(offset, max(1, len(codes) - SHOWN_BASES)))
-        bases = _LETTERS[codes[first : first + SHOWN_BASES]].tobytes().decode()
-        place = {field: meta[field] for field in ("genome", "contig", "split")}
+        first = int(random.below(offset_bits, max(1, len(codes) - SAMPLE_BASES)))
+        bases = _LETTERS[codes[first : first + SAMPLE_BASES]].tobytes().decode()
         start = meta["start"] + first
-        samples.append({**place, "start": start, "end": start + len(bases), "bases": bases, "shard": name})
+        samples.append(
+            {
+                "genome": meta["genome"],
+                "contig": meta["contig"],
+                "split": meta["split"],
+                "start": start,
+                "end": start + len(bases),
+                "bases": bases,
+                "shard": name,
+            }
+        )
     return samples
 
 
 def as_text(folder: str, content: dict[str, Any]) -> str:
-    """A few lines for people."""
-    tokenizer, genomes = content["tokenizer"], content["genomes"]
-    what = f"{tokenizer['k']}-mers" if tokenizer["kind"] == "kmer" else "BPE"
+    """Format the object of `inspect` as lines of text."""
+    tokenizer = content["tokenizer"]
+    genomes = content["genomes"]
+    kind = f"{tokenizer['k']}-mers" if tokenizer["kind"] == "kmer" else "BPE"
     shown = ", ".join(genomes[:5]) + (f" and {len(genomes) - 5} more" if len(genomes) > 5 else "")
     lines = [
         f"{folder}: {content['bases']:,} bases in {content['contigs']:,} contigs of {shown}; "
-        f"{what}, vocabulary {tokenizer['vocab_size']:,}"
+        f"{kind}, vocabulary {tokenizer['vocab_size']:,}"
     ]
     for split, counts in content["splits"].items():
         lines.append(f"  {split:5}  " + ", ".join(f"{value:,} {name}" for name, value in counts.items()))
@@ -111,6 +128,6 @@ def as_text(folder: str, content: dict[str, Any]) -> str:
         lines.append(f"  left out, {reason.replace('_', ' ')}: {bases:,} bases")
     lines.append(f"  fingerprint {content['fingerprint']}")
     for sample in content.get("samples", []):
-        place = f"{sample['genome']}:{sample['contig']}:{sample['start']}-{sample['end']}"
-        lines.append(f"  {place} {sample['bases']}")
+        coordinates = f"{sample['genome']}:{sample['contig']}:{sample['start']}-{sample['end']}"
+        lines.append(f"  {coordinates} {sample['bases']}")
     return "\n".join(lines)

@@ -1,15 +1,17 @@
-"""`verify --leakage`: how much of val and test stands, letter for letter, in another split.
+"""`verify --leakage`: the fraction of val and test that also occurs, letter for letter, in another split.
 
-Stretches of L bases are compared by a hash that is the same for both strands. Of all hashes only
-those below a limit are kept (FracMinHash: Irber et al., "Lightweight compositional analysis of
-metagenomes with FracMinHash", 2022), the same ones in every split, so that memory stays bounded
-and the shared fraction is estimated without bias; on small genomes nothing is dropped.
+All subsequences of L bases are compared by a hash that is the same for both strands. Only hashes below a limit are
+kept, the same ones in every split (FracMinHash: Irber et al., "Lightweight compositional analysis of metagenomes with
+FracMinHash", 2022). So memory is bounded, and the estimate of the shared fraction is unbiased. For small genomes all
+hashes are kept, and the fraction is exact.
 """
 
 from __future__ import annotations
 
 from concurrent.futures import Executor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,82 +23,102 @@ from dnabert_rm.data.shards import read_segments
 from dnabert_rm.genome.kmer import AMBIGUOUS
 from dnabert_rm.utils.progress import progress_bar
 
-KEPT_STRETCHES = 1 << 24
+MAX_HASHES = 1 << 24
+"""Expected number of hashes kept for a large genome."""
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
-Task = tuple[Path, str, TokenizerInfo, int, int]
-"""Folder, shard, tokenizer, bases of a stretch, and the limit below which hashes are kept."""
+_PAIRS = (("val", "train"), ("test", "train"), ("test", "val"))
 
 
-def run(folder: Path, stretch_bases: int, executor: Executor) -> int:
-    """`verify --leakage`: print, for val and test, the part of their stretches that other splits hold too."""
+class Overlap(NamedTuple):
+    """How many of the `compared` subsequences of `split` also occur in `other`."""
+
+    split: str
+    other: str
+    shared: int
+    compared: int
+
+
+@dataclass(frozen=True)
+class HashTask:
+    """Everything that a worker needs to hash one shard; hashes above `limit` are dropped."""
+
+    path: Path
+    tokenizer: TokenizerInfo
+    length_bases: int
+    limit: int
+
+
+def run(folder: Path, length_bases: int, executor: Executor) -> int:
+    """Run `verify --leakage`: print the fraction of val and test that other splits contain."""
     manifest = load_manifest(folder)
-    print(f"exact stretches of {stretch_bases} bases on either strand that two splits share:")
-    for split, other, shared, total in shared_stretches(manifest, folder, stretch_bases, executor):
-        print(f"  {split} in {other}: {100 * shared / max(1, total):.3f} % ({shared:,} of {total:,} looked at)")
+    print(f"exact sequences of {length_bases} bases, on either strand, that two splits share:")
+    for split, other, shared, compared in find_overlaps(manifest, folder, length_bases, executor):
+        print(f"  {split} in {other}: {100 * shared / max(1, compared):.3f} % ({shared:,} of {compared:,} compared)")
     return 0
 
 
-def shared_stretches(
-    manifest: Manifest, folder: Path, stretch_bases: int, executor: Executor
-) -> list[tuple[str, str, int, int]]:
-    """(split, other split, stretches of the first that the second holds, stretches looked at)."""
+def find_overlaps(manifest: Manifest, folder: Path, length_bases: int, executor: Executor) -> list[Overlap]:
+    """Return the overlap of each pair of splits in the manifest, by subsequences of `length_bases` bases."""
     tokens = sum(shard.tokens for shard in manifest.shards)
-    limit = min(2**64 - 1, 2**64 * KEPT_STRETCHES // max(KEPT_STRETCHES, tokens))
-    tasks = [(folder, shard.name, manifest.tokenizer, stretch_bases, limit) for shard in manifest.shards]
-    hashes: dict[str, list[NDArray[np.uint64]]] = {}
+    limit = min(2**64 - 1, 2**64 * MAX_HASHES // max(MAX_HASHES, tokens))
+    tasks = [HashTask(folder / shard.name, manifest.tokenizer, length_bases, limit) for shard in manifest.shards]
+    found: dict[str, list[NDArray[np.uint64]]] = {}
     with progress_bar("leakage", tokens, "base") as bar:
-        for index, found in run_all(executor, hash_shard, tasks):
-            hashes.setdefault(manifest.shards[index].split, []).append(found)
+        for index, hashes in run_all(executor, hash_shard, tasks):
+            found.setdefault(manifest.shards[index].split, []).append(hashes)
             bar.update(manifest.shards[index].tokens)
-    of_split = {split: np.concatenate(found) for split, found in hashes.items()}
-    pairs = [("val", "train"), ("test", "train"), ("test", "val")]
+    of_split = {split: np.concatenate(hashes) for split, hashes in found.items()}
     return [
-        (split, other, int(np.isin(of_split[split], of_split[other]).sum()), len(of_split[split]))
-        for split, other in pairs
+        Overlap(split, other, int(np.isin(of_split[split], of_split[other]).sum()), len(of_split[split]))
+        for split, other in _PAIRS
         if split in of_split and other in of_split
     ]
 
 
-def hash_shard(task: Task) -> NDArray[np.uint64]:
-    """The kept hashes of every stretch in a shard, (n,)."""
-    folder, name, tokenizer, stretch_bases, limit = task
-    decode, kept = make_decoder(tokenizer, folder), [np.empty(0, np.uint64)]
-    for _, meta, ids in read_segments(folder / name):
+def hash_shard(task: HashTask) -> NDArray[np.uint64]:
+    """Return the kept hashes of all subsequences in a shard, (n,)."""
+    decode = make_decoder(task.tokenizer, task.path.parent)
+    kept = [np.empty(0, np.uint64)]
+    for _, meta, ids in read_segments(task.path):
         if meta.get("strand") != "-":
-            hashes = stretch_hashes(decode(ids), stretch_bases)
-            kept.append(hashes[hashes <= limit])
+            hashes = subsequence_hashes(decode(ids), task.length_bases)
+            kept.append(hashes[hashes <= task.limit])
     return np.concatenate(kept)
 
 
-def stretch_hashes(codes: NDArray[np.uint8], stretch_bases: int) -> NDArray[np.uint64]:
-    """Hash of each stretch of `stretch_bases` bases, the same on both strands; stretches with [UNK] are dropped.
+def subsequence_hashes(codes: NDArray[np.uint8], length_bases: int) -> NDArray[np.uint64]:
+    """Return a hash of each subsequence of `length_bases` bases that is the same on both strands.
 
-    codes (N,) → at most (N - stretch_bases + 1,) uint64.
+    Subsequences with an ambiguous base are dropped. codes (N,) → at most (N - length_bases + 1,) uint64.
     """
-    forward = _window_hashes(codes, stretch_bases)
-    backward = _window_hashes((codes ^ np.uint8(1))[::-1], stretch_bases)[::-1]
+    forward = _forward_hashes(codes, length_bases)
+    backward = _forward_hashes((codes ^ np.uint8(1))[::-1], length_bases)[::-1]
     ambiguous = np.concatenate([[0], np.cumsum(codes >= AMBIGUOUS)])
-    clean = ambiguous[stretch_bases:] == ambiguous[: len(ambiguous) - stretch_bases]
-    return _mix(np.minimum(forward, backward)[clean[: len(forward)]])
+    unambiguous = ambiguous[length_bases:] == ambiguous[: len(ambiguous) - length_bases]
+    return _mix(np.minimum(forward, backward)[unambiguous[: len(forward)]])
 
 
-def _window_hashes(codes: NDArray[np.uint8], width: int) -> NDArray[np.uint64]:
-    """Hash of every window: windows of 1, 2, 4, … bases are joined, mixing in between."""
-    words, done, done_width = _mix(codes.astype(np.uint64) + np.uint64(1)), None, 0
-    words_width, remaining = 1, width
+def _forward_hashes(codes: NDArray[np.uint8], length: int) -> NDArray[np.uint64]:
+    """Hash all subsequences of `length` bases, by joining the hashes of 1, 2, 4, … bases."""
+    words = _mix(codes.astype(np.uint64) + np.uint64(1))
+    word_length = 1
+    result: NDArray[np.uint64] | None = None
+    result_length = 0
+    remaining = length
     while remaining:
         if remaining & 1:
-            done = words if done is None else _join(words, done, words_width)
-            done_width += words_width
+            result = words if result is None else _join(words, result, word_length)
+            result_length += word_length
         remaining >>= 1
         if remaining:
-            words, words_width = _join(words, words, words_width), 2 * words_width
-    assert done is not None and done_width == width
-    return done[: max(0, len(codes) - width + 1)]
+            words = _join(words, words, word_length)
+            word_length *= 2
+    assert result is not None and result_length == length
+    return result[: max(0, len(codes) - length + 1)]
 
 
 def _join(left: NDArray[np.uint64], right: NDArray[np.uint64], shift: int) -> NDArray[np.uint64]:
-    """Hashes of the windows at i and at i + shift, joined."""
+    """Combine the hashes at i and at i + shift."""
     size = max(0, min(len(left), len(right) - shift))
     return _mix(left[:size] * _MULTIPLIER + right[shift : shift + size])
 

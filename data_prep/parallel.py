@@ -1,4 +1,4 @@
-"""One executor interface: this process, its children, or the ranks of an MPI job."""
+"""One executor interface for three ways to work: in this process, in child processes, or on MPI ranks."""
 
 from __future__ import annotations
 
@@ -13,56 +13,45 @@ from typing import Any, TypeVar
 
 from dnabert_rm.utils.errors import ConfigError, DataError
 
-_LAUNCHED = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_RANK")
-"""Variables that MPI launchers set for their processes."""
+_MPI_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_RANK")
+"""Environment variables that MPI launchers set for their processes."""
 T = TypeVar("T")
 R = TypeVar("R")
 
 
 @contextlib.contextmanager
 def open_executor(workers: int) -> Iterator[Executor | None]:
-    """An executor for `run_all`, or None on the MPI ranks that have served another rank's one.
+    """Yield an executor for `run_all`, or None on MPI ranks other than the first, once they have served as workers.
 
-    One worker is this process itself. Under an MPI launcher the ranks are the workers, whatever
-    `workers` says. Raises `ConfigError` where a launcher is there but mpi4py is not.
+    With one worker the work is done in this process. Under an MPI launcher the ranks are the workers, and `workers` is
+    ignored. Raises `ConfigError` if a launcher is present but mpi4py is not installed.
     """
-    if any(name in os.environ for name in _LAUNCHED):
+    if any(name in os.environ for name in _MPI_VARIABLES):
         with _mpi_executor() as executor:
             yield executor
     elif workers <= 1:
-        yield _SameProcess()
+        yield _SerialExecutor()
     else:
-        pool = ProcessPoolExecutor(workers, mp_context=_context(), initializer=_start_worker)
+        pool = ProcessPoolExecutor(workers, mp_context=_start_method(), initializer=_start_worker)
         try:
             yield pool
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _context() -> Any:
-    """How workers start: forked, so that they have every import already, where that is safe.
-
-    It is not in a process with threads, whose locks would be copied as they are; "spawn" starts clean ones.
-    """
-    import multiprocessing
-
-    can_fork = "fork" in multiprocessing.get_all_start_methods() and sys.platform == "linux"
-    return multiprocessing.get_context("fork" if can_fork and threading.active_count() == 1 else "spawn")
-
-
 def run_all(executor: Executor, function: Callable[[T], R], items: Sequence[T]) -> Iterator[tuple[int, R]]:
-    """Yield (index, `function(items[index])`) as they are done; the first exception ends it all.
+    """Yield (index, `function(items[index])`) in order of completion; the first exception ends the iteration.
 
-    Under MPI this rank takes part, from the end of the list, so that n ranks do n shares of the
-    work. Raises `DataError` where a worker process died.
+    Under MPI this rank also works, starting from the end of the list, so that n ranks do n shares of the work. Raises
+    `DataError` if a worker process died.
     """
-    if isinstance(executor, _SameProcess):
+    if isinstance(executor, _SerialExecutor):
         for index, item in enumerate(items):
             yield index, function(item)
         return
     futures: dict[Future[R], int] = {}
     try:
-        # A worker that dies early breaks the pool while items are still being handed out.
+        # Submitting is inside the try block, because an early death of a worker makes `submit` raise.
         for index, item in enumerate(items):
             futures[executor.submit(function, item)] = index
         if not isinstance(executor, ProcessPoolExecutor):
@@ -81,8 +70,8 @@ def run_all(executor: Executor, function: Callable[[T], R], items: Sequence[T]) 
             future.cancel()
 
 
-class _SameProcess(Executor):
-    """Marks that `run_all` is to call the function itself, one item at a time."""
+class _SerialExecutor(Executor):
+    """Executor of this process; `run_all` recognizes it and calls the function itself, one item at a time."""
 
     def submit(self, function: Callable[..., R], /, *args: Any, **kwargs: Any) -> Future[R]:
         future: Future[R] = Future()
@@ -90,8 +79,22 @@ class _SameProcess(Executor):
         return future
 
 
+def _start_method() -> Any:
+    """Return the multiprocessing context: "fork" where it is safe, since forked workers inherit all imports.
+
+    Fork is unsafe in a process with threads, because it copies locks that other threads hold. "spawn" is used there.
+    """
+    import multiprocessing
+
+    can_fork = "fork" in multiprocessing.get_all_start_methods() and sys.platform == "linux"
+    return multiprocessing.get_context("fork" if can_fork and threading.active_count() == 1 else "spawn")
+
+
 def _start_worker() -> None:
-    """Leave Ctrl-C to the parent, and end when it ends, even by SIGKILL, which would leave this worker waiting."""
+    """Make a worker ignore Ctrl-C, which the parent handles, and exit when its parent dies.
+
+    Without the second part a worker would wait forever after its parent was killed by SIGKILL.
+    """
     import multiprocessing
     import signal
     from multiprocessing.connection import wait
@@ -100,11 +103,11 @@ def _start_worker() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
 
-    def watch() -> None:
+    def exit_with_parent() -> None:
         wait([parent.sentinel])
         os._exit(1)
 
-    threading.Thread(target=watch, daemon=True).start()
+    threading.Thread(target=exit_with_parent, daemon=True).start()
 
 
 @contextlib.contextmanager
@@ -115,7 +118,7 @@ def _mpi_executor() -> Iterator[Executor | None]:
     except ImportError:
         raise ConfigError("started by an MPI launcher, but mpi4py is missing; pip install 'dnabert_rm[mpi]'") from None
     if MPI.COMM_WORLD.Get_size() == 1:
-        yield _SameProcess()
+        yield _SerialExecutor()
         return
     executor: Any
     with MPICommExecutor(MPI.COMM_WORLD, root=0) as executor:

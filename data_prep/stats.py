@@ -1,11 +1,11 @@
-"""`stats`: bases by reason, GC, bases a token, and the lengths of segments as a picture."""
+"""`stats`: bases left out by reason, GC content, bases per token, and a histogram of segment lengths."""
 
 from __future__ import annotations
 
 import json
 from concurrent.futures import Executor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,25 +19,31 @@ from dnabert_rm.genome.kmer import AMBIGUOUS, BASE_ORDER
 from dnabert_rm.utils.errors import ConfigError
 from dnabert_rm.utils.progress import progress_bar
 
-_BAR_LETTERS = 40
-Task = tuple[Path, str, TokenizerInfo]
+_MAX_BAR_CHARACTERS = 40
 
 
-def run(folder: Path, as_json: bool, picture: str | None, executor: Executor) -> int:
-    """`stats`: print a table, or one JSON object; `picture` names a PNG file for the histogram."""
+class CountTask(NamedTuple):
+    """Everything that a worker needs to count the bases of one shard."""
+
+    path: Path
+    tokenizer: TokenizerInfo
+
+
+def run(folder: Path, as_json: bool, plot: str | None, executor: Executor) -> int:
+    """Run `stats`: print a table or one JSON object; `plot` names an image file for the histogram."""
     manifest = load_manifest(folder)
     content = collect(manifest, folder, executor)
-    if picture is not None:
-        draw_histogram(content["segment_tokens"], Path(picture))
+    if plot is not None:
+        draw_histogram(content["segment_tokens"], Path(plot))
     print(json.dumps(content) if as_json else as_text(folder, content))
     return 0
 
 
 def collect(manifest: Manifest, folder: Path, executor: Executor) -> dict[str, Any]:
-    """`inspect`'s object with, for every split, bases by letter, GC and bases a token, and the histogram."""
+    """Return the object of `inspect` with the histogram, and for every split base counts, GC and bases per token."""
     content = describe(manifest, folder)
     letters = {split: np.zeros(AMBIGUOUS + 1, dtype=np.int64) for split in SPLITS}
-    tasks: list[Task] = [(folder, shard.name, manifest.tokenizer) for shard in manifest.shards]
+    tasks = [CountTask(folder / shard.name, manifest.tokenizer) for shard in manifest.shards]
     with progress_bar("stats", sum(shard.tokens for shard in manifest.shards), "base") as bar:
         for index, counts in run_all(executor, count_letters, tasks):
             letters[manifest.shards[index].split] += counts
@@ -52,26 +58,31 @@ def collect(manifest: Manifest, folder: Path, executor: Executor) -> dict[str, A
     return {**content, "segment_tokens": histogram(lengths)}
 
 
-def count_letters(task: Task) -> NDArray[np.int64]:
-    """How often each base code stands in a shard's forward segments, shape (5,).
+def count_letters(task: CountTask) -> NDArray[np.int64]:
+    """Return the number of each base code in a shard's forward segments, shape (5,).
 
-    Bases that a segment shares with the one before it in the shard are counted once.
+    Bases that a segment shares with its predecessor in the shard count once.
     """
-    folder, name, tokenizer = task
-    decode = make_decoder(tokenizer, folder)
-    counts, reached, last = np.zeros(AMBIGUOUS + 1, dtype=np.int64), 0, ("", "")
-    for _, meta, ids in read_segments(folder / name):
+    decode = make_decoder(task.tokenizer, task.path.parent)
+    counts = np.zeros(AMBIGUOUS + 1, dtype=np.int64)
+    last_contig = ("", "")
+    reached = 0
+    for _, meta, ids in read_segments(task.path):
         if meta.get("strand") == "-":
             continue
         contig = (meta["genome"], meta["contig"])
-        shared = max(0, reached - meta["start"]) if contig == last else 0
+        shared = max(0, reached - meta["start"]) if contig == last_contig else 0
         counts += np.bincount(decode(ids)[shared:], minlength=AMBIGUOUS + 1)
-        reached, last = meta["end"], contig
+        last_contig = contig
+        reached = meta["end"]
     return counts
 
 
 def histogram(lengths: NDArray[np.int64]) -> list[dict[str, int]]:
-    """Segments and their tokens by length: `from`, `to` (powers of two, half-open), `segments`, `tokens`."""
+    """Count segments and their tokens by length.
+
+    Returns: one object per bin with `from` and `to` (powers of two, half-open), `segments` and `tokens`.
+    """
     power = np.floor(np.log2(lengths)).astype(int)
     return [
         {
@@ -85,7 +96,7 @@ def histogram(lengths: NDArray[np.int64]) -> list[dict[str, int]]:
 
 
 def as_text(folder: Path, content: dict[str, Any]) -> str:
-    """The table and the histogram, for people."""
+    """Format the object of `stats` as a table and a histogram."""
     lines = [f"{folder}: {content['bases']:,} bases in {content['contigs']} contigs", ""]
     lines.append(f"{'split':8}{'shards':>8}{'segments':>12}{'tokens':>16}{'bases':>16}{'bases/token':>13}{'GC %':>8}")
     for split, row in content["splits"].items():
@@ -95,10 +106,10 @@ def as_text(folder: Path, content: dict[str, Any]) -> str:
         )
     for reason, bases in content["left_out"].items():
         lines.append(f"left out, {reason.replace('_', ' ')}: {bases:,} bases")
-    lines += ["", "tokens of a segment       segments          tokens"]
+    lines += ["", "tokens per segment      segments          tokens"]
     most = max(row["segments"] for row in content["segment_tokens"])
     for row in content["segment_tokens"]:
-        bar = "█" * -(-_BAR_LETTERS * row["segments"] // most)
+        bar = "█" * -(-_MAX_BAR_CHARACTERS * row["segments"] // most)
         lines.append(
             f"{row['from']:>9,} - {row['to'] - 1:<9,} {row['segments']:>12,} {row['tokens']:>15,}  {bar}".rstrip()
         )
@@ -106,7 +117,7 @@ def as_text(folder: Path, content: dict[str, Any]) -> str:
 
 
 def draw_histogram(rows: list[dict[str, int]], path: Path) -> None:
-    """Write the histogram of segment lengths as a picture (PNG, PDF or SVG, by the file's ending)."""
+    """Write the histogram of segment lengths as an image (PNG, PDF or SVG, by the file's suffix)."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -114,7 +125,7 @@ def draw_histogram(rows: list[dict[str, int]], path: Path) -> None:
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()
     axes.bar([str(row["from"]) for row in rows], [row["segments"] for row in rows], color="#4477aa")
-    axes.set(xlabel="tokens of a segment (from … to twice that)", ylabel="segments", title="Segment lengths")
+    axes.set(xlabel="tokens per segment (from … to twice that)", ylabel="segments", title="Segment lengths")
     axes.tick_params(axis="x", rotation=60)
     try:
         figure.savefig(path, dpi=150)

@@ -1,3 +1,3 @@
-"""Pretraining of DNA BERTs with RandomMask: order, masking, training, export, fine-tuning."""
+"""Pretrain DNA BERTs with RandomMask, export them, fine-tune and evaluate them."""
 
 __version__ = "0.1.0"

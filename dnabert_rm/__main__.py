@@ -1,4 +1,4 @@
-"""`python -m dnabert_rm …`."""
+"""Entry point of `python -m dnabert_rm`."""
 
 import sys
 

@@ -1,6 +1,6 @@
-"""docs/configuration.md from the dataclasses of `dnabert_rm/config/`, the flags and the presets.
+"""Write docs/configuration.md from the dataclasses of `dnabert_rm/config/`, the flags and the presets.
 
-`python docs/write_configuration.py` (or `make docs`) writes it; `--check` exits with 1 where it is not up to date.
+`--check` writes nothing and exits with 1 where the page is not up to date.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from dnabert_rm.cli.run_flags import DEFAULT_PRESET, SHORT_FLAGS, add_run_flags, run_config
+from dnabert_rm.cli.check import COMMAND as CHECK
+from dnabert_rm.cli.run_flags import DEFAULT_PRESET, flag_names
 from dnabert_rm.config import (
     ARCHITECTURES,
-    FREE_TO_CHANGE,
     SECTIONS,
-    FieldInfo,
     RunConfig,
-    field_infos,
+    free_on_resume,
     load_preset,
     preset_names,
     resolve,
-    type_name,
+    run_settings,
 )
+from dnabert_rm.config.schema import Setting
 from dnabert_rm.genome import kmer
 from dnabert_rm.model.flops import model_shape, num_parameters
 
@@ -39,7 +39,7 @@ INTRODUCTION = f"""\
 # Configuration
 
 Every setting of a pretraining run, with its flag and default. `make docs` writes this page from
-`dnabert_rm/config/run_config.py`, `dnabert_rm/cli/run_flags.py` and `dnabert_rm/presets/`; change it there.
+`dnabert_rm/config/run_config.py` and `dnabert_rm/presets/`; change it there.
 `dnabert-rm pretrain`, `check`, `plan` and `show-batch` take all of these flags.
 
 ## Which value counts
@@ -51,15 +51,15 @@ From the weakest to the strongest:
 3. the configuration file, `--config FILE.toml`: any fields, under `[section]`;
 4. the flag.
 
-`--init-from DIR` stands between 2 and 3: the architecture and its sizes are those of the folder. A file or flag that
+`--init-from DIR` comes between 2 and 3: the architecture and its sizes are those of the folder. A file or flag that
 asks for others is refused.
 
 - Each field has a flag by its dotted name, `--optim.beta2 0.95`; some have a short one too.
 - A list takes its values with spaces or commas: `--phase-spans 6 8 10` or `--phase-spans 6,8,10`. Paths take spaces
   only.
 - A `bool` flag without a value means true: `--allow-changes`, `--data.overlap false`.
-- Unknown fields of the file and values of the wrong type, or that can't be right, are told all at once, with the
-  nearest name, before anything runs; `dnabert-rm check` with the same flags does only that.
+- Unknown fields and flags, values of the wrong type and values out of bounds are reported all at once, with the
+  nearest name, before anything runs. `dnabert-rm check` with the same flags does only that.
 - In a file, numbers, texts, `true`, `false` and lists are TOML's: `spans = [6, 8]`, `schedule = "cosine"`.
 
 ## What a run used
@@ -70,9 +70,9 @@ asks for others is refused.
     dnabert-rm show-batch --config RUN/config.toml --step 60000
     deepspeed launch_scripts/pretrain.sh --config RUN/config.toml --output runs/second --seed 43
 
-The command that began a run also resumes it. A resume compares all fields with the checkpoint's. Changes that would
-change the result are refused unless `--allow-changes` is given; the fields that may change stand under each table below
-([checkpoints.md](checkpoints.md#going-on)). With `--data.remainder drop` the global batch may not.
+The command that started a run also resumes it. A resume compares all fields with the checkpoint's. Changes that would
+change the result are refused unless `--allow-changes` is given; the fields that may change are listed under each table
+([checkpoints.md](checkpoints.md#going-on)). With `--data.remainder drop` the global batch may not change.
 """
 EXAMPLE_FILE = """\
 [data]
@@ -97,10 +97,11 @@ PRESETS = f"""\
 ## Presets
 
 A preset sets these fields of `[model]`, and `optim.lr`; all others keep their defaults. Parameters are those of a model
-of {K}-mers ({kmer.vocab_size(K):,} ids), as `dnabert-rm plan` counts them. What a size needs: [scaling.md](scaling.md).
+of {K}-mers ({kmer.vocab_size(K):,} ids), as `dnabert-rm plan` counts them. Hardware for each size:
+[scaling.md](scaling.md).
 """
 NEEDED = {"data": {"path": ["prepared"]}, "train": {"output": "run"}}
-"""What no preset says and a configuration needs."""
+"""Required fields that no preset sets."""
 
 
 def page() -> str:
@@ -110,18 +111,16 @@ def page() -> str:
 
 
 def example_text() -> str:
-    """A file and a command, and where the values come from, as the flags' own parser has them."""
+    """An example file and command, with the source of each value."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "mine.toml"
         file.write_text(EXAMPLE_FILE)
-        parser = argparse.ArgumentParser()
-        add_run_flags(parser)
-        args = parser.parse_args(EXAMPLE_FLAGS.replace("mine.toml", str(file)).split())
-        config = run_config(args)
+        _, flags = CHECK.parse("check", EXAMPLE_FLAGS.replace("mine.toml", str(file)).split())
+        config = flags.config()
     sources = {
-        "flag": [name for name in field_infos() if getattr(args, name) is not None],
+        "flag": _dotted(flags.fields),
         "file": _dotted(tomllib.loads(EXAMPLE_FILE)),
-        f"preset `{args.preset}`": _dotted(load_preset(args.preset)),
+        f"preset `{flags.preset}`": _dotted(load_preset(flags.preset)),
     }
     rows = []
     for name in EXAMPLE_FIELDS:
@@ -149,26 +148,26 @@ def _value(config: RunConfig, name: str) -> str:
 
 def section_text(name: str, cls: type) -> str:
     """One section: its purpose, a table of its fields, and what a resume may change."""
-    infos = [info for info in field_infos().values() if info.name.startswith(f"{name}.")]
-    free = ", ".join(f"`{info.name}`" for info in infos if info.name in FREE_TO_CHANGE) or "none of these fields"
+    infos = [info for info in run_settings().values() if info.name.startswith(f"{name}.")]
+    free = ", ".join(f"`{info.name}`" for info in infos if info.name in free_on_resume()) or "none of these fields"
     return "\n".join(
         [f"## `[{name}]`", "", str(cls.__doc__), "", "| flag | type | default | what it does |", "|---|---|---|---|",
          *map(field_row, infos), "", textwrap.fill(f"A resume may change {free}.", 120, break_on_hyphens=False), ""]
     )  # fmt: skip
 
 
-def field_row(info: FieldInfo) -> str:
+def field_row(info: Setting) -> str:
     """A field as a row of its section's table."""
-    flags = ", ".join(f"`{flag}`" for flag in (SHORT_FLAGS.get(info.name), f"--{info.name}") if flag)
+    flags = ", ".join(f"`{flag}`" for flag in flag_names(info.name))
     default = info.shown_default if info.shown_default == "empty" else f"`{info.shown_default}`"
-    return f"| {flags} | {type_name(info.type)} | {default} | {info.text.replace('|', chr(92) + '|')} |"
+    return f"| {flags} | {info.type_name} | {default} | {info.text.replace('|', chr(92) + '|')} |"
 
 
 def presets_text() -> str:
     """A row for each preset and architecture: the fields that it sets, and the parameters as `plan` counts them."""
     pairs = [(preset, architecture) for preset in preset_names() for architecture in own_first(preset)]
     named = {name for pair in pairs for name in _dotted(load_preset(*pair))} - {"model.architecture"}
-    columns = [name for name in field_infos() if name in named]
+    columns = [name for name in run_settings() if name in named]
     heads = ["flags", "architecture", *(f"`{name.removeprefix('model.')}`" for name in columns), "parameters", "for"]
     return "\n".join(
         [
@@ -182,7 +181,7 @@ def presets_text() -> str:
 
 
 def preset_row(preset: str, architecture: str, columns: list[str]) -> str:
-    """A preset under one architecture; its purpose stands where the architecture is its own."""
+    """A preset under one architecture; its purpose is shown where the architecture is its own."""
     config = resolve(load_preset(preset, architecture), {"model": {"architecture": architecture}, **NEEDED})
     own = load_preset(preset)["model"]["architecture"] == architecture
     flags = f"--preset {preset}" + ("" if own else f" --model.architecture {architecture}")
@@ -204,7 +203,7 @@ def own_first(preset: str) -> list[str]:
 
 
 def purpose(preset: str) -> str:
-    """What a preset is for: the first line of its file, after the number of parameters."""
+    """Purpose of a preset: the first line of its file, after the number of parameters."""
     first = (resources.files("dnabert_rm") / "presets" / f"{preset}.toml").read_text().splitlines()[0]
     return first.partition(": ")[2].rstrip(".")
 

@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# A genome to a fine-tuned model on two CPU cores, by the commands that a user types.
+# Demo: from a genome to a fine-tuned model on two CPU cores, with the commands that a user would type.
 #
-#   make demo                        a simulated genome, pretraining, export, fine-tuning with and without it
-#   make demo GENOME=my.fa.gz        the pretraining part on your own FASTA
+#   make demo                        simulate a genome, pretrain, export, fine-tune with and without pretraining
+#   make demo GENOME=my.fa.gz        pretrain and export on your own FASTA
 #
-# Needs the environment that `make install` makes. What it writes lies in demo/; a second call begins anew.
+# Needs the environment that `make install` creates. Results are in demo/; the next call overwrites them.
 set -eu
 dir=${1:-demo}
 genome=${2:-}
 scripts="$(cd "$(dirname "$0")" && pwd)"
-# Two CPU ranks, also where there is a GPU: the demo is the same everywhere.
+# Use two CPU ranks even if there is a GPU, so that the demo is the same everywhere.
 export DS_ACCELERATOR=cpu
 export DEEPSPEED_ARGS="--quiet --num_gpus 2 --master_port $((20000 + RANDOM % 20000))"
 
@@ -31,8 +31,8 @@ say "2/5 shards"
 python -m data_prep build "$genome" --out "$dir/data" --k 3
 
 say "3/5 pretraining: 2 ranks, ZeRO-3, five RandomMask phases"
-# Rotary positions, 3-mers and phases of nearly equal length: on two cores in two minutes the curve then shows what
-# RandomMask does. Left alone, the phases end where the paper's do.
+# With rotary positions, 3-mers and phases of nearly equal length, the curve shows the effect of RandomMask after two
+# minutes on two cores. By default the phases end where the paper's do.
 bash "$scripts/pretrain.sh" --preset tiny --model.architecture modernbert --model.intermediate_size 192 \
     --data "$dir/data" --output "$dir/run" --steps 1000 --global-batch 32 --window 120 --lr 4e-3 \
     --phase-ends 0.4,0.55,0.7,0.85,1 --save-every 500 --log-every 5
@@ -48,7 +48,8 @@ if [ -d "$dir/simulated" ]; then
             flags=(--from-scratch)
         fi
         dnabert-rm finetune --model "$dir/model" --train "$dir/simulated/train.csv" --dev "$dir/simulated/dev.csv" \
-            --test "$dir/simulated/test.csv" --output "$dir/$start" --epochs 6 --learning-rate 1e-3 --dropout 0 "${flags[@]}" >/dev/null
+            --test "$dir/simulated/test.csv" --output "$dir/$start" --epochs 6 --learning-rate 1e-3 --dropout 0 \
+            "${flags[@]}" >/dev/null
     done
 fi
 

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# A pretraining run (or an exported model) to a GUE table: export where need be, then fine-tune on every data set.
+# From a pretraining run or an exported model to a GUE table: export if necessary, then fine-tune on every data set.
 #
 #   bash launch_scripts/finetune_gue.sh RUN_OR_HFDIR GUE_DIR OUTPUT [flags of dnabert-rm gue]
 #   bash launch_scripts/finetune_gue.sh runs/base GUE results/base --seeds 1,2,3 --arms pretrained,scratch
 #
-# On several GPUs it uses them all, one data set each; CUDA_VISIBLE_DEVICES chooses. The same command goes on where it
-# was stopped. From a run folder the last checkpoint is exported, once, to OUTPUT/model.
+# All GPUs are used, one data set each; choose them with CUDA_VISIBLE_DEVICES. The same command resumes a stopped one.
+# If the first argument is a run folder, its last checkpoint is exported, once, to OUTPUT/model.
 set -eu
 if [ $# -lt 3 ]; then
     echo "usage: bash $0 RUN_OR_HFDIR GUE_DIR OUTPUT [flags of dnabert-rm gue]" >&2
@@ -15,7 +15,7 @@ model=$1 data=$2 output=$3
 shift 3
 if [ -d "$model/checkpoints" ]; then
     if [ -f "$output/model/config.json" ]; then
-        echo "$output/model is there: it is used, not exported again" >&2
+        echo "$output/model exists already and is used" >&2
     else
         dnabert-rm export "$model" --output "$output/model" >&2
     fi

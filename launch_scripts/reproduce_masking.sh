@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Observations 2 and 3 of the paper, and what RandomMask does about them: the same model pretrained by several arms.
+# Reproduce observations 2 and 3 of the paper, and RandomMask's effect: pretrain the same model with several arms.
 #
 #   SCALE=cpu bash launch_scripts/reproduce_masking.sh GENOME.fa.gz OUT [ARM …]
 #
 # Arms: randommask randommask-matched fixed6 fixed14 token (single non-overlapping k-mers); by default all of them.
-# Writes OUT/data, OUT/runs/ARM, OUT/models/ARM and OUT/figures: curves of the training loss and of the held-out loss at
-# fixed spans, embeddings with their silhouette, attention by layer, and a report. The same command goes on where it was
-# stopped. VAL_CONTIGS (default: chrXIV, of yeast) are held out. docs/reproduce.md says what to look for.
+# Writes OUT/data, OUT/runs/ARM, OUT/models/ARM and OUT/figures. The figures are curves of the training loss and of the
+# held-out loss at fixed spans, embeddings with their silhouette, attention by layer, and a report. The same command
+# resumes a stopped one. VAL_CONTIGS (default: chrXIV of yeast) are held out. docs/reproduce.md explains the results.
 set -eu
 if [ $# -lt 2 ]; then
     echo "usage: SCALE=tiny|cpu|gpu|cluster bash $0 GENOME.fa.gz OUT [ARM …]" >&2
@@ -22,9 +22,9 @@ for arm in "$@"; do flags_of "$arm" >/dev/null; done
 
 python -m data_prep build "$genome" --out "$out/data" --k 6 --val-contigs "${VAL_CONTIGS:-chrXIV}" >&2
 for arm in "$@"; do
-    # shellcheck disable=SC2086  # on one line
+    # shellcheck disable=SC2086  # print on one line
     echo "== $arm:" $pretraining "$(flags_of "$arm")" >&2
-    # shellcheck disable=SC2046,SC2086  # several words
+    # shellcheck disable=SC2046,SC2086  # split into words
     DEEPSPEED_ARGS="--quiet --num_gpus $ranks ${DEEPSPEED_ARGS:-}" bash "$here/pretrain.sh" $pretraining \
         $(flags_of "$arm") --data "$out/data" --output "$out/runs/$arm" --strand random --seed "$SEED" --log-every 10 \
         --train.keep_last 0 ${DEVICE_FLAGS:-}

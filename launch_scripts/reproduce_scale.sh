@@ -1,12 +1,12 @@
 # shellcheck shell=bash disable=SC2034
-# The sizes of a reproduction, read by the other reproduce_*.sh scripts (`. reproduce_scale.sh`). SCALE chooses:
+# Sizes of a reproduction, sourced by the other reproduce_*.sh scripts. Choose one with SCALE:
 #
-#   tiny      31 to 41 minutes an arm on one busy CPU core
-#   cpu       yeast on two cores, one to two hours an arm
-#   gpu       one GPU, under 25 minutes an arm is the aim (untried)
-#   cluster   the paper's setting: run this on the nodes, see docs/cluster.md
+#   tiny      31 to 41 minutes per arm on one busy CPU core
+#   cpu       yeast on two cores, one to two hours per arm
+#   gpu       one GPU; aims at less than 25 minutes per arm (untested)
+#   cluster   the paper's setting; run it on the nodes, see docs/cluster.md
 #
-# SEED is that of the pretraining. DEVICE_FLAGS go to pretrain.sh as they are.
+# SEED is the seed of pretraining. DEVICE_FLAGS are passed on to pretrain.sh.
 SCALE=${SCALE:-cpu}
 SEED=${SEED:-42}
 case "$SCALE" in
@@ -34,13 +34,13 @@ case "$SCALE" in
         exit 2
         ;;
 esac
-# A small model needs most of its steps to find that neighbouring k-mers overlap; the phases wait for it. At the
-# paper's scale they end where the paper's do.
+# A small model needs most of its steps to learn that neighbouring k-mers overlap, so its phases end later. At the paper's
+# scale they end where the paper's do.
 if [ "$SCALE" != cluster ]; then
     pretraining="$pretraining --phase-ends 0.4,0.55,0.7,0.85,1"
 fi
 
-# The arms, and what makes each of them (docs/randommask.md).
+# Print the flags of an arm (docs/randommask.md).
 flags_of() {
     case "$1" in
         randommask | randommask-matched) echo "--masking $1" ;;
@@ -48,7 +48,7 @@ flags_of() {
         fixed14) echo "--masking fixed --masking.fixed_span 14" ;;
         token) echo "--masking token --data.overlap false" ;;
         *)
-            echo "$1: no such arm; there are randommask randommask-matched fixed6 fixed14 token" >&2
+            echo "$1: no such arm; choose randommask, randommask-matched, fixed6, fixed14 or token" >&2
             return 2
             ;;
     esac

@@ -1,4 +1,4 @@
-"""What a training step really allocates on a CPU rank, counted by torch's own allocator."""
+"""Measured peak memory of a training step on a CPU rank, from the events of torch's allocator."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from dnabert_rm.model.build import architecture_of, build_model, prepare_layers
 from dnabert_rm.model.mlm import MaskedLM
 from dnabert_rm.train.deepspeed_settings import ds_settings
 from dnabert_rm.train.engine import Engine
-from dnabert_rm.train.trainer import Batch, run_step
+from dnabert_rm.train.trainer import Batch, training_step
 
 WARM_UP_STEPS = 2
-"""Short steps that come first: AdamW's states appear in the first, ZeRO-3 knows the order of modules after it."""
+"""Short steps before the measurement. The first allocates AdamW's states, and ZeRO-3 records the module order in it."""
 
 
 def step_peak(ranks: Ranks, sections: dict[str, Any], zero: dict[str, Any] | None) -> tuple[float, int]:
-    """Most bytes in tensors at once during one step of a run through `Engine`, and its masked tokens on this rank.
+    """Return the peak bytes in tensors during one step with `Engine`, and the mean masked tokens of its micro-batches.
 
-    `sections` make the configuration; `zero` goes into the "zero_optimization" of its DeepSpeed configuration.
-    The profiler is blind to memory that gloo's threads free, so what was there before the step is counted by
-    looking at all tensors, and the profiler's account is used within the step alone.
+    `sections` are those of the run's configuration; `zero` updates the "zero_optimization" of its DeepSpeed
+    configuration. The profiler does not see memory that gloo's threads free. So the bytes before the step are counted
+    from all tensors, and the profiler is used only for the changes during the step.
     """
     config = resolve(sections)
     split = split_batch(BatchPlan.constant(config.train.global_batch), config.train.micro_batch, ranks.world_size)
@@ -38,13 +38,13 @@ def step_peak(ranks: Ranks, sections: dict[str, Any], zero: dict[str, Any] | Non
     engine = _engine(config, settings, ranks)
     for step in range(WARM_UP_STEPS):
         short = [_short(batch) for batch in _batches(config, split.micro_batch, ranks)]
-        run_step(engine, short, step, 0, stop_wanted=lambda: False)
+        training_step(engine, short, step, 0, stop_wanted=lambda: False)
     batches = _batches(config, split.micro_batch, ranks)
     dist.barrier()
     before = _live_bytes()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        run_step(engine, batches, WARM_UP_STEPS, 0, stop_wanted=lambda: False)
-    return before + _highest(profile), sum(len(batch["positions"]) for batch in batches) // len(batches)
+        training_step(engine, batches, WARM_UP_STEPS, 0, stop_wanted=lambda: False)
+    return before + _peak(profile), sum(len(batch["positions"]) for batch in batches) // len(batches)
 
 
 def _engine(config: RunConfig, settings: dict[str, Any], ranks: Ranks) -> Engine:
@@ -54,14 +54,14 @@ def _engine(config: RunConfig, settings: dict[str, Any], ranks: Ranks) -> Engine
 
 
 def _batches(config: RunConfig, micro_batch: int, ranks: Ranks) -> list[Batch]:
-    """Masked micro-batches of real windows, as many as a step has."""
+    """Return the masked batches of one step, made from real windows."""
     dataset, plan = make_dataset(config), BatchPlan.constant(config.train.global_batch)
     collate = make_collator(
         config, make_mask_schedule(config, dataset.tokenizer.k), plan.step_of, dataset.tokenizer.vocab_size
     )
     found = []
     for first in range(ranks.rank * micro_batch, config.train.global_batch, micro_batch * ranks.world_size):
-        # Late in the run, where the spans are widest.
+        # From the last step of the run, where spans are widest.
         samples = (config.train.steps - 1) * config.train.global_batch + torch.arange(first, first + micro_batch)
         windows = dataset.windows(samples.numpy(), config.train.steps - 1)
         masked = collate.mask(windows.samples, windows.ids)
@@ -72,29 +72,30 @@ def _batches(config: RunConfig, micro_batch: int, ranks: Ranks) -> list[Batch]:
 
 
 def _short(batch: Batch) -> Batch:
-    """The first eight tokens of its first window, one of them predicted."""
-    one = {"positions": torch.tensor([3]), "targets": torch.tensor([7]), "input_ids": batch["input_ids"][:1, :8]}
-    return {**batch, **one}
+    """Return a batch of the first eight tokens of the first window, with one prediction."""
+    first = {"positions": torch.tensor([3]), "targets": torch.tensor([7]), "input_ids": batch["input_ids"][:1, :8]}
+    return {**batch, **first}
 
 
 def _live_bytes() -> int:
-    """Bytes of all storages that a tensor uses now."""
+    """Return the bytes of all storages that tensors use now."""
     gc.collect()
     tensors = [item for item in gc.get_objects() if isinstance(item, torch.Tensor)]
     tensors += [tensor.grad for tensor in tensors if tensor.is_leaf and tensor.grad is not None]
     return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
 
 
-def _highest(profile: Any) -> int:
-    """The largest running sum of allocations and frees within a profile, in bytes."""
-    changes, nodes = [], list(profile.profiler.kineto_results.experimental_event_tree())
+def _peak(profile: Any) -> int:
+    """Return the largest running sum of allocations and frees in a profile, in bytes."""
+    changes = []
+    nodes = list(profile.profiler.kineto_results.experimental_event_tree())
     while nodes:
         node = nodes.pop()
         nodes += node.children
         if node.tag == torch._C._profiler._EventType.Allocation:
             changes.append((node.start_time_ns, node.extra_fields.alloc_size))
-    now = highest = 0
+    current = peak = 0
     for _, change in sorted(changes, key=lambda item: item[0]):
-        now += change
-        highest = max(highest, now)
-    return highest
+        current += change
+        peak = max(peak, current)
+    return peak

@@ -1,4 +1,4 @@
-"""Real builds by the `build` command in a process of its own."""
+"""Run the `build` command in a separate process."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from support import ROOT, clean_environment
 
 
 def build(*words: str | Path, code: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run `build` with these flags, and check that it exits with `code`."""
     command = [sys.executable, "-m", "data_prep", "build", *map(str, words)]
     done = subprocess.run(
         command, cwd=ROOT, env={**clean_environment(), **environment}, capture_output=True, text=True, check=False
@@ -19,7 +20,7 @@ def build(*words: str | Path, code: int = 0, **environment: str) -> subprocess.C
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    """Every file of a folder, hidden ones too."""
+    """Return every file of a folder, including hidden ones."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 

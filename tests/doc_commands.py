@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_prep.cli import make_parser
-from dnabert_rm.cli.main import COMMANDS, command_parser
-from dnabert_rm.cli.run_flags import run_config
+from data_prep.cli import COMMANDS as PREP_COMMANDS
+from dnabert_rm.cli.analyze import KINDS
+from dnabert_rm.cli.main import COMMANDS, load_command
 from dnabert_rm.utils.errors import ConfigError
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -76,24 +75,31 @@ def _until_operator(words: list[str]) -> Iterator[str]:
 
 
 def _parse(program: str, given: list[str], may_lack: bool) -> str:
-    if program not in (*COMMANDS, "data_prep"):
+    table = {name: load_command(name) for name in (program,) if name in COMMANDS}
+    if program == "data_prep":
+        table = PREP_COMMANDS
+    elif program == "analyze":
+        table = KINDS
+    if program in ("data_prep", "analyze"):
+        program, *given = given or [""]
+    if program not in table:
         return f"no command {program!r}"
-    parser = make_parser() if program == "data_prep" else command_parser(program, program)
-    for one in [parser, *_subparsers(parser)] if may_lack else []:
-        for part in [*one._actions, *one._mutually_exclusive_groups]:
-            part.required = False
-    # argparse ends the process, after a line on standard error that pytest shows.
+    if {"-h", "--help"} & set(given):
+        return ""
+    command = table[program]
     try:
-        args = parser.parse_args(given)
-    except SystemExit as end:
-        return "the parser refuses it" if end.code else ""  # --help ends with 0
-    if program in RUN_COMMANDS and not args.config and getattr(args, "model.init_from") is None:
+        parsed = command.parse(program, given)
+    except ConfigError as error:
+        lines = str(error).split("\n  ")
+        if may_lack:
+            lines = [line for line in lines if "arguments are required" not in line and "give one of" not in line]
+        return "\n".join(lines)
+    if program in RUN_COMMANDS:
+        flags = parsed[1]
+        if flags.config_file or flags.fields.get("model", {}).get("init_from"):
+            return "\n".join(flags.problems)
         try:
-            run_config(args, NEEDED)
+            flags.config(NEEDED)
         except ConfigError as error:
             return str(error)
     return ""
-
-
-def _subparsers(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
-    return [one for action in parser._actions if isinstance(action.choices, dict) for one in action.choices.values()]

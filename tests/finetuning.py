@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from transformers import BertConfig, BertForMaskedLM
 
-from dnabert_rm.finetune import pretrained_encoder as heads
+from dnabert_rm.finetune import pretrained_encoder as encoder
 from dnabert_rm.finetune.finetune_settings import FinetuneSettings
 from dnabert_rm.tokenizer import KmerTokenizer
 
@@ -17,14 +17,14 @@ BERT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "in
 def save_model(folder, k=3, positions=40, **options):
     torch.manual_seed(0)
     config = BertConfig(vocab_size=5 + 4**k, max_position_embeddings=positions, **{**BERT, **options})
-    with heads.suppress_transformers_output():
+    with encoder.suppress_transformers_output():
         BertForMaskedLM(config).save_pretrained(folder)
         KmerTokenizer(k).save_pretrained(folder)
     return folder
 
 
 def write_table(path, classes, rows, seed, lengths=(20, 36)):
-    """Sequences whose base composition tells their class."""
+    """Write sequences whose base composition depends on their class."""
     rng = np.random.default_rng(seed)
     weights = np.full((len(classes), 4), 0.1)
     weights[np.arange(len(classes)), np.arange(len(classes))] = 0.7
@@ -39,7 +39,7 @@ def write_table(path, classes, rows, seed, lengths=(20, 36)):
 
 
 def write_classes(folder):
-    """train.csv, dev.csv and test.csv of two classes."""
+    """Write train.csv, dev.csv and test.csv of two classes."""
     for seed, (name, count) in enumerate({"train": 96, "dev": 32, "test": 30}.items()):
         write_table(folder / f"{name}.csv", ["0", "1"], count, seed)
     return folder
@@ -52,12 +52,12 @@ def settings_for(model, data, output, **options):
 
 
 def shares(sequence):
-    """Share of A, and of C, in a sequence."""
+    """Return the fractions of A and of C in a sequence."""
     return [sequence.count(base) / len(sequence) for base in "AC"]
 
 
 LABELS = {
-    # columns → a row's cells
+    # task and label columns → labels of a sequence
     ("multi-label", ("label",)): lambda s: [";".join("xy"[i] for i in (0, 1) if shares(s)[i] > 0.25) or ";"],
     ("multi-label", ("x", "y")): lambda s: [str(int(share > 0.25)) for share in shares(s)],
     ("regression", ("label",)): lambda s: [f"{100 * shares(s)[0] - 7:.4f}"],
@@ -89,31 +89,32 @@ def data_of(task, columns, folder, lengths=(20, 36)):
     return folder
 
 
-def slow_windows(num_tokens, room):
-    """Starts of windows half of which overlap, the last one at the end, written apart from the project's own."""
-    starts = [start for start in range(0, num_tokens, room // 2) if start + room < num_tokens]
-    return [*starts, max(0, num_tokens - room)]
+def slow_windows(num_tokens, length):
+    """Return starts of half-overlapping windows, the last one at the end; an independent implementation."""
+    starts = [start for start in range(0, num_tokens, length // 2) if start + length < num_tokens]
+    return [*starts, max(0, num_tokens - length)]
 
 
-def slow_answers(loaded, tokenizer, sequence, facts):
-    """Logits of a sequence, (L,), or of each base, (bases, L), from the saved model: one window and base at a time."""
-    ids, room = tokenizer(sequence)["input_ids"][1:-1], facts["max_tokens"] - 2
-    starts = slow_windows(len(ids), room) if facts["long"] == "window" else [max(0, len(ids) - room) // 2]
-    found = [[] for _ in sequence]
-    whole = []
+def slow_outputs(loaded, tokenizer, sequence, facts):
+    """Return logits of a sequence, (L,), or of each base, (bases, L), computed one window and base at a time."""
+    ids = tokenizer(sequence)["input_ids"][1:-1]
+    length = facts["max_tokens"] - 2
+    starts = slow_windows(len(ids), length) if facts["long"] == "window" else [max(0, len(ids) - length) // 2]
+    logits_of_base = [[] for _ in sequence]
+    logits_of_window = []
     for start in starts:
-        window = ids[start : start + room]
+        window = ids[start : start + length]
         with torch.no_grad():
             logits = loaded(torch.tensor([[2, *window, 3]])).logits[0]
         if facts["task"] != "bases":
-            whole.append(logits)
+            logits_of_window.append(logits)
             continue
         step = 1 if facts["overlapping"] else K
-        for place in range(len(window)):
-            first = (start + place) * step
-            is_last = start + place == len(ids) - 1
+        for token in range(len(window)):
+            first = (start + token) * step
+            is_last = start + token == len(ids) - 1
             for base in range(first, len(sequence) if is_last else first + K):
-                found[base].append(logits[1 + place])
+                logits_of_base[base].append(logits[1 + token])
     if facts["task"] != "bases":
-        return torch.stack(whole).mean(0)
-    return [torch.stack(several).mean(0) if several else None for several in found]
+        return torch.stack(logits_of_window).mean(0)
+    return [torch.stack(logits).mean(0) if logits else None for logits in logits_of_base]

@@ -1,4 +1,4 @@
-"""Folders as GUE comes in, and as `dnabert-rm gue` leaves them, without the training."""
+"""Input folders of GUE data sets, and output folders of `dnabert-rm gue` without training."""
 
 import json
 
@@ -7,7 +7,7 @@ from dnabert_rm.evaluate.suite_runs import resolve_settings
 
 
 def make_sets(root, **splits):
-    """Data sets of two rows a table: `mouse__0="train test"` makes mouse/0/train.csv and test.csv."""
+    """Write data sets with two rows per table: `mouse__0="train test"` writes mouse/0/train.csv and test.csv."""
     for name, which in splits.items():
         folder = root / name.replace("__", "/")
         folder.mkdir(parents=True)
@@ -17,16 +17,20 @@ def make_sets(root, **splits):
 
 
 def write_run(output, name, arm, seed, value, stand_in=False, shared=0):
-    """A finished run whose metric is `value`; the others are no number that a table may show."""
+    """Write a finished run whose metric is `value`; its other metrics must not appear in a table."""
     folder = output / "runs" / name / arm / f"seed-{seed}"
     folder.mkdir(parents=True)
     record = {"data_set": name, "arm": arm, "seed": seed, "stand_in": stand_in, "model_sha256": "ab" * 32}
     metrics = {"accuracy": 7.0, "f1_macro": 8.0, "mcc": 9.0} | {metric_of(name): value}
     scores = {
-        "data_set": name, "seed": seed, "metrics": {"dev": {"mcc": 6.0}, "test": metrics},
-        "splits": {"train": {"rows": 1234}, "test": {"rows": 56}}, "settings": {"model": "hf"},
-        "rows_shared_with_train": {"dev": 0, "test": shared}, "rows_cut_to_their_middle": {"test": 0},
+        "data_set": name,
+        "seed": seed,
+        "metrics": {"dev": {"mcc": 6.0}, "test": metrics},
+        "splits": {"train": {"rows": 1234}, "test": {"rows": 56}},
+        "settings": {"model": "hf"},
+        "rows_shared_with_train": {"dev": 0, "test": shared},
+        "rows_cut_to_their_middle": {"test": 0},
         "train_seconds": 2.0 * seed,
-    }  # fmt: skip
+    }
     (folder / "gue_run.json").write_text(json.dumps(record | {"settings": resolve_settings(name, {})}))
     (folder / "scores.json").write_text(json.dumps(scores))

@@ -1,4 +1,4 @@
-"""Ranks killed at random moments, checkpoints looked at after each kill, and what the records say at the end."""
+"""Kill ranks at random moments, check the checkpoints after each kill, and compare the finished run's metrics."""
 
 from __future__ import annotations
 
@@ -16,14 +16,21 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from dnabert_rm.checkpoint.checksums import find_damage, read_checkpoint_manifest
 from dnabert_rm.checkpoint.run_folder import LATEST_NAME, saved_steps, step_folder
 
-TIMINGS = {"tokens_per_second", "tflops_per_rank", "mfu", "data_wait", "save_seconds", "validation_seconds",
-           "memory_gb"}  # fmt: skip
+TIMINGS = {
+    "tokens_per_second",
+    "tflops_per_rank",
+    "mfu",
+    "data_wait",
+    "save_seconds",
+    "validation_seconds",
+    "memory_gb",
+}
 NUM_RANKS = 2
 
 
 @dataclass
 class Tally:
-    """What the kills met: `in_saves` of them left a folder that was being written or deleted."""
+    """Counts of kills; `in_saves` of them left a folder that was being written or deleted."""
 
     kills: int = 0
     in_saves: int = 0
@@ -40,57 +47,57 @@ def kill_and_resume(
     reference: Path,
     min_in_saves: int = 0,
 ) -> Tally:
-    """Kill runs of `words` that many times, resume after each, and compare what came out with `reference`.
+    """Kill runs of `words` `num_kills` times, resume after each kill, and compare the finished runs with `reference`.
 
-    A run that ends before the kills are used up is compared, and another one is begun. Every second kill is aimed at a
-    save. Kills go on, up to twice as many, until `min_in_saves` of them have hit one.
+    If a run ends before `num_kills` is reached, it is compared and another run is started. Every second kill is aimed
+    at a save. Kills continue, up to twice `num_kills`, until `min_in_saves` of them have hit a save.
     """
     tally = Tally()
 
-    def is_due() -> bool:
+    def needs_kill() -> bool:
         return tally.kills < num_kills or (tally.in_saves < min_in_saves and tally.kills < 2 * num_kills)
 
-    while is_due():
+    while needs_kill():
         run = folder / f"run{tally.runs}"
         tally.runs += 1
-        ended = False
-        while not ended and is_due():
-            ended = _one_life(words, run, folder / "log", rng, tally)
-        if not ended:
+        has_ended = False
+        while not has_ended and needs_kill():
+            has_ended = _start_and_kill(words, run, folder / "log", rng, tally)
+        if not has_ended:
             codes = wait_for(start_ranks(NUM_RANKS, [*words, "--output", run], folder / "log"))
             if codes != [0] * NUM_RANKS:
-                tally.problems.append(f"the last resume ended with {codes}: {_printed(folder / 'log')}")
+                tally.problems.append(f"the last resume ended with {codes}: {_read_logs(folder / 'log')}")
         tally.problems += differences(run, reference)
         shutil.rmtree(run)
     return tally
 
 
-def _one_life(words: Sequence[str | Path], run: Path, log: Path, rng: random.Random, tally: Tally) -> bool:
-    """Start the ranks, kill them at some moment; returns whether the run had ended before."""
+def _start_and_kill(words: Sequence[str | Path], run: Path, log: Path, rng: random.Random, tally: Tally) -> bool:
+    """Start the ranks and kill them at a random moment; return whether the run had ended before."""
     rows_before = _num_rows(run)
     ranks = start_ranks(NUM_RANKS, [*words, "--output", run], log)
-    began = _wait_for_moment(run, ranks, rows_before, rng, at_save=bool(tally.kills % 2))
+    has_stepped = _wait_for_moment(run, ranks, rows_before, rng, at_save=bool(tally.kills % 2))
     victim = rng.randrange(NUM_RANKS)
     if not all(process.is_alive() for process in ranks):
         codes = wait_for(ranks)
         if codes != [0] * NUM_RANKS:
-            tally.problems.append(f"a rank ended by itself, {codes}: {_printed(log)}")
+            tally.problems.append(f"a rank ended without a kill, {codes}: {_read_logs(log)}")
         return True
     ranks[victim].kill()
-    # As a launcher does, once it sees that one has gone.
+    # Kill the others as a launcher does once it notices that a rank has ended.
     time.sleep(rng.uniform(0, 0.2))
     for process in ranks:
         process.kill()
         process.join()
     tally.kills += 1
-    tally.before_first_step += not began
+    tally.before_first_step += not has_stepped
     tally.in_saves += any((run / "checkpoints").glob(".step_*.tmp"))
     tally.problems += _broken_checkpoints(run)
     return False
 
 
 def _wait_for_moment(run: Path, ranks: list[BaseProcess], rows_before: int, rng: random.Random, at_save: bool) -> bool:
-    """Wait for the moment to kill: in a save, or anywhere, the start included; returns whether a step was made."""
+    """Wait for the moment to kill: in a save, or at any time since the start; return whether a step was made."""
     if not at_save and rng.random() < 0.2:
         time.sleep(rng.uniform(0, 3))
         return _num_rows(run) != rows_before
@@ -110,12 +117,12 @@ def _num_rows(run: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
-def _printed(log: Path) -> str:
+def _read_logs(log: Path) -> str:
     return " | ".join(path.read_text()[-800:] for path in sorted(log.iterdir()))
 
 
 def _broken_checkpoints(run: Path) -> list[str]:
-    """Faults of what a kill left: every visible folder must be whole, and `latest` must name one."""
+    """Return the faults that a kill left: every step folder must be undamaged, and `latest` must name one of them."""
     problems = []
     for step in saved_steps(run):
         folder = step_folder(run, step)
@@ -128,26 +135,26 @@ def _broken_checkpoints(run: Path) -> list[str]:
 
 
 def differences(run: Path, reference: Path) -> list[str]:
-    """Where a run's records are not, bit for bit, those of an undisturbed one (times excepted)."""
-    found, expected = ([_untimed(row) for row in read_metrics(folder)] for folder in (run, reference))
+    """Return where a run's metrics differ from those of `reference`, bit for bit; times are not compared."""
+    found, expected = ([_without_times(row) for row in read_metrics(folder)] for folder in (run, reference))
     problems = []
     if [row["step"] for row in found] != [row["step"] for row in expected]:
         problems.append(f"{run}: metrics.jsonl has the steps {[row['step'] for row in found]}")
     for row, other in zip(found, expected, strict=False):
         if row != other:
-            problems.append(f"{run}: step {row['step']} has {row}, undisturbed {other}")
+            problems.append(f"{run}: step {row['step']} has {row}, the reference {other}")
             break
     if (points := _points(run)) != _points(reference):
         problems.append(f"{run}: TensorBoard has the steps {[step for step, _ in points['train/loss']]}")
     return problems
 
 
-def _untimed(row: dict) -> dict:
+def _without_times(row: dict) -> dict:
     return {name: value for name, value in row.items() if name not in TIMINGS}
 
 
 def _points(run: Path) -> dict[str, list[tuple[int, float]]]:
-    """Steps and values of every TensorBoard curve that does not show times."""
-    board = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0}).Reload()
-    tags = [tag for tag in board.Tags()["scalars"] if not tag.startswith("speed/")]
-    return {tag: [(event.step, event.value) for event in board.Scalars(tag)] for tag in tags}
+    """Return steps and values of all TensorBoard curves except those of speed."""
+    events = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0}).Reload()
+    tags = [tag for tag in events.Tags()["scalars"] if not tag.startswith("speed/")]
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags}

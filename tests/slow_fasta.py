@@ -1,4 +1,4 @@
-"""A slow FASTA reader and k-mer encoder, written apart from the project's, and FASTA made up to test both."""
+"""A slow, independent FASTA reader and k-mer encoder, and random FASTA texts for tests."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 
 def slow_records(text: str) -> list[tuple[str, str]]:
-    """(name, sequence as written) of every record, one line at a time."""
+    """Read (name, sequence in the file's case) of every record, one line at a time."""
     records: list[tuple[str, list[str]]] = []
     for line in text.removeprefix("\ufeff").split("\n"):
         if line.startswith(">"):
@@ -23,13 +23,13 @@ def slow_records(text: str) -> list[tuple[str, str]]:
 
 
 def slow_file(path: Path) -> list[tuple[str, str]]:
-    """The same of a file, gzip or not."""
+    """Read the records of a file, plain or gzip."""
     data = path.read_bytes()
     return slow_records((gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode())
 
 
 def slow_runs(sequence: str, k: int, min_tokens: int = 1) -> list[tuple[int, int]]:
-    """Where A, C, G, T stand in a row for at least `min_tokens` k-mers."""
+    """Find the runs of A, C, G, T with at least `min_tokens` k-mers."""
     found = [match.span() for match in re.finditer("[ACGT]+", sequence.upper())]
     return [(start, end) for start, end in found if end - start - k + 1 >= min_tokens]
 
@@ -40,7 +40,7 @@ def _numbers(k: int) -> dict[str, int]:
 
 
 def slow_ids(sequence: str, k: int) -> list[int]:
-    """One k-mer at a time, from a dictionary; 1 where it holds any other letter."""
+    """Encode one k-mer at a time from a dictionary; 1 if it contains any other letter."""
     numbers = _numbers(k)
     return [numbers.get(sequence[i : i + k].upper(), 1) for i in range(len(sequence) - k + 1)]
 
@@ -50,7 +50,7 @@ LETTERS = "ACGTacgtNnRYKMSWBDHVX-.*uU"
 
 @st.composite
 def fasta_texts(draw: st.DrawFn) -> str:
-    """FASTA as people write it: ragged and blank lines, either line end, blanks, no last line end."""
+    """Generate FASTA as found in practice: ragged and blank lines, either line end, blanks, no final line end."""
     end = draw(st.sampled_from(["\n", "\r\n"]))
     alphabet = draw(st.sampled_from(["ACGT", "ACGTN", "acgtN", LETTERS]))
     parts = [draw(st.sampled_from(["", "", "\ufeff", end, "\n \n"]))]

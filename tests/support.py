@@ -1,4 +1,4 @@
-"""Small prepared folders and other helpers that several test files need."""
+"""Helpers for several test files: small prepared folders, commands, and ranks on this machine."""
 
 from __future__ import annotations
 
@@ -35,16 +35,18 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def random_bases(rng: np.random.Generator, length: int) -> str:
-    """A random sequence of A, C, G, T."""
+    """Return a random sequence of A, C, G, T."""
     return "".join(rng.choice(list("ACGT"), length))
 
 
 def write_prepared(
     folder: Path, shards: Sequence[Sequence[str]], *, k: int = 6, splits: Mapping[int, str] | None = None
 ) -> Manifest:
-    """A prepared folder, written apart from `data_prep`: one contig a segment, the sequences as given."""
+    """Write a prepared folder without `data_prep`: each sequence is a contig with one segment. Return its manifest."""
     folder.mkdir(parents=True)
-    keys, contigs, infos = segment_keys(), [], []
+    keys = segment_keys()
+    contigs: list[ContigInfo] = []
+    infos: list[ShardInfo] = []
     for number, sequences in enumerate(shards):
         split = (splits or {}).get(number, "train")
         path = folder / f"shard-{number:06d}.tar"
@@ -69,14 +71,14 @@ def write_prepared(
 
 
 def launcher_variables() -> set[str]:
-    """Names in the environment that a launcher of ranks may have set."""
-    plain = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT"}
-    starts = ("OMPI_", "PMIX_", "PMI_", "MV2_", "SLURM_", "MPI_LOCAL")
-    return plain | {name for name in os.environ if name.startswith(starts)}
+    """Return the names of environment variables that a launcher may set."""
+    names = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT"}
+    prefixes = ("OMPI_", "PMIX_", "PMI_", "MV2_", "SLURM_", "MPI_LOCAL")
+    return names | {name for name in os.environ if name.startswith(prefixes)}
 
 
 def clean_environment() -> dict[str, str]:
-    """The environment without what a launcher set, one thread a process."""
+    """Return the environment without a launcher's variables and with one thread per process."""
     launcher = launcher_variables()
     kept = {name: value for name, value in os.environ.items() if name not in launcher}
     folder = str(Path(sys.executable).parent)
@@ -92,24 +94,29 @@ def run_cli(*words: str | Path, timeout: float = 300) -> subprocess.CompletedPro
 
 
 def read_metrics(run: Path) -> list[dict]:
-    """Rows of a run's metrics.jsonl."""
+    """Read the rows of a run's metrics.jsonl."""
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 def free_port() -> int:
-    """A TCP port that nothing listens on at the moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """Return a TCP port that is free at the moment."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
 
 
-# A server that has imported the slow libraries once forks each rank from itself, in a moment instead of ten seconds.
+# A fork server imports the slow libraries once, so that each rank starts in a moment instead of ten seconds.
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(
-    ["dnabert_rm.train.trainer", "deepspeed.runtime.zero.muon.muon_optimizer", "deepspeed.runtime.engine",
-     "torch.utils.tensorboard", "transformers.models.bert.modeling_bert",
-     "transformers.models.modernbert.modeling_modernbert"]
-)  # fmt: skip
+    [
+        "dnabert_rm.train.trainer",
+        "deepspeed.runtime.zero.muon.muon_optimizer",
+        "deepspeed.runtime.engine",
+        "torch.utils.tensorboard",
+        "transformers.models.bert.modeling_bert",
+        "transformers.models.modernbert.modeling_modernbert",
+    ]
+)
 
 
 def start_ranks(
@@ -123,11 +130,10 @@ def start_ranks(
 ) -> list[multiprocessing.process.BaseProcess]:
     """Start `launch_scripts/pretrain.sh` on gloo ranks of this machine; rank r prints to `log/r.txt`.
 
-    Each rank is a process of its own, forked with the libraries imported. `variables` go into their environment.
-    Rank r has the words `own_words[r]` after the common ones, and `own_variables[r]` over the common ones.
+    Each rank is a forked process with the libraries imported. `variables` are added to the environment of all ranks.
+    For rank r, `own_words[r]` are appended to the words, and `own_variables[r]` override the common variables.
     """
-    shared = {"WORLD_SIZE": num_ranks, "LOCAL_WORLD_SIZE": num_ranks, "MASTER_ADDR": "127.0.0.1",
-              "MASTER_PORT": free_port(), **variables}  # fmt: skip
+    shared = {**_rank_variables(num_ranks, free_port()), **variables}
     ranks = []
     for rank in range(num_ranks):
         own = (own_variables or {}).get(rank, {})
@@ -139,9 +145,9 @@ def start_ranks(
 def start_rank(
     environment: Mapping[str, Any], words: Sequence[str | Path], log: Path, node: str = ""
 ) -> multiprocessing.process.BaseProcess:
-    """Start one rank with `environment` over this process's; it prints to `log`.
+    """Start one rank with `environment` added to this process's; it prints to `log`.
 
-    `node` is the name of a network namespace to start it in, which is also its host name.
+    `node` is the name of a network namespace to start it in, and also its host name.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     variables = {name: str(value) for name, value in environment.items()}
@@ -151,12 +157,12 @@ def start_rank(
 
 
 def run_rank(environment: dict[str, str], words: list[str], log: str, node: str) -> None:
-    """Runs in a forked process: one rank of a pretraining run."""
+    """Run one rank of a pretraining run; called in a forked process."""
     from dnabert_rm.cli.main import run_one
 
     if node:
         move_to_node(node)
-    # A rank's loader processes start as they would under a launcher, not from the server above.
+    # Loader processes start as under a launcher, not from the fork server.
     multiprocessing.set_start_method("fork", force=True)
     os.environ.update(environment)
     sys.path[:0] = environment.get("PYTHONPATH", "").split(os.pathsep) if "PYTHONPATH" in environment else []
@@ -165,11 +171,11 @@ def run_rank(environment: dict[str, str], words: list[str], log: str, node: str)
         os.dup2(stream.fileno(), 2)
         code = run_one("pretrain", "pretrain.sh", words)
         sys.stderr.flush()
-    os._exit(code)  # as a killed or ended rank does; multiprocessing would wait for what the rank left running
+    os._exit(code)  # multiprocessing would wait for processes that the rank left running
 
 
 def move_to_node(name: str) -> None:
-    """Put this process into a network namespace that `ip netns add` made, with a host name of its own."""
+    """Move this process into a network namespace that `ip netns add` made, with the same host name."""
     new_net, new_uts = 0x40000000, 0x04000000  # CLONE_NEWNET, CLONE_NEWUTS; os.setns comes with Python 3.12
     libc = ctypes.CDLL(None, use_errno=True)
     with open(f"/run/netns/{name}") as namespace:
@@ -179,7 +185,10 @@ def move_to_node(name: str) -> None:
 
 
 def wait_for(ranks: Sequence[multiprocessing.process.BaseProcess], timeout: float = 300) -> list[int | None]:
-    """Exit codes of ranks, once all of them have ended (negative: killed by that signal)."""
+    """Wait for ranks, kill those that exceed `timeout`, and return the exit codes.
+
+    A code is negative if a signal ended the rank, and None if the rank exceeded `timeout`.
+    """
     deadline = time.monotonic() + timeout
     for process in ranks:
         process.join(max(0.0, deadline - time.monotonic()))
@@ -190,8 +199,18 @@ def wait_for(ranks: Sequence[multiprocessing.process.BaseProcess], timeout: floa
     return codes
 
 
+def _rank_variables(num_ranks: int, port: int) -> dict[str, Any]:
+    """Return the variables that all ranks on this machine have in common."""
+    return {
+        "WORLD_SIZE": num_ranks,
+        "LOCAL_WORLD_SIZE": num_ranks,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+    }
+
+
 def on_ranks(num_ranks: int, function: Callable[..., Any], *arguments: Any, timeout: float = 300) -> list[Any]:
-    """What a function of a module returns on each of so many gloo ranks; it gets `Ranks` and the arguments."""
+    """Return the results of `function(ranks, *arguments)` on each of `num_ranks` gloo ranks."""
     results, port = _FORKS.SimpleQueue(), free_port()
     processes = [
         _FORKS.Process(target=_function_rank, args=(num_ranks, rank, port, results, function, arguments))
@@ -207,15 +226,14 @@ def on_ranks(num_ranks: int, function: Callable[..., Any], *arguments: Any, time
 def _function_rank(num_ranks: int, rank: int, port: int, results: Any, function: Any, arguments: Any) -> None:
     from dnabert_rm.distributed.process_group import process_group
 
-    variables = {"WORLD_SIZE": num_ranks, "LOCAL_WORLD_SIZE": num_ranks, "MASTER_ADDR": "127.0.0.1",
-                 "MASTER_PORT": port, "RANK": rank, "LOCAL_RANK": rank}  # fmt: skip
+    variables = {**_rank_variables(num_ranks, port), "RANK": rank, "LOCAL_RANK": rank}
     os.environ.update({name: str(value) for name, value in variables.items()})
     with process_group(1) as ranks:
         results.put((rank, function(ranks, *arguments)))
 
 
 def run_ranks(num_ranks: int, *words: str | Path, timeout: float = 300, codes: Sequence[int] | None = None) -> str:
-    """Run `launch_scripts/pretrain.sh` on gloo ranks of this machine; returns what all of them printed.
+    """Run `launch_scripts/pretrain.sh` on gloo ranks of this machine; return what all of them printed.
 
     The exit codes must be `codes`, by default all 0.
     """
@@ -226,8 +244,8 @@ def run_ranks(num_ranks: int, *words: str | Path, timeout: float = 300, codes: S
     return printed
 
 
-def vouch_for(folder: Path) -> None:
-    """Seal a checkpoint anew, as somebody would who wants a spoilt one to be loaded."""
+def rewrite_manifest(folder: Path) -> None:
+    """Write a checkpoint's manifest again, as an attacker would so that changed files are loaded."""
     from dnabert_rm.checkpoint.checksums import (
         CheckpointManifest,
         hash_own_files,
@@ -235,6 +253,5 @@ def vouch_for(folder: Path) -> None:
         write_checkpoint_manifest,
     )
 
-    write_checkpoint_manifest(
-        folder, CheckpointManifest(read_checkpoint_manifest(folder).layout, hash_own_files(folder, 0, 1))
-    )
+    layout = read_checkpoint_manifest(folder).layout
+    write_checkpoint_manifest(folder, CheckpointManifest(layout, hash_own_files(folder, 0, 1)))

@@ -1,4 +1,4 @@
-"""Small models with random weights, saved as users have them, and slow reference answers."""
+"""Small models with random weights, saved as users save them, and slow reference outputs."""
 
 from __future__ import annotations
 
@@ -18,13 +18,15 @@ from dnabert_rm.tokenizer import KmerTokenizer
 POSITIONS = 24
 
 
-def save_bert(folder: Path, kind: type[PreTrainedModel], k: int = 3, head: dict[str, Any] | None = None,
-              **options: Any) -> Path:  # fmt: skip
-    """A BERT with weights large enough that answers differ; `head` becomes finetuning.json."""
+def save_bert(
+    folder: Path, kind: type[PreTrainedModel], k: int = 3, head: dict[str, Any] | None = None, **options: Any
+) -> Path:
+    """Save a BERT with weights large enough that its outputs differ; `head` is the content of finetuning.json."""
     torch.manual_seed(1)
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-    config = BertConfig(vocab_size=5 + 4**k, max_position_embeddings=POSITIONS, initializer_range=0.4,
-                        **{**sizes, **options})  # fmt: skip
+    config = BertConfig(
+        vocab_size=5 + 4**k, max_position_embeddings=POSITIONS, initializer_range=0.4, **{**sizes, **options}
+    )
     with suppress_transformers_output():
         kind(config).save_pretrained(folder)
         overlapping = (head or {}).get("overlapping", True)
@@ -41,14 +43,14 @@ def _loaded(auto_class: Any, folder: Path) -> Any:
 
 
 def stock_logits(auto_class: Any, folder: Path, sequence: str) -> np.ndarray:
-    """What stock transformers says of one sequence, alone: (C,) or (W, C)."""
+    """Return the logits (C,) or (W, C) of stock transformers for one unpadded sequence."""
     model = _loaded(auto_class, folder)
     with torch.no_grad():
         return model(**KmerTokenizer.from_pretrained(folder)(sequence, return_tensors="pt")).logits[0].numpy()
 
 
 def stock_states(folder: Path, sequence: str, layer: int = -1) -> np.ndarray:
-    """Hidden states (W, H) of one sequence, alone."""
+    """Return the hidden states (W, H) of one unpadded sequence."""
     model = _loaded(AutoModel, folder)
     inputs = KmerTokenizer.from_pretrained(folder)(sequence, return_tensors="pt")
     with torch.no_grad():
@@ -56,13 +58,13 @@ def stock_states(folder: Path, sequence: str, layer: int = -1) -> np.ndarray:
 
 
 def read_table(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file."""
+    """Read the rows of a CSV file."""
     with open(path, newline="") as stream:
         return list(csv.DictReader(stream))
 
 
 def write_fasta(path: Path, records: dict[str, str], width: int = 17) -> Path:
-    """A FASTA file with lines of `width` letters."""
+    """Write a FASTA file with `width` letters per line."""
     lines = []
     for name, sequence in records.items():
         lines += [f">{name} described", *(sequence[i : i + width] for i in range(0, len(sequence), width))]

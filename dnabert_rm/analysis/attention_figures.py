@@ -1,4 +1,4 @@
-"""Pictures of attention: numbers by layer, the mean map of every layer, what [CLS] attends to."""
+"""Figures of attention: entropy and concentration by layer, mean maps, and the attention of [CLS]."""
 
 from __future__ import annotations
 
@@ -19,19 +19,20 @@ _COLOUR_MAP = "viridis"
 
 
 def layers_figure(layers: Sequence[LayerAttention], title: str) -> Figure:
-    """Entropy as a share of log L and the mass on 5 tokens, by layer: the mean over heads, and a mark a head."""
-    longest = math.log(layers[0].mean_map.shape[0])
+    """Plot the entropy as a share of log L, and the attention on 5 tokens, by layer. A line is the mean over heads."""
+    max_entropy = math.log(layers[0].mean_map.shape[0])
     numbers = np.arange(1, len(layers) + 1)
     figure = new_figure(8.6, 4.0)
     left, right = figure.subplots(1, 2)
-    _draw_heads(left, numbers, [layer.entropy / longest for layer in layers], COLOURS[0], "o", "-", None)
+    _draw_heads(left, numbers, [layer.entropy / max_entropy for layer in layers], COLOURS[0], "o", "-", None)
     left.set_ylabel("entropy / log L", fontsize=SMALL)
-    left.set_title(f"entropy (1 is uniform: log L = {longest:.2f} nats)", fontsize=NORMAL, loc="left")
-    one, all_together = [layer.top_mass for layer in layers], [layer.top_mass_of_window for layer in layers]
-    _draw_heads(right, numbers, one, COLOURS[1], "s", "-", f"each query's own {TOP}")
-    _draw_heads(right, numbers, all_together, COLOURS[2], "^", "--", f"the window's {TOP}")
+    left.set_title(f"entropy of the attention (1: uniform, log L = {max_entropy:.2f} nats)", fontsize=SMALL, loc="left")
+    of_query = [layer.top_mass for layer in layers]
+    of_window = [layer.top_mass_of_window for layer in layers]
+    _draw_heads(right, numbers, of_query, COLOURS[1], "s", "-", f"top {TOP} of each query")
+    _draw_heads(right, numbers, of_window, COLOURS[2], "^", "--", f"top {TOP} of the window")
     right.set_ylabel("share of the attention", fontsize=SMALL)
-    right.set_title(f"mass on the {TOP} most attended tokens", fontsize=NORMAL, loc="left")
+    right.set_title(f"attention on the {TOP} most attended tokens", fontsize=SMALL, loc="left")
     for panel in (left, right):
         panel.set_ylim(0, 1.04)
         panel.set_xlim(0.5, len(layers) + 0.5)
@@ -42,7 +43,12 @@ def layers_figure(layers: Sequence[LayerAttention], title: str) -> Figure:
         panel.set_axisbelow(True)
         panel.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside lower right", ncols=2, fontsize=SMALL, frameon=False)
-    figure.suptitle(f"{title}\nlines: mean over heads; small marks: heads", fontsize=NORMAL, x=0.01, ha="left")
+    figure.suptitle(
+        f"Attention by layer: {title}\nlines: mean over heads; small marks: single heads",
+        fontsize=NORMAL,
+        x=0.01,
+        ha="left",
+    )
     return figure
 
 
@@ -54,7 +60,7 @@ def _draw_heads(panel: Any, numbers: Any, by_head: Any, colour: str, marker: str
 
 
 def maps_figure(layers: Sequence[LayerAttention], title: str) -> Figure:
-    """The mean map of every layer, one logarithmic scale of colours for all."""
+    """Draw the mean map of every layer. All panels share one logarithmic colour scale."""
     from matplotlib.colors import LogNorm
 
     columns = min(_COLUMNS, len(layers))
@@ -62,44 +68,50 @@ def maps_figure(layers: Sequence[LayerAttention], title: str) -> Figure:
     length = layers[0].mean_map.shape[0]
     figure = new_figure(2.75 * columns + 0.9, 2.75 * rows + 0.7)
     panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
-    # Uniform attention is 1 / L; what lies further below it than it could lie above is all the same colour.
+    # Uniform attention is 1 / L. Weights below a tenth of it all have the same colour.
     colours = LogNorm(vmin=0.1 / length, vmax=max(float(layer.mean_map.max()) for layer in layers))
     for number, (panel, layer) in enumerate(zip(panels, layers, strict=False), 1):
         image = panel.imshow(layer.mean_map, norm=colours, cmap=_COLOUR_MAP, interpolation="nearest")
         share = layer.entropy.mean() / math.log(length)
-        head = f"layer {number}: entropy {share:.2f} log L,\ntop {TOP} {layer.top_mass.mean():.2f}"
-        panel.set_title(head, fontsize=SMALL, loc="left")
+        text = f"layer {number}: entropy {share:.2f} log L,\ntop {TOP} {layer.top_mass.mean():.2f}"
+        panel.set_title(text, fontsize=SMALL, loc="left")
         panel.tick_params(labelsize=7)
     for panel in panels[len(layers) :]:
         panel.set_axis_off()
-    bar = figure.colorbar(image, ax=panels.tolist(), shrink=0.8, aspect=30, extend="min")
-    bar.set_label(f"weight (log scale; uniform is {1 / length:.2g})", fontsize=SMALL)
-    bar.ax.tick_params(labelsize=7)
+    _add_colour_bar(figure, image, panels.tolist(), length, shrink=0.8)
     figure.supxlabel("attended token (0 is [CLS])", fontsize=SMALL)
     figure.supylabel("attending token", fontsize=SMALL)
-    figure.suptitle(f"{title}: mean over heads and windows", fontsize=NORMAL, x=0.01, ha="left")
+    figure.suptitle(f"Mean attention over heads and windows\n{title}", fontsize=NORMAL, x=0.01, ha="left")
     return figure
 
 
 def cls_figure(layers: Sequence[LayerAttention], title: str) -> Figure:
-    """What [CLS] attends to: a row a head, layers from top to bottom, a column a token."""
+    """Draw the attention of [CLS]: one row per head, layers from top to bottom, one column per token."""
     from matplotlib.colors import LogNorm
 
-    length, heads = layers[0].mean_map.shape[0], layers[0].cls_map.shape[0]
+    length = layers[0].mean_map.shape[0]
+    num_heads = layers[0].cls_map.shape[0]
     weights = np.concatenate([layer.cls_map for layer in layers])
     figure = new_figure(9.0, 1.5 + min(9.0, max(1.6, 0.09 * len(weights))))
     panel = figure.subplots()
     colours = LogNorm(vmin=0.1 / length, vmax=float(weights.max()))
     image = panel.imshow(weights, norm=colours, cmap=_COLOUR_MAP, aspect="auto", interpolation="nearest")
-    for edge in range(heads, len(weights), heads):
+    for edge in range(num_heads, len(weights), num_heads):
         panel.axhline(edge - 0.5, color="white", linewidth=1.5)
-    every = math.ceil(len(layers) / 24)
-    shown = range(0, len(layers), every)
-    panel.set_yticks([heads * n + (heads - 1) / 2 for n in shown], [f"layer {n + 1}" for n in shown], fontsize=SMALL)
+    labelled = range(0, len(layers), math.ceil(len(layers) / 24))
+    panel.set_yticks(
+        [num_heads * n + (num_heads - 1) / 2 for n in labelled], [f"layer {n + 1}" for n in labelled], fontsize=SMALL
+    )
     panel.tick_params(axis="x", labelsize=SMALL)
     panel.set_xlabel("attended token (0 is [CLS])", fontsize=SMALL)
-    bar = figure.colorbar(image, ax=panel, extend="min", aspect=30)
-    bar.set_label(f"weight (log scale; uniform is {1 / length:.2g})", fontsize=SMALL)
-    bar.ax.tick_params(labelsize=7)
-    figure.suptitle(f"{title}: attention of [CLS], a row a head, mean over windows", fontsize=NORMAL, x=0.01, ha="left")
+    _add_colour_bar(figure, image, panel, length, shrink=1.0)
+    figure.suptitle(
+        f"Attention of [CLS], one row per head, mean over windows: {title}", fontsize=NORMAL, x=0.01, ha="left"
+    )
     return figure
+
+
+def _add_colour_bar(figure: Figure, image: Any, panels: Any, length: int, shrink: float) -> None:
+    bar = figure.colorbar(image, ax=panels, shrink=shrink, aspect=30, extend="min")
+    bar.set_label(f"attention weight (log scale; uniform: {1 / length:.2g})", fontsize=SMALL)
+    bar.ax.tick_params(labelsize=7)

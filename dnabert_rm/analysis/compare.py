@@ -1,4 +1,4 @@
-"""Runs beside each other by what `analyze embeddings` and `analyze attention` measured of each. Torch-free."""
+"""Comparison of runs by the results of `analyze embeddings` and `analyze attention`. Torch-free."""
 
 from __future__ import annotations
 
@@ -18,26 +18,29 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BY_LAYER = {
-    "entropy_share": "entropy of the attention / log L",
-    "top5_mass": "mass on each query's own 5 tokens",
-    "top5_mass_of_window": "mass on the window's 5 tokens",
+    "entropy_share": "attention: entropy / log L",
+    "top5_mass": "attention on the top 5\ntokens of each query",
+    "top5_mass_of_window": "attention on the top 5\ntokens of the window",
 }
+"""Measures by layer: key in `attention.json` and panel title."""
 COLUMNS = ("run", "what", "at", "value")
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured of one run: `silhouettes` above chance by step, and each number of `BY_LAYER` by layer."""
+    """Results of one run."""
 
     name: str
     silhouettes: list[tuple[int, float]]
+    """Step, and silhouette score above that of shuffled labels."""
     layers: list[dict[str, float]]
+    """Each measure of `BY_LAYER`, for each layer."""
 
 
 def read_measured(folder: Path, name: str) -> Measured:
-    """From a folder with `embeddings.json` and `attention.json`; `DataError` where one is missing or no such file.
+    """Read a folder with `embeddings.json` and `attention.json`. Raises `DataError` if one is missing or damaged.
 
-    The silhouette is that of the labels less that of the same labels shuffled, whose level is below 0.
+    The score of shuffled labels is below 0 for many groups, so it is subtracted from the silhouette.
     """
     embeddings, attention = (_read(folder, kind) for kind in ("embeddings", "attention"))
     try:
@@ -46,8 +49,10 @@ def read_measured(folder: Path, name: str) -> Measured:
         ]
         layers = [{key: float(layer[key]) for key in BY_LAYER} for layer in attention["layers"]]
     except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{folder}: what `dnabert-rm analyze` wrote there can't be read ({error!r}); "
-                        "run it again") from None  # fmt: skip
+        raise DataError(
+            f"{folder}: embeddings.json or attention.json can't be read ({error!r}); "
+            "run `dnabert-rm analyze embeddings` and `dnabert-rm analyze attention` again"
+        ) from None
     return Measured(name, silhouettes, layers)
 
 
@@ -57,7 +62,7 @@ def _read(folder: Path, kind: str) -> Any:
 
 
 def compare_csv(runs: Sequence[Measured]) -> str:
-    """What is drawn as a table; `at` is a step or the number of a layer."""
+    """Return the plotted values as a table; the column `at` is a step or a layer number."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(COLUMNS)
@@ -69,22 +74,26 @@ def compare_csv(runs: Sequence[Measured]) -> str:
 
 
 def compare_figure(runs: Sequence[Measured]) -> Figure:
-    """One panel a measure, one line a run. `ConfigError` without matplotlib."""
+    """Plot one panel per measure, one line per run. `ConfigError` without matplotlib."""
     figure = new_figure(11, 3.9)
     panels = figure.subplots(1, 1 + len(BY_LAYER), width_ratios=[1.7, *[1] * len(BY_LAYER)])
     for number, run in enumerate(runs):
-        looks: dict[str, Any] = {
-            "color": COLOURS[number % len(COLOURS)], "linestyle": LINES[number % len(LINES)],
-            "marker": MARKERS[number % len(MARKERS)], "markersize": 5, "linewidth": 1.4,
-        }  # fmt: skip
-        panels[0].plot(*zip(*run.silhouettes, strict=True), label=run.name, **looks)
+        style: dict[str, Any] = {
+            "color": COLOURS[number % len(COLOURS)],
+            "linestyle": LINES[number % len(LINES)],
+            "marker": MARKERS[number % len(MARKERS)],
+            "markersize": 5,
+            "linewidth": 1.4,
+        }
+        panels[0].plot(*zip(*run.silhouettes, strict=True), label=run.name, **style)
         layers = range(1, len(run.layers) + 1)
         for panel, key in zip(panels[1:], BY_LAYER, strict=True):
-            panel.plot(layers, [layer[key] for layer in run.layers], **looks)
+            panel.plot(layers, [layer[key] for layer in run.layers], **style)
             panel.set_xticks(layers)
     panels[0].axhline(0, color="#888888", linewidth=0.7)
-    titles = ["embeddings by the two central bases:\nsilhouette above chance (cosine)", *BY_LAYER.values()]
-    for panel, title, axis in zip(panels, titles, ["optimizer steps done", *["layer"] * len(BY_LAYER)], strict=True):
+    titles = ["embeddings by the two central bases:\nsilhouette above shuffled labels (cosine)", *BY_LAYER.values()]
+    axes = ["optimizer steps", *["layer"] * len(BY_LAYER)]
+    for panel, title, axis in zip(panels, titles, axes, strict=True):
         panel.set_title(title, fontsize=SMALL, loc="left")
         panel.set_xlabel(axis, fontsize=SMALL)
         panel.tick_params(labelsize=SMALL)

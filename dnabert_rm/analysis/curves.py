@@ -1,4 +1,4 @@
-"""Several runs on one picture: training loss with its phases, held-out loss a span, masked accuracy, learning rate."""
+"""Training curves of several runs in one figure: losses with their phases, masked accuracy, learning rate."""
 
 from __future__ import annotations
 
@@ -20,23 +20,25 @@ if TYPE_CHECKING:
 
 AXES = ("steps", "tokens")
 LOSS, ACCURACY, RATE = "loss", "masked_accuracy", "lr"
-TITLES = {LOSS: "training loss (nats a masked token)", ACCURACY: "masked accuracy", RATE: "learning rate"}
+TITLES = {LOSS: "training loss (nats per masked token)", ACCURACY: "masked accuracy", RATE: "learning rate"}
 COLUMNS = ("run", "curve", "step", "tokens", "value", "drawn")
-MAX_PANELS_A_ROW = 5
+MAX_PANELS_PER_ROW = 5
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One line of the picture: what was recorded, and what is drawn in its place (smoothed or the same)."""
+    """One curve of the figure."""
 
     run: Run
     name: str
     points: Points
+    """The recorded values."""
     drawn: NDArray[np.float64]
+    """The plotted values, smoothed or equal to the recorded ones."""
 
 
 def make_curves(runs: Sequence[Run], width: int = 0) -> list[Curve]:
-    """All curves of the runs that have points; `width` 0 chooses how many are smoothed over (`default_width`)."""
+    """Return all curves of the runs that have points, smoothed over `width` points (0: `default_width`)."""
     curves = []
     for run in runs:
         for name in (LOSS, ACCURACY, RATE):
@@ -51,12 +53,12 @@ def make_curves(runs: Sequence[Run], width: int = 0) -> list[Curve]:
 
 
 def default_width(run: Run) -> int:
-    """Points that the mean is taken over: a fiftieth of the run's, an odd number."""
+    """Return the number of points to smooth over: a fiftieth of the run's, rounded to an odd number."""
     return 2 * (len(run.rows) // 100) + 1
 
 
 def curves_csv(curves: Sequence[Curve]) -> str:
-    """What is drawn as a table: run, curve, step, tokens, the recorded value and the drawn one."""
+    """Return the curves as a table: run, curve, step, tokens, the recorded value and the drawn one."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(COLUMNS)
@@ -69,56 +71,63 @@ def curves_csv(curves: Sequence[Curve]) -> str:
 
 
 def held_out_title(name: str) -> str:
-    """ "span_6" → "span 6"."""
+    """Return a panel title: "span_6" → "span 6"."""
     return name.replace("_", " ") if name.startswith("span_") else f"single tokens ({name})"
 
 
 def curves_figure(runs: Sequence[Run], curves: Sequence[Curve], axis: str = "steps", width: int = 0) -> Figure:
-    """The picture; `axis` "steps" or "tokens"; `width` as given to `make_curves`, for the caption.
+    """Plot the curves: the training loss on top, then held-out losses, then accuracy and learning rate.
 
-    `ConfigError` where a run has not recorded its tokens, or matplotlib is missing.
+    `axis` is "steps" or "tokens". `width` is the smoothing given to `make_curves`, for the caption. Raises
+    `ConfigError` if a run has not recorded its tokens, or if matplotlib is missing.
     """
     for run in runs:
         if axis == "tokens" and np.isnan(run.curve(LOSS).tokens).any():
             raise ConfigError(f"{run.folder}: its metrics have no consumed_tokens; draw it with --x steps")
-    spans = sorted({c.name for c in curves} - set(TITLES), key=lambda name: (len(name), name))
-    a_row = -(-len(spans) // -(-len(spans) // MAX_PANELS_A_ROW)) if spans else 1
-    lines = [spans[first : first + a_row] for first in range(0, len(spans), a_row)]
-    figure = new_figure(11, 6.2 + 2.3 * len(lines))
-    parts = figure.subfigures(2 + len(lines), 1, height_ratios=[3.1, *[2.3] * len(lines), 2.3], squeeze=False)[:, 0]
-    panels = {LOSS: parts[0].subplots()}
-    for part, names in zip(parts[1:-1], lines, strict=True):
-        row = part.subplots(1, a_row, sharey=True, squeeze=False)[0]
-        panels |= dict(zip(names, row, strict=False))
-        for panel in row[len(names) :]:
-            panel.set_axis_off()
-        if names is lines[0]:
-            heading = f"held-out loss at fixed spans (nats a masked token, by {_axis_title(axis)})"
-            part.suptitle(heading, fontsize=NORMAL, fontweight="bold", x=0.01, ha="left")
+    spans = sorted({curve.name for curve in curves} - set(TITLES), key=lambda name: (len(name), name))
+    num_rows = -(-len(spans) // MAX_PANELS_PER_ROW)
+    per_row = -(-len(spans) // num_rows) if spans else 1
+    figure = new_figure(11, 6.2 + 2.3 * num_rows)
+    heights = [3.1, *[2.3] * num_rows, 2.3]
+    parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
+    panels: dict[str, Any] = {LOSS: parts[0].subplots()}
+    for row, part in enumerate(parts[1:-1]):
+        panels |= _held_out_panels(part, spans[row * per_row : (row + 1) * per_row], per_row)
+    if spans:
+        heading = f"held-out loss at fixed spans (nats per masked token, by {_axis_title(axis)})"
+        parts[1].suptitle(heading, fontsize=NORMAL, fontweight="bold", x=0.01, ha="left")
     panels |= dict(zip((ACCURACY, RATE), parts[-1].subplots(1, 2), strict=True))
     for name, panel in panels.items():
         _draw_panel(panel, [curve for curve in curves if curve.name == name], list(runs), axis)
-        panel.set_title(TITLES.get(name) or held_out_title(name), fontsize=NORMAL, loc="left",
-                        fontweight="bold" if name in TITLES else "normal")  # fmt: skip
-    for name in (LOSS, ACCURACY, RATE):
-        panels[name].set_xlabel(_axis_title(axis), fontsize=SMALL)
+        title, weight = (TITLES[name], "bold") if name in TITLES else (held_out_title(name), "normal")
+        panel.set_title(title, fontsize=NORMAL, loc="left", fontweight=weight)
+        if name in TITLES:
+            panel.set_xlabel(_axis_title(axis), fontsize=SMALL)
     _draw_phases(panels, runs, axis)
-    parts[0].legend(handles=_legend(runs), loc="outside upper center", ncols=min(4, len(runs)), fontsize=NORMAL,
-                    frameon=False)  # fmt: skip
+    columns = min(4, len(runs))
+    parts[0].legend(handles=_legend(runs), loc="outside upper center", ncols=columns, fontsize=NORMAL, frameon=False)
     figure.supxlabel(caption(runs, width), fontsize=SMALL, x=0.01, ha="left", color="#333333")
     return figure
 
 
+def _held_out_panels(part: Any, names: Sequence[str], per_row: int) -> dict[str, Any]:
+    """Return one panel per name in a row of `per_row` panels; the rest of the row stays empty."""
+    row = part.subplots(1, per_row, sharey=True, squeeze=False)[0]
+    for panel in row[len(names) :]:
+        panel.set_axis_off()
+    return dict(zip(names, row, strict=False))
+
+
 def caption(runs: Sequence[Run], width: int = 0) -> str:
-    """How to read the picture: smoothing, phases, and what a run lacks."""
+    """Return the caption: smoothing, phases, and runs without held-out losses."""
     widths = sorted({width or default_width(run) for run in runs})
     text = "Training loss and accuracy: "
     if widths[-1] == 1:
         text += "every logged step, not smoothed."
     else:
         several = " or ".join(map(str, widths))
-        text += f"mean of the {several} logged steps around each, never over two phases; faint: the steps themselves."
-    if shaded := next((run for run in runs if run.phases), None):
+        text += f"mean of the {several} logged steps around each, within one phase. Faint: single steps."
+    if shaded := _first_with_phases(runs):
         text += "\nBands: phases" + (f" of {shaded.name}" if len(runs) > 1 else "") + " with their largest span."
         if [run for run in runs if run.phases and _borders(run) != _borders(shaded)]:
             text += " Triangles at the bottom: phases of the other runs."
@@ -131,12 +140,12 @@ def _draw_panel(panel: Any, curves: Sequence[Curve], runs: list[Run], axis: str)
     for curve in curves:
         number = runs.index(curve.run)
         x, values = curve.points.x(axis), curve.points.values
-        looks: dict[str, Any] = {"color": COLOURS[number % len(COLOURS)], "linestyle": LINES[number % len(LINES)]}
+        style: dict[str, Any] = {"color": COLOURS[number % len(COLOURS)], "linestyle": LINES[number % len(LINES)]}
         if curve.name not in TITLES or len(x) == 1:
-            looks |= {"marker": MARKERS[number % len(MARKERS)], "markersize": 3.5}
+            style |= {"marker": MARKERS[number % len(MARKERS)], "markersize": 3.5}
         if not np.array_equal(values, curve.drawn):
-            panel.plot(x, values, color=looks["color"], linewidth=0.6, alpha=0.3)
-        panel.plot(x, curve.drawn, linewidth=1.4, **looks)
+            panel.plot(x, values, color=style["color"], linewidth=0.6, alpha=0.3)
+        panel.plot(x, curve.drawn, linewidth=1.4, **style)
     panel.tick_params(labelsize=SMALL)
     panel.grid(color="#dddddd", linewidth=0.6)
     panel.set_axisbelow(True)
@@ -165,37 +174,49 @@ def _axis_title(axis: str) -> str:
     return "optimizer step" if axis == "steps" else "tokens consumed"
 
 
+def _first_with_phases(runs: Sequence[Run]) -> Run | None:
+    return next((run for run in runs if run.phases), None)
+
+
 def _borders(run: Run) -> list[tuple[int, int]]:
     return [(phase.first, phase.max_span) for phase in run.phases]
 
 
 def _draw_phases(panels: dict[str, Any], runs: Sequence[Run], axis: str) -> None:
-    """Bands of the first run that has phases, its spans at the top of the loss; triangles for others' beginnings."""
-    shaded = next((run for run in runs if run.phases), None)
+    """Shade the phases of the first run that has any and label their spans; triangles mark other runs' phases."""
+    shaded = _first_with_phases(runs)
     if shaded is None:
         return
-    bottom, top = panels[LOSS].get_ylim()
-    panels[LOSS].set_ylim(bottom, top + 0.06 * (top - bottom))  # room for the spans
+    loss = panels[LOSS]
+    bottom, top = loss.get_ylim()
+    loss.set_ylim(bottom, top + 0.06 * (top - bottom))  # space for the labels
     for phase in shaded.phases:
         start, end = shaded.position(phase.first, axis), shaded.position(phase.end, axis)
         for name, panel in panels.items():
             if name != RATE and phase.number % 2 == 0:
                 panel.axvspan(start, end, color="#000000", alpha=0.06, linewidth=0)
         text = f"span ≤ {phase.max_span}" if phase.number == 1 else f"≤ {phase.max_span}"
-        panels[LOSS].text((start + end) / 2, 1.0, text, transform=panels[LOSS].get_xaxis_transform(), va="top",
-                          ha="center", fontsize=SMALL, color="#444444", clip_on=True)  # fmt: skip
+        style: dict[str, Any] = {"va": "top", "ha": "center", "fontsize": SMALL, "color": "#444444", "clip_on": True}
+        loss.text((start + end) / 2, 1.0, text, transform=loss.get_xaxis_transform(), **style)
     for number, run in enumerate(runs):
         if run.phases and _borders(run) != _borders(shaded):
             starts = [run.position(phase.first, axis) for phase in run.phases[1:]]
-            panels[LOSS].plot(starts, [0.01] * len(starts), "^", transform=panels[LOSS].get_xaxis_transform(),
-                              color=COLOURS[number % len(COLOURS)], markersize=6, clip_on=False)  # fmt: skip
+            style = {"color": COLOURS[number % len(COLOURS)], "markersize": 6, "clip_on": False}
+            loss.plot(starts, [0.01] * len(starts), "^", transform=loss.get_xaxis_transform(), **style)
 
 
 def _legend(runs: Sequence[Run]) -> list[Any]:
     from matplotlib.lines import Line2D
 
     return [
-        Line2D([], [], color=COLOURS[n % len(COLOURS)], linestyle=LINES[n % len(LINES)], label=run.name,
-               marker=MARKERS[n % len(MARKERS)], markersize=3.5)
-        for n, run in enumerate(runs)
-    ]  # fmt: skip
+        Line2D(
+            [],
+            [],
+            color=COLOURS[number % len(COLOURS)],
+            linestyle=LINES[number % len(LINES)],
+            label=run.name,
+            marker=MARKERS[number % len(MARKERS)],
+            markersize=3.5,
+        )
+        for number, run in enumerate(runs)
+    ]

@@ -1,4 +1,4 @@
-"""The encoder of an exported model, or of a run's checkpoint, for looking at its weights and attention."""
+"""Loading the encoder of an exported model or a checkpoint, to inspect its weights and attention."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from dnabert_rm.utils.files import read_json
 
 @dataclass(frozen=True)
 class Encoder:
-    """A model without its head, in fp32 on the CPU, without dropout."""
+    """A model without its head, in fp32 on the CPU, in evaluation mode."""
 
     model: PreTrainedModel
     k: int | None
-    """Bases of its k-mers; None where it has no k-mer vocabulary."""
+    """Bases per k-mer; None if the model has no k-mer vocabulary."""
     overlapping: bool
-    """Whether it was pretrained on overlapping tokens."""
+    """Whether the model was pretrained on overlapping tokens."""
     window: int
-    """Tokens of its pretraining windows, [CLS] and [SEP] included; all positions where that is not noted."""
+    """Tokens of a pretraining window, [CLS] and [SEP] included; all positions if the export does not record it."""
 
     @property
     def embeddings(self) -> NDArray:
@@ -43,40 +43,45 @@ class Encoder:
 
 
 def is_run(path: Path) -> bool:
-    """Whether a folder is a run, not a checkpoint and not a model."""
+    """Whether a folder is a run folder, as opposed to a checkpoint or a model."""
     return (path / FOLDER_NAME).is_dir()
 
 
 def load_encoder(path: Path, step: int | None = None, attention: str = "sdpa") -> Encoder:
-    """The encoder of a Hugging Face folder, a run's checkpoint of `step` (by default the last), or a checkpoint folder.
+    """Load the encoder of a Hugging Face folder, a checkpoint folder, or a run (`step`, default: the last).
 
-    A checkpoint is exported into a temporary folder first, so its weights have passed that check. `attention` is
-    transformers' implementation; only "eager" tells its weights. `CheckpointError` where it can't be loaded.
+    A checkpoint is first exported into a temporary folder, so its weights pass the export's check. `attention` is
+    transformers' implementation; only "eager" returns weights. Raises `CheckpointError` if loading fails.
     """
-    with _as_model_folder(path, step) as folder:
-        # An export for masked tokens has no pooler, and nothing here asks for one.
-        model = load_model(AutoModel, folder, load_config(folder), may_lack="pooler.")
+    with _model_folder(path, step) as folder:
+        # A masked-LM export has no pooler, and the analysis uses none.
+        model = load_model(AutoModel, folder, load_config(folder), optional="pooler.")
         model.set_attn_implementation(attention)
         vocab = folder / VOCAB_FILE
-        data, positions = _pretraining_data(folder), model.config.max_position_embeddings
-        k = read_k(vocab) if vocab.is_file() else None
-        return Encoder(model, k, bool(data.get("overlap", True)), min(positions, int(data.get("window", positions))))
+        data = _pretraining_data(folder)
+        positions = model.config.max_position_embeddings
+        return Encoder(
+            model,
+            k=read_k(vocab) if vocab.is_file() else None,
+            overlapping=bool(data.get("overlap", True)),
+            window=min(positions, int(data.get("window", positions))),
+        )
 
 
 @contextlib.contextmanager
-def _as_model_folder(path: Path, step: int | None) -> Iterator[Path]:
-    """`path` itself where it is a model's folder, else an export of the checkpoint that is removed afterwards."""
+def _model_folder(path: Path, step: int | None) -> Iterator[Path]:
+    """Yield `path` if it is a model's folder, otherwise a temporary export of the checkpoint."""
     if not path.is_dir():
         raise CheckpointError(f"{path}: no such folder; name a run folder, a step_… folder or an exported model")
     if not is_run(path) and not (path / CONFIG_NAME).is_file():
         yield path
         return
-    with tempfile.TemporaryDirectory(prefix="dnabert-rm-") as aside, suppress_transformers_output():
-        yield export(path, Path(aside) / "model", step).folder
+    with tempfile.TemporaryDirectory(prefix="dnabert-rm-") as temporary, suppress_transformers_output():
+        yield export(path, Path(temporary) / "model", step).folder
 
 
 def _pretraining_data(folder: Path) -> dict[str, Any]:
-    """The section `[data]` of the pretraining, as the export notes it; empty where it notes nothing."""
+    """Return the pretraining's `[data]` settings from the export's metadata; empty if they are missing."""
     try:
         return dict(read_json(folder / PROVENANCE_NAME)["config"]["data"])
     except (DataError, KeyError, TypeError):

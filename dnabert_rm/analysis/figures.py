@@ -1,4 +1,4 @@
-"""What all pictures share: matplotlib where it is installed, colours that everybody can tell apart, files."""
+"""Shared by all figures: colours, line styles, font sizes, and writing files. matplotlib is imported lazily."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Okabe and Ito's, told apart by people who see red and green alike."""
+"""The palette of Okabe and Ito, distinguishable with colour-blindness."""
 LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 3)), (0, (8, 3)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 FORMATS = (".png", ".svg", ".pdf")
-SMALL, NORMAL = 8, 9
-"""Font sizes in points."""
+SMALL = 8
+"""Font size of labels in points."""
+NORMAL = 9
+"""Font size of titles in points."""
 _NO_DATE: dict[str, dict[str, None]] = {
     ".png": {"Software": None},
     ".svg": {"Date": None},
@@ -27,7 +29,7 @@ _NO_DATE: dict[str, dict[str, None]] = {
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure of so many inches, apart from any window system. `ConfigError` without matplotlib."""
+    """Return an empty figure, sizes in inches, independent of any window system. `ConfigError` without matplotlib."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -36,22 +38,22 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def check_picture_name(path: Path) -> None:
-    """`ConfigError` unless the name's ending is that of a format we write."""
+    """Raise `ConfigError` unless the file name ends in a supported format."""
     if path.suffix.lower() not in FORMATS:
         raise ConfigError(f"--output {path}: must end in one of {', '.join(FORMATS)}")
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a picture, the same bytes each time, into a folder that is made if need be; `DataError` where it can't."""
+    """Write a figure, with the same bytes each time, and make its folder if needed. `DataError` if that fails."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=120, metadata=_NO_DATE.get(path.suffix.lower()))
     except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error.strerror or error}); name another place") from None
+        raise DataError(f"{path}: cannot be written ({error.strerror or error}); name another path") from None
 
 
 def data_uri(picture: Figure | Path) -> str:
-    """A PNG as text that a page can hold: a figure, or a file that lies there."""
+    """Return a figure, or a PNG file, as a `data:` URI for an HTML page."""
     if isinstance(picture, Path):
         content = picture.read_bytes()
     else:

@@ -1,4 +1,4 @@
-"""The tables that `dnabert-rm gue` wrote, read for a report: arms of several folders side by side. Torch-free."""
+"""Tables written by `dnabert-rm gue`, read for the report: the arms of several folders side by side. Torch-free."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TABLE_NAME, SCORES_NAME = "table.csv", "scores.json"
 METRICS = {"mcc": "MCC × 100", "f1_macro": "macro F1 × 100"}
 DATA_SET, FAMILY, PUBLISHED = "data set", "family mean", "published"
 IN_GUE, STAND_IN, OTHER = "GUE", "stand-in", "other"
-_NEEDED = (
+_REQUIRED_COLUMNS = (
     "row",
     "name",
     "task",
@@ -31,15 +31,17 @@ _NEEDED = (
 
 @dataclass(frozen=True)
 class GueTable:
-    """One folder's rows, as text by the names of table.csv's columns, and what was not run or failed."""
+    """The table of one folder."""
 
     name: str
     rows: list[dict[str, str]]
+    """Cells as text, by the columns of table.csv."""
     remarks: list[str] = field(default_factory=list)
+    """Sentences on data sets that were not run or failed."""
 
 
 def read_gue(folder: Path, name: str) -> GueTable:
-    """Read a folder; `DataError` where it has no table or another one."""
+    """Read the output folder of `dnabert-rm gue`. Raises `DataError` if it has no such table."""
     path = folder / TABLE_NAME
     try:
         with open(path, newline="", encoding="utf-8") as stream:
@@ -49,8 +51,8 @@ def read_gue(folder: Path, name: str) -> GueTable:
         why = "no such file" if isinstance(error, FileNotFoundError) else error.strerror
         raise DataError(f"{path}: {why}; name the --output of `dnabert-rm gue` with --gue") from None
     except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: cannot be read as a table ({error})") from None
-    if missing := [column for column in _NEEDED if column not in (reader.fieldnames or [])]:
+        raise DataError(f"{path}: cannot be read as a table ({error}); run `dnabert-rm gue` again") from None
+    if missing := [column for column in _REQUIRED_COLUMNS if column not in (reader.fieldnames or [])]:
         raise DataError(f"{path}: has no column {missing[0]}; name the --output of `dnabert-rm gue` with --gue")
     for line, row in enumerate(rows, 2):
         try:
@@ -58,28 +60,28 @@ def read_gue(folder: Path, name: str) -> GueTable:
             row |= {"half_width_95": f"{float(row['half_width_95']):.2f}" if row["half_width_95"] else ""}
         except ValueError:
             raise DataError(
-                f"{path}:{line}: its mean or half_width_95 is no number; run `dnabert-rm gue` again"
+                f"{path}:{line}: mean or half_width_95 is not a number; run `dnabert-rm gue` again"
             ) from None
     return GueTable(name, rows, _remarks(folder / SCORES_NAME))
 
 
 def _remarks(path: Path) -> list[str]:
     if not path.exists():
-        return [f"{SCORES_NAME} is missing there, so what was not run is not known."]
+        return [f"{SCORES_NAME} is missing, so data sets that were not run are unknown."]
     content = read_json(path, advice="run `dnabert-rm gue` again")
     parts = (("not run", content.get("not_run") or {}), ("failed", content.get("failed") or {}))
-    return [f"{name}: {kind}: {why}." for kind, found in parts for name, why in found.items()]
+    return [f"{name}: {kind}: {reason}." for kind, reasons in parts for name, reason in reasons.items()]
 
 
 def group_of(row: dict[str, str]) -> str:
-    """What a row may be compared with: GUE's numbers, other stand-ins, or nothing outside."""
+    """Return the comparison group: `IN_GUE`, `STAND_IN` (trained on dev, compare with each other) or `OTHER`."""
     if "stand-in" in row["trained_on"]:
         return STAND_IN
     return IN_GUE if row["task"] else OTHER
 
 
 def columns(tables: Sequence[GueTable]) -> list[tuple[int, str]]:
-    """The arms to show: which table, and the arm's name there; published models have none."""
+    """Return the arms to show as (table number, arm). Published models are not among them."""
     return [
         (number, arm)
         for number, table in enumerate(tables)
@@ -88,32 +90,34 @@ def columns(tables: Sequence[GueTable]) -> list[tuple[int, str]]:
 
 
 def column_titles(tables: Sequence[GueTable]) -> list[str]:
-    """A title for each of `columns`: the arm, after the folder's name where there are several."""
+    """Return a title for each of `columns`: the arm, preceded by the folder's name if there are several folders."""
     return [f"{tables[number].name}: {arm}" if len(tables) > 1 else arm for number, arm in columns(tables)]
 
 
 def pivot(tables: Sequence[GueTable], kind: str, group: str = IN_GUE) -> list[list[str | None]]:
-    """Rows of one kind and group: name, metric, a score ± half-width an arm, seeds, rows for training and test."""
-    found: dict[tuple[str, str], dict[tuple[int, str], dict[str, str]]] = {}
+    """Return rows of one kind and group: name, metric, score ± half-width per arm, seeds, train rows, test rows."""
+    # Rows by (name, metric), then by column.
+    arms: dict[tuple[str, str], dict[tuple[int, str], dict[str, str]]] = {}
     for number, table in enumerate(tables):
         for row in table.rows:
             if row["row"] == kind and group_of(row) == group:
-                found.setdefault((row["name"], row["metric"]), {})[number, row["arm"]] = row
+                arms.setdefault((row["name"], row["metric"]), {})[number, row["arm"]] = row
     lines = []
-    for (name, metric), own in found.items():
-        first = next(iter(own.values()))
-        scores = [_score(own[column]) if column in own else None for column in columns(tables)]
-        seeds = " / ".join(own[column]["seeds"] if column in own else "0" for column in columns(tables))
+    for (name, metric), row_of in arms.items():
+        first = next(iter(row_of.values()))
+        scores = [_score(row_of[column]) if column in row_of else None for column in columns(tables)]
+        seeds = " / ".join(row_of[column]["seeds"] if column in row_of else "0" for column in columns(tables))
         lines.append([name, METRICS.get(metric, metric), *scores, seeds, first["train_rows"], first["test_rows"]])
     return lines
 
 
 def published(tables: Sequence[GueTable]) -> list[list[str | None]]:
-    """Published means beside complete families: family, metric, model, mean, source."""
-    found = {(row["name"], row["arm"]): row for table in tables for row in table.rows if row["row"] == PUBLISHED}
+    """Return published means of complete families as rows: family, metric, model, mean, source."""
+    rows = [row for table in tables for row in table.rows if row["row"] == PUBLISHED]
+    unique = {(row["name"], row["arm"]): row for row in rows}
     return [
         [row["name"], METRICS.get(row["metric"], row["metric"]), row["arm"], row["mean"], row.get("source")]
-        for row in found.values()
+        for row in unique.values()
     ]
 
 

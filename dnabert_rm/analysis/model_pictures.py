@@ -1,23 +1,25 @@
-"""What `dnabert-rm analyze embeddings` and `attention` do: load a model, measure, write pictures and numbers."""
+"""Figures and JSON records of a model's k-mer embeddings and attention (`dnabert-rm analyze embeddings|attention`)."""
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 from typing import Any
 
-from dnabert_rm.analysis import attention_figures
+from numpy.typing import NDArray
+
 from dnabert_rm.analysis.attention import (
+    LayerAttention,
     attention_batches,
     attention_record,
-    summarise,
+    summarize,
     windows_of_data,
     windows_of_records,
 )
+from dnabert_rm.analysis.attention_figures import cls_figure, layers_figure, maps_figure
 from dnabert_rm.analysis.encoder import Encoder, is_run, load_encoder
 from dnabert_rm.analysis.figures import new_figure, save_figure
-from dnabert_rm.analysis.kmer_map import map_csv, map_figure, map_kmers, parse_steps, steps_figure
+from dnabert_rm.analysis.kmer_map import KmerMap, map_csv, map_figure, map_kmers, parse_steps, steps_figure
 from dnabert_rm.analysis.report import ANALYSIS_NAME
 from dnabert_rm.checkpoint.run_folder import complete_steps, step_of
 from dnabert_rm.genome.fasta_stream import Input, fasta_records
@@ -27,104 +29,159 @@ from dnabert_rm.utils.files import check_readable_file, write_json
 MAX_DEFAULT_WINDOW = 512
 
 
-def output_folder(args: argparse.Namespace) -> Path:
-    """`--output`, or the run's own folder for pictures."""
-    if args.output is not None:
-        if args.output.exists() and not args.output.is_dir():
-            raise DataError(f"--output {args.output}: is a file; name a folder")
-        return args.output
-    if is_run(args.model):
-        return args.model / ANALYSIS_NAME
-    raise ConfigError(f"{args.model}: is no run folder, so there is no default for --output; name a folder")
+def output_folder(model: Path, output: Path | None) -> Path:
+    """Return `--output`, or a run's own folder for figures."""
+    if output is not None:
+        if output.exists() and not output.is_dir():
+            raise DataError(f"--output {output}: is a file; name a folder")
+        return output
+    if is_run(model):
+        return model / ANALYSIS_NAME
+    raise ConfigError(f"{model}: not a run folder, so --output has no default; name a folder with --output")
 
 
-def shown(model: Path, step: int | None = None) -> str:
-    """The model's name in a title; a checkpoint folder's is its run's."""
+def model_title(model: Path, step: int | None = None) -> str:
+    """Return the model's name for a figure title. A checkpoint folder is named after its run."""
     model = model.resolve()
     name = model.parent.parent.name if step_of(model) is not None else model.name
     return name if step is None else f"{name} after {step:,} steps"
 
 
-def embeddings(args: argparse.Namespace) -> list[Path]:
-    """Map the last checkpoint, score all; returns the files written."""
-    folder = output_folder(args)
-    new_figure(1, 1)  # without matplotlib it ends here, not after minutes of t-SNE
-    steps: list[int | None] = [step_of(args.model)]
-    if is_run(args.model):
-        saved = complete_steps(args.model)
-        # No checkpoint at all: loading says so.
-        steps = [*(parse_steps(args.steps, saved) if args.steps else saved)] or [None]
-    elif args.steps:
-        raise ConfigError(f"--steps: {args.model} is one model; name the run folder to choose among its checkpoints")
-    options = {"metric": args.metric, "perplexity": args.perplexity, "max_kmers": args.points, "seed": args.seed}
-    found, by_step = None, {}
-    for step in steps:
-        encoder = load_encoder(args.model, step if is_run(args.model) else None)
-        if encoder.k is None:
-            raise ConfigError(f"{args.model}: its tokens are no k-mers, so they have no central bases")
-        found = map_kmers(encoder.embeddings, encoder.k, plane=step == steps[-1], **options)
-        by_step[step] = found.scores
-        told = ", ".join(f"{name.removeprefix('silhouette_')} {value:.4f}" for name, value in found.scores.items())
-        print(f"{'model' if step is None else f'step {step}'}: silhouette: {told}", file=sys.stderr)
-    assert found is not None
+def draw_embeddings(
+    model: Path,
+    *,
+    output: Path | None = None,
+    steps: str | None = None,
+    metric: str = "euclidean",
+    perplexity: float = 30.0,
+    max_kmers: int = 4096,
+    seed: int = 0,
+) -> list[Path]:
+    """Score the k-mer embeddings of a run's checkpoints, draw the last one, and return the files written.
+
+    `steps` names checkpoints of a run, e.g. "1000,2000" (default: all). The other options are those of `map_kmers`.
+    """
+    folder = output_folder(model, output)
+    new_figure(1, 1)  # A missing matplotlib is reported here, not after minutes of t-SNE.
+    chosen = _chosen_steps(model, steps)
+    scores_of: dict[int | None, dict[str, float]] = {}
+    for step in chosen:
+        kmer_map = _map_checkpoint(
+            model, step, plane=step == chosen[-1], metric=metric, perplexity=perplexity, max_kmers=max_kmers, seed=seed
+        )
+        scores_of[step] = kmer_map.scores
+        text = ", ".join(f"{name.removeprefix('silhouette_')} {score:.4f}" for name, score in kmer_map.scores.items())
+        print(f"{'model' if step is None else f'step {step}'}: silhouette: {text}", file=sys.stderr)
     record = {
-        "model": str(args.model), "k": found.k, "kmers": len(found.ids), "labels": "the two central bases",
-        "seed": args.seed, "tsne": {"metric": args.metric, "perplexity": found.perplexity, "init": "pca"},
-        "silhouettes": [{"step": step, **scores} for step, scores in by_step.items()],
-    }  # fmt: skip
+        "model": str(model),
+        "k": kmer_map.k,
+        "kmers": len(kmer_map.ids),
+        "labels": "the two central bases",
+        "seed": seed,
+        "tsne": {"metric": metric, "perplexity": kmer_map.perplexity, "init": "pca"},
+        "silhouettes": [{"step": step, **scores} for step, scores in scores_of.items()],
+    }
     written = [folder / "embeddings.png", folder / "embeddings.csv"]
-    save_figure(map_figure(found, shown(args.model, steps[-1])), written[0])
-    written[1].write_text(map_csv(found), encoding="utf-8")
+    save_figure(map_figure(kmer_map, model_title(model, chosen[-1])), written[0])
+    written[1].write_text(map_csv(kmer_map), encoding="utf-8")
     written.append(write_json(folder / "embeddings.json", record))
-    if len(by_step) > 1:
+    if len(scores_of) > 1:
         written.append(folder / "embeddings_steps.png")
-        scores_of = {int(step or 0): scores for step, scores in by_step.items()}
-        save_figure(steps_figure(scores_of, shown(args.model)), written[-1])
+        by_step = {int(step or 0): scores for step, scores in scores_of.items()}
+        save_figure(steps_figure(by_step, model_title(model)), written[-1])
     return written
 
 
-def attention(args: argparse.Namespace) -> list[Path]:
-    """Measure the attention on windows; returns the files written."""
-    folder = output_folder(args)
-    new_figure(1, 1)
-    if args.fasta:
-        check_readable_file(args.fasta, "a FASTA file")
-    step = args.step
-    if is_run(args.model) and step is None:
-        step = next(reversed(complete_steps(args.model)), None)
-    encoder = load_encoder(args.model, step, attention="eager")
-    overlapping = encoder.overlapping and not args.non_overlapping
+def _chosen_steps(model: Path, steps: str | None) -> list[int | None]:
+    """Return the checkpoints to score, oldest first."""
+    if is_run(model):
+        saved = complete_steps(model)
+        # Without any checkpoint, loading the model reports the mistake.
+        return [*(parse_steps(steps, saved) if steps else saved)] or [None]
+    if steps:
+        raise ConfigError(f"--steps: {model} is a single model; name the run folder to choose among its checkpoints")
+    return [step_of(model)]
+
+
+def _map_checkpoint(model: Path, step: int | None, **options: Any) -> KmerMap:
+    encoder = load_encoder(model, step if is_run(model) else None)
+    if encoder.k is None:
+        raise ConfigError(f"{model}: its tokens are not k-mers, so they have no central bases; name a k-mer model")
+    return map_kmers(encoder.embeddings, encoder.k, **options)
+
+
+def draw_attention(
+    model: Path,
+    *,
+    output: Path | None = None,
+    data: str | None = None,
+    fasta: str | None = None,
+    split: str | None = None,
+    step: int | None = None,
+    window: int | None = None,
+    num_windows: int = 16,
+    non_overlapping: bool = False,
+    seed: int = 0,
+) -> list[Path]:
+    """Measure and draw the attention on windows of prepared `data` or of a FASTA file; return the files written.
+
+    `step` is a run's checkpoint (default: the last). `window` is in tokens, [CLS] and [SEP] included (default: as in
+    pretraining, at most 512). `split` and `seed` choose windows of `data` (default split: see `windows_of_data`).
+    """
+    folder = output_folder(model, output)
+    new_figure(1, 1)  # A missing matplotlib is reported here, before the model is loaded.
+    if fasta:
+        check_readable_file(fasta, "a FASTA file")
+    if is_run(model) and step is None:
+        step = next(reversed(complete_steps(model)), None)
+    encoder = load_encoder(model, step, attention="eager")
     positions = encoder.model.config.max_position_embeddings
-    window = args.window or min(MAX_DEFAULT_WINDOW, encoder.window)
+    window = window or min(MAX_DEFAULT_WINDOW, encoder.window)
     if window > positions:
-        raise ConfigError(f"--window {window}: the model has {positions} positions; lower it")
-    input_ids, source = _windows(args, encoder, window, overlapping)
-    layers = summarise(attention_batches(encoder.model, input_ids))
-    title = f"{shown(args.model, step)}, {len(input_ids)} windows of {window} tokens"
+        raise ConfigError(f"--window {window}: the model has {positions} positions; lower --window")
+    overlapping = encoder.overlapping and not non_overlapping
+    options: dict[str, Any] = {"window": window, "num_windows": num_windows, "overlapping": overlapping}
+    if fasta:
+        input_ids, source = _fasta_windows(model, encoder, fasta, **options)
+    else:
+        input_ids, source = _prepared_windows(encoder, data or "", split=split, seed=seed, **options)
+    layers = summarize(attention_batches(encoder.model, input_ids))
+    title = f"{model_title(model, step)}, {len(input_ids)} windows of {window} tokens"
+    settings = {"windows": len(input_ids), "window": window, "overlapping": overlapping, "masked": False}
+    record = {"model": str(model), "step": step, **source, **settings, "layers": attention_record(layers)}
+    return [*_save_attention_figures(layers, title, folder), write_json(folder / "attention.json", record)]
+
+
+def _fasta_windows(model: Path, encoder: Encoder, fasta: str, **options: Any) -> tuple[NDArray, dict[str, Any]]:
+    """Return token ids (N, window) of a FASTA file, and their source for the record."""
+    if encoder.k is None:
+        raise ConfigError(f"{model}: its tokens are not k-mers; name prepared data with --data")
+    with Input(fasta, "a FASTA file") as source:
+        records = fasta_records(source.lines(), source.display_name)
+        return windows_of_records(records, source.display_name, encoder.k, **options), {"fasta": fasta}
+
+
+def _prepared_windows(encoder: Encoder, data: str, **options: Any) -> tuple[NDArray, dict[str, Any]]:
+    """Return token ids (N, window) of a prepared folder, and their source for the record."""
+    input_ids, split, k = windows_of_data(data, **options)
+    check_same_k(data, k, encoder)
+    return input_ids, {"data": data, "split": split}
+
+
+def check_same_k(data: str, k: int | None, encoder: Encoder) -> None:
+    """Raise `ConfigError` unless the prepared data and the model use the same k."""
+    if k != encoder.k:
+        raise ConfigError(
+            f"--data {data}: has tokens of k = {k}, but the model has k = {encoder.k}; name data with the model's k"
+        )
+
+
+def _save_attention_figures(layers: list[LayerAttention], title: str, folder: Path) -> list[Path]:
     figures = {
-        "attention_layers.png": attention_figures.layers_figure,
-        "attention_maps.png": attention_figures.maps_figure,
-        "attention_cls.png": attention_figures.cls_figure,
+        "attention_layers.png": layers_figure,
+        "attention_maps.png": maps_figure,
+        "attention_cls.png": cls_figure,
     }
     for name, draw in figures.items():
         save_figure(draw(layers, title), folder / name)
-    record = {
-        "model": str(args.model), "step": step, **source, "windows": len(input_ids), "window": window,
-        "overlapping": overlapping, "masked": False, "layers": attention_record(layers),
-    }  # fmt: skip
-    return [*(folder / name for name in figures), write_json(folder / "attention.json", record)]
-
-
-def _windows(args: argparse.Namespace, encoder: Encoder, window: int, overlapping: bool) -> tuple[Any, dict[str, Any]]:
-    """Windows of token ids, and where they are from for the record."""
-    options = {"window": window, "num_windows": args.windows, "overlapping": overlapping}
-    if args.fasta:
-        if encoder.k is None:
-            raise ConfigError(f"{args.model}: its tokens are no k-mers; name prepared data with --data")
-        with Input(args.fasta, "a FASTA file") as source:
-            records = fasta_records(source.lines(), source.shown)
-            return windows_of_records(records, source.shown, encoder.k, **options), {"fasta": args.fasta}
-    ids, split, k = windows_of_data(args.data, split=args.split, seed=args.seed, **options)
-    if k != encoder.k:
-        raise ConfigError(f"--data {args.data}: tokens of k = {k}, but the model's k is {encoder.k}")
-    return ids, {"data": args.data, "split": split}
+    return [folder / name for name in figures]

@@ -1,207 +1,162 @@
-"""The report of one or more runs: what was set, how it went, how fast, and what there is to compare. Torch-free."""
+"""HTML report of one or more runs: results, figures, speed, settings. Torch-free; the page is report.html.jinja."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from dnabert_rm import __version__
 from dnabert_rm.analysis import gue_table, run_facts
 from dnabert_rm.analysis.curves import curves_figure, make_curves
 from dnabert_rm.analysis.figures import data_uri
 from dnabert_rm.analysis.gue_table import GueTable
-from dnabert_rm.analysis.page import (
-    Markup,
-    code,
-    heading,
-    listing,
-    page,
-    paragraph,
-    picture,
-    table,
-    with_code,
-)
-from dnabert_rm.analysis.run_records import Run
+from dnabert_rm.analysis.run_records import Run, short_names
+from dnabert_rm.utils.files import write_text
 
 ANALYSIS_NAME = "analysis"
-"""Folder in a run where `analyze embeddings` and `analyze attention` put their pictures, and the report finds them."""
+"""Folder in a run for the figures of `analyze embeddings` and `analyze attention`. The report includes them."""
 PICTURES = {
-    "Embeddings": {
+    "embeddings": {
         "embeddings.png": "t-SNE plane of the k-mer embeddings, coloured by the two central bases",
         "embeddings_steps.png": "silhouette scores of the k-mer embeddings against the steps of the checkpoints",
     },
-    "Attention": {
-        "attention_layers.png": "entropy of the attention and the mass on the most attended tokens, by layer",
+    "attention": {
+        "attention_layers.png": "entropy of the attention and attention on the most attended tokens, by layer",
         "attention_maps.png": "mean attention map of every layer",
-        "attention_cls.png": "what [CLS] attends to, by layer and head",
+        "attention_cls.png": "attention of [CLS], by layer and head",
     },
 }
-"""What the report shows of such a folder, by section."""
-Section = tuple[str, Sequence[Markup]]
+"""Figures of a run, with their descriptions, by the command that writes them."""
+_TEMPLATE = "report.html.jinja"
 
 
-class Report:
-    """The page's parts, and the sentences on what is missing that its making brings up."""
+class Picture(NamedTuple):
+    """An image of the page, and the text shown in its place by a screen reader."""
 
-    def __init__(self, runs: Sequence[Run], gue: Sequence[GueTable] = (), axis: str = "steps") -> None:
-        self.runs, self.gue, self.axis = runs, gue, axis
-        self.names: list[object] = [run.name for run in runs]
-        self.missing: list[str] = []
+    uri: str
+    description: str
 
-    def html(self) -> str:
-        """The page. `ConfigError` without matplotlib."""
-        title = "Pretraining report: " + ", ".join(run.name for run in self.runs)
-        sections = [
-            ("Summary", self._summary()),
-            ("Curves", self._curves()),
-            *self._pictures(),
-            ("Fine-tuning on GUE", self._gue()),
-            ("Speed", self._speed()),
-            ("Checkpoints", self._checkpoints()),
-            ("Configuration", self._configuration()),
-            ("Environment", self._environment()),
-        ]
-        folders = ", ".join(f"`{run.folder}`" for run in self.runs)
-        opening = [paragraph(with_code(f"From {folders}"), "note")]
-        if self.missing:
-            text = "<strong>What is missing</strong>" + listing([with_code(sentence) for sentence in self.missing])
-            opening.append(Markup(f'<div class="missing">{text}</div>'))
-        written = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-        shown = [(name, content) for name, content in sections if content]
-        return page(title, opening, shown, f"Written by dnabert_rm {__version__}, {written}.")
 
-    def _table(self, rows: Sequence[Sequence[object]], align: str = "ln") -> Markup:
-        """A table with a column a run."""
-        return table(["", *self.names], rows, align)
+@dataclass(frozen=True)
+class GueSection:
+    """Tables of fine-tuning results: rows as `gue_table.pivot` makes them."""
 
-    def _summary(self) -> list[Markup]:
-        parts = [self._table(run_facts.summary_rows(self.runs), "l")]
-        parts.append(paragraph(f"“At the end” is the mean of the last {run_facts.LAST_ROWS} logged steps, or of all "
-                               "where there are fewer.", "note"))  # fmt: skip
-        rows = run_facts.held_out_rows(self.runs)
-        if rows:
-            parts += [heading("Held-out loss, last validation"), self._table(rows)]
-        else:
-            self.missing.append(
-                "No run has held-out losses: its data had no validation split, or --validation.every was 0."
-            )
-        for run in self.runs:
-            if rows and not run.held_out_names:
-                self.missing.append(f"{run.name} has no held-out losses.")
-            if run.phases:
-                head = [
-                    "phase",
-                    "largest span",
-                    "steps",
-                    "loss at its beginning",
-                    "loss at its end",
-                    "logged steps of each mean",
-                ]
-                parts += [heading(f"Phases of {run.name}"), table(head, run_facts.phase_rows(run), "n")]
-        return parts
+    arms: list[str]
+    families: list[list[str | None]]
+    published: list[list[str | None]]
+    data_sets: list[list[str | None]]
+    stand_ins: list[list[str | None]]
+    others: list[list[str | None]]
+    remarks: list[str]
 
-    def _curves(self) -> list[Markup]:
-        curves = make_curves(self.runs)
-        uri = data_uri(curves_figure(self.runs, curves, self.axis))
-        described = (
-            "Training loss, held-out loss at fixed spans, masked accuracy and learning rate against " + self.axis
-        )
-        told = ""
-        if any(run.phases for run in self.runs):
-            told = "The training loss jumps where a phase widens the masks: a harder question, not a worse model. "
-        told += "Only the held-out losses, whose masks never change, compare phases and runs."
-        return [picture(uri, described, told)]
-
-    def _pictures(self) -> list[Section]:
-        """What `analyze embeddings` and `analyze attention` left in the run folders."""
-        sections: list[Section] = []
-        for title, names in PICTURES.items():
-            content: list[Markup] = []
-            for run in self.runs:
-                own = [run.folder / ANALYSIS_NAME / name for name in names]
-                if there := [path for path in own if path.is_file()]:
-                    content.append(heading(run.name))
-                    content += [picture(data_uri(path), f"{run.name}: {names[path.name]}") for path in there]
-                else:
-                    command = f"dnabert-rm analyze {title.lower()} {run.folder}"
-                    command += " --data DIR" if title == "Attention" else ""
-                    self.missing.append(f"No pictures of the {title.lower()} of {run.name}; `{command}` makes them.")
-            sections.append((title, content))
-        return sections
-
-    def _gue(self) -> list[Markup]:
-        if not self.gue:
-            self.missing.append("No GUE table; `--gue DIR` names a folder that `dnabert-rm gue` has written.")
-            return []
-        titles = gue_table.column_titles(self.gue)
-        head = ["", "metric", *titles, "seeds", "train rows", "test rows"]
-        parts = []
-        for title, kind, group in (
-            ("Means of complete tasks", gue_table.FAMILY, gue_table.IN_GUE),
-            ("Data sets", gue_table.DATA_SET, gue_table.IN_GUE),
-            ("Stand-ins: trained on dev for want of train; not GUE numbers", gue_table.DATA_SET, gue_table.STAND_IN),
-            ("Data sets that are not GUE's", gue_table.DATA_SET, gue_table.OTHER),
-        ):
-            if rows := gue_table.pivot(self.gue, kind, group):
-                parts += [heading(title), table(head, rows, "lln")]
-            if kind == gue_table.FAMILY and (others := gue_table.published(self.gue)):
-                parts += [heading("Published means of these tasks"),
-                          table(["", "metric", "model", "mean", "source"], others, "lllnl")]  # fmt: skip
-        if not parts:
-            self.missing.append("The GUE folders have no finished run yet.")
-        note = "Scores on test, mean over seeds ± half its 95 % interval; a single seed has none."
-        remarks = [f"{table.name}: {text}" for table in self.gue for text in table.remarks]
-        return [*parts, paragraph(note, "note"), *([listing(remarks)] if remarks else [])]
-
-    def _speed(self) -> list[Markup]:
-        counts = ", ".join(f"{len(run.rows):,} of {run.name}" for run in self.runs)
-        note = f"Medians over the logged steps that have the number ({counts}). A dash: not recorded, "
-        note += "as the share of the peak on hardware whose peak is not known."
-        return [self._table(run_facts.speed_rows(self.runs)), paragraph(note, "note")]
-
-    def _checkpoints(self) -> list[Markup]:
-        parts = []
-        for run in self.runs:
-            if rows := run_facts.checkpoint_rows(run.folder):
-                parts += [heading(run.name), table(["step", "size", "written"], rows, "nnl")]
-            else:
-                self.missing.append(f"{run.name} has no checkpoints in its folder.")
-        return parts
-
-    def _configuration(self) -> list[Markup]:
-        self.missing += [
-            f"{run.name} has no config.toml, so its phases are not shown." for run in self.runs if not run.config
-        ]
-        return self._settings([run.config for run in self.runs], "Every setting after presets, files and flags.")
-
-    def _environment(self) -> list[Markup]:
-        self.missing += [f"{run.name} has no environment.json." for run in self.runs if not run.environment]
-        return self._settings(
-            [run.environment for run in self.runs], "As rank 0 found it when the run was last started."
-        )
-
-    def _settings(self, contents: Sequence[dict], note: str) -> list[Markup]:
-        rows, differing = run_facts.setting_rows(contents)
-        if not rows:
-            return []
-        if differing:
-            note += " ≠ marks what differs between the runs; it comes first."
-        order = [*differing, *(number for number in range(len(rows)) if number not in differing)]
-        cells = [[code(rows[n][0]), *(None if value is None else code(value) for value in rows[n][1:])] for n in order]
-        return [paragraph(note, "note"), table(["", *self.names], cells, "l", range(len(differing)))]
+    @property
+    def is_empty(self) -> bool:
+        """Whether no run is finished."""
+        return not (self.families or self.published or self.data_sets or self.stand_ins or self.others)
 
 
 def write_report(path: Path, runs: Sequence[Run], gue: Sequence[Path] = (), axis: str = "steps") -> list[str]:
-    """Write the page; returns the sentences on what is missing."""
-    from dnabert_rm.analysis.run_records import short_names
-    from dnabert_rm.utils.files import write_text
+    """Write the page and return the sentences on what is missing.
 
-    tables = (
-        [gue_table.read_gue(folder, name) for folder, name in zip(gue, short_names(gue), strict=True)] if gue else []
-    )
-    report = Report(runs, tables, axis)
-    text = report.html()
+    `gue`: output folders of `dnabert-rm gue`; `axis`: "steps" or "tokens" for the curves. Raises `ConfigError`
+    without matplotlib, and `DataError` for a folder without a GUE table.
+    """
+    names = short_names(gue) if gue else []
+    tables = [gue_table.read_gue(folder, name) for folder, name in zip(gue, names, strict=True)]
+    content = report_content(runs, tables, axis)
+    page = _render(content)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, text)
-    return report.missing
+    write_text(path, page)
+    missing: list[str] = content["missing"]
+    return missing
+
+
+def report_content(runs: Sequence[Run], tables: Sequence[GueTable] = (), axis: str = "steps") -> dict[str, Any]:
+    """Return the values of the template's variables."""
+    content = {
+        "run_names": [run.name for run in runs],
+        "folders": [run.folder for run in runs],
+        "summary_rows": run_facts.summary_rows(runs),
+        "last_rows": run_facts.LAST_ROWS,
+        "held_out_rows": run_facts.held_out_rows(runs),
+        "phases": [(run.name, run_facts.phase_rows(run)) for run in runs if run.phases],
+        "curves": _curves_picture(runs, axis),
+        "embeddings": _pictures_by_run(runs, "embeddings"),
+        "attention": _pictures_by_run(runs, "attention"),
+        "gue": _gue_section(tables) if tables else None,
+        "speed_rows": run_facts.speed_rows(runs),
+        "num_logged": [(run.name, len(run.rows)) for run in runs],
+        "checkpoints": [(run.name, rows) for run in runs if (rows := run_facts.checkpoint_rows(run.folder))],
+        "configuration": run_facts.setting_rows([run.config for run in runs]),
+        "environment": run_facts.setting_rows([run.environment for run in runs]),
+        "version": __version__,
+        "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    }
+    return content | {"missing": _missing(content, runs)}
+
+
+def _render(content: dict[str, Any]) -> str:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    loader = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True)
+    return environment.get_template(_TEMPLATE).render(content)
+
+
+def _curves_picture(runs: Sequence[Run], axis: str) -> Picture:
+    description = f"Training loss, held-out loss at fixed spans, masked accuracy and learning rate against {axis}"
+    return Picture(data_uri(curves_figure(runs, make_curves(runs), axis)), description)
+
+
+def _pictures_by_run(runs: Sequence[Run], kind: str) -> list[tuple[str, list[Picture]]]:
+    """Return the figures that `analyze embeddings` or `analyze attention` left in the run folders, if any."""
+    by_run = []
+    for run in runs:
+        paths = {run.folder / ANALYSIS_NAME / name: description for name, description in PICTURES[kind].items()}
+        pictures = [
+            Picture(data_uri(path), f"{run.name}: {description}")
+            for path, description in paths.items()
+            if path.is_file()
+        ]
+        if pictures:
+            by_run.append((run.name, pictures))
+    return by_run
+
+
+def _gue_section(tables: Sequence[GueTable]) -> GueSection:
+    return GueSection(
+        arms=gue_table.column_titles(tables),
+        families=gue_table.pivot(tables, gue_table.FAMILY, gue_table.IN_GUE),
+        published=gue_table.published(tables),
+        data_sets=gue_table.pivot(tables, gue_table.DATA_SET, gue_table.IN_GUE),
+        stand_ins=gue_table.pivot(tables, gue_table.DATA_SET, gue_table.STAND_IN),
+        others=gue_table.pivot(tables, gue_table.DATA_SET, gue_table.OTHER),
+        remarks=[f"{table.name}: {text}" for table in tables for text in table.remarks],
+    )
+
+
+def _missing(content: dict[str, Any], runs: Sequence[Run]) -> list[str]:
+    """Return one sentence for each part of the report that has no data, in the order of the sections."""
+    sentences = []
+    if not content["held_out_rows"]:
+        sentences.append("No run has held-out losses: its data had no validation split, or --validation.every was 0.")
+    else:
+        sentences += [f"{run.name} has no held-out losses." for run in runs if not run.held_out_names]
+    for kind in PICTURES:
+        with_pictures = {name for name, _ in content[kind]}
+        for run in runs:
+            if run.name not in with_pictures:
+                command = f"dnabert-rm analyze {kind} {run.folder}" + (" --data DIR" if kind == "attention" else "")
+                sentences.append(f"No figures of the {kind} of {run.name}; `{command}` makes them.")
+    if content["gue"] is None:
+        sentences.append("No GUE table; name an output folder of `dnabert-rm gue` with `--gue DIR`.")
+    elif content["gue"].is_empty:
+        sentences.append("The GUE folders have no finished run yet.")
+    with_checkpoints = {name for name, _ in content["checkpoints"]}
+    sentences += [f"{run.name} has no checkpoints in its folder." for run in runs if run.name not in with_checkpoints]
+    sentences += [f"{run.name} has no config.toml, so its phases are not shown." for run in runs if not run.config]
+    sentences += [f"{run.name} has no environment.json." for run in runs if not run.environment]
+    return sentences

@@ -1,4 +1,4 @@
-"""What a report says of runs in numbers and words: results, speed, checkpoints, settings that differ. Torch-free."""
+"""Rows of the report's tables: results, speed, checkpoints, settings. Torch-free."""
 
 from __future__ import annotations
 
@@ -11,37 +11,37 @@ from dnabert_rm.analysis.run_records import Run
 from dnabert_rm.checkpoint.run_folder import complete_steps, saved_steps, step_folder
 
 LAST_ROWS = 20
-"""Logged steps at the end of a run that its final loss is the mean of."""
+"""Logged steps over which a loss at the end of a run or phase is averaged."""
 SPEED = {
-    "tokens a second, all ranks": ("tokens_per_second", "{:,.0f}"),
-    "TFLOP/s a rank": ("tflops_per_rank", "{:.3g}"),
+    "tokens per second, all ranks": ("tokens_per_second", "{:,.0f}"),
+    "TFLOP/s per rank": ("tflops_per_rank", "{:.3g}"),
     "share of the hardware's peak (MFU)": ("mfu", "{:.1%}"),
-    "share of a step that waits for data": ("data_wait", "{:.1%}"),
-    "seconds a checkpoint": ("save_seconds", "{:.3g}"),
-    "seconds a validation": ("validation_seconds", "{:.3g}"),
+    "share of a step spent waiting for data": ("data_wait", "{:.1%}"),
+    "seconds per checkpoint": ("save_seconds", "{:.3g}"),
+    "seconds per validation": ("validation_seconds", "{:.3g}"),
 }
-"""Rows of the table of speed: key in metrics.jsonl and format."""
+"""Rows of the speed table: key in metrics.jsonl and number format."""
 
 
 def last_mean(run: Run, name: str) -> float | None:
-    """Mean of a recorded number over the run's last `LAST_ROWS` logged steps."""
+    """Return the mean of a recorded number over the run's last `LAST_ROWS` logged steps."""
     values = run.curve(name).values[-LAST_ROWS:]
     return float(values.mean()) if len(values) else None
 
 
 def median(run: Run, name: str) -> float | None:
-    """Median of a recorded number over all logged steps that have it."""
+    """Return the median of a recorded number over all logged steps that have it."""
     values = run.curve(name).values
     return statistics.median(values.tolist()) if len(values) else None
 
 
 def number(value: float | None, form: str) -> str | None:
-    """A number in a format; None stays None."""
+    """Format a number; None stays None."""
     return None if value is None else form.format(value)
 
 
 def bytes_text(count: int) -> str:
-    """A size in the unit that fits."""
+    """Format a size in GB, MB, kB or bytes."""
     for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if count >= size:
             return f"{count / size:.3g} {unit}"
@@ -49,17 +49,17 @@ def bytes_text(count: int) -> str:
 
 
 def model_text(run: Run) -> str | None:
-    """ "bert, 4 layers × 256, 4 heads"."""
+    """Describe the model, e.g. "bert, 4 layers × 256, 4 heads"."""
     model = run.config.get("model")
     if not model:
         return None
-    begun = f", from {model['init_from']}" if model.get("init_from") else ""
+    initial = f", from {model['init_from']}" if model.get("init_from") else ""
     layers, width, heads = (model.get(name) for name in ("num_layers", "hidden_size", "num_heads"))
-    return f"{model.get('architecture')}, {layers} layers × {width}, {heads} heads{begun}"
+    return f"{model.get('architecture')}, {layers} layers × {width}, {heads} heads{initial}"
 
 
 def masking_text(run: Run) -> str | None:
-    """ "randommask, spans up to 6, 8, 10"."""
+    """Describe the masking, e.g. "randommask, spans up to 6, 8, 10"."""
     policy = run.setting("masking", "policy")
     if policy is None:
         return None
@@ -70,45 +70,36 @@ def masking_text(run: Run) -> str | None:
 
 
 def hardware_text(run: Run) -> str | None:
-    """ "2 ranks on 8 × NVIDIA H100"; GPUs are those of the first node."""
-    found = run.environment
-    if not found:
+    """Describe the hardware, e.g. "8 ranks on 8 × NVIDIA H100 in the first node"."""
+    environment = run.environment
+    if not environment:
         return None
-    gpus = found.get("gpus") or []
+    gpus = environment.get("gpus") or []
     kinds = ", ".join(f"{gpus.count(kind)} × {kind}" for kind in dict.fromkeys(gpus))
-    ranks = found.get("world_size")
-    where = f"{kinds} in the first node" if gpus else f"the CPU ({found.get('cpus')} cores)"
-    return f"{ranks} {'rank' if ranks == 1 else 'ranks'} on {where}"
+    ranks = environment.get("world_size")
+    hardware = f"{kinds} in the first node" if gpus else f"the CPU ({environment.get('cpus')} cores)"
+    return f"{ranks} {'rank' if ranks == 1 else 'ranks'} on {hardware}"
 
 
 def summary_rows(runs: Sequence[Run]) -> list[list[Any]]:
-    """The table at the top: a row a fact, a column a run."""
-    rows = {run.name: run.rows[-1] for run in runs}
+    """Return the summary table: one row per fact, one column per run."""
+    last = [run.rows[-1] for run in runs]
     facts: dict[str, list[Any]] = {
         "model": [model_text(run) for run in runs],
         "masking": [masking_text(run) for run in runs],
         "data": [", ".join(map(str, run.setting("data", "path") or [])) or None for run in runs],
         "window, global batch": [_batch_text(run) for run in runs],
-        "steps done": [f"{rows[run.name]['step'] + 1:,} of {run.setting('train', 'steps') or '?':,}"
-                       if run.config else f"{rows[run.name]['step'] + 1:,}" for run in runs],
-        "tokens consumed": [number(rows[run.name].get("consumed_tokens"), "{:,}") for run in runs],
-        "epochs": [number(rows[run.name].get("epoch"), "{:.2f}") for run in runs],
+        "steps done": [_steps_text(run) for run in runs],
+        "tokens consumed": [number(row.get("consumed_tokens"), "{:,}") for row in last],
+        "epochs": [number(row.get("epoch"), "{:.2f}") for row in last],
         "training loss at the end": [number(last_mean(run, "loss"), "{:.4f}") for run in runs],
         "masked accuracy at the end": [number(last_mean(run, "masked_accuracy"), "{:.4f}") for run in runs],
-        "tokens a second (median)": [number(median(run, "tokens_per_second"), "{:,.0f}") for run in runs],
+        "tokens per second (median)": [number(median(run, "tokens_per_second"), "{:,.0f}") for run in runs],
         "hardware": [hardware_text(run) for run in runs],
         "seed": [run.setting("train", "seed") for run in runs],
         "commit": [short_commit(run.environment.get("commit")) for run in runs],
-    }  # fmt: skip
+    }
     return [[name, *values] for name, values in facts.items()]
-
-
-def short_commit(commit: str | None) -> str | None:
-    """The first 12 digits of a commit, with its "+changes"."""
-    if not commit:
-        return None
-    digits, plus, changes = commit.partition("+")
-    return digits[:12] + plus + changes
 
 
 def _batch_text(run: Run) -> str | None:
@@ -117,36 +108,52 @@ def _batch_text(run: Run) -> str | None:
     return f"{run.setting('data', 'window')} tokens × {run.setting('train', 'global_batch')} windows"
 
 
+def _steps_text(run: Run) -> str:
+    done = f"{run.rows[-1]['step'] + 1:,}"
+    total = run.setting("train", "steps")
+    return f"{done} of {total:,}" if total else done
+
+
+def short_commit(commit: str | None) -> str | None:
+    """Return the first 12 digits of a commit, with its "+changes" if there is one."""
+    if not commit:
+        return None
+    digits, plus, changes = commit.partition("+")
+    return digits[:12] + plus + changes
+
+
 def held_out_rows(runs: Sequence[Run]) -> list[list[Any]]:
-    """Held-out loss at the last validation: a row a span, a column a run."""
-    names = dict.fromkeys(name for run in runs for name in run.held_out_names)
+    """Return the held-out losses of the last validation: one row per span, one column per run."""
     rows = []
-    for name in names:
-        found = [run.curve("validation", name, "loss") for run in runs]
-        cells = [f"{curve.values[-1]:.4f} (step {curve.steps[-1]:,})" if len(curve.values) else None for curve in found]
+    for name in dict.fromkeys(name for run in runs for name in run.held_out_names):
+        curves = [run.curve("validation", name, "loss") for run in runs]
+        cells = [
+            f"{curve.values[-1]:.4f} (step {curve.steps[-1]:,})" if len(curve.values) else None for curve in curves
+        ]
         rows.append([name.replace("_", " "), *cells])
     return rows
 
 
 def phase_rows(run: Run) -> list[list[Any]]:
-    """A row a phase: its number, largest span, steps, and the loss around its beginning and at its end."""
-    losses, rows = run.curve("loss"), []
+    """Return one row per phase: number, largest span, steps, loss at its start and end, logged steps per mean."""
+    losses = run.curve("loss")
+    rows = []
     for phase in run.phases:
-        own = losses.values[(losses.steps >= phase.first) & (losses.steps < phase.end)]
-        width = max(1, min(LAST_ROWS, len(own) // 2))
-        ends = [f"{part.mean():.4f}" for part in (own[:width], own[-width:])] if len(own) else [None, None]
+        values = losses.values[(losses.steps >= phase.first) & (losses.steps < phase.end)]
+        width = max(1, min(LAST_ROWS, len(values) // 2))
+        ends = [f"{part.mean():.4f}" for part in (values[:width], values[-width:])] if len(values) else [None, None]
         steps = f"{phase.first:,} to {phase.end - 1:,}"
-        rows.append([phase.number, phase.max_span, steps, *ends, width if len(own) else None])
+        rows.append([phase.number, phase.max_span, steps, *ends, width if len(values) else None])
     return rows
 
 
 def speed_rows(runs: Sequence[Run]) -> list[list[Any]]:
-    """Medians over the logged steps: a row a quantity, a column a run."""
+    """Return medians over the logged steps: one row per quantity, one column per run."""
     return [[title, *(number(median(run, key), form) for run in runs)] for title, (key, form) in SPEED.items()]
 
 
 def checkpoint_rows(folder: Path) -> list[list[Any]]:
-    """A row a checkpoint: step, size, whether it was written to the end."""
+    """Return one row per checkpoint: step, size, and whether its write was completed."""
     complete = set(complete_steps(folder))
     return [
         [f"{step:,}", bytes_text(_size(step_folder(folder, step))), "complete" if step in complete else "unfinished"]
@@ -158,23 +165,27 @@ def _size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def setting_rows(contents: Sequence[dict[str, Any]]) -> tuple[list[list[Any]], list[int]]:
-    """Nested settings of several runs as rows of dotted name and values; and the numbers of rows that differ."""
+def setting_rows(contents: Sequence[dict[str, Any]]) -> tuple[list[list[Any]], int]:
+    """Return nested settings of several runs as rows of dotted name and values, and the number of rows that differ.
+
+    The rows that differ between the runs come first.
+    """
     flat = [_flat(content) for content in contents]
-    names = dict.fromkeys(name for own in flat for name in own)
-    rows = [[name, *(own.get(name) for own in flat)] for name in names]
-    return rows, [index for index, (_, *values) in enumerate(rows) if len(set(values)) > 1]
+    names = dict.fromkeys(name for settings in flat for name in settings)
+    rows = [[name, *(settings.get(name) for settings in flat)] for name in names]
+    differing = [row for row in rows if len(set(row[1:])) > 1]
+    return [*differing, *(row for row in rows if row not in differing)], len(differing)
 
 
 def _flat(content: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    found: dict[str, str] = {}
+    settings: dict[str, str] = {}
     for name, value in content.items():
         if isinstance(value, dict):
-            found |= _flat(value, f"{prefix}{name}.")
+            settings |= _flat(value, f"{prefix}{name}.")
         elif isinstance(value, list):
-            found[prefix + name] = " ".join(map(str, value)) or "(none)"
+            settings[prefix + name] = " ".join(map(str, value)) or "(none)"
         elif isinstance(value, bool):
-            found[prefix + name] = str(value).lower()
+            settings[prefix + name] = str(value).lower()
         else:
-            found[prefix + name] = str(value) if value not in ("", None) else "(none)"
-    return found
+            settings[prefix + name] = str(value) if value not in ("", None) else "(none)"
+    return settings

@@ -1,1 +1,1 @@
-"""Checkpoints: save, verify, load, resume, convert to another number of ranks."""
+"""Checkpoints: save, verify, load, resume, and convert to another number of ranks."""

@@ -1,6 +1,6 @@
-"""The seal of a checkpoint: which files belong to it, their sizes and SHA-256, written last and checked first.
+"""Checkpoint manifest `complete.json`: the files of a checkpoint, their sizes and SHA-256; written last, checked first.
 
-The work is shared: a rank hashes what it wrote, and the record, `complete.json`, holds the answers of all.
+Each rank hashes the files that it wrote; rank 0 collects the hashes of all ranks in the manifest.
 """
 
 from __future__ import annotations
@@ -22,72 +22,75 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class CheckpointLayout:
-    """How the tensors are spread over files: a checkpoint loads as it is only where this is the same."""
+    """How the tensors are partitioned over files; a run with another layout has to convert the checkpoint."""
 
     world_size: int
     zero_stage: int
     nvme: bool
-    """Whether the optimizer's states were on a disk (ZeRO-Infinity)."""
+    """Whether the optimizer's states were offloaded to a disk (ZeRO-Infinity)."""
 
 
 @dataclass(frozen=True)
 class CheckpointManifest:
-    """All of `complete.json`: the layout, and (bytes, SHA-256) of every file by its path within the folder."""
+    """Content of `complete.json`: the layout, and (bytes, SHA-256) of every file by its path within the folder."""
 
     layout: CheckpointLayout
     files: dict[str, tuple[int, str]]
 
     @property
     def num_bytes(self) -> int:
-        """Size of the whole checkpoint."""
+        """Size of the whole checkpoint in bytes."""
         return sum(size for size, _ in self.files.values())
 
 
 def is_own_file(name: str, rank: int, world_size: int) -> bool:
-    """Whether a rank hashes this file: the one that DeepSpeed's file name says wrote it, else rank 0."""
+    """Whether `rank` hashes this file: the rank in DeepSpeed's file name, which wrote it, otherwise rank 0."""
     writer = _RANK.search(name)
     return (int(writer[1]) if writer else 0) % world_size == rank
 
 
 def hash_own_files(folder: Path, rank: int, world_size: int) -> dict[str, tuple[int, str]]:
-    """Put a rank's share of the files on disk (fsync); returns size and SHA-256 of each by name."""
+    """Flush a rank's share of the files to disk (fsync); return size and SHA-256 of each by name."""
     names = [name for name in file_names(folder) if is_own_file(name, rank, world_size)]
     for parent in {(folder / name).parent for name in names}:
         flush_to_disk(parent)
-    return {name: _flushed(folder / name) for name in names}
+    return {name: _flush_and_hash(folder / name) for name in names}
 
 
-def _flushed(path: Path) -> tuple[int, str]:
+def _flush_and_hash(path: Path) -> tuple[int, str]:
     flush_to_disk(path)
     return path.stat().st_size, sha256_of_file(path)
 
 
 def file_names(folder: Path) -> list[str]:
-    """Paths of a checkpoint's files within its folder, with "/", without the record."""
+    """Return the sorted paths of a checkpoint's files within its folder, with "/", without the manifest."""
     found = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()]
     return sorted(name for name in found if name != COMPLETE_NAME)
 
 
-def write_checkpoint_manifest(folder: Path, record: CheckpointManifest) -> None:
-    """Write `complete.json`, the last file of a checkpoint."""
-    files = {name: {"bytes": size, "sha256": digest} for name, (size, digest) in sorted(record.files.items())}
-    content = {"format_version": FORMAT_VERSION, **asdict(record.layout), "files": files}
+def write_checkpoint_manifest(folder: Path, manifest: CheckpointManifest) -> None:
+    """Write `complete.json`; to be called once all other files of the checkpoint are on disk."""
+    files = {name: {"bytes": size, "sha256": digest} for name, (size, digest) in sorted(manifest.files.items())}
+    content = {"format_version": FORMAT_VERSION, **asdict(manifest.layout), "files": files}
     write_text(folder / COMPLETE_NAME, json.dumps(content, indent=1) + "\n")
     flush_to_disk(folder)
 
 
 def read_checkpoint_manifest(folder: Path) -> CheckpointManifest:
-    """Read and check `complete.json`; `CheckpointError` names what is wrong. No name in it leads out of the folder."""
+    """Read and check `complete.json`; raise `CheckpointError` if it is missing or damaged.
+
+    A name that leads out of the folder counts as damage.
+    """
     path = folder / COMPLETE_NAME
     try:
-        return _parsed(json.loads(path.read_text(encoding="utf-8")))
+        return _parse_manifest(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise CheckpointError(f"{folder}: is not a complete checkpoint (no {COMPLETE_NAME}); use another one") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path}: is damaged ({error}); use another checkpoint") from None
 
 
-def _parsed(content: dict[str, Any]) -> CheckpointManifest:
+def _parse_manifest(content: dict[str, Any]) -> CheckpointManifest:
     if content["format_version"] != FORMAT_VERSION:
         raise ValueError(f"format version {content['format_version']}, this version reads {FORMAT_VERSION}")
     layout = CheckpointLayout(int(content["world_size"]), int(content["zero_stage"]), bool(content["nvme"]))
@@ -104,20 +107,20 @@ def _parsed(content: dict[str, Any]) -> CheckpointManifest:
 
 
 def is_inside(name: str) -> bool:
-    """Whether a name from a file is a plain relative path, below the folder that it is joined to."""
+    """Whether a name from a file is a plain relative path, which stays below the folder that it is joined to."""
     path = PurePosixPath(name)
     plain = path.as_posix() == name and not path.is_absolute() and bool(path.parts)
     return plain and ".." not in path.parts and "\\" not in name and "\0" not in name
 
 
-def find_damage(folder: Path, record: CheckpointManifest, rank: int = 0, world_size: int = 1) -> str | None:
-    """What is wrong with a rank's share of a checkpoint's files: the first file and its fault, or None."""
-    for name, (size, digest) in sorted(record.files.items()):
+def find_damage(folder: Path, manifest: CheckpointManifest, rank: int = 0, world_size: int = 1) -> str | None:
+    """Return the first damaged file in a rank's share of a checkpoint, with its fault, or None."""
+    for name, (size, digest) in sorted(manifest.files.items()):
         if is_own_file(name, rank, world_size) and (fault := _fault(folder, name, size, digest)):
             return f"{folder / name} {fault}"
-    # DeepSpeed looks for its files by pattern, so one that nobody vouches for would be read.
+    # DeepSpeed finds its files by pattern, so it would read one that is not in the manifest.
     for name in file_names(folder) if rank == 0 else []:
-        if name.endswith(".pt") and name not in record.files:
+        if name.endswith(".pt") and name not in manifest.files:
             return f"{folder / name} is not in {COMPLETE_NAME}"
     return None
 
@@ -126,7 +129,7 @@ def _fault(folder: Path, name: str, size: int, digest: str) -> str | None:
     path = folder / name
     try:
         if path.resolve() != folder.resolve() / name:
-            return "is a link to another place"
+            return "is a link to another location"
         if not path.is_file():
             return "is missing"
         if (found := path.stat().st_size) != size:

@@ -1,4 +1,4 @@
-"""What a checkpoint holds besides DeepSpeed's files and the state: configuration, vocabulary, sources, the probe."""
+"""Write a checkpoint's metadata: configuration, tokenizer, data sources and the model's reference output."""
 
 from __future__ import annotations
 
@@ -16,13 +16,16 @@ from dnabert_rm.utils.files import write_text
 
 
 def write_metadata(engine: Any, config: RunConfig, dataset: WindowDataset, ranks: Ranks, folder: Path) -> None:
-    """Write them into a checkpoint's folder; called on every rank, as the probe needs all of them."""
-    probe = compute_reference_output(
+    """Write the metadata files into a checkpoint's folder.
+
+    `engine` is DeepSpeed's. Every rank must call this, because the reference output needs all of them; rank 0 writes.
+    """
+    reference = compute_reference_output(
         engine, dataset.tokenizer.vocab_size, config.data.window, config.train.precision, ranks.device
     )
     if not ranks.is_first:
         return
-    save_reference_output(folder / REFERENCE_OUTPUT_NAME, probe)
+    save_reference_output(folder / REFERENCE_OUTPUT_NAME, reference)
     write_text(folder / CONFIG_NAME, config.to_toml())
     engine.module.model.config.save_pretrained(folder)  # type: ignore[union-attr, operator]
     sources = [dataclasses.asdict(source) for reader in dataset.readers for source in reader.manifest.sources]

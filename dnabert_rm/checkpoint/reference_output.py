@@ -1,4 +1,4 @@
-"""What the training model answers to a fixed input, kept in a checkpoint so that an export can be checked."""
+"""Reference output: the training model's logits for a fixed input, saved in a checkpoint to check exports against."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ from dnabert_rm.genome.kmer import CLS_ID, MASK_ID, NUM_SPECIAL, SEP_ID
 from dnabert_rm.utils import random
 from dnabert_rm.utils.errors import CheckpointError
 
-NUM_WINDOWS, MAX_TOKENS, NUM_POSITIONS = 2, 64, 8
+NUM_WINDOWS = 2
+MAX_TOKENS = 64
+NUM_POSITIONS = 8
 
 
 @dataclass(frozen=True)
 class ReferenceOutput:
-    """`input_ids` (2, L) int64, `positions` (8,) int64 in the flattened input, `logits` (8, V) float32."""
+    """Fixed `input_ids` (2, L), `positions` (8,) in the flattened input, and the model's `logits` (8, V) there."""
 
     input_ids: NDArray[np.int64]
     positions: NDArray[np.int64]
@@ -30,7 +32,7 @@ class ReferenceOutput:
 
 
 def reference_input(vocab_size: int, window: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The fixed input of a vocabulary and window length: random k-mers, some masked, and the positions asked."""
+    """Return the fixed input ids (2, L), random k-mers of which some are masked, and the positions (8,) to predict."""
     length = min(window, MAX_TOKENS)
     bits = random.fold(random.key(0, "probe"), np.arange(NUM_WINDOWS * length))
     input_ids = (NUM_SPECIAL + random.below(bits, vocab_size - NUM_SPECIAL)).reshape(NUM_WINDOWS, length)
@@ -43,7 +45,10 @@ def reference_input(vocab_size: int, window: int) -> tuple[NDArray[np.int64], ND
 def compute_reference_output(
     engine: Any, vocab_size: int, window: int, precision: str, device: torch.device
 ) -> ReferenceOutput:
-    """Ask the training model, without dropout; every rank must call it (under ZeRO-3 weights are gathered)."""
+    """Return the output of DeepSpeed's `engine` for the fixed input, without dropout.
+
+    Every rank must call this, because ZeRO-3 gathers the weights.
+    """
     input_ids, positions = reference_input(vocab_size, window)
     engine.eval()
     with torch.no_grad():
@@ -52,38 +57,38 @@ def compute_reference_output(
     return ReferenceOutput(input_ids, positions, logits.float().cpu().numpy(), precision, device.type)
 
 
-def save_reference_output(path: Path, probe: ReferenceOutput) -> None:
-    """Write a probe as .npz, without pickle."""
-    np.savez(path, **probe.__dict__)
+def save_reference_output(path: Path, output: ReferenceOutput) -> None:
+    """Write a reference output as .npz, without pickle."""
+    np.savez(path, **output.__dict__)
 
 
 def load_reference_output(path: Path) -> ReferenceOutput:
-    """Read a probe, without pickle; `CheckpointError` where it is missing, damaged or no probe."""
+    """Read a reference output without pickle; `CheckpointError` if it is missing, damaged or has other arrays."""
     try:
         with np.load(path, allow_pickle=False) as stored:
-            probe = ReferenceOutput(
+            output = ReferenceOutput(
                 stored["input_ids"],
                 stored["positions"],
                 stored["logits"],
                 str(stored["precision"]),
                 str(stored["device"]),
             )
-        _check(probe)
+        _check(output)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
         raise CheckpointError(f"{path}: cannot be read ({error}); use an earlier checkpoint") from None
-    return probe
+    return output
 
 
-def _check(probe: ReferenceOutput) -> None:
-    """ValueError where arrays from a file are not those of a probe."""
-    for array, kind, dimensions in ((probe.input_ids, "i", 2), (probe.positions, "i", 1), (probe.logits, "f", 2)):
+def _check(output: ReferenceOutput) -> None:
+    """Raise ValueError unless arrays from a file have the types, shapes and ranges of a reference output."""
+    for array, kind, dimensions in ((output.input_ids, "i", 2), (output.positions, "i", 1), (output.logits, "f", 2)):
         if array.dtype.kind != kind or array.ndim != dimensions:
             raise ValueError(f"an array of {array.dtype} with {array.ndim} dimensions")
-    if len(probe.logits) != len(probe.positions) or not len(probe.positions) or not probe.input_ids.size:
-        raise ValueError(f"{len(probe.logits)} rows of logits for {len(probe.positions)} positions")
-    if probe.positions.min() < 0 or probe.positions.max() >= probe.input_ids.size:
-        raise ValueError("positions outside of the input")
-    if probe.input_ids.min() < 0 or probe.input_ids.max() >= probe.logits.shape[1]:
-        raise ValueError("ids outside of the vocabulary")
-    if probe.precision not in ("fp32", "bf16", "fp16"):
-        raise ValueError(f"precision {probe.precision!r}")
+    if len(output.logits) != len(output.positions) or not len(output.positions) or not output.input_ids.size:
+        raise ValueError(f"{len(output.logits)} rows of logits for {len(output.positions)} positions")
+    if output.positions.min() < 0 or output.positions.max() >= output.input_ids.size:
+        raise ValueError("positions outside the input")
+    if output.input_ids.min() < 0 or output.input_ids.max() >= output.logits.shape[1]:
+        raise ValueError("ids outside the vocabulary")
+    if output.precision not in ("fp32", "bf16", "fp16"):
+        raise ValueError(f"precision {output.precision!r}")

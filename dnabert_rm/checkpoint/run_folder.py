@@ -1,4 +1,4 @@
-"""What lies where in a run folder, and what of it says how far the run is. Torch-free."""
+"""Run folder: names of its files, the steps of its checkpoints, and which of them a run may resume. Torch-free."""
 
 from __future__ import annotations
 
@@ -10,36 +10,45 @@ from dnabert_rm.checkpoint.checksums import COMPLETE_NAME
 from dnabert_rm.checkpoint.train_state import TrainState
 from dnabert_rm.utils.errors import CheckpointError
 
-FOLDER_NAME, LATEST_NAME, STATE_NAME = "checkpoints", "latest", "state.json"
-CONFIG_NAME, TOKENIZER_NAME, REFERENCE_OUTPUT_NAME = "config.toml", "tokenizer.json", "probe.npz"
+FOLDER_NAME = "checkpoints"
+LATEST_NAME = "latest"
+STATE_NAME = "state.json"
+CONFIG_NAME = "config.toml"
+TOKENIZER_NAME = "tokenizer.json"
+REFERENCE_OUTPUT_NAME = "probe.npz"
 DATA_NAME = "data.json"
 _STEP_FOLDER = re.compile(r"step_(\d{8,})")
 
 
 def step_folder(run: Path, step: int) -> Path:
-    """The folder of the checkpoint after `step` steps."""
+    """Return the folder of the checkpoint after `step` steps."""
     return run / FOLDER_NAME / f"step_{step:08d}"
 
 
+def temporary_folder(path: Path) -> Path:
+    """Return the hidden name under which a folder is written or deleted; `remove_leftovers` deletes it after a kill."""
+    return path.with_name(f".{path.name}.tmp")
+
+
 def step_of(folder: Path) -> int | None:
-    """The step that a checkpoint folder's name says; None where it is no such name."""
+    """Return the step in a checkpoint folder's name, or None if the name has another form."""
     match = _STEP_FOLDER.fullmatch(folder.name)
     return int(match[1]) if match else None
 
 
 def saved_steps(run: Path) -> list[int]:
-    """Steps of the run's checkpoints, rising, damaged ones too."""
+    """Return the steps of all checkpoints of a run in ascending order, damaged ones included."""
     steps = (step_of(path) for path in (run / FOLDER_NAME).glob("step_*"))
     return sorted(step for step in steps if step is not None)
 
 
 def complete_steps(run: Path) -> list[int]:
-    """Steps of the run's checkpoints that were written to the end, rising; their files are not looked at."""
+    """Return the steps of a run's checkpoints that have a manifest, in ascending order; their files are not checked."""
     return [step for step in saved_steps(run) if (step_folder(run, step) / COMPLETE_NAME).is_file()]
 
 
 def read_state(folder: Path) -> TrainState:
-    """The state in a checkpoint; `CheckpointError` where it is not one."""
+    """Read the `TrainState` of a checkpoint; `CheckpointError` if it is missing or damaged."""
     try:
         return TrainState.from_dict(json.loads((folder / STATE_NAME).read_text()))
     except (OSError, ValueError, KeyError, TypeError, AssertionError, RecursionError) as error:
@@ -47,7 +56,12 @@ def read_state(folder: Path) -> TrainState:
 
 
 def candidates(resume: str, run: Path) -> list[Path]:
-    """Checkpoints that a run may begin from, the best first; none where it begins at step 0."""
+    """Return the checkpoints that a run may resume, best first; an empty list if it starts at step 0.
+
+    Args: `resume` is "auto", "never", or the path of a run folder or checkpoint.
+
+    Raises `CheckpointError` if `run` has checkpoints and `resume` is "never", or if the path holds no checkpoint.
+    """
     if resume == "never" and saved_steps(run):
         raise CheckpointError(f"{run}: has checkpoints, and --resume is never; name another --output")
     if resume in ("auto", "never"):

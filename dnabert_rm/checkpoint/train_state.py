@@ -1,4 +1,4 @@
-"""What a run has to remember besides weights and optimizer: a few integers and the data's fingerprint."""
+"""Training state besides weights and optimizer: a few integers and the data's fingerprint."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dnabert_rm.data.batching import BatchPlan
 
 @dataclass(frozen=True)
 class TrainState:
-    """The state between two steps; `step` is the next step, which is also the number of steps done."""
+    """State between two steps; `step` is the next step, which is also the number of steps done."""
 
     step: int
     plan: BatchPlan
@@ -24,11 +24,11 @@ class TrainState:
         return self.plan.first_sample(self.step)
 
     def to_json(self) -> str:
-        """The state as JSON text, with `consumed_samples` for people who look."""
+        """Return the state as JSON text; `consumed_samples` is included for readers and is not read back."""
         return json.dumps({**asdict(self), "consumed_samples": self.consumed_samples}, indent=1) + "\n"
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> TrainState:
-        """The state from `to_json`'s object; KeyError or TypeError where it is not one."""
+        """Return the state from the object that `to_json` writes; KeyError or TypeError if it has another form."""
         points = tuple((int(step), int(sample), int(batch)) for step, sample, batch in content["plan"]["points"])
         return cls(int(content["step"]), BatchPlan(points), str(content["fingerprint"]), int(content["seed"]))

@@ -1,253 +1,355 @@
-"""`dnabert-rm analyze`: pictures and a report of what runs did; one sub-command a kind of picture."""
+"""`dnabert-rm analyze KIND`: pictures and a report of what runs did; one command per kind of picture."""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from dnabert_rm.config.command_line import Command, choose_command, overview
+from dnabert_rm.config.schema import Settings, setting
 from dnabert_rm.utils.environment import suppress_library_output
 from dnabert_rm.utils.errors import ConfigError, DataError
 
-HELP = "curves, embeddings, attention, masks as pictures; a report of runs as one page"
-EXAMPLE = (
-    "dnabert-rm analyze curves runs/randommask runs/fixed --output curves.png\n"
-    "dnabert-rm analyze report runs/randommask runs/fixed --gue results --output report.html"
-)
+
+@dataclass(frozen=True)
+class CurvesSettings(Settings):
+    """Flags of `analyze curves`."""
+
+    runs: tuple[str, ...] = setting(positional=True, metavar="RUN")
+    """Run folders."""
+    output: Path = setting(metavar="FILE")
+    """Picture (.png, .svg or .pdf); its data are written beside it as .csv."""
+    names: tuple[str, ...] = setting((), separator=",", metavar="A,B")
+    """Names of the runs; by default those of their folders."""
+    x: Literal["steps", "tokens"] = "steps"
+    """Horizontal axis."""
+    smooth: int = setting(0, metavar="N", minimum=0)
+    """Logged steps of the running mean, an odd number; 1 for none, 0 for a fiftieth of the run."""
+
+    def problems(self) -> Iterator[str]:
+        """Yield a line for an even width."""
+        if self.smooth and self.smooth % 2 == 0:
+            yield f"--smooth {self.smooth}: must be an odd number, so that as many steps lie before a step as after"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """A sub-command each."""
-    commands = parser.add_subparsers(metavar="KIND", required=True)
-    _add_curves(commands)
-    _add_embeddings(commands)
-    _add_attention(commands)
-    _add_images(commands)
-    _add_compare(commands)
-    _add_masking(commands)
-    _add_report(commands)
-
-
-def run(args: argparse.Namespace) -> None:
-    """Run the sub-command that was named."""
-    try:
-        args.analysis(args)
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise DataError(f"{error.filename}: {error.strerror}; check the path") from None
-
-
-def _command(commands: Any, name: str, text: str, run_it: Callable[[argparse.Namespace], None], example: str) -> Any:
-    parser = commands.add_parser(
-        name, help=text, description=text, epilog=f"example:\n  dnabert-rm analyze {name} {example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    parser.set_defaults(analysis=run_it, parser=parser)
-    return parser
-
-
-def _add_curves(commands: Any) -> None:
-    parser = _command(
-        commands, "curves", "several runs on one picture: losses with their phases, accuracy, learning rate", _curves,
-        "runs/randommask runs/fixed --names RandomMask,fixed --output curves.png",
-    )  # fmt: skip
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders")
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="picture (.png, .svg or .pdf); what "
-                        "it draws is written beside it as .csv")  # fmt: skip
-    _add_names(parser)
-    parser.add_argument("--smooth", type=int, default=0, metavar="N", help="logged steps of the running mean, an odd "
-                        "number; 1: none (default: a fiftieth of the run's)")  # fmt: skip
-
-
-def _add_names(parser: Any) -> None:
-    parser.add_argument("--names", default="", metavar="A,B", help="the runs' names (default: their folders')")
-    parser.add_argument("--x", choices=("steps", "tokens"), default="steps", help="axis of the curves (steps)")
-
-
-def _curves(args: argparse.Namespace) -> None:
+def run_curves(settings: CurvesSettings) -> None:
+    """Draw several runs in one picture."""
     from dnabert_rm.analysis.curves import curves_csv, curves_figure, make_curves
     from dnabert_rm.analysis.figures import check_picture_name, save_figure
-
-    check_picture_name(args.output)
-    if args.smooth < 0 or (args.smooth and args.smooth % 2 == 0):
-        raise ConfigError(f"--smooth {args.smooth}: must be an odd number, so that as many lie before a step as after")
-    runs = _runs(args)
-    curves = make_curves(runs, args.smooth)
-    save_figure(curves_figure(runs, curves, args.x, args.smooth), args.output)
-    table = args.output.with_suffix(".csv")
-    table.write_text(curves_csv(curves), encoding="utf-8")
-    print(f"{args.output}\n{table}")
-
-
-def _runs(args: argparse.Namespace) -> Any:
     from dnabert_rm.analysis.run_records import read_runs
 
-    return read_runs(args.runs, _words(args.names))
+    check_picture_name(settings.output)
+    runs = read_runs(settings.runs, settings.names)
+    curves = make_curves(runs, settings.smooth)
+    save_figure(curves_figure(runs, curves, settings.x, settings.smooth), settings.output)
+    print(f"{settings.output}\n{_write_table(settings.output, curves_csv(curves))}")
 
 
-def _words(text: str) -> list[str]:
-    return [word.strip() for word in text.split(",")] if text else []
+def _write_table(picture: Path, text: str) -> Path:
+    """Write what a picture draws as a table beside it."""
+    table = picture.with_suffix(".csv")
+    table.write_text(text, encoding="utf-8")
+    return table
 
 
-def _add_model(parser: Any, needed_by: str) -> None:
-    parser.add_argument("model", type=Path, metavar="MODEL", help="an exported model, a run folder (its last "
-                        "checkpoint), or one of its step_… folders")  # fmt: skip
-    parser.add_argument("--output", type=Path, metavar="DIR", help=f"folder for {needed_by} (default: RUN/analysis, "
-                        "where the report finds them; needed for an exported model)")  # fmt: skip
+@dataclass(frozen=True)
+class EmbeddingsSettings(Settings):
+    """Flags of `analyze embeddings`."""
+
+    model: Path = setting(positional=True, metavar="MODEL")
+    """An exported model, a run folder (its last checkpoint), or one of its step_… folders."""
+    output: Path | None = setting(None, metavar="DIR")
+    """Folder for embeddings.png, .csv, .json; by default RUN/analysis, where the report finds them. Required for an
+    exported model."""
+    steps: str | None = setting(None, metavar="N,N")
+    """Checkpoints of a run to score; by default all."""
+    points: int = setting(4096, metavar="N", minimum=32)
+    """K-mers to take, a random sample where there are more."""
+    perplexity: float = setting(30.0, metavar="P", above=0)
+    """Perplexity of t-SNE."""
+    metric: Literal["euclidean", "cosine"] = "euclidean"
+    """Metric of t-SNE."""
+    seed: int = 0
+    """Seed of t-SNE and of the sample."""
 
 
-def _add_embeddings(commands: Any) -> None:
-    parser = _command(
-        commands, "embeddings", "t-SNE and silhouette of the k-mer embeddings by the two central bases", _embeddings,
-        "runs/first",
-    )  # fmt: skip
-    _add_model(parser, "embeddings.png, .csv, .json")
-    parser.add_argument("--steps", metavar="N,N", help="checkpoints of a run to score (default: all)")
-    parser.add_argument("--points", type=int, default=4096, metavar="N", help="k-mers to take, a random sample where "
-                        "there are more (%(default)s)")  # fmt: skip
-    parser.add_argument("--perplexity", type=float, default=30.0, metavar="P", help="of t-SNE (%(default)g)")
-    parser.add_argument("--metric", choices=("euclidean", "cosine"), default="euclidean", help="of t-SNE (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of t-SNE and the sample (%(default)s)")
-
-
-def _embeddings(args: argparse.Namespace) -> None:
+def run_embeddings(settings: EmbeddingsSettings) -> None:
+    """Score and draw k-mer embeddings."""
     suppress_library_output()
-    from dnabert_rm.analysis.model_pictures import embeddings
+    from dnabert_rm.analysis.model_pictures import draw_embeddings
 
-    if args.points < 32 or not args.perplexity > 0:
-        raise ConfigError("--points must be at least 32, and --perplexity above 0")
     with contextlib.redirect_stdout(sys.stderr):
-        written = embeddings(args)
+        written = draw_embeddings(
+            settings.model,
+            output=settings.output,
+            steps=settings.steps,
+            metric=settings.metric,
+            perplexity=settings.perplexity,
+            max_kmers=settings.points,
+            seed=settings.seed,
+        )
     print("\n".join(map(str, written)))
 
 
-def _add_attention(commands: Any) -> None:
-    parser = _command(
-        commands, "attention", "entropy, mass on 5 tokens and maps of every layer's attention", _attention,
-        "runs/first --data prepared",
-    )  # fmt: skip
-    _add_model(parser, "attention.json and three pictures")
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--data", metavar="DIR", help="prepared folder to take windows from")
-    source.add_argument("--fasta", metavar="FILE", help="FASTA to cut windows from, plain or gzip")
-    parser.add_argument("--split", help="split of --data (default: val, or train where there is no val)")
-    parser.add_argument("--window", type=int, metavar="N", help="tokens a window, [CLS] and [SEP] included (default: "
-                        "that of the pretraining, at most 512)")  # fmt: skip
-    parser.add_argument("--windows", type=int, default=16, metavar="N", help="windows (%(default)s)")
-    parser.add_argument("--step", type=int, help="the run's checkpoint of this step (default: the last)")
-    parser.add_argument("--non-overlapping", action="store_true", help="tokens with stride k (default: as pretrained)")
-    parser.add_argument("--seed", type=int, default=0, help="of the choice of --data's windows (%(default)s)")
+@dataclass(frozen=True)
+class AttentionSettings(Settings):
+    """Flags of `analyze attention`."""
+
+    model: Path = setting(positional=True, metavar="MODEL")
+    """An exported model, a run folder (its last checkpoint), or one of its step_… folders."""
+    output: Path | None = setting(None, metavar="DIR")
+    """Folder for attention.json and three pictures; by default RUN/analysis, where the report finds them. Required for
+    an exported model."""
+    data: str | None = setting(None, metavar="DIR")
+    """Prepared folder to take windows from."""
+    fasta: str | None = setting(None, metavar="FILE")
+    """FASTA to cut windows from, plain or gzip."""
+    split: str | None = None
+    """Split of --data; by default val, or train where there is no val."""
+    window: int | None = setting(None, metavar="N", minimum=4)
+    """Tokens per window, [CLS] and [SEP] included; by default as in pretraining, at most 512."""
+    windows: int = setting(16, metavar="N", minimum=1)
+    """Number of windows."""
+    step: int | None = None
+    """Checkpoint of this step of the run; by default the last."""
+    non_overlapping: bool = False
+    """Take tokens with stride k; by default as in pretraining."""
+    seed: int = 0
+    """Seed of the choice of windows in --data."""
+
+    def problems(self) -> Iterator[str]:
+        """Yield a line for each contradiction."""
+        if (self.data is None) == (self.fasta is None):
+            yield "--data, --fasta: give one of the two"
+        if self.fasta and self.split:
+            yield "--split: belongs to --data; leave it out with --fasta"
 
 
-def _attention(args: argparse.Namespace) -> None:
+def run_attention(settings: AttentionSettings) -> None:
+    """Measure and draw attention."""
     suppress_library_output()
-    from dnabert_rm.analysis.model_pictures import attention
+    from dnabert_rm.analysis.model_pictures import draw_attention
 
-    if args.windows < 1 or (args.window is not None and args.window < 4):
-        raise ConfigError("--windows must be at least 1, and --window at least 4")
-    if args.fasta and args.split:
-        raise ConfigError("--split belongs to --data; leave it out with --fasta")
     with contextlib.redirect_stdout(sys.stderr):
-        written = attention(args)
+        written = draw_attention(
+            settings.model,
+            output=settings.output,
+            data=settings.data,
+            fasta=settings.fasta,
+            split=settings.split,
+            step=settings.step,
+            window=settings.window,
+            num_windows=settings.windows,
+            non_overlapping=settings.non_overlapping,
+            seed=settings.seed,
+        )
     print("\n".join(map(str, written)))
 
 
-def _add_images(commands: Any) -> None:
-    parser = _command(
-        commands, "images", "embeddings and attention of each checkpoint as pictures in the run's TensorBoard", _images,
-        "runs/first --data prepared --follow",
-    )  # fmt: skip
-    parser.add_argument("model", type=Path, metavar="RUN", help="a run folder, which may still be training")
-    parser.add_argument("--data", metavar="DIR", help="prepared folder for the attention (default: embeddings alone)")
-    parser.add_argument("--follow", action="store_true", help="wait for checkpoints, until that of the last step")
+@dataclass(frozen=True)
+class ImagesSettings(Settings):
+    """Flags of `analyze images`."""
+
+    model: Path = setting(positional=True, metavar="RUN")
+    """A run folder; the run may still be training."""
+    data: str | None = setting(None, metavar="DIR")
+    """Prepared folder for attention; by default only embeddings are drawn."""
+    follow: bool = False
+    """Wait for checkpoints until that of the last step."""
 
 
-def _images(args: argparse.Namespace) -> None:
+def run_images(settings: ImagesSettings) -> None:
+    """Add pictures of checkpoints to a run's TensorBoard."""
     suppress_library_output()
-    from dnabert_rm.analysis.tensorboard_images import images
+    from dnabert_rm.analysis.tensorboard_images import write_images
 
     with contextlib.redirect_stdout(sys.stderr):
-        folder = images(args)
+        folder = write_images(settings.model, data=settings.data, follow=settings.follow)
     print(folder)
 
 
-def _add_compare(commands: Any) -> None:
-    parser = _command(
-        commands, "compare", "runs side by side: silhouettes over steps, attention by layer", _compare,
-        "runs/randommask runs/fixed --output compare.png",
-    )  # fmt: skip
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders on which `analyze embeddings` "
-                        "and `analyze attention` were run, or the folders that those wrote")  # fmt: skip
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="picture (.png, .svg or .pdf); what "
-                        "it draws is written beside it as .csv")  # fmt: skip
-    parser.add_argument("--names", default="", metavar="A,B", help="the runs' names (default: their folders')")
+@dataclass(frozen=True)
+class CompareSettings(Settings):
+    """Flags of `analyze compare`."""
+
+    runs: tuple[Path, ...] = setting(positional=True, metavar="RUN")
+    """Run folders with results of `analyze embeddings` and `analyze attention`, or the folders with those results."""
+    output: Path = setting(metavar="FILE")
+    """Picture (.png, .svg or .pdf); its data are written beside it as .csv."""
+    names: tuple[str, ...] = setting((), separator=",", metavar="A,B")
+    """Names of the runs; by default those of their folders."""
 
 
-def _compare(args: argparse.Namespace) -> None:
+def run_compare(settings: CompareSettings) -> None:
+    """Draw measured silhouettes and attention of several runs side by side."""
     from dnabert_rm.analysis.compare import compare_csv, compare_figure, read_measured
     from dnabert_rm.analysis.figures import check_picture_name, save_figure
     from dnabert_rm.analysis.report import ANALYSIS_NAME
     from dnabert_rm.analysis.run_records import own_names
 
-    check_picture_name(args.output)
-    names = own_names(args.runs, _words(args.names))
-    folders = [run / ANALYSIS_NAME if (run / ANALYSIS_NAME).is_dir() else run for run in args.runs]
+    check_picture_name(settings.output)
+    names = own_names(settings.runs, settings.names)
+    folders = [run / ANALYSIS_NAME if (run / ANALYSIS_NAME).is_dir() else run for run in settings.runs]
     runs = [read_measured(folder, name) for folder, name in zip(folders, names, strict=True)]
-    save_figure(compare_figure(runs), args.output)
-    table = args.output.with_suffix(".csv")
-    table.write_text(compare_csv(runs), encoding="utf-8")
-    print(f"{args.output}\n{table}")
+    save_figure(compare_figure(runs), settings.output)
+    print(f"{settings.output}\n{_write_table(settings.output, compare_csv(runs))}")
 
 
-def _add_masking(commands: Any) -> None:
-    parser = _command(
-        commands, "masking", "RandomMask's masks at each phase", _masking, "--output masks.png"
-    )  # fmt: skip
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="picture (.png, .svg or .pdf)")
-    parser.add_argument("--view", default="phases", choices=("phases", "hidden"), help="masks of some windows at each"
-                        " phase, or the bases that one stretch of each span hides (%(default)s)")  # fmt: skip
-    parser.add_argument("--k", type=int, default=6, help="bases of a k-mer (%(default)s)")
-    parser.add_argument("--steps", type=int, default=480_000, help="steps of the run (%(default)s)")
-    parser.add_argument("--draw", default="uniform", choices=("uniform", "max"), help="span of a window (%(default)s)")
-    parser.add_argument("--replacement", default="token", choices=("token", "span"), help="what 80/10/10 is drawn for")
+@dataclass(frozen=True)
+class MaskingSettings(Settings):
+    """Flags of `analyze masking`."""
+
+    output: Path = setting(metavar="FILE")
+    """Picture (.png, .svg or .pdf)."""
+    view: Literal["phases", "hidden"] = "phases"
+    """Masks of some windows in each phase, or the bases that one masked span of each length hides."""
+    k: int = 6
+    """Bases per k-mer."""
+    steps: int = setting(480_000, minimum=1)
+    """Steps of the run."""
+    draw: Literal["uniform", "max"] = "uniform"
+    """Span of a window."""
+    replacement: Literal["token", "span"] = "token"
+    """Unit of the 80/10/10 replacement."""
 
 
-def _masking(args: argparse.Namespace) -> None:
+def run_masking(settings: MaskingSettings) -> None:
+    """Draw RandomMask's masks."""
     from dnabert_rm.analysis.figures import check_picture_name, save_figure
     from dnabert_rm.analysis.mask_figures import hidden_figure, masks_figure
     from dnabert_rm.genome.kmer import check_k
     from dnabert_rm.masking.schedule import make_schedule
 
-    check_picture_name(args.output)
-    schedule = make_schedule("randommask", k=check_k(args.k), total_steps=args.steps, draw=args.draw)
-    if args.view == "hidden":
-        figure = hidden_figure(schedule.spans[-1][::2], k=args.k)
+    check_picture_name(settings.output)
+    k = check_k(settings.k)
+    schedule = make_schedule("randommask", k=k, total_steps=settings.steps, draw=settings.draw)
+    if settings.view == "hidden":
+        figure = hidden_figure(schedule.spans[-1][::2], k=k)
     else:
-        figure = masks_figure(schedule, k=args.k, replacement=args.replacement)
-    save_figure(figure, args.output)
-    print(args.output)
+        figure = masks_figure(schedule, k=k, replacement=settings.replacement)
+    save_figure(figure, settings.output)
+    print(settings.output)
 
 
-def _add_report(commands: Any) -> None:
-    parser = _command(
-        commands, "report", "one HTML page on runs: results, figures, settings, speed, GUE", _report,
-        "runs/randommask runs/fixed --gue results --output report.html",
-    )  # fmt: skip
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders")
-    parser.add_argument("--gue", nargs="+", type=Path, default=[], metavar="DIR", help="--output of `dnabert-rm gue`")
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="the page, e.g. report.html")
-    _add_names(parser)
+@dataclass(frozen=True)
+class ReportSettings(Settings):
+    """Flags of `analyze report`."""
+
+    runs: tuple[str, ...] = setting(positional=True, metavar="RUN")
+    """Run folders."""
+    output: Path = setting(metavar="FILE")
+    """The page, such as report.html."""
+    gue: tuple[Path, ...] = setting((), metavar="DIR")
+    """Output folders of `dnabert-rm gue`."""
+    names: tuple[str, ...] = setting((), separator=",", metavar="A,B")
+    """Names of the runs; by default those of their folders."""
+    x: Literal["steps", "tokens"] = "steps"
+    """Horizontal axis of the curves."""
+
+    def problems(self) -> Iterator[str]:
+        """Yield a line for an output that is a folder."""
+        if self.output.is_dir():
+            yield f"--output {self.output}: is a folder; name a file in it, e.g. report.html"
 
 
-def _report(args: argparse.Namespace) -> None:
+def run_report(settings: ReportSettings) -> None:
+    """Write the report of one or more runs."""
     from dnabert_rm.analysis.report import write_report
+    from dnabert_rm.analysis.run_records import read_runs
 
-    if args.output.is_dir():
-        raise ConfigError(f"--output {args.output}: is a folder; name a file in it, e.g. report.html")
-    for sentence in write_report(args.output, _runs(args), args.gue, args.x):
+    runs = read_runs(settings.runs, settings.names)
+    for sentence in write_report(settings.output, runs, settings.gue, settings.x):
         print(f"note: {sentence}", file=sys.stderr)
-    print(args.output)
+    print(settings.output)
+
+
+def _kind(name: str, text: str, settings: type, run: Any, example: str) -> Command:
+    return Command(name, text, f"dnabert-rm analyze {name} {example}", settings, run)
+
+
+KINDS = {
+    command.name: command
+    for command in (
+        _kind(
+            "curves",
+            "several runs in one picture: losses with their phases, accuracy, learning rate",
+            CurvesSettings,
+            run_curves,
+            "runs/randommask runs/fixed --names RandomMask,fixed --output curves.png",
+        ),
+        _kind(
+            "embeddings",
+            "t-SNE and silhouette of the k-mer embeddings by the two central bases",
+            EmbeddingsSettings,
+            run_embeddings,
+            "runs/first",
+        ),
+        _kind(
+            "attention",
+            "entropy, mass on 5 tokens and maps of every layer's attention",
+            AttentionSettings,
+            run_attention,
+            "runs/first --data prepared",
+        ),
+        _kind(
+            "images",
+            "embeddings and attention of each checkpoint as pictures in the run's TensorBoard",
+            ImagesSettings,
+            run_images,
+            "runs/first --data prepared --follow",
+        ),
+        _kind(
+            "compare",
+            "runs side by side: silhouettes over steps, attention by layer",
+            CompareSettings,
+            run_compare,
+            "runs/randommask runs/fixed --output compare.png",
+        ),
+        _kind("masking", "RandomMask's masks in each phase", MaskingSettings, run_masking, "--output masks.png"),
+        _kind(
+            "report",
+            "one HTML page on runs: results, figures, settings, speed, GUE",
+            ReportSettings,
+            run_report,
+            "runs/randommask runs/fixed --gue results --output report.html",
+        ),
+    )
+}
+
+
+@dataclass(frozen=True)
+class AnalyzeCommand(Command):
+    """`analyze`: its first word names the kind of picture."""
+
+    def main(self, prog: str, words: Sequence[str]) -> int | None:
+        """Run the kind that the first word names, or print the overview."""
+        if words and words[0] in ("-h", "--help"):
+            print(overview(prog, "Pictures and a report of what runs did.", KINDS.values(), self.example))
+            return 0
+        name = choose_command(prog, KINDS, words)
+        try:
+            return KINDS[name].main(f"{prog} {name}", words[1:])
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise DataError(f"{error.filename}: {error.strerror}; check the path") from None
+
+
+def _no_kind(_: Any) -> None:
+    raise ConfigError("name a kind of picture")
+
+
+COMMAND = AnalyzeCommand(
+    name="analyze",
+    help="curves, embeddings, attention, masks as pictures; a report of runs as one page",
+    example=(
+        "dnabert-rm analyze curves runs/randommask runs/fixed --output curves.png\n"
+        "dnabert-rm analyze report runs/randommask runs/fixed --gue results --output report.html"
+    ),
+    settings=Settings,
+    run=_no_kind,
+)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import json
+from dataclasses import dataclass
 from typing import Any
 
-from dnabert_rm.cli.run_flags import add_run_flags, run_config
+from dnabert_rm.cli.run_flags import RunCommand, RunFlags
 from dnabert_rm.config import RunConfig
+from dnabert_rm.config.schema import Settings, setting
 from dnabert_rm.data.manifest import load_manifest
 from dnabert_rm.genome import kmer
 from dnabert_rm.model.flops import (
@@ -20,83 +21,77 @@ from dnabert_rm.model.flops import (
 from dnabert_rm.planning.planner import USABLE_SHARE, Job, Option, advice, make_job, options
 from dnabert_rm.utils.errors import ConfigError
 
-HELP = "estimate memory by ZeRO stage, FLOPs, time and messages of a run, and say which stage to choose"
-EXAMPLE = "dnabert-rm plan --preset 3b --gpus 64 --gpu-memory 80 --gpu h100 --tokens 1e12"
-
 NOT_NEEDED = "(not needed)"
-"""Stands for the data and the output, which a plan can do without."""
+"""Placeholder for the data and the output, which a plan does not need."""
 GIB = 2**30
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The hardware, and the flags of `pretrain`."""
-    parser.add_argument("--gpus", type=int, default=1, metavar="N", help="ranks of the run (default: 1)")
-    parser.add_argument("--gpu-memory", type=float, metavar="GB", help="memory of a GPU, as its maker names it: 80")
-    parser.add_argument("--gpu", metavar="NAME", help="GPU, for its peak: h100, a100, l40s …; cpu: ranks on CPUs")
-    parser.add_argument("--tokens", type=float, metavar="N", help="tokens to train on (default: the run's)")
-    parser.add_argument(
-        "--mfu", type=float, default=0.4, metavar="SHARE", help="share of the peak that the run reaches (default: 0.4)"
-    )
-    parser.add_argument("--bandwidth", type=float, metavar="GB", help="gigabytes (10^9) a second that a GPU sends")
-    parser.add_argument("--k", type=int, default=6, metavar="N", help="k-mers of the vocabulary (default: 6)")
-    parser.add_argument("--json", action="store_true", help="one JSON object; sizes in bytes, times in seconds")
-    add_run_flags(parser, "[--gpus N] [--gpu-memory GB]")
+@dataclass(frozen=True)
+class PlanSettings(Settings):
+    """Flags of `plan` beside those of a run: the hardware."""
+
+    gpus: int = setting(1, metavar="N", minimum=1)
+    """Ranks of the run."""
+    gpu_memory: float | None = setting(None, metavar="GB", above=0)
+    """Memory of a GPU, as its maker states it, such as 80."""
+    gpu: str | None = setting(None, metavar="NAME")
+    """GPU, for its peak: h100, a100, l40s …; cpu: ranks on CPUs."""
+    tokens: float | None = setting(None, metavar="N", above=0)
+    """Tokens to train on; by default those of the run."""
+    mfu: float = setting(0.4, metavar="SHARE", above=0, maximum=1)
+    """Share of the peak that the run reaches."""
+    bandwidth: float | None = setting(None, metavar="GB", above=0)
+    """Gigabytes (10^9) per second that a GPU sends."""
+    k: int = setting(6, metavar="N", minimum=1)
+    """Bases per k-mer of the vocabulary."""
+    json: bool = False
+    """Print one JSON object; sizes in bytes, times in seconds."""
 
 
-def run(args: argparse.Namespace) -> None:
+def run(settings: PlanSettings, flags: RunFlags) -> None:
     """Print the plan."""
-    config = run_config(args, {"train": {"output": NOT_NEEDED}, "data": {"path": [NOT_NEEDED]}})
-    peak = _checked_peak(args)
-    on_gpu = args.gpu != "cpu"
-    job = make_job(config, _vocab_size(config, args.k), args.gpus, on_gpu)
-    memory = args.gpu_memory * GIB if args.gpu_memory else None
+    config = flags.config({"train": {"output": NOT_NEEDED}, "data": {"path": [NOT_NEEDED]}})
+    peak = _peak(settings.gpu)
+    job = make_job(config, _vocab_size(config, settings.k), settings.gpus, settings.gpu != "cpu")
+    memory = settings.gpu_memory * GIB if settings.gpu_memory else None
     found = options(job, memory, config.train.ds_config)
-    report = _report(args, config, job, found, peak)
+    report = _report(settings, flags.preset, config, job, found, peak)
     report["advice"] = advice(job, found, memory, config.train.ds_config)
-    print(json.dumps(report) if args.json else _text(report))
+    print(json.dumps(report) if settings.json else _text(report))
 
 
-def _checked_peak(args: argparse.Namespace) -> float | None:
-    """The GPU's peak, None where it is not given; `ConfigError` for values that can't be."""
-    least = {"--gpus": (args.gpus, 1), "--k": (args.k, 1)}
-    above = {"--gpu-memory": args.gpu_memory, "--tokens": args.tokens, "--bandwidth": args.bandwidth, "--mfu": args.mfu}
-    for flag, (value, bound) in least.items():
-        if value < bound:
-            raise ConfigError(f"{flag} {value}: must be at least {bound}")
-    for flag, given in above.items():
-        if given is not None and not given > 0:
-            raise ConfigError(f"{flag} {given:g}: must be above 0")
-    if args.mfu > 1:
-        raise ConfigError(f"--mfu {args.mfu:g}: is a share of the peak, at most 1")
-    peak = peak_flops(args.gpu) if args.gpu not in (None, "cpu") else None
-    if args.gpu not in (None, "cpu") and peak is None:
-        raise ConfigError(f"--gpu {args.gpu}: is not in the table; choose one of {', '.join(known_gpus())}, or cpu")
+def _peak(gpu: str | None) -> float | None:
+    """Peak FLOP/s of a GPU by name; None without a name, or for CPUs."""
+    if gpu in (None, "cpu"):
+        return None
+    if (peak := peak_flops(gpu)) is None:
+        raise ConfigError(f"--gpu {gpu}: is not in the table; choose one of {', '.join(known_gpus())}, or cpu")
     return peak
 
 
 def _vocab_size(config: RunConfig, k: int) -> int:
-    """The prepared data's vocabulary if they are named, else that of `k`."""
+    """Vocabulary size of the prepared data where they are given, else of k-mers."""
     first = config.data.path[0]
     return kmer.vocab_size(kmer.check_k(k)) if first == NOT_NEEDED else load_manifest(first).tokenizer.vocab_size
 
 
 def _report(
-    args: argparse.Namespace, config: RunConfig, job: Job, found: list[Option], peak: float | None
+    settings: PlanSettings, preset: str, config: RunConfig, job: Job, found: list[Option], peak: float | None
 ) -> dict[str, Any]:
-    """Everything that is printed, as plain values."""
+    """The whole report as plain values."""
     shape, work, window = job.shape, job.work, job.work.window_tokens
     parts = parameter_counts(shape)
     training = training_flops_per_token(shape, window, job.masked)
-    tokens = args.tokens or float(config.train.steps) * config.train.global_batch * window
+    tokens = settings.tokens or float(config.train.steps) * config.train.global_batch * window
     half = work.value_bytes == 2
-    speed = peak * args.mfu if peak and half else None
-    step = training * job.split.global_batch * window / args.gpus
+    speed = peak * settings.mfu if peak and half else None
+    step = training * job.split.global_batch * window / settings.gpus
     return {
         "estimate": True,
-        "model": {"preset": args.preset, **vars(shape)},
+        "model": {"preset": preset, **vars(shape)},
         "parameters": {**parts, "total": sum(parts.values())},
         "run": {
-            "gpus": args.gpus, "gpu": args.gpu, "global_batch": job.split.global_batch,
+            "gpus": settings.gpus, "gpu": settings.gpu, "global_batch": job.split.global_batch,
             "micro_batch": work.windows, "accumulation": job.accumulation, "window": window,
             "value_bytes": work.value_bytes, "attention": work.attention, "dropout": work.dropout,
             "activation_checkpointing": work.checkpointing, "masked_fraction": job.masked,
@@ -109,14 +104,14 @@ def _report(
             "training_with_full_head": training_flops_per_token(shape, window),
         },
         "flops_per_step_and_gpu": step,
-        "usable_bytes": args.gpu_memory * GIB * USABLE_SHARE if args.gpu_memory else None,
+        "usable_bytes": settings.gpu_memory * GIB * USABLE_SHARE if settings.gpu_memory else None,
         "time": {
-            "tokens": tokens, "peak_flops": peak if half else None, "mfu": args.mfu,
-            "tokens_per_second": args.gpus * speed / training if speed else None,
+            "tokens": tokens, "peak_flops": peak if half else None, "mfu": settings.mfu,
+            "tokens_per_second": settings.gpus * speed / training if speed else None,
             "step_seconds": step / speed if speed else None,
-            "seconds": tokens * training / (args.gpus * speed) if speed else None,
+            "seconds": tokens * training / (settings.gpus * speed) if speed else None,
         },
-        "options": [_option(option, args.bandwidth, step / speed if speed else None) for option in found],
+        "options": [_option(option, settings.bandwidth, step / speed if speed else None) for option in found],
     }  # fmt: skip
 
 
@@ -169,7 +164,7 @@ def _time_text(time: dict[str, Any], gpu: str | None) -> str:
 
 
 def _table(rows: list[dict[str, Any]], configured: str) -> list[str]:
-    """One line an option; `*` marks the configured one."""
+    """One line per option; `*` marks the configured one."""
     parts = ("weights", "gradients", "optimizer", "activations", "buffers", "total", "host")
     heads = ("ds-config", *parts, "fits", "micro-batch", "GB sent", "seconds", "GB/s")
     lines = [heads]
@@ -191,3 +186,13 @@ def _table(rows: list[dict[str, Any]], configured: str) -> list[str]:
 
 def _number(value: float | None, form: str) -> str:
     return "?" if value is None else format(value, form)
+
+
+COMMAND = RunCommand(
+    name="plan",
+    help="estimate memory by ZeRO stage, FLOPs, time and messages of a run, and say which stage to choose",
+    example="dnabert-rm plan --preset 3b --gpus 64 --gpu-memory 80 --gpu h100 --tokens 1e12",
+    settings=PlanSettings,
+    run=run,
+    usage="[--gpus N] [--gpu-memory GB]",
+)

@@ -1,128 +1,103 @@
-"""The flags of a run configuration, made from its dataclasses: `--window 512` or `--data.window 512`."""
+"""Flags of a run configuration: `--window 512` or `--data.window 512`, with `--preset` and `--config`."""
 
 from __future__ import annotations
 
-import argparse
-import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from dnabert_rm.config import (
-    SECTIONS,
-    FieldInfo,
-    RunConfig,
-    field_infos,
-    load_config_file,
-    load_preset,
-    preset_names,
-    resolve,
-    type_name,
-)
+from dnabert_rm.config import RunConfig, load_config_file, load_preset, preset_names, resolve, run_settings
+from dnabert_rm.config.command_line import Command, CommandParser, add_flag, make_settings, values_of
+from dnabert_rm.config.run_config import SECTIONS
 from dnabert_rm.model.pretrained import model_fields
 from dnabert_rm.utils.errors import ConfigError
 
 DEFAULT_PRESET = "base"
-SHORT_FLAGS = {
-    "data.path": "--data", "data.window": "--window", "data.strand": "--strand",
-    "train.output": "--output", "train.steps": "--steps", "train.stop_after": "--stop-after",
-    "train.global_batch": "--global-batch", "train.micro_batch": "--micro-batch", "train.precision": "--precision",
-    "train.seed": "--seed", "train.save_every": "--save-every", "train.log_every": "--log-every",
-    "train.ds_config": "--ds-config", "train.resume": "--resume", "train.allow_changes": "--allow-changes",
-    "masking.policy": "--masking", "masking.phase_ends": "--phase-ends", "masking.phase_spans": "--phase-spans",
-    "optim.lr": "--lr", "data.num_workers": "--workers", "data.on_bad_shard": "--on-bad-shard",
-    "data.allow_pipe": "--allow-pipe",
-    "model.init_from": "--init-from",
-}  # fmt: skip
 
 
-def add_run_flags(parser: argparse.ArgumentParser, own: str = "") -> None:
-    """Add `--preset`, `--config` and one flag a field, with the text under the field as its help, by section.
+@dataclass(frozen=True)
+class RunFlags:
+    """What a command line says about the run configuration."""
 
-    The usage line names the command's `own` flags alone: all of them would fill a screen.
-    """
-    parser.usage = f"%(prog)s {own} [--preset NAME] [--config FILE.toml] [--FIELD VALUE ...]"
-    sizes = ", ".join(preset_names())
-    parser.add_argument(
-        "--preset", default=DEFAULT_PRESET, metavar="NAME", help=f"model size: {sizes} (default: {DEFAULT_PRESET})"
-    )
-    parser.add_argument("--config", metavar="FILE.toml", help="a configuration file; flags override it")
-    groups = {name: parser.add_argument_group(f"[{name}]", cls.__doc__) for name, cls in SECTIONS.items()}
-    for info in field_infos().values():
-        dotted = f"--{info.name}"
-        names = [SHORT_FLAGS[info.name], dotted] if info.name in SHORT_FLAGS else [dotted]
-        kind: Any = info.type
-        many: dict[str, Any] = {}
-        if typing.get_origin(info.type) is tuple:
-            kind, many = typing.get_args(info.type)[0], {"nargs": "+"}
-        if info.type is bool:
-            many = {"nargs": "?", "const": "true"}
-        groups[info.name.split(".")[0]].add_argument(
-            *names, dest=info.name, default=None, metavar=type_name(kind).upper(), help=_help(info), **many
-        )
+    preset: str = DEFAULT_PRESET
+    config_file: str | None = None
+    fields: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Sections with the fields that flags set."""
+    problems: Sequence[str] = ()
+    """Lines on flags that could not be read."""
 
+    def config(self, placeholders: Mapping[str, Mapping[str, Any]] | None = None) -> RunConfig:
+        """The configuration: flags over the file over the preset; `ConfigError` with every mistake.
 
-def _help(info: FieldInfo) -> str:
-    return f"{info.text} (default: {info.shown_default})".replace("%", "%%")
-
-
-def run_config(args: argparse.Namespace, defaults: dict[str, dict[str, Any]] | None = None) -> RunConfig:
-    """The configuration that the flags make, over the file, over the preset; `ConfigError` holds every mistake.
-
-    `defaults` stand below the preset: what a command can do without and others can't.
-    """
-    flags: dict[str, dict[str, Any]] = {}
-    errors = []
-    for info in field_infos().values():
-        text = getattr(args, info.name)
-        if text is None:
-            continue
-        section, key = info.name.split(".")
+        Args: `placeholders` below the preset, for required fields that a command can do without.
+        """
+        problems = list(self.problems)
+        layers = [*([load_config_file(self.config_file)] if self.config_file else []), self.fields]
         try:
-            flags.setdefault(section, {})[key] = _parse(text, info.type)
-        except ValueError:
-            flag = SHORT_FLAGS.get(info.name, f"--{info.name}")
-            shown = " ".join(text) if isinstance(text, list) else text
-            errors.append(f"{flag} {shown}: must be of type {type_name(info.type)}")
-    layers = [*([load_config_file(args.config)] if args.config else []), flags]
-    try:
-        found = _init_fields(layers)
-        preset = load_preset(args.preset, found.get("architecture") or _chosen(layers, "architecture"))
-        config = resolve(defaults or {}, preset, {"model": found}, *layers)
-        _refuse_other_sizes(config, found)
-    except ConfigError as error:
-        errors.append(str(error))
-    if errors:
-        raise ConfigError("\n  ".join(errors))
-    return config
+            initial = _initial_model_fields(layers)
+            preset = load_preset(self.preset, initial.get("architecture") or _model_field(layers, "architecture"))
+            config = resolve(placeholders or {}, preset, {"model": initial}, *layers)
+            _refuse_other_sizes(config, initial)
+        except ConfigError as error:
+            problems.append(str(error))
+        if problems:
+            raise ConfigError("\n  ".join(problems))
+        return config
 
 
-def _chosen(layers: list[dict[str, Any]], key: str) -> str | None:
-    """What the last of the layers that names it says of a field of `[model]`, if any."""
+@dataclass(frozen=True)
+class RunCommand(Command):
+    """A command that takes the flags of a run configuration beside its own; `run` gets (settings, RunFlags)."""
+
+    def parser(self, prog: str) -> CommandParser:
+        """The parser; its usage names the command's own flags only, since all of them would fill a screen."""
+        parser = super().parser(prog)
+        parser.usage = f"%(prog)s {self.usage or ''} [--preset NAME] [--config FILE.toml] [--FIELD VALUE ...]"
+        return parser
+
+    def add_flags(self, parser: CommandParser) -> None:
+        """Declare the command's own flags, `--preset`, `--config`, and one flag for each field, by section."""
+        super().add_flags(parser)
+        sizes = ", ".join(preset_names())
+        parser.add_argument("--preset", metavar="NAME", help=f"model size: {sizes} (default: {DEFAULT_PRESET})")
+        parser.add_argument("--config", metavar="FILE.toml", help="a configuration file; flags override it")
+        groups = {name: parser.add_argument_group(f"[{name}]", cls.__doc__) for name, cls in SECTIONS.items()}
+        for name, item in run_settings().items():
+            add_flag(groups[name.split(".")[0]], item, names=flag_names(name), show_empty=True)
+
+    def parse(self, prog: str, words: Sequence[str]) -> tuple[Any, ...]:
+        """(settings, RunFlags); mistakes in run flags are reported by `RunFlags.config`, with all others."""
+        found, problems = self.parser(prog).parse_words(words)
+        values, more = values_of(found, run_settings().values())
+        fields: dict[str, dict[str, Any]] = {}
+        for name, value in values.items():
+            section, key = name.split(".")
+            fields.setdefault(section, {})[key] = value
+        missing = [problem for problem in problems if "arguments are required" in problem]
+        settings = make_settings(self.settings, found, missing)
+        unknown = [problem for problem in problems if problem not in missing]
+        return settings, RunFlags(found.preset or DEFAULT_PRESET, found.config, fields, [*unknown, *more])
+
+
+def flag_names(name: str) -> list[str]:
+    """The flags of a field by its dotted name, a short one first where it has one."""
+    return list(dict.fromkeys([run_settings()[name].flag, f"--{name}"]))
+
+
+def _model_field(layers: Sequence[Mapping[str, Any]], key: str) -> str | None:
+    """A field of `[model]` in the last layer that sets it, if any."""
     models = [layer["model"] for layer in layers if isinstance(layer.get("model"), dict)]
     return next((str(model[key]) for model in reversed(models) if key in model), None)
 
 
-def _init_fields(layers: list[dict[str, Any]]) -> dict[str, Any]:
-    """The fields of `[model]` that `--init-from` sets; none where a run begins from random weights."""
-    folder = _chosen(layers, "init_from")
+def _initial_model_fields(layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The fields of `[model]` that `--init-from` sets; none where a run starts from random weights."""
+    folder = _model_field(layers, "init_from")
     return model_fields(folder) if folder else {}
 
 
-def _refuse_other_sizes(config: RunConfig, found: dict[str, Any]) -> None:
+def _refuse_other_sizes(config: RunConfig, initial: Mapping[str, Any]) -> None:
     """`ConfigError` where a flag or file asks for another architecture than that of `--init-from`."""
-    for name, value in found.items():
+    for name, value in initial.items():
         if (asked := getattr(config.model, name)) != value:
             raise ConfigError(f"model.{name}: is {asked}, but {config.model.init_from} has {value}; leave it out")
-
-
-def _parse(text: Any, kind: Any) -> Any:
-    """A flag's text as its field's type; lists take spaces or commas; ValueError where it does not fit."""
-    if typing.get_origin(kind) is tuple:
-        item = typing.get_args(kind)[0]
-        # A path may hold a comma; numbers can't.
-        words = text if item is str else [word for part in text for word in part.split(",") if word]
-        return [_parse(word, item) for word in words]
-    if kind is bool:
-        if text.lower() not in ("true", "false"):
-            raise ValueError
-        return text.lower() == "true"
-    return kind(text)

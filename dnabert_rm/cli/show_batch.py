@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
 import sys
 import textwrap
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,81 +16,77 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dnabert_rm.checkpoint.run_folder import read_state
-from dnabert_rm.cli.run_flags import add_run_flags, run_config
+from dnabert_rm.cli.run_flags import RunCommand, RunFlags
 from dnabert_rm.config import RunConfig
-from dnabert_rm.data.batching import BatchPlan, make_plan
+from dnabert_rm.config.schema import Settings, setting
+from dnabert_rm.data.batching import BatchPlan, make_batch_plan
 from dnabert_rm.data.dataset import WindowDataset, make_dataset
 from dnabert_rm.genome.kmer import MASK_ID, NUM_SPECIAL, codes_to_bases, kmer_codes, vocabulary
 from dnabert_rm.masking.collator import IGNORE, RandomMaskCollator, make_collator
 from dnabert_rm.masking.schedule import make_mask_schedule
 from dnabert_rm.utils.errors import ConfigError
 
-HELP = "show the windows and masks of one step, exactly as the model sees them"
-EXAMPLE = """\
-dnabert-rm show-batch --config runs/first/config.toml --step 600
-dnabert-rm show-batch --data prepared --steps 100000 --step 60000 --json > batch.jsonl
-"""
-
 DEFAULT_SHOWN = 4
 WINDOWS_AT_ONCE = 256
 NO_RUN = "(no run)"
-SEEN, MASKED, RANDOM, KEPT, UNKNOWN = ".", "M", "R", "=", "?"
+SEEN = "."
+MASKED = "M"
+RANDOM = "R"
+KEPT = "="
+UNKNOWN = "?"
 COLOURS = {MASKED: "41;97", RANDOM: "43;30", KEPT: "42;30", UNKNOWN: "2", SEEN: ""}
 LEGEND = f"{MASKED} [MASK]   {RANDOM} random k-mer   {KEPT} predicted but unchanged   {SEEN} seen   {UNKNOWN} unknown"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags of `pretrain`, and which step to show and how."""
-    parser.add_argument("--step", type=int, required=True, metavar="N", help="optimizer step, from 0")
-    parser.add_argument(
-        "--first", type=int, metavar="N", help=f"show so many windows (default: {DEFAULT_SHOWN}; all with --json)"
-    )
-    parser.add_argument("--json", action="store_true", help="one JSON object a window, in the global batch's order")
-    parser.add_argument("--kmers", action="store_true", help="list the tokens instead of drawing them under the bases")
-    add_run_flags(parser, "--step N [--kmers|--json]")
+@dataclass(frozen=True)
+class ShowBatchSettings(Settings):
+    """Flags of `show-batch` beside those of a run."""
+
+    step: int = setting(metavar="N", minimum=0)
+    """Optimizer step, from 0."""
+    first: int | None = setting(None, metavar="N", minimum=1)
+    """Number of windows to show; by default 4, and all with --json."""
+    json: bool = False
+    """Print one JSON object per window, in the order of the global batch."""
+    kmers: bool = False
+    """List the tokens instead of drawing them under the bases."""
 
 
-def run(args: argparse.Namespace) -> None:
+def run(settings: ShowBatchSettings, flags: RunFlags) -> None:
     """Print the step's windows."""
-    config = run_config(args, {"train": {"output": NO_RUN}})
-    if not 0 <= args.step < config.train.steps:
-        raise ConfigError(f"--step {args.step}: the run has steps 0 to {config.train.steps - 1}; see --steps")
-    if args.first is not None and args.first < 1:
-        raise ConfigError(f"--first {args.first}: must be at least 1")
+    config = flags.config({"train": {"output": NO_RUN}})
+    step = settings.step
+    if step >= config.train.steps:
+        raise ConfigError(f"--step {step}: the run has steps 0 to {config.train.steps - 1}; see --steps")
     dataset = make_dataset(config)
     plan = batch_plan(config)
-    rows = step_rows(
-        dataset,
-        make_collator(
-            config, make_mask_schedule(config, dataset.tokenizer.k), plan.step_of, dataset.tokenizer.vocab_size
-        ),
-        plan,
-        args.step,
-        args.first,
-    )
-    if args.json:
+    schedule = make_mask_schedule(config, dataset.tokenizer.k)
+    collator = make_collator(config, schedule, plan.step_of, dataset.tokenizer.vocab_size)
+    rows = step_rows(dataset, collator, plan, step, settings.first)
+    if settings.json:
         for row in rows:
             print(json.dumps(row))
         return
-    limit = min(args.first or DEFAULT_SHOWN, plan.batch_of_step(args.step))
-    print(f"step {args.step}: the first {limit} of {plan.batch_of_step(args.step)} windows\n{LEGEND}")
-    painter = Painter(dataset, kmers=args.kmers)
+    num_windows = plan.batch_of_step(step)
+    limit = min(settings.first or DEFAULT_SHOWN, num_windows)
+    print(f"step {step}: the first {limit} of {num_windows} windows\n{LEGEND}")
+    printer = WindowPrinter(dataset, kmers=settings.kmers)
     for _, row in zip(range(limit), rows, strict=False):
-        print("\n" + painter.text(row))
+        print("\n" + printer.text(row))
 
 
 def batch_plan(config: RunConfig) -> BatchPlan:
-    """The global batch sizes of the run: those that its newest checkpoint has recorded, else the configuration's."""
+    """Global batch size of each step: from the run's newest checkpoint, else from the configuration."""
     states = sorted(Path(config.train.output).glob("checkpoints/step_*/state.json"))
     if not states:
-        return make_plan(config)
+        return make_batch_plan(config)
     return read_state(states[-1].parent).plan
 
 
 def step_rows(
     dataset: WindowDataset, collator: RandomMaskCollator, plan: BatchPlan, step: int, limit: int | None = None
 ) -> Iterator[dict[str, Any]]:
-    """The windows of a step in the global batch's order: what the training loop reads, by the same functions.
+    """Yield the windows of a step in the order of the global batch, by the functions of the training loop.
 
     Yields `n, step, phase, genome, contig, start, end, strand, span, input_ids, labels`.
     """
@@ -113,8 +109,8 @@ def step_rows(
             }
 
 
-class Painter:
-    """Windows as text, in colour where standard output is a terminal that has it."""
+class WindowPrinter:
+    """Prints windows as text, in colour where standard output is a terminal with colours."""
 
     def __init__(self, dataset: WindowDataset, *, kmers: bool) -> None:
         self.k, self.stride = dataset.tokenizer.k, dataset.stride
@@ -123,7 +119,7 @@ class Painter:
         self.width = max(40, shutil.get_terminal_size((110, 24)).columns)
 
     def text(self, row: dict[str, Any]) -> str:
-        """One window: a line on where it lies, then its tokens."""
+        """One window as text: a line with its coordinates, then its tokens."""
         input_ids, labels = (np.array(row[name][1:-1]) for name in ("input_ids", "labels"))
         marks, original = token_marks(input_ids, labels), np.where(labels == IGNORE, input_ids, labels)
         predicted = int((labels != IGNORE).sum())
@@ -135,7 +131,7 @@ class Painter:
         return head + "\n" + body
 
     def _tokens(self, input_ids: NDArray[np.int64], marks: list[str]) -> str:
-        """The tokens as the model reads them, what is predicted coloured, or marked by `=` and `R` in front."""
+        """The tokens as the model reads them; predicted ones in colour, or marked by `=` and `R` in front."""
         names = vocabulary(self.k) if self.k is not None else []
         words = [names[token] if names else str(token) for token in input_ids.tolist()]
         if not self.coloured:
@@ -146,10 +142,10 @@ class Painter:
         return "\n".join(" ".join(painted[first : first + per_line]) for first in range(0, len(painted), per_line))
 
     def _bases(self, row: dict[str, Any], original: NDArray[np.int64], marks: list[str]) -> str:
-        """The bases in reading direction; under each one the mark of the token that begins there."""
+        """The bases in reading direction, each above the mark of the token that starts there."""
         assert self.k is not None
         bases = window_bases(original, self.k, self.stride)
-        # Tokens with gaps between their first bases are drawn over their whole length.
+        # Non-overlapping tokens are drawn over their whole length.
         track = "".join(mark * self.stride for mark in marks).ljust(len(bases))
         first, sign = (row["end"] - 1, -1) if row["strand"] == "-" else (row["start"], 1)
         digits = len(str(row["end"]))
@@ -166,7 +162,7 @@ class Painter:
 
 
 def token_marks(input_ids: NDArray[np.int64], labels: NDArray[np.int64]) -> list[str]:
-    """One letter a token, as in `LEGEND`; (T,) arrays."""
+    """One letter per token, as in `LEGEND`; arrays of shape (T,)."""
     marks = np.full(len(input_ids), SEEN)
     marks[input_ids < NUM_SPECIAL] = UNKNOWN
     predicted = labels != IGNORE
@@ -175,9 +171,22 @@ def token_marks(input_ids: NDArray[np.int64], labels: NDArray[np.int64]) -> list
 
 
 def window_bases(ids: NDArray[np.int64], k: int, stride: int) -> str:
-    """The bases that k-mers with a stride cover, (T,) → (T - 1) * stride + k letters; N where only `[UNK]` does."""
+    """Bases covered by k-mers with a stride, (T,) → (T - 1) * stride + k letters; N where only `[UNK]` covers."""
     bases = np.full((len(ids) - 1) * stride + k, ord("N"), dtype=np.uint8)
     real = np.flatnonzero(ids >= NUM_SPECIAL)
     letters = np.frombuffer(codes_to_bases(kmer_codes(ids[real], k).reshape(-1)), dtype=np.uint8)
     bases[(real[:, None] * stride + np.arange(k)).reshape(-1)] = letters
     return bases.tobytes().decode()
+
+
+COMMAND = RunCommand(
+    name="show-batch",
+    help="show the windows and masks of one step, exactly as the model sees them",
+    example=(
+        "dnabert-rm show-batch --config runs/first/config.toml --step 600\n"
+        "dnabert-rm show-batch --data prepared --steps 100000 --step 60000 --json > batch.jsonl"
+    ),
+    settings=ShowBatchSettings,
+    run=run,
+    usage="--step N [--kmers|--json]",
+)

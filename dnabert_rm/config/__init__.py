@@ -1,6 +1,6 @@
-"""Configuration of a pretraining run: from its default, over the preset and a TOML file, to a flag, each stronger."""
+"""Settings: one mechanism for the flags, files and documentation of every command."""
 
-from dnabert_rm.config.layers import load_config_file, load_preset, preset_names, resolve, type_name
+from dnabert_rm.config.layers import load_config_file, load_preset, preset_names, resolve
 from dnabert_rm.config.run_config import (
     ARCHITECTURES,
     SECTIONS,
@@ -8,22 +8,21 @@ from dnabert_rm.config.run_config import (
     OptimConfig,
     RunConfig,
     TrainConfig,
+    free_on_resume,
+    run_settings,
 )
-from dnabert_rm.config.schema import FREE_TO_CHANGE, FieldInfo, field_infos
 
 __all__ = [
     "ARCHITECTURES",
-    "FREE_TO_CHANGE",
     "SECTIONS",
-    "FieldInfo",
     "ModelConfig",
     "OptimConfig",
     "RunConfig",
     "TrainConfig",
-    "field_infos",
+    "free_on_resume",
     "load_config_file",
     "load_preset",
     "preset_names",
     "resolve",
-    "type_name",
+    "run_settings",
 ]

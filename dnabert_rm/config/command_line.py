@@ -1,32 +1,164 @@
-"""The parser of all commands."""
+"""Commands and their flags, made from settings classes: every mistake is reported at once, one a line."""
 
 from __future__ import annotations
 
 import argparse
-import sys
+import textwrap
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import MISSING, dataclass
 from typing import Any, NoReturn
 
-from dnabert_rm.utils.errors import EXIT_USER_ERROR, is_first_rank
+from dnabert_rm.config.layers import did_you_mean
+from dnabert_rm.config.schema import Setting, find_problems, settings_of, value_of_text
+from dnabert_rm.utils.errors import ConfigError
 
 
-class OneLineParser(argparse.ArgumentParser):
-    """Argparse, but a mistake is one line that says where help is, and flags are never abbreviated.
+class CommandParser(argparse.ArgumentParser):
+    """argparse without abbreviated flags, whose errors are `ConfigError`s that name the command's help."""
 
-    A sub-command's parser sets itself as the default of `parser`, so that an unknown flag leads to its own help.
-    """
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{**kwargs, "allow_abbrev": False})
-
-    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As argparse's, but for whose help an unknown flag names."""
-        found, unknown = self.parse_known_args(args, namespace)
-        if unknown:
-            getattr(found, "parser", self).error(f"unrecognized arguments: {' '.join(unknown)}")
-        return found
+    def __init__(self, prog: str, **options: Any) -> None:
+        super().__init__(prog, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
 
     def error(self, message: str) -> NoReturn:
-        """Print one line, from the first of several ranks, and exit with code 2."""
-        if is_first_rank():
-            print(f"{self.prog}: error: {message} (see `{self.prog} --help`)", file=sys.stderr)
-        raise SystemExit(EXIT_USER_ERROR)
+        """Raise a `ConfigError` in place of printing the usage."""
+        raise ConfigError(self.with_help(message))
+
+    def with_help(self, message: str) -> str:
+        """The message with a pointer to this command's help."""
+        return f"{message} (see `{self.prog} --help`)"
+
+    def parse_words(self, words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+        """Parse the words of a command line; return the flags' texts and a line for each mistake so far."""
+        if {"-h", "--help"} & set(words):
+            self.print_help()
+            self.exit()
+        required = [action for action in self._actions if action.required and action.option_strings]
+        for action in required:  # argparse would stop at the first kind of mistake
+            action.required = False
+        found, unknown = self.parse_known_args(words)
+        problems = []
+        if unknown:
+            near = did_you_mean(unknown[0], self._option_string_actions) if unknown[0].startswith("-") else ""
+            problems.append(self.with_help(f"unrecognized arguments: {' '.join(unknown)}{near}"))
+        if missing := [action.option_strings[0] for action in required if getattr(found, action.dest) is None]:
+            problems.append(self.with_help(f"the following arguments are required: {', '.join(missing)}"))
+        return found, problems
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command of a program. `run` gets the settings made from the flags and returns an exit code or None."""
+
+    name: str
+    help: str
+    """One line for the overview."""
+    example: str
+    """Lines at the end of `--help`."""
+    settings: type
+    """The settings class; its `GROUPS` give titles to the first field of each group of flags."""
+    run: Callable[..., int | None]
+    description: str = ""
+    usage: str | None = None
+
+    def parser(self, prog: str) -> CommandParser:
+        """The parser of this command under the program name `prog`."""
+        epilog = f"example:\n{textwrap.indent(self.example.rstrip(), '  ')}"
+        parser = CommandParser(prog, description=self.description or self.help, epilog=epilog, usage=self.usage)
+        self.add_flags(parser)
+        return parser
+
+    def add_flags(self, parser: CommandParser) -> None:
+        """Declare the flags."""
+        groups: Mapping[str, str] = getattr(self.settings, "GROUPS", {})
+        target: Any = parser
+        for item in settings_of(self.settings).values():
+            if item.name in groups:
+                target = parser.add_argument_group(groups[item.name])
+            add_flag(target, item)
+
+    def parse(self, prog: str, words: Sequence[str]) -> tuple[Any, ...]:
+        """The arguments of `run` from the words of a command line; `ConfigError` with every mistake."""
+        found, problems = self.parser(prog).parse_words(words)
+        return (make_settings(self.settings, found, problems),)
+
+    def main(self, prog: str, words: Sequence[str]) -> int | None:
+        """Parse the words and run the command; returns its exit code."""
+        return self.run(*self.parse(prog, words))
+
+
+def add_flag(target: Any, item: Setting, *, names: Sequence[str] = (), show_empty: bool = False) -> None:
+    """Declare one field as a flag of a parser or group, all as text: values are converted afterwards, together.
+
+    Args: `names` of the flag in place of the field's own; with them a `bool` takes an optional true or false.
+    """
+    rules = item.metadata
+    if rules.get("internal"):
+        return
+    options: dict[str, Any] = {"help": argparse.SUPPRESS if rules.get("hidden") else _help(item, show_empty)}
+    if item.type is bool:
+        options |= {"nargs": "?", "const": "true"} if names else {"action": "store_const", "const": not item.default}
+    if item.type is not bool or names:
+        options["metavar"] = rules.get("metavar") or _metavar(item)
+        if item.is_list and not (rules.get("separator") or rules.get("parse")):
+            options["nargs"] = "+"
+    if rules.get("positional"):
+        if item.default is not MISSING:
+            options["nargs"] = "*" if item.is_list else "?"
+        target.add_argument(item.name, **options)
+    else:
+        target.add_argument(*(names or (item.flag,)), dest=item.name, required=item.default is MISSING, **options)
+
+
+def _metavar(item: Setting) -> str:
+    return f"{{{','.join(item.choices)}}}" if item.choices else str(item.item_type.__name__).upper()
+
+
+def _help(item: Setting, show_empty: bool) -> str:
+    shown = item.default is not MISSING and item.default is not None
+    if not show_empty:
+        shown = shown and item.type is not bool and item.default not in ((), "")
+    return f"{item.text} (default: {item.shown_default})".replace("%", "%%") if shown else item.text.replace("%", "%%")
+
+
+def values_of(found: argparse.Namespace, items: Iterable[Setting]) -> tuple[dict[str, Any], list[str]]:
+    """The values of the flags that were given, by field, and a line for each text of another type."""
+    values, problems = {}, []
+    for item in items:
+        text = getattr(found, item.name, None)
+        if text is None or (text == [] and item.metadata.get("positional")):
+            continue
+        try:
+            values[item.name] = text if isinstance(text, bool) else value_of_text(text, item)
+        except ValueError as error:
+            shown = " ".join(text) if isinstance(text, list) else text
+            reason = str(error) if item.metadata.get("parse") else f"must be of type {item.type_name}"
+            problems.append(f"{item.flag} {shown}: {reason}")
+    return values, problems
+
+
+def make_settings(cls: type, found: argparse.Namespace, problems: Sequence[str] = ()) -> Any:
+    """An object of a settings class from parsed flags; `ConfigError` with the `problems` so far and its own."""
+    items = settings_of(cls)
+    values, wrong_types = values_of(found, items.values())
+    outside = [line for name, value in values.items() for line in find_problems(items[name], value, items[name].flag)]
+    if problems := [*problems, *wrong_types, *outside]:
+        raise ConfigError("\n  ".join(problems))
+    return cls(**values)
+
+
+def overview(prog: str, description: str, commands: Iterable[Command], example: str) -> str:
+    """The text of a program's own `--help`."""
+    lines = [f"usage: {prog} COMMAND [options]   (each has --help)", "", description, ""]
+    commands = list(commands)
+    width = max(14, *(len(command.name) for command in commands))
+    lines += [f"  {command.name:<{width}} {command.help}" for command in commands]
+    return "\n".join([*lines, "", "example:", textwrap.indent(example.rstrip(), "  ")])
+
+
+def choose_command(prog: str, commands: Collection[str], words: Sequence[str]) -> str:
+    """The command that the first word names; `ConfigError` where it is none."""
+    if not words:
+        raise ConfigError(f"the following arguments are required: COMMAND (see `{prog} --help`)")
+    if words[0] not in commands:
+        raise ConfigError(f"no command {words[0]!r}; there are {', '.join(commands)}")
+    return words[0]

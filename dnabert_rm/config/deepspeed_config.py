@@ -1,4 +1,4 @@
-"""Read DeepSpeed's configuration files, and the settings in them that determine memory and communication. Torch-free."""
+"""Read DeepSpeed's configuration files, with the settings that determine memory and communication. Torch-free."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ AUTO = "auto"
 
 
 def shipped_ds_configs(package: Path) -> Path:
-    """`ds_configs/` of the checkout that `package` lies in, or the copy that an installed package carries."""
+    """The folder `ds_configs/` of the checkout that holds `package`, or the copy in an installed package."""
     checkout = package.parent / "ds_configs"
     return checkout if checkout.is_dir() else package / "ds_configs"
 
@@ -22,7 +22,7 @@ DS_CONFIGS = shipped_ds_configs(Path(__file__).resolve().parents[1])
 
 
 def find_ds_config(name: str) -> Path:
-    """A file, or the name of one in `ds_configs/`; `ConfigError` lists what is there."""
+    """Path of a DeepSpeed configuration: a file, or the name of one in `ds_configs/`; else `ConfigError`."""
     for path in (Path(name), DS_CONFIGS / f"{name}.json"):
         if path.is_file():
             return path
@@ -31,31 +31,31 @@ def find_ds_config(name: str) -> Path:
 
 
 def load_ds_config(name: str) -> tuple[Path, dict[str, Any]]:
-    """A DeepSpeed configuration and where it lies; `ConfigError` where it is missing or not JSON."""
+    """Read a DeepSpeed configuration; returns its path and settings. `ConfigError` where it is missing or not JSON."""
     path = find_ds_config(name)
     try:
         settings = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise ConfigError(f"--ds-config {path}: {error}; mend the file") from None
+        raise ConfigError(f"--ds-config {path}: {error}; fix the file") from None
     if not isinstance(settings, dict) or not isinstance(settings.get("zero_optimization", {}), dict):
-        raise ConfigError(f"--ds-config {path}: must hold one JSON object of DeepSpeed's settings; mend the file")
+        raise ConfigError(f"--ds-config {path}: must hold one JSON object of DeepSpeed's settings; fix the file")
     return path, settings
 
 
 def zero_stage(settings: dict[str, Any]) -> int:
-    """The ZeRO stage of a DeepSpeed configuration, 0 where none is named."""
+    """ZeRO stage of a DeepSpeed configuration; 0 where it names none."""
     return int(settings.get("zero_optimization", {}).get("stage", 0))
 
 
 def offloads_optimizer(settings: dict[str, Any]) -> bool:
-    """Whether the optimizer's states live in CPU memory or on a disk, and the update runs on the CPU."""
+    """Whether optimizer states are in CPU memory or on a disk, so that the update runs on the CPU."""
     device = settings.get("zero_optimization", {}).get("offload_optimizer", {}).get("device", "none")
     return device in ("cpu", "nvme")
 
 
 @dataclass(frozen=True)
 class ZeroSettings:
-    """What memory and messages hang on of a DeepSpeed configuration; elements, not bytes. The defaults are its own."""
+    """Settings that determine memory and communication; sizes in elements, not bytes. Defaults are DeepSpeed's."""
 
     stage: int = 0
     reduce_bucket: int = 500_000_000
@@ -71,15 +71,18 @@ class ZeroSettings:
 
     @classmethod
     def from_ds(cls, settings: dict[str, Any]) -> ZeroSettings:
-        """From a DeepSpeed configuration, as `ds_config.load_ds_config` reads it."""
+        """Take the settings from a DeepSpeed configuration, as `load_ds_config` returns it."""
         zero = settings.get("zero_optimization", {})
         stage = int(zero.get("stage", 0))
         dtype = settings.get("data_types", {}).get("grad_accum_dtype")
         names = {
-            "reduce_bucket": "reduce_bucket_size", "prefetch_bucket": "stage3_prefetch_bucket_size",
-            "persistence_threshold": "stage3_param_persistence_threshold", "max_live": "stage3_max_live_parameters",
-            "max_reuse": "stage3_max_reuse_distance", "sub_group": "sub_group_size",
-        }  # fmt: skip
+            "reduce_bucket": "reduce_bucket_size",
+            "prefetch_bucket": "stage3_prefetch_bucket_size",
+            "persistence_threshold": "stage3_param_persistence_threshold",
+            "max_live": "stage3_max_live_parameters",
+            "max_reuse": "stage3_max_reuse_distance",
+            "sub_group": "sub_group_size",
+        }
         return cls(
             stage=stage,
             overlap=bool(zero.get("overlap_comm", stage == 3)),

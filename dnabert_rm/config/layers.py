@@ -1,37 +1,43 @@
-"""Configurations from layers: presets, files and flags over the defaults; strict keys, every error at once."""
+"""Run configurations from layers: default < preset < TOML file < flag; all errors are reported at once."""
 
 from __future__ import annotations
 
 import difflib
 import tomllib
-import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import resources
 from typing import Any
 
-from dnabert_rm.config.run_config import ARCHITECTURES, SECTIONS, ModelConfig, RunConfig, mistakes
-from dnabert_rm.config.schema import field_infos
+from dnabert_rm.config.run_config import (
+    ARCHITECTURES,
+    SECTIONS,
+    ModelConfig,
+    RunConfig,
+    run_config_problems,
+    run_settings,
+)
+from dnabert_rm.config.schema import value_of
 from dnabert_rm.utils.errors import ConfigError
+
+Layer = Mapping[str, Any]
+"""Sections of a configuration, each a mapping of field names to values."""
 
 
 def preset_names() -> list[str]:
     """Names of the shipped presets, smallest model first."""
     folder = resources.files("dnabert_rm") / "presets"
-    found = {item.name.removesuffix(".toml"): item for item in folder.iterdir() if item.name.endswith(".toml")}
-    size = {name: _layers_and_width(item.read_text()) for name, item in found.items()}
-    return sorted(found, key=lambda name: size[name])
-
-
-def _layers_and_width(text: str) -> tuple[int, int]:
-    model = tomllib.loads(text)["model"]
-    return model["hidden_size"], model["num_layers"]
+    models = {
+        item.name.removesuffix(".toml"): tomllib.loads(item.read_text())["model"]
+        for item in folder.iterdir()
+        if item.name.endswith(".toml")
+    }
+    return sorted(models, key=lambda name: (models[name]["hidden_size"], models[name]["num_layers"]))
 
 
 def load_preset(name: str, architecture: str | None = None) -> dict[str, Any]:
-    """Sections of a shipped preset for an architecture, by default the preset's own.
+    """Load a shipped preset for an architecture, by default the preset's own; raise `ConfigError` for other names.
 
-    A preset's table `[ARCHITECTURE]` holds the model fields in which that architecture differs. `ConfigError` lists
-    the names where there is no such preset.
+    A preset's table `[ARCHITECTURE]` holds the model fields in which that architecture differs.
     """
     if name not in preset_names():
         raise ConfigError(f"--preset {name}: no such preset; choose one of {', '.join(preset_names())}")
@@ -43,64 +49,51 @@ def load_preset(name: str, architecture: str | None = None) -> dict[str, Any]:
 
 
 def load_config_file(path: str) -> dict[str, Any]:
-    """Sections of a user's TOML file; `ConfigError` names the file and what is wrong."""
+    """Read a user's TOML file; raise `ConfigError` with the file and what is wrong."""
     try:
         with open(path, "rb") as stream:
             return tomllib.load(stream)
     except FileNotFoundError:
         raise ConfigError(f"--config {path}: no such file; check the path") from None
     except (OSError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"--config {path}: {error}; mend the file") from None
+        raise ConfigError(f"--config {path}: {error}; fix the file") from None
 
 
-def resolve(*layers: Mapping[str, Any]) -> RunConfig:
-    """One configuration from layers of sections, weakest first; `ConfigError` holds all errors, one a line."""
+def resolve(*layers: Layer) -> RunConfig:
+    """Merge layers, weakest first, into one configuration; raise `ConfigError` with all errors, one a line."""
     errors: list[str] = []
     values: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
     for layer in layers:
         for section, content in layer.items():
             errors += _merge(values, section, content)
     config = RunConfig(**{section: cls(**values[section]) for section, cls in SECTIONS.items()})
-    errors = errors or list(mistakes(config))
+    errors = errors or list(run_config_problems(config))
     if errors:
         raise ConfigError("\n  ".join(errors))
     return config
 
 
 def _merge(values: dict[str, dict[str, Any]], section: str, content: Any) -> Iterator[str]:
-    """Put one section's content over what is there; yields a line for every key or value that is wrong."""
+    """Put one section over what is there; yield a line for each key or value that is wrong."""
     if section not in SECTIONS or not isinstance(content, Mapping):
-        yield f"[{section}]: unknown section{_did_you_mean(section, list(SECTIONS))}"
+        yield f"[{section}]: unknown section{did_you_mean(section, SECTIONS)}"
         return
-    infos = field_infos()
+    known = run_settings()
     for key, value in content.items():
         name = f"{section}.{key}"
-        if name not in infos:
-            yield f"{name}: unknown field{_did_you_mean(name, list(infos))}"
+        if name not in known:
+            yield f"{name}: unknown field{did_you_mean(name, known)}"
             continue
         try:
-            values[section][key] = _converted(value, infos[name].type)
-        except (TypeError, ValueError):
-            yield f"{name}: {value!r} is not of type {type_name(infos[name].type)}"
+            values[section][key] = value_of(value, known[name])
+        except TypeError:
+            yield f"{name}: {value!r} is not of type {known[name].type_name}"
 
 
-def _did_you_mean(word: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean {near[0]!r}?" if near else f" (there are: {', '.join(known)})" if len(known) < 9 else ""
-
-
-def type_name(kind: Any) -> str:
-    """How messages call a field's type: "int", "float", "list of int" …"""
-    return f"list of {typing.get_args(kind)[0].__name__}" if typing.get_origin(kind) is tuple else kind.__name__
-
-
-def _converted(value: Any, kind: Any) -> Any:
-    """`value` as the field's type; TypeError or ValueError where it is of another (no silent rounding)."""
-    if typing.get_origin(kind) is tuple:
-        items = value if isinstance(value, list | tuple) else [value]
-        return tuple(_converted(item, typing.get_args(kind)[0]) for item in items)
-    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise TypeError
-    return value
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The end of a message on an unknown word: the nearest known one, or all where they are few."""
+    names = list(known)
+    near = difflib.get_close_matches(word, names, n=1)
+    if near:
+        return f"; did you mean {near[0]!r}?"
+    return f" (there are: {', '.join(names)})" if len(names) < 9 else ""

@@ -1,103 +1,106 @@
-"""A configuration's fields: frozen dataclasses. The text under a field is its `--help` and docs/configuration.md's."""
+"""The configuration of a pretraining run. A field's docstring is its `--help` and its row in docs/configuration.md."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import typing
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from functools import cache
+from typing import Any, Literal
 
-ARCHITECTURES = ("bert", "modernbert")
-PRECISIONS = ("auto", "fp32", "bf16", "fp16")
-LR_SCHEDULES = ("linear", "cosine", "wsd", "constant")
-ATTENTIONS = ("sdpa", "eager", "flash_attention_2")
-BUILDS = ("auto", "whole", "partitioned")
+from dnabert_rm.config.schema import Setting, find_problems, setting, settings_of
+
+Architecture = Literal["bert", "modernbert"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+ARCHITECTURES: tuple[str, ...] = typing.get_args(Architecture)
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The model's architecture and size. A preset sets the sizes, and the dropout."""
+    """Architecture and size of the model. A preset sets the sizes and the dropout."""
 
-    architecture: str = "bert"
+    architecture: Architecture = "bert"
     """"bert" (post-norm, learned positions; DNABERT's) or "modernbert" (pre-norm, rotary, GeGLU)."""
     hidden_size: int = 768
     """Width of the residual stream."""
-    num_layers: int = 12
+    num_layers: int = setting(12, minimum=1)
     """Number of transformer layers."""
-    num_heads: int = 12
-    """Attention heads a layer; model.hidden_size must be a multiple of it."""
+    num_heads: int = setting(12, minimum=1)
+    """Attention heads per layer; model.hidden_size must be a multiple of it."""
     intermediate_size: int = 3072
     """Width of the feed-forward layer."""
     max_positions: int = 512
     """Longest sequence in tokens, special tokens included."""
     dropout: float = 0.0
     """Dropout of hidden states and attention in pretraining (DNABERT's is 0.1)."""
-    attention: str = "sdpa"
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = setting("sdpa", free_on_resume=True)
     """Attention kernel: "sdpa", "eager" or "flash_attention_2" (flash-attn, a GPU, bf16 or fp16)."""
-    activation_checkpointing: bool = False
-    """Keep a layer's input only and compute the rest again in the backward pass: less memory, a third more work."""
-    compile: bool = False
-    """torch.compile each layer; refused under ZeRO-3, whose hooks cut a layer to pieces."""
-    init_from: str = ""
-    """Hugging Face folder (an export, or DNABERT's layout) to begin from; it sets the architecture and its sizes."""
-    build: str = "auto"
-    """"whole" on every rank, "partitioned" while it is built (ZeRO-3), or "auto": partitioned above 10^9 parameters."""
+    activation_checkpointing: bool = setting(False, free_on_resume=True)
+    """Keep only the input of each layer and recompute the rest in the backward pass: less memory, a third more work."""
+    compile: bool = setting(False, free_on_resume=True)
+    """Compile each layer with torch.compile; refused under ZeRO-3, whose hooks break a layer's graph."""
+    init_from: str = setting("", flag="--init-from", free_on_resume=True)
+    """Hugging Face folder (an export, or DNABERT's) with initial weights; it sets the architecture and its sizes."""
+    build: Literal["auto", "whole", "partitioned"] = setting("auto", free_on_resume=True)
+    """Build the model "whole" on every rank, "partitioned" (ZeRO-3), or "auto": partitioned above 10^9 parameters."""
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What is read and how windows are cut from it."""
+    """The data, and how windows are cut from it."""
 
-    path: tuple[str, ...] = ()
-    """Prepared folders (`python -m data_prep build`) or their URLs, several mixed by data.weights. Needed."""
+    path: tuple[str, ...] = setting((), flag="--data", free_on_resume=True)
+    """Prepared folders (`python -m data_prep build`) or their URLs, mixed by data.weights. Required."""
     weights: tuple[float, ...] = ()
-    """Share of each folder in the samples; empty: equal."""
+    """Share of each folder in the samples; empty: equal shares."""
     split: str = "train"
     """The split to train on."""
-    window: int = 512
+    window: int = setting(512, flag="--window", minimum=3)
     """Tokens of a training sequence, [CLS] and [SEP] included."""
-    lengths: str = "full"
+    lengths: Literal["full", "random"] = "full"
     """"full" windows, or "random" (DNABERT's: half of the steps full, the others uniform from 5 tokens)."""
     overlap: bool = True
-    """Overlapping k-mers (stride 1); false: non-overlapping ones, at a random offset."""
-    strand: str = "forward"
-    """"forward", "random" (half of the windows reverse-complemented) or "both" (each window twice an epoch)."""
-    num_streams: int = 64
-    """Lanes that an epoch's windows are dealt to; a rank reads only its own, so it has few shards open."""
-    block_windows: int = 65536
-    """Windows of a lane that are shuffled together: fewer stay nearer to each other in the shards."""
-    remainder: str = "wrap"
-    """End of an epoch: "wrap" (a batch runs on into the next epoch) or "drop" (what fills no batch is left out)."""
-    on_bad_shard: str = "fail"
-    """A damaged or missing shard: "fail", or "skip" (other windows stand in; logged and counted)."""
-    allow_pipe: bool = False
+    """Overlapping k-mers (stride 1); false: non-overlapping k-mers at a random offset."""
+    strand: Literal["forward", "random", "both"] = setting("forward", flag="--strand")
+    """"forward", "random" (half of the windows reverse-complemented) or "both" (each window twice per epoch)."""
+    num_streams: int = setting(64, minimum=1)
+    """Streams that the windows of an epoch are dealt to; a rank reads only its own, so it has few shards open."""
+    block_windows: int = setting(65536, minimum=1)
+    """Windows of a stream that are shuffled together; fewer windows are closer to each other in the shards."""
+    remainder: Literal["wrap", "drop"] = "wrap"
+    """End of an epoch: "wrap" (a batch continues in the next epoch) or "drop" (an incomplete batch is left out)."""
+    on_bad_shard: Literal["fail", "skip"] = setting("fail", flag="--on-bad-shard", free_on_resume=True)
+    """A damaged or missing shard: "fail", or "skip" (replacement samples are used, logged and counted)."""
+    allow_pipe: bool = setting(False, flag="--allow-pipe", free_on_resume=True)
     """Allow `pipe:` URLs in data.path, which run a shell command."""
-    cache_dir: str = "~/.cache/dnabert_rm/shards"
+    cache_dir: str = setting("~/.cache/dnabert_rm/shards", free_on_resume=True)
     """Folder on a local disk for shards that come from URLs; runs may share it."""
-    cache_gb: float = 50.0
-    """Most gigabytes (10^9 bytes) that data.cache_dir may take; the least recently used shards go first."""
-    num_workers: int = 1
-    """Loader processes a rank; 0 loads in the training process."""
-    prefetch: int = 4
-    """Micro-batches each worker holds ready."""
+    cache_gb: float = setting(50.0, free_on_resume=True)
+    """Most gigabytes (10^9 bytes) in data.cache_dir; the least recently used shards are deleted first."""
+    num_workers: int = setting(1, flag="--workers", minimum=0, free_on_resume=True)
+    """Loader processes per rank; 0 loads in the training process."""
+    prefetch: int = setting(4, minimum=1, free_on_resume=True)
+    """Batches that each worker prepares ahead."""
 
 
 @dataclass(frozen=True)
 class MaskingConfig:
-    """RandomMask and the arms it is compared with (docs/randommask.md)."""
+    """RandomMask and the policies that it is compared with (docs/randommask.md)."""
 
-    policy: str = "randommask"
+    policy: Literal["randommask", "randommask-matched", "fixed", "token"] = setting("randommask", flag="--masking")
     """"randommask", "randommask-matched" (same masked fraction in every phase), "fixed" (one span) or "token"."""
-    phase_ends: tuple[float, ...] = ()
+    phase_ends: tuple[float, ...] = setting((), flag="--phase-ends")
     """Ends of the phases: steps, or fractions that end in 1; empty: the paper's five, scaled to the run."""
-    phase_spans: tuple[int, ...] = ()
+    phase_spans: tuple[int, ...] = setting((), flag="--phase-spans")
     """Largest span of each phase; empty: k, k + 2, k + 4 …"""
     centre_rate: float = 0.025
-    """Chance p of a token to be the centre of a span."""
-    draw: str = "uniform"
+    """Probability p that a token is the centre of a span."""
+    draw: Literal["uniform", "max"] = "uniform"
     """Span of a window: "uniform" over {k, k + 2 … largest} or "max"."""
-    replacement: str = "token"
-    """80/10/10 drawn for each "token" or for each united "span"."""
+    replacement: Literal["token", "span"] = "token"
+    """Unit of the 80/10/10 replacement: each "token", or each united "span"."""
     fixed_span: int = 0
     """Span of policy "fixed"; 0: k, which is DNABERT's."""
     token_rate: float = 0.15
@@ -108,11 +111,11 @@ class MaskingConfig:
 class OptimConfig:
     """AdamW and its schedule; the defaults are DNABERT's."""
 
-    lr: float = 4e-4
+    lr: float = setting(4e-4, flag="--lr", above=0)
     """Peak learning rate."""
-    schedule: str = "linear"
+    schedule: Literal["linear", "cosine", "wsd", "constant"] = "linear"
     """After the warm-up: "linear" or "cosine" decay to 0, "wsd" (stable, then linear decay to 0), or "constant"."""
-    decay_share: float = 0.1
+    decay_share: float = setting(0.1, above=0, maximum=1)
     """Share of the steps, at the end, in which schedule "wsd" decays."""
     warmup_steps: int = -1
     """Steps of linear warm-up; -1: 10,000 of 480,000 steps, scaled to the run."""
@@ -130,70 +133,69 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The run: where it writes, how long it is, its batches, checkpoints, resume and limits of time."""
+    """The run: output, length, batches, checkpoints, resume and time limits."""
 
-    output: str = ""
-    """Run folder: checkpoints, TensorBoard, metrics. Needed."""
-    steps: int = 480_000
+    output: str = setting("", flag="--output", free_on_resume=True)
+    """Run folder: checkpoints, TensorBoard, metrics. Required."""
+    steps: int = setting(480_000, flag="--steps", minimum=1)
     """Optimizer steps; the phases and the learning rate are scaled to them."""
-    stop_after: int = 0
-    """End after this many steps, with a checkpoint, schedules unchanged; 0: after train.steps."""
-    global_batch: int = 2048
-    """Windows an optimizer step, over all ranks and accumulation steps."""
-    micro_batch: int = 0
-    """Windows that a rank computes at a time, until the global batch is complete. 0: all of its share at once, which
-    takes much memory where the model is large."""
-    batch_start: int = 0
+    stop_after: int = setting(0, flag="--stop-after", minimum=0, free_on_resume=True)
+    """End after this many steps, with a checkpoint and unchanged schedules; 0: after train.steps."""
+    global_batch: int = setting(2048, flag="--global-batch", minimum=1, free_on_resume=True)
+    """Windows per optimizer step, over all ranks and accumulation steps."""
+    micro_batch: int = setting(0, flag="--micro-batch", minimum=0, free_on_resume=True)
+    """Windows that a rank computes at once; smaller ones are accumulated. 0: its whole share of the global batch."""
+    batch_start: int = setting(0, minimum=0)
     """First global batch of a batch-size warm-up, which grows to train.global_batch; 0: no warm-up."""
-    batch_increment: int = 0
+    batch_increment: int = setting(0, minimum=0)
     """Windows by which the global batch grows at a time; 0: as many as train.batch_start."""
-    batch_warmup_steps: int = 0
-    """Steps that the batch-size warm-up takes."""
-    precision: str = "auto"
+    batch_warmup_steps: int = setting(0, minimum=0)
+    """Steps of the batch-size warm-up."""
+    precision: Precision = setting("auto", flag="--precision")
     """"fp32", "bf16", "fp16"; "auto": bf16 on a GPU that has it, else fp32."""
-    seed: int = 42
+    seed: int = setting(42, flag="--seed", minimum=0)
     """Seed of everything: order, masks, weights, dropout."""
-    save_every: int = 1000
+    save_every: int = setting(1000, flag="--save-every", minimum=1, free_on_resume=True)
     """Steps between checkpoints; the last step always has one."""
-    keep_last: int = 2
+    keep_last: int = setting(2, minimum=0, free_on_resume=True)
     """Checkpoints to keep; 0: all."""
-    keep_every: int = 0
-    """Keep the checkpoint of every so many steps for ever, a multiple of train.save_every; 0: none."""
-    log_every: int = 10
+    keep_every: int = setting(0, minimum=0, free_on_resume=True)
+    """Steps between checkpoints that are never deleted, a multiple of train.save_every; 0: none."""
+    log_every: int = setting(10, flag="--log-every", minimum=1, free_on_resume=True)
     """Steps between lines of metrics.jsonl and TensorBoard."""
-    ds_config: str = "zero3"
+    ds_config: str = setting("zero3", flag="--ds-config", free_on_resume=True)
     """DeepSpeed configuration: a file, or the name of one in ds_configs/."""
-    offload_dir: str = ""
+    offload_dir: str = setting("", free_on_resume=True)
     """Folder on a node's own NVMe disk, for a DeepSpeed configuration that offloads to it (zero3_nvme)."""
-    resume: str = "auto"
-    """"auto" (go on if the run folder has a checkpoint), "never", or a run or step_… folder to begin from."""
-    allow_changes: bool = False
-    """Resume although settings or data that change the result are not those of the checkpoint."""
-    threads_per_rank: int = 0
-    """CPU threads a rank; 0: the cores divided among the ranks of a machine."""
-    start_timeout_seconds: float = 600.0
+    resume: str = setting("auto", flag="--resume", free_on_resume=True)
+    """"auto" (continue if the run folder has a checkpoint), "never", or a run or step_… folder to start from."""
+    allow_changes: bool = setting(False, flag="--allow-changes", free_on_resume=True)
+    """Resume although settings or data that change the result differ from the checkpoint's."""
+    threads_per_rank: int = setting(0, free_on_resume=True)
+    """CPU threads per rank; 0: the cores divided among the ranks of a machine."""
+    start_timeout_seconds: float = setting(600.0, above=0, free_on_resume=True)
     """Longest wait for all ranks to start and find each other."""
-    hang_timeout_seconds: float = 1800.0
+    hang_timeout_seconds: float = setting(1800.0, minimum=0, free_on_resume=True)
     """Longest wait for a batch, a step or a save before the run ends with the stacks of all ranks; 0: no limit."""
 
 
 @dataclass(frozen=True)
 class ValidationConfig:
-    """Loss on held-out windows with masks that never change: what phases and arms can be compared by."""
+    """Loss on held-out windows with masks that never change, so that phases and policies can be compared."""
 
-    every: int = 1000
+    every: int = setting(1000, minimum=0, free_on_resume=True)
     """Steps between validations, where the data have the split; the last step has one too; 0: none."""
-    split: str = "val"
+    split: str = setting("val", free_on_resume=True)
     """The split to validate on."""
-    windows: int = 256
+    windows: int = setting(256, minimum=1, free_on_resume=True)
     """Windows, the same each time; fewer where the split has fewer."""
-    spans: tuple[int, ...] = ()
-    """One curve a span; empty: k, k + 2 … k + 8, and single tokens where the tokens don't overlap."""
+    spans: tuple[int, ...] = setting((), minimum=1, free_on_resume=True)
+    """One curve per span; empty: k, k + 2 … k + 8, and single tokens where the tokens don't overlap."""
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """All sections; `resolve.resolve` makes one from a preset, a file and flags."""
+    """All sections; `layers.resolve` makes one from a preset, a file and flags."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -210,7 +212,7 @@ class RunConfig:
         """The configuration as TOML, which `--config` reads back."""
         lines = []
         for section, values in self.to_dict().items():
-            # A JSON string, number, boolean or list of them is valid TOML as it stands.
+            # A JSON string, number, boolean or list of them is also valid TOML.
             lines += [f"[{section}]", *(f"{name} = {json.dumps(value)}" for name, value in values.items()), ""]
         return "\n".join(lines)
 
@@ -223,63 +225,41 @@ SECTIONS: dict[str, type] = {
     "train": TrainConfig,
     "validation": ValidationConfig,
 }
-CHOICES = {
-    "model.architecture": ARCHITECTURES,
-    "model.attention": ATTENTIONS,
-    "model.build": BUILDS,
-    "data.strand": ("forward", "random", "both"),
-    "data.lengths": ("full", "random"),
-    "data.remainder": ("wrap", "drop"),
-    "data.on_bad_shard": ("fail", "skip"),
-    "optim.schedule": LR_SCHEDULES,
-    "train.precision": PRECISIONS,
-}
-"""Fields that take one of a few words; the layers below check those of `[masking]`."""
-AT_LEAST = {
-    "model.num_layers": 1, "model.num_heads": 1, "data.window": 3, "data.num_streams": 1, "data.block_windows": 1,
-    "data.num_workers": 0, "data.prefetch": 1, "train.steps": 1, "train.global_batch": 1, "train.micro_batch": 0,
-    "train.save_every": 1, "train.log_every": 1, "train.keep_last": 0, "train.stop_after": 0, "train.seed": 0,
-    "train.keep_every": 0, "validation.every": 0, "validation.windows": 1,
-    "train.batch_start": 0, "train.batch_increment": 0, "train.batch_warmup_steps": 0,
-}  # fmt: skip
-"""Least values of whole numbers."""
 
 
-def mistakes(config: RunConfig) -> Iterator[str]:
-    """Lines for values that can't be right together or alone."""
-    for name, allowed in CHOICES.items():
-        if (value := _value(config, name)) not in allowed:
-            yield f"{name}: {value!r} must be one of {', '.join(allowed)}"
-    for name, least in AT_LEAST.items():
-        if (value := _value(config, name)) < least:
-            yield f"{name}: {value} must be at least {least}"
-    model, data, optim, train = config.model, config.data, config.optim, config.train
+@cache
+def run_settings() -> dict[str, Setting]:
+    """Every field by its dotted name, such as "train.steps"."""
+    return {
+        f"{section}.{item.name}": dataclasses.replace(item, name=f"{section}.{item.name}")
+        for section, cls in SECTIONS.items()
+        for item in settings_of(cls).values()
+    }
+
+
+@cache
+def free_on_resume() -> frozenset[str]:
+    """Dotted names of the fields that a resume may change; the data are compared by fingerprint, not by path."""
+    return frozenset(name for name, item in run_settings().items() if item.metadata.get("free_on_resume"))
+
+
+def run_config_problems(config: RunConfig) -> Iterator[str]:
+    """Yield a line for each value that can't be right, alone or with another, whatever the data."""
+    for name, item in run_settings().items():
+        section, key = name.split(".")
+        yield from find_problems(item, getattr(getattr(config, section), key), name)
+    model, data, train = config.model, config.data, config.train
     if model.num_heads > 0 and model.hidden_size % model.num_heads:
-        yield f"model.hidden_size: {model.hidden_size} must be a multiple of model.num_heads ({model.num_heads})"
+        yield f"model.hidden_size {model.hidden_size}: must be a multiple of model.num_heads ({model.num_heads})"
     if data.window > model.max_positions:
-        yield f"data.window: {data.window} is more than model.max_positions ({model.max_positions}); change one of them"
-    if not train.start_timeout_seconds > 0:
-        yield f"train.start_timeout_seconds: {train.start_timeout_seconds} must be above 0"
-    if not optim.lr > 0:
-        yield f"optim.lr: {optim.lr} must be above 0"
-    if not 0 < optim.decay_share <= 1:
-        yield f"optim.decay_share: {optim.decay_share} must be above 0 and at most 1"
+        yield f"data.window {data.window}: is more than model.max_positions ({model.max_positions}); change one of them"
     if train.keep_every > 0 and train.keep_every % max(1, train.save_every):
-        yield f"train.keep_every: {train.keep_every} must be a multiple of train.save_every ({train.save_every})"
-    if config.validation.spans and min(config.validation.spans) < 1:
-        yield f"validation.spans: {list(config.validation.spans)} must be at least 1"
+        yield f"train.keep_every {train.keep_every}: must be a multiple of train.save_every ({train.save_every})"
     if not train.resume:
         yield "train.resume: must be auto, never or a folder"
     if train.batch_start and data.remainder == "drop":
-        yield "data.remainder: drop and a batch-size warm-up (train.batch_start) exclude each other; change one of them"
-    if train.hang_timeout_seconds < 0:
-        yield f"train.hang_timeout_seconds: {train.hang_timeout_seconds} must be at least 0"
+        yield "data.remainder drop: excludes a batch-size warm-up (train.batch_start); change one of them"
     if not data.path:
         yield "data.path: no prepared folder; give --data DIR (made by `python -m data_prep build`)"
     if not train.output:
         yield "train.output: no run folder; give --output DIR"
-
-
-def _value(config: RunConfig, name: str) -> Any:
-    section, key = name.split(".")
-    return getattr(getattr(config, section), key)

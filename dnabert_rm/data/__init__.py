@@ -1,1 +1,1 @@
-"""Which window comes when (order), reading it (reader), handing it to the ranks (loader)."""
+"""Prepared data: the files on disk, the order of the training windows, and the loader that makes batches."""

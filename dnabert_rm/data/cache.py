@@ -1,4 +1,4 @@
-"""Shards fetched from elsewhere, kept in a local folder of bounded size that several processes share."""
+"""Local cache of remote shards: a folder of bounded size that several processes share."""
 
 from __future__ import annotations
 
@@ -14,36 +14,39 @@ from dnabert_rm.utils.files import atomic_file, sha256_of_file
 from dnabert_rm.utils.lock import LockHeldError, file_lock
 
 Fetch = Callable[[BinaryIO], None]
-"""Writes a shard's bytes to the open file it is given, from its current place on."""
+"""Writes a shard's bytes to the given open file, from its current position on."""
 GIGABYTE = 10**9
 
 
 class ShardCache:
-    """A folder of `SHA256.tar` files; the least recently used go when room is needed.
+    """A folder of `SHA256.tar` files; the least recently used are evicted when space is needed.
 
-    A shard is fetched by one process at a time, under another name, and renamed once its size and SHA-256 are those
-    of the manifest. Its room is taken before it is fetched, so that the folder never grows beyond `max_bytes`.
-    Names come from checksums alone, so nothing that is fetched chooses where it lies. Use a local disk: the locks
-    are `flock`'s.
+    One process at a time fetches a shard. It writes to a temporary file, which is renamed when its size and SHA-256
+    match the manifest. Space is reserved before the fetch, so the folder never exceeds `max_bytes`. File names are
+    checksums, so fetched content can't choose its path. Use a local disk: the locks use `flock`.
     """
 
     def __init__(self, folder: str | Path, max_bytes: int) -> None:
-        """Makes the folder; `ConfigError` where that fails."""
-        self.folder, self.max_bytes = Path(folder), max_bytes
+        """Create the folder. Raises `ConfigError` if that fails."""
+        self.folder = Path(folder)
+        self.max_bytes = max_bytes
         try:
             self._locks = self.folder / "locks"
             self._locks.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ConfigError(f"data.cache_dir {self.folder}: can't be made ({error}); name another folder") from None
+            raise ConfigError(
+                f"data.cache_dir {self.folder}: can't be created ({error}); name another folder"
+            ) from None
 
     def path(self, info: ShardInfo) -> Path:
-        """Where a shard lies once it is there."""
+        """Return the path that a shard has in the cache."""
         return self.folder / f"{info.sha256}.tar"
 
     def get(self, info: ShardInfo, fetch: Fetch) -> Path:
-        """The path of a shard, fetched if need be; whatever `fetch` raises passes through.
+        """Return the path of a shard, after fetching it if necessary.
 
-        `DataError` where what was fetched is not what the manifest says, `ConfigError` where there is no room.
+        Raises `DataError` if the fetched file does not match the manifest, `ConfigError` if the cache is too small, and
+        whatever `fetch` raises.
         """
         path = self.path(info)
         if self.touch(info):
@@ -52,7 +55,7 @@ class ShardCache:
             if self.touch(info):  # another process fetched it meanwhile
                 return path
             with atomic_file(path, path.with_suffix(".tmp")) as temporary:
-                self._take_room(temporary, info)
+                self._reserve_space(temporary, info)
                 with open(temporary, "r+b") as stream:
                     fetch(stream)
                     stream.truncate()
@@ -60,7 +63,7 @@ class ShardCache:
         return path
 
     def touch(self, info: ShardInfo) -> bool:
-        """Mark a shard as used now; false where it is not there."""
+        """Mark a shard as used now. Return false if it is not in the cache."""
         try:
             os.utime(self.path(info))
             return True
@@ -68,11 +71,11 @@ class ShardCache:
             return False
 
     def drop(self, info: ShardInfo) -> None:
-        """Remove a shard, so that it is fetched again."""
+        """Remove a shard, so that the next `get` fetches it again."""
         self.path(info).unlink(missing_ok=True)
 
-    def _take_room(self, aside: Path, info: ShardInfo) -> None:
-        """Make a file of the shard's size at `aside`, after removing what has to go for it."""
+    def _reserve_space(self, temporary: Path, info: ShardInfo) -> None:
+        """Create a file of the shard's size at `temporary`, after evicting as many shards as necessary."""
         with self._locked("room"):
             self._remove_abandoned()
             used = sum(size for _, size, _ in self._files("*.tmp"))
@@ -85,14 +88,14 @@ class ShardCache:
                 used -= size
             if used + info.bytes > self.max_bytes:
                 raise ConfigError(
-                    f"data.cache_gb {self.max_bytes / GIGABYTE:g}: no room for shard {info.name} of {info.bytes} bytes "
-                    f"beside what is being fetched; raise it (--data.cache_gb)"
+                    f"data.cache_gb {self.max_bytes / GIGABYTE:g}: no space for shard {info.name} of {info.bytes} "
+                    f"bytes beside the shards that are being fetched; raise --data.cache_gb"
                 )
-            with open(aside, "wb") as stream:
+            with open(temporary, "wb") as stream:
                 stream.truncate(info.bytes)
 
     def _files(self, pattern: str) -> list[tuple[float, int, Path]]:
-        """Time of last use, size and path of the files of one kind; another process may remove some meanwhile."""
+        """Return time of last use, size and path of matching files. Another process may remove some meanwhile."""
         found = []
         for path in self.folder.glob(pattern):
             with contextlib.suppress(FileNotFoundError):
@@ -101,22 +104,22 @@ class ShardCache:
         return found
 
     def _remove_abandoned(self) -> None:
-        """Remove half-fetched files whose process was killed: nobody holds their lock."""
-        for aside in self.folder.glob("*.tmp"):
-            with contextlib.suppress(LockHeldError), self._locked(aside.stem, wait=False):
-                aside.unlink(missing_ok=True)
+        """Remove partly fetched files of killed processes: those whose lock is free."""
+        for temporary in self.folder.glob("*.tmp"):
+            with contextlib.suppress(LockHeldError), self._locked(temporary.stem, wait=False):
+                temporary.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def _locked(self, name: str, *, wait: bool = True) -> Iterator[None]:
-        """Hold a lock among processes; `LockHeldError` where `wait` is false and another holds it."""
+        """Hold a lock between processes. Raises `LockHeldError` if `wait` is false and another process holds it."""
         with file_lock(self._locks / name, wait=wait):
             yield
 
 
 def _check(path: Path, info: ShardInfo) -> None:
-    """`DataError` unless the file has the size and checksum that the manifest says."""
-    found, size = sha256_of_file(path), path.stat().st_size
+    """Raise `DataError` unless a fetched file has the size and checksum of the manifest."""
+    size = path.stat().st_size
     if size != info.bytes:
-        raise DataError(f"{size} bytes came, the manifest says {info.bytes}")
-    if found != info.sha256:
-        raise DataError("the SHA-256 of what came is not the manifest's")
+        raise DataError(f"received {size} bytes, the manifest says {info.bytes}")
+    if sha256_of_file(path) != info.sha256:
+        raise DataError("the SHA-256 of the received file is not the manifest's")

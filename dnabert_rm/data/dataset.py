@@ -1,4 +1,4 @@
-"""Order and readers together: sample indices in, windows of token ids out."""
+"""Training windows by sample index: the sampler's order combined with the readers of the data sets."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from dnabert_rm.data.sampler import (
     crop_offsets,
     tokens_of_steps,
 )
-from dnabert_rm.data.split_reader import ShardReader
+from dnabert_rm.data.split_reader import SplitReader
 from dnabert_rm.data.storage import StorageSettings, prepared_folder
 from dnabert_rm.genome.kmer import id_dtype, reverse_complement_ids
 from dnabert_rm.utils import random
@@ -30,12 +30,65 @@ from dnabert_rm.utils.errors import ConfigError, DataError
 
 NUM_SPECIAL_PER_WINDOW = 2
 """[CLS] and [SEP]."""
-_NUM_STAND_INS = 100
+VALIDATION_SEED = 0
+"""Seed of held-out windows and their masks, so that runs with different seeds are scored on the same ones."""
+_MAX_REPLACEMENT_TRIES = 100
+
+
+# Builders from a run's configuration
+
+
+def make_dataset(config: RunConfig) -> WindowDataset:
+    """Return the training windows of a configuration."""
+    data = config.data
+    settings = WindowSettings(
+        split=data.split,
+        window=data.window,
+        overlap=data.overlap,
+        strand=data.strand,
+        lengths=data.lengths,
+        num_streams=data.num_streams,
+        block_windows=data.block_windows,
+        drop_to_multiple_of=config.train.global_batch if data.remainder == "drop" else 1,
+    )
+    return WindowDataset(data.path, data.weights, settings, config.train.seed, _storage_settings(config))
+
+
+def make_validation_dataset(config: RunConfig) -> WindowDataset | None:
+    """Return the held-out windows of a configuration: full length, forward strand, in an order that no seed changes.
+
+    None if validation is off, or if no data set has a held-out segment that is long enough for a window.
+    """
+    data, validation = config.data, config.validation
+    if not validation.every:
+        return None
+    storage = _storage_settings(config)
+    settings = WindowSettings(split=validation.split, window=data.window, overlap=data.overlap)
+    paths = [path for path in data.path if _has_window(path, settings, storage)]
+    return WindowDataset(paths, [], settings, VALIDATION_SEED, storage) if paths else None
+
+
+def _storage_settings(config: RunConfig) -> StorageSettings:
+    data = config.data
+    return StorageSettings(data.on_bad_shard, data.allow_pipe, data.cache_dir, data.cache_gb)
+
+
+def _has_window(path: str, settings: WindowSettings, storage: StorageSettings) -> bool:
+    """Return whether the split of a prepared folder has a segment that is long enough for a window."""
+    manifest = prepared_folder(path, storage).manifest()
+    stride = 1 if settings.overlap else manifest.tokenizer.k or 1
+    stored_tokens = (settings.window - NUM_SPECIAL_PER_WINDOW - 1) * stride + 1
+    return any(
+        shard.split == settings.split and max(shard.segments, default=0) >= stored_tokens for shard in manifest.shards
+    )
+
+
+# The dataset
 
 
 @dataclass(frozen=True)
 class WindowSettings:
-    """How windows are cut from the stored segments; the fields are the `[data]` configuration's."""
+    """Settings for cutting windows from the stored segments; the fields are those of `[data]` in the configuration."""
 
     split: str = "train"
     window: int = 512
@@ -51,7 +104,7 @@ class WindowSettings:
 class WindowBatch:
     """Windows without special tokens: `samples` (B,) int64, `ids` (B, T) in the stored type.
 
-    `num_replaced` of them stand in for windows of bad shards.
+    `num_replaced` of them are replacement samples for windows of bad shards.
     """
 
     samples: NDArray[np.int64]
@@ -60,7 +113,7 @@ class WindowBatch:
 
 
 class WindowDataset:
-    """Windows by sample index and step; a function of both, and of which shards are bad. Torch-free."""
+    """Windows as a function of sample index and step, and of which shards are bad. Torch-free."""
 
     def __init__(
         self,
@@ -70,9 +123,18 @@ class WindowDataset:
         seed: int,
         storage: StorageSettings | None = None,
     ) -> None:
-        """Opens the manifests (no shard yet). `DataError` and `ConfigError` say what does not fit."""
-        self.settings, self.seed = settings, seed
-        self.readers = [ShardReader(folder, settings.split, storage) for folder in folders]
+        """Read the manifests, but no shard yet. Raises `DataError` or `ConfigError`.
+
+        Args:
+            folders: Paths or URLs of prepared folders.
+            weights: Share of samples of each folder; empty for equal shares.
+            settings: How windows are cut.
+            seed: Seed of the order, lengths and crops.
+            storage: How shards are accessed.
+        """
+        self.settings = settings
+        self.seed = seed
+        self.readers = [SplitReader(folder, settings.split, storage) for folder in folders]
         self.tokenizer = self.readers[0].manifest.tokenizer
         self._check(folders)
         self.num_tokens = settings.window - NUM_SPECIAL_PER_WINDOW
@@ -80,7 +142,7 @@ class WindowDataset:
         self.samplers = [
             EpochSampler(
                 reader.shard_segments,
-                self._footprint(self.num_tokens),
+                self._stored_tokens(self.num_tokens),
                 seed,
                 strand=settings.strand,
                 num_streams=settings.num_streams,
@@ -94,16 +156,17 @@ class WindowDataset:
         self.order: Sampler = (
             self.samplers[0] if len(self.samplers) == 1 else MixtureSampler(self.samplers, weights, seed)
         )
-        self._stand_in_key = random.key(seed, "stand-in")
+        # The name seeds the random numbers, so it must not change.
+        self._replacement_key = random.key(seed, "stand-in")
 
     def _check(self, folders: Sequence[str | Path]) -> None:
-        """`ConfigError` for settings that don't fit the data or each other."""
+        """Raise `ConfigError` for settings that do not fit the data or each other."""
         settings, names = self.settings, [str(folder) for folder in folders]
         if any(reader.manifest.tokenizer != self.tokenizer for reader in self.readers):
             raise ConfigError(f"the data sets {names} have different tokenizers; build them alike")
         if self.tokenizer.k is None and (not settings.overlap or settings.strand != "forward"):
             raise ConfigError(
-                "BPE shards have no non-overlapping and no reverse view; leave data.overlap and data.strand"
+                "BPE shards have no non-overlapping and no reverse view; leave data.overlap and data.strand unset"
             )
         if settings.window <= NUM_SPECIAL_PER_WINDOW:
             raise ConfigError(f"data.window {settings.window} must hold [CLS], a token and [SEP]; raise --window")
@@ -112,62 +175,72 @@ class WindowDataset:
         if settings.drop_to_multiple_of > 1 and len(names) > 1:
             raise ConfigError("data.remainder drop: several data sets have no common end of an epoch; set it to wrap")
 
-    def _footprint(self, num_tokens: int) -> int:
-        """Stored tokens that a window of so many tokens covers."""
+    def _stored_tokens(self, num_tokens: int) -> int:
+        """Return the number of stored tokens that a window of `num_tokens` tokens covers."""
         return (num_tokens - 1) * self.stride + 1
 
     @property
     def fingerprint(self) -> str:
-        """The data's fingerprint: the manifest's, or those of all data sets joined by "+"."""
+        """The data's fingerprint: that of the manifest, or those of all data sets joined by "+"."""
         return "+".join(reader.manifest.fingerprint for reader in self.readers)
 
     @property
     def num_windows(self) -> int:
         """Windows of one epoch over all data sets."""
-        return sum(order.num_windows for order in self.samplers)
+        return sum(sampler.num_windows for sampler in self.samplers)
 
     def tokens_of_step(self, step: int) -> int:
-        """Tokens of each window of a step, without [CLS] and [SEP]."""
+        """Return the tokens of each window of a step, without [CLS] and [SEP]."""
         if self.settings.lengths == "full":
             return self.num_tokens
         return int(tokens_of_steps(self.seed, step, self.num_tokens))
 
     def locate(self, samples: ArrayLike) -> Windows:
-        """Where the full windows of the samples lie. Costs the same for one and for a thousand: ask for many."""
+        """Return the positions of the samples' full windows.
+
+        One call costs nearly the same for one sample and for a thousand, so locate many at a time.
+        """
         return self.order.locate(samples)
 
     def windows(self, samples: ArrayLike, step: int, found: Windows | None = None) -> WindowBatch:
-        """Windows of sample indices (B,), all of one step; `found` is `locate(samples)`, if it is known already."""
+        """Read the windows of sample indices (B,), all of one step.
+
+        `found` is `locate(samples)`, if it is known already.
+        """
         indices = np.asarray(samples, dtype=np.int64)
-        found, num_tokens, is_replaced = self._placed(indices, step, found)
-        footprint = self._footprint(num_tokens)
+        found, num_tokens, is_replaced = self._resolve(indices, step, found)
+        stored_tokens = self._stored_tokens(num_tokens)
         ids = np.empty((len(indices), num_tokens), dtype=id_dtype(self.tokenizer.vocab_size))
-        coordinates = (found.source, found.shard, found.segment, found.start)
-        rows = zip(*(array.tolist() for array in coordinates), strict=True)
+        positions = (found.source, found.shard, found.segment, found.start)
+        rows = zip(*(array.tolist() for array in positions), strict=True)
         for row, (source, shard, segment, start) in enumerate(rows):
-            ids[row] = self.readers[source].tokens(shard, segment, start, start + footprint, self.stride)
+            ids[row] = self.readers[source].tokens(shard, segment, start, start + stored_tokens, self.stride)
         if found.reverse.any():
-            # The first and the last token of a footprint are both in the view, so stride and flip commute.
+            # The first and last stored tokens of a window are both in it, so the stride and the flip commute.
             ids[found.reverse] = reverse_complement_ids(ids[found.reverse], int(self.tokenizer.k or 0))
         return WindowBatch(indices, ids, int(is_replaced.sum()))
 
     def coordinates(self, samples: ArrayLike, step: int) -> list[dict[str, Any]]:
-        """`genome, contig, start, end, strand` of each window; bases of the forward strand, half-open; "+" or "-"."""
-        found, num_tokens, _ = self._placed(np.asarray(samples, dtype=np.int64), step)
+        """Return `genome, contig, start, end, strand` of each window.
+
+        Start and end are bases of the forward strand, half-open; strand is "+" or "-".
+        """
+        found, num_tokens, _ = self._resolve(np.asarray(samples, dtype=np.int64), step)
+        stored_tokens = self._stored_tokens(num_tokens)
         coordinates = []
         for row in range(len(found.start)):
             reader = self.readers[int(found.source[row])]
-            where = (int(found.shard[row]), int(found.segment[row]), int(found.start[row]))
-            place = reader.place(*where, self._footprint(num_tokens))
-            coordinates.append({**place, "strand": "-"} if found.reverse[row] else place)
+            position = (int(found.shard[row]), int(found.segment[row]), int(found.start[row]))
+            forward = reader.coordinates(*position, stored_tokens)
+            coordinates.append({**forward, "strand": "-"} if found.reverse[row] else forward)
         return coordinates
 
-    def _placed(
+    def _resolve(
         self, samples: NDArray[np.int64], step: int, found: Windows | None = None
     ) -> tuple[Windows, int, NDArray[np.bool_]]:
-        """What is read for the samples: windows with their final start, their tokens, and which are stand-ins."""
+        """Return the windows to read, their number of tokens, and which of them are replacement samples."""
         found = self.locate(samples) if found is None else found
-        found, is_replaced = self._without_bad_shards(samples, found)
+        found, is_replaced = self._replace_bad(samples, found)
         num_tokens = self.tokens_of_step(step)
         if num_tokens == self.num_tokens:
             return found, num_tokens, is_replaced
@@ -175,72 +248,33 @@ class WindowDataset:
         start = found.start + crop
         return Windows(found.source, found.shard, found.segment, start, found.reverse), num_tokens, is_replaced
 
-    def _without_bad_shards(self, samples: NDArray[np.int64], found: Windows) -> tuple[Windows, NDArray[np.bool_]]:
-        """Put other windows of the same data set in place of those in bad shards, by a draw on the sample index."""
-        wheres = list(zip(found.source.tolist(), found.shard.tolist(), strict=True))
-        bad = {where for where in set(wheres) if not self.readers[where[0]].is_usable(where[1])}
-        is_bad = np.array([where in bad for where in wheres]) if bad else np.zeros(len(wheres), dtype=bool)
+    def _replace_bad(self, samples: NDArray[np.int64], found: Windows) -> tuple[Windows, NDArray[np.bool_]]:
+        """Replace windows of bad shards by others of the same data set. Return the windows and which are replaced."""
+        shards = list(zip(found.source.tolist(), found.shard.tolist(), strict=True))
+        bad = {(source, shard) for source, shard in set(shards) if not self.readers[source].is_usable(shard)}
+        is_bad = np.array([shard in bad for shard in shards]) if bad else np.zeros(len(shards), dtype=bool)
         if not bad:
             return found, is_bad
-        stand_ins = [self._stand_in(int(samples[row]), int(found.source[row])) for row in np.flatnonzero(is_bad)]
-        good = found[~is_bad]
-        back = np.argsort(np.concatenate([np.flatnonzero(~is_bad), np.flatnonzero(is_bad)]))
-        return Windows.concatenate([good, *stand_ins])[back], is_bad
+        good_rows, bad_rows = np.flatnonzero(~is_bad), np.flatnonzero(is_bad)
+        replacements = [self._replacement(int(samples[row]), int(found.source[row])) for row in bad_rows]
+        original_order = np.argsort(np.concatenate([good_rows, bad_rows]))
+        return Windows.concatenate([found[good_rows], *replacements])[original_order], is_bad
 
-    def _stand_in(self, sample: int, source: int) -> Windows:
-        """Another window of the data set, drawn on the sample index until its shard is good."""
-        order = self.samplers[source]
+    def _replacement(self, sample: int, source: int) -> Windows:
+        """Return a random window of the data set, by the sample index; try again until its shard is good."""
+        sampler = self.samplers[source]
         for attempt in itertools.count():
-            bits = random.fold(random.fold(self._stand_in_key, sample), attempt)
-            found = order.locate(random.below(bits, min(order.epoch_samples, 1 << 31)))
+            bits = random.fold(random.fold(self._replacement_key, sample), attempt)
+            found = sampler.locate(random.below(bits, min(sampler.epoch_samples, 1 << 31)))
             if self.readers[source].is_usable(int(found.shard[0])):
                 return found
-            if attempt == _NUM_STAND_INS:
+            if attempt == _MAX_REPLACEMENT_TRIES:
                 break
         raise DataError(f"{self.readers[source].folder.shown}: hardly any shard can be read; copy or build them again")
 
 
-VALIDATION_SEED = 0
-"""Of held-out windows and their masks: runs with different seeds are asked the same."""
-
-
-def make_dataset(config: RunConfig) -> WindowDataset:
-    """The windows of a configuration, in order."""
-    data = config.data
-    settings = WindowSettings(
-        split=data.split,
-        window=data.window,
-        overlap=data.overlap,
-        strand=data.strand,
-        lengths=data.lengths,
-        num_streams=data.num_streams,
-        block_windows=data.block_windows,
-        drop_to_multiple_of=config.train.global_batch if data.remainder == "drop" else 1,
-    )
-    storage = StorageSettings(data.on_bad_shard, data.allow_pipe, data.cache_dir, data.cache_gb)
-    return WindowDataset(data.path, data.weights, settings, config.train.seed, storage)
-
-
-def make_validation_dataset(config: RunConfig) -> WindowDataset | None:
-    """Held-out windows, full and of the forward strand, in an order that no seed changes; None where no window fits."""
-    data, validation = config.data, config.validation
-    storage = StorageSettings(data.on_bad_shard, data.allow_pipe, data.cache_dir, data.cache_gb)
-    if not validation.every:
-        return None
-    having = []
-    for path in data.path:
-        manifest = prepared_folder(path, storage).manifest()
-        stored = (data.window - NUM_SPECIAL_PER_WINDOW - 1) * (1 if data.overlap else manifest.tokenizer.k or 1) + 1
-        if any(s.split == validation.split and max(s.segments, default=0) >= stored for s in manifest.shards):
-            having.append(path)
-    if not having:
-        return None
-    settings = WindowSettings(split=validation.split, window=data.window, overlap=data.overlap)
-    return WindowDataset(having, [], settings, VALIDATION_SEED, storage)
-
-
 def consumed_tokens(dataset: WindowDataset, plan: BatchPlan, step: int) -> int:
-    """Tokens in the windows of the steps before `step`, [CLS] and [SEP] included."""
+    """Return the tokens in the windows of all steps before `step`, [CLS] and [SEP] included."""
     if dataset.settings.lengths == "full":
         return plan.first_sample(step) * dataset.settings.window
     steps = np.arange(step + 1)

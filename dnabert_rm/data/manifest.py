@@ -1,9 +1,8 @@
-"""The contract on disk: `manifest.json`, shard members, the data's fingerprint.
+"""The format of a prepared folder: `manifest.json`, the names of shard members, the data's fingerprint.
 
-A prepared folder holds `manifest.json` and the shards it names. A shard is a tar, written by
-webdataset, with two members a segment: `KEY.ids.npy` (1-D uint16 or uint32 token ids) and
-`KEY.json` (`genome, contig, start, end, split`; bases, 0-based half-open). `docs/data_format.md`
-has the whole.
+A prepared folder holds `manifest.json` and the shards that it names. A shard is a tar, written by webdataset, with two
+members per segment: `KEY.ids.npy` (1-D uint16 or uint32 token ids) and `KEY.json` (`genome, contig, start, end, split`;
+bases, 0-based half-open). See `docs/data_format.md` for the full description.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class TokenizerInfo:
-    """What the ids mean. `kind` is "kmer" or "bpe"; a BPE model lies beside the manifest as `model`."""
+    """The meaning of the ids. `kind` is "kmer" or "bpe"; the file of a BPE model is in the folder, named `model`."""
 
     kind: str
     vocab_size: int
@@ -43,7 +42,7 @@ class TokenizerInfo:
 
 @dataclass(frozen=True)
 class SourceInfo:
-    """One input file: the genome it holds, its base name, size and SHA-256."""
+    """One input file: its genome, base name, size and SHA-256."""
 
     genome: str
     file: str
@@ -53,7 +52,7 @@ class SourceInfo:
 
 @dataclass(frozen=True)
 class ContigInfo:
-    """One FASTA record: `length` bases, `tokens` stored, and bases `left_out` by reason."""
+    """One FASTA record: `length` in bases, `tokens` stored, and bases `left_out` by reason."""
 
     genome: str
     contig: str
@@ -64,7 +63,7 @@ class ContigInfo:
 
 @dataclass(frozen=True)
 class ShardInfo:
-    """One shard: its split, size, checksum, and the tokens of each of its segments in order."""
+    """One shard: its split, size, checksum, and the tokens of each segment in order."""
 
     name: str
     split: str
@@ -80,7 +79,7 @@ class ShardInfo:
 
 @dataclass(frozen=True)
 class Manifest:
-    """All of `manifest.json`; `options` are the build options that change the shards' bytes."""
+    """The content of `manifest.json`; `options` are the build options that change the shards' bytes."""
 
     tokenizer: TokenizerInfo
     sources: list[SourceInfo]
@@ -89,17 +88,17 @@ class Manifest:
     options: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> str:
-        """The manifest's text: the same content gives the same bytes."""
+        """Return the manifest's text. The same content gives the same bytes."""
         content = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(self)}
         return json.dumps(content, indent=1, sort_keys=True) + "\n"
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of the manifest's text: two folders with one fingerprint hold the same data."""
+        """SHA-256 of the manifest's text. Folders with the same fingerprint hold the same data."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
     def shards_of(self, split: str) -> list[ShardInfo]:
-        """The shards of one split, in order; `DataError` where there is none."""
+        """Return the shards of one split, in order. Raises `DataError` if there are none."""
         found = [shard for shard in self.shards if shard.split == split]
         if not found:
             have = ", ".join(sorted({shard.split for shard in self.shards})) or "none"
@@ -108,16 +107,16 @@ class Manifest:
 
 
 def segment_keys(start: int = 0) -> Iterator[str]:
-    """Keys of a shard's segments: "0000000", "0000001", …"""
+    """Yield the keys of segments: "0000000", "0000001", …"""
     while True:
         yield f"{start:07d}"
         start += 1
 
 
 def load_manifest(folder: str | os.PathLike[str]) -> Manifest:
-    """Read and check `folder/manifest.json`; `DataError` names what is wrong with it.
+    """Read and check `folder/manifest.json`. Raises `DataError` that names the fault.
 
-    Names are plain file names, so a manifest can't point outside its folder.
+    Shard names must be plain file names, so a manifest can't point outside its folder.
     """
     path = Path(folder) / MANIFEST_NAME
     try:
@@ -135,7 +134,7 @@ def load_manifest(folder: str | os.PathLike[str]) -> Manifest:
 
 
 def parse_manifest(content: dict[str, Any]) -> Manifest:
-    """A manifest from its JSON object; ValueError, TypeError or KeyError say what is wrong with it."""
+    """Return the manifest of a JSON object. Raises ValueError, TypeError or KeyError if it is invalid."""
     if content.pop("format") != FORMAT:
         raise ValueError(f"format is not {FORMAT!r}")
     version = content.pop("format_version")

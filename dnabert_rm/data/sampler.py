@@ -1,18 +1,21 @@
-"""Order as a pure function: (seed, segment lengths, n) → (shard, segment, start, strand).
+"""Order of the training windows: a pure function of the seed, the manifest and the sample index n.
 
-No state but n, so a resume is a seek and every rank, worker and run agrees. For one epoch:
+`(seed, segment lengths, n) → (shard, segment, start, strand)`. There is no state but n, so a resume is a seek, and
+every rank, worker and run computes the same order. `EpochSampler` orders one data set, in three steps per epoch:
 
-1. Each segment of L tokens gives round(L / F) windows of F tokens, cut by stratified jitter: window t
-   starts at a uniform token of the t-th of equal strata of the segment, moved back by half a window and
-   clipped to the segment. So all tokens of the middle are seen equally often, and those within a window of
-   an end as often on average: the very last half as often, those a window further in up to 1.5 times.
-2. Shards are shuffled, and segments within their shard; the windows, in that order, are cut into
-   `num_streams` contiguous stretches. The stretches are dealt to as many lanes by lot, and every lane is
-   shuffled within blocks of `block_windows`.
-3. Sample q of the epoch is window q // num_streams of lane q mod num_streams.
+1. Cut. A segment of L tokens gives round(L / F) windows of F tokens, by stratified jitter. The segment is divided into
+   equal strata, and window t is centred on a uniform token of stratum t, then clipped to the segment. So all tokens in
+   the middle of a segment are seen equally often. Tokens within one window of an end are seen as often on average:
+   the outermost half as often, those further in up to 1.5 times as often.
+2. Shuffle. Shards are shuffled, and segments within their shard. The windows in that order are cut into `num_streams`
+   contiguous ranges, which are assigned to the streams at random. Each stream is shuffled within blocks of
+   `block_windows` windows.
+3. Interleave. Sample q of the epoch is window q // num_streams of stream q mod num_streams.
 
-So neighbours in a batch come from different lanes, while a lane has few shards open at a time.
-Segments shorter than F give no window; `num_short_segments` counts them.
+So neighbours in a batch come from different streams, while each stream reads few shards at a time. Segments shorter
+than F give no window; `num_short_segments` counts them.
+
+`MixtureSampler` combines several data sets by weight. Window lengths under `data.lengths` "random" are at the end.
 """
 
 from __future__ import annotations
@@ -29,15 +32,21 @@ from dnabert_rm.utils import random
 from dnabert_rm.utils.errors import ConfigError
 
 STRANDS = ("forward", "random", "both")
-REMAINDERS = ("wrap", "drop")
+LENGTHS = ("full", "random")
+CYCLE = 4096
+"""Samples in one cycle of a mixture."""
+NUM_ROUNDS = 6
+"""Rounds of the Feistel network of `permute`."""
+SHORTEST_TOKENS = 5
+"""DNABERT's shortest pretraining sequence, in tokens."""
 
 
 @dataclass(frozen=True)
 class Windows:
-    """Where N windows lie, one element of each array a window, int64 and bool, shape (N,).
+    """Positions of N windows in the stored data; arrays of shape (N,), int64 and bool.
 
-    `shard` and `segment` number the shards of the split and the segments of the shard, `start` is in
-    stored (overlapping) tokens, `reverse` says that the other strand is read; `source` numbers the data set.
+    `source` is the number of the data set, `shard` that of the shard in the split, and `segment` that of the segment
+    in the shard. `start` is in stored (overlapping) tokens. `reverse` is true if the reverse strand is read.
     """
 
     source: NDArray[np.int64]
@@ -47,25 +56,28 @@ class Windows:
     reverse: NDArray[np.bool_]
 
     def __getitem__(self, rows: Any) -> Windows:
-        """Some of the windows: a slice, indices or a boolean mask."""
+        """Select windows by a slice, indices or a boolean mask."""
         return Windows(*(getattr(self, item.name)[rows] for item in fields(self)))
 
     @staticmethod
     def concatenate(parts: Sequence[Windows]) -> Windows:
-        """The windows of all parts, one after the other."""
+        """Return the windows of all parts, one part after the other."""
         return Windows(*(np.concatenate([getattr(part, item.name) for part in parts]) for item in fields(Windows)))
 
 
 class Sampler(Protocol):
-    """What the reader and the loader need of an order."""
+    """The order of one data set, or of several."""
 
     def locate(self, samples: ArrayLike) -> Windows:
-        """Windows of the sample indices, in their order."""
+        """Return the windows of sample indices, in the order given."""
+
+
+# One data set: EpochSampler
 
 
 @dataclass(frozen=True, eq=False)
 class _Segments:
-    """The segments that are long enough, numbered over the split; arrays of shape (S,), int64."""
+    """The segments that are long enough for a window, numbered over the split; arrays of shape (S,), int64."""
 
     shard: NDArray[np.int64]
     index: NDArray[np.int64]
@@ -76,11 +88,15 @@ class _Segments:
 
 @dataclass(frozen=True, eq=False)
 class _Epoch:
-    """One epoch: the order of `segments`, the windows up to the end of each (S,), where each lane starts (lanes,)."""
+    """Shuffle of one epoch.
+
+    `segments` (S,) is their order, `window_ends` (S,) the number of windows up to the end of each, and `stream_starts`
+    (num_streams,) the first window of each stream.
+    """
 
     segments: NDArray[np.int64]
     window_ends: NDArray[np.int64]
-    lane_starts: NDArray[np.int64]
+    stream_starts: NDArray[np.int64]
 
 
 class EpochSampler:
@@ -89,7 +105,7 @@ class EpochSampler:
     def __init__(
         self,
         shard_segments: Sequence[Sequence[int]],
-        footprint: int,
+        stored_tokens: int,
         seed: int,
         *,
         strand: str = "forward",
@@ -98,125 +114,193 @@ class EpochSampler:
         drop_to_multiple_of: int = 1,
         source: int = 0,
     ) -> None:
-        """Args: `shard_segments` tokens of each segment of each shard; `footprint` stored tokens that a window
-        covers (its length, or (length - 1) * k + 1 for non-overlapping tokens); `strand` "forward", "random"
-        (half of the windows) or "both" (each window twice an epoch); `drop_to_multiple_of` the rule for the
-        remainder of an epoch: 1 keeps every window and lets a batch run on into the next epoch, a global batch
-        size drops what does not fill a batch. `ConfigError` where no window fits.
+        """Number the windows of all segments. Raises `ConfigError` if no window fits.
+
+        Args:
+            shard_segments: Tokens of each segment of each shard.
+            stored_tokens: Stored tokens that one window covers: its length, or (length - 1) * k + 1 for non-overlapping
+                tokens.
+            seed: Seed of the shuffles.
+            strand: "forward", "random" (reverse for half of the windows) or "both" (each window twice per epoch).
+            num_streams: Streams that the windows are divided into.
+            block_windows: Windows that are shuffled together within a stream.
+            drop_to_multiple_of: 1 keeps every window, so a batch may continue into the next epoch. A global batch size
+                drops the windows that do not fill a batch.
+            source: Number of the data set.
         """
         if strand not in STRANDS:
             raise ConfigError(f"data.strand {strand!r} must be one of {', '.join(STRANDS)}")
-        self.footprint, self.strand, self.source = footprint, strand, source
-        self.num_streams, self.block_windows = num_streams, block_windows
-        self._segments, self.num_short_segments, self.num_short_tokens = _long_segments(shard_segments, footprint)
+        self.stored_tokens = stored_tokens
+        self.strand = strand
+        self.source = source
+        self.num_streams = num_streams
+        self.block_windows = block_windows
+        self._segments, self.num_short_segments, self.num_short_tokens = _long_segments(shard_segments, stored_tokens)
         self.num_windows = int(self._segments.windows.sum()) * (2 if strand == "both" else 1)
         self.epoch_samples = self.num_windows // drop_to_multiple_of * drop_to_multiple_of
         if self.epoch_samples == 0:
             longest = max((max(lengths) for lengths in shard_segments if len(lengths)), default=0)
             raise ConfigError(
-                f"no full batch of windows of {footprint} stored tokens can be cut ({self.num_windows} windows; "
+                f"no full batch of windows of {stored_tokens} stored tokens can be cut ({self.num_windows} windows; "
                 f"the longest segment has {longest} tokens); lower --window or --global-batch, or build more data"
             )
         self._num_shards = len(shard_segments)
-        lanes = np.arange(num_streams)
-        self._lane_sizes = self.num_windows // num_streams + (lanes < self.num_windows % num_streams)
+        streams = np.arange(num_streams)
+        self._stream_sizes = self.num_windows // num_streams + (streams < self.num_windows % num_streams)
+        # These names seed the random numbers, so they must never change ("lane" was the name of a stream).
         purposes = ("shard", "segment", "lane", "block", "jitter", "strand")
-        self._keys = {what: random.key(seed, f"order/{source}/{what}") for what in purposes}
-        self._epoch_tables: dict[int, _Epoch] = {}
+        self._keys = {purpose: random.key(seed, f"order/{source}/{purpose}") for purpose in purposes}
+        self._epochs: dict[int, _Epoch] = {}
 
     def locate(self, samples: ArrayLike) -> Windows:
-        """Windows of the sample indices n >= 0, shape (N,) in, arrays of shape (N,) out."""
+        """Return the windows of sample indices n >= 0; shape (N,) in, arrays of shape (N,) out."""
         samples = np.asarray(samples, dtype=np.int64).reshape(-1)
         epochs, positions = np.divmod(samples, self.epoch_samples)
-        numbers = self._window_number(epochs, positions)
+        numbers = self._window_numbers(epochs, positions)
         reverse = np.zeros(len(samples), dtype=bool)
         if self.strand == "both":
             numbers, odd = np.divmod(numbers, 2)
             reverse = odd == 1
         elif self.strand == "random":
             reverse = random.fold(self._keys["strand"], samples) >> np.uint64(63) == 1
-        segments, strata = self._segment_and_stratum(epochs, numbers)
+        segments, strata = self._segments_and_strata(epochs, numbers)
         start = self._start(epochs, segments, strata)
         table = self._segments
         return Windows(np.full(len(samples), self.source), table.shard[segments], table.index[segments], start, reverse)
 
-    def _window_number(self, epochs: NDArray[np.int64], positions: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Position in the epoch → number of the window before the shuffle in lanes and blocks."""
-        rows, lanes = np.divmod(positions, self.num_streams)
-        lane_sizes = self._lane_sizes[lanes]
+    def _window_numbers(self, epochs: NDArray[np.int64], positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Map positions in the epoch to numbers of windows, which are counted before the shuffle within streams."""
+        rows, streams = np.divmod(positions, self.num_streams)
+        stream_sizes = self._stream_sizes[streams]
         blocks, offsets = np.divmod(rows, self.block_windows)
-        block_sizes = np.minimum(self.block_windows, lane_sizes - blocks * self.block_windows)
-        keys = random.fold(random.fold(random.fold(self._keys["block"], epochs), lanes), blocks)
-        shuffled = blocks * self.block_windows + permuted(keys, offsets, block_sizes)
+        block_sizes = np.minimum(self.block_windows, stream_sizes - blocks * self.block_windows)
+        keys = random.fold(random.fold(random.fold(self._keys["block"], epochs), streams), blocks)
+        shuffled = blocks * self.block_windows + permute(keys, offsets, block_sizes)
         found, which = np.unique(epochs, return_inverse=True)
-        lane_starts = np.array([self._epoch(int(epoch)).lane_starts for epoch in found])
-        return (lane_starts[which, lanes] if len(found) else lanes) + shuffled
+        stream_starts = np.array([self._epoch(int(epoch)).stream_starts for epoch in found])
+        return (stream_starts[which, streams] if len(found) else streams) + shuffled
 
     def _epoch(self, epoch: int) -> _Epoch:
-        if epoch not in self._epoch_tables:
-            # A batch lies in at most two epochs, so two tables are enough; a plain dictionary can be pickled.
-            kept = list(self._epoch_tables.items())[-1:]
-            self._epoch_tables = {**dict(kept), epoch: self._make_epoch(epoch)}
-        return self._epoch_tables[epoch]
+        if epoch not in self._epochs:
+            # A batch spans at most two epochs, so two are kept. A plain dictionary, unlike a cache, can be pickled.
+            kept = list(self._epochs.items())[-1:]
+            self._epochs = {**dict(kept), epoch: self._make_epoch(epoch)}
+        return self._epochs[epoch]
 
     def _make_epoch(self, epoch: int) -> _Epoch:
         shard_rank = np.argsort(random.permutation(random.fold(self._keys["shard"], epoch), self._num_shards))
         tie_break = random.fold(random.fold(self._keys["segment"], epoch), np.arange(len(self._segments.length)))
         order = np.lexsort((tie_break, shard_rank[self._segments.shard]))
-        stretches = random.permutation(random.fold(self._keys["lane"], epoch), self.num_streams)
-        lane_starts = np.empty(self.num_streams, dtype=np.int64)
-        lane_starts[stretches] = np.cumsum(self._lane_sizes[stretches]) - self._lane_sizes[stretches]
-        return _Epoch(order, np.cumsum(self._segments.windows[order]), lane_starts)
+        stream_order = random.permutation(random.fold(self._keys["lane"], epoch), self.num_streams)
+        stream_starts = np.empty(self.num_streams, dtype=np.int64)
+        stream_starts[stream_order] = np.cumsum(self._stream_sizes[stream_order]) - self._stream_sizes[stream_order]
+        return _Epoch(order, np.cumsum(self._segments.windows[order]), stream_starts)
 
-    def _segment_and_stratum(
+    def _segments_and_strata(
         self, epochs: NDArray[np.int64], numbers: NDArray[np.int64]
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the segment of each window and the number of its stratum in the segment."""
         segments, strata = np.empty_like(numbers), np.empty_like(numbers)
         for epoch in np.unique(epochs):
-            table, here = self._epoch(int(epoch)), epochs == epoch
-            place = np.searchsorted(table.window_ends, numbers[here], side="right")
-            segments[here] = table.segments[place]
-            strata[here] = numbers[here] - (table.window_ends[place] - self._segments.windows[segments[here]])
+            table, rows = self._epoch(int(epoch)), epochs == epoch
+            positions = np.searchsorted(table.window_ends, numbers[rows], side="right")
+            segments[rows] = table.segments[positions]
+            strata[rows] = numbers[rows] - (table.window_ends[positions] - self._segments.windows[segments[rows]])
         return segments, strata
 
     def _start(
         self, epochs: NDArray[np.int64], segments: NDArray[np.int64], strata: NDArray[np.int64]
     ) -> NDArray[np.int64]:
-        """First stored token of each window: a uniform token of its stratum, moved and clipped to the segment.
+        """Return the first stored token of each window: centred on a uniform token of its stratum, then clipped.
 
-        Strata hold whole tokens and are longer than the move, so no two windows of an epoch are equal.
+        Strata hold whole tokens and are longer than half a window. So at most one window is clipped at each end of a
+        segment, and no two windows of an epoch are equal.
         """
         length, windows = self._segments.length[segments], self._segments.windows[segments]
         bits = random.fold(random.fold(self._keys["jitter"], epochs), self._segments.first_window[segments] + strata)
         low, high = strata * length // windows, (strata + 1) * length // windows
-        point = low + random.below(bits, high - low) - (self.footprint - 1) // 2
-        return np.clip(point, 0, length - self.footprint)
+        centre = low + random.below(bits, high - low)
+        return np.clip(centre - (self.stored_tokens - 1) // 2, 0, length - self.stored_tokens)
 
 
-def _long_segments(shard_segments: Sequence[Sequence[int]], footprint: int) -> tuple[_Segments, int, int]:
-    """The segments of at least `footprint` tokens, and number and tokens of the shorter ones."""
+def _long_segments(shard_segments: Sequence[Sequence[int]], stored_tokens: int) -> tuple[_Segments, int, int]:
+    """Return the segments of at least `stored_tokens` tokens, and the number and tokens of the shorter ones."""
     counts = [len(lengths) for lengths in shard_segments]
     shard = np.repeat(np.arange(len(counts)), counts)
     index = np.concatenate([np.arange(count) for count in counts]) if counts else np.zeros(0)
     length = np.array([tokens for lengths in shard_segments for tokens in lengths], dtype=np.int64)
-    kept = length >= footprint
-    windows = (length[kept] + footprint // 2) // footprint
-    segments = _Segments(shard[kept], index[kept].astype(np.int64), length[kept], windows, np.cumsum(windows) - windows)
+    kept = length >= stored_tokens
+    windows = (length[kept] + stored_tokens // 2) // stored_tokens
+    segments = _Segments(
+        shard=shard[kept],
+        index=index[kept].astype(np.int64),
+        length=length[kept],
+        windows=windows,
+        first_window=np.cumsum(windows) - windows,
+    )
     return segments, int((~kept).sum()), int(length[~kept].sum())
 
 
-NUM_ROUNDS = 6
+# Several data sets: MixtureSampler
 
 
-def permuted(keys: NDArray[np.uint64], values: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Image of each value under a random permutation of 0 … size - 1 that its key chooses.
+class MixtureSampler:
+    """Assigns samples to data sets by weight; each data set keeps its own order.
 
-    Args: `keys` uint64, `values` and `sizes` int64 with 0 <= value < size, all of shape (N,).
-    Returns (N,) int64. Elements of one key and size see one permutation.
+    Samples come in cycles of `CYCLE`. After c whole cycles every data set has had its exact share of c * `CYCLE`
+    samples, rounded to whole samples. Within a cycle the data sets are shuffled.
+    """
 
-    An alternating Feistel network on a rectangle of a x b >= size cells, with cycle walking
-    (Black and Rogaway, "Ciphers with arbitrary finite domains", 2002): since a * b < size + a,
-    a second walk is rare.
+    def __init__(self, samplers: Sequence[EpochSampler], weights: Sequence[float], seed: int) -> None:
+        """Raises `ConfigError` unless there is one positive weight for each data set."""
+        if len(weights) != len(samplers) or not all(0 < weight < math.inf for weight in weights):
+            raise ConfigError(
+                f"data.weights {list(weights)} must hold one positive number for each of {len(samplers)} data sets"
+            )
+        self._samplers = list(samplers)
+        self._cumulative = np.concatenate([[0.0], np.cumsum(weights) / np.sum(weights)])
+        self._cumulative[-1] = 1.0
+        self._key = random.key(seed, "mixture")
+
+    def locate(self, samples: ArrayLike) -> Windows:
+        """Return the windows of sample indices, in the order given; `source` is the number of the data set."""
+        sets, indices = self.assign(samples)
+        parts = [(np.flatnonzero(sets == number), sampler) for number, sampler in enumerate(self._samplers)]
+        found = [(rows, sampler.locate(indices[rows])) for rows, sampler in parts if len(rows)]
+        original_order = np.argsort(np.concatenate([rows for rows, _ in found]))
+        return Windows.concatenate([windows for _, windows in found])[original_order]
+
+    def assign(self, samples: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the data set of each sample index, and its sample index within that data set, both (N,)."""
+        cycles, positions = np.divmod(np.asarray(samples, dtype=np.int64).reshape(-1), CYCLE)
+        before, after = self._quota_ends(cycles), self._quota_ends(cycles + 1)
+        quota_ends = np.cumsum(np.diff(after) - np.diff(before), axis=1)
+        slots = permute(random.fold(self._key, cycles), positions, np.full(len(cycles), CYCLE))
+        sets = (slots[:, None] >= quota_ends).sum(axis=1)
+        rows = np.arange(len(cycles))
+        first_slot = np.where(sets > 0, quota_ends[rows, sets - 1], 0)
+        return sets, np.diff(before)[rows, sets] + slots - first_slot
+
+    def _quota_ends(self, cycles: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the samples that data sets 0 … d - 1 have together after whole cycles: (N, D + 1), rounded."""
+        return np.rint(cycles[:, None] * (self._cumulative * CYCLE)).astype(np.int64)
+
+
+# The shuffle that both use
+
+
+def permute(keys: NDArray[np.uint64], values: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the image of each value under the random permutation of 0 … size - 1 that its key selects.
+
+    This is an alternating Feistel network on a rectangle of a x b >= size cells, with cycle walking (Black and Rogaway,
+    "Ciphers with arbitrary finite domains", 2002). A second walk is rare, because a * b < size + a.
+
+    Args:
+        keys: (N,) uint64. Elements with the same key and size share one permutation.
+        values: (N,) int64, 0 <= value < size.
+        sizes: (N,) int64.
+
+    Returns: (N,) int64.
     """
     height = np.ceil(np.sqrt(sizes)).astype(np.int64)
     width = -(-sizes // height)
@@ -231,80 +315,33 @@ def permuted(keys: NDArray[np.uint64], values: NDArray[np.int64], sizes: NDArray
 def _feistel(
     keys: NDArray[np.uint64], values: NDArray[np.int64], height: NDArray[np.int64], width: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """A bijection of 0 … height * width - 1: rounds that shift one coordinate by a hash of the other."""
+    """Apply a bijection of 0 … height * width - 1: each round shifts one coordinate by a hash of the other."""
     row, column = np.divmod(values, width)
-    for turn in range(NUM_ROUNDS):
-        round_keys = random.fold(keys, turn)
-        if turn % 2 == 0:
+    for number in range(NUM_ROUNDS):
+        round_keys = random.fold(keys, number)
+        if number % 2 == 0:
             row = (row + random.below(random.fold(round_keys, column), height)) % height
         else:
             column = (column + random.below(random.fold(round_keys, row), width)) % width
     return row * width + column
 
 
-LENGTHS = ("full", "random")
-SHORTEST_TOKENS = 5
-"""DNABERT's shortest pretraining sequence, in tokens."""
+# Window lengths of each step
 
 
 def tokens_of_steps(seed: int, steps: ArrayLike, full_tokens: int) -> NDArray[np.int64]:
-    """Tokens of the windows of each step under `data.lengths` "random", shape of `steps`, int64.
+    """Return the tokens per window of each step under `data.lengths` "random"; shape of `steps`, int64.
 
     Half of the steps have `full_tokens`, the others a length uniform over 5 … `full_tokens` (DNABERT's rule). All
-    windows of a step have one length, so that no padding is ever needed.
+    windows of a step have the same length, so padding is never needed.
     """
     bits = random.fold(random.key(seed, "length"), steps)
-    spread = max(1, full_tokens - SHORTEST_TOKENS + 1)
-    drawn = np.minimum(SHORTEST_TOKENS, full_tokens) + random.below(random.fold(bits, 0), spread)
-    return np.where(bits >> np.uint64(63) == 1, drawn, full_tokens)
+    num_lengths = max(1, full_tokens - SHORTEST_TOKENS + 1)
+    shorter = np.minimum(SHORTEST_TOKENS, full_tokens) + random.below(random.fold(bits, 0), num_lengths)
+    return np.where(bits >> np.uint64(63) == 1, shorter, full_tokens)
 
 
 def crop_offsets(seed: int, samples: ArrayLike, full_tokens: int, num_tokens: int) -> NDArray[np.int64]:
-    """First token of each shortened window within the full one, uniform; shape of `samples`, int64."""
+    """Return the first token of each shortened window within the full one, uniform; shape of `samples`, int64."""
     bits = random.fold(random.key(seed, "crop"), samples)
     return random.below(bits, full_tokens - num_tokens + 1)
-
-
-CYCLE = 4096
-
-
-class MixtureSampler:
-    """Deals samples to data sets by weight, each set in its own order.
-
-    Samples come in cycles of 4,096. After c whole cycles every set has had its exact share of
-    c * 4096 samples, to less than one; within a cycle the sets are shuffled.
-    """
-
-    def __init__(self, samplers: Sequence[EpochSampler], weights: Sequence[float], seed: int) -> None:
-        """`ConfigError` unless there is one positive weight a data set."""
-        if len(weights) != len(samplers) or not all(0 < weight < math.inf for weight in weights):
-            raise ConfigError(
-                f"data.weights {list(weights)} must hold one positive number for each of {len(samplers)} data sets"
-            )
-        self._samplers = list(samplers)
-        self._cumulative = np.concatenate([[0.0], np.cumsum(weights) / np.sum(weights)])
-        self._cumulative[-1] = 1.0
-        self._key = random.key(seed, "mixture")
-
-    def _quota_ends(self, cycles: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Samples of sets 0 … d - 1 together after so many cycles, (N, D + 1), rounded."""
-        return np.rint(cycles[:, None] * (self._cumulative * CYCLE)).astype(np.int64)
-
-    def assign(self, samples: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Data set and sample index within it of each sample index, both (N,)."""
-        cycles, positions = np.divmod(np.asarray(samples, dtype=np.int64).reshape(-1), CYCLE)
-        before, after = self._quota_ends(cycles), self._quota_ends(cycles + 1)
-        quota_ends = np.cumsum(np.diff(after) - np.diff(before), axis=1)
-        slots = permuted(random.fold(self._key, cycles), positions, np.full(len(cycles), CYCLE))
-        sets = (slots[:, None] >= quota_ends).sum(axis=1)
-        rows = np.arange(len(cycles))
-        first_slot = np.where(sets > 0, quota_ends[rows, sets - 1], 0)
-        return sets, np.diff(before)[rows, sets] + slots - first_slot
-
-    def locate(self, samples: ArrayLike) -> Windows:
-        """Windows of the sample indices, in their order; `source` is the data set's number."""
-        sets, indices = self.assign(samples)
-        parts = [(np.flatnonzero(sets == number), sampler) for number, sampler in enumerate(self._samplers)]
-        found = [(rows, order.locate(indices[rows])) for rows, order in parts if len(rows)]
-        back = np.argsort(np.concatenate([rows for rows, _ in found]))
-        return Windows.concatenate([windows for _, windows in found])[back]

@@ -1,6 +1,9 @@
-"""One shard on disk: checked and indexed once, its segments then read in place.
+"""Reader of one shard: a tar that holds `KEY.ids.npy` and `KEY.json` for every segment.
 
-Nothing is unpacked and nothing is unpickled: the tar's and the arrays' headers say where the ids lie.
+There are two entry points. Training calls `open_shard`, which checks a shard against its manifest entry once and returns a
+`ShardFile` for random access. `data_prep` calls `read_segments` and `read_metas`, which go through a shard in order.
+Both walk the tar with `_members` and parse array headers with `_npy_header`. Files are memory-mapped; nothing is
+extracted and nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -9,12 +12,11 @@ import io
 import json
 import mmap
 import re
-import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,31 +25,111 @@ from dnabert_rm.data.manifest import ShardInfo
 from dnabert_rm.utils.errors import DataError
 from dnabert_rm.utils.files import sha256_of_file
 
+ADVICE = "copy or build the shard again"
+Meta = dict[str, Any]
+"""The JSON member of a segment: `genome, contig, start, end, split`."""
+
 _MEMBER = re.compile(r"([A-Za-z0-9_-]+)\.(ids\.npy|json)")
-_HEADER_BYTES = 4096
-MEND = "copy or build the shard again"
+_META_FIELDS = {"genome": str, "contig": str, "start": int, "end": int, "split": str}
+_BLOCK_BYTES = 512
+_NPY_PREFIX_BYTES = 10
+"""Magic string, version and length of the header in a `.npy` file of version 1.0."""
+_PARSE_ERRORS = (ValueError, RecursionError, MemoryError)
+"""Exceptions of parsing arbitrary bytes."""
+
+
+# The tar and the array headers
+
+
+class _Member(NamedTuple):
+    """One file in the tar; its contents are the bytes `first` … `end - 1` of the shard."""
+
+    name: str
+    first: int
+    end: int
+
+
+class _NpyHeader(NamedTuple):
+    """Header of a `.npy` file; the numbers begin at byte `offset`."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    offset: int
+
+
+def _map_file(path: Path) -> memoryview:
+    with open(path, "rb") as stream:
+        return memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
+
+
+def _members(view: memoryview) -> Iterator[_Member]:
+    """Walk the members of a tar, in order. Raise `ValueError` at the first one that is not a plain file.
+
+    Shards are ustar files of regular members with short names. So a member is one block that holds its name and size,
+    followed by its contents in whole blocks. The standard `tarfile` takes ten times as long. Extended headers are
+    skipped: some writers store a time of modification there, and nothing here depends on it.
+    """
+    offset = 0
+    while offset < len(view) and any(block := bytes(view[offset : offset + _BLOCK_BYTES])):
+        name = block[:100].rstrip(b"\0").decode("ascii", "backslashreplace")
+        size, kind = block[124:136].strip(b" \0"), block[156:157]
+        has_name_prefix = block[345:346] != b"\0"
+        is_size_octal = size and not size.strip(b"01234567")
+        if block[257:262] != b"ustar" or kind not in (b"0", b"x", b"g") or has_name_prefix or not is_size_octal:
+            raise ValueError(f"member {name!r} is no plain file of a shard")
+        first = offset + _BLOCK_BYTES
+        end = first + int(size, 8)
+        if end > len(view):
+            raise ValueError(f"member {name!r} is cut short")
+        if kind == b"0":
+            yield _Member(name, first, end)
+        offset = -(-end // _BLOCK_BYTES) * _BLOCK_BYTES
+
+
+def _npy_header(data: memoryview) -> _NpyHeader:
+    """Parse the header of a `.npy` file. Raise one of `_PARSE_ERRORS` if it has none, or not version 1.0."""
+    header_bytes = int.from_bytes(data[_NPY_PREFIX_BYTES - 2 : _NPY_PREFIX_BYTES], "little")
+    return _parse_npy_header(bytes(data[: _NPY_PREFIX_BYTES + header_bytes]))
+
+
+@lru_cache(maxsize=1024)
+def _parse_npy_header(header: bytes) -> _NpyHeader:
+    """Cached, because parsing is slow and most segments of a shard have the same length."""
+    stream = io.BytesIO(header)
+    version = np.lib.format.read_magic(stream)
+    if version != (1, 0):
+        raise ValueError(f"version {version} of .npy, not (1, 0)")
+    shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+    return _NpyHeader(shape, dtype, stream.tell())
+
+
+# Random access, for training
 
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """Where the segments of a shard lie, in bytes: `ids` (S,) int64, `records` (S, 2) int64 of offset and size."""
+    """Byte positions of a shard's segments.
+
+    `ids` (S,) int64 holds the offset of the first token; `metas` (S, 2) int64 the offset and size of the JSON member.
+    """
 
     dtype: np.dtype
     ids: NDArray[np.int64]
-    records: NDArray[np.int64]
+    metas: NDArray[np.int64]
 
 
 class ShardFile:
-    """A shard that was checked; `map` and `unmap` bound what the process holds of it."""
+    """A checked shard. Callers bound the memory maps of a process with `map` and `unmap`."""
 
     def __init__(self, path: Path, index: ShardIndex) -> None:
-        self.path, self.index = path, index
+        self.path = path
+        self.index = index
         self._words: NDArray | None = None
-        self._firsts: list[int] = []
+        self._first_words: list[int] = []
 
     def __getstate__(self) -> dict[str, Any]:
-        """Maps don't travel to other processes."""
-        return {**self.__dict__, "_words": None, "_firsts": []}
+        """Leave out the map, which can't be sent to another process."""
+        return {**self.__dict__, "_words": None, "_first_words": []}
 
     @property
     def is_mapped(self) -> bool:
@@ -55,31 +137,32 @@ class ShardFile:
         return self._words is not None
 
     def map(self) -> None:
-        """Map the file; `FileNotFoundError` where it has gone."""
-        self._words = _mapped(self.path).view(self.index.dtype)
-        self._firsts = (self.index.ids // self.index.dtype.itemsize).tolist()
+        """Map the file. Raise `FileNotFoundError` if it no longer exists."""
+        self._words = np.frombuffer(_map_file(self.path), dtype=self.index.dtype)
+        self._first_words = (self.index.ids // self.index.dtype.itemsize).tolist()
 
     def unmap(self) -> None:
-        """Give the map back as soon as no window refers to it."""
-        self._words, self._firsts = None, []
+        """Release the map as soon as no window refers to it."""
+        self._words = None
+        self._first_words = []
 
     def tokens(self, segment: int, start: int, stop: int, step: int = 1) -> NDArray:
-        """Every `step`-th of the stored tokens `start` … `stop - 1` of a segment, read-only."""
+        """Return every `step`-th of the stored tokens `start` … `stop - 1` of a segment, read-only."""
         if self._words is not None:
-            first = self._firsts[segment]
+            first = self._first_words[segment]
             return self._words[first + start : first + stop : step]
         size = self.index.dtype.itemsize
         data = self._read(int(self.index.ids[segment]) + start * size, (stop - start) * size)
         return np.frombuffer(data, dtype=self.index.dtype)[::step]
 
-    def record(self, segment: int) -> dict[str, Any]:
-        """Where a segment comes from: `genome, contig, start, end, split`; `DataError` where that is missing."""
+    def meta(self, segment: int) -> Meta:
+        """Return the source of a segment: `genome, contig, start, end, split`. Raise `DataError` if it is missing."""
         try:
-            record = json.loads(self._read(*self.index.records[segment].tolist()))
-            names = {name: str(record[name]) for name in ("genome", "contig")}
-            return {**record, **names, "start": int(record["start"]), "end": int(record["end"])}
+            meta = json.loads(self._read(*self.index.metas[segment].tolist()))
+            names = {name: str(meta[name]) for name in ("genome", "contig")}
+            return {**meta, **names, "start": int(meta["start"]), "end": int(meta["end"])}
         except (ValueError, TypeError, KeyError):
-            raise DataError(f"{self.path}: segment {segment} has no proper KEY.json; {MEND}") from None
+            raise DataError(f"{self.path}: segment {segment} has no valid KEY.json; {ADVICE}") from None
 
     def _read(self, first: int, size: int) -> bytes:
         with open(self.path, "rb") as stream:
@@ -88,98 +171,89 @@ class ShardFile:
 
 
 def open_shard(path: Path, info: ShardInfo, vocab_size: int) -> ShardFile:
-    """Check and index one shard against its manifest entry.
+    """Check one shard against its manifest entry and index it.
 
-    Raises `FileNotFoundError`, or `DataError` that names the shard and what is wrong with it.
+    Raises `FileNotFoundError`, or `DataError` that names the shard and the fault.
     """
     try:
         size = path.stat().st_size
         if size != info.bytes:
-            raise DataError(f"{path}: has {size} bytes, the manifest says {info.bytes}; {MEND}")
+            raise DataError(f"{path}: has {size} bytes, the manifest says {info.bytes}; {ADVICE}")
         if sha256_of_file(path) != info.sha256:
-            raise DataError(f"{path}: is damaged (its SHA-256 is not the manifest's); {MEND}")
-        index, lengths = _index(path, _mapped(path))
+            raise DataError(f"{path}: is damaged (its SHA-256 is not the manifest's); {ADVICE}")
+        index, lengths = _index_members(_map_file(path))
         shard = ShardFile(path, index)
         shard.map()
     except FileNotFoundError:
         raise
-    except (OSError, ValueError, RecursionError, MemoryError, tarfile.TarError) as error:
-        raise DataError(f"{path}: can't be read as a shard ({error}); {MEND}") from None
+    except (OSError, *_PARSE_ERRORS) as error:
+        raise DataError(f"{path}: can't be read as a shard ({error}); {ADVICE}") from None
     if lengths != info.segments:
-        raise DataError(f"{path}: its segments are not those of the manifest; {MEND}")
+        raise DataError(f"{path}: its segments are not those of the manifest; {ADVICE}")
     _check_ids(shard, lengths, vocab_size)
     return shard
 
 
+def _index_members(view: memoryview) -> tuple[ShardIndex, list[int]]:
+    """Return the index of a shard and the tokens of each segment. Raise `ValueError` at an unexpected member."""
+    ids: list[int] = []
+    lengths: list[int] = []
+    metas: list[tuple[int, int]] = []
+    dtypes: set[np.dtype] = set()
+    keys: dict[str, list[str]] = {"ids.npy": [], "json": []}
+    for member in _members(view):
+        name = _MEMBER.fullmatch(member.name)
+        if not name:
+            raise ValueError(f"member {member.name!r} is no plain KEY.ids.npy or KEY.json")
+        keys[name[2]].append(name[1])
+        if name[2] == "json":
+            metas.append((member.first, member.end - member.first))
+            continue
+        header = _id_array_header(member, view)
+        ids.append(member.first + header.offset)
+        lengths.append(header.shape[0])
+        dtypes.add(header.dtype)
+    if keys["ids.npy"] != keys["json"] or len(dtypes) != 1:
+        raise ValueError("every segment needs one KEY.ids.npy, all of one type, and one KEY.json, in one order")
+    return ShardIndex(dtypes.pop(), np.array(ids, dtype=np.int64), np.array(metas, dtype=np.int64)), lengths
+
+
+def _id_array_header(member: _Member, view: memoryview) -> _NpyHeader:
+    """Return the header of an id array, checked so that the array can be used in place.
+
+    Only two types of integers are accepted, so an array of objects, which would be a pickle, is refused here.
+    """
+    header = _npy_header(view[member.first : member.end])
+    shape, dtype = header.shape, header.dtype
+    if len(shape) != 1 or dtype not in (np.uint16, np.uint32):
+        raise ValueError(f"{member.name} holds {dtype} of shape {shape}, not 1-D uint16 or uint32")
+    if header.offset + shape[0] * dtype.itemsize != member.end - member.first:
+        raise ValueError(f"{member.name} is cut short")
+    if (member.first + header.offset) % dtype.itemsize:
+        raise ValueError(f"{member.name} has ids that are not aligned")
+    return header
+
+
 def _check_ids(shard: ShardFile, lengths: list[int], vocab_size: int) -> None:
-    """`DataError` where a segment has an id that the model has no embedding for: on a GPU that ends the process."""
+    """Raise `DataError` if an id has no embedding in the model: on a GPU that would abort the process."""
     for segment, length in enumerate(lengths):
         largest = int(shard.tokens(segment, 0, length).max())
         if largest >= vocab_size:
             raise DataError(
-                f"{shard.path}: segment {segment} has the id {largest}, the vocabulary ends at {vocab_size - 1}; {MEND}"
+                f"{shard.path}: segment {segment} has the id {largest}, the vocabulary ends at {vocab_size - 1}; "
+                f"{ADVICE}"
             )
 
 
-def _mapped(path: Path) -> NDArray[np.uint8]:
-    with open(path, "rb") as stream:
-        return np.frombuffer(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ), dtype=np.uint8)
-
-
-def _index(path: Path, data: NDArray[np.uint8]) -> tuple[ShardIndex, list[int]]:
-    """Find every member of the tar; ValueError or TarError where something is not as it should be."""
-    ids, lengths, records = [], [], []
-    dtypes: set[np.dtype] = set()
-    keys: dict[str, list[str]] = {"ids.npy": [], "json": []}
-    with tarfile.open(path, "r:") as tar:
-        for member in tar:
-            name = _MEMBER.fullmatch(member.name)
-            if not name or not member.isreg():
-                raise ValueError(f"member {member.name!r} is no plain KEY.ids.npy or KEY.json")
-            if member.offset_data + member.size > len(data):
-                raise ValueError(f"member {member.name!r} is cut short")
-            keys[name[2]].append(name[1])
-            if name[2] == "json":
-                records.append((member.offset_data, member.size))
-                continue
-            header_bytes, length, dtype = _array_header(member, data)
-            ids.append(member.offset_data + header_bytes)
-            lengths.append(length)
-            dtypes.add(dtype)
-    if keys["ids.npy"] != keys["json"] or len(dtypes) != 1:
-        raise ValueError("every segment needs one KEY.ids.npy, all of one type, and one KEY.json, in one order")
-    return ShardIndex(dtypes.pop(), np.array(ids, dtype=np.int64), np.array(records, dtype=np.int64)), lengths
-
-
-def _array_header(member: tarfile.TarInfo, data: NDArray[np.uint8]) -> tuple[int, int, np.dtype]:
-    """Bytes of an array's header, its length and type; an object array (a pickle) is refused by its type alone."""
-    start = member.offset_data
-    header = io.BytesIO(data[start : start + min(member.size, _HEADER_BYTES)].tobytes())
-    version = np.lib.format.read_magic(header)
-    if version != (1, 0):
-        raise ValueError(f"{member.name} has .npy version {version}, not (1, 0)")
-    shape, _, dtype = np.lib.format.read_array_header_1_0(header)
-    if len(shape) != 1 or dtype not in (np.uint16, np.uint32):
-        raise ValueError(f"{member.name} holds {dtype} of shape {shape}, not 1-D uint16 or uint32")
-    if header.tell() + shape[0] * dtype.itemsize != member.size:
-        raise ValueError(f"{member.name} is cut short")
-    if (start + header.tell()) % dtype.itemsize:
-        raise ValueError(f"{member.name} has ids that are not aligned")
-    return header.tell(), shape[0], dtype
-
-
-Meta = dict[str, Any]
-"""The JSON member of a segment."""
-_BLOCK_BYTES = 512
-_FIELDS = {"genome": str, "contig": str, "start": int, "end": int, "split": str}
+# Sequential access, for data_prep
 
 
 def read_segments(path: Path) -> Iterator[tuple[str, Meta, NDArray]]:
-    """(key, JSON member, ids) of every segment of a shard, in order.
+    """Yield (key, JSON member, ids) of every segment of a shard, in order.
 
-    Raises `DataError` where members are missing, of another kind, or out of order.
+    Raises `DataError` if members are missing, of another kind, or out of order.
     """
-    members = _members(path)
+    members = _contents(path)
     for name, data in members:
         key, _, kind = name.partition(".")
         if kind != "ids.npy":
@@ -192,68 +266,41 @@ def read_segments(path: Path) -> Iterator[tuple[str, Meta, NDArray]]:
 
 
 def read_metas(path: Path) -> list[Meta]:
-    """The JSON members of a shard, in order, without reading its ids."""
-    return [_meta(path, name, data) for name, data in _members(path, ".json")]
+    """Return the JSON members of a shard, in order, without reading its ids."""
+    return [_meta(path, name, data) for name, data in _contents(path) if name.endswith(".json")]
 
 
-def _members(path: Path, ending: str = "") -> Iterator[tuple[str, memoryview]]:
-    """Names and contents of the members whose names have this ending; the contents are views of the file.
-
-    Shards are plain ustar files of regular members with short names, so a member is a block that
-    holds its name and size, and its content in whole blocks; tarfile takes ten times as long.
-    """
+def _contents(path: Path) -> Iterator[tuple[str, memoryview]]:
+    """Yield the name and contents of each member; the contents are views of the mapped file."""
     try:
-        with open(path, "rb") as stream:
-            view = memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
+        view = _map_file(path)
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: can't be read as a shard ({error}); build the data again") from None
-    offset = 0
-    while offset < len(view) and any(block := bytes(view[offset : offset + _BLOCK_BYTES])):
-        name = block[:100].rstrip(b"\0").decode("ascii", "backslashreplace")
-        size = block[124:136].strip(b" \0")
-        start = offset + _BLOCK_BYTES
-        if (
-            block[257:262] != b"ustar"
-            or block[156:157] != b"0"
-            or block[345:346] != b"\0"
-            or not size
-            or size.strip(b"01234567")
-        ):
-            raise DataError(f"{path}: member {name!r} is no plain file of a shard; build the data again")
-        end = start + int(size, 8)
-        if end > len(view):
-            raise DataError(f"{path}: member {name!r} is cut short; build the data again")
-        if name.endswith(ending):
-            yield name, view[start:end]
-        offset = -(-end // _BLOCK_BYTES) * _BLOCK_BYTES
+    try:
+        for member in _members(view):
+            yield member.name, view[member.first : member.end]
+    except ValueError as error:
+        raise DataError(f"{path}: {error}; build the data again") from None
 
 
 def _ids(path: Path, name: str, data: memoryview) -> NDArray:
-    """The array in a `.npy` member, without a copy; only plain 1-D integers are taken, so no pickle is."""
+    """Return the array in a `.npy` member without copying it. Only 1-D unsigned integers are accepted, so no pickle."""
     try:
-        length, dtype, offset = _npy_header(bytes(data[: 10 + int.from_bytes(data[8:10], "little")]))
-    except ValueError as error:
+        header = _npy_header(data)
+    except _PARSE_ERRORS as error:
         raise DataError(f"{path}: {name} is no NumPy array ({error})") from None
-    if length is None or dtype.kind != "u" or len(data) - offset != length * dtype.itemsize:
+    num_bytes = len(data) - header.offset
+    if len(header.shape) != 1 or header.dtype.kind != "u" or num_bytes != header.shape[0] * header.dtype.itemsize:
         raise DataError(f"{path}: {name} is no 1-D array of unsigned integers")
-    return np.frombuffer(data, dtype=dtype, offset=offset)
-
-
-@lru_cache(maxsize=1024)
-def _npy_header(head: bytes) -> tuple[int | None, np.dtype, int]:
-    """Length (None unless 1-D), type, and where the numbers begin, of the header of a `.npy` file."""
-    stream = io.BytesIO(head)
-    np.lib.format.read_magic(stream)
-    shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
-    return (shape[0] if len(shape) == 1 else None), dtype, stream.tell()
+    return np.frombuffer(data, dtype=header.dtype, offset=header.offset)
 
 
 def _meta(path: Path, name: str, data: memoryview) -> Meta:
     try:
         meta: Meta = json.loads(bytes(data))
-        good = all(type(meta[field]) is kind for field, kind in _FIELDS.items())
+        is_valid = all(type(meta[field]) is kind for field, kind in _META_FIELDS.items())
     except (ValueError, KeyError, TypeError):
-        good = False
-    if not good:
-        raise DataError(f"{path}: {name} is no object with {', '.join(_FIELDS)}")
+        is_valid = False
+    if not is_valid:
+        raise DataError(f"{path}: {name} is no object with {', '.join(_META_FIELDS)}")
     return meta

@@ -1,4 +1,4 @@
-"""Where prepared folders lie: on a local disk, or behind a URL that webdataset's opener knows."""
+"""Access to prepared folders: on a local disk, or behind a URL that webdataset can open."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _URL = re.compile(r"([a-z][a-z0-9+.-]+):", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class StorageSettings:
-    """How shards are reached; the fields are the `[data]` configuration's."""
+    """Settings of shard access; the fields are those of `[data]` in the configuration."""
 
     on_bad_shard: str = "fail"
     allow_pipe: bool = False
@@ -35,7 +35,7 @@ class StorageSettings:
 
 
 class PreparedFolder(Protocol):
-    """What the reader needs of a prepared folder; `shown` is its name in messages."""
+    """A folder of shards with a manifest; `shown` is its name in messages."""
 
     shown: str
     is_local: bool
@@ -44,17 +44,17 @@ class PreparedFolder(Protocol):
         """Read and check the manifest."""
 
     def fetch(self, info: ShardInfo) -> Path:
-        """A local path of a shard."""
+        """Return a local path of a shard."""
 
     def touch(self, info: ShardInfo) -> None:
-        """The shard is in use."""
+        """Mark a shard as in use."""
 
     def drop(self, info: ShardInfo) -> bool:
-        """Forget a damaged copy; whether another can be fetched."""
+        """Remove a damaged copy. Return whether another one can be fetched."""
 
 
 def prepared_folder(path: str | Path, storage: StorageSettings) -> PreparedFolder:
-    """The folder that a path or URL names; `ConfigError` where its kind is not allowed."""
+    """Return the folder of a path or URL. Raises `ConfigError` if that kind of URL is not allowed."""
     scheme = _URL.match(str(path))
     if not scheme or scheme[1].lower() == "file" or os.path.exists(path):
         return LocalFolder(re.sub("^file:(//)?", "", str(path), flags=re.IGNORECASE))
@@ -62,46 +62,47 @@ def prepared_folder(path: str | Path, storage: StorageSettings) -> PreparedFolde
 
 
 class LocalFolder:
-    """A prepared folder on a disk of this machine, or one that looks like it."""
+    """A prepared folder on a disk of this machine, or on a mounted file system."""
 
     is_local = True
 
     def __init__(self, path: str) -> None:
-        self.path, self.shown = Path(path), path
+        self.path = Path(path)
+        self.shown = path
 
     def manifest(self) -> Manifest:
         """Read and check the manifest."""
         return load_manifest(self.path)
 
     def fetch(self, info: ShardInfo) -> Path:
-        """Where the shard lies."""
+        """Return the path of a shard."""
         return self.path / info.name
 
     def touch(self, info: ShardInfo) -> None:
-        """Nothing to do."""
+        """Do nothing: local shards are never evicted."""
 
     def drop(self, info: ShardInfo) -> bool:
-        """A damaged file is all there is."""
+        """Return false: there is no other copy."""
         return False
 
 
 class RemoteFolder:
-    """A prepared folder behind a URL; `{}` in it stands for the file's name, which else is put at its end."""
+    """A prepared folder behind a URL. The file name replaces `{}` in the URL, and is otherwise appended."""
 
     is_local = False
 
     def __init__(self, url: str, storage: StorageSettings) -> None:
-        """`ConfigError` for `pipe:` unless it is allowed, and for URLs that nothing opens."""
+        """Raises `ConfigError` for `pipe:` unless it is allowed, and for URLs that webdataset can't open."""
         self.shown = url
         _check_url(url, storage.allow_pipe)
         self._cache = ShardCache(Path(storage.cache_dir).expanduser(), round(storage.cache_gb * GIGABYTE))
 
     def url_of(self, name: str) -> str:
-        """The URL of one file of the folder."""
+        """Return the URL of one file of the folder."""
         return self.shown.replace("{}", name) if "{}" in self.shown else f"{self.shown.rstrip('/')}/{name}"
 
     def manifest(self) -> Manifest:
-        """Fetch and check the manifest; `DataError` where it can't be fetched or is none."""
+        """Fetch and check the manifest. Raises `DataError` if that fails."""
         url = self.url_of(MANIFEST_NAME)
         text = _with_retries(url, lambda: _read_all(url))
         try:
@@ -112,16 +113,16 @@ class RemoteFolder:
             ) from None
 
     def fetch(self, info: ShardInfo) -> Path:
-        """The shard's path in the cache, fetched and checked if need be; `DataError` after the last try."""
+        """Return a shard's path in the cache, after fetching it if necessary. Raises `DataError` after the last try."""
         url = self.url_of(info.name)
         return _with_retries(url, lambda: self._cache.get(info, lambda stream: _copy(url, stream, info.bytes)))
 
     def touch(self, info: ShardInfo) -> None:
-        """The shard is in use, so others leave the cache first."""
+        """Mark a shard as in use, so that others are evicted first."""
         self._cache.touch(info)
 
     def drop(self, info: ShardInfo) -> bool:
-        """Remove the shard from the cache; it can be fetched again."""
+        """Remove a shard from the cache and return true: it can be fetched again."""
         self._cache.drop(info)
         return True
 
@@ -129,36 +130,36 @@ class RemoteFolder:
 def _check_url(url: str, allow_pipe: bool) -> None:
     from webdataset.gopen import gopen_schemes, rewrite_url
 
-    # GOPEN_REWRITE can turn one scheme into another, so what counts is what will be opened.
+    # GOPEN_REWRITE can replace the scheme, so check the URL that will be opened.
     scheme = _URL.match(rewrite_url(url))
     name = scheme[1].lower() if scheme else ""
     if name == "pipe" and not allow_pipe:
         raise ConfigError(f"data.path {url}: pipe: runs a shell command; allow it with --allow-pipe if you trust it")
     if name not in gopen_schemes:
         known = ", ".join(sorted(set(gopen_schemes) - {"__default__"}))
-        raise ConfigError(f"data.path {url}: webdataset opens no {name or 'such'} URLs; give one of {known}")
+        raise ConfigError(f"data.path {url}: webdataset can't open {name or 'such'} URLs; choose one of {known}")
     if name != "pipe" and re.search(r"\s|^-", url):
-        raise ConfigError(f"data.path {url!r}: a URL has no blanks; write them as %20")
+        raise ConfigError(f"data.path {url!r}: a URL can't contain blanks; write them as %20")
 
 
 def _with_retries(url: str, work: Callable[[], T]) -> T:
-    """Do `work`, again after a growing pause where it fails; `DataError` names the URL after the last try."""
+    """Call `work`, again after a growing pause if it fails. Raises `DataError` with the URL after the last try."""
     for attempt in range(NUM_TRIES):
         try:
             return work()
         except ConfigError:
             raise
         except Exception as error:
-            # Openers raise what their own libraries raise, so any failure counts as one of the way.
+            # Openers raise exceptions of their own libraries, so any exception counts as a failed transfer.
             reason = _reason(error)
             if attempt + 1 < NUM_TRIES:
-                logger.warning("%s: %s; trying again", url, reason)
+                logger.warning("%s: %s; retrying", url, reason)
                 time.sleep(FIRST_WAIT_SECONDS * 2**attempt)
     raise DataError(f"{url}: could not be fetched in {NUM_TRIES} tries ({reason}); check the URL and the server")
 
 
 def _reason(error: Exception) -> str:
-    """An opener's failure in a few words: webdataset's text holds the whole command."""
+    """Return an opener's failure in a few words; webdataset's own text includes the whole command."""
     code = re.search(r": exit (-?\d+) ", str(error))
     if code:
         return f"the opener's command ended with code {code[1]}"
@@ -176,13 +177,13 @@ def _read_all(url: str) -> bytes:
 
 
 def _copy(url: str, out: BinaryIO, num_bytes: int) -> None:
-    """Copy what comes from `url`; `DataError` as soon as it is more than `num_bytes`."""
+    """Copy the file at `url`. Raises `DataError` as soon as it exceeds `num_bytes`."""
     from webdataset.gopen import gopen
 
-    left = num_bytes
+    remaining = num_bytes
     with gopen(url, "rb") as stream:
         while piece := stream.read(1 << 20):
-            left -= len(piece)
-            if left < 0:
-                raise DataError(f"more than the {num_bytes} bytes came that the manifest says")
+            remaining -= len(piece)
+            if remaining < 0:
+                raise DataError(f"received more than the {num_bytes} bytes of the manifest")
             out.write(piece)

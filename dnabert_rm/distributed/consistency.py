@@ -1,6 +1,7 @@
-"""Do all ranks agree? Versions, code, data, configuration, device, one shared run folder: told in one line if not.
+"""Check that all ranks agree: versions, code, data, configuration, device and one shared run folder.
 
-The ranks compare notes through rank 0's store, before a process group, a model or a GPU's memory is made.
+Each rank sends a report to rank 0 through the rendezvous' store. This happens before a process group or model is made
+and before any GPU memory is used. A difference ends all ranks, and rank 0 reports it in one line.
 """
 
 from __future__ import annotations
@@ -21,20 +22,19 @@ import torch
 
 from dnabert_rm.config import RunConfig
 from dnabert_rm.config.deepspeed_config import load_ds_config
-from dnabert_rm.distributed.device import resolve_precision, take_device
+from dnabert_rm.distributed.device import resolve_precision, select_device
 from dnabert_rm.distributed.rendezvous import Rendezvous, join_rendezvous
 from dnabert_rm.utils.errors import ConfigError, UserError
 from dnabert_rm.utils.system_info import code_commit, package_version
 
 PACKAGES = ("dnabert_rm", "torch", "deepspeed", "transformers", "numpy")
 MAY_DIFFER = {"data.path", "data.cache_dir", "train.output", "train.offload_dir"}
-"""Fields that a node may have of its own: where its disks are mounted. The fingerprint and the token stand for them."""
+"""Fields that may differ between nodes: paths of mounted disks. The fingerprint and the token file check these."""
 TOKEN_SECONDS = 5.0
-"""How long ranks look for rank 0's token: a network file system may show a new file late."""
-
+"""How long ranks look for rank 0's token file: a network file system may show a new file late."""
 PROBLEM_SECONDS = 120.0
-"""How long a rank with a mistake waits for the others, to tell them, before it tells the user by itself."""
-MEND = {
+"""How long a rank with an error waits for the other ranks before it reports the error alone."""
+ADVICE = {
     "python": "use one environment on all nodes",
     "package": "install the same version on all nodes",
     "commit": "check out the same commit on all nodes",
@@ -43,91 +43,97 @@ MEND = {
     "config": "give all ranks the same flags and files",
     "device": "start ranks only on nodes of one kind, or set DS_ACCELERATOR=cpu on all",
 }
-Facts = dict[str, Any]
+Report = dict[str, Any]
+"""A rank's versions, settings and devices by name, a JSON object. The first word of a name is a key of `ADVICE`."""
 
 
 class InconsistentRanksError(ConfigError):
-    """The ranks of a run don't agree on what they run."""
+    """The ranks of a run have different code, data, settings or devices."""
 
 
-def check_consistency(meeting: Rendezvous, config: RunConfig, fingerprint: str) -> None:
-    """Raise the same error on every rank, told by rank 0, unless all of them can train together.
+def check_consistency(rendezvous: Rendezvous, config: RunConfig, fingerprint: str) -> None:
+    """Raise the same error on every rank unless all ranks can train together; rank 0 reports it.
 
-    `fingerprint` is the data's. Rank 0 makes the run folder, and a file in it that is removed again.
+    `fingerprint` is the data's. Rank 0 makes the run folder, and in it a token file that is removed again.
     """
-    if meeting.info.world_size == 1:
+    if rendezvous.info.world_size == 1:
         return
     run = Path(config.train.output)
-    with shared_token(meeting, run) as sees_token:
-        _settle(meeting, {**own_facts(meeting, config, fingerprint), "sees_token": sees_token})
+    with shared_token(rendezvous, run) as sees_token:
+        _compare_ranks(rendezvous, {**rank_report(rendezvous, config, fingerprint), "sees_token": sees_token})
 
 
 def abort_all_ranks(problem: UserError) -> None:
-    """End all ranks of the run because of a mistake that this one has found, and maybe others; always raises."""
+    """End all ranks because of an error on this rank, and perhaps on others; always raises."""
     try:
-        meeting = join_rendezvous(PROBLEM_SECONDS)
+        rendezvous = join_rendezvous(PROBLEM_SECONDS)
     except ConfigError:
         problem.on_one_rank = True
         raise problem from None
-    meeting.from_first("token")
-    _settle(meeting, {"problem": str(problem)})
+    rendezvous.broadcast("token")
+    _compare_ranks(rendezvous, {"problem": str(problem)})
 
 
-def _settle(meeting: Rendezvous, facts: Facts) -> None:
-    """Compare all ranks' facts on rank 0; the first difference ends all of them."""
-    notes = [json.loads(text) for text in meeting.gather("facts", json.dumps({**facts, "host": socket.gethostname()}))]
-    if difference := meeting.from_first("difference", next(differences(notes), "")):
+def _compare_ranks(rendezvous: Rendezvous, report: Report) -> None:
+    """Compare the reports of all ranks on rank 0; raise the first difference on every rank."""
+    texts = rendezvous.gather("facts", json.dumps({**report, "host": socket.gethostname()}))
+    reports = [json.loads(text) for text in texts]
+    if difference := rendezvous.broadcast("difference", next(differences(reports), "")):
         raise InconsistentRanksError(difference)
 
 
-def own_facts(meeting: Rendezvous, config: RunConfig, fingerprint: str) -> Facts:
-    """What this rank has to have in common with the others; a JSON object of names and values."""
-    facts: Facts = {"python": platform.python_version()}
-    facts |= {f"package {name}": package_version(name) for name in PACKAGES}
-    facts |= {"commit": code_commit(), "code": code_digest(), "data fingerprint": fingerprint}
-    facts |= {
+def rank_report(rendezvous: Rendezvous, config: RunConfig, fingerprint: str) -> Report:
+    """Return what must be the same on all ranks, plus this rank's GPU, which must not."""
+    report: Report = {"python": platform.python_version()}
+    report |= {f"package {name}": package_version(name) for name in PACKAGES}
+    report |= {"commit": code_commit(), "code": code_digest(), "data fingerprint": fingerprint}
+    report |= {
         f"config {section}.{name}": value
         for section, values in config.to_dict().items()
         for name, value in values.items()
         if f"{section}.{name}" not in MAY_DIFFER
     }
-    facts["config DeepSpeed settings"] = load_ds_config(config.train.ds_config)[1]
+    report["config DeepSpeed settings"] = load_ds_config(config.train.ds_config)[1]
     try:
-        device = take_device(meeting.info)
-        facts["device"] = device.type
+        device = select_device(rendezvous.info)
+        report["device"] = device.type
         if device.type == "cuda":
-            facts["gpu"] = str(torch.cuda.get_device_properties(device).uuid)
-        facts["config train.precision"] = resolve_precision(config.train.precision)
+            report["gpu"] = str(torch.cuda.get_device_properties(device).uuid)
+        report["config train.precision"] = resolve_precision(config.train.precision)
     except UserError as error:
-        facts["problem"] = str(error)
-    return facts
+        report["problem"] = str(error)
+    return report
 
 
 def code_digest() -> str:
-    """SHA-256 of this package's source files: it tells checkouts apart where there is no git, or no commit."""
-    folder, found = Path(__file__).resolve().parents[1], hashlib.sha256()
+    """Return the SHA-256 of this package's source files, which identifies a checkout without git or with changes."""
+    folder = Path(__file__).resolve().parents[1]
+    found = hashlib.sha256()
     for path in sorted(folder.rglob("*.py")):
         found.update(f"{path.relative_to(folder)}\0".encode() + path.read_bytes())
     return found.hexdigest()
 
 
 @contextlib.contextmanager
-def shared_token(meeting: Rendezvous, run: Path) -> Iterator[bool]:
-    """Whether this rank sees in its run folder a file that rank 0 writes to its own; on all ranks together.
+def shared_token(rendezvous: Rendezvous, run: Path) -> Iterator[bool]:
+    """Yield whether this rank sees, in its run folder, a token file that rank 0 writes to its own run folder.
 
-    The file is removed when the block is left, and a folder that was made for it too, if the block fails.
+    To be called on all ranks together. The file is removed on exit, and so is a run folder that was made for it if the
+    block raises `ConfigError`.
     """
-    token, is_new = "", False
-    if meeting.info.rank == 0:
-        token, is_new = f".shared-{uuid.uuid4().hex}", not run.exists()
+    token = ""
+    is_new = False
+    if rendezvous.info.rank == 0:
+        token = f".shared-{uuid.uuid4().hex}"
+        is_new = not run.exists()
         run.mkdir(parents=True, exist_ok=True)
         (run / token).touch()
     try:
-        yield _appears(run, meeting.from_first("token", token))
+        yield _appears(run, rendezvous.broadcast("token", token))
     except ConfigError:
         if is_new:
             (run / token).unlink(missing_ok=True)
-            with contextlib.suppress(OSError):  # somebody else has begun to write there
+            with contextlib.suppress(OSError):  # another process has begun to write there
                 run.rmdir()
         raise
     finally:
@@ -136,7 +142,7 @@ def shared_token(meeting: Rendezvous, run: Path) -> Iterator[bool]:
 
 
 def _appears(run: Path, token: str) -> bool:
-    """Whether a file is in the run folder, or comes within `TOKEN_SECONDS`; true for no file."""
+    """Whether a file is in the run folder, or appears there within `TOKEN_SECONDS`; true for an empty name."""
     deadline = time.monotonic() + TOKEN_SECONDS
     while token and token not in _names_in(run):
         if time.monotonic() > deadline:
@@ -146,7 +152,7 @@ def _appears(run: Path, token: str) -> bool:
 
 
 def _names_in(run: Path) -> list[str]:
-    """What the run folder holds. Listing it and its parent makes a network file system ask its server anew."""
+    """Return the file names in the run folder. Listing it and its parent makes a network file system refresh them."""
     try:
         os.listdir(run.absolute().parent)
         return os.listdir(run)
@@ -154,56 +160,62 @@ def _names_in(run: Path) -> list[str]:
         return []
 
 
-def differences(notes: Sequence[Facts]) -> Iterator[str]:
-    """One line for each thing that the ranks, whose facts are `notes` in their order, don't have in common."""
-    hosts = [note["host"] for note in notes]
-    problems = [note.get("problem") for note in notes]
+def differences(reports: Sequence[Report]) -> Iterator[str]:
+    """Yield one line for each difference between the reports of all ranks, given in rank order."""
+    hosts = [report["host"] for report in reports]
+    problems = [report.get("problem") for report in reports]
     for problem in dict.fromkeys(filter(None, problems)):
         ranks = [rank for rank, text in enumerate(problems) if text == problem]
-        yield problem if len(ranks) == len(notes) else f"{problem} (on {name_ranks(ranks, hosts)})"
+        yield problem if len(ranks) == len(reports) else f"{problem} (on {name_ranks(ranks, hosts)})"
     if any(problems):
         return
-    for name in dict.fromkeys(name for note in notes for name in note):
-        values = {rank: note.get(name) for rank, note in enumerate(notes)}
-        if name == "commit":  # not known where git is not installed; the digest of the code stands for it
-            values = {rank: value for rank, value in values.items() if value}
-        if name in ("host", "gpu", "sees_token") or len({json.dumps(value) for value in values.values()}) < 2:
-            continue
-        shown = name.removeprefix("package ").removeprefix("config ")
-        yield f"{shown} differs: {_values(values, hosts)}; {MEND[name.split()[0]]}"
+    yield from _different_values(reports, hosts)
     owners: dict[str, int] = {}
-    for rank, gpu in enumerate(note.get("gpu") for note in notes):
+    for rank, gpu in enumerate(report.get("gpu") for report in reports):
         if gpu and (first := owners.setdefault(gpu, rank)) != rank:
-            yield f"{name_ranks([first, rank], hosts)} share one GPU; start at most as many ranks a node as it has GPUs"
-    if blind := [rank for rank, note in enumerate(notes) if not note["sees_token"]]:
+            yield (
+                f"{name_ranks([first, rank], hosts)} share one GPU; start at most as many ranks per node as it has GPUs"
+            )
+    if blind := [rank for rank, report in enumerate(reports) if not report["sees_token"]]:
         yield (
             f"train.output: {name_ranks(blind, hosts)} can't see what rank 0 writes to its run folder; name one folder "
             "on a disk that all nodes share"
         )
 
 
+def _different_values(reports: Sequence[Report], hosts: Sequence[str]) -> Iterator[str]:
+    for name in dict.fromkeys(name for report in reports for name in report):
+        values = {rank: report.get(name) for rank, report in enumerate(reports)}
+        if name == "commit":  # unknown where git is not installed; the code digest is compared as well
+            values = {rank: value for rank, value in values.items() if value}
+        if name in ("host", "gpu", "sees_token") or len({json.dumps(value) for value in values.values()}) < 2:
+            continue
+        shown = name.removeprefix("package ").removeprefix("config ")
+        yield f"{shown} differs: {_values(values, hosts)}; {ADVICE[name.split()[0]]}"
+
+
 def _values(values: dict[int, Any], hosts: Sequence[str]) -> str:
-    """ "A on rank 0 (a); B on ranks 1-3 (b)", at most three of them; long values are cut."""
+    """Return "A on rank 0 (a); B on ranks 1-3 (b)" with at most three values; long ones are shortened."""
     groups: dict[str, list[int]] = {}
     for rank, value in values.items():
         groups.setdefault(value if isinstance(value, str) else json.dumps(value), []).append(rank)
-    shown = [f"{_cut(text)} on {name_ranks(ranks, hosts)}" for text, ranks in list(groups.items())[:3]]
+    shown = [f"{_shorten(text)} on {name_ranks(ranks, hosts)}" for text, ranks in list(groups.items())[:3]]
     return "; ".join([*shown, "…"] if len(groups) > len(shown) else shown)
 
 
-def _cut(text: str, length: int = 60) -> str:
+def _shorten(text: str, length: int = 60) -> str:
     return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
 def name_ranks(ranks: Sequence[int], hosts: Sequence[str]) -> str:
-    """ "rank 3 (node b)", "ranks 0-2, 5 (a, b)"; at most three hosts are named."""
-    stretches: list[list[int]] = []
+    """Return "rank 3 (node b)" or "ranks 0-2, 5 (a, b)", with at most three hosts."""
+    spans: list[list[int]] = []
     for rank in ranks:
-        if stretches and stretches[-1][-1] == rank - 1:
-            stretches[-1].append(rank)
+        if spans and spans[-1][-1] == rank - 1:
+            spans[-1].append(rank)
         else:
-            stretches.append([rank])
-    shown = ", ".join(str(part[0]) if len(part) == 1 else f"{part[0]}-{part[-1]}" for part in stretches)
-    coordinates = list(dict.fromkeys(hosts[rank] for rank in ranks))
-    named = ", ".join(coordinates[:3]) + (" …" if len(coordinates) > 3 else "")
+            spans.append([rank])
+    shown = ", ".join(str(span[0]) if len(span) == 1 else f"{span[0]}-{span[-1]}" for span in spans)
+    names = list(dict.fromkeys(hosts[rank] for rank in ranks))
+    named = ", ".join(names[:3]) + (" …" if len(names) > 3 else "")
     return f"{'rank' if len(ranks) == 1 else 'ranks'} {shown} ({named})"

@@ -1,8 +1,8 @@
-"""Where a process stands among the ranks of a run, from the variables that launchers set. Pure, torch-free.
+"""Rank, world size, local rank and master address, read from the variables that launchers set. Pure, torch-free.
 
-DeepSpeed's launcher and torchrun set RANK, WORLD_SIZE …; mpirun and srun have names of their own. When several are
-there, the innermost launcher counts: torchrun and `deepspeed` start ranks below srun or mpirun, and mpirun starts its
-daemons through srun.
+DeepSpeed's launcher and torchrun set RANK, WORLD_SIZE …; mpirun and srun use other names. If the variables of several
+launchers are set, the innermost launcher counts. torchrun and `deepspeed` start ranks below srun or mpirun, and mpirun
+starts its daemons through srun.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from dataclasses import dataclass, replace
 from dnabert_rm.utils.errors import ConfigError
 
 PORTS = range(15000, 30000)
-"""Where MASTER_PORT lies when a Slurm job's number gives it: below the ports that systems hand out by themselves."""
+"""Range of MASTER_PORT when it is computed from a Slurm job's number: below the ports that systems assign freely."""
 
 
 class LauncherError(ConfigError):
     """The variables of a launcher are incomplete or contradict each other."""
 
-    # Before the ranks have found each other, each can only speak for itself.
+    # Before the rendezvous each rank has to report its own error.
     on_one_rank = True
 
 
 @dataclass(frozen=True)
 class RankInfo:
-    """One process among those of a run. `master_addr` "" or `master_port` 0: the launcher leaves it to the ranks."""
+    """Rank and world size of a process; `master_addr` "" or `master_port` 0 if the ranks have to agree on it."""
 
     launcher: str
     rank: int
@@ -37,7 +37,7 @@ class RankInfo:
     master_port: int = 0
 
     def environment(self) -> dict[str, str]:
-        """The variables by which torch and DeepSpeed know the same."""
+        """Return the same as the environment variables that torch and DeepSpeed read."""
         return {
             "RANK": str(self.rank),
             "WORLD_SIZE": str(self.world_size),
@@ -49,8 +49,8 @@ class RankInfo:
 
 
 @dataclass(frozen=True)
-class _Names:
-    """What a launcher calls rank, world size, local rank and local world size."""
+class _Variables:
+    """Names of the variables in which a launcher sets rank, world size, local rank and local world size."""
 
     launcher: str
     rank: str
@@ -59,25 +59,45 @@ class _Names:
     local_sizes: tuple[str, ...]
 
 
-_EXPLICIT = _Names(
-    "a launcher that sets RANK", "RANK", "WORLD_SIZE", "LOCAL_RANK", ("LOCAL_WORLD_SIZE", "LOCAL_SIZE")
-)  # torchrun's and DeepSpeed's
+# torchrun and DeepSpeed's launcher
+_EXPLICIT = _Variables(
+    launcher="a launcher that sets RANK",
+    rank="RANK",
+    size="WORLD_SIZE",
+    local_rank="LOCAL_RANK",
+    local_sizes=("LOCAL_WORLD_SIZE", "LOCAL_SIZE"),
+)
 _MPI = (
-    _Names(
-        "Open MPI", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK",
-        ("OMPI_COMM_WORLD_LOCAL_SIZE",),
+    _Variables(
+        launcher="Open MPI",
+        rank="OMPI_COMM_WORLD_RANK",
+        size="OMPI_COMM_WORLD_SIZE",
+        local_rank="OMPI_COMM_WORLD_LOCAL_RANK",
+        local_sizes=("OMPI_COMM_WORLD_LOCAL_SIZE",),
     ),
-    _Names(
-        "MVAPICH", "MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_LOCAL_RANK",
-        ("MV2_COMM_WORLD_LOCAL_SIZE",),
+    _Variables(
+        launcher="MVAPICH",
+        rank="MV2_COMM_WORLD_RANK",
+        size="MV2_COMM_WORLD_SIZE",
+        local_rank="MV2_COMM_WORLD_LOCAL_RANK",
+        local_sizes=("MV2_COMM_WORLD_LOCAL_SIZE",),
     ),
-    # `srun --mpi=pmi2` sets PMI_RANK too, but not the local rank: then Slurm's own variables count.
-    _Names("MPICH or Intel MPI", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", ("MPI_LOCALNRANKS",)),
-)  # fmt: skip
+    # `srun --mpi=pmi2` sets PMI_RANK too, but no local rank: then Slurm's variables count.
+    _Variables(
+        launcher="MPICH or Intel MPI",
+        rank="PMI_RANK",
+        size="PMI_SIZE",
+        local_rank="MPI_LOCALRANKID",
+        local_sizes=("MPI_LOCALNRANKS",),
+    ),
+)
 
 
 def rank_info(environ: Mapping[str, str]) -> RankInfo:
-    """This process among the others; without a launcher, the only one. `LauncherError` names what contradicts."""
+    """Return this process's rank and world size; a single rank if no launcher started it.
+
+    Raises `LauncherError`, which names the variables that are missing or contradict each other.
+    """
     explicit, outer = _read(_EXPLICIT, environ), _outer_rank(environ)
     if explicit and outer:
         _check_nested(explicit, outer)
@@ -94,57 +114,60 @@ def rank_info(environ: Mapping[str, str]) -> RankInfo:
 
 
 def _outer_rank(environ: Mapping[str, str]) -> RankInfo | None:
-    """What MPI or Slurm says."""
-    for names in _MPI:
-        if names.local_rank in environ and (found := _read(names, environ)):
+    """Return the rank that MPI or Slurm sets, if any."""
+    for variables in _MPI:
+        if variables.local_rank in environ and (found := _read(variables, environ)):
             return found
     return slurm_rank(environ)
 
 
-def _read(names: _Names, environ: Mapping[str, str]) -> RankInfo | None:
-    if names.rank not in environ:
+def _read(variables: _Variables, environ: Mapping[str, str]) -> RankInfo | None:
+    if variables.rank not in environ:
         return None
-    if names.size not in environ:
-        raise LauncherError(f"{names.rank} is set, but {names.size} is not; set both, or unset {names.rank}")
-    size = _number(environ, names.size)
-    local_rank = _number(environ, names.local_rank, "0")
-    local_size = next((_number(environ, name) for name in names.local_sizes if name in environ), size)
-    return _checked(RankInfo(names.launcher, _number(environ, names.rank), size, local_rank, local_size), names)
+    if variables.size not in environ:
+        raise LauncherError(
+            f"{variables.rank} is set, but {variables.size} is not; set both, or unset {variables.rank}"
+        )
+    size = _number(environ, variables.size)
+    local_rank = _number(environ, variables.local_rank, "0")
+    local_size = next((_number(environ, name) for name in variables.local_sizes if name in environ), size)
+    info = RankInfo(variables.launcher, _number(environ, variables.rank), size, local_rank, local_size)
+    return _checked(info, variables)
 
 
-def _checked(info: RankInfo, names: _Names) -> RankInfo:
+def _checked(info: RankInfo, variables: _Variables) -> RankInfo:
     for number, size, name in (
-        (info.rank, info.world_size, names.rank),
-        (info.local_rank, info.local_world_size, names.local_rank),
+        (info.rank, info.world_size, variables.rank),
+        (info.local_rank, info.local_world_size, variables.local_rank),
     ):
         if not 0 <= number < size:
-            raise LauncherError(f"{name} is {number}, but there are only ranks 0 to {size - 1}; mend the launch")
+            raise LauncherError(f"{name} is {number}, but there are only ranks 0 to {size - 1}; fix the launch command")
     return info
 
 
 def _number(environ: Mapping[str, str], name: str, default: str | None = None) -> int:
     text = environ.get(name, default)
     if text is None or not re.fullmatch(r"\d+", text.strip()):
-        raise LauncherError(f"{name} is {text!r}, but must be a number; mend or unset it")
+        raise LauncherError(f"{name} is {text!r}, but must be a number; fix or unset it")
     return int(text)
 
 
 def _check_nested(inner: RankInfo, outer: RankInfo) -> None:
-    """`LauncherError` unless `inner` can be a rank that a launcher started as process `outer` of several.
+    """Raise `LauncherError` if `inner` can't be a rank that was started below the process `outer`.
 
-    An outer launcher either starts the ranks themselves, or one launcher a node that starts those of its node.
+    An outer launcher starts either the ranks themselves, or one launcher per node that starts the ranks of its node.
     """
     if outer.world_size == 1 or (inner.rank, inner.world_size) == (outer.rank, outer.world_size):
         return
     if inner.world_size <= outer.world_size or inner.rank < outer.rank:
         raise LauncherError(
             f"RANK {inner.rank} of {inner.world_size} contradicts {outer.launcher}'s rank {outer.rank} of "
-            f"{outer.world_size}; start the ranks with one launcher, or one launcher a node"
+            f"{outer.world_size}; start the ranks with one launcher, or one launcher per node"
         )
 
 
 def _with_master(info: RankInfo, environ: Mapping[str, str]) -> RankInfo:
-    """Add where rank 0 listens, as far as it is known."""
+    """Add the address and port of rank 0, as far as the launcher sets them."""
     address, port = environ.get("MASTER_ADDR", ""), environ.get("MASTER_PORT", "")
     if port and not 0 < _number(environ, "MASTER_PORT") < 65536:
         raise LauncherError(f"MASTER_PORT is {port}, but must be between 1 and 65535")
@@ -161,7 +184,7 @@ def _with_master(info: RankInfo, environ: Mapping[str, str]) -> RankInfo:
 
 
 def slurm_rank(environ: Mapping[str, str]) -> RankInfo | None:
-    """What srun says to a task; None outside of a task of several."""
+    """Return the rank that srun sets for a task; None outside of srun, or for a single task."""
     if "SLURM_PROCID" not in environ:
         return None
     in_step = any(name.startswith("SLURM_STEP") for name in environ)
@@ -170,14 +193,14 @@ def slurm_rank(environ: Mapping[str, str]) -> RankInfo | None:
     if size == 1 or (not in_step and "SLURM_SUBMIT_DIR" in environ):
         # The batch script itself has SLURM_PROCID 0 and the job's SLURM_NTASKS, but no step.
         return None
-    names = _Names("Slurm", "SLURM_PROCID", size_name, "SLURM_LOCALID", ())
+    variables = _Variables("Slurm", "SLURM_PROCID", size_name, "SLURM_LOCALID", ())
     local_rank = _number(environ, "SLURM_LOCALID", "0")
     local_size = _slurm_local_size(environ, size, local_rank)
-    return _checked(RankInfo("Slurm", _number(environ, "SLURM_PROCID"), size, local_rank, local_size), names)
+    return _checked(RankInfo("Slurm", _number(environ, "SLURM_PROCID"), size, local_rank, local_size), variables)
 
 
 def _slurm_local_size(environ: Mapping[str, str], size: int, local_rank: int) -> int:
-    """Tasks on this node."""
+    """Return the number of tasks on this node."""
     for name in ("SLURM_STEP_TASKS_PER_NODE", "SLURM_TASKS_PER_NODE"):
         if name in environ:
             counts = tasks_per_node(environ[name])
@@ -198,14 +221,19 @@ def _with_slurm_master(info: RankInfo, environ: Mapping[str, str]) -> RankInfo:
         if not nodes:
             raise LauncherError("SLURM_PROCID is set, but SLURM_STEP_NODELIST is not; set MASTER_ADDR to rank 0's node")
         address = first_host(nodes)
+    return replace(info, master_addr=address, master_port=info.master_port or _slurm_port(environ))
+
+
+def _slurm_port(environ: Mapping[str, str]) -> int:
+    """Return a port that all tasks of a job step compute alike, and other steps most likely don't."""
     job, step = (
         int(environ[name]) if environ.get(name, "").isdigit() else 0 for name in ("SLURM_JOB_ID", "SLURM_STEP_ID")
     )
-    return replace(info, master_addr=address, master_port=info.master_port or PORTS[(job * 7 + step) % len(PORTS)])
+    return PORTS[(job * 7 + step) % len(PORTS)]
 
 
 def first_host(nodes: str) -> str:
-    """The first name of a Slurm list of nodes: "gpu[003-005,9],login1" → "gpu003"."""
+    """Return the first name of a Slurm node list: "gpu[003-005,9],login1" → "gpu003"."""
     first = re.match(r"(?:\[[^\]]*\]|[^,\[])+", nodes.strip())
     if not first:
         raise LauncherError(f"SLURM_STEP_NODELIST is {nodes!r}, which names no node; set MASTER_ADDR to rank 0's node")
@@ -213,7 +241,7 @@ def first_host(nodes: str) -> str:
 
 
 def tasks_per_node(text: str) -> list[int]:
-    """Slurm's short form of the tasks on each node: "4(x2),3" → [4, 4, 3]; empty where it is another text."""
+    """Expand Slurm's tasks per node: "4(x2),3" → [4, 4, 3]; empty if `text` has another format."""
     counts: list[int] = []
     for part in text.split(","):
         match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part.strip())

@@ -1,4 +1,4 @@
-"""The other ranks: how long a collective waits for them, and what is said when they are gone."""
+"""Rank failures: recognize the errors that another rank's end causes, and explain them in one line."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ import torch.distributed as dist
 from dnabert_rm.utils.errors import RankFailureError
 
 FOLDER_NAME = "lost_ranks"
-_LAUNCHER_LOOKS_EVERY_SECONDS = 1.0
-# gloo raises plain RuntimeErrors, so its words have to do; all of them come from its TCP transport.
+_LAUNCHER_POLL_SECONDS = 1.0
+# gloo raises plain RuntimeErrors, so the text has to be matched; all of these come from its TCP transport.
 _GLOO = re.compile(r"gloo.*(closed|reset|refused|timed out|broken pipe|timeout)", re.IGNORECASE | re.DOTALL)
 
 
 def is_rank_failure(error: BaseException) -> bool:
-    """Whether an error says that another rank is out of reach; errors of this rank's own work don't."""
+    """Whether an error means that another rank can't be reached, rather than a fault in this rank's own work."""
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and bool(_GLOO.search(str(error))))
 
 
@@ -29,9 +29,9 @@ def is_rank_failure(error: BaseException) -> bool:
 def explain_rank_failures(
     run: Path, rank: int, under_launcher: bool, saved_steps: Callable[[Path], list[int]]
 ) -> Iterator[None]:
-    """Inside, an error that comes from a rank that is gone becomes a `RankFailureError` of one line.
+    """Raise a one-line `RankFailureError` in place of an error that another rank's failure causes.
 
-    Its traceback is kept in the run folder, because it may hide something else.
+    The traceback is written to the run folder, because it may hide another cause.
     """
     try:
         yield
@@ -46,16 +46,16 @@ def explain_rank_failures(
         except OSError:
             print(text, file=sys.stderr)
         if under_launcher:
-            # It reports the first exit code that it sees; let that be the one of the rank that failed.
-            time.sleep(1.5 * _LAUNCHER_LOOKS_EVERY_SECONDS)
+            # A launcher reports the first exit code that it sees, which should be that of the failed rank.
+            time.sleep(1.5 * _LAUNCHER_POLL_SECONDS)
         steps = saved_steps(run)
         saved = f"the last checkpoint is that of step {steps[-1]}" if steps else "there is no checkpoint yet"
         raise RankFailureError(
-            f"rank {rank}: another rank is gone ({_in_short(error)}); {saved}; run the same command to go on "
+            f"rank {rank}: another rank failed ({_first_sentence(error)}); {saved}; run the same command to resume "
             f"(traceback: {path})"
         ) from None
 
 
-def _in_short(error: Exception) -> str:
-    """An error's first sentence without the source file that gloo puts before it."""
+def _first_sentence(error: Exception) -> str:
+    """Return an error's first sentence, without the source file that gloo puts before it."""
     return re.sub(r"^\[\S+:\d+\] ", "", re.split(r"\. |\n", str(error).strip())[0])

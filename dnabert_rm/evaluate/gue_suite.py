@@ -1,8 +1,8 @@
-"""GUE's 28 data sets: how each is fine-tuned, and the published means to set ours beside.
+"""The 28 data sets of GUE: fine-tuning settings, metrics and published scores; and the data sets of a folder.
 
-Settings: the scripts of Zhou et al. for models over k-mers (DNABERT-2's repository, `finetune/scripts/run_dnabert1.sh`,
-batch of four GPUs × 8 rows). Means: Zhou et al., "DNABERT-2: Efficient Foundation Model and Benchmark for Multi-Species
-Genome", arXiv:2306.15006.
+Settings are those of Zhou et al. for k-mer models (DNABERT-2's repository, `finetune/scripts/run_dnabert1.sh`, with a
+batch of four GPUs × 8 rows). Published scores: Zhou et al., "DNABERT-2: Efficient Foundation Model and Benchmark for
+Multi-Species Genome", arXiv:2306.15006.
 """
 
 from __future__ import annotations
@@ -15,16 +15,18 @@ from pathlib import Path
 
 from dnabert_rm.utils.errors import ConfigError, DataError
 
+# ---- the data sets of GUE
+
 
 @dataclass(frozen=True)
 class SetSettings:
-    """What a data set's fine-tuning is told, by the names of `FinetuneSettings`."""
+    """Fine-tuning settings of a data set; the names are fields of `FinetuneSettings`."""
 
     epochs: int = 3
     eval_steps: int = 200
     warmup_steps: int = 50
     max_steps: int | None = None
-    """As Trainer reads it: exactly so many steps, whatever `epochs` says."""
+    """Number of optimizer steps, whatever `epochs` is."""
     learning_rate: float = 3e-5
     batch_size: int = 32
     weight_decay: float = 0.01
@@ -37,23 +39,18 @@ class GueSet:
     name: str
     """Official folder, e.g. `mouse/0`."""
     family: str
-    """The task whose data sets are averaged in the published table."""
+    """Task that the data set belongs to; the published table has the mean of each task."""
     num_classes: int
     num_bases: int
+    """Length of the sequences."""
     num_tokens: int
-    """The scripts' longest input, specials included; enough for the overlapping k-mers of every k from 3 to 6."""
+    """Maximum input length of the scripts, with special tokens; enough for overlapping k-mers with k from 3 to 6."""
     settings: SetSettings
 
 
-METRICS = {"Covid": "f1_macro"}
-"""The metric of a family, by its name in `scores.json`; `DEFAULT_METRIC` for the others."""
-DEFAULT_METRIC = "mcc"
-METRIC_TITLES = {"mcc": "MCC", "f1_macro": "macro F1"}
-UNKNOWN_SETTINGS = SetSettings()
-"""For folders that are none of GUE's."""
-_TATA = SetSettings(epochs=10)
-_PROMOTER = SetSettings(epochs=4, eval_steps=400)
 _MARKS = ("H3", "H3K14ac", "H3K36me3", "H3K4me1", "H3K4me2", "H3K4me3", "H3K79me3", "H3K9ac", "H4", "H4ac")
+_PROMOTER = SetSettings(epochs=4, eval_steps=400)
+_TATA_PROMOTER = SetSettings(epochs=10)
 
 
 def _all_sets() -> Iterator[GueSet]:
@@ -66,14 +63,20 @@ def _all_sets() -> Iterator[GueSet]:
     for family, stem, bases, tokens in (("promoter 300", "prom_300", 300, 310), ("core promoter", "prom_core", 70, 80)):
         yield GueSet(f"prom/{stem}_all", family, 2, bases, tokens, _PROMOTER)
         yield GueSet(f"prom/{stem}_notata", family, 2, bases, tokens, _PROMOTER)
-        yield GueSet(f"prom/{stem}_tata", family, 2, bases, tokens, _TATA)
+        yield GueSet(f"prom/{stem}_tata", family, 2, bases, tokens, _TATA_PROMOTER)
     yield GueSet("splice/reconstructed", "splice", 3, 400, 410, SetSettings(epochs=5))
     yield GueSet("virus/covid", "Covid", 9, 1000, 1024, SetSettings(epochs=9))
 
 
 GUE = {gue_set.name: gue_set for gue_set in _all_sets()}
-"""The data sets by name, in the order of the published table."""
+"""Data sets by name, in the order of the published table."""
 FAMILIES = tuple(dict.fromkeys(gue_set.family for gue_set in GUE.values()))
+
+DEFAULT_METRIC = "mcc"
+METRICS = {"Covid": "f1_macro"}
+"""Metric of a family, if it is not `DEFAULT_METRIC`; names are those of `scores.json`."""
+METRIC_TITLES = {"mcc": "MCC", "f1_macro": "macro F1"}
+
 PUBLISHED = {
     "DNABERT (3-mer)": (49.54, 64.43, 57.74, 84.63, 72.96, 84.14, 62.23),
     "DNABERT (6-mer)": (49.10, 64.17, 56.43, 81.70, 71.81, 84.07, 55.50),
@@ -81,28 +84,30 @@ PUBLISHED = {
     "NT-2500M-multi": (58.06, 63.33, 67.02, 88.15, 71.63, 89.35, 73.04),
     "DNABERT-2": (55.98, 70.11, 68.00, 84.21, 70.53, 84.99, 71.02),
 }
-"""Means of each family, in the order of `FAMILIES`: MCC × 100, macro F1 × 100 for Covid."""
+"""Mean score of each family, in the order of `FAMILIES`: MCC × 100, for Covid macro F1 × 100."""
 PUBLISHED_SOURCE = "Zhou et al. 2023, arXiv:2306.15006"
 
 
 def family_of(name: str) -> str | None:
-    """The family of a data set; None where it is none of GUE's."""
+    """Return the family of a data set, or None if it is not in GUE."""
     return GUE[name].family if name in GUE else None
 
 
 def metric_of(name: str) -> str:
-    """The metric that a data set is judged by, named as in `scores.json`."""
+    """Return the metric of a data set, by its name in `scores.json`."""
     return METRICS.get(family_of(name) or "", DEFAULT_METRIC)
 
 
-def settings_of(name: str) -> SetSettings:
-    """A data set's settings; the defaults where it is none of GUE's."""
-    return GUE[name].settings if name in GUE else UNKNOWN_SETTINGS
+def set_settings(name: str) -> SetSettings:
+    """Return the settings of a data set; defaults if it is not in GUE."""
+    return GUE[name].settings if name in GUE else SetSettings()
 
+
+# ---- the data sets of a folder
 
 SPLITS = ("train", "dev", "test")
 STAND_IN = "dev → test stand-in"
-"""What a run is called that trained on dev, for want of train; never a GUE number."""
+"""Label of a data set without train.csv that is trained on dev.csv (`--stand-in`); its scores are no GUE scores."""
 
 
 @dataclass(frozen=True)
@@ -110,39 +115,39 @@ class DataSet:
     """A folder with at least one of train.csv, dev.csv, test.csv."""
 
     name: str
-    """`family/name` as GUE has it, else the path below the folder that was searched."""
+    """`family/name` as in GUE, otherwise the path relative to the searched folder."""
     folder: Path
     splits: tuple[str, ...]
-    """Those that are there."""
+    """Splits whose tables exist."""
 
     @property
     def known(self) -> bool:
-        """Whether it is one of GUE's."""
+        """Whether the data set is in GUE."""
         return self.name in GUE
 
     @property
     def missing(self) -> list[str]:
-        """Files that are not there."""
+        """Names of the missing tables."""
         return [f"{split}.csv" for split in SPLITS if split not in self.splits]
 
     @property
     def may_stand_in(self) -> bool:
-        """Whether all but train is there."""
+        """Whether only train.csv is missing, so that dev.csv can be used for training."""
         return self.missing == ["train.csv"]
 
     def file(self, split: str) -> Path:
-        """The table of a split."""
+        """Return the path of a split's table."""
         return self.folder / f"{split}.csv"
 
 
 def find_sets(root: Path) -> list[DataSet]:
-    """Every data set in or below `root`: GUE's in its own order, then the others by name.
+    """Return the data sets in or below `root`: those of GUE in the published order, then others by name.
 
-    The official layout may have `GUE/` on top, or `root` may be a family's or a data set's folder. `DataError` where
-    there is none, or where two folders are the same data set of GUE.
+    `root` may be the folder above `GUE/`, or the folder of a family or of one data set. Raises `DataError` if there is
+    no data set, or if two folders are the same data set of GUE.
     """
     if not root.is_dir():
-        raise DataError(f"--data {root}: no such folder; name the one that holds <family>/<name>/train.csv and so on")
+        raise DataError(f"--data {root}: no such folder; name the folder of <family>/<name>/train.csv")
     found: dict[str, DataSet] = {}
     for folder, splits in _folders(root):
         name = _name(root, folder)
@@ -150,19 +155,20 @@ def find_sets(root: Path) -> list[DataSet]:
             raise DataError(f"--data {root}: {found[name].folder} and {folder} are both {name}; name the one to use")
         found[name] = DataSet(name, folder, splits)
     if not found:
-        raise DataError(f"--data {root}: holds no train.csv, dev.csv or test.csv, at any depth; check the path")
-    order = {name: number for number, name in enumerate(GUE)}
+        raise DataError(f"--data {root}: contains no train.csv, dev.csv or test.csv, at any depth; check the path")
+    order = {name: index for index, name in enumerate(GUE)}
     return sorted(found.values(), key=lambda data_set: (order.get(data_set.name, len(order)), data_set.name))
 
 
 def _folders(root: Path) -> Iterator[tuple[Path, tuple[str, ...]]]:
+    """Yield the folders with tables, and the splits of each."""
     seen = set()
     for folder, names, files in os.walk(root, followlinks=True):
-        if (real := os.path.realpath(folder)) in seen:  # a link to where we have been
+        if (real := os.path.realpath(folder)) in seen:  # a link to a folder that was visited before
             names.clear()
             continue
         seen.add(real)
-        # Links last, so that what is there under its own name has that name.
+        # Visit links last, so that a folder with several names is found under its real one.
         names[:] = sorted((name for name in names if name[0] != "."), key=lambda name: (_is_link(folder, name), name))
         splits = tuple(split for split in SPLITS if f"{split}.csv" in files)
         if splits:
@@ -174,7 +180,7 @@ def _is_link(folder: str, name: str) -> bool:
 
 
 def _name(root: Path, folder: Path) -> str:
-    """The last two parts of the path where GUE has such a set, else the path below `root`."""
+    """Return the last two parts of the path if GUE has a data set of that name, otherwise the path below `root`."""
     official = "/".join(folder.absolute().parts[-2:])
     if official in GUE:
         return official
@@ -182,25 +188,25 @@ def _name(root: Path, folder: Path) -> str:
 
 
 def choose_sets(found: Sequence[DataSet], patterns: Sequence[str]) -> list[DataSet]:
-    """Those of the sets whose name or first folder is among `patterns` (with `*` and `?`); all of them without any.
+    """Return the data sets whose name or first folder matches one of `patterns` (with `*` and `?`).
 
-    `ConfigError` for a pattern that none fits.
+    Without patterns all are returned. Raises `ConfigError` for a pattern without a match.
     """
     if not patterns:
         return list(found)
-    fits = {
+    matches = {
         pattern: [s for s in found if any(fnmatch.fnmatchcase(s.name, p) for p in (pattern, f"{pattern}/*"))]
         for pattern in patterns
     }
-    if nothing := [pattern for pattern, sets in fits.items() if not sets]:
-        there = ", ".join(data_set.name for data_set in found)
-        raise ConfigError(f"--sets {','.join(nothing)}: no such data set in --data, which has {there}")
-    chosen = {data_set.name for sets in fits.values() for data_set in sets}
+    if unmatched := [pattern for pattern, sets in matches.items() if not sets]:
+        names = ", ".join(data_set.name for data_set in found)
+        raise ConfigError(f"--sets {','.join(unmatched)}: no such data set in --data, which has {names}")
+    chosen = {data_set.name for sets in matches.values() for data_set in sets}
     return [data_set for data_set in found if data_set.name in chosen]
 
 
 def why_not(data_set: DataSet, stand_in: bool) -> str | None:
-    """Why a data set can't be run, in words; None where it can."""
+    """Return the reason why a data set can't be run, or None if it can."""
     if not data_set.missing or (stand_in and data_set.may_stand_in):
         return None
     hint = "; --stand-in trains on dev and tests on test" if data_set.may_stand_in else ""

@@ -1,4 +1,4 @@
-"""Processes side by side on the GPUs or the CPU: started, awaited, ended with this one."""
+"""Run commands in parallel processes on the GPUs or the CPU; they end when this process ends."""
 
 from __future__ import annotations
 
@@ -15,52 +15,55 @@ from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-_PR_SET_PDEATHSIG = 1
+_PR_SET_PDEATHSIG = 1  # from <linux/prctl.h>
 _POLL_SECONDS = 0.1
-_SECONDS_TO_END = 10
+_TERMINATE_SECONDS = 10
+"""Time between SIGTERM and SIGKILL."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """A command and the file that its output goes to."""
+    """A command and the log file of its output."""
 
     command: list[str]
     log: Path
 
 
 @dataclass(frozen=True)
-class Ended:
-    """The job of this number has ended, after so many seconds, with an exit code (negative: by that signal)."""
+class FinishedJob:
+    """Result of a job."""
 
-    number: int
+    index: int
+    """Index of the job in the order of the jobs."""
     code: int
+    """Exit code; -N if signal N ended the process."""
     seconds: float
 
 
 @dataclass
 class _Running:
-    number: int
+    index: int
     slot: int
     process: subprocess.Popen
-    begun: float
+    start_time: float
 
 
 def visible_gpus() -> list[str]:
-    """The GPUs that a process started here would see, as `CUDA_VISIBLE_DEVICES` names them; torch is not needed."""
-    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if chosen is not None:
-        names = [name.strip() for name in chosen.split(",")]
+    """Return the GPUs that a child process would see, as `CUDA_VISIBLE_DEVICES` names them; does not need torch."""
+    variable = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if variable is not None:
+        names = [name.strip() for name in variable.split(",")]
         return [] if "-1" in names else [name for name in names if name]
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return []
     query = [tool, "--query-gpu=index", "--format=csv,noheader"]
-    asked = subprocess.run(query, capture_output=True, text=True, check=False)
-    return asked.stdout.split() if asked.returncode == 0 else []
+    result = subprocess.run(query, capture_output=True, text=True, check=False)
+    return result.stdout.split() if result.returncode == 0 else []
 
 
-def slot_variables(num_jobs: int, gpus: Sequence[str]) -> list[dict[str, str]]:
-    """The environment variables of each of `num_jobs` places for a job: its GPU, or its share of the CPU's threads."""
+def slot_environments(num_jobs: int, gpus: Sequence[str]) -> list[dict[str, str]]:
+    """Return the environment variables of each of `num_jobs` parallel slots: its GPU, or its share of CPU threads."""
     if gpus:
         return [{"CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]} for slot in range(num_jobs)]
     if num_jobs == 1 or "OMP_NUM_THREADS" in os.environ:
@@ -68,30 +71,34 @@ def slot_variables(num_jobs: int, gpus: Sequence[str]) -> list[dict[str, str]]:
     return [{"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // num_jobs))}] * num_jobs
 
 
-def run_jobs(jobs: Iterable[Job], slots: Sequence[dict[str, str]]) -> Generator[Ended, None, None]:
-    """Run the jobs in order, one a slot at a time, each taken from `jobs` when it starts; yields each as it ends.
+def run_jobs(jobs: Iterable[Job], slots: Sequence[dict[str, str]]) -> Generator[FinishedJob, None, None]:
+    """Run the jobs in order, one per slot at a time, and yield each as it finishes.
 
-    However the loop is left, by an exception too, no process stays; where this process is killed the system kills them.
+    A job is taken from the iterator `jobs` when it starts. The processes are terminated if the loop ends early, also
+    by an exception. On Linux the kernel kills them if this process is killed.
+
+    Args: `slots` are the environment variables of each slot.
     """
     waiting = enumerate(jobs)
-    free = deque(range(len(slots)))
+    free_slots = deque(range(len(slots)))
     running: list[_Running] = []
     try:
         while True:
-            while free and (given := next(waiting, None)):
-                slot = free.popleft()
-                running.append(_Running(given[0], slot, _start(given[1], slots[slot]), time.monotonic()))
+            while free_slots and (indexed_job := next(waiting, None)):
+                index, job = indexed_job
+                slot = free_slots.popleft()
+                running.append(_Running(index, slot, _start(job, slots[slot]), time.monotonic()))
             if not running:
                 return
-            ended = [one for one in running if one.process.poll() is not None]
-            if not ended:
+            finished = [entry for entry in running if entry.process.poll() is not None]
+            if not finished:
                 time.sleep(_POLL_SECONDS)
-            for one in ended:
-                running.remove(one)
-                free.append(one.slot)
-                yield Ended(one.number, one.process.returncode, time.monotonic() - one.begun)
+            for entry in finished:
+                running.remove(entry)
+                free_slots.append(entry.slot)
+                yield FinishedJob(entry.index, entry.process.returncode, time.monotonic() - entry.start_time)
     finally:
-        _end([one.process for one in running])
+        _terminate([entry.process for entry in running])
 
 
 def _start(job: Job, variables: dict[str, str]) -> subprocess.Popen:
@@ -103,22 +110,22 @@ def _start(job: Job, variables: dict[str, str]) -> subprocess.Popen:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            # This process has one thread, so what runs between fork and exec can't meet a lock that another holds.
+            # Safe between fork and exec: this process has one thread, so no other thread can hold a lock.
             preexec_fn=functools.partial(_die_with_parent, os.getpid()) if sys.platform == "linux" else None,
         )
 
 
 def _die_with_parent(parent: int) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    # The signal comes at a later death alone: a parent that died before this was asked for sends none.
+    # The kernel sends the signal only for a parent that dies later; this one may have died before the call.
     if os.getppid() != parent:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _end(processes: Sequence[subprocess.Popen]) -> None:
+def _terminate(processes: Sequence[subprocess.Popen]) -> None:
     for process in processes:
         process.terminate()
-    deadline = time.monotonic() + _SECONDS_TO_END
+    deadline = time.monotonic() + _TERMINATE_SECONDS
     for process in processes:
         try:
             process.wait(max(0.0, deadline - time.monotonic()))
@@ -128,7 +135,7 @@ def _end(processes: Sequence[subprocess.Popen]) -> None:
 
 
 def last_line(log: Path) -> str:
-    """The last line of a log that is not blank."""
+    """Return the last line of a log that is not blank."""
     try:
         lines = log.read_text(errors="replace").splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""Scores of finished runs → one row a data set and arm: mean over seeds, its interval, means of whole families."""
+"""Aggregate the scores of finished runs: mean and interval over seeds, of each data set and arm and of each family."""
 
 from __future__ import annotations
 
@@ -9,15 +9,21 @@ from statistics import fmean
 from typing import Any
 
 from dnabert_rm.evaluate.gue_suite import FAMILIES, GUE, METRIC_TITLES, PUBLISHED, family_of, metric_of
-from dnabert_rm.evaluate.suite_runs import WEIGHTS, arm_name, finished_records, read_run_file
+from dnabert_rm.evaluate.suite_runs import arm_name, finished_records, read_run_file
+from dnabert_rm.evaluate.suite_settings import WEIGHTS
 from dnabert_rm.finetune.finetune_settings import SCORES_FILE
 from dnabert_rm.utils.errors import DataError
 from dnabert_rm.utils.statistics import mean_and_half_width
 
 ARMS = [arm_name(weights, overlapping) for overlapping in (True, False) for weights in WEIGHTS]
 """All arms, in the order of tables."""
-IN_GUE, STAND_INS, OTHERS = "GUE", "stand-in", "other"
-"""What a row may be compared with: GUE numbers, other stand-ins, or nothing outside."""
+
+# Groups of rows that may be compared with each other; only those of `IN_GUE` may be compared with published scores.
+IN_GUE = "GUE"
+STAND_INS = "stand-in"
+"""Data sets trained on dev.csv because train.csv is missing."""
+OTHERS = "other"
+"""Data sets that are not in GUE."""
 
 
 @dataclass(frozen=True)
@@ -26,24 +32,24 @@ class Result:
 
     folder: Path
     record: dict[str, Any]
-    """As `runs.RECORD_FILE` has it."""
+    """Content of `suite_runs.RECORD_FILE`."""
     scores: dict[str, Any]
-    """As `finetune` wrote them."""
+    """Content of `finetune`'s scores.json."""
 
     @property
     def name(self) -> str:
-        """The data set."""
+        """Name of the data set."""
         return self.record["data_set"]
 
     @property
     def score(self) -> float:
-        """The data set's metric on test × 100."""
+        """Score on test × 100, by the metric of the data set."""
         return main_score(self.name, self.scores)[1]
 
 
 @dataclass(frozen=True)
-class Row:
-    """One line of the table: a data set, or a whole family, in one arm."""
+class TableRow:
+    """Scores of a data set, or the mean of a complete family, in one arm."""
 
     name: str
     arm: str
@@ -51,65 +57,71 @@ class Row:
     """`IN_GUE`, `STAND_INS` or `OTHERS`."""
     metric: str
     scores: dict[int, float]
-    """Metric × 100 by seed."""
+    """Score × 100 by seed."""
     train_rows: int = 0
     test_rows: int = 0
     shared_rows: int = 0
-    """Test rows whose sequence stands in train."""
+    """Number of test rows whose sequence is also in train."""
     cut_rows: int = 0
-    """Test rows with more tokens than the model takes: it saw their middle."""
+    """Number of test rows that are longer than the model's input, so that only their middle was used."""
     seconds: float = 0.0
-    """Of training, the mean over seeds."""
+    """Training time, the mean over seeds."""
 
     @property
     def mean(self) -> float:
-        """Over seeds."""
+        """Mean score over seeds."""
         return mean_and_half_width(self.scores.values())[0]
 
     @property
     def half_width(self) -> float | None:
-        """Of the 95 % interval of the mean; None for one seed."""
+        """Half width of the 95 % interval of the mean; None for one seed."""
         return mean_and_half_width(self.scores.values())[1]
 
 
 def main_score(name: str, scores: Mapping[str, Any]) -> tuple[str, float]:
-    """Title and value × 100 of a data set's metric on test; `DataError` where scores.json lacks it."""
+    """Return title and value × 100 of a data set's metric on test; raise `DataError` if `scores` lacks it."""
     metric = metric_of(name)
     try:
         return METRIC_TITLES[metric], 100 * float(scores["metrics"]["test"][metric])
     except (KeyError, TypeError, ValueError):
-        raise DataError(f"{SCORES_FILE} of {name} has no metrics.test.{metric}; remove it, and run again") from None
+        raise DataError(f"{SCORES_FILE} of {name} has no metrics.test.{metric}; remove it to repeat the run") from None
 
 
 def load_results(output: Path) -> list[Result]:
-    """Every finished run of an output folder, in the order of tables, seeds in order of numbers."""
-    coordinates = {name: number for number, name in enumerate(GUE)}
+    """Return the finished runs of an output folder, in the order of the tables: by data set, arm and seed."""
+    order = {name: index for index, name in enumerate(GUE)}
     results = [
         Result(folder, record, read_run_file(folder / SCORES_FILE)) for folder, record in finished_records(output)
     ]
     return sorted(
         results,
         key=lambda result: (
-            result.record["stand_in"], coordinates.get(result.name, len(coordinates)), result.name,
-            ARMS.index(result.record["arm"]), result.record["seed"],
+            result.record["stand_in"],
+            order.get(result.name, len(order)),
+            result.name,
+            ARMS.index(result.record["arm"]),
+            result.record["seed"],
         ),
-    )  # fmt: skip
+    )
 
 
-def data_set_rows(results: Sequence[Result]) -> list[Row]:
-    """A row for each data set and arm, in the order of the results."""
+def data_set_rows(results: Sequence[Result]) -> list[TableRow]:
+    """Return a row for each data set and arm, in the order of the results."""
     grouped: dict[tuple[str, str], list[Result]] = {}
     for result in results:
         grouped.setdefault((result.name, result.record["arm"]), []).append(result)
     return [_row(runs) for runs in grouped.values()]
 
 
-def _row(runs: Sequence[Result]) -> Row:
-    record, scores = runs[0].record, runs[0].scores
-    return Row(
+def _row(runs: Sequence[Result]) -> TableRow:
+    """Return the row of all seeds of a data set and arm."""
+    record = runs[0].record
+    scores = runs[0].scores
+    group = IN_GUE if runs[0].name in GUE else OTHERS
+    return TableRow(
         name=runs[0].name,
         arm=record["arm"],
-        group=STAND_INS if record["stand_in"] else IN_GUE if runs[0].name in GUE else OTHERS,
+        group=STAND_INS if record["stand_in"] else group,
         metric=metric_of(runs[0].name),
         scores={run.record["seed"]: run.score for run in runs},
         train_rows=scores["splits"]["train"]["rows"],
@@ -120,13 +132,13 @@ def _row(runs: Sequence[Result]) -> Row:
     )
 
 
-def family_rows(rows: Sequence[Row]) -> list[Row]:
-    """A row for each family and arm of which every data set was run, stand-ins not counted.
+def family_rows(rows: Sequence[TableRow]) -> list[TableRow]:
+    """Return a row for each family and arm whose data sets are all in `rows`; stand-ins do not count.
 
-    Its score for a seed is the plain mean over the data sets, as in the published table; only seeds that all of them
-    have count.
+    The score of a seed is the unweighted mean over the data sets, as in the published table. Seeds that some data set
+    lacks are left out.
     """
-    made = []
+    family_means = []
     for family in FAMILIES:
         names = [name for name in GUE if family_of(name) == family]
         for arm in ARMS:
@@ -136,18 +148,18 @@ def family_rows(rows: Sequence[Row]) -> list[Row]:
             seeds = sorted(set.intersection(*(set(row.scores) for row in parts)))
             scores = {seed: fmean(row.scores[seed] for row in parts) for seed in seeds}
             if scores:
-                made.append(Row(family, arm, IN_GUE, parts[0].metric, scores))
-    return made
+                family_means.append(TableRow(family, arm, IN_GUE, parts[0].metric, scores))
+    return family_means
 
 
-def difference(row: Row, other: Row) -> tuple[float, float | None] | None:
-    """Mean and half width of `row` − `other` over the seeds that both have; None where they have none in common."""
+def difference(row: TableRow, other: TableRow) -> tuple[float, float | None] | None:
+    """Return mean and half width of `row` − `other` over their common seeds; None if there are none."""
     seeds = [seed for seed in row.scores if seed in other.scores]
     return mean_and_half_width(row.scores[seed] - other.scores[seed] for seed in seeds) if seeds else None
 
 
-def published_rows(families: Sequence[Row]) -> list[tuple[str, str, float]]:
-    """Model, family and mean as published, for the families that were run completely."""
+def published_rows(families: Sequence[TableRow]) -> list[tuple[str, str, float]]:
+    """Return published models, families and mean scores, for the families in `families`."""
     complete = {row.name for row in families}
     return [
         (model, family, value)

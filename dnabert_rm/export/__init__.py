@@ -1,1 +1,1 @@
-"""Export of a checkpoint as a Hugging Face folder that has been checked against the training model."""
+"""Export of a checkpoint as a self-checked Hugging Face folder."""

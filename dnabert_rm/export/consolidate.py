@@ -1,7 +1,7 @@
-"""The full fp32 weights of a checkpoint, put together one at a time from what the ranks saved.
+"""Consolidate the full fp32 weights of a checkpoint, one at a time, from the files that the ranks saved.
 
 DeepSpeed's own merging holds the weights twice below stage 3, and can't read stage 0. Here the files are mapped into
-memory, so that the optimizer's moments stay on disk, and mapped anew now and then, so that what was read goes again.
+memory, so the optimizer's moments stay on disk. They are mapped again from time to time to release the pages read.
 """
 
 from __future__ import annotations
@@ -22,83 +22,93 @@ from dnabert_rm.utils.errors import CheckpointError
 from dnabert_rm.utils.progress import progress_bar
 
 MODULE_PREFIX = "model."
-"""Where `model.mlm.MaskedLM` keeps the transformers model."""
+"""Prefix of the transformers model's weights in `model.mlm.MaskedLM`."""
 REMAP_BYTES = 64_000_000
-"""So much is read of all checkpoints together before their files are mapped anew, or a sixteenth of a large one."""
+"""Bytes read from all checkpoints together before their files are mapped again; at least a sixteenth of the model."""
 
 
 class SavedWeights:
     """One checkpoint's weights by transformers' names: `weights[name]` is a new fp32 tensor.
 
-    `shapes` holds the shape of each weight, `aliases` the second names of tied ones: {alias: name}. `CheckpointError`
-    where the files are not those of a checkpoint of the ZeRO stage that its record says, or the weights were left on a
-    disk (`zero3_nvme`): DeepSpeed then writes them in files of its swapping, whose order it does not record.
+    `shapes` maps each name to its shape, and `aliases` the second names of tied weights to their first. Raises
+    `CheckpointError` if the files do not match the recorded ZeRO stage, or if the weights were offloaded to disk
+    (`zero3_nvme`): DeepSpeed does not record the order of its swap files.
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder, layout = folder, read_checkpoint_manifest(folder).layout
+        self.folder = folder
+        layout = read_checkpoint_manifest(folder).layout
         if layout.nvme and any((folder / "offloaded_tensors").rglob("*.swp")):
             raise CheckpointError(
-                f"{folder}: its weights were offloaded to a disk (zero3_nvme) and can't be exported; train with the "
-                "optimizer in memory (zero3, zero3_offload) where an export is wanted"
+                f"{folder}: its weights were offloaded to a disk (zero3_nvme) and can't be exported; train with "
+                "zero3 or zero3_offload, which keep the optimizer in memory"
             )
-        with _one_line(folder), safe_torch_load():
-            by_rank = layout.zero_stage == 3
-            model = _mapped(folder / f"{'zero_pp_rank_0_' if by_rank else ''}mp_rank_00_model_states.pt")
-            # Stage 0 partitions nothing, the others all but buffers.
+        with _as_checkpoint_error(folder), safe_torch_load():
+            is_stage_3 = layout.zero_stage == 3
+            model = _load_mapped(folder / f"{'zero_pp_rank_0_' if is_stage_3 else ''}mp_rank_00_model_states.pt")
+            # Stage 0 partitions nothing; the other stages partition everything but the buffers.
             names = model["buffer_names"] if layout.zero_stage else model["module"]
             whole = {name: model["module"][name] for name in names}
-            self.shapes = {_name(name): tensor.shape for name, tensor in whole.items()}
-            self._pieces = {_name(name): [tensor.detach().flatten()] for name, tensor in whole.items()}
-            self.aliases = _same_memory(self._pieces)
+            self.shapes = {_model_name(name): tensor.shape for name, tensor in whole.items()}
+            self._pieces = {_model_name(name): [tensor.detach().flatten()] for name, tensor in whole.items()}
+            self.aliases = _shared_memory_names(self._pieces)
             if layout.zero_stage:
-                self.aliases |= {_name(alias): _name(name) for alias, name in model["shared_params"].items()}
-                groups = [{_name(name): shape for name, shape in group.items()} for group in model["param_shapes"]]
-                states = [_mapped(path)["optimizer_state_dict"] for path in _rank_files(folder, layout.world_size)]
+                self.aliases |= {
+                    _model_name(alias): _model_name(name) for alias, name in model["shared_params"].items()
+                }
+                groups = [
+                    {_model_name(name): shape for name, shape in group.items()} for group in model["param_shapes"]
+                ]
+                states = [_load_mapped(path)["optimizer_state_dict"] for path in _rank_files(folder, layout.world_size)]
                 self.shapes |= dict(chain.from_iterable(group.items() for group in groups))
-                self._pieces |= _pieces_of_stage_3(groups, states) if by_rank else _pieces_of_stages_1_2(groups, states)
+                pieces_of = _pieces_of_stage_3 if is_stage_3 else _pieces_of_stages_1_2
+                self._pieces |= pieces_of(groups, states)
         for alias in self.aliases:
             self.shapes.pop(alias, None)
 
     def __getitem__(self, name: str) -> Tensor:
         shape = self.shapes[name]
-        with _one_line(self.folder):
-            weight = _own_memory(shape.numel())
+        with _as_checkpoint_error(self.folder):
+            weight = _mapped_vector(shape.numel())
             return torch.cat(self._pieces[name], out=weight).view(shape)
 
 
 def read_weights(folder: Path, what: str, share: int = 1, quiet: bool = False) -> Iterator[tuple[str, Tensor]]:
-    """Names and weights of a checkpoint, each of them once; `share` checkpoints are read at the same time.
+    """Yield each name and weight of a checkpoint once, with a progress bar labelled `what` unless `quiet`.
 
-    A bar calls it `what`; `quiet` shows none.
+    `share` is the number of checkpoints that are read at the same time.
     """
-    saved, read = SavedWeights(folder), 0
+    saved = SavedWeights(folder)
+    bytes_read = 0
     size = sum(4 * shape.numel() for shape in saved.shapes.values())
     limit = max(REMAP_BYTES, size // 16) // share
     with progress_bar(what, size, "byte", quiet=quiet) as bar:
         for name in list(saved.shapes):
-            if read > limit:
-                saved, read = SavedWeights(folder), 0
+            if bytes_read > limit:
+                saved = SavedWeights(folder)
+                bytes_read = 0
             weight = saved[name]
-            read += weight.nbytes
+            bytes_read += weight.nbytes
             bar.update(weight.nbytes)
             yield name, weight
 
 
 def mean_weights(folders: Sequence[Path]) -> dict[str, Tensor]:
-    """The mean of checkpoints' weights, fp32, one checkpoint after another: memory for the weights once."""
+    """Return the mean weights of checkpoints in fp32, one checkpoint at a time; memory holds the weights once."""
     mean: dict[str, Tensor] = {}
     for number, folder in enumerate(folders):
         for name, weight in read_weights(folder, f"reading {folder.name}"):
             if number and (name not in mean or mean[name].shape != weight.shape):
-                raise CheckpointError(f"{folder}: has another {name} than {folders[0].name}; average fewer checkpoints")
-            # The weight's share of the mean so far: after all of them, each has counted the same.
+                raise CheckpointError(
+                    f"{folder}: its {name} does not match that of {folders[0].name}; average fewer checkpoints"
+                )
+            # A running mean: after all checkpoints each has the same share.
             mean[name] = mean[name].lerp_(weight, 1 / (number + 1)) if number else weight
     return mean
 
 
 def mean_weights_one_by_one(folders: Sequence[Path]) -> Iterator[tuple[str, Tensor]]:
-    """The same mean by another way, to check it by: weight after weight, summed in fp64 over the checkpoints."""
+    """Yield the same mean computed in another way, for the self-check: weight by weight, summed in fp64."""
     readers = [
         read_weights(folder, "comparing weights", share=len(folders), quiet=number > 0)
         for number, folder in enumerate(folders)
@@ -112,63 +122,65 @@ def mean_weights_one_by_one(folders: Sequence[Path]) -> Iterator[tuple[str, Tens
         yield names[0], (total / len(weights)).float()
 
 
-def _own_memory(length: int) -> Tensor:
-    """An fp32 vector whose memory goes back to the system with it; malloc would keep much of what it gave."""
+def _mapped_vector(length: int) -> Tensor:
+    """Return an fp32 vector in memory mapped for it alone, since malloc would keep much of it after it is freed."""
     return torch.frombuffer(mmap.mmap(-1, 4 * length), dtype=torch.float32)
 
 
-def _name(name: str) -> str:
+def _model_name(name: str) -> str:
     return name.removeprefix(MODULE_PREFIX)
 
 
-def _mapped(path: Path) -> dict[str, Any]:
-    """A file of torch's without its tensors' data, which are read from disk where they are used."""
+def _load_mapped(path: Path) -> dict[str, Any]:
+    """Load a torch file without its tensors' data, which are read from disk when they are used."""
     return torch.load(path, map_location="cpu", mmap=True)
 
 
 def _rank_files(folder: Path, world_size: int) -> list[Path]:
-    """Each rank's file of partitioned weights, in the order of ranks; DeepSpeed puts "bf16_" before those of bf16."""
+    """Return each rank's file of partitioned weights, in order of rank. DeepSpeed prefixes bf16 ones with "bf16_"."""
     found = [next(folder.glob(f"*zero_pp_rank_{rank}_mp_rank_00_optim_states.pt"), None) for rank in range(world_size)]
     if None in found:
-        raise ValueError(f"rank {found.index(None)}'s file of weights is missing")
+        raise ValueError(f"the weights of rank {found.index(None)} are missing")
     return [path for path in found if path]
 
 
-def _same_memory(pieces: dict[str, list[Tensor]]) -> dict[str, str]:
-    """Names whose tensor is another's: {name: the first name}."""
+def _shared_memory_names(pieces: dict[str, list[Tensor]]) -> dict[str, str]:
+    """Find names that share their memory with another tensor: {name: the first name}."""
     first: dict[int, str] = {}
     names = {name: first.setdefault(flat.data_ptr(), name) for name, (flat,) in pieces.items() if flat.numel()}
     return {name: other for name, other in names.items() if name != other}
 
 
 def _pieces_of_stages_1_2(groups: list[dict[str, torch.Size]], states: list[dict]) -> dict[str, list[Tensor]]:
-    """Stages 1 and 2: the ranks' partitions of a group, end to end, are its weights one after another."""
+    """Stages 1 and 2: the concatenated partitions of a group hold its weights one after another."""
     pieces: dict[str, list[Tensor]] = {}
     paddings = states[0].get("param_alignment_paddings")
     for number, group in enumerate(groups):
-        partitions, start = [state["single_partition_of_fp32_groups"][number] for state in states], 0
-        for place, (name, shape) in enumerate(group.items()):
-            pieces[name] = _cut(partitions, start, shape.numel())
-            start += shape.numel() + (paddings[number][place] if paddings else 0)
+        partitions = [state["single_partition_of_fp32_groups"][number] for state in states]
+        start = 0
+        for index, (name, shape) in enumerate(group.items()):
+            pieces[name] = _slice(partitions, start, shape.numel())
+            start += shape.numel() + (paddings[number][index] if paddings else 0)
     return pieces
 
 
 def _pieces_of_stage_3(groups: list[dict[str, torch.Size]], states: list[dict]) -> dict[str, list[Tensor]]:
-    """Stage 3: each rank has an equal part of every weight, one weight after another, the last part filled up."""
+    """Stage 3: each rank holds an equal part of every weight, one weight after another; the last part is padded."""
     pieces: dict[str, list[Tensor]] = {}
     start = 0
     for name, shape in chain.from_iterable(group.items() for group in groups):
-        size, left = -(-shape.numel() // len(states)), shape.numel()
+        part_size = -(-shape.numel() // len(states))
+        remaining = shape.numel()
         pieces[name] = []
         for state in states:
-            pieces[name] += _cut(state["fp32_flat_groups"], start, min(size, left))
-            left -= min(size, left)
-        start += size
+            pieces[name] += _slice(state["fp32_flat_groups"], start, min(part_size, remaining))
+            remaining -= min(part_size, remaining)
+        start += part_size
     return pieces
 
 
-def _cut(vectors: Sequence[Tensor], start: int, length: int) -> list[Tensor]:
-    """Views of `length` elements from `start` on, of flat vectors laid end to end; ValueError where they end before."""
+def _slice(vectors: Sequence[Tensor], start: int, length: int) -> list[Tensor]:
+    """Return views of `length` elements from `start` on in concatenated vectors; raise ValueError if too few."""
     found = []
     for vector in vectors:
         if length and start < len(vector):
@@ -181,12 +193,12 @@ def _cut(vectors: Sequence[Tensor], start: int, length: int) -> list[Tensor]:
 
 
 @contextlib.contextmanager
-def _one_line(folder: Path) -> Iterator[None]:
-    """What comes of other contents than expected becomes a `CheckpointError`."""
+def _as_checkpoint_error(folder: Path) -> Iterator[None]:
+    """Turn the errors of unexpected file contents into a `CheckpointError`."""
     try:
         yield
     except (OSError, KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(
-            f"{folder}: its weights cannot be put together ({type(error).__name__}: {reason}); use another checkpoint"
+            f"{folder}: its weights cannot be consolidated ({type(error).__name__}: {reason}); use another checkpoint"
         ) from None

@@ -1,7 +1,7 @@
-"""A checkpoint of any ZeRO stage and number of ranks → one Hugging Face folder that has checked itself.
+"""Export a checkpoint of any ZeRO stage and number of ranks as one Hugging Face folder.
 
-The folder is written aside and becomes visible only after stock transformers has loaded it and given
-the training model's own answers (`probe.npz` of the checkpoint). docs/export.md has the whole.
+The folder is written under a temporary name. It is renamed only after stock transformers has loaded it and reproduced
+the training model's logits for a fixed input (`probe.npz` in the checkpoint). See docs/export.md.
 """
 
 from __future__ import annotations
@@ -43,41 +43,44 @@ from dnabert_rm.utils.errors import CheckpointError, DataError
 from dnabert_rm.utils.files import atomic_folder, read_json
 
 MAX_SHARD_SIZE = "2GB"
-"""A model of more bytes is written as several safetensors files."""
+"""Larger models are split into several safetensors files."""
 
 
 @dataclass(frozen=True)
-class Exported:
-    """What was written: the folder, the steps whose mean it is, and how far its logits are from the trained ones."""
+class ExportResult:
+    """The exported folder and its self-check."""
 
     folder: Path
     steps: list[int]
+    """Steps of the averaged checkpoints; a single step without averaging."""
     num_parameters: int
     max_difference: float
+    """Largest difference from the training model's logits, as a share of the largest logit."""
 
 
 @dataclass(frozen=True)
-class _Records:
-    """All that a checkpoint says of itself."""
+class _CheckpointRecords:
+    """A checkpoint's training state, configuration, tokenizer and reference output."""
 
     state: TrainState
     config: RunConfig
     tokenizer: TokenizerInfo
-    probe: ReferenceOutput
+    reference: ReferenceOutput
 
 
 def find_checkpoints(path: Path, step: int | None = None, average: int = 1) -> list[Path]:
-    """The last `average` complete checkpoints, up to `step`, of a run folder; `path` may be a checkpoint itself.
+    """Return the last `average` complete checkpoints of a run, up to `step`.
 
-    `CheckpointError` where there are not so many.
+    `path` is a run folder or a checkpoint. Raises `CheckpointError` if the run has too few checkpoints.
     """
     if average < 1:
-        raise CheckpointError(f"--average {average}: name how many checkpoints, 1 or more")
+        raise CheckpointError(f"--average {average}: pass a number of checkpoints, 1 or more")
     if (path / CONFIG_NAME).is_file() and (path / REFERENCE_OUTPUT_NAME).is_file():
         if average == 1:
             return [path]
-        # Its run's earlier checkpoints lie beside it.
-        path, step = path.resolve().parent.parent, step_of(path.resolve())
+        # The run's earlier checkpoints are beside this one.
+        step = step_of(path.resolve())
+        path = path.resolve().parent.parent
     steps = complete_steps(path)
     if not steps:
         raise CheckpointError(f"{path}: holds no complete checkpoint; name a run folder or a step_… folder")
@@ -87,7 +90,7 @@ def find_checkpoints(path: Path, step: int | None = None, average: int = 1) -> l
     if len(chosen) < average:
         raise CheckpointError(
             f"{path}: has {len(chosen)} checkpoints up to step {chosen[-1]}, not {average}; lower --average, "
-            "and keep more the next time (--train.keep_last)"
+            "and train with a larger --train.keep_last next time"
         )
     return [step_folder(path, saved) for saved in chosen]
 
@@ -98,32 +101,34 @@ def export(
     step: int | None = None,
     average: int = 1,
     max_shard_size: str = MAX_SHARD_SIZE,
-) -> Exported:
-    """Write the model of a run or checkpoint to the new folder `output`, or the mean of the last `average` checkpoints.
+) -> ExportResult:
+    """Export a run or checkpoint, or the mean of a run's last `average` checkpoints, to the new folder `output`.
 
-    Raises `CheckpointError` where a checkpoint is damaged or the written model is not the trained one; then
-    nothing is left behind. `DataError` where `output` exists or cannot be written. Memory: the weights in fp32 once,
+    Raises `CheckpointError` if a checkpoint is damaged or the written model differs from the trained one, and
+    `DataError` if `output` exists or can't be written; nothing is left behind then. Memory: the weights in fp32 once,
     or twice while they are read (docs/export.md).
     """
-    checkpoints, output = find_checkpoints(Path(source), step, average), Path(output)
+    checkpoints = find_checkpoints(Path(source), step, average)
+    output = Path(output)
     if output.exists():
         raise DataError(f"{output}: exists already; name a new folder or remove it")
     records = [_read_records(checkpoint) for checkpoint in checkpoints]
-    steps, last = [record.state.step for record in records], records[-1]
+    steps = [record.state.step for record in records]
+    last = records[-1]
     with _new_folder(output) as temporary:
-        num_parameters, probe = _write_model(checkpoints, last, temporary, max_shard_size)
+        num_parameters, reference = _write_model(checkpoints, last, temporary, max_shard_size)
         aliases = SavedWeights(checkpoints[-1]).aliases
-        difference = check_exported(temporary, _expected(checkpoints), aliases, probe, exact=average == 1)
+        difference = check_exported(temporary, _trained_weights(checkpoints), aliases, reference, exact=average == 1)
         if last.tokenizer.kind == "kmer":
             check_tokenizer(temporary, last.tokenizer)
         facts = provenance(checkpoints[-1], last.state, last.config, last.tokenizer, steps, difference)
         write_records(temporary, facts)
-    return Exported(output, steps, num_parameters, difference)
+    return ExportResult(output, steps, num_parameters, difference)
 
 
 @contextlib.contextmanager
 def _new_folder(output: Path) -> Iterator[Path]:
-    """`atomic_folder`, with one line for a disk that refuses a write."""
+    """Create a folder with `atomic_folder`; raise `DataError` if a write fails."""
     try:
         with atomic_folder(output) as temporary:
             yield temporary
@@ -131,31 +136,32 @@ def _new_folder(output: Path) -> Iterator[Path]:
         raise DataError(f"{output}: cannot be written ({error}); free space or name another folder") from None
 
 
-def _read_records(checkpoint: Path) -> _Records:
-    """All that a checkpoint says of itself; `CheckpointError` where a record is damaged."""
+def _read_records(checkpoint: Path) -> _CheckpointRecords:
+    """Verify a checkpoint and read its records; raise `CheckpointError` if one is damaged."""
     check_checkpoint(checkpoint)
-    state, probe = read_state(checkpoint), load_reference_output(checkpoint / REFERENCE_OUTPUT_NAME)
+    state = read_state(checkpoint)
+    reference = load_reference_output(checkpoint / REFERENCE_OUTPUT_NAME)
     try:
         config = resolve(tomllib.loads((checkpoint / CONFIG_NAME).read_text()))
         tokenizer = TokenizerInfo(**read_json(checkpoint / TOKENIZER_NAME, error=CheckpointError))
     except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(f"{checkpoint}: its records cannot be read ({error}); use another checkpoint") from None
-    return _Records(state, config, tokenizer, probe)
+    return _CheckpointRecords(state, config, tokenizer, reference)
 
 
-def _expected(checkpoints: list[Path]) -> Iterator[tuple[str, Tensor]]:
-    """The weights to compare with, read anew and one at a time; a mean, in another way than `mean_weights`."""
+def _trained_weights(checkpoints: list[Path]) -> Iterator[tuple[str, Tensor]]:
+    """Read the weights for the self-check a second time, one by one; a mean in another way than `mean_weights`."""
     if len(checkpoints) > 1:
         return mean_weights_one_by_one(checkpoints)
     return read_weights(checkpoints[0], "comparing weights")
 
 
 def _write_model(
-    checkpoints: list[Path], last: _Records, folder: Path, max_shard_size: str
+    checkpoints: list[Path], last: _CheckpointRecords, folder: Path, max_shard_size: str
 ) -> tuple[int, ReferenceOutput]:
-    """Write weights, configuration and tokenizer; returns the number of parameters and what the model must answer."""
+    """Write weights, configuration and tokenizer; return the number of parameters and the expected output."""
     model = _trained_model(checkpoints, last)
-    probe = last.probe if len(checkpoints) == 1 else _asked_again(model, last.probe)
+    reference = last.reference if len(checkpoints) == 1 else _reference_of_mean(model, last.reference)
     try:
         model.save_pretrained(folder, max_shard_size=max_shard_size)
     except ValueError as error:
@@ -163,11 +169,11 @@ def _write_model(
     if last.tokenizer.kind == "kmer":
         length = last.config.model.max_positions
         KmerTokenizer(k=last.tokenizer.k, model_max_length=length).save_pretrained(folder)
-    return model.num_parameters(), probe
+    return model.num_parameters(), reference
 
 
-def _trained_model(checkpoints: list[Path], last: _Records) -> PreTrainedModel:
-    """The transformers model with the checkpoints' mean master weights, fp32, on the CPU."""
+def _trained_model(checkpoints: list[Path], last: _CheckpointRecords) -> PreTrainedModel:
+    """Build the transformers model with the checkpoints' mean master weights, fp32, on the CPU."""
     checkpoint = checkpoints[-1]
     architecture = architecture_of(last.config.model, last.tokenizer.vocab_size, checkpoint)
     with init_empty_weights():
@@ -183,8 +189,8 @@ def _trained_model(checkpoints: list[Path], last: _Records) -> PreTrainedModel:
     return model.eval()
 
 
-def _asked_again(model: PreTrainedModel, probe: ReferenceOutput) -> ReferenceOutput:
-    """The probe with this model's answers, given as in training by the masked-only head, in fp32 on the CPU."""
+def _reference_of_mean(model: PreTrainedModel, reference: ReferenceOutput) -> ReferenceOutput:
+    """Recompute the reference output for averaged weights, with the masked-only head of training, fp32 on the CPU."""
     with torch.no_grad():
-        logits = MaskedLM(model)(torch.from_numpy(probe.input_ids), torch.from_numpy(probe.positions))
-    return dataclasses.replace(probe, logits=logits.numpy(), precision="fp32", device="cpu")
+        logits = MaskedLM(model)(torch.from_numpy(reference.input_ids), torch.from_numpy(reference.positions))
+    return dataclasses.replace(reference, logits=logits.numpy(), precision="fp32", device="cpu")

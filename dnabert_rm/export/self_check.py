@@ -1,7 +1,6 @@
-"""The checks of an exported folder, made before anybody sees it: is it the trained model, and its tokenizer?
+"""Self-check of an exported folder: compare its weights, logits and tokenizer with those of training.
 
-Everything is read back with stock transformers. One model is in memory; what it is compared with comes one weight at
-a time.
+The folder is loaded with stock transformers. Memory holds one model; trained weights are compared one at a time.
 """
 
 from __future__ import annotations
@@ -27,26 +26,36 @@ from dnabert_rm.utils.errors import CheckpointError
 from dnabert_rm.utils.files import read_json
 
 TOLERANCE = {("fp32", "cpu"): 1e-5, ("fp32", "cuda"): 5e-3, ("bf16", "cpu"): 3e-2, ("bf16", "cuda"): 3e-2}
-"""Largest difference of logits, as a share of the largest logit (at least 1), by precision and device of the
-training: a GPU may use TF32 for fp32."""
+"""Largest allowed difference of logits, as a share of the largest logit (at least 1).
+
+Keys are the precision and device of the training. A GPU may use TF32 for fp32.
+"""
 MEAN_TOLERANCE = 1e-5
-"""Largest difference of two ways to the mean of checkpoints, as a share of the weight's largest element."""
+"""Largest allowed difference between two computations of a mean, as a share of the weight's largest element."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-_TRIAL_BASES = 5000
+_TEST_BASES = 5000
 
 
 def check_exported(
     folder: Path,
     trained: Iterable[tuple[str, Tensor]],
     aliases: Mapping[str, str],
-    probe: ReferenceOutput,
+    reference: ReferenceOutput,
     exact: bool = True,
 ) -> float:
-    """Load `folder` with stock transformers and compare it with the trained weights and the probe.
+    """Load `folder` with stock transformers and compare its weights and logits with those of training.
 
-    Args: `trained` names and weights, each once; `aliases` the second names of tied weights; `exact` False where the
-    weights are a mean, computed by another way than the folder's. Returns the largest difference of logits as a share
-    of the largest logit; `CheckpointError` says what is wrong.
+    Args:
+        trained: Each trained weight once, with its name.
+        aliases: Second names of tied weights: {alias: name}.
+        reference: The training model's output for a fixed input.
+        exact: Require equal weights. False allows the rounding of a mean that was computed in another way.
+
+    Returns:
+        The largest difference of logits, as a share of the largest logit.
+
+    Raises:
+        CheckpointError: The exported model is not the trained one.
     """
     try:
         model, info = AutoModelForMaskedLM.from_pretrained(folder, output_loading_info=True, dtype=torch.float32)
@@ -61,13 +70,13 @@ def check_exported(
     for alias, name in aliases.items():
         if loaded[alias].data_ptr() != loaded[name].data_ptr():
             raise CheckpointError(f"export: {alias} is not tied to {name}")
-    return _compare_logits(model, probe)
+    return _compare_logits(model, reference)
 
 
 def _compare_weights(
     loaded: Mapping[str, Tensor], trained: Iterable[tuple[str, Tensor]], aliases: Mapping[str, str], exact: bool
 ) -> None:
-    """`CheckpointError` names a weight that is not the trained one, or that only one side has."""
+    """Raise `CheckpointError` if a weight differs from the trained one, or is missing on one side."""
     seen = set(aliases)
     for name, weight in trained:
         seen.add(name)
@@ -79,25 +88,26 @@ def _compare_weights(
         if not same:
             raise CheckpointError(f"export: {name} is not the trained weight")
     if loaded.keys() != seen:
-        raise CheckpointError(f"export: other weights than trained: {sorted(loaded.keys() ^ seen)[:3]}")
+        raise CheckpointError(f"export: missing or additional weights: {sorted(loaded.keys() ^ seen)[:3]}")
 
 
 def _nearly_equal(found: Tensor, expected: Tensor) -> bool:
     return bool((found - expected).abs().max() <= MEAN_TOLERANCE * expected.abs().max())
 
 
-def _compare_logits(model: PreTrainedModel, probe: ReferenceOutput) -> float:
-    """Largest difference from the training model's logits, in its own precision, as a share of the largest logit."""
-    if model.config.vocab_size != probe.logits.shape[1]:
+def _compare_logits(model: PreTrainedModel, reference: ReferenceOutput) -> float:
+    """Return the largest difference of logits in the precision of training, as a share of the largest logit."""
+    if model.config.vocab_size != reference.logits.shape[1]:
         raise CheckpointError(
-            f"export: a vocabulary of {model.config.vocab_size}, but {probe.logits.shape[1]} logits were trained"
+            f"export: the vocabulary has {model.config.vocab_size} tokens, but the training model gave"
+            f" {reference.logits.shape[1]} logits"
         )
-    model = model.to(dtype=DTYPES[probe.precision]).eval()  # type: ignore[call-arg]
+    model = model.to(dtype=DTYPES[reference.precision]).eval()  # type: ignore[call-arg]
     with torch.no_grad():
-        logits = model(input_ids=torch.from_numpy(probe.input_ids)).logits
-    found = logits.flatten(0, 1)[torch.from_numpy(probe.positions)].float().numpy()
-    difference = float(np.abs(found - probe.logits).max() / max(1.0, np.abs(probe.logits).max()))
-    allowed = TOLERANCE.get((probe.precision, probe.device), 3e-2)
+        logits = model(input_ids=torch.from_numpy(reference.input_ids)).logits
+    found = logits.flatten(0, 1)[torch.from_numpy(reference.positions)].float().numpy()
+    difference = float(np.abs(found - reference.logits).max() / max(1.0, np.abs(reference.logits).max()))
+    allowed = TOLERANCE.get((reference.precision, reference.device), 3e-2)
     if not difference <= allowed:
         raise CheckpointError(
             f"export: logits differ from the training model's by {difference:.2g} of the largest (limit {allowed:.2g})"
@@ -106,34 +116,39 @@ def _compare_logits(model: PreTrainedModel, probe: ReferenceOutput) -> float:
 
 
 def check_tokenizer(folder: Path, trained: TokenizerInfo) -> None:
-    """`CheckpointError` unless both tokenizers of `folder`, ours and the stock one, give the training data's ids.
+    """Raise `CheckpointError` unless our tokenizer and the stock one reproduce the ids of the training data.
 
-    The data's ids are `kmer.encode`'s, which wrote the shards. The trial has all letters that genomes have, and all
-    ids of the vocabulary are compared.
+    `kmer.encode` wrote those ids into the shards. The check compares the whole vocabulary and a test sequence with
+    all letters that genomes have.
     """
     assert trained.k is not None
-    ours, stock = KmerTokenizer.from_pretrained(folder), Tokenizer.from_file(str(folder / STOCK_FILE))
-    vocabulary = {token: index for index, token in enumerate(kmer.vocabulary(trained.k))}
+    own = KmerTokenizer.from_pretrained(folder)
+    stock = Tokenizer.from_file(str(folder / STOCK_FILE))
     size = read_json(folder / "config.json", error=CheckpointError)["vocab_size"]
-    for name, found in (("vocab.txt", ours.get_vocab()), (STOCK_FILE, stock.get_vocab())):
-        if len(found) != trained.vocab_size or len(found) != size:
-            raise CheckpointError(
-                f"export: {name} has {len(found)} tokens, the training data {trained.vocab_size}, the model {size}"
-            )
-        if found != vocabulary:
-            token = next(token for token in vocabulary if found.get(token) != vocabulary[token])
-            raise CheckpointError(
-                f"export: {name} gives {token} the id {found.get(token)}, the training data {vocabulary[token]}"
-            )
-    text = _trial_sequence()
-    expected = [kmer.CLS_ID, *kmer.encode(text, trained.k).tolist(), kmer.SEP_ID]
-    for name, ids in (("KmerTokenizer", ours(text, verbose=False)["input_ids"]), (STOCK_FILE, stock.encode(text).ids)):
-        if ids != expected:
-            raise CheckpointError(f"export: {name} does not give the training data's ids")
+    _check_vocabulary("vocab.txt", own.get_vocab(), trained, size)
+    _check_vocabulary(STOCK_FILE, stock.get_vocab(), trained, size)
+    sequence = _test_sequence()
+    expected = [kmer.CLS_ID, *kmer.encode(sequence, trained.k).tolist(), kmer.SEP_ID]
+    if own(sequence, verbose=False)["input_ids"] != expected:
+        raise CheckpointError("export: KmerTokenizer does not give the training data's ids")
+    if stock.encode(sequence).ids != expected:
+        raise CheckpointError(f"export: {STOCK_FILE} does not give the training data's ids")
 
 
-def _trial_sequence() -> str:
-    """Bases at random, upper and lower case, with a few N."""
+def _check_vocabulary(name: str, found: Mapping[str, int], trained: TokenizerInfo, model_size: int) -> None:
+    """Raise `CheckpointError` unless `found` is the vocabulary of the training data, as large as the model's."""
+    assert trained.k is not None
+    if len(found) != trained.vocab_size or len(found) != model_size:
+        raise CheckpointError(
+            f"export: {name} has {len(found)} tokens, the training data {trained.vocab_size}, the model {model_size}"
+        )
+    for index, token in enumerate(kmer.vocabulary(trained.k)):
+        if found.get(token) != index:
+            raise CheckpointError(f"export: {name} gives {token} the id {found.get(token)}, the training data {index}")
+
+
+def _test_sequence() -> str:
+    """Return random bases in upper and lower case, with a few N and R."""
     letters: NDArray = np.array(list("ACGTacgt" * 8 + "NR"))
-    bits = random.fold(random.key(0, "trial"), np.arange(_TRIAL_BASES))
+    bits = random.fold(random.key(0, "trial"), np.arange(_TEST_BASES))
     return "".join(letters[random.below(bits, len(letters))])

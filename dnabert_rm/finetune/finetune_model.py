@@ -1,4 +1,4 @@
-"""Fine-tuning of one head with one seed: tables in; model, scores and predictions out."""
+"""Fine-tune one head with one seed: from tables to a model, its scores and its predictions."""
 
 from __future__ import annotations
 
@@ -22,12 +22,16 @@ __all__ = ["FinetuneSettings", "finetune", "scores_table"]
 
 
 def finetune(settings: FinetuneSettings) -> dict[str, Any]:
-    """Fine-tune one head, choose its checkpoint on dev by the task's metric, score test once.
+    """Fine-tune one head, choose its checkpoint by the task's metric on dev, and score test once.
 
-    Writes `model/` (loads with `AutoModelForSequenceClassification`, or `AutoModelForTokenClassification` for a class
-    a base, or `PeftModel.from_pretrained` on the export for LoRA), `predictions.csv`, `tensorboard/` and last of all
-    `scores.json` into `settings.output`; returns what that holds. On a CPU the same settings give the same scores.
-    Every rank that a launcher started calls this; the first alone writes.
+    Writes these to `settings.output`:
+
+    - `model/`, loadable by `AutoModelForSequenceClassification`, by `AutoModelForTokenClassification` for a class per
+      base, or with LoRA by `PeftModel.from_pretrained` on the pretrained model;
+    - `predictions.csv` and `tensorboard/`;
+    - `scores.json`, written last; its content is returned.
+
+    On a CPU the same settings give the same scores. Under a launcher every rank calls this; only the first writes.
     Raises `DataError` for the tables, `CheckpointError` for the model, `ConfigError` for the settings.
     """
     check_output(settings)
@@ -35,97 +39,121 @@ def finetune(settings: FinetuneSettings) -> dict[str, Any]:
     splits = read_splits(settings)
     best_metric = chosen_metric(settings, splits)
     warn_of_shared_rows(splits)
-    # torch and transformers take seconds to import: mistakes in the tables are told before.
-    from dnabert_rm.finetune import hf_trainer as training
-    from dnabert_rm.finetune import pretrained_encoder as heads
+    # Import torch and transformers only now, because that takes seconds: errors in the tables are reported before.
+    from dnabert_rm.finetune import hf_trainer
+    from dnabert_rm.finetune import pretrained_encoder as encoder
 
-    config = heads.load_config(settings.model)
-    tokenizer = heads.load_tokenizer(settings.model, config, settings.overlapping)
-    tokenizer.model_max_length = max_tokens = allowed_tokens(settings, config)
-    model, new = prepared_model(settings, splits, config)
-    parts = tokenized(settings, splits, tokenizer, max_tokens)
-    tell_start(settings, splits, parts, new)
-    with heads.suppress_transformers_output():
-        args = training.training_arguments(settings, best_metric)
-        training.wait_for_ranks()  # each has looked at the folder before the first rank changes it
+    config = encoder.load_config(settings.model)
+    tokenizer = encoder.load_tokenizer(settings.model, config, settings.overlapping)
+    max_tokens = allowed_tokens(settings, config)
+    tokenizer.model_max_length = max_tokens
+    model, new_tensors = prepare_model(settings, splits, config)
+    rows = tokenize_splits(settings, splits, tokenizer, max_tokens)
+    report_start(settings, splits, rows, new_tensors)
+    with encoder.suppress_transformers_output():
+        args = hf_trainer.training_arguments(settings, best_metric)
+        hf_trainer.wait_for_ranks()  # every rank has checked the folder before the first rank changes it
         if is_first_rank():
             clear_output(settings)
-        training.wait_for_ranks()
-        trainer = training.make_trainer(model, splits.task, parts["train"], parts["dev"], settings, args)
+        hf_trainer.wait_for_ranks()
+        trainer = hf_trainer.make_trainer(model, splits.task, rows["train"], rows["dev"], settings, args)
         trained = trainer.train()
-        outputs: dict[str, Any] = {name: trainer.predict(parts[name]) for name in ("dev", "test")}
+        outputs: dict[str, Any] = {name: trainer.predict(rows[name]) for name in ("dev", "test")}
         metrics = {name: trainer.scores(output) for name, output in outputs.items()}
         scores = (
             describe(settings, splits, metrics)
-            | counts(settings, splits, parts)
-            | {
-                "best_metric": best_metric,
-                "steps": trainer.state.global_step,
-                "best_step": trainer.state.best_global_step,
-                "trained_parameters": sum(weight.numel() for weight in model.parameters() if weight.requires_grad),
-                "train_seconds": round(trained.metrics["train_runtime"], 3),
-                "train_rows_per_second": round(trained.metrics["train_samples_per_second"], 3),
-            }
+            | count_changed_rows(settings, splits, rows)
+            | training_summary(trainer, trained, best_metric)
         )
         if is_first_rank():
             write_results(settings, splits, max_tokens, trainer.model, tokenizer, outputs["test"], scores)
-        training.wait_for_ranks()
+        hf_trainer.wait_for_ranks()
     return scores
 
 
 def chosen_metric(settings: FinetuneSettings, splits: Splits) -> str:
-    """The metric that chooses the checkpoint; `ConfigError` where dev can't be scored by it."""
-    task, wanted = splits.task, settings.best_metric or splits.task.best_metric
+    """Return the metric that chooses the checkpoint; raise `ConfigError` if it is unknown or undefined on dev."""
+    task = splits.task
+    metric = settings.best_metric or task.best_metric
     targets = splits.targets(splits.dev)
     if task.per_base:
-        flat = np.concatenate(targets)
-        scores = task.metrics(flat, np.zeros_like(flat))
+        flat_targets = np.concatenate(targets)
+        scores = task.metrics(flat_targets, np.zeros_like(flat_targets))
     else:
         scores = task.metrics(np.stack(targets), np.zeros((len(targets), len(task.labels))))
-    if wanted not in scores:
-        raise ConfigError(f"--best-metric {wanted}: --task {task.name} has {', '.join(scores)}")
-    if scores[wanted] is None:
-        others = ", ".join(name for name, score in scores.items() if score is not None)
+    if metric not in scores:
+        raise ConfigError(f"--best-metric {metric}: --task {task.name} has {', '.join(scores)}")
+    if scores[metric] is None:
+        defined = ", ".join(name for name, score in scores.items() if score is not None)
         raise ConfigError(
-            f"--best-metric {wanted}: is undefined on {splits.dev.path}, where all labels are alike;"
-            f" pass one of {others}"
+            f"--best-metric {metric}: is undefined on {splits.dev.path}, where all labels are alike;"
+            f" pass one of {defined}"
         )
-    return wanted
+    return metric
 
 
-def prepared_model(settings: FinetuneSettings, splits: Splits, config: Any) -> tuple[Any, list[str]]:
-    """The model with what of it shall learn, and the names of its new tensors."""
-    from dnabert_rm.finetune import lora as adapters
-    from dnabert_rm.finetune import pretrained_encoder as heads
+def allowed_tokens(settings: FinetuneSettings, config: Any) -> int:
+    """Return the maximum input length in tokens: `max_tokens`, or the model's number of positions."""
+    positions = config.max_position_embeddings
+    if settings.max_tokens is not None and settings.max_tokens > positions:
+        raise ConfigError(f"--max-tokens {settings.max_tokens}: the model has {positions} positions; pass at most that")
+    return settings.max_tokens or positions
 
-    model, new = heads.load_model(
+
+def prepare_model(settings: FinetuneSettings, splits: Splits, config: Any) -> tuple[Any, list[str]]:
+    """Return the model with its trainable weights selected, and the names of its newly initialized tensors."""
+    from dnabert_rm.finetune import pretrained_encoder as encoder
+    from dnabert_rm.finetune.lora import add_adapters
+
+    model, new_tensors = encoder.load_model(
         settings.model, config, splits.task, settings.dropout, settings.seed, settings.from_scratch
     )
     if settings.freeze_encoder:
-        heads.freeze_encoder(model)
+        encoder.freeze_encoder(model)
     if settings.lora:
-        return adapters.with_adapters(model, settings.lora, settings.dropout, settings.model), new
-    return model, new
+        return add_adapters(model, settings.lora, settings.dropout, settings.model), new_tensors
+    return model, new_tensors
 
 
-def tokenized(settings: FinetuneSettings, splits: Splits, tokenizer: Any, max_tokens: int) -> dict[str, Any]:
-    """Each table's `rows.TokenRows`; `DataError` where a table has no sequence of a k-mer's length."""
-    from dnabert_rm.finetune import token_rows as rows
+def tokenize_splits(settings: FinetuneSettings, splits: Splits, tokenizer: Any, max_tokens: int) -> dict[str, Any]:
+    """Return the `TokenRows` of each split; raise `DataError` if a table has no sequence as long as a k-mer."""
+    from dnabert_rm.finetune.token_rows import token_rows
 
-    parts, per_base = {}, splits.task.per_base
+    rows_by_split = {}
     for name, table in splits.items():
-        targets = splits.targets(table)
-        parts[name] = rows.token_rows(
-            tokenizer, table.sequences, targets, max_tokens, long=settings.long, per_base=per_base
+        rows = token_rows(
+            tokenizer,
+            table.sequences,
+            splits.targets(table),
+            max_tokens,
+            long=settings.long,
+            per_base=splits.task.per_base,
         )
-        if parts[name].num_empty == len(table):
+        if rows.num_empty == len(table):
             raise DataError(f"{table.path}: every sequence is shorter than one {tokenizer.k}-mer; give longer ones")
-    return parts
+        rows_by_split[name] = rows
+    return rows_by_split
 
 
-def counts(settings: FinetuneSettings, splits: Splits, parts: dict[str, Any]) -> dict[str, Any]:
-    """What `scores.json` says of the rows that are not as their table has them, or stand in two tables."""
-    num_long = {name: part.num_long for name, part in parts.items()}
+def report_start(settings: FinetuneSettings, splits: Splits, rows_by_split: dict[str, Any], new: list[str]) -> None:
+    """Print notices of the model, the data and the rows that are cut or empty; `new` names new tensors."""
+    if settings.from_scratch:
+        notice(f"model: architecture of {settings.model} with random weights")
+    else:
+        notice(f"model: {settings.model}, with {len(new)} new tensors ({', '.join(new)})")
+    sizes = ", ".join(f"{name} {len(table)}" for name, table in splits.items())
+    notice(f"data: {settings.name}: rows {sizes}; {splits.task.describe()}")
+    handling = "only their middle is used" if settings.long == "middle" else "overlapping windows are averaged"
+    for name, rows in rows_by_split.items():
+        if rows.num_long:
+            notice(f"note: {rows.num_long} {name} rows have more tokens than the model takes; {handling}")
+        if rows.num_empty:
+            notice(f"warning: {rows.num_empty} {name} rows are shorter than one k-mer; the model gets no bases of them")
+
+
+def count_changed_rows(settings: FinetuneSettings, splits: Splits, rows_by_split: dict[str, Any]) -> dict[str, Any]:
+    """Return the entries of `scores.json` about rows that are shared with train, cut or left out."""
+    num_long = {name: rows.num_long for name, rows in rows_by_split.items()}
     none = dict.fromkeys(num_long, 0)
     return {
         "rows_shared_with_train": shared_rows(splits),
@@ -135,25 +163,13 @@ def counts(settings: FinetuneSettings, splits: Splits, parts: dict[str, Any]) ->
     }
 
 
-def allowed_tokens(settings: FinetuneSettings, config: Any) -> int:
-    """Tokens the model is given at once: `max_tokens`, or all of its positions."""
-    positions = config.max_position_embeddings
-    if settings.max_tokens is not None and settings.max_tokens > positions:
-        raise ConfigError(f"--max-tokens {settings.max_tokens}: the model has {positions} positions; pass at most that")
-    return settings.max_tokens or positions
-
-
-def tell_start(settings: FinetuneSettings, splits: Splits, rows: dict[str, Any], new: list[str]) -> None:
-    """Say in a few lines what is about to be trained, and what was done to the rows."""
-    if settings.from_scratch:
-        notice(f"model: {settings.model}'s architecture with random weights")
-    else:
-        notice(f"model: {settings.model}, with {len(new)} new tensors ({', '.join(new)})")
-    sizes = ", ".join(f"{name} {len(table)}" for name, table in splits.items())
-    notice(f"data: {settings.name}: rows {sizes}; {splits.task.describe()}")
-    what = "their middle is kept" if settings.long == "middle" else "windows of them are averaged"
-    for name, part in rows.items():
-        if part.num_long:
-            notice(f"note: {part.num_long} {name} rows have more tokens than the model takes; {what}")
-        if part.num_empty:
-            notice(f"warning: {part.num_empty} {name} rows are shorter than one k-mer: the model sees nothing of them")
+def training_summary(trainer: Any, trained: Any, best_metric: str) -> dict[str, Any]:
+    """Return the entries of `scores.json` about the training; `trained` is the result of `Trainer.train`."""
+    return {
+        "best_metric": best_metric,
+        "steps": trainer.state.global_step,
+        "best_step": trainer.state.best_global_step,
+        "trained_parameters": sum(weight.numel() for weight in trainer.model.parameters() if weight.requires_grad),
+        "train_seconds": round(trained.metrics["train_runtime"], 3),
+        "train_rows_per_second": round(trained.metrics["train_samples_per_second"], 3),
+    }

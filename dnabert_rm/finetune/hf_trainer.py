@@ -1,4 +1,4 @@
-"""Hugging Face's Trainer for every task: order of rows, loss of the global batch, settings."""
+"""Hugging Face's Trainer for all tasks: its settings, the order of rows, the loss of the global batch, progress."""
 
 from __future__ import annotations
 
@@ -20,111 +20,58 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from dnabert_rm.finetune.finetune_settings import CHECKPOINTS_FOLDER, TENSORBOARD_FOLDER, FinetuneSettings
 from dnabert_rm.finetune.task_heads import Task
-from dnabert_rm.finetune.token_rows import TokenRows, answers_of, collate
+from dnabert_rm.finetune.token_rows import TokenRows, collate, pool_logits
 from dnabert_rm.utils.errors import ConfigError
 from dnabert_rm.utils.progress import progress_bar
 
 MODEL_INPUTS = ("input_ids", "attention_mask")
 LOWER_IS_BETTER = "mse"
-"""The one metric, for all targets or for one (`mse_NAME`), that falls as a model gets better."""
+"""The only metric that is minimized; `mse_NAME` is that of one target."""
 
 
-class RowOrder(Sampler):
-    """Rows by chance, the same for any number of ranks; those of like length together where lengths differ.
-
-    The last batch of an epoch is filled up with the number past the last row, which weighs nothing: each rank then
-    has a share of every batch, where accelerate would repeat rows.
-    """
-
-    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int, fill_up: bool):
-        generator = torch.Generator().manual_seed(seed)
-        self.order: Sampler = (
-            RandomSampler(lengths, generator=generator)
-            if len(set(lengths)) == 1
-            else LengthGroupedSampler(batch_size, lengths=list(lengths), generator=generator)
-        )
-        self.num_rows = len(lengths)
-        self.num_blank = -len(lengths) % batch_size if fill_up else 0
-
-    def __len__(self) -> int:
-        return self.num_rows + self.num_blank
-
-    def __iter__(self) -> Iterator[int]:
-        yield from self.order
-        yield from [self.num_rows] * self.num_blank
+# ---- construction
 
 
-class TaskTrainer(Trainer):
-    """Trainer for a task's loss: the sum over the global batch, divided by its number of targets.
-
-    Trainer counts the targets over all ranks before the backward pass, so the gradient doesn't depend on how many
-    ranks share a batch.
-    """
-
-    def __init__(self, task: Task, settings: FinetuneSettings, weights: Tensor | None, **options: Any):
-        self.task, self.settings, self.class_weights = task, settings, weights
-        # `compute_loss_func` is what makes Trainer count the targets; `compute_loss` below is what uses them.
-        super().__init__(**options, data_collator=collate, compute_loss_func=task.loss, compute_metrics=self.scores)
-
-    def scores(self, output: Any) -> dict[str, float | None]:
-        """The task's metrics of Trainer's predictions; `ConfigError` where training has left the numbers."""
-        if not np.isfinite(output.predictions).all():
-            raise ConfigError(
-                f"--learning-rate {self.settings.learning_rate}: the model's answers became NaN; lower it"
-            )
-        return self.task.metrics(output.label_ids, output.predictions)
-
-    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler:
-        rows: Any = self.train_dataset if train_dataset is None else train_dataset
-        fill_up = self.args.world_size > 1
-        return RowOrder(rows.lengths, self.settings.batch_size, self.settings.seed, fill_up)
-
-    def _get_eval_sampler(self, eval_dataset: Dataset) -> SequentialSampler:
-        return SequentialSampler(eval_dataset)  # type: ignore[arg-type]
-
-    def compute_loss(  # type: ignore[override]
-        self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        """The loss of one rank's share, so scaled that the mean over ranks is that of the global batch."""
-        given = {name: inputs[name] for name in MODEL_INPUTS if name in inputs}
-        answers = answers_of(model(**given).logits, inputs)
-        weights = None if self.class_weights is None else self.class_weights.to(answers)
-        loss = self.task.loss(answers, inputs["labels"], weights)
-        loss = loss * self.accelerator.num_processes / torch.clamp(num_items_in_batch, min=1)
-        return (loss, {"logits": answers}) if return_outputs else loss
-
-
-class OwnDropout(TrainerCallback):
-    """Draws other dropout on each rank, which Trainer seeds alike."""
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if args.process_index:
-            torch.manual_seed(args.seed + args.process_index)
-
-
-def wait_for_ranks() -> None:
-    """Return when every rank has come here."""
-    PartialState().wait_for_everyone()
-
-
-def leave_ranks() -> None:
-    """End the ranks' group, if there is one; torch complains of groups that are left over at exit."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+def make_trainer(
+    model: Any, task: Task, train: TokenRows, dev: TokenRows, settings: FinetuneSettings, args: TrainingArguments
+) -> TaskTrainer:
+    """Return a Trainer that keeps the checkpoint with the best metric on `dev`, the first one of equals."""
+    callbacks: list[TrainerCallback] = [ProgressCallback(str(args.metric_for_best_model)), SeedDropoutPerRank()]
+    if args.process_index == 0:
+        callbacks.append(TensorBoardCallback(SummaryWriter(str(settings.output / TENSORBOARD_FOLDER))))
+    if settings.early_stopping:
+        callbacks.append(EarlyStoppingCallback(settings.early_stopping))
+    weights = task.class_weights(train.targets) if settings.class_weights else None
+    trainer = TaskTrainer(
+        task,
+        settings,
+        None if weights is None else torch.from_numpy(weights),
+        model=model,
+        args=args,
+        train_dataset=train,
+        eval_dataset=dev,
+        callbacks=callbacks,
+        preprocess_logits_for_metrics=_predicted_classes if task.per_base else None,
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
 
 
 def training_arguments(settings: FinetuneSettings, best_metric: str) -> TrainingArguments:
-    """Trainer's own settings for ours; `ConfigError` where the ranks can't share a batch. Joins the ranks' group."""
+    """Return Trainer's settings; under a launcher this joins the process group.
+
+    Raises `ConfigError` if the batch size is not a multiple of the number of ranks.
+    """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if settings.batch_size % world_size:
         raise ConfigError(f"--batch-size {settings.batch_size}: must be a multiple of the {world_size} ranks")
-    rows_a_rank = settings.batch_size // world_size
+    rows_per_rank = settings.batch_size // world_size
     args = TrainingArguments(
         output_dir=str(settings.output / CHECKPOINTS_FOLDER),
         num_train_epochs=settings.epochs,
         max_steps=settings.max_steps or -1,
-        per_device_train_batch_size=rows_a_rank,
-        per_device_eval_batch_size=4 * rows_a_rank,
+        per_device_train_batch_size=rows_per_rank,
+        per_device_eval_batch_size=4 * rows_per_rank,
         learning_rate=settings.learning_rate,
         weight_decay=settings.weight_decay,
         warmup_steps=settings.warmup_steps,
@@ -141,7 +88,7 @@ def training_arguments(settings: FinetuneSettings, best_metric: str) -> Training
         logging_steps=min(50, settings.eval_steps),
         seed=settings.seed,
         bf16=settings.precision == "bf16",
-        # Trainer refuses bf16 on a CPU unless it is told that a CPU is meant.
+        # Trainer rejects bf16 on a CPU unless `use_cpu` is set.
         use_cpu=not torch.accelerator.is_available(),
         dataloader_pin_memory=torch.cuda.is_available(),
         remove_unused_columns=False,
@@ -150,47 +97,117 @@ def training_arguments(settings: FinetuneSettings, best_metric: str) -> Training
         disable_tqdm=True,
         log_level="error",
     )
-    # With several GPUs in sight and one process, Trainer would take DataParallel and so a larger batch.
+    # With several visible GPUs and one process, Trainer would use DataParallel and so a larger batch.
     args._n_gpu = min(args.n_gpu, 1)
     return args
 
 
-def make_trainer(
-    model: Any, task: Task, train: TokenRows, dev: TokenRows, settings: FinetuneSettings, args: TrainingArguments
-) -> TaskTrainer:
-    """A Trainer that keeps the checkpoint with the best metric on `dev`, the first of equals."""
-    callbacks: list[TrainerCallback] = [Progress(str(args.metric_for_best_model)), OwnDropout()]
-    if args.process_index == 0:
-        callbacks.append(TensorBoardCallback(SummaryWriter(str(settings.output / TENSORBOARD_FOLDER))))
-    if settings.early_stopping:
-        callbacks.append(EarlyStoppingCallback(settings.early_stopping))
-    balanced = task.class_weights(train.targets) if settings.class_weights else None
-    trainer = TaskTrainer(
-        task,
-        settings,
-        None if balanced is None else torch.from_numpy(balanced),
-        model=model,
-        args=args,
-        train_dataset=train,
-        eval_dataset=dev,
-        callbacks=callbacks,
-        preprocess_logits_for_metrics=_classes_of_bases if task.per_base else None,
-    )
-    trainer.remove_callback(PrinterCallback)
-    return trainer
-
-
-def _classes_of_bases(logits: Tensor, labels: Tensor) -> Tensor:
-    """Class numbers (B, bases) of logits (B, bases, L): all that is kept of a row, since rows are long."""
+def _predicted_classes(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return class indices (B, N) of logits (B, N, L); logits of every base would take too much memory to keep."""
     return logits.argmax(-1)
 
 
-class Progress(TrainerCallback):
-    """Progress on standard error, and a line for each evaluation."""
+# ---- training
+
+
+class TaskTrainer(Trainer):
+    """Trainer for the loss of a task: the sum over the global batch, divided by its number of targets.
+
+    Trainer counts the targets over all ranks before the backward pass. So the gradient does not depend on how many
+    ranks share a batch.
+    """
+
+    def __init__(self, task: Task, settings: FinetuneSettings, class_weights: Tensor | None, **options: Any):
+        self.task = task
+        self.settings = settings
+        self.class_weights = class_weights
+        # `compute_loss_func` makes Trainer count the targets; `compute_loss` below uses the count.
+        super().__init__(**options, data_collator=collate, compute_loss_func=task.loss, compute_metrics=self.scores)
+
+    def scores(self, output: Any) -> dict[str, float | None]:
+        """Return the task's metrics of Trainer's predictions; raise `ConfigError` if they are not finite."""
+        if not np.isfinite(output.predictions).all():
+            raise ConfigError(
+                f"--learning-rate {self.settings.learning_rate}: the model's outputs became NaN; lower it"
+            )
+        return self.task.metrics(output.label_ids, output.predictions)
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler:
+        rows: Any = self.train_dataset if train_dataset is None else train_dataset
+        pad_last_batch = self.args.world_size > 1
+        return RowSampler(rows.lengths, self.settings.batch_size, self.settings.seed, pad_last_batch)
+
+    def _get_eval_sampler(self, eval_dataset: Dataset) -> SequentialSampler:
+        return SequentialSampler(eval_dataset)  # type: ignore[arg-type]
+
+    def compute_loss(  # type: ignore[override]
+        self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Return the loss of one rank's rows, scaled so that the mean over ranks is the loss of the global batch."""
+        model_inputs = {name: inputs[name] for name in MODEL_INPUTS if name in inputs}
+        outputs = pool_logits(model(**model_inputs).logits, inputs)
+        weights = None if self.class_weights is None else self.class_weights.to(outputs)
+        loss = self.task.loss(outputs, inputs["labels"], weights)
+        loss = loss * self.accelerator.num_processes / torch.clamp(num_items_in_batch, min=1)
+        return (loss, {"logits": outputs}) if return_outputs else loss
+
+
+class RowSampler(Sampler):
+    """Shuffled row indices, the same for any number of ranks; rows are grouped by length if their lengths differ.
+
+    With `pad_last_batch`, the last batch of an epoch is filled with the index after the last row, whose row has no
+    loss. So every rank has a share of every batch; accelerate would repeat rows instead.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int, pad_last_batch: bool):
+        generator = torch.Generator().manual_seed(seed)
+        self.order: Sampler = (
+            RandomSampler(lengths, generator=generator)
+            if len(set(lengths)) == 1
+            else LengthGroupedSampler(batch_size, lengths=list(lengths), generator=generator)
+        )
+        self.num_rows = len(lengths)
+        self.num_padding = -len(lengths) % batch_size if pad_last_batch else 0
+
+    def __len__(self) -> int:
+        return self.num_rows + self.num_padding
+
+    def __iter__(self) -> Iterator[int]:
+        yield from self.order
+        yield from [self.num_rows] * self.num_padding
+
+
+# ---- ranks
+
+
+def wait_for_ranks() -> None:
+    """Wait until every rank has called this."""
+    PartialState().wait_for_everyone()
+
+
+def leave_ranks() -> None:
+    """Destroy the process group, if there is one; torch warns of a group that still exists at exit."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+class SeedDropoutPerRank(TrainerCallback):
+    """Give each rank different dropout; Trainer seeds all ranks alike."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if args.process_index:
+            torch.manual_seed(args.seed + args.process_index)
+
+
+# ---- progress
+
+
+class ProgressCallback(TrainerCallback):
+    """Progress bar on standard error, and one line for each evaluation."""
 
     def __init__(self, metric: str) -> None:
         self.metric = metric
-        """The metric on dev that chooses the checkpoint."""
+        """Metric on dev that chooses the checkpoint."""
         self.bar: Any = None
         self.loss = float("nan")
 
@@ -201,15 +218,15 @@ class Progress(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.bar.update(state.global_step - self.bar.n)
-        # The last evaluation's line, too, shall have the loss up to it, however short the run was.
+        # The line of the last evaluation also shows the loss up to it, even in a run shorter than `logging_steps`.
         control.should_log |= state.global_step >= state.max_steps
 
-    def on_log(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-        self.loss = given["logs"].get("loss", self.loss)
+    def on_log(self, args: Any, state: Any, control: Any, **options: Any) -> None:
+        self.loss = options["logs"].get("loss", self.loss)
 
-    def on_evaluate(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+    def on_evaluate(self, args: Any, state: Any, control: Any, **options: Any) -> None:
         if self.bar is not None and state.is_world_process_zero:
-            metrics = given["metrics"]
+            metrics = options["metrics"]
             line = (
                 f"step {state.global_step}/{state.max_steps}  loss {self.loss:.4f}"
                 f"  dev loss {metrics['eval_loss']:.4f}  dev {self.metric} {metrics['eval_' + self.metric]:.4f}"

@@ -1,4 +1,4 @@
-"""LoRA through peft: small matrices that learn in place of the encoder's weights."""
+"""LoRA adapters by peft: small low-rank matrices that are trained in place of the encoder's weights."""
 
 from __future__ import annotations
 
@@ -11,38 +11,38 @@ from transformers import PreTrainedModel
 from dnabert_rm.utils.errors import ConfigError
 
 ADAPTER_CONFIG = "adapter_config.json"
-"""The file by which peft knows a folder of adapters."""
-_ATTENTION = {"bert": ["query", "key", "value"], "modernbert": ["Wqkv"]}
-"""Linear layers that get an adapter, of each architecture."""
+"""File that marks a folder of peft adapters."""
+_ATTENTION_LAYERS = {"bert": ["query", "key", "value"], "modernbert": ["Wqkv"]}
+"""Names of the linear layers with an adapter, by `model_type`."""
 
 
-def with_adapters(model: PreTrainedModel, rank: int, dropout: float, base: Path) -> Any:
-    """A `peft.PeftModel` around `model`, in which adapters of `rank` and the whole head learn.
+def add_adapters(model: PreTrainedModel, rank: int, dropout: float, base: Path) -> Any:
+    """Return a `peft.PeftModel` around `model` that trains adapters of `rank` and the whole head.
 
-    Adapters stand beside the attention's projections, scaled by 2 (alpha is twice the rank). `base` is noted as the
-    folder of the pretrained model. `ConfigError` where peft is not installed or the architecture is not known.
+    The adapters are on the attention projections, scaled by 2 (alpha is twice the rank). `base` is recorded as the
+    folder of the pretrained model. Raises `ConfigError` if peft is not installed or the architecture is unknown.
     """
     try:
         from peft import LoraConfig, TaskType, get_peft_model
     except ImportError:
         raise ConfigError("--lora: needs the package peft; install it with pip install peft") from None
-    kind = model.config.model_type
-    if kind not in _ATTENTION:
-        raise ConfigError(f"--lora: knows {' and '.join(_ATTENTION)}, not {kind}; leave it out")
+    architecture = model.config.model_type
+    if architecture not in _ATTENTION_LAYERS:
+        raise ConfigError(f"--lora: supports {' and '.join(_ATTENTION_LAYERS)}, not {architecture}; remove it")
     config = LoraConfig(
-        # With the classifier, which peft adds, what is not the encoder: it learns whole.
-        modules_to_save=[name for name in ("pooler", "head") if _has(model, name)],
+        # All layers outside the encoder are trained whole; peft adds the classifier to this list.
+        modules_to_save=[name for name in ("pooler", "head") if _has_module(model, name)],
         task_type=TaskType.TOKEN_CLS if "TokenClassification" in type(model).__name__ else TaskType.SEQ_CLS,
         r=rank,
         lora_alpha=2 * rank,
         lora_dropout=dropout,
-        target_modules=_ATTENTION[kind],
+        target_modules=_ATTENTION_LAYERS[architecture],
     )
-    model.name_or_path = str(base.resolve())  # what peft writes down as the base
+    model.name_or_path = str(base.resolve())  # peft saves this as the base model
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by a name that will change
+        warnings.simplefilter("ignore", FutureWarning)  # peft uses a name that transformers will change
         return get_peft_model(model, config)
 
 
-def _has(model: PreTrainedModel, name: str) -> bool:
+def _has_module(model: PreTrainedModel, name: str) -> bool:
     return any(path.split(".")[-1] == name for path, _ in model.named_modules())

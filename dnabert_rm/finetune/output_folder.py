@@ -1,4 +1,4 @@
-"""The output folder of fine-tuning: checked before, cleared, written; `scores.json` last of all."""
+"""The output folder of fine-tuning: check it, clear it, write the results."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from dnabert_rm.utils.files import writable_parent, write_text
 
 
 def check_output(settings: FinetuneSettings) -> None:
-    """`ConfigError` where results, or the pretrained model itself, would be written over, or nothing can be."""
+    """Raise `ConfigError` if the folder can't be written, or results or the pretrained model would be overwritten."""
     output = settings.output
     if output.exists() and not output.is_dir():
         raise ConfigError(f"--output {output}: is a file; name a folder")
@@ -37,15 +37,15 @@ def check_output(settings: FinetuneSettings) -> None:
         raise ConfigError(
             f"--output {output}: the fine-tuned model would replace --model {settings.model}; name another"
         )
-    held = [name for name in (SCORES_FILE, MODEL_FOLDER, PREDICTIONS_FILE) if (output / name).exists()]
-    if held and not settings.overwrite:
+    existing = [name for name in (SCORES_FILE, MODEL_FOLDER, PREDICTIONS_FILE) if (output / name).exists()]
+    if existing and not settings.overwrite:
         raise ConfigError(
-            f"--output {output}: holds {', '.join(held)} already; name another folder or pass --overwrite"
+            f"--output {output}: already contains {', '.join(existing)}; name another folder or pass --overwrite"
         )
 
 
 def clear_output(settings: FinetuneSettings) -> None:
-    """Make the folder; what an earlier run of this command finished there goes, anything else stays."""
+    """Make the folder, and delete the results of an earlier run; other files are kept."""
     output = settings.output
     output.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(output / CHECKPOINTS_FOLDER, ignore_errors=True)
@@ -57,7 +57,7 @@ def clear_output(settings: FinetuneSettings) -> None:
 
 
 def describe(settings: FinetuneSettings, splits: Splits, metrics: dict[str, Any]) -> dict[str, Any]:
-    """What `scores.json` says of the data, the scores, and how to get them again."""
+    """Return the entries of `scores.json` about the data, the scores and their reproduction."""
     task = splits.task
     return {
         "data_set": settings.name,
@@ -82,25 +82,25 @@ def write_results(
     test: Any,
     scores: dict[str, Any],
 ) -> None:
-    """Write the model's folder, the predictions, and last the scores, which say that all is there.
+    """Write the model's folder, the predictions, and last `scores.json`, which marks the results as complete.
 
-    `test` is Trainer's output: `predictions` and `label_ids`.
+    `test` is Trainer's output for the test rows, with `predictions` and `label_ids`.
     """
     from dnabert_rm.finetune.pretrained_encoder import suppress_transformers_output
 
     folder = settings.output / MODEL_FOLDER
     with suppress_transformers_output():
-        # An adapted model saves its adapters and head alone, without transformers' configuration.
+        # A model with adapters saves only these and the head, so the configuration is saved separately.
         for part in (model, tokenizer, model.config):
             part.save_pretrained(folder)
-    write_text(folder / FINETUNING_FILE, json.dumps(finetuning(settings, splits, max_tokens), indent=2) + "\n")
+    write_text(folder / FINETUNING_FILE, json.dumps(prediction_settings(settings, splits, max_tokens), indent=2) + "\n")
     write_predictions(settings.output / PREDICTIONS_FILE, splits, test.predictions, test.label_ids)
     write_text(settings.output / SCORES_FILE, json.dumps(scores, indent=2) + "\n")
     shutil.rmtree(settings.output / CHECKPOINTS_FOLDER, ignore_errors=True)
 
 
-def finetuning(settings: FinetuneSettings, splits: Splits, max_tokens: int) -> dict[str, Any]:
-    """What predicting needs beside the model and its tokenizer."""
+def prediction_settings(settings: FinetuneSettings, splits: Splits, max_tokens: int) -> dict[str, Any]:
+    """Return the settings that `predict` needs, as `finetuning.json` contains them."""
     task = splits.task
     return {
         "task": task.name,
@@ -113,10 +113,11 @@ def finetuning(settings: FinetuneSettings, splits: Splits, max_tokens: int) -> d
     }
 
 
-def write_predictions(path: Path, splits: Splits, answers: NDArray, targets: NDArray) -> None:
-    """One line a test row, in the table's order: sequence, label columns, the task's columns of predictions."""
-    table, task = splits.test, splits.task
-    predictions = task.predictions(answers, targets)
+def write_predictions(path: Path, splits: Splits, outputs: NDArray, targets: NDArray) -> None:
+    """Write one line per test row, in the table's order: sequence, label columns, prediction columns of the task."""
+    table = splits.test
+    task = splits.task
+    predictions = task.predictions(outputs, targets)
     with open(path, "w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(["sequence", *table.columns, *task.prediction_columns()])
@@ -126,17 +127,17 @@ def write_predictions(path: Path, splits: Splits, answers: NDArray, targets: NDA
 
 
 def scores_table(scores: dict[str, Any]) -> str:
-    """The scores as a few lines of text: one row a split, one column a metric."""
+    """Format the scores of a run as text, with one row per split and one column per metric."""
     metrics = scores["metrics"]
     names = list(metrics["test"])
     lines = [f"{scores['data_set']}, {scores['weights']} weights, seed {scores['seed']}, step {scores['best_step']}"]
     lines.append("split    rows  " + "  ".join(f"{name:>8}" for name in names))
     for split, values in metrics.items():
-        cells = "  ".join(cell(values[name]).rjust(max(8, len(name))) for name in names)
+        cells = "  ".join(format_score(values[name]).rjust(max(8, len(name))) for name in names)
         lines.append(f"{split:<5}{scores['splits'][split]['rows']:>8}  {cells}")
     return "\n".join(lines)
 
 
-def cell(value: float | None) -> str:
-    """A score in a table."""
+def format_score(value: float | None) -> str:
+    """Format a score for a table, "-" if it is undefined."""
     return "-" if value is None else f"{value:.4f}"

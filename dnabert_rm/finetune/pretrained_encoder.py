@@ -1,4 +1,8 @@
-"""Pretrained encoders with a new head: loading that refuses what it would otherwise make up by chance."""
+"""Load pretrained encoders under a new head.
+
+transformers initializes missing weights at random and only logs it. Here a missing, superfluous or misshapen
+tensor of the encoder is a `CheckpointError`; only the head, and a pooler, may be new.
+"""
 
 from __future__ import annotations
 
@@ -27,26 +31,35 @@ from dnabert_rm.utils.errors import CheckpointError
 from dnabert_rm.utils.out_of_memory import is_out_of_memory
 
 _DROPOUT_FIELDS = (
-    "hidden_dropout_prob", "attention_probs_dropout_prob",  # bert
-    "embedding_dropout", "attention_dropout", "mlp_dropout", "classifier_dropout",  # modernbert
-)  # fmt: skip
+    # bert
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    # modernbert
+    "embedding_dropout",
+    "attention_dropout",
+    "mlp_dropout",
+    "classifier_dropout",
+)
 
 
 def load_config(folder: Path) -> PreTrainedConfig:
-    """The configuration of an exported model; `CheckpointError` where there is none."""
+    """Load the configuration of an exported model; raise `CheckpointError` if there is none."""
     check_model_folder(folder)
     with as_checkpoint_error(folder):
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
 def load_tokenizer(folder: Path, config: PreTrainedConfig, overlapping: bool = True) -> KmerTokenizer:
-    """The k-mer tokenizer of a model's folder, for overlapping or non-overlapping tokens."""
+    """Load a model's k-mer tokenizer, for overlapping or non-overlapping k-mers.
+
+    Raises `CheckpointError` if its vocabulary is larger than the model's.
+    """
     with as_checkpoint_error(folder):
         tokenizer = KmerTokenizer.from_pretrained(folder, local_files_only=True, overlapping=overlapping)
     if tokenizer.vocab_size > config.vocab_size:
         raise CheckpointError(
             f"{folder}: vocab.txt has {tokenizer.vocab_size} tokens, but the model embeds {config.vocab_size};"
-            " put the vocabulary there that it was pretrained with"
+            " replace it with the vocabulary of pretraining"
         )
     return tokenizer
 
@@ -54,27 +67,29 @@ def load_tokenizer(folder: Path, config: PreTrainedConfig, overlapping: bool = T
 def load_model(
     folder: Path, config: PreTrainedConfig, task: Task, dropout: float, seed: int, from_scratch: bool = False
 ) -> tuple[PreTrainedModel, list[str]]:
-    """A pretrained encoder in fp32 under a fitted task's head, and the names of the tensors that are new.
+    """Load a pretrained encoder in fp32 under the head of a fitted task.
 
-    The head answers for a sequence, or for each token where the task is `per_base`. `from_scratch` leaves all weights
-    random: the same architecture as a control. The new tensors are drawn from `seed`. `CheckpointError` where a tensor
-    of the encoder is missing, left over or of another shape; a pooler and a classification head may be new.
+    The head is a token classifier if the task is `per_base`, otherwise a sequence classifier. `from_scratch`
+    initializes all weights at random, as a control. `seed` determines the new weights.
+
+    Returns the model and the names of its newly initialized tensors. Raises `CheckpointError` if a tensor of the
+    encoder is missing, superfluous or of another shape.
     """
     if (folder / ADAPTER_CONFIG).exists():
-        raise CheckpointError(f"{folder}: holds LoRA adapters alone; name the model that they were trained on")
+        raise CheckpointError(f"{folder}: holds only LoRA adapters; name the model that they were trained on")
     for name in _DROPOUT_FIELDS:
         if hasattr(config, name):
             setattr(config, name, dropout)
     config.id2label = dict(enumerate(task.labels))
-    config.label2id = {name: number for number, name in enumerate(task.labels)}
+    config.label2id = {name: index for index, name in enumerate(task.labels)}
     config.problem_type = task.problem_type  # type: ignore[assignment]
-    kind: Any = AutoModelForTokenClassification if task.per_base else AutoModelForSequenceClassification
+    auto_class: Any = AutoModelForTokenClassification if task.per_base else AutoModelForSequenceClassification
     set_seed(seed)
     with suppress_transformers_output(), as_checkpoint_error(folder):
         if from_scratch:
-            model = kind.from_config(config, dtype=torch.float32)
+            model = auto_class.from_config(config, dtype=torch.float32)
             return model, list(model.state_dict())
-        model, report = kind.from_pretrained(
+        model, loading_info = auto_class.from_pretrained(
             folder,
             config=config,
             dtype=torch.float32,
@@ -83,38 +98,41 @@ def load_model(
             output_loading_info=True,
             ignore_mismatched_sizes=True,
         )
-    return model, _new_tensors(folder, model, report)
+    return model, _new_tensors(folder, model, loading_info)
 
 
 def freeze_encoder(model: PreTrainedModel) -> None:
-    """Let nothing learn but the head and, where there is one, the pooler, which belongs to it."""
+    """Freeze all weights but those of the head and, if there is one, the pooler, which belongs to the head."""
     for name, parameter in model.base_model.named_parameters():
         parameter.requires_grad = "pooler." in name
 
 
-def _new_tensors(folder: Path, model: PreTrainedModel, report: dict[str, Any]) -> list[str]:
-    """Tensors that the folder lacks, all of them outside the encoder, else `CheckpointError`."""
+def _new_tensors(folder: Path, model: PreTrainedModel, loading_info: dict[str, Any]) -> list[str]:
+    """Return the tensors that were not loaded; raise `CheckpointError` if any is part of the encoder.
+
+    `loading_info` is the report of `from_pretrained(output_loading_info=True)`.
+    """
     encoder = f"{model.base_model_prefix}."
-    # A fine-tuned model may be the start of another: its head has another number of classes.
-    reshaped = {entry if isinstance(entry, str) else entry[0] for entry in report["mismatched_keys"]}
-    faults = {
-        "lacks": report["missing_keys"],
+    # A fine-tuned model may be fine-tuned again: its head may have another number of classes.
+    reshaped = {entry if isinstance(entry, str) else entry[0] for entry in loading_info["mismatched_keys"]}
+    problems = {
+        "lacks": loading_info["missing_keys"],
         "has another shape of": reshaped,
-        "has no place for": report["unexpected_keys"],
+        "does not use": loading_info["unexpected_keys"],
     }
-    for fault, names in faults.items():
+    for problem, names in problems.items():
         wrong = sorted(name for name in names if name.startswith(encoder) and ".pooler." not in name)
         if wrong:
             raise CheckpointError(
-                f"{folder}: {fault} {len(wrong)} tensors of the {model.base_model_prefix} encoder, {wrong[0]} first;"
+                f"{folder}: {problem} {len(wrong)} tensors of the {model.base_model_prefix} encoder, {wrong[0]} first;"
                 " config.json and the weights don't belong together: export the model again"
             )
-    return sorted({*report["missing_keys"], *reshaped})
+    return sorted({*loading_info["missing_keys"], *reshaped})
 
 
 @contextlib.contextmanager
 def as_checkpoint_error(folder: Path) -> Iterator[None]:
-    """Turn the libraries' errors about a model's folder into one line for the user."""
+    """Convert errors of the libraries about a model's folder into a `CheckpointError` of one line."""
     try:
         yield
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
@@ -126,7 +144,7 @@ def as_checkpoint_error(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def suppress_transformers_output() -> Iterator[None]:
-    """Keep transformers' notices and bars about loading and saving to itself; what matters we say in a line."""
+    """Suppress transformers' notices and progress bars about loading and saving."""
     verbosity = transformers.logging.get_verbosity()
     had_bars = transformers.logging.is_progress_bar_enabled()
     transformers.logging.set_verbosity_error()

@@ -1,4 +1,4 @@
-"""The train, dev and test tables of a data set: read, checked against each other, labels turned into targets."""
+"""The train, dev and test tables of one data set, checked against each other, with labels as targets."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ from dnabert_rm.utils.errors import is_first_rank
 
 @dataclass(frozen=True)
 class Splits:
-    """The tables, and the task with the labels of the training table."""
+    """The three tables, and the task fitted to the training table."""
 
     train: tables.LabelledTable
     dev: tables.LabelledTable
     test: tables.LabelledTable
     task: Task
-    bad_rows: tables.BadRows
+    bad_rows: tables.BadRowHandler
 
     def items(self) -> list[tuple[str, tables.LabelledTable]]:
-        """The tables by name."""
+        """Return the name and table of each split."""
         return [("train", self.train), ("dev", self.dev), ("test", self.test)]
 
     def targets(self, table: tables.LabelledTable) -> list[NDArray]:
-        """The target of each row."""
+        """Return the target of each row."""
         return [self.task.target(*row) for row in zip(table.sequences, table.fields, strict=True)]
 
     def dropped(self) -> dict[str, int]:
-        """Rows left out of each file; held-out rows are of the training file."""
+        """Return the number of rows left out of each split's file; a held-out dev split has the training file."""
         return {name: self.bad_rows.count(table.path) for name, table in self.items()}
 
 
 def read_splits(settings: FinetuneSettings) -> Splits:
-    """Read and check the tables; `DataError` for the first fault in any of them."""
+    """Read and check the tables; raise `DataError` for the first error in any of them."""
     unfitted = TASK_CLASSES[settings.task](settings.label_columns)
-    bad_rows = tables.BadRows(drop=settings.bad_rows == "drop")
+    bad_rows = tables.BadRowHandler(drop=settings.bad_rows == "drop")
 
     def read(path: object) -> tables.LabelledTable:
         return tables.read_labelled(str(path), settings.label_columns, unfitted.check, bad_rows)
@@ -48,31 +48,34 @@ def read_splits(settings: FinetuneSettings) -> Splits:
     task = unfitted.fitted(train)
     if settings.dev is None:
         train, dev = tables.hold_out(train, DEV_ONE_IN, settings.seed)
-        notice(f"note: no --dev: {len(dev)} of {len(train) + len(dev)} rows of {settings.train} choose the checkpoint")
+        notice(
+            f"note: no --dev: {len(dev)} of {len(train) + len(dev)} rows of {settings.train} are held out to choose"
+            " the checkpoint"
+        )
     else:
         dev = bad_rows.usable(read(settings.dev), task.target)
     test = bad_rows.usable(read(settings.test), task.target)
-    for path, faults in bad_rows.faults.items():
-        notice(f"warning: {len(faults)} rows of {path} are left out; the first: {faults[0]}")
+    for path, errors in bad_rows.errors.items():
+        notice(f"warning: {len(errors)} rows of {path} are left out; the first: {errors[0]}")
     return Splits(train, dev, test, task, bad_rows)
 
 
 def shared_rows(splits: Splits) -> dict[str, int]:
-    """How many rows of dev and test stand in train too."""
+    """Return how many rows of dev and of test have a sequence that is also in train."""
     return {name: tables.count_shared(table, splits.train) for name, table in splits.items() if name != "train"}
 
 
 def warn_of_shared_rows(splits: Splits) -> None:
-    """Say so where rows stand in train and in another table, since they flatter its scores."""
+    """Warn of sequences that are in train and in another split, because they inflate its scores."""
     for name, count in shared_rows(splits).items():
         if count:
             notice(
-                f"warning: {count} of {len(getattr(splits, name))} {name} rows have a sequence that stands in train"
-                f" as well: the {name} scores are better than they should be"
+                f"warning: {count} of {len(getattr(splits, name))} {name} rows have a sequence that is also in train;"
+                f" the {name} scores are inflated"
             )
 
 
 def notice(text: str) -> None:
-    """A line on standard error, from one rank alone."""
+    """Print a line to standard error on the first rank."""
     if is_first_rank():
         print(text, file=sys.stderr)

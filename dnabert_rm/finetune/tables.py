@@ -1,4 +1,4 @@
-"""Read labelled sequences from CSV or TSV files; every mistake names the file and the line."""
+"""Read labelled sequences from CSV or TSV tables, split them and parse their labels; errors name file and line."""
 
 from __future__ import annotations
 
@@ -18,35 +18,36 @@ from dnabert_rm.utils import random
 from dnabert_rm.utils.errors import DataError
 from dnabert_rm.utils.files import check_readable_file
 
-SEQUENCE_COLUMN, LABEL_COLUMN = "sequence", "label"
+SEQUENCE_COLUMN = "sequence"
+LABEL_COLUMN = "label"
+LABEL_SEPARATOR = ";"
+"""Separates several labels in one column; a field with the separator alone has no label."""
 
-
-# IUPAC's codes for DNA. U is left out: the tokenizer knows T alone, and RNA read as [UNK] would train on nothing.
-_NUCLEOTIDES = "ACGTRYSWKMBDHVNacgtryswkmbdhvn"
-
-
-_NOT_NUCLEOTIDE = re.compile(f"[^{_NUCLEOTIDES}]")
+# IUPAC codes for DNA without U: the tokenizer only knows T, so RNA would become [UNK] and teach nothing.
+_NOT_NUCLEOTIDE = re.compile("[^ACGTRYSWKMBDHVNacgtryswkmbdhvn]")
+_INTEGER = re.compile(r"[+-]?\d+")
 
 
 class RowError(Exception):
-    """What is wrong with one row; whoever reads the file adds its name and the line."""
+    """An unusable row; the caller that reads the file adds its name and the line."""
 
 
 RowCheck = Callable[[str, Sequence[str]], object]
-"""Takes a row's sequence and its label columns; raises `RowError` where they can't be used."""
+"""Function of a row's sequence and label columns that raises `RowError` for an unusable row."""
 
 
 @dataclass(frozen=True)
 class LabelledTable:
-    """Rows of one file: sequences, their label columns as text, and the line each row ends on (1 is the header)."""
+    """Rows of one file as parallel lists."""
 
     path: Path
     columns: tuple[str, ...]
     """Names of the label columns."""
     sequences: list[str]
     fields: list[tuple[str, ...]]
-    """The label columns of each row."""
+    """Label columns of each row, as text."""
     lines: list[int]
+    """Line on which each row ends; the header is line 1."""
 
     def __len__(self) -> int:
         return len(self.sequences)
@@ -57,51 +58,51 @@ class LabelledTable:
         return [fields[0] for fields in self.fields]
 
     def rows(self, indices: Sequence[int] | NDArray[np.int64]) -> LabelledTable:
-        """The rows of these numbers, in this order."""
+        """Return the table of the rows with these indices, in this order."""
         columns = ([column[i] for i in indices] for column in (self.sequences, self.fields, self.lines))
         return LabelledTable(self.path, self.columns, *columns)  # type: ignore[arg-type]
 
 
-class BadRows:
-    """What becomes of rows that can't be used: the first ends the run, or they are left out and counted."""
+class BadRowHandler:
+    """Handle unusable rows: raise `DataError` at the first one, or with `drop` leave them out and record them."""
 
     def __init__(self, drop: bool = False):
         self.drop = drop
-        self.faults: dict[Path, list[str]] = {}
-        """Of each file, what was wrong with the rows left out."""
+        self.errors: dict[Path, list[str]] = {}
+        """Messages about the dropped rows of each file."""
 
-    def join_rendezvous(self, path: Path, line: int, fault: object) -> None:
-        """Note a row that is left out; `DataError` where rows may not be left out."""
-        text = f"{path}:{line}: {fault}"
+    def handle(self, path: Path, line: int, error: object) -> None:
+        """Record a dropped row; raise `DataError` unless rows may be dropped."""
+        message = f"{path}:{line}: {error}"
         if not self.drop:
-            raise DataError(text)
-        self.faults.setdefault(path, []).append(text)
+            raise DataError(message)
+        self.errors.setdefault(path, []).append(message)
 
     def count(self, path: Path) -> int:
-        """Rows of a file that were left out."""
-        return len(self.faults.get(path, ()))
+        """Return the number of dropped rows of a file."""
+        return len(self.errors.get(path, ()))
 
     def passes(self, path: Path, line: int, check: RowCheck, sequence: str, fields: Sequence[str]) -> bool:
-        """Whether a row passes a check; where it doesn't, it is noted."""
+        """Return whether a row passes `check`; handle it as a bad row if not."""
         try:
             check(sequence, fields)
-        except RowError as fault:
-            self.join_rendezvous(path, line, fault)
+        except RowError as error:
+            self.handle(path, line, error)
             return False
         return True
 
     def usable(self, table: LabelledTable, check: RowCheck) -> LabelledTable:
-        """The rows of a table that pass a further check."""
+        """Return the table of the rows that pass `check`; raise `DataError` if there are none."""
         rows = enumerate(zip(table.lines, table.sequences, table.fields, strict=True))
         kept = [i for i, (line, sequence, fields) in rows if self.passes(table.path, line, check, sequence, fields)]
         return self.not_empty(table if len(kept) == len(table) else table.rows(kept))
 
     def not_empty(self, table: LabelledTable) -> LabelledTable:
-        """The table; `DataError` where it has no rows."""
+        """Return the table; raise `DataError` if it has no rows."""
         if not table.sequences:
-            first = self.faults.get(table.path)
-            fault = f"no row can be used; {first[0]}" if first else "has a header but no rows"
-            raise DataError(f"{table.path}: {fault}")
+            errors = self.errors.get(table.path)
+            reason = f"no row can be used; {errors[0]}" if errors else "has a header but no rows"
+            raise DataError(f"{table.path}: {reason}")
         return table
 
 
@@ -109,15 +110,16 @@ def read_labelled(
     path: str | os.PathLike[str],
     columns: Sequence[str] = (LABEL_COLUMN,),
     check: RowCheck | None = None,
-    bad_rows: BadRows | None = None,
+    bad_rows: BadRowHandler | None = None,
 ) -> LabelledTable:
-    """Read a table with the column `sequence` and the label `columns`; other columns are passed over.
+    """Read a table with the column `sequence` and the label `columns`; other columns are ignored.
 
-    Commas or tabs separate columns, whichever the header holds. Sequences are nucleotides in any case, IUPAC codes
-    included. `check` looks at each row too. `DataError` names the file, the line and the mend; `bad_rows` may leave
-    rows out instead.
+    The header decides whether commas or tabs separate columns. Sequences are IUPAC nucleotide codes in any case.
+    `check` is an additional check of each row. Raises `DataError` with the file, the line and the fix, unless
+    `bad_rows` drops the row.
     """
-    path, bad_rows = Path(path), bad_rows or BadRows()
+    path = Path(path)
+    bad_rows = bad_rows or BadRowHandler()
     check_readable_file(path, f"a CSV or TSV table with the columns {SEQUENCE_COLUMN},{','.join(columns)}")
     table = LabelledTable(path, tuple(columns), [], [], [])
 
@@ -126,7 +128,7 @@ def read_labelled(
         if check:
             check(sequence, fields)
 
-    csv.field_size_limit(sys.maxsize)  # the module's own limit is 131,072 letters a field
+    csv.field_size_limit(sys.maxsize)  # the default limit is 131,072 characters per field
     try:
         with open(path, newline="", encoding="utf-8-sig") as stream:
             for line, sequence, fields in _rows(stream, path, columns, bad_rows):
@@ -140,16 +142,16 @@ def read_labelled(
 
 
 def _rows(
-    stream: Iterator[str], path: Path, columns: Sequence[str], bad_rows: BadRows
+    stream: Iterator[str], path: Path, columns: Sequence[str], bad_rows: BadRowHandler
 ) -> Iterator[tuple[int, str, tuple[str, ...]]]:
-    """Line number, sequence and label columns of each row that is not blank."""
+    """Yield line number, sequence and label columns of each row that is not blank."""
     header = next(stream, "")
     if not header.strip():
         wanted = f"{SEQUENCE_COLUMN},{','.join(columns)}"
         raise DataError(f"{path}: is empty; a header with the columns {wanted} is expected on line 1")
     delimiter = "\t" if "\t" in header else ","
     names = [name.strip() for name in next(csv.reader([header], delimiter=delimiter))]
-    sequence_at, *labels_at = (_column(path, names, name) for name in (SEQUENCE_COLUMN, *columns))
+    sequence_index, *label_indices = (_column_index(path, names, name) for name in (SEQUENCE_COLUMN, *columns))
     reader = csv.reader(stream, delimiter=delimiter, strict=True)
     try:
         for fields in reader:
@@ -157,28 +159,28 @@ def _rows(
             if not fields or fields == [""]:
                 continue
             if len(fields) != len(names):
-                fault = (
+                error = (
                     f"has {len(fields)} columns where the header has {len(names)};"
-                    " mend the row, or quote a field that holds the delimiter"
+                    " fix the row, or quote fields that contain the delimiter"
                 )
-                bad_rows.join_rendezvous(path, line, fault)
+                bad_rows.handle(path, line, error)
                 continue
-            yield line, fields[sequence_at].strip(), tuple(fields[index].strip() for index in labels_at)
-    except csv.Error as error:
-        raise DataError(f"{path}:{reader.line_num + 1}: not a valid row ({error})") from None
+            yield line, fields[sequence_index].strip(), tuple(fields[index].strip() for index in label_indices)
+    except csv.Error as csv_error:
+        raise DataError(f"{path}:{reader.line_num + 1}: not a valid row ({csv_error})") from None
 
 
-def _column(path: Path, names: list[str], wanted: str) -> int:
+def _column_index(path: Path, names: list[str], wanted: str) -> int:
     found = [index for index, name in enumerate(names) if name.lower() == wanted.lower()]
     if len(found) == 1:
         return found[0]
     if found:
         raise DataError(f"{path}:1: has {len(found)} columns named {wanted!r}; keep one of them")
-    hint = "; rename the column that holds it" + ("" if wanted == SEQUENCE_COLUMN else " or name it: --label-columns")
+    hint = "; rename the column" + ("" if wanted == SEQUENCE_COLUMN else ", or name it with --label-columns")
     if len(names) == 1:
         hint = "; columns are separated by commas or tabs"
     elif any(_NOT_NUCLEOTIDE.search(name) is None and len(name) > 5 for name in names):
-        hint = "; it looks like a row: put the header sequence,label above it"
+        hint = "; line 1 looks like a row: put the header sequence,label above it"
     shown = ", ".join(repr(name if len(name) <= 20 else name[:20] + "…") for name in names[:6])
     raise DataError(f"{path}:1: no column {wanted!r} (found: {shown}){hint}")
 
@@ -192,14 +194,15 @@ def _check_row(sequence: str, columns: Sequence[str], fields: Sequence[str]) -> 
             raise RowError(f"{what}; remove the row or fill it in")
     wrong = _NOT_NUCLEOTIDE.search(sequence)
     if wrong:
-        mend = "write T for U" if wrong[0] in "Uu" else "A, C, G, T and IUPAC's codes for ambiguous bases are known"
-        raise RowError(f"{wrong[0]!r} at base {wrong.start() + 1} is not a nucleotide; {mend}")
+        fix = "write T for U" if wrong[0] in "Uu" else "use A, C, G, T or IUPAC codes for ambiguous bases"
+        raise RowError(f"{wrong[0]!r} at base {wrong.start() + 1} is not a nucleotide; {fix}")
 
 
 def hold_out(table: LabelledTable, every: int, seed: int) -> tuple[LabelledTable, LabelledTable]:
-    """Split a table by chance into the rest and one row in `every`, at least one, evenly over the labels.
+    """Split a table at random into the remaining rows and one held-out row in `every`, stratified by label.
 
-    The rows, in random order within each label, are counted through. Both parts keep the file's order.
+    Rows are shuffled within each label, and every `every`-th is held out; at least one is. Both tables keep the
+    order of the file.
     """
     order = random.permutation(random.key(seed, "finetune dev rows"), len(table))
     by_label = np.array(sorted(order, key=lambda index: table.fields[index]))
@@ -208,22 +211,15 @@ def hold_out(table: LabelledTable, every: int, seed: int) -> tuple[LabelledTable
 
 
 def count_shared(table: LabelledTable, train: LabelledTable) -> int:
-    """Rows of `table` whose sequence stands in `train` too, whatever its case and label."""
+    """Count the rows of `table` whose sequence is also in `train`, ignoring case and label."""
     seen = {sequence.upper() for sequence in train.sequences}
     return sum(sequence.upper() in seen for sequence in table.sequences)
 
 
-SEPARATOR = ";"
-"""Between the names of several labels in one column; alone for a row that has none."""
-
-
-_INTEGER = re.compile(r"[+-]?\d+")
-
-
 def class_names(labels: Sequence[str], path: Path) -> tuple[str, ...]:
-    """The classes among labels, sorted: as numbers where all are integers, else as text.
+    """Return the distinct labels, sorted as numbers if all are integers, otherwise as text.
 
-    `DataError`, with the table's path, where there are fewer than two.
+    Raises `DataError` with the table's path if there are fewer than two.
     """
     names = set(labels)
     if len(names) < 2:
@@ -233,29 +229,29 @@ def class_names(labels: Sequence[str], path: Path) -> tuple[str, ...]:
     return tuple(sorted(names))
 
 
-def number(label: str, labels: Sequence[str]) -> int:
-    """The number of a label among those of the training table."""
+def label_index(label: str, labels: Sequence[str]) -> int:
+    """Return the index of a label among those of the training table; raise `RowError` if it is not there."""
     if label not in labels:
         known = ", ".join(labels[:8]) + (", …" if len(labels) > 8 else "")
         raise RowError(f"the label {label!r} is not in the training table (which has {known})")
     return labels.index(label)
 
 
-def names_in(text: str) -> list[str]:
-    """The labels of a row in one column: `a;c` → a and c, `;` → none."""
-    return [name.strip() for name in text.split(SEPARATOR) if name.strip()]
+def split_labels(text: str) -> list[str]:
+    """Split several labels in one column: `a;c` → a and c, `;` → none."""
+    return [name.strip() for name in text.split(LABEL_SEPARATOR) if name.strip()]
 
 
-def yes_or_no(fields: Sequence[str], columns: Sequence[str]) -> list[int]:
-    """The labels of a row in a column each, 0 or 1."""
+def parse_binary_labels(fields: Sequence[str], columns: Sequence[str]) -> list[int]:
+    """Parse one label per column, 0 or 1; raise `RowError` for anything else."""
     for field, column in zip(fields, columns, strict=True):
         if field not in ("0", "1"):
-            raise RowError(f"{column} is {field!r}; columns of several labels hold 0 or 1")
+            raise RowError(f"{column} is {field!r}; write 0 or 1 in each of several label columns")
     return [int(field) for field in fields]
 
 
-def numbers_in(fields: Sequence[str], columns: Sequence[str]) -> list[float]:
-    """The numeric targets of a row, finite."""
+def parse_numbers(fields: Sequence[str], columns: Sequence[str]) -> list[float]:
+    """Parse one finite number per column; raise `RowError` for anything else."""
     numbers = []
     for field, column in zip(fields, columns, strict=True):
         try:

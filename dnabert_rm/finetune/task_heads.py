@@ -1,4 +1,8 @@
-"""What fine-tuning asks of a task: how labels are read, the loss, the metrics, the predictions."""
+"""The fine-tuning tasks: each defines the labels, loss, metrics and predictions of its head.
+
+Shapes: B rows, L labels, N bases of the longest row. The target of a row has shape (), (L,) or, for `per_base` tasks,
+(bases,).
+"""
 
 from __future__ import annotations
 
@@ -9,116 +13,133 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from dnabert_rm.finetune.tables import LabelledTable, RowError, class_names, names_in, number, numbers_in, yes_or_no
+from dnabert_rm.finetune.tables import (
+    LABEL_SEPARATOR,
+    LabelledTable,
+    RowError,
+    class_names,
+    label_index,
+    parse_binary_labels,
+    parse_numbers,
+    split_labels,
+)
 from dnabert_rm.utils.errors import DataError
 
-IGNORED = -100
-"""In place of a target: no loss and no score here."""
+IGNORE_INDEX = -100
+"""Target without loss and metrics, as in PyTorch's cross entropy."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """A task and, once `fitted` to a training table, its labels.
-
-    Shapes: B rows, L labels; a row's target is () or (L,), or (bases,) where `per_base`.
-    """
+    """Base class of the tasks; `fitted` adds the labels of a training table."""
 
     columns: tuple[str, ...]
-    """The label columns of the tables."""
+    """Label columns of the tables."""
     labels: tuple[str, ...] = ()
-    """What the head's outputs stand for, in order."""
+    """Names of the head's outputs, in order."""
     mean: tuple[float, ...] = ()
+    """Mean of each regression target in the training table; the head predicts (target - mean) / std."""
     std: tuple[float, ...] = ()
-    """Of each target in the training table, where targets are numbers; the head answers (target - mean) / std."""
+    """Standard deviation of each regression target in the training table."""
 
     name: ClassVar[str]
+    """Value of `--task`."""
     problem_type: ClassVar[str | None]
     """transformers' name for the loss of a sequence head."""
     best_metric: ClassVar[str]
+    """Metric that chooses the checkpoint by default."""
     per_base: ClassVar[bool] = False
+    """Whether each base has a target, so that the head is a token classifier."""
 
     def check(self, sequence: str, fields: Sequence[str]) -> None:
-        """Raise `RowError` where label columns can't be read, whatever the training table holds."""
+        """Raise `RowError` if the label columns can't be parsed; called before the task is fitted."""
 
     def fitted(self, train: LabelledTable) -> Self:
-        """This task with the labels of a training table; `DataError` where there is nothing to learn."""
+        """Return this task with the labels of a training table; raise `DataError` if there is nothing to learn."""
         raise NotImplementedError
 
     def target(self, sequence: str, fields: Sequence[str]) -> NDArray:
-        """A row's target; `RowError` for a label that the training table does not have."""
+        """Return the target of a row; raise `RowError` for a label that is not in the training table."""
         raise NotImplementedError
 
     def loss(self, logits: Any, targets: Any, weights: Any = None) -> Any:
-        """Sum of the losses of all targets but `IGNORED` ones: a tensor (); `weights` (L,) are of classes."""
+        """Return the sum of the losses over all targets but `IGNORE_INDEX`, a tensor ().
+
+        Args: `logits` (B, L), or (B, N, L) for `per_base` tasks; class `weights` (L,).
+        """
         raise NotImplementedError
 
     def class_weights(self, targets: Sequence[NDArray]) -> NDArray:
-        """Weights (L,) of classes that are "balanced", as scikit-learn means it."""
+        """Return balanced class weights (L,), as scikit-learn defines "balanced"."""
         raise NotImplementedError
 
-    def metrics(self, targets: NDArray, answers: NDArray) -> dict[str, float | None]:
-        """Scores by name; `answers` are logits (B, L), or class numbers (B, bases) where `per_base`."""
+    def metrics(self, targets: NDArray, outputs: NDArray) -> dict[str, float | None]:
+        """Return scores by name; `outputs` are logits (B, L), or class indices (B, N) for `per_base` tasks."""
         raise NotImplementedError
 
     def prediction_columns(self) -> list[str]:
-        """Names of what `predictions` gives, after the label columns."""
+        """Return the column names of `predictions`; in the file they follow the label columns."""
         raise NotImplementedError
 
-    def predictions(self, answers: NDArray, targets: NDArray) -> Iterator[list[str]]:
-        """The columns of each row's prediction, as text."""
+    def predictions(self, outputs: NDArray, targets: NDArray) -> Iterator[list[str]]:
+        """Yield the prediction columns of each row, as text."""
         raise NotImplementedError
 
     def describe(self) -> str:
-        """The labels, for people."""
+        """Return the labels as text for a notice."""
         return f"classes {', '.join(self.labels)}"
 
 
-class Classes(Task):
-    """One of several classes for a sequence."""
+class SequenceClassification(Task):
+    """One of several classes per sequence; the head minimizes the cross entropy."""
 
-    name, best_metric = "classes", "mcc"
+    name = "classes"
+    best_metric = "mcc"
     problem_type: ClassVar[str | None] = "single_label_classification"
 
     def fitted(self, train: LabelledTable) -> Self:
         return replace(self, labels=class_names(train.labels, train.path))
 
     def target(self, sequence: str, fields: Sequence[str]) -> NDArray:
-        return np.array(number(fields[0], self.labels), dtype=np.int64)
+        return np.array(label_index(fields[0], self.labels), dtype=np.int64)
 
     def loss(self, logits: Any, targets: Any, weights: Any = None) -> Any:
         from torch.nn.functional import cross_entropy
 
-        flat = logits.float().flatten(0, -2), targets.flatten()
-        return cross_entropy(*flat, weight=weights, ignore_index=IGNORED, reduction="sum")
+        flat_logits = logits.float().flatten(0, -2)
+        return cross_entropy(flat_logits, targets.flatten(), weight=weights, ignore_index=IGNORE_INDEX, reduction="sum")
 
     def class_weights(self, targets: Sequence[NDArray]) -> NDArray:
         from sklearn.utils.class_weight import compute_class_weight
 
-        given = np.concatenate([np.atleast_1d(target) for target in targets])
-        given = given[given != IGNORED]
-        weights = np.ones(len(self.labels))  # of a class that only held-out rows have
-        weights[np.unique(given)] = compute_class_weight("balanced", classes=np.unique(given), y=given)
+        classes = np.concatenate([np.atleast_1d(target) for target in targets])
+        classes = classes[classes != IGNORE_INDEX]
+        present = np.unique(classes)
+        weights = np.ones(len(self.labels))  # 1 for a class that only occurs in held-out rows
+        weights[present] = compute_class_weight("balanced", classes=present, y=classes)
         return weights
 
-    def metrics(self, targets: NDArray, answers: NDArray) -> dict[str, float | None]:
+    def metrics(self, targets: NDArray, outputs: NDArray) -> dict[str, float | None]:
         from dnabert_rm.finetune.task_metrics import classification_metrics
 
-        return classification_metrics(targets, answers)
+        return classification_metrics(targets, outputs)
 
     def prediction_columns(self) -> list[str]:
         return ["prediction", *(f"p_{label}" for label in self.labels)]
 
-    def predictions(self, answers: NDArray, targets: NDArray) -> Iterator[list[str]]:
-        from dnabert_rm.finetune.task_metrics import probabilities
+    def predictions(self, outputs: NDArray, targets: NDArray) -> Iterator[list[str]]:
+        from dnabert_rm.finetune.task_metrics import softmax
 
-        for chances in probabilities(answers):
-            yield [self.labels[chances.argmax()], *(f"{chance:.6f}" for chance in chances)]
+        for probabilities in softmax(outputs):
+            yield [self.labels[probabilities.argmax()], *(f"{value:.6f}" for value in probabilities)]
 
 
-class Bases(Classes):
-    """A class for each base, written as one letter a base: `0011100` or `EEEIIIE`."""
+class BaseClassification(SequenceClassification):
+    """One class per base, written as one letter per base: `0011100` or `EEEIIIE`."""
 
-    name, problem_type, per_base = "bases", None, True
+    name = "bases"
+    problem_type = None
+    per_base = True
 
     def check(self, sequence: str, fields: Sequence[str]) -> None:
         if len(fields[0]) != len(sequence):
@@ -129,124 +150,135 @@ class Bases(Classes):
         return replace(self, labels=class_names(letters, train.path))
 
     def target(self, sequence: str, fields: Sequence[str]) -> NDArray:
-        texts = fields[0], "".join(self.labels)
-        codes, known = (np.frombuffer(text.encode("utf-32-le"), np.uint32) for text in texts)
-        found = codes[:, None] == known
-        if not found.any(axis=1).all():
-            number(fields[0][int(found.any(axis=1).argmin())], self.labels)
-        return found.argmax(axis=1)
+        codes = _letter_codes(fields[0])
+        is_label = codes[:, None] == _letter_codes("".join(self.labels))
+        known = is_label.any(axis=1)
+        if not known.all():
+            label_index(fields[0][int(known.argmin())], self.labels)  # raises `RowError`
+        return is_label.argmax(axis=1)
 
-    def metrics(self, targets: NDArray, answers: NDArray) -> dict[str, float | None]:
+    def metrics(self, targets: NDArray, outputs: NDArray) -> dict[str, float | None]:
         from dnabert_rm.finetune.task_metrics import class_metrics
 
-        scored = targets != IGNORED
-        return class_metrics(targets[scored], answers[scored])
+        scored = targets != IGNORE_INDEX
+        return class_metrics(targets[scored], outputs[scored])
 
     def prediction_columns(self) -> list[str]:
         return ["prediction"]
 
-    def predictions(self, answers: NDArray, targets: NDArray) -> Iterator[list[str]]:
-        """One letter a base, "." where the model saw nothing of it."""
+    def predictions(self, outputs: NDArray, targets: NDArray) -> Iterator[list[str]]:
+        """Yield one letter per base, "." for bases that were not in the model's input."""
         letters = np.array([*self.labels, "."])
-        for row, target in zip(answers, targets, strict=True):
-            yield ["".join(letters[np.where(target == IGNORED, -1, row)])]
+        for row, target in zip(outputs, targets, strict=True):
+            yield ["".join(letters[np.where(target == IGNORE_INDEX, -1, row)])]
 
 
-class MultiLabel(Task):
-    """Any number of labels for a sequence: `a;c` in one column, or a column of 0 and 1 for each label."""
+def _letter_codes(text: str) -> NDArray[np.uint32]:
+    return np.frombuffer(text.encode("utf-32-le"), np.uint32)
 
-    name, problem_type, best_metric = "multi-label", "multi_label_classification", "auroc_macro"
+
+class MultiLabelClassification(Task):
+    """Any number of labels per sequence: `a;c` in one column, or one column of 0 and 1 for each label."""
+
+    name = "multi-label"
+    problem_type = "multi_label_classification"
+    best_metric = "auroc_macro"
 
     def check(self, sequence: str, fields: Sequence[str]) -> None:
         if len(self.columns) > 1:
-            yes_or_no(fields, self.columns)
+            parse_binary_labels(fields, self.columns)
 
     def fitted(self, train: LabelledTable) -> Self:
         if len(self.columns) > 1:
             return replace(self, labels=self.columns)
-        names = {name for text in train.labels for name in names_in(text)}
+        names = {name for text in train.labels for name in split_labels(text)}
         if not names:
             raise DataError(f"{train.path}: no row has a label in column {self.columns[0]!r}")
         return replace(self, labels=tuple(sorted(names)))
 
     def target(self, sequence: str, fields: Sequence[str]) -> NDArray:
         if len(self.columns) > 1:
-            return np.array(yes_or_no(fields, self.columns), dtype=np.float32)
+            return np.array(parse_binary_labels(fields, self.columns), dtype=np.float32)
         target = np.zeros(len(self.labels), dtype=np.float32)
-        target[[number(name, self.labels) for name in names_in(fields[0])]] = 1
+        target[[label_index(name, self.labels) for name in split_labels(fields[0])]] = 1
         return target
 
     def loss(self, logits: Any, targets: Any, weights: Any = None) -> Any:
-        from torch.nn.functional import binary_cross_entropy_with_logits as entropy
+        from torch.nn.functional import binary_cross_entropy_with_logits
 
-        losses = entropy(logits.float(), targets, pos_weight=weights, reduction="none")
-        return losses[targets != IGNORED].sum()
+        losses = binary_cross_entropy_with_logits(logits.float(), targets, pos_weight=weights, reduction="none")
+        return losses[targets != IGNORE_INDEX].sum()
 
     def class_weights(self, targets: Sequence[NDArray]) -> NDArray:
-        """How many times more rows lack a label than have it, (L,): the weight of those that have it."""
-        having = np.sum(targets, axis=0)
-        return (len(targets) - having) / np.maximum(having, 1)
+        """Return the ratio of rows without to rows with each label, (L,): the weight of the rows with it."""
+        positives = np.sum(targets, axis=0)
+        return (len(targets) - positives) / np.maximum(positives, 1)
 
-    def metrics(self, targets: NDArray, answers: NDArray) -> dict[str, float | None]:
+    def metrics(self, targets: NDArray, outputs: NDArray) -> dict[str, float | None]:
         from dnabert_rm.finetune.task_metrics import multi_label_metrics
 
-        return multi_label_metrics(targets, answers)
+        return multi_label_metrics(targets, outputs)
 
     def prediction_columns(self) -> list[str]:
         return ["prediction", *(f"p_{label}" for label in self.labels)]
 
-    def predictions(self, answers: NDArray, targets: NDArray) -> Iterator[list[str]]:
-        from dnabert_rm.finetune.task_metrics import label_probabilities
+    def predictions(self, outputs: NDArray, targets: NDArray) -> Iterator[list[str]]:
+        from dnabert_rm.finetune.task_metrics import sigmoid
 
-        for chances in label_probabilities(answers):
-            named = ";".join(label for label, chance in zip(self.labels, chances, strict=True) if chance > 0.5)
-            yield [named, *(f"{chance:.6f}" for chance in chances)]
+        for probabilities in sigmoid(outputs):
+            named = [label for label, value in zip(self.labels, probabilities, strict=True) if value > 0.5]
+            yield [LABEL_SEPARATOR.join(named), *(f"{value:.6f}" for value in probabilities)]
 
     def describe(self) -> str:
         return f"labels {', '.join(self.labels)}"
 
 
 class Regression(Task):
-    """One number for a sequence, or one for each label column."""
+    """One number per sequence, or one for each label column; the head minimizes the squared error."""
 
-    name, problem_type, best_metric = "regression", "regression", "r2"
+    name = "regression"
+    problem_type = "regression"
+    best_metric = "r2"
 
     def check(self, sequence: str, fields: Sequence[str]) -> None:
-        numbers_in(fields, self.columns)
+        parse_numbers(fields, self.columns)
 
     def fitted(self, train: LabelledTable) -> Self:
-        targets = np.array([numbers_in(fields, self.columns) for fields in train.fields])
-        mean, std = targets.mean(axis=0), targets.std(axis=0)
+        targets = np.array([parse_numbers(fields, self.columns) for fields in train.fields])
+        mean = targets.mean(axis=0)
+        std = targets.std(axis=0)
         for column, spread, first in zip(self.columns, std, train.fields[0], strict=True):
             if not spread:
                 raise DataError(f"{train.path}: every row has {first} in column {column!r}; there is nothing to learn")
         return replace(self, labels=self.columns, mean=tuple(mean.tolist()), std=tuple(std.tolist()))
 
     def target(self, sequence: str, fields: Sequence[str]) -> NDArray:
-        numbers = np.array(numbers_in(fields, self.columns))
+        numbers = np.array(parse_numbers(fields, self.columns))
         return ((numbers - self.mean) / self.std).astype(np.float32)
 
-    def in_units(self, answers: NDArray) -> NDArray[np.float64]:
-        """Standardised numbers (B, L) → numbers in the units of the table."""
-        return np.asarray(answers, dtype=np.float64) * self.std + self.mean
+    def in_table_units(self, outputs: NDArray) -> NDArray[np.float64]:
+        """Convert standardized numbers (B, L) to the units of the table, (B, L)."""
+        return np.asarray(outputs, dtype=np.float64) * self.std + self.mean
 
     def loss(self, logits: Any, targets: Any, weights: Any = None) -> Any:
-        return (logits.float() - targets)[targets != IGNORED].square().sum()
+        return (logits.float() - targets)[targets != IGNORE_INDEX].square().sum()
 
-    def metrics(self, targets: NDArray, answers: NDArray) -> dict[str, float | None]:
+    def metrics(self, targets: NDArray, outputs: NDArray) -> dict[str, float | None]:
         from dnabert_rm.finetune.task_metrics import regression_metrics
 
-        return regression_metrics(self.in_units(targets), self.in_units(answers), self.labels)
+        return regression_metrics(self.in_table_units(targets), self.in_table_units(outputs), self.labels)
 
     def prediction_columns(self) -> list[str]:
         return ["prediction"] if len(self.labels) == 1 else [f"prediction_{label}" for label in self.labels]
 
-    def predictions(self, answers: NDArray, targets: NDArray) -> Iterator[list[str]]:
-        for numbers in self.in_units(answers):
+    def predictions(self, outputs: NDArray, targets: NDArray) -> Iterator[list[str]]:
+        for numbers in self.in_table_units(outputs):
             yield [f"{value:.7g}" for value in numbers]
 
     def describe(self) -> str:
         return f"targets {', '.join(self.labels)}"
 
 
-TASK_CLASSES: dict[str, type[Task]] = {task.name: task for task in (Classes, MultiLabel, Regression, Bases)}
+_ALL_TASKS: tuple[type[Task], ...] = (SequenceClassification, MultiLabelClassification, Regression, BaseClassification)
+TASK_CLASSES: dict[str, type[Task]] = {task.name: task for task in _ALL_TASKS}
+"""Class of each task, by its `--task` name."""

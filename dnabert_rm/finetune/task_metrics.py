@@ -1,4 +1,4 @@
-"""Metrics of every task, all of them scikit-learn's or scipy's; what is undefined is None and never NaN."""
+"""Metrics of the tasks, computed by scikit-learn and scipy; an undefined metric is None, never NaN."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from sklearn.metrics import (
 Scores = dict[str, float | None]
 
 
-def probabilities(logits: NDArray) -> NDArray[np.float64]:
-    """Softmax over the last axis, (N, C) → (N, C), in float64."""
+def softmax(logits: NDArray) -> NDArray[np.float64]:
+    """Return the softmax over the last axis, (N, C) → (N, C), in float64."""
     logits = np.asarray(logits, dtype=np.float64)
-    raised = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return raised / raised.sum(axis=-1, keepdims=True)
+    exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return exponentials / exponentials.sum(axis=-1, keepdims=True)
 
 
-def label_probabilities(logits: NDArray) -> NDArray[np.float64]:
-    """The logistic function of each logit, any shape, in float64."""
-    return np.asarray(probabilities(np.stack([np.zeros_like(logits), logits], axis=-1))[..., 1])
+def sigmoid(logits: NDArray) -> NDArray[np.float64]:
+    """Return the logistic function of each logit, any shape, in float64."""
+    return np.asarray(softmax(np.stack([np.zeros_like(logits), logits], axis=-1))[..., 1])
 
 
 def class_metrics(labels: NDArray[np.int64], predicted: NDArray[np.int64]) -> Scores:
-    """Accuracy, macro F1 and Matthews' correlation of class numbers (N,).
+    """Return accuracy, macro F1 and Matthews' correlation (MCC) of class indices (N,).
 
-    MCC is 0 where all predictions or all labels are one class (scikit-learn's convention). Macro F1
-    is over the classes that occur in labels or predictions.
+    MCC is 0 if all predictions or all labels are one class (scikit-learn's convention). Macro F1 is the mean over
+    the classes that occur in labels or predictions.
     """
     return {
         "accuracy": float(accuracy_score(labels, predicted)),
@@ -45,25 +45,26 @@ def class_metrics(labels: NDArray[np.int64], predicted: NDArray[np.int64]) -> Sc
 
 
 def classification_metrics(labels: NDArray[np.int64], logits: NDArray) -> Scores:
-    """`class_metrics` of the likeliest classes, and for two classes the area under the ROC curve.
+    """Return `class_metrics` of the most likely classes, and for two classes the area under the ROC curve.
 
-    Args: `labels` (N,) class numbers; `logits` (N, C). The area is None where only one class
-    occurs in the labels: it is undefined there.
+    Args: `labels` (N,) class indices; `logits` (N, C). The area is None if all labels are one class.
     """
     scores = class_metrics(labels, np.asarray(logits).argmax(axis=-1))
     if np.shape(logits)[-1] == 2:
-        # The log-odds rank rows as their probabilities do, without rounding them to 0 and 1.
+        # Log-odds rank rows as probabilities do, but are not rounded to 0 and 1.
         scores["auroc"] = _area(labels, np.asarray(logits, dtype=np.float64) @ [-1.0, 1.0])
     return scores
 
 
 def multi_label_metrics(labels: NDArray, logits: NDArray) -> Scores:
-    """F1 over all labels at once and as a mean over labels, and the means of MCC and of the ROC curves' areas.
+    """Return micro and macro F1, and the means over labels of MCC and of the area under the ROC curve.
 
-    Args: `labels` (N, L), 0 or 1; `logits` (N, L), a label is predicted above 0. F1 of a label that is neither there
-    nor predicted is 0. The mean area is over the labels that have both values, None where there is none.
+    Args: `labels` (N, L), 0 or 1; `logits` (N, L), where a label is predicted if its logit is positive. F1 of a label
+    that neither occurs nor is predicted is 0. The mean area is over the labels that have both values; it is None if
+    no label has.
     """
-    labels, predicted = np.asarray(labels).astype(int), (np.asarray(logits) > 0).astype(int)
+    labels = np.asarray(labels).astype(int)
+    predicted = (np.asarray(logits) > 0).astype(int)
     areas = [_area(*pair) for pair in zip(labels.T, np.asarray(logits).T, strict=True)]
     defined = [area for area in areas if area is not None]
     correlations = [_mcc(*pair) for pair in zip(labels.T, predicted.T, strict=True)]
@@ -76,23 +77,25 @@ def multi_label_metrics(labels: NDArray, logits: NDArray) -> Scores:
 
 
 def regression_metrics(targets: NDArray, predicted: NDArray, names: Sequence[str]) -> Scores:
-    """Pearson's and Spearman's correlation, R² and the mean squared error: means over targets, then each target's.
+    """Return Pearson's and Spearman's correlation, R² and mean squared error, averaged over targets and of each target.
 
     Args: `targets` and `predicted` (N, T) in the units of the table; `names` of the T targets. Correlations with a
-    constant prediction are 0; with a constant target they and R² are None, and so is a mean over such.
+    constant prediction are 0. Correlations and R² of a constant target are None, and so is a mean that includes one.
     """
-    targets, predicted = np.asarray(targets, dtype=np.float64), np.asarray(predicted, dtype=np.float64)
-    each = [_one_target(*pair) for pair in zip(targets.T, predicted.T, strict=True)]
+    targets = np.asarray(targets, dtype=np.float64)
+    predicted = np.asarray(predicted, dtype=np.float64)
+    by_target = [_target_metrics(*pair) for pair in zip(targets.T, predicted.T, strict=True)]
     scores: Scores = {}
-    for metric in each[0]:
-        values = [one[metric] for one in each]
+    for metric in by_target[0]:
+        values = [target_scores[metric] for target_scores in by_target]
         scores[metric] = None if None in values else float(np.mean(np.array(values, dtype=float)))
     if len(names) > 1:
-        scores |= {f"{metric}_{name}": one[metric] for name, one in zip(names, each, strict=True) for metric in one}
+        for name, target_scores in zip(names, by_target, strict=True):
+            scores |= {f"{metric}_{name}": value for metric, value in target_scores.items()}
     return scores
 
 
-def _one_target(target: NDArray, predicted: NDArray) -> Scores:
+def _target_metrics(target: NDArray, predicted: NDArray) -> Scores:
     def correlation(function: Callable) -> float | None:
         if np.ptp(target) == 0:
             return None
@@ -108,7 +111,7 @@ def _one_target(target: NDArray, predicted: NDArray) -> Scores:
 
 def _mcc(labels: NDArray, predicted: NDArray) -> float:
     if len(np.unique(labels)) < 2 or len(np.unique(predicted)) < 2:
-        return 0.0  # scikit-learn's value too, but it warns of one class that is both
+        return 0.0  # scikit-learn returns the same, but warns if both are one class
     return float(matthews_corrcoef(labels, predicted))
 
 
@@ -117,6 +120,6 @@ def _area(labels: NDArray, scores: NDArray) -> float | None:
 
 
 def _f1(labels: NDArray, predicted: NDArray, average: str) -> float:
-    if labels.shape[1] == 1:  # scikit-learn takes a single column for classes 0 and 1
+    if labels.shape[1] == 1:  # scikit-learn reads a single column as classes 0 and 1
         return float(f1_score(labels[:, 0], predicted[:, 0], zero_division=0))
     return float(f1_score(labels, predicted, average=average, zero_division=0))

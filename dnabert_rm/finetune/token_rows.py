@@ -1,10 +1,13 @@
-"""Rows of tokens for Trainer: the windows of each sequence, its target, and batches of them."""
+"""Tokenized rows for Trainer: windows of each sequence, its target, batches, and the pooling of their logits.
+
+Shapes: B rows, V windows of at most W tokens, L labels, N bases of the longest row, P pairs of a logit and an output.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,54 +15,61 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dnabert_rm.finetune.task_heads import IGNORED
+from dnabert_rm.finetune.task_heads import IGNORE_INDEX
 from dnabert_rm.tokenizer import KmerTokenizer
 from dnabert_rm.tokenizer.windows import pad_rows, windows
 
 
+class BaseTokenPairs(NamedTuple):
+    """Which token of a window predicts which base: two arrays (P,), one pair per position."""
+
+    bases: NDArray
+    """Index of the base in the sequence."""
+    tokens: NDArray
+    """Index of the token in the window."""
+
+
 @dataclass(frozen=True)
-class Row:
-    """One sequence as the model gets it."""
+class TokenizedRow:
+    """One sequence as model input, and its target."""
 
     windows: list[NDArray]
-    """Tokens of each window, (T_i,) int32 with special tokens; mostly there is one window."""
-    bases: list[NDArray] | None
-    """For a class for each base: which base the pairs of `speakers` are about, of each window (P_i,)."""
-    tokens: list[NDArray] | None
-    """And which token of the window speaks in them, (P_i,)."""
+    """Token ids of each window, (T_i,) int32 with special tokens; most rows have one window."""
+    pairs: list[BaseTokenPairs] | None
+    """Pairs of each window, if each base has a target."""
     target: NDArray
 
 
 class TokenRows(Dataset):
-    """The rows of one table. One index past the end is a row that weighs nothing: it fills up a last batch."""
+    """The rows of one table, with a padding row at index `len(rows)`: it has no loss and completes a last batch."""
 
-    def __init__(self, rows: list[Row], num_long: int):
+    def __init__(self, rows: list[TokenizedRow], num_long: int):
         self.rows = rows
         self.num_long = num_long
-        """Rows with more tokens than the model takes at once."""
+        """Number of rows with more tokens than the maximum input length."""
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> Row:
+    def __getitem__(self, index: int) -> TokenizedRow:
         if index == len(self.rows):
             first = self.rows[0]
-            return Row(first.windows, first.bases, first.tokens, np.full_like(first.target, IGNORED))
+            return TokenizedRow(first.windows, first.pairs, np.full_like(first.target, IGNORE_INDEX))
         return self.rows[index]
 
     @property
     def targets(self) -> list[NDArray]:
-        """The target of each row."""
+        """Target of each row."""
         return [row.target for row in self.rows]
 
     @property
     def lengths(self) -> list[int]:
-        """Tokens of each row."""
+        """Number of tokens of each row, over all windows."""
         return [sum(map(len, row.windows)) for row in self.rows]
 
     @property
     def num_empty(self) -> int:
-        """Rows too short for a single k-mer."""
+        """Number of rows too short for a single k-mer."""
         return self.lengths.count(2)
 
 
@@ -72,95 +82,104 @@ def token_rows(
     long: str = "middle",
     per_base: bool = False,
 ) -> TokenRows:
-    """Tokens of each sequence between `[CLS]` and `[SEP]`.
+    """Tokenize sequences, with `[CLS]` and `[SEP]` around each window.
 
-    Of more than `max_tokens` the "middle" is kept, or `long` = "window" cuts them into windows that overlap. Where
-    targets are `per_base`, those of bases that no token speaks for become `IGNORED`.
+    Of a sequence with more than `max_tokens` tokens, `long` = "middle" keeps the middle and "window" makes
+    overlapping windows. If targets are `per_base`, those of bases that no token predicts become `IGNORE_INDEX`.
     """
-    room = max_tokens - 2
-    ids = tokenizer.kmer_ids(sequences)
+    max_kmers = max_tokens - 2
+    all_ids = tokenizer.kmer_ids(sequences)
     rows = []
-    for row, target in zip(ids, targets, strict=True):
-        pieces = [middle(len(row), room)] if long == "middle" else list(windows(len(row), room))
-        bases = tokens = None
+    for ids, target in zip(all_ids, targets, strict=True):
+        ranges = [middle(len(ids), max_kmers)] if long == "middle" else list(windows(len(ids), max_kmers))
+        pairs: list[BaseTokenPairs] | None = None
         if per_base:
-            pairs = [speakers(piece, len(row), len(target), tokenizer.k, tokenizer.step) for piece in pieces]
-            bases, tokens = [pair[0] for pair in pairs], [pair[1] + 1 for pair in pairs]  # 1 for [CLS]
-            seen = np.isin(np.arange(len(target)), np.concatenate(bases))
-            target = np.where(seen, target, IGNORED)
-        ends = [tokenizer.cls_token_id], [tokenizer.sep_token_id]
-        pieces_ids = [np.concatenate((ends[0], row[p.start : p.stop], ends[1]), dtype=np.int32) for p in pieces]
-        rows.append(Row(pieces_ids, bases, tokens, target))
-    return TokenRows(rows, num_long=sum(len(row) > room for row in ids))
+            pairs = [base_token_pairs(window, len(ids), len(target), tokenizer.k, tokenizer.step) for window in ranges]
+            pairs = [BaseTokenPairs(bases, tokens + 1) for bases, tokens in pairs]  # + 1 for [CLS]
+            is_predicted = np.isin(np.arange(len(target)), np.concatenate([pair.bases for pair in pairs]))
+            target = np.where(is_predicted, target, IGNORE_INDEX)
+        cls, sep = [tokenizer.cls_token_id], [tokenizer.sep_token_id]
+        window_ids = [np.concatenate((cls, ids[window.start : window.stop], sep), dtype=np.int32) for window in ranges]
+        rows.append(TokenizedRow(window_ids, pairs, target))
+    return TokenRows(rows, num_long=sum(len(ids) > max_kmers for ids in all_ids))
 
 
-def middle(num_tokens: int, room: int) -> range:
-    """The `room` tokens in the middle of a sequence; where they can't be centred, one more is cut on the right."""
-    start = max(0, num_tokens - room) // 2
-    return range(start, min(num_tokens, start + room))
+def middle(num_tokens: int, max_tokens: int) -> range:
+    """Return the middle `max_tokens` tokens of a sequence; an odd token is cut on the right."""
+    start = max(0, num_tokens - max_tokens) // 2
+    return range(start, min(num_tokens, start + max_tokens))
 
 
-def speakers(window: range, num_tokens: int, num_bases: int, k: int, step: int) -> tuple[NDArray, NDArray]:
-    """Which token speaks for which base: bases (P,) of the sequence and tokens (P,) of the window, pairs.
+def base_token_pairs(window: range, num_tokens: int, num_bases: int, k: int, step: int) -> BaseTokenPairs:
+    """Return which token of a window predicts which base.
 
-    A k-mer speaks for the k bases that it covers: overlapping ones (`step` 1) share each base, up to k of them. Of
-    non-overlapping ones (`step` k) the sequence's last speaks for the bases behind it too, fewer than k, which are in
-    no k-mer. `window` is a part of the sequence's `num_tokens` tokens.
+    A k-mer predicts the k bases that it covers. With overlapping k-mers (`step` 1) up to k tokens predict a base.
+    With non-overlapping ones (`step` k), the last token of the sequence also predicts the fewer than k bases after
+    it, which are in no k-mer. `window` is a range of the sequence's `num_tokens` tokens.
     """
     tokens = np.arange(window.start, window.stop)
     starts = tokens * step
     ends = np.where(tokens == num_tokens - 1, num_bases, starts + k)
     lengths = ends - starts
-    speaking = np.repeat(tokens - window.start, lengths)
     first_pair = np.cumsum(lengths) - lengths
-    return np.arange(len(speaking)) + np.repeat(starts - first_pair, lengths), speaking
+    bases = np.arange(lengths.sum()) + np.repeat(starts - first_pair, lengths)
+    return BaseTokenPairs(bases, np.repeat(tokens - window.start, lengths))
 
 
-def collate(rows: Sequence[Row]) -> dict[str, Tensor]:
-    """One batch of B rows with V windows of at most W tokens.
+def collate(rows: Sequence[TokenizedRow]) -> dict[str, Tensor]:
+    """Return one batch of B rows.
 
-    `labels` (B,), (B, L) or, padded with `IGNORED`, (B, bases); `input_ids` (V, W) and, where anything is padded,
-    `attention_mask` (without one attention runs its faster kernels); where the answers to a row are a mean of several
-    logits, `sources` (P,), positions among the flattened logits, and `answers` (P,), which answer each of them is for.
+    - `input_ids` (V, W).
+    - `attention_mask` (V, W), only if a window is padded: attention has faster kernels without a mask.
+    - `labels` (B,), (B, L), or (B, N) padded with `IGNORE_INDEX`.
+    - `logit_indices` (P,) and `output_indices` (P,), only if an output is a mean of logits: logit `logit_indices[i]`
+      of the flattened logits is averaged into output `output_indices[i]`.
     """
-    pieces = [piece for row in rows for piece in row.windows]
-    ids, mask = pad_rows(pieces, max(map(len, pieces)))
-    labels = _stacked([row.target for row in rows])
+    all_windows = [window for row in rows for window in row.windows]
+    ids, mask = pad_rows(all_windows, max(map(len, all_windows)))
+    labels = _pad_targets([row.target for row in rows])
     batch: dict[str, Any] = {"labels": labels, "input_ids": ids}
     if not mask.all():
         batch["attention_mask"] = mask
     row_of_window = np.repeat(np.arange(len(rows)), [len(row.windows) for row in rows])
-    if rows[0].tokens is not None:
-        tokens = [tokens for row in rows for tokens in row.tokens or ()]
-        bases = [bases for row in rows for bases in row.bases or ()]
-        batch["sources"] = np.concatenate([window * ids.shape[1] + one for window, one in enumerate(tokens)])
-        width = labels.shape[1]
-        batch["answers"] = np.concatenate([row * width + one for row, one in zip(row_of_window, bases, strict=True)])
-    elif len(pieces) > len(rows):
-        batch["sources"], batch["answers"] = np.arange(len(pieces)), row_of_window
+    if rows[0].pairs is not None:
+        window_width = ids.shape[1]
+        row_width = labels.shape[1]
+        pairs = [pair for row in rows for pair in row.pairs or ()]
+        batch["logit_indices"] = np.concatenate(
+            [window * window_width + pair.tokens for window, pair in enumerate(pairs)]
+        )
+        batch["output_indices"] = np.concatenate(
+            [row * row_width + pair.bases for row, pair in zip(row_of_window, pairs, strict=True)]
+        )
+    elif len(all_windows) > len(rows):
+        batch["logit_indices"] = np.arange(len(all_windows))
+        batch["output_indices"] = row_of_window
     return {name: torch.from_numpy(array) for name, array in batch.items()}
 
 
-def _stacked(targets: Sequence[NDArray]) -> NDArray:
-    """Targets as one array, filled up with `IGNORED` where they differ in length."""
+def _pad_targets(targets: Sequence[NDArray]) -> NDArray:
+    """Return the targets as one array, padded with `IGNORE_INDEX` if their lengths differ."""
     if targets[0].ndim == 0 or len({len(target) for target in targets}) == 1:
         return np.stack(targets)
-    stacked = np.full((len(targets), max(map(len, targets))), IGNORED, dtype=targets[0].dtype)
-    for row, target in zip(stacked, targets, strict=True):
+    padded = np.full((len(targets), max(map(len, targets))), IGNORE_INDEX, dtype=targets[0].dtype)
+    for row, target in zip(padded, targets, strict=True):
         row[: len(target)] = target
-    return stacked
+    return padded
 
 
-def answers_of(logits: Tensor, batch: dict[str, Tensor]) -> Tensor:
-    """The head's answers to a batch of `collate`: (B, L), or (B, bases, L); each a mean of logits.
+def pool_logits(logits: Tensor, batch: dict[str, Tensor]) -> Tensor:
+    """Return the outputs of a batch of `collate`, (B, L) or (B, N, L); each is a mean of logits.
 
-    `logits` are (V, L) of a sequence head or (V, W, L) of a token head. A base that no token speaks for gets zeros.
+    `logits` are (V, L) of a sequence head, or (V, W, L) of a token head. A base that no token predicts gets zeros.
     """
-    if "sources" not in batch:
+    if "logit_indices" not in batch:
         return logits
-    flat, answers, shape = logits.float().flatten(0, -2), batch["answers"], batch["labels"].shape
-    num_answers = shape.numel() if logits.dim() == 3 else shape[0]
-    sums = flat.new_zeros(num_answers, flat.shape[-1]).index_add(0, answers, flat[batch["sources"]])
-    counts = torch.bincount(answers, minlength=num_answers).clamp(min=1)
-    means = sums / counts[:, None]
-    return means.view(*shape, -1) if logits.dim() == 3 else means
+    flat_logits = logits.float().flatten(0, -2)
+    output_indices = batch["output_indices"]
+    output_shape = batch["labels"].shape if logits.dim() == 3 else batch["labels"].shape[:1]
+    num_outputs = output_shape.numel()
+    sums = flat_logits.new_zeros(num_outputs, flat_logits.shape[-1])
+    sums = sums.index_add(0, output_indices, flat_logits[batch["logit_indices"]])
+    counts = torch.bincount(output_indices, minlength=num_outputs).clamp(min=1)
+    return (sums / counts[:, None]).view(*output_shape, -1)

@@ -1,1 +1,1 @@
-"""Genome sequences: k-mers, FASTA, VCF, random access. Torch-free."""
+"""Genome sequences without torch: k-mers, FASTA, VCF, random access to contigs."""

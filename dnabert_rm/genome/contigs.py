@@ -1,4 +1,4 @@
-"""Contigs: the pieces of a scan joined into records, and their bases read back by coordinates."""
+"""Contigs of a scanned FASTA: join scanned pieces into records and read bases by coordinate."""
 
 from __future__ import annotations
 
@@ -12,12 +12,16 @@ from numpy.typing import NDArray
 from dnabert_rm.genome.fasta_scan import WHITESPACE, Piece, line_number
 from dnabert_rm.utils.errors import DataError
 
-_NOTHING = np.empty(0, np.uint8)
+_NO_LETTERS = np.empty(0, np.uint8)
 
 
 @dataclass(frozen=True)
 class Contig:
-    """One FASTA record: `gaps` (n, 2) stretches without A, C, G, T; `anchors` (m, 2) of byte and base."""
+    """One FASTA record.
+
+    `gaps` (n, 2) are the half-open ranges of bases without A, C, G, T. `anchors` (m, 2) are pairs of byte offset and
+    base.
+    """
 
     genome: str
     name: str
@@ -27,12 +31,12 @@ class Contig:
     anchors: NDArray[np.int64]
 
     def anchors_of(self, starts: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The last anchor at or before each of `starts` (n,), shape (n, 2)."""
+        """Return the last anchor at or before each of `starts` (n,), shape (n, 2)."""
         return self.anchors[np.searchsorted(self.anchors[:, 1], starts, "right") - 1]
 
 
 def join_pieces(genome: str, source: int, pieces: Iterable[Piece]) -> list[Contig]:
-    """Join the pieces of one file's ranges, in order, into contigs."""
+    """Join the pieces of one file, in file order, into contigs."""
     records: list[list[Piece]] = []
     for piece in pieces:
         if piece.name is None:
@@ -43,48 +47,54 @@ def join_pieces(genome: str, source: int, pieces: Iterable[Piece]) -> list[Conti
 
 
 def _join_record(genome: str, source: int, pieces: list[Piece]) -> Contig:
-    """One contig from its pieces: shift what each counted from its own start."""
+    """Join the pieces of one contig, shifting each piece's coordinates to the contig's start."""
     start = 0
-    gaps, anchors = [np.empty((0, 2), np.int64)], [np.empty((0, 2), np.int64)]
+    gaps = [np.empty((0, 2), np.int64)]
+    anchors = [np.empty((0, 2), np.int64)]
     for piece in pieces:
         gaps += [gap + start for gap in piece.gaps]
         anchors.append(np.array(piece.anchors, dtype=np.int64).reshape(-1, 2) + np.array([0, start]))
         start += piece.length
     assert pieces[0].name is not None
-    return Contig(genome, pieces[0].name, source, start, _merge_touching(np.concatenate(gaps)), np.concatenate(anchors))
+    return Contig(genome, pieces[0].name, source, start, _merge_adjacent(np.concatenate(gaps)), np.concatenate(anchors))
 
 
-def _merge_touching(gaps: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Join stretches that a block's end cut in two."""
-    apart = gaps[1:, 0] > gaps[:-1, 1]
-    starts = gaps[np.concatenate([[True], apart])[: len(gaps)], 0]
-    ends = gaps[np.concatenate([apart, [True]])[-len(gaps) :] if len(gaps) else slice(0), 1]
+def _merge_adjacent(gaps: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Merge gaps that a block's end cut in two."""
+    separate = gaps[1:, 0] > gaps[:-1, 1]
+    starts = gaps[np.concatenate([[True], separate])[: len(gaps)], 0]
+    ends = gaps[np.concatenate([separate, [True]])[-len(gaps) :] if len(gaps) else slice(0), 1]
     return np.stack([starts, ends], axis=1)
 
 
-def check_scan(shown: str, plain: str, pieces: list[Piece]) -> None:
-    """Raise `DataError` for a file of proteins, or one that names a record twice."""
+def check_scan(display_name: str, uncompressed: str, pieces: list[Piece]) -> None:
+    """Raise `DataError` for a file of proteins, or with a repeated record name.
+
+    Args:
+        display_name: The file's name in messages.
+        uncompressed: Path of the scanned file.
+    """
     letters = sum(piece.length for piece in pieces)
     if 2 * sum(piece.other_letters for piece in pieces) > letters:
         raise DataError(
-            f"{shown}: more than half of its letters are none of A, C, G, T, U, N; DNA is expected, not protein"
+            f"{display_name}: more than half of its letters are none of A, C, G, T, U, N; DNA is expected, not protein"
         )
     seen: set[str] = set()
     for piece in pieces:
         if piece.name is None:
             continue
         if piece.name in seen:
-            with open(plain, "rb") as stream:
+            with open(uncompressed, "rb") as stream:
                 line = line_number(stream, piece.offset)
-            raise DataError(f"{shown}, line {line}: a second record is named {piece.name!r}; rename one")
+            raise DataError(f"{display_name}, line {line}: a second record is named {piece.name!r}; rename one")
         seen.add(piece.name)
 
 
 def pure_codes(letters: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Base codes of letters that are all A, C, G, T or U in either case, U as T; shape (N,) → (N,).
+    """Return the base codes of letters that are all A, C, G, T or U in either case, with U as T; (N,) → (N,).
 
-    In ASCII bit 1 of these letters is the upper bit of their code, and bit 2 the lower one, which
-    is several times quicker than looking them up.
+    In ASCII, bit 1 of these letters is the upper bit of their code, and bit 2 the lower one. Computing the code from
+    them is several times faster than a table look-up.
     """
     codes = letters >> np.uint8(2)
     codes &= np.uint8(1)
@@ -93,7 +103,7 @@ def pure_codes(letters: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def without_whitespace(raw: bytes) -> bytes:
-    """`raw` without line ends and blanks."""
+    """Return `raw` without line ends and blanks."""
     for i in range(len(WHITESPACE)):
         if (blank := WHITESPACE[i : i + 1]) in raw:
             raw = raw.replace(blank, b"")
@@ -101,14 +111,16 @@ def without_whitespace(raw: bytes) -> bytes:
 
 
 class RegionReader:
-    """The letters of stretches of contigs, fastest where the next stretch continues the last one.
+    """Reader of regions of an uncompressed FASTA; fastest if each region continues the last one.
 
-    Args: `path` an uncompressed FASTA, `shown` its name in messages.
+    Args:
+        path: The uncompressed FASTA.
+        display_name: Its name in messages.
     """
 
-    def __init__(self, path: str, shown: str) -> None:
+    def __init__(self, path: str, display_name: str) -> None:
         self._stream: BinaryIO = open(path, "rb", buffering=0)  # noqa: SIM115 (closed in close)
-        self._shown = shown
+        self._display_name = display_name
         self._contig = -1
         self._start = 0
         self._letters = b""
@@ -118,27 +130,36 @@ class RegionReader:
         self._stream.close()
 
     def read(self, contig: int, start: int, end: int, anchor: tuple[int, int]) -> NDArray[np.uint8]:
-        """Letters start … end - 1 as they stand in the file, shape (end - start,) uint8.
+        """Return letters start … end - 1 in the file's case, shape (end - start,) uint8.
 
-        `contig` is a number that tells the file's contigs apart, `anchor` a (byte, base) of it at or before `start`.
+        Args:
+            contig: Any number that identifies the contig within the file.
+            anchor: A pair (byte offset, base) of the contig, at or before `start`.
+
+        Raises `DataError` if the file ends before `end`.
         """
         if contig != self._contig or not self._start <= start <= self._start + len(self._letters):
             self._stream.seek(anchor[0])
-            self._contig, self._start, self._letters = contig, anchor[1], b""
+            self._contig = contig
+            self._start = anchor[1]
+            self._letters = b""
         while (missing := end - self._start - len(self._letters)) > 0:
-            # A little more than the bases, for the line ends.
+            # A little more than the bases, to allow for line ends.
             raw = self._stream.read(missing + missing // 16 + 256)
             if not raw:
-                raise DataError(f"{self._shown}: became shorter while it was read; start again when it is complete")
-            # What lies before the stretch is let go, so that memory stays at one stretch.
+                raise DataError(f"{self._display_name}: became shorter while it was read; rerun once it is complete")
+            # Letters before the region are dropped, so that memory holds about one region.
             letters = self._letters + without_whitespace(raw)
             passed = min(len(letters), max(0, start - self._start))
-            self._start, self._letters = self._start + passed, letters[passed:]
-        return np.frombuffer(self._letters, np.uint8, end - start, start - self._start) if end > start else _NOTHING
+            self._start += passed
+            self._letters = letters[passed:]
+        if end <= start:
+            return _NO_LETTERS
+        return np.frombuffer(self._letters, np.uint8, end - start, start - self._start)
 
 
 class RegionReaders:
-    """The `RegionReader` of whichever file is asked for, one open at a time; closes the last when it is left."""
+    """Context manager that opens a `RegionReader` on demand and keeps one file open at a time."""
 
     def __init__(self) -> None:
         self._path = ""
@@ -151,9 +172,10 @@ class RegionReaders:
         if self._reader is not None:
             self._reader.close()
 
-    def of(self, path: str, shown: str) -> RegionReader:
-        """The reader of `path`, named `shown` in messages."""
+    def of(self, path: str, display_name: str) -> RegionReader:
+        """Return the reader of `path`, which messages call `display_name`."""
         if self._reader is None or path != self._path:
             self.__exit__()
-            self._path, self._reader = path, RegionReader(path, shown)
+            self._path = path
+            self._reader = RegionReader(path, display_name)
         return self._reader

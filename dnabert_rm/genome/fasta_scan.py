@@ -1,14 +1,14 @@
-"""Where the bases of a FASTA are: one parallel pass that finds records, gaps and byte offsets.
+"""Scan of a FASTA: one parallel pass that finds records, gaps and byte offsets.
 
-A file is scanned in ranges of bytes, each on its own, and the ranges' pieces are joined. What
-comes out is small (names, lengths, stretches that are not A, C, G, T, and an anchor every
-quarter of a megabyte), so that any stretch of any contig can be read later without an index
-file, whatever the line lengths. Offsets are in bytes of the uncompressed file, the rest in bases.
+Byte ranges of a file are scanned independently, and the pieces of all ranges are joined. The result is small: names,
+lengths, gaps (ranges without A, C, G, T), and an anchor every quarter of a megabyte. With the anchors any region of
+any contig can be read later without an index file, even if line lengths vary.
+
+Offsets are in bytes of the uncompressed file; all other coordinates are in bases.
 """
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import BinaryIO
@@ -20,19 +20,24 @@ from dnabert_rm.genome.kmer import AMBIGUOUS, base_codes
 from dnabert_rm.utils.errors import DataError
 
 BLOCK_BYTES = 1 << 18
-"""Read at a time: block and base codes stay in a core's cache."""
+"""Bytes per read, so that a block and its base codes fit in a core's cache."""
 RANGE_BYTES = 1 << 25
-"""One task of the scan."""
+"""Bytes per task of the scan."""
 MAX_HEADER_BYTES = 1 << 16
 WHITESPACE = b" \t\r\n"
 _BASES_AND_WHITESPACE = (b"ACGTacgt" + WHITESPACE, b"ACGTUacgtu" + WHITESPACE)
-_OTHER_LETTER, _URACIL, _ILLEGAL = 5, 6, 7
+_OTHER_LETTER = 5
+_URACIL = 6
+_ILLEGAL = 7
 _BOM = b"\xef\xbb\xbf"
 
 
 @lru_cache
 def scan_table(rna: bool) -> bytes:
-    """Byte → base code 0 … 3, N or gap 4, other letter 5, U that is not read as T 6, illegal 7."""
+    """Return a translation table from bytes to codes.
+
+    Base codes are 0 … 3. N or a gap is 4, another letter 5, U that is not read as T 6, and an illegal byte 7.
+    """
     table = np.full(256, _ILLEGAL, dtype=np.uint8)
     letters = np.array([byte for byte in range(128) if chr(byte).isalpha()])
     table[letters] = _OTHER_LETTER
@@ -46,10 +51,10 @@ def scan_table(rna: bool) -> bytes:
 
 @dataclass
 class Piece:
-    """A record, or the part of one that lies in the scanned range.
+    """A record, or the part of it inside the scanned byte range.
 
-    `name` is None where the record began before the range. `gaps` (n, 2) are stretches without
-    A, C, G, T and `anchors` (m, 2) pairs of byte offset and base, both counted from the piece's start.
+    `name` is None if the record began before the range. `gaps` are arrays (n, 2) of half-open ranges without A, C, G,
+    T. `anchors` are pairs of byte offset and base. Bases are counted from the piece's start.
     """
 
     name: str | None
@@ -61,10 +66,10 @@ class Piece:
     anchors: list[tuple[int, int]] = field(default_factory=list)
 
     def add(self, raw: bytes, offset: int, rna: bool) -> None:
-        """Count the sequence bytes `raw`, which lie at `offset`; ValueError where one is no letter."""
+        """Add the sequence bytes `raw`, which start at byte `offset`; raise ValueError for an illegal byte."""
         self.anchors.append((offset, self.length))
         if not raw.translate(None, _BASES_AND_WHITESPACE[rna]):
-            # Nearly every block; a third of the time of the general way. Letters lie above all whitespace.
+            # Nearly every block. Takes a third of the time of the general case. All letters are above whitespace.
             self.length += int(np.count_nonzero(np.frombuffer(raw, np.uint8) > max(WHITESPACE)))
             return
         codes = np.frombuffer(raw.translate(scan_table(rna), WHITESPACE), dtype=np.uint8)
@@ -80,35 +85,41 @@ class Piece:
 
 
 def true_runs(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Half-open stretches where `mask` (N,) is true, shape (runs, 2)."""
+    """Return the half-open ranges where `mask` (N,) is true, shape (runs, 2)."""
     edges = np.flatnonzero(mask[1:] != mask[:-1]) + 1
     ends = [np.zeros(int(mask[0]), dtype=np.int64), edges, np.full(int(mask[-1]), len(mask))]
     return np.concatenate(ends).reshape(-1, 2).astype(np.int64)
 
 
-def scan_range(path: str, shown: str, start: int, stop: int, rna: bool) -> list[Piece]:
-    """Scan the bytes start … stop - 1 of an uncompressed FASTA; a header belongs to where it begins.
+def scan_range(path: str, display_name: str, start: int, stop: int, rna: bool) -> list[Piece]:
+    """Scan bytes start … stop - 1 of an uncompressed FASTA; a header belongs to the range in which it begins.
 
-    `shown` names the file in messages. Raises `DataError` with the line of whatever is not FASTA.
+    `display_name` is the file's name in messages. Raises `DataError` with the line number where the file is not FASTA.
     """
     pieces: list[Piece] = []
     with open(path, "rb") as stream:
-        position, at_line_start = _entry(stream, shown, start)
+        position, at_line_start = _find_start(stream, display_name, start)
         if start > 0 and position < stop:
             pieces.append(Piece(None, position))
         while position < stop:
             stream.seek(position)
             block = stream.read(min(BLOCK_BYTES, stop - position))
             if not block:
-                raise DataError(f"{shown}: became shorter while it was read; start again when it is complete")
-            position, at_line_start = _scan_block(stream, shown, block, position, at_line_start, pieces, rna)
+                raise DataError(f"{display_name}: became shorter while it was read; rerun once it is complete")
+            position, at_line_start = _scan_block(stream, display_name, block, position, at_line_start, pieces, rna)
     return pieces
 
 
 def _scan_block(
-    stream: BinaryIO, shown: str, block: bytes, position: int, at_line_start: bool, pieces: list[Piece], rna: bool
+    stream: BinaryIO,
+    display_name: str,
+    block: bytes,
+    position: int,
+    at_line_start: bool,
+    pieces: list[Piece],
+    rna: bool,
 ) -> tuple[int, bool]:
-    """Scan one block; returns where the next begins, and whether that is at the start of a line."""
+    """Scan one block; return the offset of the next, and whether it starts a line."""
     cursor = 0
     header = 0 if at_line_start and block.startswith(b">") else _next_header(block, 1)
     while True:
@@ -116,13 +127,13 @@ def _scan_block(
             try:
                 pieces[-1].add(block[cursor:header], position + cursor, rna)
             except ValueError:
-                _refuse_letter(stream, shown, block[cursor:header], position + cursor)
+                _raise_illegal_letter(stream, display_name, block[cursor:header], position + cursor)
         if header == len(block):
             return position + header, block.endswith(b"\n")
         stream.seek(position + header)
         end = block.find(b"\n", header) + 1
         line = block[header:end] if end else stream.readline(MAX_HEADER_BYTES + 1)
-        pieces.append(Piece(_record_name(stream, shown, line, position + header), position + header))
+        pieces.append(Piece(_record_name(stream, display_name, line, position + header), position + header))
         if not end:
             return position + header + len(line), True
         cursor = end
@@ -130,55 +141,55 @@ def _scan_block(
 
 
 def _next_header(block: bytes, start: int) -> int:
-    """Where, from `start` (not 0) on, a line of the block begins with `>`; its length where none does."""
-    at = block.find(b">", start)
-    while at > 0 and block[at - 1 : at] != b"\n":
-        at = block.find(b">", at + 1)
-    return at if at > 0 else len(block)
+    """Return the offset of the next header at or after `start` (> 0), or the block's length if there is none."""
+    offset = block.find(b">", start)
+    while offset > 0 and block[offset - 1 : offset] != b"\n":
+        offset = block.find(b">", offset + 1)
+    return offset if offset > 0 else len(block)
 
 
-def _entry(stream: BinaryIO, shown: str, start: int) -> tuple[int, bool]:
-    """The first byte at or after `start` that no earlier range takes, and whether a line starts there."""
+def _find_start(stream: BinaryIO, display_name: str, start: int) -> tuple[int, bool]:
+    """Return the first byte at or after `start` that belongs to this range, and whether it starts a line."""
     if start == 0:
-        return first_header(stream.read(BLOCK_BYTES), shown), True
+        return first_header(stream.read(BLOCK_BYTES), display_name), True
     begin = max(0, start - MAX_HEADER_BYTES)
     stream.seek(begin)
     before = stream.read(start - begin)
     line = before[before.rfind(b"\n") + 1 :].removeprefix(_BOM)
     if line.startswith(b">"):
-        # Inside a header, which belongs to the range before.
+        # `start` is inside a header, which belongs to the previous range.
         return start + len(stream.readline(MAX_HEADER_BYTES)), True
     return start, not line
 
 
-def first_header(head: bytes, shown: str) -> int:
-    """Offset of the first `>` in a file's first bytes; blank lines and a byte order mark may stand before it.
+def first_header(head: bytes, display_name: str) -> int:
+    """Return the offset of the first header in `head`, the first bytes of a file.
 
-    Raises `DataError` where the file does not begin as FASTA does; `shown` names it.
+    Blank lines and a byte order mark may precede it. Raises `DataError` if anything else does.
     """
     body = head.removeprefix(_BOM).lstrip(WHITESPACE)
     if not body:
-        what = "is empty" if not head else "holds no record"
-        raise DataError(f"{shown}: {what}; a FASTA file with lines '>name' and sequence is expected")
+        problem = "is empty" if not head else "holds no record"
+        raise DataError(f"{display_name}: {problem}; a FASTA file with lines '>name' and sequence is expected")
     if body.startswith(b">"):
         return len(head) - len(body)
     line = 1 + head[: len(head) - len(body)].count(b"\n")
     if body.startswith(b"@"):
-        raise DataError(f"{shown}, line {line}: starts with '@' like FASTQ; convert it to FASTA first")
-    shown_start = body[:20].split(b"\n")[0].decode("ascii", "backslashreplace")
-    raise DataError(f"{shown}, line {line}: not FASTA: '>name' expected, but it starts with {shown_start!r}")
+        raise DataError(f"{display_name}, line {line}: starts with '@' like FASTQ; convert it to FASTA first")
+    first_bytes = body[:20].split(b"\n")[0].decode("ascii", "backslashreplace")
+    raise DataError(f"{display_name}, line {line}: not FASTA: '>name' expected, but it starts with {first_bytes!r}")
 
 
-def _record_name(stream: BinaryIO, shown: str, line: bytes, offset: int) -> str:
-    """The name in a header line; `DataError` where there is none that can serve as a name."""
+def _record_name(stream: BinaryIO, display_name: str, line: bytes, offset: int) -> str:
+    """Return the record name in a header line; raise `DataError` if it has no valid name."""
     try:
         return header_name(line)
-    except ValueError as fault:
-        raise DataError(f"{shown}, line {line_number(stream, offset)}: {fault}") from None
+    except ValueError as error:
+        raise DataError(f"{display_name}, line {line_number(stream, offset)}: {error}") from None
 
 
 def header_name(line: bytes) -> str:
-    """The first word of a header line; ValueError says what is wrong with the line."""
+    """Return the first word of a header line; raise ValueError with the reason if the line is not valid."""
     if len(line) > MAX_HEADER_BYTES:
         raise ValueError(f"a header of more than {MAX_HEADER_BYTES} bytes; shorten it")
     if b"\r" in line.rstrip(b"\r\n"):
@@ -189,29 +200,26 @@ def header_name(line: bytes) -> str:
     return name
 
 
-def _refuse_letter(stream: BinaryIO, shown: str, raw: bytes, offset: int) -> None:
-    """Raise the `DataError` for the first byte in `raw` that can't stand in a sequence."""
-    at = next(i for i, byte in enumerate(raw) if scan_table(False)[byte] == _ILLEGAL and byte not in WHITESPACE)
-    byte = chr(raw[at]) if 32 < raw[at] < 127 else f"\\x{raw[at]:02x}"
-    line = line_number(stream, offset + at)
-    raise DataError(f"{shown}, line {line}: '{byte}' is no letter of a sequence; is this a FASTA of DNA?")
+def _raise_illegal_letter(stream: BinaryIO, display_name: str, raw: bytes, offset: int) -> None:
+    """Raise `DataError` for the first byte in `raw` that is illegal in a sequence."""
+    index = next(i for i, byte in enumerate(raw) if scan_table(False)[byte] == _ILLEGAL and byte not in WHITESPACE)
+    byte = raw[index]
+    letter = chr(byte) if 32 < byte < 127 else f"\\x{byte:02x}"
+    line = line_number(stream, offset + index)
+    raise DataError(f"{display_name}, line {line}: '{letter}' is no letter of a sequence; is this a FASTA of DNA?")
 
 
 def line_number(stream: BinaryIO, offset: int) -> int:
-    """The 1-based line that holds the byte at `offset`."""
+    """Return the 1-based number of the line that contains the byte at `offset`."""
     stream.seek(0)
-    line, left = 1, offset
-    while left > 0 and (block := stream.read(min(1 << 20, left))):
+    line = 1
+    remaining = offset
+    while remaining > 0 and (block := stream.read(min(1 << 20, remaining))):
         line += block.count(b"\n")
-        left -= len(block)
+        remaining -= len(block)
     return line
 
 
 def scan_ranges(size: int, range_bytes: int = RANGE_BYTES) -> list[tuple[int, int]]:
-    """Cut a file of `size` bytes into the ranges of `scan_range`."""
+    """Split a file of `size` bytes into ranges for `scan_range`."""
     return [(start, min(size, start + range_bytes)) for start in range(0, max(1, size), range_bytes)]
-
-
-def file_size(path: str) -> int:
-    """Bytes of a file."""
-    return os.stat(path).st_size

@@ -1,4 +1,4 @@
-"""Sequence files as streams: plain, gzip or standard input, one record after another, in bounded memory."""
+"""Streams of sequence records from plain files, gzip files or standard input, in bounded memory."""
 
 from __future__ import annotations
 
@@ -19,29 +19,33 @@ from dnabert_rm.utils.files import check_readable_file
 
 STANDARD_INPUT = "-"
 NUCLEOTIDES = b"ACGTRYSWKMBDHVNacgtryswkmbdhvn"
-"""IUPAC's codes of DNA. U is left out: RNA read as unknown tokens would tell a model nothing."""
-_LETTERS = NUCLEOTIDES + b"Xx-.*"
+"""IUPAC's codes of DNA. U is excluded: RNA would become unknown tokens, from which a model learns nothing."""
+_SEQUENCE_LETTERS = NUCLEOTIDES + b"Xx-.*"
 _GZIP_MAGIC = b"\x1f\x8b"
 
 
 class Input:
-    """A file, or standard input for "-", gzip or not, read once from its start.
+    """A file, or standard input for "-", plain or gzip, that is read once from its start.
 
-    `position` and `size` are in bytes as the file lies there; `size` is None where it can't be known.
+    `position` and `size` are in bytes of the (compressed) file. `size` is None if it is unknown.
+
+    Args:
+        content: Expected content, for messages.
+
+    Raises `DataError` if the file can't be opened.
     """
 
-    def __init__(self, path: str | os.PathLike[str], what: str):
-        """`what` says in messages what the file should hold; `DataError` where it can't be opened."""
-        self.shown = "standard input" if os.fspath(path) == STANDARD_INPUT else str(path)
+    def __init__(self, path: str | os.PathLike[str], content: str):
+        self.display_name = "standard input" if os.fspath(path) == STANDARD_INPUT else str(path)
         if os.fspath(path) == STANDARD_INPUT:
             self._raw: Any = sys.stdin.buffer
         else:
-            check_readable_file(path, what)
+            check_readable_file(path, content)
             self._raw = open(path, "rb", buffering=BLOCK_BYTES)  # noqa: SIM115 (closed in __exit__)
         self.size = os.stat(path).st_size if os.path.isfile(path) else None
-        self.is_packed = self._raw.peek(2)[:2] == _GZIP_MAGIC
-        unpacked = gzip.GzipFile(fileobj=self._raw) if self.is_packed else None
-        self._stream = io.BufferedReader(unpacked, BLOCK_BYTES) if unpacked else self._raw
+        self.is_compressed = self._raw.peek(2)[:2] == _GZIP_MAGIC
+        decompressed = gzip.GzipFile(fileobj=self._raw) if self.is_compressed else None
+        self._stream = io.BufferedReader(decompressed, BLOCK_BYTES) if decompressed else self._raw
 
     def __enter__(self) -> Input:
         return self
@@ -52,85 +56,103 @@ class Input:
 
     @property
     def position(self) -> int:
-        """Bytes read so far, of the compressed file where it is compressed; 0 where that can't be known."""
+        """Bytes of the (compressed) file read so far; 0 if unknown."""
         with contextlib.suppress(OSError):
             return self._raw.tell() if self.size is not None else 0
         return 0
 
     def lines(self) -> Iterator[bytes]:
-        """Lines with their ends; one longer than `BLOCK_BYTES` comes in parts. `DataError` for damaged gzip data."""
+        """Yield lines with their ends; lines longer than `BLOCK_BYTES` come in parts.
+
+        Raises `DataError` if the gzip data are damaged.
+        """
         try:
             while line := self._stream.readline(BLOCK_BYTES):
                 yield line
         except (gzip.BadGzipFile, EOFError, zlib.error):
             raise DataError(
-                f"{self.shown}: the gzip data are damaged or end too early; copy or download the file again"
+                f"{self.display_name}: the gzip data are damaged or end too early; copy or download the file again"
             ) from None
 
 
-def fasta_records(lines: Iterable[bytes], shown: str, first_line: int = 1) -> Iterator[tuple[str, Iterator[bytes]]]:
-    """The name of each record and its letters in blocks of at most about `BLOCK_BYTES`, as they stand in the file.
+def fasta_records(
+    lines: Iterable[bytes], display_name: str, first_line: int = 1
+) -> Iterator[tuple[str, Iterator[bytes]]]:
+    """Yield each record's name and an iterator of its letters, in blocks of about `BLOCK_BYTES` in the file's case.
 
-    A record's blocks must be used before the next record is asked for. `DataError` names the line of what is not
-    FASTA of DNA; the first of `lines` is number `first_line` and must be a header.
+    A record's blocks must be read before the next record is requested.
+
+    Args:
+        lines: Lines of the file; the first one must be a header.
+        display_name: The file's name in messages.
+        first_line: Number of the first line.
+
+    Raises `DataError` with the line number where the file is not FASTA of DNA.
     """
-    reader = _Reader(lines, shown, first_line)
+    reader = _RecordReader(lines, display_name, first_line)
     while reader.header is not None:
         name = reader.take_name()
         blocks = reader.blocks()
         yield name, blocks
-        for _ in blocks:  # what the user has not read
+        for _ in blocks:  # skip what the caller has not read
             pass
 
 
-class _Reader:
-    """Lines of a FASTA file, counted; stops at headers."""
+class _RecordReader:
+    """Reader of FASTA lines that stops at each header and counts lines."""
 
-    def __init__(self, lines: Iterable[bytes], shown: str, first_line: int):
-        self._lines, self._shown, self._line = iter(lines), shown, first_line
+    def __init__(self, lines: Iterable[bytes], display_name: str, first_line: int):
+        self._lines = iter(lines)
+        self._display_name = display_name
+        self._line = first_line
         self.header: bytes | None = next(self._lines, None)
 
     def take_name(self) -> str:
         assert self.header is not None
         try:
             name = header_name(self.header)
-        except ValueError as fault:
-            raise DataError(f"{self._shown}, line {self._line}: {fault}") from None
-        self._line, self.header = self._line + 1, None
+        except ValueError as error:
+            raise DataError(f"{self._display_name}, line {self._line}: {error}") from None
+        self._line += 1
+        self.header = None
         return name
 
     def blocks(self) -> Iterator[bytes]:
-        """Letters up to the next header, which is kept."""
-        held: list[bytes] = []
-        size, at_line_start = 0, True
+        """Yield letters up to the next header, which is stored in `header`."""
+        block: list[bytes] = []
+        size = 0
+        at_line_start = True
         for line in self._lines:
             if at_line_start and line.startswith(b">"):
                 self.header = line
                 break
-            held.append(line)
-            size, at_line_start = size + len(line), line.endswith(b"\n")
+            block.append(line)
+            size += len(line)
+            at_line_start = line.endswith(b"\n")
             if size >= BLOCK_BYTES:
-                yield self._letters(held)
-                held, size = [], 0
-        if held:
-            yield self._letters(held)
+                yield self._letters(block)
+                block = []
+                size = 0
+        if block:
+            yield self._letters(block)
 
     def _letters(self, lines: list[bytes]) -> bytes:
         letters = without_whitespace(b"".join(lines))
-        if letters.translate(None, _LETTERS):
-            self._refuse(lines)
+        if letters.translate(None, _SEQUENCE_LETTERS):
+            self._raise_illegal_letter(lines)
         self._line += sum(line.endswith(b"\n") for line in lines)
         return letters
 
-    def _refuse(self, lines: list[bytes]) -> None:
-        ends = itertools.accumulate((line.endswith(b"\n") for line in lines), initial=self._line)
-        for number, line in zip(ends, lines, strict=False):
-            if wrong := without_whitespace(line).translate(None, _LETTERS):
-                raise DataError(f"{self._shown}, line {number}: {letter_fault(wrong[0])}")
+    def _raise_illegal_letter(self, lines: list[bytes]) -> None:
+        numbers = itertools.accumulate((line.endswith(b"\n") for line in lines), initial=self._line)
+        for number, line in zip(numbers, lines, strict=False):
+            if illegal := without_whitespace(line).translate(None, _SEQUENCE_LETTERS):
+                raise DataError(f"{self._display_name}, line {number}: {letter_fault(illegal[0])}")
 
 
 def letter_fault(byte: int) -> str:
-    """What is wrong with a letter that is no nucleotide's."""
+    """Return the message for a letter that is not a nucleotide."""
     letter = chr(byte) if 32 < byte < 127 else f"\\x{byte:02x}"
-    mend = "write T for U" if letter in "Uu" else "A, C, G, T and IUPAC's codes for ambiguous bases are known"
-    return f"{letter!r} is not a nucleotide; {mend}"
+    if letter in "Uu":
+        return f"{letter!r} is not a nucleotide; write T for U"
+    return f"{letter!r} is not a nucleotide; use A, C, G, T or IUPAC codes for ambiguous bases"

@@ -1,4 +1,4 @@
-"""Any stretch of any contig of a FASTA file, in memory of a few blocks."""
+"""Random access to the contigs of a FASTA file, with memory for a few blocks."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from dnabert_rm.genome.fasta_stream import Input
 
 
 class Genome:
-    """Contigs by name. A gzip file is decompressed into a temporary one, since gzip can't be read from its middle.
+    """Contigs of a FASTA file by name and coordinates.
 
-    `DataError` for what is not FASTA, or names a contig twice.
+    A gzip file is decompressed to a temporary file, since gzip has no random access. No index file is needed or
+    written. Raises `DataError` if the file is not FASTA or repeats a contig name.
     """
 
     def __init__(self, path: str):
-        self.shown = path
-        self._unpacked = _unpacked(path)
-        plain = self._unpacked.name if self._unpacked else path
+        self.display_name = path
+        self._decompressed = _decompress(path)
+        plain = self._decompressed.name if self._decompressed else path
         with open(plain, "rb") as stream:
             size = stream.seek(0, 2)
         pieces = scan_range(plain, path, 0, size, rna=False)
@@ -32,30 +33,30 @@ class Genome:
 
     def __exit__(self, *_: object) -> None:
         self._reader.close()
-        if self._unpacked:
-            self._unpacked.close()
+        if self._decompressed:
+            self._decompressed.close()
 
     @property
     def names(self) -> list[str]:
-        """The contigs' names."""
+        """Names of the contigs, in file order."""
         return list(self._numbers)
 
     def length(self, name: str) -> int | None:
-        """Bases of a contig; None where there is none of this name."""
+        """Return a contig's length in bases, or None if there is no such contig."""
         number = self._numbers.get(name)
         return None if number is None else self._contigs[number].length
 
     def fetch(self, name: str, start: int, end: int) -> bytes:
-        """Bases start … end - 1 of a contig, upper case; quickest where calls go through a contig in order."""
+        """Return bases start … end - 1 of a contig in upper case; fastest if calls go through a contig in order."""
         contig = self._contigs[self._numbers[name]]
-        at = contig.anchors[max(0, int(contig.anchors[:, 1].searchsorted(start, "right")) - 1)].tolist()
-        return self._reader.read(self._numbers[name], start, end, (at[0], at[1])).tobytes().upper()
+        anchor = contig.anchors[max(0, int(contig.anchors[:, 1].searchsorted(start, "right")) - 1)].tolist()
+        return self._reader.read(self._numbers[name], start, end, (anchor[0], anchor[1])).tobytes().upper()
 
 
-def _unpacked(path: str) -> tempfile._TemporaryFileWrapper | None:
-    """The decompressed bytes of a gzip file, gone when closed; None where `path` is not compressed."""
+def _decompress(path: str) -> tempfile._TemporaryFileWrapper | None:
+    """Return a temporary file with the content of a gzip file, deleted on close; None if `path` is uncompressed."""
     with Input(path, "a FASTA file") as source:
-        if not source.is_packed:
+        if not source.is_compressed:
             return None
         plain = tempfile.NamedTemporaryFile(suffix=".fa")  # noqa: SIM115 (closed in __exit__)
         plain.writelines(source.lines())

@@ -1,6 +1,6 @@
-"""Variants from a VCF, checked against the genome, each with the sequence around it.
+"""Read variants from a VCF, check them against the genome, and fetch the sequence around each.
 
-Positions are 0-based but in the VCF itself and in the output, where they count from 1 as VCF has it.
+Positions are 0-based, except in the VCF and in messages, where they are 1-based.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ BAD_ROWS = ("fail", "drop")
 
 @dataclass(frozen=True)
 class Allele:
-    """One REF and one ALT of a VCF's line; `reason` why it gets no score, empty where it gets one."""
+    """One REF and one ALT of a VCF line; `reason` says why it gets no score and is empty otherwise."""
 
     contig: str
     position: int
@@ -31,51 +31,53 @@ class Allele:
 
 @dataclass(frozen=True)
 class Site:
-    """The alleles of one line of a VCF, and the bases around; `sequence` is empty where none of them gets a score."""
+    """The alleles of one VCF line and the sequence around them, which is empty if none of them gets a score."""
 
     alleles: list[Allele]
     sequence: bytes = b""
     target: int = 0
-    """Where in `sequence` the variant is."""
+    """Index of the variant in `sequence`."""
 
 
 @dataclass
 class VariantReader:
-    """Reads a VCF; rows that contradict the genome end it, or with `drop` are left out and counted."""
+    """Reader of a VCF; rows that contradict the genome raise an error, or are skipped and counted if `drop` is set."""
 
     source: Input
     genome: Genome
     radius: int
-    """Bases on each side of a variant, fewer at a contig's ends."""
+    """Bases on each side of a variant; fewer at a contig's ends."""
     min_bases: int
-    """A shorter contig has no token."""
+    """Contigs shorter than this have no token."""
     drop: bool
     dropped: Counter[str] = field(default_factory=Counter)
 
     def sites(self) -> Iterator[Site]:
-        """The lines of the VCF in order; `DataError` names the line of a bad row."""
+        """Yield the lines of the VCF in order; raise `DataError` with the line number of a bad row."""
         for number, line in enumerate(self.source.lines(), 1):
             if number == 1 and line.startswith(b"BCF"):
-                raise DataError(f"{self.source.shown}: is BCF; write it as VCF first (bcftools view)")
+                raise DataError(f"{self.source.display_name}: is BCF; convert it to VCF first (bcftools view)")
             text = line.decode("utf-8", "backslashreplace").rstrip("\r\n")
             if not text or text.startswith("#"):
                 continue
             try:
                 yield self._site(text.split("\t"))
-            except _BadRow as bad:
+            except _BadRow as error:
                 if not self.drop:
                     raise DataError(
-                        f"{self.source.shown}, line {number}: {bad}; mend the row, or leave such rows out with"
+                        f"{self.source.display_name}, line {number}: {error}; fix the row, or skip such rows with"
                         " --bad-rows drop"
                     ) from None
-                self.dropped[bad.kind] += 1
+                self.dropped[error.kind] += 1
 
     def _site(self, fields: list[str]) -> Site:
-        """One line's alleles and sequence."""
+        """Return the alleles and sequence of one line."""
         if len(fields) < 5 or not fields[1].isdecimal():
             raise _BadRow("not a row of a VCF", "CHROM, POS, ID, REF, ALT expected, with tabs between")
-        contig, position, ref = fields[0], int(fields[1]) - 1, fields[3].upper()
-        self._check_place(contig, position, ref)
+        contig = fields[0]
+        position = int(fields[1]) - 1
+        ref = fields[3].upper()
+        self._check_reference(contig, position, ref)
         alleles = [
             Allele(contig, position, fields[2], fields[3], alt, self._reason(contig, ref, alt.upper()))
             for alt in fields[4].split(",")
@@ -86,25 +88,27 @@ class VariantReader:
         end = min(self.genome.length(contig) or 0, position + self.radius + 1)
         return Site(alleles, self.genome.fetch(contig, start, end), position - start)
 
-    def _check_place(self, contig: str, position: int, ref: str) -> None:
+    def _check_reference(self, contig: str, position: int, ref: str) -> None:
         length = self.genome.length(contig)
         if length is None:
             known = ", ".join(self.genome.names[:4])
-            raise _BadRow("not in the FASTA", f"contig {contig!r} is not in {self.genome.shown} (it has {known} …)")
+            raise _BadRow(
+                "not in the FASTA", f"contig {contig!r} is not in {self.genome.display_name} (it has {known} …)"
+            )
         if not 0 <= position <= length - len(ref):
             raise _BadRow("position outside", f"position {position + 1}: contig {contig} has {length} bases")
         found = self.genome.fetch(contig, position, position + len(ref)).decode()
         if found != ref:
             raise _BadRow(
                 "REF disagrees",
-                f"REF is {_short(ref)}, but {self.genome.shown} has {_short(found)} there (another assembly?)",
+                f"REF is {_short(ref)}, but {self.genome.display_name} has {_short(found)} there (another assembly?)",
             )
 
     def _reason(self, contig: str, ref: str, alt: str) -> str:
-        """Why an allele gets no score, "" where it gets one."""
+        """Return why an allele gets no score, or "" if it gets one."""
         if alt in ("", "."):
             return "no alternative allele"
-        if alt == "*" or any(sign in alt for sign in "<>[]."):
+        if alt == "*" or any(symbol in alt for symbol in "<>[]."):
             return "symbolic allele"
         if len(ref) != len(alt):
             return "indel"
@@ -120,7 +124,7 @@ class VariantReader:
 
 
 class _BadRow(Exception):  # noqa: N818 (never leaves this file)
-    """What is wrong with a row: its kind, and a sentence."""
+    """A row that can't be used; `kind` is the category under which it is counted."""
 
     def __init__(self, kind: str, text: str):
         super().__init__(text)

@@ -1,12 +1,12 @@
-"""Embeddings of sequences of any length, one a sequence or one a token, streamed from a file to a file.
+"""Embeddings of sequences of any length, one per sequence or one per token, streamed from a file to a file.
 
-Shapes: B rows, W tokens a row with specials, T without, H hidden size.
+Shapes: B rows per batch, W tokens per padded row with special tokens, T k-mers of a row, H hidden size.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,45 +22,59 @@ from dnabert_rm.finetune.pretrained_encoder import load_config, load_tokenizer
 from dnabert_rm.genome import kmer
 from dnabert_rm.inference.embedding_files import CsvFile, NpyFile, ParquetFile, VectorFile, names_path
 from dnabert_rm.inference.inference_settings import EmbeddingSettings
-from dnabert_rm.inference.model_runner import Runner, in_groups, load_model, take_device
-from dnabert_rm.inference.sequence_input import Tokens, Unit
-from dnabert_rm.inference.window_stream import Outputs, Tally, Track, allowed_tokens, group_by_unit, model_outputs
+from dnabert_rm.inference.model_runner import BatchRunner, chunked, default_device, load_model
+from dnabert_rm.inference.sequence_input import Region, Tokenization
+from dnabert_rm.inference.window_stream import (
+    RunningMean,
+    Tally,
+    WindowOutput,
+    check_token_limits,
+    group_by_region,
+    model_outputs,
+)
 from dnabert_rm.utils.errors import ConfigError
 from dnabert_rm.utils.files import atomic_outputs, check_output_file
 
 ROWS_WRITTEN = 1024
-"""Rows written at a time, a row group of a Parquet file."""
+"""Rows written at a time; one row group of a Parquet file."""
 
 
 @dataclass(frozen=True)
 class Embedder:
-    """An encoder on its device, and what is taken from it."""
+    """An encoder on its device, and how its hidden states become embeddings."""
 
     model: PreTrainedModel
-    runner: Runner
+    runner: BatchRunner
     pooling: str | None
-    """mean, cls or max over the tokens of a row; None for all tokens."""
+    """mean, cls or max over the tokens of a row; None keeps all tokens."""
     layer: int | None
     both_strands: bool
+    positions: int
+    hidden_size: int
 
-    def ask(self, sequences: list[bytes]) -> list[NDArray | None]:
-        """(H,) of each sequence, or (T, H) without pooling; None where not one k-mer is known."""
-        found = self._ask(sequences)
+    def forward(self, sequences: list[bytes]) -> list[NDArray | None]:
+        """Return each sequence's embedding (H,), or (T, H) without pooling; None if it has no known k-mer."""
+        forward = self._embed(sequences)
         if not self.both_strands:
-            return found
+            return forward
+        reverse = self._embed([kmer.reverse_complement(sequence) for sequence in sequences])
+        return [
+            None if states is None or other is None else self._strand_mean(states, other)
+            for states, other in zip(forward, reverse, strict=True)
+        ]
+
+    def _embed(self, sequences: list[bytes]) -> list[NDArray | None]:
+        return self.runner.run(self.runner.tokenize(sequences), self.hidden_states, self._select)
+
+    def _select(self, states: NDArray, num_kmers: int) -> NDArray:
+        return states[1 : 1 + num_kmers] if self.pooling is None else states
+
+    def _strand_mean(self, forward: NDArray, reverse: NDArray) -> NDArray:
         # Token i of one strand covers the bases of token T - 1 - i of the other.
-        turn = (lambda states: states[::-1]) if self.pooling is None else (lambda states: states)
-        other = self._ask([kmer.reverse_complement(letters) for letters in sequences])
-        return [None if a is None or b is None else (a + turn(b)) / 2 for a, b in zip(found, other, strict=True)]
+        return (forward + (reverse[::-1] if self.pooling is None else reverse)) / 2
 
-    def _ask(self, sequences: list[bytes]) -> list[NDArray | None]:
-        return self.runner.run(self.runner.rows(sequences), self.forward, self._take)
-
-    def _take(self, states: NDArray, num_tokens: int) -> NDArray:
-        return states[1 : 1 + num_tokens] if self.pooling is None else states
-
-    def forward(self, ids: Tensor, mask: Tensor | None) -> Tensor:
-        """Hidden states of a batch: (B, H), or (B, W, H) without pooling."""
+    def hidden_states(self, ids: Tensor, mask: Tensor | None) -> Tensor:
+        """Return the pooled hidden states (B, H) of a batch, or (B, W, H) without pooling."""
         if self.layer is None:
             states = self.model(input_ids=ids, attention_mask=mask).last_hidden_state
         else:
@@ -69,21 +83,21 @@ class Embedder:
 
 
 def pool(states: Tensor, mask: Tensor | None, pooling: str) -> Tensor:
-    """(B, W, H) → (B, H): the mean or maximum over tokens without `[CLS]`, `[SEP]` and padding, or `[CLS]`'s state."""
+    """Pool (B, W, H) to (B, H): the mean or maximum over the k-mers, or the state of `[CLS]`."""
     if pooling == "cls":
         return states[:, 0]
     inner = states[:, 1:-1]
     if mask is None:
         return inner.mean(dim=1) if pooling == "mean" else inner.amax(dim=1)
-    # The token after the last k-mer of a row is [SEP], so a k-mer is what has another token after it.
+    # [SEP] follows the last k-mer of a row, so a token is a k-mer exactly if another token follows it.
     is_kmer = mask[:, 2:, None].bool()
     if pooling == "max":
         return inner.masked_fill(~is_kmer, -torch.inf).amax(dim=1)
     return inner.masked_fill(~is_kmer, 0).sum(dim=1) / is_kmer.sum(dim=1)
 
 
-def load_embedder(settings: EmbeddingSettings) -> tuple[Embedder, int, int]:
-    """The encoder of a pretrained or fine-tuned model, its positions and its hidden size."""
+def load_embedder(settings: EmbeddingSettings) -> Embedder:
+    """Load the encoder of a pretrained or fine-tuned model; raise `ConfigError` if `--layer` is out of range."""
     config = load_config(settings.model)
     depth = config.num_hidden_layers
     if settings.layer is not None and not -depth - 1 <= settings.layer <= depth:
@@ -91,91 +105,113 @@ def load_embedder(settings: EmbeddingSettings) -> tuple[Embedder, int, int]:
             f"--layer {settings.layer}: the model has {depth} layers; pass 0 … {depth}, or -1 … {-depth - 1}"
         )
     tokenizer = load_tokenizer(settings.model, config, settings.overlapping)
-    device = take_device()
-    model = load_model(AutoModel, settings.model, config, may_lack="pooler.").to(device)  # type: ignore[arg-type]
-    runner = Runner(tokenizer, device, settings.precision, settings.batch_size)
+    device = default_device()
+    model = load_model(AutoModel, settings.model, config, optional="pooler.").to(device)  # type: ignore[arg-type]
+    runner = BatchRunner(tokenizer, device, settings.precision, settings.batch_size)
     pooling = None if settings.per_token else settings.pooling
-    embedder = Embedder(model, runner, pooling, settings.layer, settings.both_strands)
-    return embedder, config.max_position_embeddings, config.hidden_size
+    return Embedder(
+        model=model,
+        runner=runner,
+        pooling=pooling,
+        layer=settings.layer,
+        both_strands=settings.both_strands,
+        positions=config.max_position_embeddings,
+        hidden_size=config.hidden_size,
+    )
 
 
 def embed(settings: EmbeddingSettings) -> Tally:
     """Write the embedding of each record or tile of `input`, in order, to `output`: .npy, .csv or .parquet.
 
-    Beside a .npy (N, H) float32 lies `NAME.ids.csv`, a line for each of its rows; with `per_token` a line for each
-    sequence, with the number of its first row and of its rows. Raises `ConfigError`, `CheckpointError`, `DataError`;
-    then no output is left.
+    A .npy file is (N, H) float32, with the names of its rows in `NAME.ids.csv` beside it. With `per_token` that table
+    has a line per sequence, with its first row and its number of rows. Raises `ConfigError`, `CheckpointError` or
+    `DataError`; no output is left then.
     """
     npy = settings.output.suffix == ".npy"
-    outputs = [names_path(settings.output), settings.output] if npy else [settings.output]
-    for path in outputs:
+    output_paths = [names_path(settings.output), settings.output] if npy else [settings.output]
+    for path in output_paths:
         check_output_file(path, settings.overwrite)
-    embedder, positions, hidden_size = load_embedder(settings)
+    embedder = load_embedder(settings)
     tokenizer = embedder.runner.tokenizer
-    tokens = Tokens(tokenizer.k, tokenizer.step, (settings.max_tokens or positions) - 2)
-    allowed_tokens(settings, tokens, positions)
+    tokenization = Tokenization(tokenizer.k, tokenizer.step, (settings.max_tokens or embedder.positions) - 2)
+    check_token_limits(settings, tokenization, embedder.positions)
     tally = Tally()
-    num_sorted = {"num_sorted": 1} if settings.per_token else {}
-    answers = model_outputs(settings, tokens, settings.long or "window", embedder.ask, tally, **num_sorted)
-    with atomic_outputs(*outputs) as asides, contextlib.closing(_open(settings, asides, hidden_size)) as out:
+    limits = {"batches_sorted": 1} if settings.per_token else {}
+    outputs = model_outputs(settings, tokenization, settings.long or "window", embedder.forward, tally, **limits)
+    with (
+        atomic_outputs(*output_paths) as temporary,
+        contextlib.closing(_open(settings, temporary, embedder.hidden_size)) as file,
+    ):
         if settings.per_token:
-            assert isinstance(out, NpyFile)
-            write_tokens(out, answers, tokens, hidden_size, settings.tile is not None, tally)
+            assert isinstance(file, NpyFile)
+            write_tokens(file, outputs, tokenization, embedder.hidden_size, settings.tile is not None, tally)
         else:
-            write_pooled(out, answers, settings, hidden_size, tally)
+            write_pooled(file, outputs, settings, embedder.hidden_size, tally)
     return tally
 
 
-def _open(settings: EmbeddingSettings, asides: Sequence[Path], width: int) -> VectorFile:
+def _open(settings: EmbeddingSettings, paths: Sequence[Path], width: int) -> VectorFile:
     columns = ["id"] if settings.tile is None else ["contig", "start", "end"]
     if settings.output.suffix == ".npy":
         extra = ["first_row", "rows"] if settings.per_token else []
-        return NpyFile(asides[1], asides[0], [*columns, *extra], width)
-    return (CsvFile if settings.output.suffix == ".csv" else ParquetFile)(asides[0], columns, width)
+        return NpyFile(paths[1], paths[0], [*columns, *extra], width)
+    return (CsvFile if settings.output.suffix == ".csv" else ParquetFile)(paths[0], columns, width)
 
 
-def _name(unit: Unit, with_place: bool) -> list[Any]:
-    return [unit.name, unit.start, unit.end] if with_place else [unit.name]
+def _name_cells(region: Region, with_coordinates: bool) -> list[Any]:
+    return [region.name, region.start, region.end] if with_coordinates else [region.name]
 
 
-def write_pooled(out: VectorFile, answers: Outputs, settings: EmbeddingSettings, width: int, tally: Tally) -> None:
-    """One row a unit; NaN where there is no known k-mer."""
-    join = partial(joined, pooling=settings.pooling)
-    for rows in in_groups(map(join, group_by_unit(answers)), ROWS_WRITTEN):
+def write_pooled(
+    file: VectorFile, outputs: Iterable[WindowOutput], settings: EmbeddingSettings, width: int, tally: Tally
+) -> None:
+    """Write one row per region; NaN for a region without a known k-mer."""
+    join = partial(join_windows, pooling=settings.pooling)
+    joined = ((region, join(windows)) for region, windows in group_by_region(outputs))
+    for rows in chunked(joined, ROWS_WRITTEN):
         vectors = np.array([np.full(width, np.nan) if vector is None else vector for _, vector in rows], np.float32)
-        out.write([_name(unit, settings.tile is not None) for unit, _ in rows], vectors)
+        file.write([_name_cells(region, settings.tile is not None) for region, _ in rows], vectors)
         tally.rows += len(rows)
         tally.empty += sum(vector is None for _, vector in rows)
 
 
-def joined(parts: Outputs, pooling: str) -> tuple[Unit, NDArray | None]:
-    """A unit and the embedding (H,) from those of its windows, which are all of one length.
+def join_windows(outputs: Iterable[WindowOutput], pooling: str) -> NDArray | None:
+    """Return a region's embedding (H,) from those of its windows: their maximum for max, otherwise their mean.
 
-    The maximum is that of all windows; else the mean.
+    The plain mean is right because all windows of a region have the same length. None if no window has an output.
     """
-    vectors = 0
+    num_windows = 0
     total: NDArray | None = None
-    for window, vector in parts:
-        unit = window.unit
+    join = np.maximum if pooling == "max" else np.add
+    for _, vector in outputs:
         if vector is not None:
-            vectors += 1
-            join = np.maximum if pooling == "max" else np.add
+            num_windows += 1
             total = vector.astype(np.float64) if total is None else join(total, vector)
-    return unit, total if total is None or pooling == "max" else total / vectors
+    return total if total is None or pooling == "max" else total / num_windows
 
 
-def write_tokens(out: NpyFile, answers: Outputs, tokens: Tokens, width: int, with_place: bool, tally: Tally) -> None:
-    """A row for each token of each unit; where windows overlap, the mean of theirs."""
-    for parts in group_by_unit(answers):
-        first, track, seen = out.num_rows, Track(width), False
-        for window, states in parts:
-            at = (window.start - window.unit.start) // tokens.step
-            out.write([], track.take(at))
-            track.cover(at, at + tokens.count(len(window.letters)))
+def write_tokens(
+    file: NpyFile,
+    outputs: Iterable[WindowOutput],
+    tokenization: Tokenization,
+    width: int,
+    with_coordinates: bool,
+    tally: Tally,
+) -> None:
+    """Write one row per token of each region, averaged over overlapping windows."""
+    for region, windows in group_by_region(outputs):
+        first_row = file.num_rows
+        means = RunningMean(width)
+        is_empty = True
+        for window, states in windows:
+            first_token = (window.start - region.start) // tokenization.stride
+            file.write([], means.pop(first_token))
+            means.extend(first_token, first_token + tokenization.num_kmers(len(window.sequence)))
             if states is not None:
-                track.add(at, states)
-                seen = True
-        out.write([], track.take())
-        out.write([[*_name(window.unit, with_place), first, out.num_rows - first]], np.empty((0, width), np.float32))
+                means.add(first_token, states)
+                is_empty = False
+        file.write([], means.pop())
+        names = [*_name_cells(region, with_coordinates), first_row, file.num_rows - first_row]
+        file.write([names], np.empty((0, width), np.float32))
         tally.rows += 1
-        tally.empty += not seen
+        tally.empty += is_empty

@@ -1,4 +1,4 @@
-"""Rows of numbers written as they come: `.npy`, `.csv` or Parquet, with the names of the rows."""
+"""Streaming writers of named vectors: `.npy`, `.csv` or Parquet."""
 
 from __future__ import annotations
 
@@ -14,24 +14,25 @@ from dnabert_rm.utils.errors import ConfigError
 
 
 class VectorFile(Protocol):
-    """Where rows go."""
+    """A file of named rows."""
 
     def write(self, names: Sequence[Sequence[Any]], vectors: NDArray[np.floating]) -> None:
-        """Append the named rows (n, D)."""
+        """Append named rows (n, D)."""
 
     def close(self) -> None:
         """Finish the file."""
 
 
 class NpyFile:
-    """A `.npy` file (N, D) float32 whose N is filled in at the end; names go to a table beside it."""
+    """A `.npy` file (N, D) float32, with N filled in on closing, and a table of names beside it."""
 
     def __init__(self, path: Path, names_path: Path, columns: Sequence[str], width: int):
         self._stream = open(path, "wb")  # noqa: SIM115 (closed in close)
         self._names = open(names_path, "w", newline="", encoding="utf-8")  # noqa: SIM115
         self._writer = csv.writer(self._names, lineterminator="\n")
         self._writer.writerow(columns)
-        self.num_rows, self._width = 0, width
+        self.num_rows = 0
+        self._width = width
         self._write_header()
         self._header_bytes = self._stream.tell()
 
@@ -40,13 +41,13 @@ class NpyFile:
         np.lib.format.write_array_header_1_0(self._stream, header)
 
     def write(self, names: Sequence[Sequence[Any]], vectors: NDArray[np.floating]) -> None:
-        """Append rows; as many names as the caller likes, one for each row unless they index them."""
+        """Append rows and names. There need not be one name per row: with `--per-token` a name covers many rows."""
         self._writer.writerows(names)
         self._stream.write(np.ascontiguousarray(vectors, dtype="<f4").tobytes())
         self.num_rows += len(vectors)
 
     def close(self) -> None:
-        """Write the header again; numpy leaves room in it for a first axis of any length."""
+        """Write the header again with the final N; numpy pads it for a first axis of any length."""
         self._stream.seek(0)
         self._write_header()
         assert self._stream.tell() == self._header_bytes
@@ -55,7 +56,7 @@ class NpyFile:
 
 
 class CsvFile:
-    """A table: the names' columns, then e0, e1, …; a row of NaN has empty cells."""
+    """A table with the columns of names, then e0, e1, …; NaN becomes an empty cell."""
 
     def __init__(self, path: Path, columns: Sequence[str], width: int):
         self._stream = open(path, "w", newline="", encoding="utf-8")  # noqa: SIM115 (closed in close)
@@ -73,7 +74,7 @@ class CsvFile:
 
 
 class ParquetFile:
-    """The names' columns, and `embedding`, a list of D float32; null in place of a row of NaN."""
+    """A Parquet file with the columns of names and `embedding`, a list of D float32; null for a row with NaN."""
 
     def __init__(self, path: Path, columns: Sequence[str], width: int):
         try:
@@ -84,8 +85,8 @@ class ParquetFile:
                 "--output: Parquet needs pyarrow; install it (pip install 'dnabert_rm[parquet]')"
             ) from None
         self._arrow = arrow
-        kinds = {"id": arrow.string(), "contig": arrow.string(), "start": arrow.int64(), "end": arrow.int64()}
-        fields = [(name, kinds[name]) for name in columns]
+        types = {"id": arrow.string(), "contig": arrow.string(), "start": arrow.int64(), "end": arrow.int64()}
+        fields = [(name, types[name]) for name in columns]
         self._schema = arrow.schema([*fields, ("embedding", arrow.list_(arrow.float32(), width))])
         self._writer = parquet.ParquetWriter(path, self._schema)
 
@@ -108,5 +109,5 @@ class ParquetFile:
 
 
 def names_path(path: Path) -> Path:
-    """The table of names beside a `.npy` file: emb.npy → emb.ids.csv."""
+    """Return the path of the table of names beside a `.npy` file: emb.npy → emb.ids.csv."""
     return path.with_suffix(".ids.csv")

@@ -1,6 +1,6 @@
-"""Models that answer: loading that makes nothing up, and batches of rows of several lengths.
+"""Strict model loading, and batched forward passes over sequences of different lengths.
 
-Shapes: B rows, W tokens a row with specials, T_i tokens of row i without.
+Shapes: B rows per batch, W tokens per padded row with special tokens, T_i k-mers of row i.
 """
 
 from __future__ import annotations
@@ -33,132 +33,141 @@ _ADAPTER_PREFIX = "base_model.model."
 
 Item = TypeVar("Item")
 Forward = Callable[[Tensor, Tensor | None], Tensor]
-"""`input_ids` (B, W) int64 and `attention_mask` (B, W), None where nothing is padded → (B, …)."""
+"""Map `input_ids` (B, W) int64 and `attention_mask` (B, W), None without padding, to outputs (B, …)."""
+
+
+# ---- loading
 
 
 def load_model(
-    auto_class: Any, folder: Path, config: PreTrainedConfig, may_lack: str | None = None, adapted: Sequence[str] = ()
+    auto_class: Any, folder: Path, config: PreTrainedConfig, optional: str | None = None, adapted: Sequence[str] = ()
 ) -> PreTrainedModel:
-    """The model of a folder in fp32 on the CPU, ready to answer.
+    """Load a model in fp32 on the CPU, in evaluation mode.
 
-    `CheckpointError` where a tensor is missing or of another shape, but those with `may_lack` in their name and those
-    named in `adapted`: answers from weights made up by chance would look like any other.
+    Raises `CheckpointError` if a tensor is missing or has another shape, since transformers would silently initialize
+    it at random. Tensors with `optional` in their name, and those listed in `adapted`, may be missing.
     """
     with suppress_transformers_output(), as_checkpoint_error(folder):
         model, report = auto_class.from_pretrained(
-            folder, config=config, dtype=torch.float32, local_files_only=True, trust_remote_code=False,
-            output_loading_info=True, ignore_mismatched_sizes=True,
-        )  # fmt: skip
+            folder,
+            config=config,
+            dtype=torch.float32,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
     reshaped = {entry if isinstance(entry, str) else entry[0] for entry in report["mismatched_keys"]}
-    lacking = sorted({*report["missing_keys"], *reshaped} - set(adapted))
-    lacking = [name for name in lacking if may_lack is None or may_lack not in name]
-    if lacking:
+    missing = sorted({*report["missing_keys"], *reshaped} - set(adapted))
+    missing = [name for name in missing if optional is None or optional not in name]
+    if missing:
         raise CheckpointError(
-            f"{folder}: lacks {len(lacking)} tensors of a {type(model).__name__}, {lacking[0]} first;"
-            f" {_MENDS.get(auto_class.__name__, 'export the model again')}"
+            f"{folder}: lacks {len(missing)} tensors of a {type(model).__name__}, {missing[0]} first;"
+            f" {_FIXES.get(auto_class.__name__, 'export the model again')}"
         )
     return model.eval()
 
 
-_MENDS = {
+_FIXES = {
     "AutoModelForSequenceClassification": NAME_FINETUNED,
     "AutoModelForTokenClassification": NAME_FINETUNED,
-    "AutoModelForMaskedLM": "name a pretrained model, as `dnabert-rm export` writes it",
+    "AutoModelForMaskedLM": "name a pretrained model written by `dnabert-rm export`",
 }
 
 
 def load_adapted(auto_class: Any, folder: Path, base: Path, config: PreTrainedConfig) -> torch.nn.Module:
-    """The LoRA adapters in `folder` on their `base` model, merged into it.
+    """Load the LoRA adapters in `folder` and merge them into the model in `base`.
 
-    `CheckpointError` without peft, or where neither base nor adapters hold a tensor.
+    Raises `CheckpointError` if peft is not installed, or if a tensor is in neither the base model nor the adapters.
     """
     try:
         from peft import PeftModel
     except ImportError:
         raise CheckpointError(f"{folder}: holds LoRA adapters; install peft (pip install 'dnabert_rm[lora]')") from None
     with as_checkpoint_error(folder), safe_open(folder / ADAPTER_WEIGHTS, "np") as weights:
-        held = [name.removeprefix(_ADAPTER_PREFIX) for name in weights.keys()]  # noqa: SIM118 (no dict)
-    model = load_model(auto_class, base, config, adapted=held)
+        adapted = [name.removeprefix(_ADAPTER_PREFIX) for name in weights.keys()]  # noqa: SIM118 (no dict)
+    model = load_model(auto_class, base, config, adapted=adapted)
     with suppress_transformers_output(), as_checkpoint_error(folder):
         return PeftModel.from_pretrained(model, str(folder)).merge_and_unload().eval()
 
 
 def adapter_base(folder: Path) -> Path | None:
-    """The folder of the model that LoRA adapters in `folder` belong to; None where there are no adapters."""
+    """Return the base model's folder for the LoRA adapters in `folder`, or None if it holds no adapters."""
     if not (folder / ADAPTER_CONFIG).is_file():
         return None
-    named = read_json(folder / ADAPTER_CONFIG, error=CheckpointError).get("base_model_name_or_path")
-    for base in (Path(str(named)), folder / str(named)):
+    base_name = read_json(folder / ADAPTER_CONFIG, error=CheckpointError).get("base_model_name_or_path")
+    for base in (Path(str(base_name)), folder / str(base_name)):
         if (base / "config.json").is_file():
             return base
-    raise CheckpointError(f"{folder / ADAPTER_CONFIG}: its base model {named!r} is not there; mend the path in it")
+    raise CheckpointError(f"{folder / ADAPTER_CONFIG}: its base model {base_name!r} does not exist; fix the path in it")
 
 
-# ---- batches
+# ---- batched forward passes
 
 
 @dataclass(frozen=True)
-class Runner:
-    """Runs rows of tokens through a model in batches of rows of similar lengths."""
+class BatchRunner:
+    """Tokenizes sequences and runs a model on batches of rows of similar length."""
 
     tokenizer: KmerTokenizer
     device: torch.device
     precision: str
-    """fp32, or bf16 for autocasting."""
+    """fp32, or bf16 to run under autocast."""
     batch_size: int
 
-    def rows(self, sequences: Sequence[bytes]) -> list[NDArray[np.int32] | None]:
-        """Tokens of each sequence between `[CLS]` and `[SEP]`; None where not one k-mer is known: all N, or short."""
+    def tokenize(self, sequences: Sequence[bytes]) -> list[NDArray[np.int32] | None]:
+        """Return each sequence's ids with `[CLS]` and `[SEP]`; None if it has no known k-mer (all N, or too short)."""
         tokenizer = self.tokenizer
-        ends = [tokenizer.cls_token_id], [tokenizer.sep_token_id]
         return [
-            np.concatenate((ends[0], ids, ends[1]), dtype=np.int32) if (ids != UNK_ID).any() else None
-            for ids in tokenizer.kmer_ids([letters.decode("ascii") for letters in sequences])
+            np.concatenate(([tokenizer.cls_token_id], ids, [tokenizer.sep_token_id]), dtype=np.int32)
+            if (ids != UNK_ID).any()
+            else None
+            for ids in tokenizer.kmer_ids([sequence.decode("ascii") for sequence in sequences])
         ]
 
     def run(
-        self, rows: Sequence[NDArray | None], forward: Forward, take: Callable[[NDArray, int], NDArray]
+        self, rows: Sequence[NDArray | None], forward: Forward, select: Callable[[NDArray, int], NDArray]
     ) -> list[NDArray | None]:
-        """`take(answer, T_i)` of each row, where `answer` (…,) float32 is its part of what `forward` gives.
+        """Return `select(output, T_i)` for each row, where `output` (…,) float32 is the row's slice of `forward`.
 
-        Rows are sorted by length, so that batches hold little padding, and come back in order; None stays None.
+        Rows are batched by length to keep padding small. Results come in the order of `rows`; None stays None.
         """
         known = [i for i, row in enumerate(rows) if row is not None]
         known.sort(key=lambda i: len(rows[i]), reverse=True)  # type: ignore[arg-type]
-        answers: list[NDArray | None] = [None] * len(rows)
+        results: list[NDArray | None] = [None] * len(rows)
         for start in range(0, len(known), self.batch_size):
-            batch = known[start : start + self.batch_size]
-            found = self._forward([rows[i] for i in batch], forward)  # type: ignore[misc]
-            for i, answer in zip(batch, found, strict=True):
-                answers[i] = take(answer, len(rows[i]) - 2)  # type: ignore[arg-type]
+            indices = known[start : start + self.batch_size]
+            outputs = self._forward([rows[i] for i in indices], forward)  # type: ignore[misc]
+            for i, output in zip(indices, outputs, strict=True):
+                results[i] = select(output, len(rows[i]) - 2)  # type: ignore[arg-type]
         trim_heap()
-        return answers
+        return results
 
     def _forward(self, rows: list[NDArray], forward: Forward) -> NDArray[np.float32]:
         ids, mask = pad_rows(rows, max(map(len, rows)))
         # Without a mask attention runs its faster kernels.
-        attention = None if mask.all() else torch.from_numpy(mask).to(self.device)
-        with torch.inference_mode(), self.arithmetic():
-            return forward(torch.from_numpy(ids).to(self.device), attention).float().cpu().numpy()
+        attention_mask = None if mask.all() else torch.from_numpy(mask).to(self.device)
+        with torch.inference_mode(), self.autocast():
+            return forward(torch.from_numpy(ids).to(self.device), attention_mask).float().cpu().numpy()
 
-    def arithmetic(self) -> torch.autocast:
-        """The context in which the model runs."""
+    def autocast(self) -> torch.autocast:
+        """Return the context in which the model runs."""
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
 
 
 def trim_heap() -> None:
-    """Hand freed memory to the system: batches of many shapes leave glibc's heap in pieces, which pile up."""
+    """Return freed memory to the system: batches of many shapes fragment glibc's heap, which then keeps growing."""
     if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
         libc.malloc_trim(0)
 
 
-def take_device() -> torch.device:
-    """The GPU where there is one, else the CPU."""
+def default_device() -> torch.device:
+    """Return the GPU if there is one, otherwise the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def in_groups(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    """Lists of `size` items, the last one shorter."""
+def chunked(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """Yield lists of `size` items; the last one may be shorter."""
     items = iter(items)
-    while group := list(itertools.islice(items, size)):
-        yield group
+    while chunk := list(itertools.islice(items, size)):
+        yield chunk

@@ -1,6 +1,6 @@
 """Predictions of a fine-tuned model for sequences of any length, streamed from a file to a table.
 
-Shapes: C logits of a model, N rows.
+Shapes: C logits of the model, T k-mers, N rows.
 """
 
 from __future__ import annotations
@@ -18,29 +18,29 @@ from transformers import AutoModelForSequenceClassification, AutoModelForTokenCl
 
 from dnabert_rm.finetune.finetune_settings import FINETUNING_FILE
 from dnabert_rm.finetune.pretrained_encoder import load_config, load_tokenizer
-from dnabert_rm.finetune.task_heads import TASK_CLASSES, Classes, Regression, Task
+from dnabert_rm.finetune.task_heads import TASK_CLASSES, Regression, SequenceClassification, Task
 from dnabert_rm.inference.inference_settings import InferenceSettings
-from dnabert_rm.inference.model_runner import (
-    Runner,
-    adapter_base,
-    load_adapted,
-    load_model,
-    read_json,
-    take_device,
+from dnabert_rm.inference.model_runner import BatchRunner, adapter_base, default_device, load_adapted, load_model
+from dnabert_rm.inference.sequence_input import LONG, Region, Tokenization
+from dnabert_rm.inference.window_stream import (
+    RunningMean,
+    Tally,
+    WindowOutput,
+    check_token_limits,
+    group_by_region,
+    model_outputs,
 )
-from dnabert_rm.inference.sequence_input import LONG, Tokens, Unit
-from dnabert_rm.inference.window_stream import Outputs, Tally, Track, allowed_tokens, group_by_unit, model_outputs
 from dnabert_rm.model.pretrained import NAME_FINETUNED, check_model_folder
 from dnabert_rm.utils.errors import CheckpointError
-from dnabert_rm.utils.files import atomic_outputs, check_output_file
+from dnabert_rm.utils.files import atomic_outputs, check_output_file, read_json
 
 
 @dataclass(frozen=True)
 class Head:
-    """What a fine-tuned model's logits mean, and how its sequences were read."""
+    """The task of a fine-tuned model and how it reads sequences."""
 
     task: Task
-    """Whose cells a row of logits becomes. A class for each base: `Classes`, because each base has a row of its own."""
+    """Converts logits to table cells. For `bases` it is `SequenceClassification`, because each base has its own row."""
     per_base: bool = False
     overlapping: bool = True
     max_tokens: int | None = None
@@ -48,28 +48,28 @@ class Head:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """What the model's outputs stand for, in order."""
+        """The names of the model's outputs, in order."""
         return self.task.labels
 
     def cells(self, logits: NDArray) -> list[list[str]]:
-        """The cells of each row of logits (N, C), as in `finetune`'s predictions.csv; empty where they are NaN."""
+        """Return the table cells for logits (N, C), as in `finetune`'s predictions.csv; rows of NaN are left empty."""
         missing = np.isnan(logits).any(axis=1)
         filled = self.task.predictions(np.where(missing[:, None], 0, logits), np.zeros(len(logits)))
         empty = [""] * len(self.task.prediction_columns())
-        return [empty if gone else row for row, gone in zip(filled, missing, strict=True)]
+        return [empty if is_missing else row for row, is_missing in zip(filled, missing, strict=True)]
 
 
 def read_head(folder: Path, config: Any) -> Head:
-    """The head that `finetuning.json` describes; without that file, classes by the names in the model's configuration.
+    """Read the head from `finetuning.json`; without that file, classes with the names in the model's configuration.
 
-    `CheckpointError` where it does not describe this model.
+    Raises `CheckpointError` if the file does not describe a fine-tuned model.
     """
     path = folder / FINETUNING_FILE
     if not path.is_file():
         tokenizer = folder / "tokenizer_config.json"
         overlapping = read_json(tokenizer).get("overlapping", True) if tokenizer.is_file() else True
         labels = tuple(config.id2label[i] for i in range(config.num_labels))
-        return Head(Classes(labels, labels), overlapping=overlapping)
+        return Head(SequenceClassification(labels, labels), overlapping=overlapping)
     record = read_json(path)
     try:
         kind = TASK_CLASSES[record["task"]]
@@ -78,7 +78,7 @@ def read_head(folder: Path, config: Any) -> Head:
         if not labels or {len(scale) for scale in scales} - {len(labels) if kind is Regression else 0}:
             raise ValueError("its labels and targets don't fit together")
         head = Head(
-            task=(Classes if kind.per_base else kind)(labels, labels, *scales),
+            task=(SequenceClassification if kind.per_base else kind)(labels, labels, *scales),
             per_base=kind.per_base,
             overlapping=bool(record.get("overlapping", True)),
             max_tokens=None if record.get("max_tokens") is None else int(record["max_tokens"]),
@@ -97,21 +97,21 @@ class Predictor:
 
     head: Head
     model: torch.nn.Module
-    runner: Runner
+    runner: BatchRunner
     positions: int
 
-    def ask(self, sequences: list[bytes]) -> list[NDArray | None]:
-        """Logits of each sequence, (C,), or (T, C) for bases; None where not one k-mer is known."""
-        of_tokens = self.head.per_base
+    def forward(self, sequences: list[bytes]) -> list[NDArray | None]:
+        """Return each sequence's logits (C,), or (T, C) per base; None for a sequence without a known k-mer."""
+        per_base = self.head.per_base
         return self.runner.run(
-            self.runner.rows(sequences),
+            self.runner.tokenize(sequences),
             lambda ids, mask: self.model(input_ids=ids, attention_mask=mask).logits,
-            lambda logits, num_tokens: logits[1 : 1 + num_tokens] if of_tokens else logits,
+            lambda logits, num_kmers: logits[1 : 1 + num_kmers] if per_base else logits,
         )
 
 
 def load_predictor(folder: Path, batch_size: int, precision: str) -> Predictor:
-    """The model in `folder`, which may hold LoRA adapters; `CheckpointError` where it is not a fine-tuned one."""
+    """Load a fine-tuned model or LoRA adapters; raise `CheckpointError` if `folder` holds neither."""
     base = adapter_base(folder)
     if base is None:
         check_model_folder(folder, NAME_FINETUNED)
@@ -129,38 +129,41 @@ def load_predictor(folder: Path, batch_size: int, precision: str) -> Predictor:
         model: torch.nn.Module = load_model(auto_class, folder, config)
     else:
         model = load_adapted(auto_class, folder, base, config)
-    tokenizer = load_tokenizer(
-        folder if base is None or (folder / "vocab.txt").is_file() else base, config, head.overlapping
-    )
-    device = take_device()
-    runner = Runner(tokenizer, device, precision, batch_size)
+    tokenizer_folder = folder if base is None or (folder / "vocab.txt").is_file() else base
+    tokenizer = load_tokenizer(tokenizer_folder, config, head.overlapping)
+    device = default_device()
+    runner = BatchRunner(tokenizer, device, precision, batch_size)
     return Predictor(head, model.to(device), runner, config.max_position_embeddings)
 
 
 def predict(settings: InferenceSettings) -> Tally:
-    """Write a row of predictions for each record or tile of `input` to the table `output`, in the input's order.
+    """Write predictions for each record or tile of `input` to the table `output`, in the order of the input.
 
-    Raises `ConfigError`, `CheckpointError` or, with the line, `DataError`; then no output is left.
+    Raises `ConfigError`, `CheckpointError`, or `DataError` with the line; no output is left then.
     """
     check_output_file(settings.output, settings.overwrite)
     predictor = load_predictor(settings.model, settings.batch_size, settings.precision)
-    head, tokenizer = predictor.head, predictor.runner.tokenizer
-    room = (settings.max_tokens or head.max_tokens or predictor.positions) - 2
-    tokens = Tokens(tokenizer.k, tokenizer.step, room)
-    allowed_tokens(settings, tokens, predictor.positions)
+    head = predictor.head
+    tokenizer = predictor.runner.tokenizer
+    max_kmers = (settings.max_tokens or head.max_tokens or predictor.positions) - 2
+    tokenization = Tokenization(tokenizer.k, tokenizer.step, max_kmers)
+    check_token_limits(settings, tokenization, predictor.positions)
     tally = Tally()
-    # Logits of bases are as large as the batch; all others are a few numbers a window.
-    num_sorted = {"num_sorted": 1} if head.per_base else {}
-    answers = model_outputs(settings, tokens, settings.long or head.long, predictor.ask, tally, **num_sorted)
-    with atomic_outputs(settings.output) as (aside,), open(aside, "w", newline="", encoding="utf-8") as stream:
+    # Logits per base are as large as the batch; other outputs are a few numbers per window.
+    limits = {"batches_sorted": 1} if head.per_base else {}
+    outputs = model_outputs(settings, tokenization, settings.long or head.long, predictor.forward, tally, **limits)
+    with (
+        atomic_outputs(settings.output) as (temporary,),
+        open(temporary, "w", newline="", encoding="utf-8") as stream,
+    ):
         writer = csv.writer(stream, lineterminator="\n")
         if head.per_base:
-            writer.writerow(["id", "position", *head.task.prediction_columns()])
-            rows = base_rows(head, tokens, answers)
+            id_columns = ["id", "position"]
+            rows = base_rows(head, tokenization, outputs)
         else:
-            names = ["id"] if settings.tile is None else ["contig", "start", "end"]
-            writer.writerow([*names, *head.task.prediction_columns()])
-            rows = unit_rows(head, answers, settings.tile is not None)
+            id_columns = ["id"] if settings.tile is None else ["contig", "start", "end"]
+            rows = region_rows(head, outputs, settings.tile is not None)
+        writer.writerow([*id_columns, *head.task.prediction_columns()])
         for row in rows:
             writer.writerow(row)
             tally.rows += 1
@@ -168,40 +171,39 @@ def predict(settings: InferenceSettings) -> Tally:
     return tally
 
 
-def unit_rows(head: Head, answers: Outputs, with_place: bool) -> Iterator[list[Any]]:
-    """A row for each unit: its id, with `with_place` start and end, and the head's cells of its mean logits."""
-    for unit, logits in mean_logits(answers):
+def region_rows(head: Head, outputs: Iterable[WindowOutput], with_coordinates: bool) -> Iterator[list[Any]]:
+    """Yield a row per region: its id, with `with_coordinates` also start and end, and the cells of its mean logits."""
+    for region, logits in mean_logits(outputs):
         cells = head.cells(np.full((1, len(head.labels)), np.nan) if logits is None else logits[None])[0]
-        yield [unit.name, *([unit.start, unit.end] if with_place else []), *cells]
+        yield [region.name, *([region.start, region.end] if with_coordinates else []), *cells]
 
 
-def mean_logits(answers: Outputs) -> Iterator[tuple[Unit, NDArray | None]]:
-    """Each unit and the mean (C,) of its windows' logits; None where the model was not asked for one of them."""
-    for parts in group_by_unit(answers):
-        found = np.zeros(0)
+def mean_logits(outputs: Iterable[WindowOutput]) -> Iterator[tuple[Region, NDArray | None]]:
+    """Yield each region with the mean logits (C,) of its windows; None if no window has an output."""
+    for region, windows in group_by_region(outputs):
+        total = np.zeros(0)
         num_windows = 0
-        for window, logits in parts:
-            unit = window.unit
+        for _, logits in windows:
             if logits is not None:
-                found = logits.astype(np.float64) if num_windows == 0 else found + logits
+                total = logits.astype(np.float64) if num_windows == 0 else total + logits
                 num_windows += 1
-        yield unit, found / num_windows if num_windows else None
+        yield region, total / num_windows if num_windows else None
 
 
-def base_rows(head: Head, tokens: Tokens, answers: Outputs) -> Iterator[list[Any]]:
-    """A row for each base that a window covers: id, position in the record, and the head's cells.
+def base_rows(head: Head, tokenization: Tokenization, outputs: Iterable[WindowOutput]) -> Iterator[list[Any]]:
+    """Yield a row per base that a window covers: id, position in the record, and the head's cells.
 
-    A base's logits are the mean of those of all k-mers that cover it, in all windows.
+    A base's logits are the mean over all k-mers that cover it, in all windows.
     """
-    for parts in group_by_unit(answers):
-        track = Track(len(head.labels))
-        for window, logits in parts:
-            yield from _rows_at(head, window.unit.name, track.start, track.take(window.start))
-            track.cover(window.start, window.start + len(window.letters))
+    for region, windows in group_by_region(outputs):
+        means = RunningMean(len(head.labels))
+        for window, logits in windows:
+            yield from _rows_from(head, region.name, means.start, means.pop(window.start))
+            means.extend(window.start, window.start + len(window.sequence))
             if logits is not None:
-                track.add(window.start, logits, tokens.step, tokens.k)
-        yield from _rows_at(head, window.unit.name, track.start, track.take())
+                means.add(window.start, logits, tokenization.stride, tokenization.k)
+        yield from _rows_from(head, region.name, means.start, means.pop())
 
 
-def _rows_at(head: Head, name: str, start: int, logits: NDArray) -> Iterable[list[Any]]:
+def _rows_from(head: Head, name: str, start: int, logits: NDArray) -> Iterable[list[Any]]:
     return ([name, start + i, *cells] for i, cells in enumerate(head.cells(logits)))

@@ -1,1 +1,1 @@
-"""RandomMask: the schedule of phases, the spans, the collate step."""
+"""RandomMask: the schedule of phases, the spans, and the collator."""

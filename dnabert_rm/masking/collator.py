@@ -1,7 +1,8 @@
-"""The collate step: windows and their sample indices in, a masked batch out.
+"""Collator: makes a masked batch of windows and their sample indices.
 
-The step is learnt from the sample index, never from a counter, so prefetching workers can't drift
-from the schedule. Shapes: B windows, T real tokens, L = T + 2 with [CLS] and [SEP], M masked tokens.
+The step follows from the sample index and not from a counter, so prefetching workers can't drift from the schedule.
+
+Shapes: B windows, T tokens without special tokens, L = T + 2 with [CLS] and [SEP], M masked tokens.
 """
 
 from __future__ import annotations
@@ -21,16 +22,17 @@ from dnabert_rm.utils import random
 from dnabert_rm.utils.errors import ConfigError
 
 IGNORE = -100
-"""The label of what is not predicted, as in PyTorch's and transformers' losses."""
-TOKENS_AT_ONCE = 1 << 16
+"""Label of positions without a prediction, as in PyTorch's and transformers' losses."""
+CHUNK_TOKENS = 1 << 16
+"""Tokens that are masked at once."""
 
 
 @dataclass(frozen=True)
 class MaskedBatch:
-    """A masked batch; arrays int64.
+    """A masked batch of int64 arrays.
 
-    `input_ids` (B, L); `positions` (M,) of the masked tokens in the flattened batch, rising; `targets` (M,) what
-    they were; `span` and `phase` (B,).
+    `input_ids` (B, L); `positions` (M,) of the masked tokens in the flattened batch, ascending; `targets` (M,) the
+    original tokens; `span` and `phase` (B,).
     """
 
     input_ids: NDArray[np.int64]
@@ -40,14 +42,14 @@ class MaskedBatch:
     phase: NDArray[np.int64]
 
     def labels(self) -> NDArray[np.int64]:
-        """(B, L) int64, the original token where one is predicted, -100 elsewhere."""
+        """Return labels (B, L) int64: the original token at masked positions, -100 elsewhere."""
         labels = np.full_like(self.input_ids, IGNORE)
         labels.reshape(-1)[self.positions] = self.targets
         return labels
 
 
 class RandomMaskCollator:
-    """Masks windows by their sample index: the same index, seed and step give the same mask anywhere."""
+    """Masks windows by their sample index: the same index, seed and step always give the same mask."""
 
     def __init__(
         self,
@@ -58,15 +60,27 @@ class RandomMaskCollator:
         *,
         replacement: str = "token",
     ) -> None:
-        """Args: `step_of` maps sample indices (N,) to steps (N,); `replacement` see `spans.replace`."""
+        """Raises `ConfigError` for an unknown `replacement`.
+
+        Args:
+            schedule: Spans and rates of each step.
+            step_of: Maps sample indices (N,) to steps (N,).
+            vocab_size: Tokens of the vocabulary.
+            seed: Seed of the masks.
+            replacement: See `spans.replace`.
+        """
         if replacement not in REPLACEMENTS:
             raise ConfigError(f"masking.replacement {replacement!r} must be one of {', '.join(REPLACEMENTS)}")
-        self.schedule, self.step_of, self.vocab_size, self.replacement = schedule, step_of, vocab_size, replacement
-        self._span_table, self._rates = span_table(schedule.spans), np.array(schedule.rates)
-        self._keys = {what: random.key(seed, f"mask/{what}") for what in ("span", "centre", "replacement")}
+        self.schedule = schedule
+        self.step_of = step_of
+        self.vocab_size = vocab_size
+        self.replacement = replacement
+        self._span_table = span_table(schedule.spans)
+        self._rates = np.array(schedule.rates)
+        self._keys = {purpose: random.key(seed, f"mask/{purpose}") for purpose in ("span", "centre", "replacement")}
 
     def mask(self, samples: NDArray[np.int64], ids: NDArray) -> MaskedBatch:
-        """Mask windows `ids` (B, T), any integer dtype, whose sample indices are `samples` (B,)."""
+        """Mask windows `ids` (B, T) of any integer dtype; `samples` (B,) are their indices."""
         phase = self.schedule.phase_of(self.step_of(samples))
         span = self.spans(samples)
         rate = self._rates[phase - 1]
@@ -75,21 +89,23 @@ class RandomMaskCollator:
         input_ids[:, 0], input_ids[:, -1] = CLS_ID, SEP_ID
         input_ids[:, 1:-1] = ids
         positions, targets = [], []
-        # A few windows at a time: what they need stays in the processor's cache, which is several times faster.
-        rows = max(1, TOKENS_AT_ONCE // num_tokens)
-        for first in range(0, num_windows, rows):
-            part = slice(first, first + rows)
-            where, were = self._mask_some(samples[part], ids[part], input_ids[part], span[part], rate[part])
-            positions.append(where + first * (num_tokens + 2))
-            targets.append(were)
+        # Small chunks stay in the processor's cache, which is several times faster.
+        chunk_windows = max(1, CHUNK_TOKENS // num_tokens)
+        for first in range(0, num_windows, chunk_windows):
+            chunk = slice(first, first + chunk_windows)
+            in_chunk, originals = self._mask_chunk(
+                samples[chunk], ids[chunk], input_ids[chunk], span[chunk], rate[chunk]
+            )
+            positions.append(in_chunk + first * (num_tokens + 2))
+            targets.append(originals)
         return MaskedBatch(input_ids, np.concatenate(positions), np.concatenate(targets), span, phase)
 
     def spans(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The span of each window, (B,) int64."""
+        """Return the span of each window, (B,) int64."""
         row = self.schedule.phase_of(self.step_of(samples)) - 1
         return draw_spans(random.fold(self._keys["span"], samples), *self._span_table, row)
 
-    def _mask_some(
+    def _mask_chunk(
         self,
         samples: NDArray[np.int64],
         ids: NDArray,
@@ -97,7 +113,7 @@ class RandomMaskCollator:
         span: NDArray[np.int64],
         rate: NDArray[np.float64],
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Mask `input_ids` (B, L) in place; returns the masked positions in it, flattened, and what they were, (M,)."""
+        """Mask `input_ids` (B, L) in place. Return the masked positions, flattened, and the original tokens, (M,)."""
         num_tokens, is_real = ids.shape[1], ids >= NUM_SPECIAL
         centres = draw_centres(random.fold(self._keys["centre"], samples), num_tokens, rate) & is_real
         masked = unite_spans(centres, span) & is_real
@@ -110,12 +126,11 @@ class RandomMaskCollator:
         return positions, targets
 
     def __call__(self, batch: tuple[NDArray[np.int64], NDArray]) -> dict[str, Any]:
-        """The micro-batch that the training loop takes, as tensors.
+        """Return a masked batch as int64 tensors, from sample indices (B,) and windows (B, T).
 
-        Args: `batch` sample indices (B,) and windows (B, T).
-        Returns `input_ids` (B, L) int64, `positions` (M,) int64 of masked tokens in the flattened batch,
-        `targets` (M,) int64, `span` (B,) int64, `samples` (B,) int64. Where no token is masked, one position
-        with target -100 stands in: under ZeRO-3 every rank has to run the head.
+        The keys are `input_ids` (B, L), `positions` (M,) of masked tokens in the flattened batch, `targets` (M,),
+        `span` (B,) and `samples` (B,). If no token is masked, there is one position with target -100, because under
+        ZeRO-3 every rank has to run the head.
         """
         import torch
 
@@ -137,5 +152,5 @@ class RandomMaskCollator:
 def make_collator(
     config: RunConfig, schedule: MaskSchedule, step_of: Callable[[ArrayLike], NDArray[np.int64]], vocab_size: int
 ) -> RandomMaskCollator:
-    """The collator of a run configuration; `step_of` gives the step of each sample index."""
+    """Return the collator of a configuration; `step_of` maps sample indices (N,) to steps (N,)."""
     return RandomMaskCollator(schedule, step_of, vocab_size, config.train.seed, replacement=config.masking.replacement)

@@ -1,7 +1,7 @@
-"""RandomMask's schedule: which spans and which centre rate a step has. Pure functions of integers.
+"""RandomMask's schedule: the spans and the centre rate of each step. Pure functions of integers.
 
-Source: "Rethinking the BERT-like Pretraining for DNA Sequences" (arXiv 2310.07644); what the paper
-leaves open is a switch (`docs/randommask.md`).
+Source: "Rethinking the BERT-like Pretraining for DNA Sequences" (arXiv 2310.07644). Details that the paper leaves open
+are settings, described in `docs/randommask.md`.
 """
 
 from __future__ import annotations
@@ -26,12 +26,11 @@ SPAN_STEP = 2
 
 @dataclass(frozen=True)
 class MaskSchedule:
-    """Phases of a run. Phase i (0-based) holds the steps before `phase_ends[i]`; the last goes on for ever.
+    """Phases of a run.
 
-    A phase may be empty: a run of ten steps has no room for the paper's five.
-
-    `spans[i]` are the spans that a window may draw in phase i, each with the same chance, and `rates[i]`
-    the chance of a token to be a centre.
+    Phase i (0-based) ends before step `phase_ends[i]`; the last phase has no end. A phase may be empty: a run of ten
+    steps is too short for the paper's five. In phase i the span of a window is uniform over `spans[i]`, and each token
+    is a centre with probability `rates[i]`.
     """
 
     phase_ends: tuple[int, ...]
@@ -45,7 +44,7 @@ class MaskSchedule:
         if not all(spans and min(spans) >= 1 for spans in self.spans):
             raise ConfigError("masking.phase_spans and masking.fixed_span must be at least 1")
         if not all(0 < rate <= 1 for rate in self.rates):
-            raise ConfigError(f"masking.centre_rate and masking.token_rate {list(self.rates)} must lie in (0, 1]")
+            raise ConfigError(f"masking.centre_rate and masking.token_rate {list(self.rates)} must be in (0, 1]")
 
     @property
     def num_phases(self) -> int:
@@ -53,32 +52,36 @@ class MaskSchedule:
         return len(self.phase_ends)
 
     def phase_of(self, steps: ArrayLike) -> NDArray[np.int64]:
-        """Phase number, 1 … num_phases, of each step (same shape): `phase_ends[0]` is the first step of phase 2."""
+        """Return the phase, 1 … num_phases, of each step; same shape. Phase 2 begins at step `phase_ends[0]`."""
         found = np.searchsorted(np.asarray(self.phase_ends), np.asarray(steps), side="right")
         return np.minimum(found, self.num_phases - 1) + 1
 
     def max_span(self, step: int) -> int:
-        """Largest span that a window of this step may draw."""
+        """Return the largest possible span of a window of this step."""
         return max(self.spans[int(self.phase_of(step)) - 1])
 
     def expected_fraction(self, step: int) -> float:
-        """Expected masked fraction away from a window's ends: the mean over spans m of 1 - (1 - p)^m."""
+        """Return the expected masked fraction away from a window's ends; see the function of the same name."""
         phase = int(self.phase_of(step)) - 1
         return expected_fraction(self.spans[phase], self.rates[phase])
 
 
 def expected_fraction(spans: Sequence[int], rate: float) -> float:
-    """Mean over spans m of 1 - (1 - rate)^m: the chance that one of the m tokens around is a centre."""
+    """Return the mean over spans m of 1 - (1 - rate)^m: the probability that one of m tokens is a centre."""
     return float(np.mean(1 - (1 - rate) ** np.asarray(spans, dtype=np.float64)))
 
 
 def scaled_phase_ends(total_steps: int) -> tuple[int, ...]:
-    """The paper's phase ends for another number of steps: 6.25, 12.5, 20.83, 31.25 and 100 %."""
+    """Return the paper's phase ends for another number of steps: 6.25, 12.5, 20.83, 31.25 and 100 %."""
     return tuple(round(Fraction(end, PAPER_STEPS) * total_steps) for end in PAPER_PHASE_ENDS)
 
 
 def resolve_phase_ends(phase_ends: Sequence[float], total_steps: int) -> tuple[int, ...]:
-    """Phase ends in steps: none given → the paper's, scaled; all at most 1 → fractions of the steps; else steps."""
+    """Return phase ends in steps. Raises `ConfigError`.
+
+    No `phase_ends` means the paper's, scaled to `total_steps`. Ends of at most 1, the last of them 1, are fractions of
+    `total_steps`. Anything else is in steps.
+    """
     if not phase_ends:
         return scaled_phase_ends(total_steps)
     if any(a >= b for a, b in pairwise((0, *phase_ends))):
@@ -104,12 +107,18 @@ def make_schedule(
     fixed_span: int = 0,
     token_rate: float = 0.15,
 ) -> MaskSchedule:
-    """The schedule of one of the policies, checked.
+    """Return the schedule of a policy. Raises `ConfigError`.
 
-    Args: `phase_ends` see `resolve_phase_ends`; `phase_spans` the largest span of each phase, by default
-    k, k + 2, k + 4 …; `centre_rate` p; `draw` "uniform" over {k, k + 2 … M} or "max"; `fixed_span` the m of
-    policy "fixed", 0 for k; `token_rate` the masked fraction of policy "token".
-    Raises `ConfigError`.
+    Args:
+        policy: One of `POLICIES`.
+        k: Length of the k-mers.
+        total_steps: Steps of the run.
+        phase_ends: See `resolve_phase_ends`.
+        phase_spans: Largest span M of each phase; by default k, k + 2, k + 4 …
+        centre_rate: Probability p that a token is a centre.
+        draw: "uniform" over {k, k + 2, … M}, or "max" for always M.
+        fixed_span: Span of policy "fixed"; 0 means k.
+        token_rate: Masked fraction of policy "token".
     """
     if policy not in POLICIES:
         raise ConfigError(f"masking.policy {policy!r} must be one of {', '.join(POLICIES)}; change --masking")
@@ -134,14 +143,17 @@ def make_schedule(
 
 
 def _span_choices(k: int, largest: int, draw: str) -> tuple[int, ...]:
-    """The spans of one phase: {k, k + 2, …} up to `largest`, or `largest` alone where it is smaller or drawn always."""
+    """Return the spans of one phase: {k, k + 2, …} up to `largest`, or only `largest` if it is below k.
+
+    With `draw` "max" it is always `largest` only.
+    """
     if draw == "max" or largest <= k:
         return (largest,)
     return tuple(range(k, largest + 1, SPAN_STEP))
 
 
 def _matched_rate(spans: Sequence[int], target: float) -> float:
-    """The centre rate whose expected masked fraction is `target`, by bisection (the fraction rises with the rate)."""
+    """Return the centre rate whose expected masked fraction is `target`, by bisection."""
     low, high = 0.0, 1.0
     for _ in range(100):
         middle = (low + high) / 2
@@ -153,7 +165,10 @@ def _matched_rate(spans: Sequence[int], target: float) -> float:
 
 
 def make_mask_schedule(config: RunConfig, k: int | None) -> MaskSchedule:
-    """The mask schedule of a configuration; only policy "token" fits a tokenizer without k."""
+    """Return the schedule of a configuration; `k` is None for BPE.
+
+    Raises `ConfigError` if the policy needs k-mers and there are none.
+    """
     masking = config.masking
     if k is None and masking.policy != "token":
         raise ConfigError(f"masking.policy {masking.policy!r} needs k-mers; for BPE shards give --masking token")

@@ -1,1 +1,1 @@
-"""transformers' architectures, sized by the configuration, with a masked-only head and an exact loss."""
+"""Masked language models: transformers' architectures, with a head on masked positions only and an exact loss."""

@@ -1,4 +1,4 @@
-"""From the `[model]` configuration to a transformers model with seeded random weights."""
+"""Building of transformers models from the `[model]` configuration, with seeded random weights."""
 
 from __future__ import annotations
 
@@ -23,12 +23,28 @@ from dnabert_rm.model.pretrained import model_fields
 from dnabert_rm.utils.errors import RankReadError
 
 MAX_GLOBAL_POSITIONS = 1024
-"""Up to here every layer of a `modernbert` attends to the whole window; beyond, two layers in three slide."""
+"""Up to this length every layer of a `modernbert` is global; above it, two layers in three use a sliding window."""
 DROPOUTS = {
     "bert": ("hidden_dropout_prob", "attention_probs_dropout_prob"),
     "modernbert": ("attention_dropout", "embedding_dropout", "mlp_dropout"),
 }
-"""What transformers calls the dropout of each architecture."""
+"""transformers' names of the dropout settings of each architecture."""
+
+
+def architecture_of(model: ModelConfig, vocab_size: int, checkpoint: Path | None = None) -> PreTrainedConfig:
+    """Return transformers' configuration: that of the checkpoint, of `init_from`, or of the configured sizes."""
+    if checkpoint or model.init_from:
+        return pretrained_config(str(checkpoint or model.init_from), model.dropout)
+    return transformers_config(
+        architecture=model.architecture,
+        vocab_size=vocab_size,
+        hidden_size=model.hidden_size,
+        num_layers=model.num_layers,
+        num_heads=model.num_heads,
+        intermediate_size=model.intermediate_size,
+        max_positions=model.max_positions,
+        dropout=model.dropout,
+    )
 
 
 def transformers_config(
@@ -42,7 +58,7 @@ def transformers_config(
     max_positions: int,
     dropout: float,
 ) -> PreTrainedConfig:
-    """transformers' configuration of a model; sizes as in `config.ModelConfig`."""
+    """Return transformers' configuration of a model; the sizes are those of `config.ModelConfig`."""
     common: dict[str, Any] = {
         "vocab_size": vocab_size,
         "hidden_size": hidden_size,
@@ -59,32 +75,14 @@ def transformers_config(
     common |= {"bos_token_id": CLS_ID, "cls_token_id": CLS_ID, "eos_token_id": SEP_ID, "sep_token_id": SEP_ID}
     if max_positions <= MAX_GLOBAL_POSITIONS:
         common["layer_types"] = ["full_attention"] * num_layers
-        # transformers' base for such layers, 160,000, is meant for 8,192 positions.
+        # transformers' default theta for such layers, 160,000, is meant for 8,192 positions.
         common["rope_parameters"] = {"full_attention": {"rope_type": "default", "rope_theta": 10_000.0}}
-    # Pretraining teaches [CLS] nothing, so a classifier averages over the tokens.
+    # [CLS] is not trained in pretraining, so a classifier averages over the tokens.
     return ModernBertConfig(**common, **dropouts, classifier_pooling="mean")
 
 
-def build_model(
-    config: PreTrainedConfig,
-    seed: int,
-    attention: str = "sdpa",
-    init_from: str = "",
-) -> PreTrainedModel:
-    """A masked language model in fp32: random weights that depend on `config` and `seed` alone, or `init_from`'s.
-
-    The global random state of torch is put back afterwards. `RankReadError` where `init_from` lacks weights of the
-    encoder; a missing masked-language head begins at random, with a warning on standard error.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        if init_from:
-            return _pretrained(init_from, config, attention)
-        return AutoModelForMaskedLM.from_config(config, attn_implementation=attention, dtype=torch.float32)
-
-
 def pretrained_config(folder: str, dropout: float) -> PreTrainedConfig:
-    """The configuration of the model in `folder`, complete, with our dropout."""
+    """Return transformers' configuration of the model in `folder`, with our dropout."""
     # Not AutoConfig: DNABERT's config.json has no model_type.
     kinds: dict[str, Any] = {"bert": BertConfig, "modernbert": ModernBertConfig}
     config = kinds[model_fields(folder)["architecture"]].from_pretrained(folder, local_files_only=True)
@@ -93,56 +91,64 @@ def pretrained_config(folder: str, dropout: float) -> PreTrainedConfig:
     return config
 
 
+def build_model(
+    config: PreTrainedConfig,
+    seed: int,
+    attention: str = "sdpa",
+    init_from: str = "",
+) -> PreTrainedModel:
+    """Return a masked language model in fp32, with the weights of `init_from` or random ones.
+
+    Random weights depend on `config` and `seed` only. The global random state of torch is restored afterwards. Raises
+    `RankReadError` if `init_from` lacks weights of the encoder. A missing masked-language head gets random weights,
+    after a warning on standard error.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if init_from:
+            return _pretrained(init_from, config, attention)
+        return AutoModelForMaskedLM.from_config(config, attn_implementation=attention, dtype=torch.float32)
+
+
 def _pretrained(folder: str, config: PreTrainedConfig, attention: str) -> PreTrainedModel:
     try:
         model, report = AutoModelForMaskedLM.from_pretrained(
-            folder, config=config, attn_implementation=attention, dtype=torch.float32, local_files_only=True,
-            trust_remote_code=False, output_loading_info=True,
-        )  # fmt: skip
+            folder,
+            config=config,
+            attn_implementation=attention,
+            dtype=torch.float32,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
     except (OSError, ValueError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
         reason = " ".join(str(error).split())[:200]
         raise RankReadError(f"{folder}: its weights cannot be loaded ({reason})") from None
     encoder = f"{model.base_model_prefix}."
     missing = sorted(report["missing_keys"])
-    if lost := [name for name in missing if name.startswith(encoder)]:
-        raise RankReadError(f"{folder}: lacks {len(lost)} weights of the encoder, {lost[0]} first")
+    if in_encoder := [name for name in missing if name.startswith(encoder)]:
+        raise RankReadError(f"{folder}: lacks {len(in_encoder)} weights of the encoder, {in_encoder[0]} first")
     if missing:
-        print(f"{folder}: has no masked-language head ({missing[0]} …); it begins at random", file=sys.stderr)
+        print(f"{folder}: has no masked-language head ({missing[0]} …); it starts with random weights", file=sys.stderr)
     return model
 
 
 def encoder_layers(model: PreTrainedModel) -> torch.nn.ModuleList:
-    """The layers of the encoder, first to last."""
+    """Return the layers of the encoder, first to last."""
     encoder: Any = model.base_model
     return encoder.encoder.layer if model.config.model_type == "bert" else encoder.layers
 
 
 def prepare_layers(model: PreTrainedModel, *, checkpointing: bool, compile_layers: bool) -> None:
-    """Switch on activation checkpointing and torch.compile, in place.
+    """Enable activation checkpointing and torch.compile, in place.
 
-    Layers are compiled one by one: they are alike, so one of them is compiled in truth, and the head, whose number of
-    masked positions differs from batch to batch, stays as it is.
+    Layers are compiled one by one, so that identical layers share one compiled graph. The head is not compiled, because
+    its number of masked positions differs from batch to batch.
     """
     if checkpointing:
-        # Newer transformers warn of the older name.
+        # Newer versions of transformers warn about the older name.
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable({"use_reentrant": False})
     if compile_layers:
         for layer in encoder_layers(model):
             layer.compile()
-
-
-def architecture_of(model: ModelConfig, vocab_size: int, checkpoint: Path | None = None) -> PreTrainedConfig:
-    """transformers' configuration: the checkpoint's, that of the folder `[model]` begins from, or one of its sizes."""
-    if checkpoint or model.init_from:
-        return pretrained_config(str(checkpoint or model.init_from), model.dropout)
-    return transformers_config(
-        architecture=model.architecture,
-        vocab_size=vocab_size,
-        hidden_size=model.hidden_size,
-        num_layers=model.num_layers,
-        num_heads=model.num_heads,
-        intermediate_size=model.intermediate_size,
-        max_positions=model.max_positions,
-        dropout=model.dropout,
-    )

@@ -1,12 +1,15 @@
-"""Parameters and floating-point operations of a model, from its sizes alone; what GPUs can do at most. Torch-free.
+"""Parameters and floating-point operations of a model, computed from its sizes; peak rates of GPUs. Torch-free.
 
-Conventions: a product of an (m, k) with a (k, n) matrix is 2mkn operations; only matrix products count, norms,
-softmax and activations do not (they are below 1 %). The backward pass is two products for each of the forward's.
-Sources: Kaplan et al., "Scaling Laws for Neural Language Models" (2020), section 2.1; Chowdhery et al., "PaLM" (2022),
-appendix B, which defines MFU and leaves recomputation out of it; Narayanan et al., "Efficient Large-Scale Language
-Model Training on GPU Clusters" (2021), appendix, which counts recomputation as a fourth forward pass.
+Conventions: the product of an (m, k) and a (k, n) matrix is 2mkn operations. Only matrix products count; norms, softmax
+and activations are below 1 %. The backward pass has two products for each product of the forward pass.
 
-Letters: H hidden size, I intermediate size, N layers, V vocabulary, L tokens a window.
+Sources:
+- Kaplan et al., "Scaling Laws for Neural Language Models" (2020), section 2.1.
+- Chowdhery et al., "PaLM" (2022), appendix B: defines MFU, without recomputation.
+- Narayanan et al., "Efficient Large-Scale Language Model Training on GPU Clusters" (2021), appendix: counts
+  recomputation as a fourth forward pass.
+
+Letters: H hidden size, I intermediate size, N layers, V vocabulary, L tokens per window.
 """
 
 from __future__ import annotations
@@ -20,16 +23,16 @@ from dnabert_rm.model.pretrained import model_fields
 TOKEN_TYPES = 2
 """Rows of BERT's token type embedding."""
 MAX_GLOBAL_POSITIONS = 1024
-"""Up to here every layer of a `modernbert` attends to the whole window; beyond, two layers in three slide."""
+"""Up to this length every layer of a `modernbert` is global; above it, two layers in three use a sliding window."""
 SLIDING_REACH = 64
-"""Tokens to each side that a sliding layer of a `modernbert` sees (transformers: local_attention 128)."""
+"""Tokens on each side that a sliding layer of a `modernbert` attends to (transformers: local_attention 128)."""
 GLOBAL_EVERY = 3
-"""Of so many layers of a long `modernbert` the first is global."""
+"""In a long `modernbert` the first of every three layers is global."""
 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """The sizes that parameters and operations hang on; names as in `config.ModelConfig`."""
+    """The sizes that determine parameters and operations; the names are those of `config.ModelConfig`."""
 
     architecture: str
     vocab_size: int
@@ -40,11 +43,18 @@ class ModelShape:
     max_positions: int
 
 
-def parameter_tensors(shape: ModelShape) -> dict[str, list[tuple[int, int]]]:
-    """Number and elements of the trained tensors, by part: "embeddings", "layers", "head".
+def model_shape(model: ModelConfig, vocab_size: int) -> ModelShape:
+    """Return the sizes of a configured model, which are those of the `init_from` folder if there is one."""
+    sizes = model_fields(model.init_from) if model.init_from else asdict(model)
+    names = [field.name for field in fields(ModelShape) if field.name != "vocab_size"]
+    return ModelShape(vocab_size=vocab_size, **{name: sizes[name] for name in names})
 
-    As transformers builds them through `build.transformers_config`. The decoder's matrix is the embedding's and
-    counted there; the final norm of a `modernbert` counts as part of its layers.
+
+def parameter_tensors(shape: ModelShape) -> dict[str, list[tuple[int, int]]]:
+    """Return (number, elements) of the trained tensors by part: "embeddings", "layers", "head".
+
+    These are the tensors that transformers builds from `build.transformers_config`. The decoder's matrix is tied to the
+    embedding and counted there. The final norm of a `modernbert` is counted with its layers.
     """
     H, I, N, V = shape.hidden_size, shape.intermediate_size, shape.num_layers, shape.vocab_size  # noqa: E741
     if shape.architecture == "bert":
@@ -56,46 +66,46 @@ def parameter_tensors(shape: ModelShape) -> dict[str, list[tuple[int, int]]]:
     assert shape.architecture == "modernbert", shape.architecture
     return {
         "embeddings": [(1, V * H), (1, H)],
-        # Wi makes the gate and its input at once; the first layer has no norm before its attention.
+        # Wi holds both the gate and its input; the first layer has no norm before its attention.
         "layers": [(N, 3 * H * H), (N, H * H), (N, 2 * H * I), (N, H * I), (2 * N - 1, H), (1, H)],
         "head": [(1, H * H), (1, H), (1, V)],
     }
 
 
 def parameter_counts(shape: ModelShape) -> dict[str, int]:
-    """Parameters by part; their sum is the model's `num_parameters()`."""
+    """Return the parameters by part; their sum is the model's `num_parameters()`."""
     return {part: sum(count * numel for count, numel in tensors) for part, tensors in parameter_tensors(shape).items()}
 
 
 def num_parameters(shape: ModelShape) -> int:
-    """All parameters, the tied decoder counted once."""
+    """Return the number of all parameters, with the tied decoder counted once."""
     return sum(parameter_counts(shape).values())
 
 
 def attended_tokens(shape: ModelShape, window: int) -> float:
-    """Tokens that a token attends to, summed over the layers and averaged over the window.
+    """Return the tokens that a token attends to, summed over the layers and averaged over the window.
 
-    A sliding layer counts its band alone, whether or not the kernel computes more and throws it away.
+    A sliding layer counts only its band, even if the kernel computes more and discards it.
     """
     if shape.architecture == "bert" or shape.max_positions <= MAX_GLOBAL_POSITIONS:
         return float(shape.num_layers * window)
     num_global = -(-shape.num_layers // GLOBAL_EVERY)
     reach = min(SLIDING_REACH, window - 1)
-    band = (2 * reach + 1) - reach * (reach + 1) / window  # the band less its corners at the window's ends
+    band = (2 * reach + 1) - reach * (reach + 1) / window  # the band without its corners at the window's ends
     return num_global * window + (shape.num_layers - num_global) * band
 
 
 def forward_flops_per_token(shape: ModelShape, window: int, masked_fraction: float = 1.0) -> float:
-    """Operations of the forward pass for one token of a window of `window` tokens.
+    """Return the operations of the forward pass for one token of a window of `window` tokens.
 
-    Layers: 2N(4H² + 2HI), or 3HI with GeGLU. Attention: scores and their product with the values, 4H for each
-    attended token. Head: 2(H² + HV) for the masked fraction; 1.0 gives the head on all positions, as others run it.
+    Layers: 2N(4H² + 2HI), or 3HI with GeGLU. Attention: the scores and their product with the values, 4H for each
+    attended token. Head: 2(H² + HV) for the masked fraction; 1.0 is a head on all positions, as in transformers.
     """
     return layer_flops_per_token(shape, window) + masked_fraction * head_flops_per_token(shape)
 
 
 def layer_flops_per_token(shape: ModelShape, window: int) -> float:
-    """Operations of all layers' forward pass for one token, attention included."""
+    """Return the operations of the forward pass of all layers for one token, attention included."""
     H = shape.hidden_size
     matrices = 2 if shape.architecture == "bert" else 3
     products = 2 * shape.num_layers * (4 * H * H + matrices * H * shape.intermediate_size)
@@ -103,28 +113,28 @@ def layer_flops_per_token(shape: ModelShape, window: int) -> float:
 
 
 def head_flops_per_token(shape: ModelShape) -> float:
-    """Operations of the head's forward pass for one predicted token: its dense layer and the decoder."""
+    """Return the operations of the head's forward pass for one predicted token: its dense layer and the decoder."""
     return 2.0 * shape.hidden_size * (shape.hidden_size + shape.vocab_size)
 
 
 def training_flops_per_token(
     shape: ModelShape, window: int, masked_fraction: float = 1.0, checkpointing: bool = False
 ) -> float:
-    """Operations of forward and backward pass for one token: three forward passes.
+    """Return the operations of the forward and backward pass for one token: those of three forward passes.
 
-    `checkpointing` adds the layers' second forward pass, which the hardware does and MFU does not count.
+    `checkpointing` adds the second forward pass of the layers, which the hardware runs and MFU does not count.
     """
-    again = layer_flops_per_token(shape, window) if checkpointing else 0.0
-    return 3 * forward_flops_per_token(shape, window, masked_fraction) + again
+    recomputed = layer_flops_per_token(shape, window) if checkpointing else 0.0
+    return 3 * forward_flops_per_token(shape, window, masked_fraction) + recomputed
 
 
 def training_flops_per_step(
     shape: ModelShape, windows: int, window_tokens: int, num_masked: float, checkpointing: bool = False
 ) -> float:
-    """Operations of one optimizer step on `windows` windows of `window_tokens` tokens with `num_masked` predictions.
+    """Return the operations of one optimizer step on `windows` windows with `num_masked` predictions in total.
 
-    Divided by seconds, ranks and `peak_flops` this is MFU (PaLM, appendix B); with `checkpointing` the hardware's
-    own utilisation, HFU, which is higher.
+    Divided by seconds, ranks and `peak_flops` this is MFU (PaLM, appendix B). With `checkpointing` it is the hardware
+    utilisation, HFU, which is higher.
     """
     tokens = windows * window_tokens
     return tokens * training_flops_per_token(shape, window_tokens, num_masked / max(1, tokens), checkpointing)
@@ -155,14 +165,18 @@ _PEAK_TFLOPS: tuple[tuple[tuple[str, ...], float], ...] = (
     (("v100",), 125.0),
     (("t4",), 65.0),
 )
-"""Words of a device's name and its peak, first match first: NVIDIA's data sheets, dense (no sparsity), bf16 with fp32
-accumulation in TFLOP/s; fp16 for V100 (SXM2) and T4, which have no bf16. Their sparse figures are halved."""
+"""Words of a device's name and its peak in TFLOP/s; the first match counts.
+
+The figures are from NVIDIA's data sheets: dense, bf16 with fp32 accumulation. V100 (SXM2) and T4 have no bf16, so
+theirs are for fp16. Figures that a data sheet gives with sparsity are halved.
+"""
 
 
 def peak_flops(device_name: str) -> float | None:
-    """Peak dense half-precision operations a second of a GPU, by torch's name of it or a short one such as "h100".
+    """Return the peak of a GPU, in dense half-precision operations per second; None if it is not in the table.
 
-    None where the table lacks it. An H100 or H200 without "PCIe" or "NVL" in its name is the SXM module.
+    The name is torch's or a short one such as "h100". An H100 or H200 without "PCIe" or "NVL" in its name is the SXM
+    module.
     """
     words = set(re.findall(r"[a-z0-9]+", device_name.lower()))
     for needed, tflops in _PEAK_TFLOPS:
@@ -172,12 +186,5 @@ def peak_flops(device_name: str) -> float | None:
 
 
 def known_gpus() -> list[str]:
-    """Short names that `peak_flops` knows."""
+    """Return the short names that `peak_flops` accepts."""
     return [" ".join(words) for words, _ in _PEAK_TFLOPS]
-
-
-def model_shape(model: ModelConfig, vocab_size: int) -> ModelShape:
-    """The sizes of a configured model, those of the folder that it begins from if it does."""
-    sizes = model_fields(model.init_from) if model.init_from else asdict(model)
-    names = [field.name for field in fields(ModelShape) if field.name != "vocab_size"]
-    return ModelShape(vocab_size=vocab_size, **{name: sizes[name] for name in names})

@@ -1,6 +1,6 @@
-"""The masked-only head and the exact loss.
+"""Masked language model with a head on masked positions only, and its loss.
 
-Shapes: B windows, L tokens a window, H hidden size, M masked tokens, V vocabulary.
+Shapes: B windows, L tokens per window, H hidden size, M masked tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -17,21 +17,27 @@ from dnabert_rm.genome.kmer import NUM_SPECIAL
 class MaskedLM(nn.Module):
     """A transformers masked language model whose head runs on masked positions only.
 
-    The encoder sees no attention mask: pretraining has no padding. The loss is a sum in fp32; what it
-    is divided by, the masked tokens of the global batch, only the training loop knows.
+    The encoder gets no attention mask, because pretraining has no padding. The loss is a sum in fp32. The training
+    loop divides it by the number of masked tokens in the global batch.
     """
 
     def __init__(self, model: PreTrainedModel, k: int | None = None) -> None:
-        """Args: `k` of the k-mer vocabulary; None (BPE): right bases are not counted."""
+        """Wrap a model; `k` is that of the k-mer vocabulary. With None (BPE) right bases are not counted."""
         super().__init__()
-        self.model, self.k = model, k
+        self.model = model
+        self.k = k
 
     def forward(
         self, input_ids: Tensor, positions: Tensor, targets: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor] | Tensor:
-        """Args: `input_ids` (B, L) int64; `positions` (M,) int64 in the flattened batch; `targets` (M,) int64,
-        -100 where nothing is predicted. Returns the summed loss, a scalar in fp32, how many of the predictions are
-        right, and how many of their bases, scalars int64; without `targets` the logits (M, V) in the model's dtype.
+        """Return the summed loss and the numbers of right predictions and right bases; without `targets` the logits.
+
+        Args:
+            input_ids: (B, L) int64.
+            positions: (M,) int64, masked positions in the flattened batch.
+            targets: (M,) int64; -100 is ignored.
+
+        Returns: The loss, a scalar in fp32, and the two counts, scalars int64; or logits (M, V) in the model's dtype.
         """
         logits = self._masked_logits(input_ids, positions)
         if targets is None:
@@ -50,14 +56,19 @@ class MaskedLM(nn.Module):
 
 
 def num_right_bases(predicted: Tensor, targets: Tensor, k: int | None) -> Tensor:
-    """How many of the k bases of each predicted k-mer are the target's, summed; scalar int64, 0 where `k` is None.
+    """Return the number of bases of the predicted k-mers that equal the target's; scalar int64, 0 if `k` is None.
 
-    Args: `predicted`, `targets` (M,) token ids; a target of -100 and a predicted special token count 0 bases. A k-mer's
-    id less the special tokens has its bases as digits to base 4 (kmer.py), so equal bases are equal digits.
+    Without the offset of the special tokens, the digits of a k-mer's id to base 4 are its bases (see kmer.py). So equal
+    bases are equal digits.
+
+    Args:
+        predicted: (M,) token ids; a special token has no right base.
+        targets: (M,) token ids; -100 has no right base.
+        k: Bases of a token.
     """
     if k is None:
         return torch.zeros((), dtype=torch.int64, device=predicted.device)
     counted = (targets >= NUM_SPECIAL) & (predicted >= NUM_SPECIAL)
     differing = (predicted - NUM_SPECIAL).clamp(min=0) ^ (targets - NUM_SPECIAL).clamp(min=0)
-    digits = torch.stack([(differing >> 2 * place) & 3 == 0 for place in range(k)])
-    return (digits & counted).sum()
+    is_equal = torch.stack([(differing >> 2 * digit) & 3 == 0 for digit in range(k)])
+    return (is_equal & counted).sum()

@@ -1,4 +1,4 @@
-"""What a Hugging Face folder says of its architecture, as fields of `[model]`. Reads config.json only; torch-free."""
+"""Checks of Hugging Face model folders, and their sizes as fields of `[model]`. Reads config.json only; torch-free."""
 
 from __future__ import annotations
 
@@ -16,52 +16,54 @@ _FIELDS = {
     "intermediate_size": "intermediate_size",
     "max_positions": "max_position_embeddings",
 }
-"""Ours and transformers'; DNABERT's config.json has the same names."""
+"""Our names and transformers'; DNABERT's config.json has the same ones."""
+NAME_EXPORTED = "name a folder that `dnabert-rm export` has written"
+NAME_FINETUNED = "name the model/ folder that `dnabert-rm finetune` has written"
 
 
 def model_fields(folder: str | Path) -> dict[str, Any]:
-    """`architecture` and sizes of the model in `folder`, by the names of `config.ModelConfig`.
+    """Return `architecture` and sizes of the model in `folder`, with the names of `config.ModelConfig`.
 
-    `CheckpointError` where there is no config.json, or its model is neither BERT nor ModernBERT.
+    Raises `CheckpointError` if there is no config.json, or if its model is neither BERT nor ModernBERT.
     """
     path = Path(folder) / "config.json"
     content = read_json(
         path, error=CheckpointError, advice="fix the file", missing="name a Hugging Face folder with --init-from"
     )
-    # transformers 2, which DNABERT was saved by, wrote no model_type.
+    # transformers 2, which saved DNABERT, wrote no model_type.
     architecture = content.get("model_type") or (
         "bert" if "BertForMaskedLM" in (content.get("architectures") or []) else ""
     )
     missing = [name for name in _FIELDS.values() if not isinstance(content.get(name), int)]
     if architecture not in ("bert", "modernbert") or missing:
         reason = f"model_type {architecture!r}" if not missing else f"no {missing[0]}"
-        raise CheckpointError(f"{path}: {reason}; only BERT and ModernBERT models can be continued")
+        raise CheckpointError(f"{path}: {reason}; choose a BERT or ModernBERT model")
     return {"architecture": architecture, **{ours: content[theirs] for ours, theirs in _FIELDS.items()}}
 
 
 def check_vocabulary(folder: str | Path, k: int | None, vocab_size: int) -> None:
-    """`CheckpointError` unless the model in `folder` embeds the data's vocabulary, in its order where it has a file."""
+    """Raise `CheckpointError` unless the model in `folder` has the vocabulary of the data.
+
+    The size is always compared, and the order if the folder has a vocab.txt.
+    """
     folder = Path(folder)
     embedded = read_json(folder / "config.json", error=CheckpointError).get("vocab_size")
     if embedded != vocab_size:
         raise CheckpointError(
-            f"{folder}: embeds {embedded} tokens, but the data have {vocab_size}; build the data with the model's k"
+            f"{folder}: has a vocabulary of {embedded} tokens, but the data have {vocab_size}; "
+            "build the data with the model's k"
         )
     path = folder / "vocab.txt"
     if k is not None and path.is_file() and path.read_text().split() != kmer.vocabulary_text(k).split():
-        raise CheckpointError(f"{path}: is not the vocabulary of the data's {k}-mers; the weights would be misread")
+        raise CheckpointError(f"{path}: is not the vocabulary of the data's {k}-mers; choose another model")
 
 
-NAME_EXPORTED = "name a folder that `dnabert-rm export` has written"
-NAME_FINETUNED = "name the model/ folder that `dnabert-rm finetune` has written"
-
-
-def check_model_folder(folder: Path, mend: str = NAME_EXPORTED) -> None:
-    """Raise `CheckpointError`, with `mend` as what to do, where `folder` has no config.json."""
+def check_model_folder(folder: Path, advice: str = NAME_EXPORTED) -> None:
+    """Raise `CheckpointError`, ending in `advice`, if `folder` has no config.json."""
     if (folder / "config.json").is_file():
         return
     below = folder / "model"
     if (below / "config.json").is_file():
-        mend = f"name {below}"
-    what = "no config.json there" if folder.is_dir() else "no such folder"
-    raise CheckpointError(f"{folder}: {what}; {mend}")
+        advice = f"name {below}"
+    fault = "it has no config.json" if folder.is_dir() else "no such folder"
+    raise CheckpointError(f"{folder}: {fault}; {advice}")

@@ -1,1 +1,4 @@
-"""Every change that the project makes to third-party code at run time, one file a library, each with its reason."""
+"""Run-time changes to third-party code, one file per library.
+
+The docstring of each patch says what is changed, the reason, and the upstream issue or source file.
+"""

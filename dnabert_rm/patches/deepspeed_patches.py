@@ -1,4 +1,4 @@
-"""DeepSpeed imported, and what it compiles at the first use: which parts, and the lock around each."""
+"""Patches of DeepSpeed: extension builds, checkpoint loading, gradient reduction and overflow checks."""
 
 from __future__ import annotations
 
@@ -11,76 +11,53 @@ from typing import Any
 
 import torch
 
+from dnabert_rm.patches.pytorch_patches import install_build_lock
 from dnabert_rm.utils.errors import RankReadError
-from dnabert_rm.utils.lock import LockHeldError, PosixLock
-
-
-class BuildLock:
-    """Replacement for torch's lock around the compilation of an extension: one process builds, the others wait.
-
-    Reason: torch's `FileBaton` is a file that stays behind when its process is killed; every later run then waits for
-    ever, in silence. A POSIX lock is released by the system, also on home folders that nodes share.
-    """
-
-    def __init__(self, lock_file_path: str, **_: Any) -> None:
-        """`lock_file_path` is the file that torch would make; the lock is a second file beside it."""
-        self._lock = PosixLock(Path(f"{lock_file_path}.held"))
-
-    def try_acquire(self) -> bool:
-        """Whether this process is the one that builds; on a file system without locks every process builds."""
-        try:
-            self._lock.acquire()
-        except LockHeldError:
-            return False
-        except OSError:
-            return True
-        return True
-
-    def wait(self) -> None:
-        """Return once the process that builds has finished or died."""
-        try:
-            self._lock.acquire(wait=True)
-        finally:
-            self.release()
-
-    def release(self) -> None:
-        """Let the other processes go on."""
-        self._lock.release()
 
 
 def import_deepspeed() -> Any:
-    """The deepspeed module; what it compiles is guarded by `BuildLock`.
+    """Import DeepSpeed, and return the module.
 
-    Left out is the shared-memory collective that it would compile for CPU ranks. Only its inference uses it, and every
-    rank leaves 69 MB in /dev/shm.
+    What is changed: torch's build lock, see `install_build_lock`. DeepSpeed also no longer compiles its shared-memory
+    collective for CPU ranks.
+
+    Reason: only DeepSpeed's inference uses this collective. Every rank leaves a file of 69 MB in /dev/shm.
+
+    Upstream: the comments of deepspeedai/DeepSpeed#4115 describe the remaining files; the collective is built in
+    deepspeed/comm/torch.py, `build_shm_op`.
     """
     import deepspeed
-    from torch.utils import cpp_extension
 
-    cpp_extension.FileBaton = BuildLock  # type: ignore[assignment,misc]
+    install_build_lock()
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
 
 
 @contextlib.contextmanager
 def safe_torch_load() -> Iterator[None]:
-    """Inside, every `torch.load`, DeepSpeed's too, runs with `weights_only=True`: a checkpoint can't run code.
+    """Load only tensors and plain values from files during the block, so that a checkpoint can't run code.
 
-    DeepSpeed asks for `weights_only=False` by name, so the argument is overridden. The few classes of its own that
-    it stores are allowed by name. `RankReadError` names a file that holds others, or is damaged.
+    What is changed: `torch.load` always uses `weights_only=True`, in DeepSpeed too. The few DeepSpeed classes that its
+    checkpoints contain are allowed by name.
+
+    Reason: DeepSpeed passes `weights_only=False`, so the argument has to be overridden.
+
+    Upstream: deepspeedai/DeepSpeed#6751, which made `weights_only=False` explicit.
+
+    Raises `RankReadError` with the file's name if it contains other objects or is damaged.
     """
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
     from deepspeed.utils.tensor_fragment import fragment_address
 
-    plain_load = torch.load
+    original_load = torch.load
 
     def load(file: Any, *args: Any, **kwargs: Any) -> Any:
         kwargs["weights_only"] = True
         try:
-            return plain_load(file, *args, **kwargs)
+            return original_load(file, *args, **kwargs)
         except (pickle.UnpicklingError, EOFError, RuntimeError, ValueError, KeyError, AttributeError) as error:
-            # torch's reasons run over many lines and advise to load it all the same.
+            # torch's message for unpickling errors is long and advises to load the file with weights_only=False.
             reason = "" if isinstance(error, pickle.UnpicklingError) else f" ({' '.join(str(error).split())[:100]})"
             raise RankReadError(
                 f"{file}: holds more than tensors, or is damaged{reason}, and was not loaded; use another checkpoint"
@@ -91,20 +68,25 @@ def safe_torch_load() -> Iterator[None]:
         with torch.serialization.safe_globals([LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address]):
             yield
     finally:
-        torch.load = plain_load
+        torch.load = original_load
 
 
 def check_tensors_only(path: Path) -> None:
-    """`CheckpointError` where a file of torch's holds more than tensors and plain values; their data are not read."""
+    """Raise `CheckpointError` if a torch file holds more than tensors and plain values; tensor data are not read."""
     with safe_torch_load():
         torch.load(path, map_location="cpu", mmap=zipfile.is_zipfile(path))
 
 
 def fuse_overflow_check(optimizer: Any) -> None:
-    """ZeRO-1 and ZeRO-2 in bf16 and fp16: the same answer to "is a gradient inf or NaN?" with one kernel a gradient.
+    """Check gradients for inf and NaN with one kernel per gradient.
 
-    DeepSpeed takes some twenty, two thirds of all that a step of BERT's base size launches; on a GPU that is time that
-    a step takes whatever its size.
+    What is changed: `has_overflow_partitioned_grads_serial` of DeepSpeed's ZeRO-1 and ZeRO-2 optimizer, for bf16 and
+    fp16. The result is the same. Other optimizers are left unchanged.
+
+    Reason: DeepSpeed launches about twenty kernels per gradient, two thirds of all kernels in a step of BERT's base
+    size. On a GPU this takes a constant time per step, independent of the batch size.
+
+    Upstream: no upstream issue known; deepspeed/runtime/zero/stage_1_and_2.py.
     """
     if not hasattr(optimizer, "has_overflow_partitioned_grads_serial") or not hasattr(optimizer, "bit16_groups"):
         return
@@ -112,26 +94,64 @@ def fuse_overflow_check(optimizer: Any) -> None:
     def has_overflow() -> torch.Tensor:
         groups = (optimizer.averaged_gradients[number] or () for number in range(len(optimizer.bit16_groups)))
         gradients = (gradient for group in groups for gradient in group if gradient is not None and gradient.numel())
-        # A NaN is the least and the greatest of whatever it is among.
+        # aminmax propagates NaN: both extremes are NaN then.
         extremes = [extreme for gradient in gradients for extreme in torch.aminmax(gradient)]
         return ~torch.stack(extremes).isfinite().all().reshape(1) if extremes else torch.zeros(1, dtype=torch.bool)
 
     optimizer.has_overflow_partitioned_grads_serial = has_overflow
 
 
+def disable_gradient_allreduce(deepspeed_engine: Any) -> None:
+    """Skip the all-reduce of gradients; only for a single rank without ZeRO.
+
+    What is changed: the engine's attribute `enable_backward_allreduce`.
+
+    Reason: DeepSpeed would copy all gradients into a buffer and back to sum over one rank.
+
+    Upstream: no upstream issue known; deepspeed/runtime/engine.py.
+    """
+    deepspeed_engine.enable_backward_allreduce = False
+
+
+@contextlib.contextmanager
+def universal_loading(deepspeed_engine: Any) -> Iterator[None]:
+    """Make DeepSpeed load universal checkpoints during the block.
+
+    What is changed: `load_universal_checkpoint` of the engine's private configuration, until the end of the block.
+
+    Reason: DeepSpeed reads this setting once, from its JSON configuration, before the run knows whether the checkpoint
+    has to be converted.
+
+    Upstream: no upstream issue known; deepspeed/runtime/engine.py, `load_universal_checkpoint`.
+    """
+    config = deepspeed_engine._config
+    config.load_universal_checkpoint = True
+    try:
+        yield
+    finally:
+        config.load_universal_checkpoint = False
+
+
 @contextlib.contextmanager
 def keep_optimizer_settings(deepspeed_engine: Any) -> Iterator[None]:
-    """Afterwards the optimizer has the settings of this run, not those of the checkpoint, and a step count a group.
+    """Keep this run's optimizer settings while a checkpoint is loaded in the block.
 
-    DeepSpeed's universal loading gives the first group's settings to all of them, weight decay included, and one
-    tensor that counts the steps, which every group then increases.
+    What is changed: at the end of the block, the settings of all parameter groups and the clipping threshold are
+    restored, and each parameter gets a separate step count.
+
+    Reason: DeepSpeed takes the settings from the checkpoint. For a universal checkpoint under ZeRO-3 it gives the first
+    group's settings, including weight decay, to all groups. It also shares one step tensor, which every group then
+    increments.
+
+    Upstream: no upstream issue known; deepspeed/runtime/zero/stage3.py,
+    `load_hp_checkpoint_state_from_checkpoint_dir_stage3`.
     """
     zero = deepspeed_engine.optimizer
-    ours = [{name: value for name, value in group.items() if name != "params"} for group in zero.param_groups]
+    settings = [{name: value for name, value in group.items() if name != "params"} for group in zero.param_groups]
     clip = getattr(zero, "clip_grad", None)
     yield
-    for group, settings in zip(zero.param_groups, ours, strict=True):
-        group.update(settings)
+    for group, own_settings in zip(zero.param_groups, settings, strict=True):
+        group.update(own_settings)
     if clip is not None:
         zero.clip_grad = clip
     optimizer = getattr(zero, "optimizer", zero)
@@ -141,7 +161,7 @@ def keep_optimizer_settings(deepspeed_engine: Any) -> Iterator[None]:
 
 
 def _step_count(optimizer: torch.optim.Optimizer, parameter: torch.Tensor, step: float) -> torch.Tensor | int:
-    """The count of updates as the optimizer keeps it: torch's in a tensor of its own, DeepSpeed's CPUAdam in an int."""
+    """Return a step count in the optimizer's format: a tensor for torch's AdamW, an int for DeepSpeed's CPUAdam."""
     if not isinstance(optimizer, torch.optim.AdamW):
         return int(step)
     return torch.tensor(step, device=parameter.device if optimizer.defaults["fused"] else "cpu")

@@ -1,14 +1,72 @@
-"""The process group, made and tried: a first sum over the ranks shows that they can exchange data."""
+"""Patches of PyTorch: the lock around extension builds, and the timeout of process groups."""
 
 from __future__ import annotations
 
 from datetime import timedelta
+from pathlib import Path
+from typing import Any
 
 import torch.distributed as dist
 
+from dnabert_rm.utils.lock import LockHeldError, PosixLock
+
+
+class BuildLock:
+    """Replacement for torch's `FileBaton`: one process builds an extension, the others wait.
+
+    Unlike `FileBaton`, the POSIX lock is released by the system if the process is killed. It also works in home
+    folders that nodes share. On a file system without locks every process builds.
+    """
+
+    def __init__(self, lock_file_path: str, **_: Any) -> None:
+        """Open a lock file beside `lock_file_path`, the file that torch would create."""
+        self._lock = PosixLock(Path(f"{lock_file_path}.held"))
+
+    def try_acquire(self) -> bool:
+        """Return whether this process has to build."""
+        try:
+            self._lock.acquire()
+        except LockHeldError:
+            return False
+        except OSError:
+            return True
+        return True
+
+    def wait(self) -> None:
+        """Return once the building process has finished or died."""
+        try:
+            self._lock.acquire(wait=True)
+        finally:
+            self.release()
+
+    def release(self) -> None:
+        """Let the waiting processes continue."""
+        self._lock.release()
+
+
+def install_build_lock() -> None:
+    """Replace the lock that torch holds while it compiles an extension.
+
+    What is changed: `torch.utils.cpp_extension.FileBaton` becomes `BuildLock`, for the whole process.
+
+    Reason: a `FileBaton` is a file that remains if its process is killed. Every later run then waits forever, without
+    a message.
+
+    Upstream: pytorch/pytorch#189245. Pull request #190543 uses `flock` instead; torch 2.13 does not include it.
+    """
+    from torch.utils import cpp_extension
+
+    cpp_extension.FileBaton = BuildLock  # type: ignore[assignment,misc]
+
 
 def set_group_timeout(timeout: timedelta, group: dist.ProcessGroup | None = None) -> None:
-    """Give a group's later collectives a timeout; None: the first group, of all ranks."""
-    # Public, under this name, since torch 2.14.
+    """Set the timeout of the later collectives of a process group, by default the group of all ranks.
+
+    What is changed: nothing in torch; before torch 2.14 this calls the private `_set_pg_timeout`.
+
+    Reason: torch's public API sets the timeout only when a group is created, but DeepSpeed creates groups itself.
+
+    Upstream: torch/distributed/distributed_c10d.py; public as `set_timeout` since torch 2.14.
+    """
     name = "set_timeout" if hasattr(dist.distributed_c10d, "set_timeout") else "_set_pg_timeout"
     getattr(dist.distributed_c10d, name)(timeout, group)

@@ -1,4 +1,4 @@
-"""webdataset's `TarWriter` without torch, and without its slow stream mode."""
+"""Patches of webdataset: a `TarWriter` without torch and without tarfile's slow stream mode."""
 
 from __future__ import annotations
 
@@ -10,34 +10,43 @@ from typing import Any
 
 COPY_BYTES = 1 << 20
 FIXED_FIELDS = {"user": "", "group": "", "mode": 0o444, "mtime": 0, "encoder": False}
-"""Owner, mode and time of every member: the same content gives the same bytes."""
+"""Fixed owner, mode and time of every member, so that the same content gives the same bytes."""
 
 
 def make_tar_writer(out: Any) -> Any:
-    """webdataset's `TarWriter`, with fixed times and owners, writing a member at a time.
+    """Return webdataset's `TarWriter` for the binary file `out`, with fixed times and owners.
 
-    Left alone it writes in blocks of 10 KB through tarfile's stream mode, which takes longer than
-    making the ids; the bytes are the same.
+    What is changed: the writer's attribute `tarstream` becomes a `TarFile` that writes one member at a time. The bytes
+    are the same. Closing the writer closes it.
+
+    Reason: `TarWriter` uses tarfile's stream mode, which writes blocks of 10 KB. That takes longer than encoding the
+    k-mers.
+
+    Upstream: no upstream issue known; webdataset/writer.py, `TarWriter.__init__`.
     """
     writer = tar_writer_class()(io.BytesIO(), **FIXED_FIELDS)
-    writer.tarstream = tarfile.TarFile(
-        fileobj=out, mode="w", format=tarfile.USTAR_FORMAT, copybufsize=COPY_BYTES
-    )  # closed by the writer
+    writer.tarstream = tarfile.TarFile(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT, copybufsize=COPY_BYTES)
     return writer
 
 
 @cache
 def tar_writer_class() -> Any:
-    """`webdataset.writer.TarWriter`, imported without torch.
+    """Return `webdataset.writer.TarWriter`, imported without torch.
 
-    webdataset takes torch where it finds it, which costs seconds and hundreds of megabytes a
-    worker, and does without where it is absent. Whoever imports webdataset later gets it afresh.
+    What is changed: `sys.modules["torch"]` is None during the import, so that importing torch fails. Afterwards
+    webdataset's modules are removed from `sys.modules`, and a later import of webdataset finds torch. Nothing is
+    changed if torch or webdataset is already imported.
+
+    Reason: webdataset imports torch if it is installed, which costs seconds and hundreds of megabytes per worker. It
+    works without torch.
+
+    Upstream: no upstream issue known.
     """
     if "webdataset" in sys.modules or "torch" in sys.modules:
         from webdataset.writer import TarWriter
 
         return TarWriter
-    sys.modules["torch"] = None  # type: ignore[assignment] # "not found" for whoever imports it now
+    sys.modules["torch"] = None  # type: ignore[assignment] # makes `import torch` fail
     try:
         from webdataset.writer import TarWriter
     finally:

@@ -1,8 +1,8 @@
-"""What a forward pass keeps for the backward pass, in bytes, from a model's sizes. Torch-free.
+"""Activation memory: the bytes that a forward pass keeps for the backward pass, from a model's sizes. Torch-free.
 
-The counts are those of transformers' layers as autograd keeps them; for `bert` without dropout they are the 32·T·H
-bytes a layer (half precision, I = 4H) of Korthikanti et al., "Reducing Activation Recomputation in Large Transformer
-Models" (2022), section 4.1, less its dropout masks and attention matrices.
+The counts are the tensors that autograd keeps for transformers' layers. For `bert` without dropout they are 32·T·H
+bytes per layer (half precision, I = 4H). This is the count of Korthikanti et al., "Reducing Activation Recomputation in
+Large Transformer Models" (2022), section 4.1, without dropout masks and attention matrices.
 
 Letters: T tokens of the micro-batch, H hidden size, I intermediate size, M masked tokens, V vocabulary.
 """
@@ -18,7 +18,7 @@ FP32_BYTES = 4
 
 @dataclass(frozen=True)
 class Workload:
-    """One micro-batch of one rank, and how it is computed; `value_bytes` is 4 in fp32, 2 in bf16 and fp16."""
+    """The forward pass of one micro-batch on one rank. `value_bytes` is 4 in fp32, 2 in bf16 and fp16."""
 
     windows: int
     window_tokens: int
@@ -35,37 +35,37 @@ class Workload:
         return self.windows * self.window_tokens
 
     @property
-    def noise_bytes(self) -> int:
-        """Bytes that dropout keeps for one value: a bool on a GPU, the value's own type on a CPU."""
+    def dropout_bytes(self) -> int:
+        """Bytes of the dropout mask for one value: a bool on a GPU, the type of the value on a CPU."""
         return (1 if self.on_gpu else self.value_bytes) if self.dropout else 0
 
     @property
     def is_fused(self) -> bool:
-        """Whether attention never holds its whole matrix; sdpa has no such kernel for dropout on a CPU."""
+        """Whether attention never stores its whole matrix. On a CPU sdpa has no such kernel with dropout."""
         return self.attention != "eager" and not (self.attention == "sdpa" and self.dropout > 0 and not self.on_gpu)
 
 
 def layer_bytes(shape: ModelShape, work: Workload) -> float:
-    """What one layer keeps.
+    """Return the bytes that one layer keeps.
 
-    bert: input, q, k, v, context, the sum before each norm and the first norm's output: 8 TH; around GELU: 2 TI.
-    modernbert: input, two norms' outputs, the joint qkv (its v is a view, so all of it), turned q and k, context, the
-    sum after attention: 10 TH; both halves of Wi, the activated one and the product: 4 TI.
+    - bert: 8 TH for input, q, k, v, context, the sum before each norm, and the first norm's output; 2 TI around GELU.
+    - modernbert: 10 TH for input, the outputs of two norms, the joint qkv (all of it, since its v is a view), rotated q
+      and k, context, and the sum after attention; 4 TI for both halves of Wi, the activated half, and the product.
     """
     H, I, T = shape.hidden_size, shape.intermediate_size, work.tokens  # noqa: E741
     if shape.architecture == "bert":
-        kept, noise, norms = 8 * H + 2 * I, 2 * H, 4
+        kept, dropped, norms = 8 * H + 2 * I, 2 * H, 4
     else:
-        kept, noise, norms = 10 * H + 4 * I, H + I, 2
-    values = T * (work.value_bytes * kept + work.noise_bytes * noise + FP32_BYTES * norms)
+        kept, dropped, norms = 10 * H + 4 * I, H + I, 2
+    values = T * (work.value_bytes * kept + work.dropout_bytes * dropped + FP32_BYTES * norms)
     return values + _attention_bytes(shape, work)
 
 
 def _attention_bytes(shape: ModelShape, work: Workload) -> float:
-    """What an attention kernel keeps besides its inputs and output.
+    """Return the bytes that an attention kernel keeps besides its inputs and output.
 
-    Fused kernels keep one number a row. "eager" keeps the probabilities, with dropout its mask and the product too;
-    so does sdpa on a CPU with dropout, which has no fused kernel there, and computes in fp32.
+    Fused kernels keep one number per row. "eager" keeps the probabilities, and with dropout the mask and the product
+    too. So does sdpa on a CPU with dropout, which is not fused and computes in fp32.
     """
     w, half = work.value_bytes, work.value_bytes < FP32_BYTES
     rows = work.windows * shape.num_heads * work.window_tokens
@@ -74,9 +74,9 @@ def _attention_bytes(shape: ModelShape, work: Workload) -> float:
     if work.attention == "sdpa":
         each, copies = 3 * FP32_BYTES, 3 if half else 0
     else:
-        # modernbert's softmax is in fp32; without dropout its rounded copy is kept too.
+        # modernbert's softmax is in fp32. Without dropout its rounded copy is kept too.
         upcast = half and shape.architecture == "modernbert"
-        each = (FP32_BYTES if upcast else w) + (work.noise_bytes + w if work.dropout else w if upcast else 0)
+        each = (FP32_BYTES if upcast else w) + (work.dropout_bytes + w if work.dropout else w if upcast else 0)
         copies = 0
     # A modernbert's v is copied here, which frees the joint qkv.
     copies -= 2 if shape.architecture == "modernbert" else 0
@@ -84,33 +84,36 @@ def _attention_bytes(shape: ModelShape, work: Workload) -> float:
 
 
 def encoder_bytes(shape: ModelShape, work: Workload) -> float:
-    """What embeddings and layers keep at the end of the forward pass; with checkpointing the layers' inputs only."""
+    """Return the bytes that embeddings and layers keep at the end of the forward pass.
+
+    With checkpointing each layer keeps its input only.
+    """
     TH = work.tokens * shape.hidden_size
     layer = TH * work.value_bytes if work.checkpointing else layer_bytes(shape, work)
-    # The sum before the first norm; a checkpointed modernbert also keeps the input of its last one.
+    # The sum before the first norm. A checkpointed modernbert also keeps the input of its last norm.
     ends = 2 if work.checkpointing and shape.architecture == "modernbert" else 1
-    return shape.num_layers * layer + TH * (ends * work.value_bytes + work.noise_bytes)
+    return shape.num_layers * layer + TH * (ends * work.value_bytes + work.dropout_bytes)
 
 
 def head_bytes(shape: ModelShape, work: Workload) -> float:
-    """What the head keeps: four tensors M x H, and the logarithms of the probabilities, M x V in fp32."""
+    """Return the bytes that the head keeps: four tensors M x H, and the log-probabilities, M x V in fp32."""
     return work.num_masked * (4 * shape.hidden_size * work.value_bytes + shape.vocab_size * FP32_BYTES)
 
 
 def loss_bytes(shape: ModelShape, work: Workload) -> float:
-    """What comes on top of all that is kept while the loss is computed and its gradient begins.
+    """Return the temporary bytes while the loss is computed and its backward pass begins.
 
-    The gradient of the logits; in half precision in fp32 and in that, beside the logits themselves.
+    They hold the gradient of the logits; in half precision that gradient in both fp32 and half, and the logits.
     """
     each = FP32_BYTES if work.value_bytes == FP32_BYTES else FP32_BYTES + 2 * work.value_bytes
     return work.num_masked * shape.vocab_size * each
 
 
 def inner_gradient_bytes(shape: ModelShape, work: Workload) -> float:
-    """What comes on top of a layer's own while its backward pass runs: gradients of its inner tensors.
+    """Return the temporary bytes in the backward pass of a layer: the gradients of its inner tensors.
 
-    At the feed-forward part those of its width; or, without a fused kernel, two attention matrices, when what the
-    feed-forward part kept is free again.
+    The peak is either in the feed-forward part, or, without a fused kernel, at two attention matrices. By then the
+    activations of the feed-forward part are freed.
     """
     H, T, w = shape.hidden_size, work.tokens, work.value_bytes
     wide = (1 if shape.architecture == "bert" else 2) * shape.intermediate_size

@@ -1,4 +1,4 @@
-"""Will the checkpoints fit? Size by arithmetic, room by asking the disk of the run folder. Torch-free."""
+"""Check that a run's checkpoints fit on its disk. Torch-free."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from dnabert_rm.utils.errors import ConfigError
 from dnabert_rm.utils.files import writable_parent
 
 OPTIMIZER_BYTES = 12
-"""Of a parameter in a checkpoint: AdamW's two moments and the master weight, fp32 each."""
+"""Per parameter in a checkpoint: AdamW's two moments and the master weight, fp32 each."""
 
 
 def checkpoint_bytes(config: RunConfig, vocab_size: int) -> int:
-    """Bytes of one checkpoint, small files left out; ZeRO-3 stores no weights besides the optimizer's."""
+    """Return the bytes of one checkpoint, without small files. ZeRO-3 stores the weights once, in the optimizer."""
     weight = 2 if config.train.precision in ("bf16", "fp16") else 4
     stage = zero_stage(load_ds_config(config.train.ds_config)[1])
     return num_parameters(model_shape(config.model, vocab_size)) * (OPTIMIZER_BYTES + (0 if stage == 3 else weight))
 
 
 def check_disk(config: RunConfig, vocab_size: int) -> str:
-    """A line on the room that checkpoints take; `ConfigError` where the run folder can't be written or is too small.
+    """Return a line about the disk space of checkpoints. Raises `ConfigError` if it is too small or not writable.
 
-    Room is counted for the checkpoints that are kept and one that is being written; what the run's checkpoints take
-    already is counted as theirs. Writes nothing.
+    The space must hold the checkpoints that are kept and the one being written. The run's existing checkpoints count as
+    part of it. Writes nothing.
     """
     run = Path(config.train.output)
-    place = writable_parent(run)
+    existing_parent = writable_parent(run)
     one, number = checkpoint_bytes(config, vocab_size), num_checkpoints(config)
-    there = sum(path.stat().st_size for path in run.glob("checkpoints/*/*") if path.is_file())
-    free = shutil.disk_usage(place).free
-    if one * number > free + there:
+    used = sum(path.stat().st_size for path in run.glob("checkpoints/*/*") if path.is_file())
+    free = shutil.disk_usage(existing_parent).free
+    if one * number > free + used:
         raise ConfigError(
             f"train.output: {number} checkpoints of {_gb(one)} need {_gb(one * number)}, and the disk of {run} has "
-            f"{_gb(free)} free; make room, lower --train.keep_last, or name another --output"
+            f"{_gb(free)} free; free disk space, lower --train.keep_last, or name another --output"
         )
     return f"checkpoints: {number} x {_gb(one)} on a disk with {_gb(free)} free"
 
@@ -46,9 +46,9 @@ def _gb(size: int) -> str:
 
 
 def num_checkpoints(config: RunConfig) -> int:
-    """The most checkpoints that lie on the disk at once, the one that is being written included."""
+    """Return the largest number of checkpoints on the disk at once, including the one being written."""
     train = config.train
     steps = min(train.steps, train.stop_after or train.steps)
     saves = -(-steps // train.save_every)
-    kept_for_ever = steps // train.keep_every if train.keep_every else 0
-    return min(saves, kept_for_ever + train.keep_last + 1) if train.keep_last else saves
+    kept_forever = steps // train.keep_every if train.keep_every else 0
+    return min(saves, kept_forever + train.keep_last + 1) if train.keep_last else saves

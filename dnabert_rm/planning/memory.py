@@ -1,11 +1,14 @@
-"""Memory of one rank by ZeRO stage, as DeepSpeed 0.19 allocates it with our optimizer. Torch-free.
+"""Peak memory of one rank by ZeRO stage, as DeepSpeed 0.19 allocates it with our optimizer. Torch-free.
 
-Rajbhandari et al., "ZeRO" (2020), section 3, gives the states: 2 + 2 + 12 bytes a parameter in half precision, of
-which stage 1 divides the 12 among W ranks, stage 2 also the gradients, stage 3 also the weights. What it leaves out
-and decides on a small model are DeepSpeed's buffers, read from its code (`runtime/zero/stage_1_and_2.py`,
-`stage3.py`, `partition_parameters.py`) and measured on CPU ranks (`tests/multiprocess/planning/test_planner_memory.py`).
+The states are those of Rajbhandari et al., "ZeRO" (2020), section 3: 2 + 2 + 12 bytes per parameter in half precision
+for weights, gradients and optimizer. Stage 1 divides the 12 among W ranks, stage 2 also the gradients, stage 3 also the
+weights. The paper leaves out DeepSpeed's buffers, which dominate for small models. Their sizes come from DeepSpeed's
+code (`runtime/zero/stage_1_and_2.py`, `stage3.py`, `partition_parameters.py`) and were measured on CPU ranks
+(`tests/multiprocess/planning/test_planner_memory.py`).
 
-Letters: P parameters, W ranks; all sizes in bytes.
+`rank_memory` computes the memory at several moments of a training step, and returns the largest.
+
+Letters: P parameters, W ranks, w bytes per value; all sizes in bytes.
 """
 
 from __future__ import annotations
@@ -29,15 +32,15 @@ from dnabert_rm.planning.activations import (
 MOMENT_BYTES = 8
 """AdamW's two moments, fp32."""
 ALL_REDUCE_ELEMENTS = 500_000_000
-"""DeepSpeed's bucket without ZeRO."""
+"""Elements of DeepSpeed's bucket without ZeRO."""
 
 
 @dataclass(frozen=True)
 class Memory:
-    """The fullest moment of a training step on one rank, by what fills it, in bytes; `moment` says which.
+    """Memory of one rank at one moment of a training step, in bytes.
 
-    `weights` as the model computes with them; `optimizer` fp32 master weights and moments; `buffers` DeepSpeed's
-    buckets and gathered weights, and passing copies. `host` is CPU memory of this rank under offload, no part of
+    `weights` are those of the forward pass. `optimizer` holds fp32 master weights and moments. `buffers` holds
+    DeepSpeed's buckets, gathered weights and temporary copies. `host` is CPU memory used by offload, and not part of
     `total`.
     """
 
@@ -55,7 +58,7 @@ class Memory:
         return self.weights + self.gradients + self.optimizer + self.activations + self.buffers
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields and `total`, bytes rounded."""
+        """Return the fields and `total`, with bytes rounded."""
         values = {**asdict(self), "total": self.total}
         return {name: value if isinstance(value, str) else round(value) for name, value in values.items()}
 
@@ -63,7 +66,7 @@ class Memory:
 def rank_memory(
     shape: ModelShape, work: Workload, zero: ZeroSettings, world_size: int, accumulation: int = 1
 ) -> Memory:
-    """Memory of one of `world_size` ranks that takes `accumulation` micro-batches `work` a step."""
+    """Return the peak memory of one of `world_size` ranks, which runs `work` `accumulation` times per step."""
     sizes = _Sizes(shape, work, zero, world_size, accumulation)
     moments: list[Callable[[_Sizes], Memory]] = [_loss, _last_layer, _first_layer, _backward_ends, _update]
     if sizes.gathers:
@@ -72,23 +75,29 @@ def rank_memory(
 
 
 class _Sizes:
-    """Quantities that several moments need; bytes unless a name says elements."""
+    """Sizes that several moments need, in bytes."""
 
     def __init__(
         self, shape: ModelShape, work: Workload, zero: ZeroSettings, world_size: int, accumulation: int
     ) -> None:
+        self.shape = shape
+        self.work = work
+        self.zero = zero
+        self.world_size = world_size
+        self.accumulation = accumulation
         w, stage = work.value_bytes, zero.stage
         tensors = [tensor for part in parameter_tensors(shape).values() for tensor in part]
-        P, part = num_parameters(shape), num_parameters(shape) / world_size
-        self.shape, self.work, self.zero, self.world_size, self.accumulation = (
-            shape, work, zero, world_size, accumulation,
-        )  # fmt: skip
-        self.P, self.part, self.w, self.half = P, part, w, w < FP32_BYTES
+        P = num_parameters(shape)
+        part = P / world_size
+        self.P = P
+        self.part = part
+        self.w = w
+        self.half = w < FP32_BYTES
         self.offloaded = zero.offload_optimizer != "none"
         small = sum(count * numel for count, numel in tensors if numel <= zero.persistence_threshold)
-        # One rank alone gathers nothing, unless its weights lie elsewhere.
+        # A single rank gathers nothing, unless its weights are offloaded.
         self.gathers = stage == 3 and (world_size > 1 or zero.offload_weights != "none")
-        # Under ZeRO-3 the small tensors stay whole on every rank.
+        # ZeRO-3 keeps small tensors whole on every rank.
         self.persistent = w * small if self.gathers else 0.0
         self.gatherable = w * min(P - small, zero.max_live)
         self.largest = max(numel for _, numel in tensors)
@@ -100,9 +109,9 @@ class _Sizes:
         self.buckets = w * zero.reduce_bucket * (2 if zero.overlap and stage < 3 else 1) if stage else 0.0
         if self.offloaded and stage < 3:
             self.buckets += w * self.largest
-        # Stages 1 and 2 make their buckets at the first gradient and give them back before the update.
+        # Stages 1 and 2 allocate their buckets at the first gradient and free them before the update.
         self.idle_buckets = self.buckets if stage < 3 else 0.0
-        # The tied embedding gets a gradient from each of its ends, and their sum.
+        # The tied embedding gets one gradient from the input, one from the decoder, and then their sum.
         self.tied = 2 * w * shape.vocab_size * shape.hidden_size
         self.flush = w * min(P, zero.reduce_bucket)
         self.host = _host_bytes(self)
@@ -110,15 +119,16 @@ class _Sizes:
             self.weights = 0.0
 
     def memory(self, moment: str, *, gradients: float = 0, activations: float = 0, buffers: float = 0) -> Memory:
-        """A moment with the states that are always there."""
+        """Return the memory at a moment, including the states that are always allocated."""
         if self.zero.stage == 3 and not self.offloaded:
-            gradients += self.grad_part  # allocated once, for good
+            gradients += self.grad_part  # allocated once, for the whole run
         return Memory(moment, self.weights, gradients, self.optimizer, activations, self.buckets + buffers, self.host)
 
 
 def _host_bytes(sizes: _Sizes) -> float:
-    """CPU memory of a rank: fp32 weights, moments and gradients, half-precision copies; nothing where it is a disk."""
-    zero, host = sizes.zero, 0.0
+    """Return the CPU memory of a rank: fp32 weights, moments and gradients, half-precision copies. A disk counts 0."""
+    zero = sizes.zero
+    host = 0.0
     if zero.offload_optimizer == "cpu":
         host += sizes.part * (2 * FP32_BYTES + MOMENT_BYTES) + sizes.grad_part
     if zero.stage == 3 and zero.offload_weights == "cpu":
@@ -127,24 +137,24 @@ def _host_bytes(sizes: _Sizes) -> float:
 
 
 def _full_gradients(sizes: _Sizes) -> float:
-    """Gradients that lie whole on the rank at the end of a backward pass: none from stage 2 on."""
+    """Return the undivided gradients at the end of a backward pass: none from stage 2 on."""
     return (sizes.zero.gradient_bytes or sizes.w) * float(sizes.P) if sizes.zero.stage < 2 else 0.0
 
 
 def _own_gradients(sizes: _Sizes) -> float:
-    """The rank's own part, which stages 1 and 2 copy out of the bucket; DeepSpeed's offload copies it to the CPU."""
+    """Return the rank's part of the gradients, which stages 1 and 2 copy out of the bucket; 0 if copied to the CPU."""
     return sizes.grad_part if sizes.zero.stage in (1, 2) and not sizes.offloaded else 0.0
 
 
 def _earlier_gradients(sizes: _Sizes) -> float:
-    """Gradients of the step's earlier micro-batches."""
+    """Return the gradients of the earlier micro-batches of the step."""
     if sizes.accumulation == 1:
         return 0.0
     return _full_gradients(sizes) or _own_gradients(sizes)
 
 
 def _loss(sizes: _Sizes) -> Memory:
-    """All activations, and the logits' gradient; no other gradient of this micro-batch yet."""
+    """The loss: all activations and the gradient of the logits, but no other gradient of this micro-batch."""
     shape, work = sizes.shape, sizes.work
     kept = encoder_bytes(shape, work) + head_bytes(shape, work)
     return sizes.memory(
@@ -156,80 +166,81 @@ def _loss(sizes: _Sizes) -> Memory:
 
 
 def _last_layer(sizes: _Sizes) -> Memory:
-    """The backward pass in the last layer: all activations but the head's, and the gradients of the head."""
+    """The backward pass in the last layer: all activations except the head's, and the gradients of the head."""
     shape, work = sizes.shape, sizes.work
     elements = shape.hidden_size * (shape.vocab_size + shape.hidden_size)
     gradients = _earlier_gradients(sizes)
     if not (sizes.accumulation > 1 and sizes.zero.stage < 2):
         gradients += sizes.w * elements + (_own_gradients(sizes) if _reduces_within(sizes, elements) else 0)
-    again = layer_bytes(shape, work) if work.checkpointing else 0
-    activations = encoder_bytes(shape, work) + again + inner_gradient_bytes(shape, work)
+    recomputed = layer_bytes(shape, work) if work.checkpointing else 0
+    activations = encoder_bytes(shape, work) + recomputed + inner_gradient_bytes(shape, work)
     return sizes.memory(
         "the last layer backwards", gradients=gradients, activations=activations, buffers=_gathered(sizes)
     )
 
 
 def _first_layer(sizes: _Sizes) -> Memory:
-    """The backward pass in the first layer: its activations, and the gradients of all but the embeddings."""
+    """The backward pass in the first layer: its activations, and all gradients except the embeddings'."""
     shape, work = sizes.shape, sizes.work
     embedding = shape.vocab_size * shape.hidden_size
     gradients = max(0.0, _full_gradients(sizes) - sizes.w * embedding)
-    passing = 0.0
+    temporary = 0.0
     if _moves_gradients_early(sizes):
         within = _reduces_within(sizes, sizes.P)
         gradients = _earlier_gradients(sizes) + (_own_gradients(sizes) if within else 0)
-        passing = sizes.flush if within else 0.0
+        temporary = sizes.flush if within else 0.0
     activations = layer_bytes(shape, work) + inner_gradient_bytes(shape, work)
-    return sizes.memory("the first layer backwards", gradients=gradients, activations=activations, buffers=passing)
+    return sizes.memory("the first layer backwards", gradients=gradients, activations=activations, buffers=temporary)
 
 
 def _reduces_within(sizes: _Sizes, elements: int) -> bool:
-    """Whether the bucket is full and reduced before so many gradients are there."""
+    """Return whether the bucket is full, and so reduced, before `elements` gradients exist."""
     return _moves_gradients_early(sizes) and sizes.zero.reduce_bucket < elements
 
 
 def _moves_gradients_early(sizes: _Sizes) -> bool:
-    """Whether gradients move into the bucket as they come, so that they are nowhere else."""
+    """Return whether gradients move into the bucket as they are computed, so that no other copy exists."""
     zero = sizes.zero
     return zero.stage >= 2 or (zero.stage == 1 and zero.overlap and sizes.accumulation == 1)
 
 
 def _gathered(sizes: _Sizes) -> float:
-    """Weights that ZeRO-3 holds whole between the forward and the backward pass: up to its limit of live ones."""
+    """Return the weights that ZeRO-3 keeps gathered between the forward and backward pass, up to its limit."""
     if not sizes.gathers:
         return 0.0
     return sizes.persistent + min(sizes.gatherable, sizes.w * sizes.zero.max_reuse)
 
 
 def _gathering(sizes: _Sizes) -> Memory:
-    """ZeRO-3's forward pass: what is gathered, and the flat buffer that the last of it arrives in."""
-    arriving = min(sizes.gatherable, sizes.w * max(sizes.zero.prefetch_bucket, sizes.largest))
+    """ZeRO-3's forward pass: the gathered weights, and the flat buffer that receives the last of them."""
+    receiving = min(sizes.gatherable, sizes.w * max(sizes.zero.prefetch_bucket, sizes.largest))
     activations = encoder_bytes(sizes.shape, sizes.work)
     return sizes.memory(
-        "the forward pass gathers weights", activations=activations, buffers=_gathered(sizes) + arriving
+        "the forward pass gathers weights", activations=activations, buffers=_gathered(sizes) + receiving
     )
 
 
 def _backward_ends(sizes: _Sizes) -> Memory:
-    """All gradients, and what it takes to reduce them; the activations are gone."""
-    stage, gradients = sizes.zero.stage, _full_gradients(sizes)
-    passing: float = sizes.tied
+    """The end of the backward pass: all gradients and the copies to reduce them; the activations are freed."""
+    stage = sizes.zero.stage
+    gradients = _full_gradients(sizes)
+    temporary: float = sizes.tied
     if stage == 0 and (sizes.world_size > 1 or sizes.half):
-        # DeepSpeed flattens the gradients to reduce them; `Engine` spares one rank in fp32 that.
-        passing = max(passing, sizes.w * min(sizes.P, ALL_REDUCE_ELEMENTS))
+        # DeepSpeed flattens the gradients to reduce them. `Engine` avoids that for a single rank in fp32.
+        temporary = max(temporary, sizes.w * min(sizes.P, ALL_REDUCE_ELEMENTS))
     elif stage == 1:
         gradients = 0.0 if _moves_gradients_early(sizes) else gradients
-        passing = max(passing, _own_gradients(sizes) + (sizes.flush if not gradients else 0))
+        temporary = max(temporary, _own_gradients(sizes) + (sizes.flush if not gradients else 0))
     elif stage == 2:
-        own = _own_gradients(sizes)
-        gradients, passing = own * (2 if sizes.accumulation > 1 else 1), max(passing, sizes.flush)
+        gradients = _own_gradients(sizes) * (2 if sizes.accumulation > 1 else 1)
+        temporary = max(temporary, sizes.flush)
     elif stage == 3:
-        passing = max(passing, sizes.flush * (1 if sizes.work.on_gpu else 2)) + sizes.persistent
-    return sizes.memory("the backward pass ends", gradients=gradients, buffers=passing)
+        temporary = max(temporary, sizes.flush * (1 if sizes.work.on_gpu else 2)) + sizes.persistent
+    return sizes.memory("the backward pass ends", gradients=gradients, buffers=temporary)
 
 
 def _update(sizes: _Sizes) -> Memory:
-    """The update: the gradient flattened and in fp32. AdamW is fused and needs nothing; a norm is taken in fp64."""
+    """The update: the flattened gradient in fp32. AdamW is fused and needs no copy; norms are computed in fp64."""
     stage = sizes.zero.stage
     if sizes.offloaded:
         return sizes.memory("the update")
@@ -237,7 +248,7 @@ def _update(sizes: _Sizes) -> Memory:
         copies = float(sizes.P * FP32_BYTES) if sizes.half else 0.0
         return sizes.memory("the update", gradients=sizes.w * sizes.P, buffers=copies)
     elements = min(sizes.part, sizes.zero.sub_group) if stage == 3 else sizes.part
-    grown = (sizes.zero.gradient_bytes or sizes.w) + (FP32_BYTES if sizes.half else 0)
+    bytes_per_gradient = (sizes.zero.gradient_bytes or sizes.w) + (FP32_BYTES if sizes.half else 0)
     norm = 2 * FP32_BYTES * sizes.largest / (sizes.world_size if stage == 3 else 1)
-    copies = max(elements * max(grown, FP32_BYTES), norm)
+    copies = max(elements * max(bytes_per_gradient, FP32_BYTES), norm)
     return sizes.memory("the update", gradients=_own_gradients(sizes), buffers=copies - sizes.idle_buckets)

@@ -1,4 +1,4 @@
-"""Which ZeRO stage a model needs: memory, messages and time before anything runs. Estimates; torch-free."""
+"""Planner of ZeRO stages: estimates memory and communication before a run, and gives advice. Torch-free."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from dnabert_rm.config import RunConfig
 from dnabert_rm.config.deepspeed_config import ZeroSettings, load_ds_config
-from dnabert_rm.data.batching import BatchPlan, BatchSplit, make_plan, split_batch
+from dnabert_rm.data.batching import BatchPlan, BatchSplit, make_batch_plan, split_batch
 from dnabert_rm.genome import kmer
 from dnabert_rm.masking.schedule import make_mask_schedule
 from dnabert_rm.model.flops import ModelShape, model_shape, num_parameters
@@ -17,49 +17,52 @@ from dnabert_rm.planning.memory import Memory, rank_memory
 from dnabert_rm.utils.errors import ConfigError
 
 CHOICES = ("zero0", "zero1", "zero2", "zero3", "zero3_offload")
-"""Shipped DeepSpeed configurations, the fewest messages first."""
+"""DeepSpeed configurations of this project, in order of communication, the least first."""
 USABLE_SHARE = 0.92
-"""Of a GPU's memory: the rest is left to the CUDA context, NCCL and the allocator's gaps. Assumed, not measured."""
-
+"""Share of a GPU's memory; the CUDA context, NCCL and gaps of the allocator take the rest. Assumed, not measured."""
 TIGHT_SHARE = 0.9
-"""Of the usable memory: above it the advice says that an estimate can be wrong by what is left."""
+"""Share of the usable memory above which the advice says "tightly": an estimate can be wrong by the rest."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is trained, on how many ranks. `masked` is the share of tokens over the run, `masked_most` in one phase."""
+    """A training job: model, micro-batch, split over the ranks, and `sizes` of the global batches.
+
+    `masked` is the masked share of tokens over the whole run, `max_masked` that of the phase with the most.
+    """
 
     shape: ModelShape
     work: Workload
     split: BatchSplit
     sizes: tuple[int, ...]
     masked: float
-    masked_most: float
+    max_masked: float
 
     @property
     def accumulation(self) -> int:
-        """Micro-batches a rank and step, at the largest global batch."""
+        """Gradient accumulation steps at the largest global batch."""
         return self.split.accumulation(self.split.global_batch)
 
     def with_micro_batch(self, micro_batch: int, checkpointing: bool | None = None) -> Job:
-        """The same with other micro-batches, and checkpointing if given."""
+        """Return the job with another micro-batch, and with another `checkpointing` if given."""
         old = self.work
-        tokens = micro_batch * old.window_tokens
         work = dataclasses.replace(
-            old, windows=micro_batch, num_masked=tokens * self.masked_most,
+            old,
+            windows=micro_batch,
+            num_masked=micro_batch * old.window_tokens * self.max_masked,
             checkpointing=old.checkpointing if checkpointing is None else checkpointing,
-        )  # fmt: skip
+        )
         return dataclasses.replace(self, work=work, split=dataclasses.replace(self.split, micro_batch=micro_batch))
 
-    def micro_batches(self) -> list[int]:
-        """Micro-batches that divide every global batch of the run, the largest first."""
-        most = math.gcd(*self.sizes) // self.split.world_size
-        return [size for size in range(most, 0, -1) if most % size == 0]
+    def possible_micro_batches(self) -> list[int]:
+        """Return the micro-batches that divide every global batch of the run, the largest first."""
+        largest = math.gcd(*self.sizes) // self.split.world_size
+        return [size for size in range(largest, 0, -1) if largest % size == 0]
 
 
 @dataclass(frozen=True)
 class Option:
-    """One DeepSpeed configuration for a job. `fits` is None where the device's memory is not known."""
+    """One DeepSpeed configuration for a job. `fits` is None if the memory of the device is unknown."""
 
     name: str
     zero: ZeroSettings
@@ -77,14 +80,15 @@ def make_job(
     plan: BatchPlan | None = None,
     first_step: int = 0,
 ) -> Job:
-    """The job of a configuration; precision "auto" is bf16 on a GPU, else fp32. `ConfigError` for uneven batches.
+    """Return the job of a configuration. Raises `ConfigError` if a batch does not divide over the ranks.
 
-    `plan` is the run's from `first_step` on, by default that of a new run.
+    Precision "auto" is bf16 on a GPU and fp32 on a CPU. `plan` gives the batches from `first_step` on, by default those
+    of a new run.
     """
     model, data, train = config.model, config.data, config.train
-    plan = plan or make_plan(config)
+    plan = plan or make_batch_plan(config)
     split = split_batch(plan, train.micro_batch, world_size, first_step)
-    # The spans of the masks begin with k; a size that is no k-mer vocabulary's is a BPE model's.
+    # The smallest span of the masks is k. A size that no k-mer vocabulary has is that of a BPE model.
     k = next((k for k in range(1, 11) if kmer.vocab_size(k) == vocab_size), None)
     schedule = make_mask_schedule(config, k)
     steps = range(0, train.steps, max(1, train.steps // 1000))
@@ -101,39 +105,54 @@ def make_job(
         on_gpu=on_gpu,
     )
     shape = model_shape(model, vocab_size)
-    job = Job(shape, work, split, tuple(plan.sizes(first_step)), sum(fractions) / len(fractions), max(fractions))
+    job = Job(
+        shape=shape,
+        work=work,
+        split=split,
+        sizes=tuple(plan.sizes(first_step)),
+        masked=sum(fractions) / len(fractions),
+        max_masked=max(fractions),
+    )
     return job.with_micro_batch(split.micro_batch)
 
 
 def message_bytes(job: Job, zero: ZeroSettings) -> float:
-    """Bytes that a rank sends in a step, with ring algorithms, in units of all weights (W - 1) / W.
+    """Return the bytes that a rank sends in a step, with ring algorithms.
 
-    Stage 0: one all-reduce, 2. Stage 1: the same, and a gather of the updated weights, 3 (the ZeRO paper's
-    reduce-scatter would make it 2; DeepSpeed 0.19 reduces whole buckets). Stage 2: 2 a micro-batch, and 1. Stage 3:
-    3 a micro-batch, for weights gathered forwards and backwards and the reduced gradients; 2 where all weights are
-    few enough to be kept in between.
+    The unit is (W - 1) / W times the bytes of all weights:
+
+    - Stage 0: 2, for one all-reduce.
+    - Stage 1: 3, for the same and a gather of the updated weights. It would be 2 with the reduce-scatter of the ZeRO
+      paper, but DeepSpeed 0.19 reduces whole buckets.
+    - Stage 2: 2 per micro-batch, and 1.
+    - Stage 3: 3 per micro-batch, for weights gathered in the forward and backward pass and the reduced gradients; 2 if
+      all weights can be kept between the two passes.
     """
     P, W = num_parameters(job.shape), job.split.world_size
     kept = min(zero.max_live, zero.max_reuse) >= P
-    units = {
-        0: 2, 1: 3, 2: 2 * job.accumulation + 1, 3: (2 if kept else 3) * job.accumulation,
-    }[zero.stage]  # fmt: skip
+    units_by_stage = {
+        0: 2,
+        1: 3,
+        2: 2 * job.accumulation + 1,
+        3: (2 if kept else 3) * job.accumulation,
+    }
+    units = units_by_stage[zero.stage]
     return units * job.work.value_bytes * P * (W - 1) / W
 
 
 def estimate(job: Job, zero: ZeroSettings) -> Memory:
-    """Memory of a rank of a job."""
+    """Return the peak memory of a rank of a job."""
     return rank_memory(job.shape, job.work, zero, job.split.world_size, job.accumulation)
 
 
 def largest_micro_batch(job: Job, zero: ZeroSettings, usable_bytes: float) -> int:
-    """The largest micro-batch that fits and divides the run's batches; 0 where none does."""
-    sizes = job.micro_batches()
+    """Return the largest micro-batch that fits and divides the run's batches, or 0."""
+    sizes = job.possible_micro_batches()
     return next((m for m in sizes if estimate(job.with_micro_batch(m), zero).total <= usable_bytes), 0)
 
 
 def options(job: Job, memory_bytes: float | None, ds_config: str = "") -> list[Option]:
-    """The shipped configurations that the precision allows, and `ds_config` where it is another; lowest stage first."""
+    """Return the options of a job, lowest stage first; a `ds_config` that is not one of `CHOICES` is the last."""
     names = _choices(job)
     if ds_config and ds_config not in names:
         names.append(ds_config)
@@ -148,7 +167,7 @@ def _is_half(job: Job) -> bool:
 
 
 def _choices(job: Job) -> list[str]:
-    """The shipped configurations that the job's precision allows."""
+    """Return those of `CHOICES` that the job's precision allows."""
     return [name for name in CHOICES if not (_is_half(job) and name == "zero0")]
 
 
@@ -170,47 +189,47 @@ def _option(job: Job, name: str, memory_bytes: float | None) -> Option:
 
 
 def best_option(found: list[Option]) -> Option | None:
-    """The one with the fewest messages of those that fit."""
+    """Return the option with the least communication that fits."""
     return next((option for option in found if option.fits), None)
 
 
 def advice(job: Job, found: list[Option], memory_bytes: float | None, configured: str) -> str:
-    """What to choose and why, in one line; `configured` is the DeepSpeed configuration that the run has now."""
-    now = next(option for option in found if option.name == configured)
+    """Return what to choose and why, in one line; `configured` is the run's current DeepSpeed configuration."""
+    current = next(option for option in found if option.name == configured)
     if memory_bytes is None:
-        return f"{_uses(now)}; give --gpu-memory (with --gpu cpu: what a rank may take) for advice"
+        return f"{_uses(current)}; give --gpu-memory (with --gpu cpu: the memory of a rank) for advice"
     usable, best = f"of {_gib(memory_bytes * USABLE_SHARE)} usable", best_option(found)
     if best is None:
-        return f"{_uses(now)} {usable}, and no stage fits: {_way_out(job, memory_bytes)}"
+        return f"{_uses(current)} {usable}, and no stage fits: {_flags_that_fit(job, memory_bytes)}"
     tight = ", tightly" if best.memory.total > TIGHT_SHARE * USABLE_SHARE * memory_bytes else ""
     text = f"{_uses(best)} {usable}, the lowest stage that fits{tight}"
     if (best.largest_micro_batch or 0) > job.work.windows:
         text += f", up to --micro-batch {best.largest_micro_batch}"
-    if now.name == best.name:
+    if current.name == best.name:
         return text
-    if not now.fits:
-        reason = f"{_uses(now)}, which does not fit"
-    elif now.zero.stage == 3 and best.zero.stage < 2:
-        reason = f"ZeRO-3 ({now.name}) is pointless at this size"
+    if not current.fits:
+        reason = f"{_uses(current)}, which does not fit"
+    elif current.zero.stage == 3 and best.zero.stage < 2:
+        reason = f"ZeRO-3 ({current.name}) is pointless at this size"
     else:
-        reason = f"{now.name} fits too, with more messages"
+        reason = f"{current.name} fits too, with more communication"
     return f"{text}; {reason}: choose --ds-config {best.name}"
 
 
 def _uses(option: Option) -> str:
-    return f"{option.name} takes an estimated {_gib(option.memory.total)} a rank"
+    return f"{option.name} takes an estimated {_gib(option.memory.total)} per rank"
 
 
 def _gib(size: float) -> str:
     return f"{size / 2**30:.1f} GiB"
 
 
-def _way_out(job: Job, memory_bytes: float) -> str:
-    """The first of smaller micro-batches, checkpointing and offload that makes a stage fit."""
+def _flags_that_fit(job: Job, memory_bytes: float) -> str:
+    """Return flags that make a stage fit: a smaller micro-batch, then checkpointing too, then offload too."""
     names = _choices(job)
-    plain = [name for name in names if "offload" not in name]
-    for checkpointing, tried in ((job.work.checkpointing, plain), (True, plain), (True, names)):
-        for name in tried:
+    on_device = [name for name in names if "offload" not in name]
+    for checkpointing, candidates in ((job.work.checkpointing, on_device), (True, on_device), (True, names)):
+        for name in candidates:
             zero = _settings(name)
             changed = job.with_micro_batch(job.work.windows, checkpointing)
             size = min(largest_micro_batch(changed, zero, memory_bytes * USABLE_SHARE), job.work.windows)
@@ -222,8 +241,8 @@ def _way_out(job: Job, memory_bytes: float) -> str:
 
 
 def advice_line(job: Job, memory_bytes: float, ds_config: str) -> str:
-    """The advice of `dnabert-rm plan` for a run that begins, in one line.
+    """Return the advice of `dnabert-rm plan` at the start of a run, in one line.
 
-    Args: `memory_bytes` of a rank's GPU, or on CPUs its share of the node's.
+    `memory_bytes` is that of a rank's GPU, or on CPUs the rank's share of the node.
     """
     return f"plan: {advice(job, options(job, memory_bytes, ds_config), memory_bytes, ds_config)}"

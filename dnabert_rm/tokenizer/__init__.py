@@ -1,4 +1,4 @@
-"""The k-mer vocabulary as a Hugging Face tokenizer."""
+"""Hugging Face tokenizer for overlapping and non-overlapping k-mers."""
 
 from dnabert_rm.tokenizer.kmer_tokenizer import KmerTokenizer
 

@@ -1,4 +1,4 @@
-"""The files of a k-mer tokenizer: DNABERT's `vocab.txt`, and a `tokenizer.json` for stock transformers."""
+"""Files of a k-mer tokenizer: DNABERT's `vocab.txt`, and a `tokenizer.json` for stock transformers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LETTERS = "ACGTN"
 
 
 def read_k(vocab_file: str | os.PathLike[str]) -> int:
-    """The k of a `vocab.txt`; `CheckpointError` unless it holds exactly DNABERT's tokens for that k."""
+    """Return the k of a `vocab.txt`; raise `CheckpointError` unless it contains exactly DNABERT's tokens for this k."""
     try:
         tokens = Path(vocab_file).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -26,7 +26,7 @@ def read_k(vocab_file: str | os.PathLike[str]) -> int:
     if not kmer.MIN_K <= k <= kmer.MAX_K or tokens != kmer.vocabulary(k):
         raise CheckpointError(
             f"{vocab_file}: not a k-mer vocabulary in DNABERT's order (5 special tokens, then {kmer.BASE_ORDER});"
-            " name a model that was pretrained on k-mers"
+            " choose a model that was pretrained on k-mers"
         )
     return k
 
@@ -34,18 +34,19 @@ def read_k(vocab_file: str | os.PathLike[str]) -> int:
 def write_tokenizer_files(
     folder: str | os.PathLike[str], k: int, overlapping: bool, prefix: str = ""
 ) -> tuple[str, str]:
-    """Write `vocab.txt`, DNABERT's bytes, and `tokenizer.json` into `folder`; returns their paths."""
-    vocab, stock = Path(folder, prefix + VOCAB_FILE), Path(folder, prefix + STOCK_FILE)
+    """Write `vocab.txt`, identical to DNABERT's, and `tokenizer.json` into `folder`; return their paths."""
+    vocab = Path(folder, prefix + VOCAB_FILE)
+    stock = Path(folder, prefix + STOCK_FILE)
     vocab.write_bytes(kmer.vocabulary_text(k).encode())
     stock.write_text(stock_tokenizer(k, overlapping).to_str(pretty=True) + "\n", encoding="utf-8")
     return str(vocab), str(stock)
 
 
 def stock_tokenizer(k: int, overlapping: bool = True) -> Tokenizer:
-    """`KmerTokenizer` in the `tokenizers` library's own operations; the same ids from the same text.
+    """Return a tokenizer of the `tokenizers` library that gives the same ids as `KmerTokenizer`.
 
-    That library cuts text into pieces that never overlap, so for overlapping tokens its normaliser
-    first writes every k-mer out (`_write_out_kmers`); what is left to cut are words of k letters.
+    That library splits text into pieces that never overlap. So for overlapping tokens, its normaliser first writes
+    out every k-mer (`_write_out_kmers`), and only words of k letters remain to be split.
     """
     steps = [normalizers.Replace(Regex(r"[^ACGTacgt \t\n\r\x0b\x0c]"), "N"), *_upper_case()]
     if overlapping:
@@ -67,11 +68,12 @@ def _upper_case() -> list[normalizers.Normalizer]:
 
 
 def _write_out_kmers(k: int) -> list[normalizers.Normalizer]:
-    """Steps that turn "ACGT" into "AC|CG|GT|T" (k = 2): one record a base, and complete records are tokens.
+    """Return normaliser steps that turn "ACGT" into "AC|CG|GT|T" (k = 2): one record per base.
 
-    They start from records of one base, "A|C|G|T". Each of k - 1 rounds appends to every complete
-    record the last base of the next. A round tests for one letter after another and appends it in
-    lower case, so that no later test of the round sees it; at its end all becomes upper case.
+    Records of k letters become tokens. The first step makes records of one base, "A|C|G|T". Each of k - 1 rounds
+    appends the last base of the next record to every complete record. A round tests for one letter at a time. It
+    appends the letter in lower case, so that no later test of the round matches it. The round ends by converting to
+    upper case.
     """
     steps: list[normalizers.Normalizer] = [normalizers.Replace(Regex(rf"(?<=[{_LETTERS}])(?=[{_LETTERS}])"), "|")]
     for width in range(1, k):

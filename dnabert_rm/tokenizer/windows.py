@@ -1,4 +1,4 @@
-"""Rows of several lengths as one matrix and its attention mask (numpy)."""
+"""Padding of token rows, and windows over long rows (numpy)."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from dnabert_rm.genome.kmer import PAD_ID
 def pad_rows(
     rows: Sequence[NDArray], width: int | None = None, left: bool = False
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Ids and attention mask of rows (T_i,), both (B, W) int64, filled up with `[PAD]` on the right or left.
+    """Return ids and attention mask of rows (T_i,), both (B, W) int64, padded with `[PAD]` on the right or left.
 
-    W is `width`, which no row may exceed, or the length that all rows have; ValueError otherwise.
+    W is `width`, which no row may exceed. If it is None, all rows must have the same length, otherwise ValueError is
+    raised.
     """
     lengths = np.array([len(row) for row in rows])
     if width is None and lengths.min() < lengths.max():
-        raise ValueError("rows of several lengths make no tensor: pass padding=True, and truncation=True where needed")
+        raise ValueError("rows of different lengths make no tensor: pass padding=True, and truncation=True if needed")
     width = int(lengths.max()) if width is None else width
     coordinates = np.arange(width)
     is_token = coordinates >= width - lengths[:, None] if left else coordinates < lengths[:, None]
@@ -29,21 +30,23 @@ def pad_rows(
 
 
 def padded_width(rows: Sequence[NDArray], strategy: str, max_length: int | None, multiple: int) -> int | None:
-    """Tokens a padded row holds under transformers' padding strategies, or None where rows are not to be padded."""
+    """Return the tokens per padded row under a padding strategy of transformers, or None for no padding."""
     longest = max(map(len, rows))
     width = {"longest": longest, "max_length": max_length}.get(strategy)
     return None if width is None else -(-max(width, longest) // multiple) * multiple
 
 
-def windows(num_tokens: int, room: int, stride: int | None = None) -> Iterator[range]:
-    """The windows over `num_tokens` tokens, each of `room` tokens, `stride` apart, by default half a window.
+def windows(num_tokens: int, length: int, stride: int | None = None) -> Iterator[range]:
+    """Yield windows of `length` tokens over `num_tokens` tokens, `stride` apart, by default half a window.
 
-    Every token lies in one window or more. The last window ends with the last token, so it may overlap more. One
-    window of all tokens, or of none, where `room` holds them.
+    Every token is in at least one window. The last window ends with the last token, so it may overlap its predecessor
+    by more. If all tokens fit in one window, or there are none, there is a single window.
+
+    Raises ValueError for a stride that would skip tokens.
     """
-    if not 0 < (stride := stride or max(1, room // 2)) <= room:
-        raise ValueError(f"stride {stride} of windows of {room} tokens leaves tokens out")
-    last = max(0, num_tokens - room)
+    if not 0 < (stride := stride or max(1, length // 2)) <= length:
+        raise ValueError(f"stride {stride} of windows of {length} tokens leaves tokens out")
+    last = max(0, num_tokens - length)
     for start in range(0, last, stride):
-        yield range(start, start + room)
+        yield range(start, start + length)
     yield range(last, num_tokens)

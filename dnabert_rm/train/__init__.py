@@ -1,1 +1,1 @@
-"""Pretraining: ranks, the DeepSpeed engine, the loop, checkpoints, TensorBoard."""
+"""Pretraining: training loop, DeepSpeed engine, validation, metrics and stop requests."""

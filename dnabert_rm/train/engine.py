@@ -1,4 +1,4 @@
-"""The DeepSpeed engine and the few calls that the loop makes."""
+"""DeepSpeed engine of a run, and whether its model is built whole or partitioned over the ranks."""
 
 from __future__ import annotations
 
@@ -14,22 +14,36 @@ from dnabert_rm.config.deepspeed_config import offloads_optimizer, zero_stage
 from dnabert_rm.distributed.process_group import Ranks
 from dnabert_rm.model.flops import model_shape, num_parameters
 from dnabert_rm.model.mlm import MaskedLM
-from dnabert_rm.patches.deepspeed_patches import fuse_overflow_check, import_deepspeed
+from dnabert_rm.patches.deepspeed_patches import disable_gradient_allreduce, fuse_overflow_check, import_deepspeed
 from dnabert_rm.train.optimizer import make_optimizer, parameter_groups
+
+PARTITIONED_FROM = 1_000_000_000
+"""Number of parameters above which no rank should build the whole model: 4 GB in fp32."""
+
+
+def is_built_partitioned(model: ModelConfig, vocab_size: int, settings: dict[str, Any]) -> bool:
+    """Whether the model is partitioned over the ranks while it is built, which only ZeRO-3 can.
+
+    `model.build` decides; "auto" means above `PARTITIONED_FROM` parameters.
+    """
+    if model.build == "auto":
+        return zero_stage(settings) == 3 and num_parameters(model_shape(model, vocab_size)) > PARTITIONED_FROM
+    return model.build == "partitioned"
 
 
 @contextlib.contextmanager
 def partitioned_build(settings: dict[str, Any]) -> Iterator[None]:
-    """Inside, transformers partitions each module over the ranks as soon as it is made: no rank ever holds the whole.
+    """Make transformers partition each module over the ranks as soon as it is built, so no rank holds the whole model.
 
-    `settings` is a ZeRO-3 configuration without "auto"; parameters get its precision. Weights are drawn in another
-    order than in a whole build, so they differ from it for the same seed; the number of ranks does not matter.
+    `settings` is a ZeRO-3 configuration without "auto"; parameters get its precision. The order in which weights are
+    initialized differs from a whole build, and so do the weights for the same seed. The number of ranks does not change
+    them.
     """
     from transformers.integrations import HfDeepSpeedConfig
 
     deepspeed = import_deepspeed()
     deepspeed.init_distributed(verbose=False)
-    # transformers looks for an object of this class and holds no reference of its own.
+    # transformers finds this object through a weak reference, so it has to be kept alive.
     zero3 = HfDeepSpeedConfig(settings)
     try:
         yield
@@ -38,56 +52,59 @@ def partitioned_build(settings: dict[str, Any]) -> Iterator[None]:
 
 
 class Engine:
-    """One training engine over all ranks; the module is a `MaskedLM`."""
+    """DeepSpeed engine over all ranks, for a `MaskedLM`."""
 
     def __init__(self, module: MaskedLM, config: RunConfig, settings: dict[str, Any], ranks: Ranks) -> None:
-        """Partitions `module`, unless it was built so, as `settings` say, with AdamW as `config.optim` says."""
+        """Wrap `module` by DeepSpeed's `settings`, with AdamW by `config.optim`.
+
+        The module is partitioned here, unless it was built partitioned.
+        """
         deepspeed = import_deepspeed()
         if not any(hasattr(parameter, "ds_id") for parameter in module.parameters()):
             module.to(ranks.device)
         optimizer = _cpu_adam(module, config.optim) if offloads_optimizer(settings) else _adam(module, config.optim)
         self.deepspeed, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings)
-        # In fp32 without ZeRO, DeepSpeed steps our optimizer as it is; else it wraps it in one of its own.
-        self._is_plain = self.deepspeed.optimizer is optimizer
+        # In fp32 without ZeRO, DeepSpeed uses our optimizer directly; otherwise it wraps it.
+        self._is_unwrapped = self.deepspeed.optimizer is optimizer
         fuse_overflow_check(self.deepspeed.optimizer)
-        if ranks.world_size == 1 and self._is_plain:
-            # DeepSpeed would copy all gradients into a buffer and back to add up one rank's.
-            self.deepspeed.enable_backward_allreduce = False
-        self.ranks, self.k = ranks, module.k
-        self._plain_norm: torch.Tensor | None = None
+        if ranks.world_size == 1 and self._is_unwrapped:
+            disable_gradient_allreduce(self.deepspeed)
+        self.ranks = ranks
+        self.k = module.k
+        self._unwrapped_norm: torch.Tensor | None = None
 
     def __call__(self, *inputs: torch.Tensor) -> Any:
-        """Forward pass of the module."""
+        """Run the module's forward pass."""
         return self.deepspeed(*inputs)
 
     def backward(self, loss_sum: torch.Tensor, num_targets: torch.Tensor, is_last: bool) -> None:
-        """Add the gradient of `loss_sum / num_targets`, both scalars; `num_targets` is that of the global batch.
+        """Add the gradient of `loss_sum / num_targets`, both scalars.
 
-        `is_last` says that this is the step's last micro-batch. DeepSpeed would count for itself, from the beginning of
-        the run, which goes wrong where the number of micro-batches changes.
+        DeepSpeed divides the loss by the accumulation steps and averages gradients over ranks. Both are undone here, so
+        that a global batch gives the same gradient however it is split.
 
-        DeepSpeed divides by the accumulation steps and averages over ranks; both are undone here, so that a
-        global batch gives one gradient however it is split.
+        Args: `num_targets` masked tokens of the global batch; `is_last` whether this is the step's last batch.
+        DeepSpeed would count batches from the start of the run, which is wrong once their number per step changes.
         """
         self.deepspeed.set_gradient_accumulation_boundary(is_last)
         undo = self.deepspeed.gradient_accumulation_steps() * self.ranks.world_size
         self.deepspeed.backward(loss_sum * (undo / num_targets.to(loss_sum.dtype)))
 
-    def set_accumulation(self, num_micro_batches: int) -> None:
-        """How many micro-batches make the coming step; a batch-size warm-up changes it."""
+    def set_accumulation(self, num_batches: int) -> None:
+        """Set how many batches this rank has in the next step; a batch-size warm-up changes it."""
         micro_batch = self.deepspeed.train_micro_batch_size_per_gpu()
-        self.deepspeed.set_train_batch_size(micro_batch * num_micro_batches * self.ranks.world_size)
+        self.deepspeed.set_train_batch_size(micro_batch * num_batches * self.ranks.world_size)
 
     def step(self) -> None:
-        """End of a micro-batch; after the last one of a global batch, the update."""
-        # DeepSpeed keeps no gradient norm where it wraps no optimizer.
-        if self._is_plain and self.deepspeed.is_gradient_accumulation_boundary():
+        """End a batch; after the step's last batch, update the weights."""
+        # DeepSpeed computes no gradient norm if it does not wrap the optimizer.
+        if self._is_unwrapped and self.deepspeed.is_gradient_accumulation_boundary():
             gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
-            self._plain_norm = torch.nn.utils.get_total_norm(gradients)
+            self._unwrapped_norm = torch.nn.utils.get_total_norm(gradients)
         self.deepspeed.step()
 
     def set_learning_rate(self, rate: float) -> None:
-        """The learning rate of the coming update."""
+        """Set the learning rate of the next update."""
         for group in self.deepspeed.optimizer.param_groups:
             group["lr"] = rate
 
@@ -95,23 +112,23 @@ class Engine:
     def grad_norm(self) -> float:
         """Global gradient norm of the last update, before clipping."""
         norm = self.deepspeed.get_global_grad_norm()
-        norm = self._plain_norm if norm is None else norm
+        norm = self._unwrapped_norm if norm is None else norm
         return float("nan") if norm is None else float(norm)
 
     @property
     def module(self) -> nn.Module:
-        """The (partitioned) module."""
+        """The module, with partitioned parameters under ZeRO-3."""
         return self.deepspeed.module
 
     @property
     def loss_scale(self) -> float | None:
-        """fp16's loss scale; None in other precisions."""
+        """Loss scale of fp16; None in other precisions."""
         scaler = getattr(self.deepspeed.optimizer, "loss_scaler", None)
         return float(scaler.cur_scale) if self.deepspeed.fp16_enabled() and scaler else None
 
     @property
     def skipped_steps(self) -> int:
-        """Updates left out because fp16's gradients overflowed."""
+        """Number of updates skipped because gradients overflowed."""
         return int(self.deepspeed.skipped_steps)
 
 
@@ -121,19 +138,8 @@ def _adam(module: nn.Module, optim: OptimConfig) -> torch.optim.Optimizer:
 
 
 def _cpu_adam(module: nn.Module, optim: OptimConfig) -> torch.optim.Optimizer:
-    """DeepSpeed's vectorised AdamW for states in CPU memory; it is compiled at the first use."""
+    """Return DeepSpeed's vectorized AdamW for optimizer states in CPU memory; its first use compiles it."""
     from deepspeed.ops.adam import DeepSpeedCPUAdam
 
     groups = parameter_groups(module, optim.weight_decay)
     return DeepSpeedCPUAdam(groups, lr=optim.lr, betas=(optim.beta1, optim.beta2), eps=optim.eps, adamw_mode=True)
-
-
-PARTITIONED_FROM = 1_000_000_000
-"""Parameters above which a rank should not hold the whole model while it is built: 4 GB in fp32."""
-
-
-def is_built_partitioned(model: ModelConfig, vocab_size: int, settings: dict[str, Any]) -> bool:
-    """Whether the model is partitioned over the ranks while it is built: as `model.build` says, under ZeRO-3 alone."""
-    if model.build == "auto":
-        return zero_stage(settings) == 3 and num_parameters(model_shape(model, vocab_size)) > PARTITIONED_FROM
-    return model.build == "partitioned"

@@ -1,4 +1,4 @@
-"""AdamW's parameter groups and the learning rate as a function of the step."""
+"""AdamW, its parameter groups, and the learning rate as a function of the step."""
 
 from __future__ import annotations
 
@@ -9,20 +9,22 @@ import torch
 from torch import nn
 
 PAPER_WARMUP_SHARE = 10_000 / 480_000
+"""Warm-up steps of all steps in the paper."""
 
 
 def warmup_length(warmup_steps: int, total_steps: int) -> int:
-    """Steps of warm-up; -1 stands for the paper's 10,000 of 480,000, scaled."""
+    """Return the number of warm-up steps; -1 means the paper's share of all steps."""
     return warmup_steps if warmup_steps >= 0 else round(total_steps * PAPER_WARMUP_SHARE)
 
 
 def learning_rate(
     step: int, *, peak: float, schedule: str, warmup_steps: int, total_steps: int, decay_share: float = 0.1
 ) -> float:
-    """Learning rate of a 0-based step: linear warm-up to `peak`, then "linear" or "cosine" decay, "wsd" or "constant".
+    """Return the learning rate of a 0-based step: a linear warm-up to `peak`, then a `schedule`.
 
-    The first step has peak / warmup_steps, not 0; the decay would reach 0 at `total_steps`. "wsd" (warm-up, stable,
-    decay; Hu et al., "MiniCPM", 2024) stays at `peak` until the last `decay_share` of the steps, then falls linearly.
+    The first step has peak / warmup_steps, not 0. "linear" and "cosine" decay to 0 at `total_steps`, one step after the
+    last. "wsd" (warm-up, stable, decay; Hu et al., "MiniCPM", 2024) stays at `peak` until the last `decay_share` of the
+    steps, then decays linearly. "constant" stays at `peak`.
     """
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
@@ -39,7 +41,7 @@ def learning_rate(
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups: matrices with decay; biases and norms (vectors) without."""
+    """Return two parameter groups: matrices with weight decay, vectors (biases and norms) without."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return [
         {"params": [p for p in trained if _num_dims(p) >= 2], "weight_decay": weight_decay},
@@ -48,12 +50,12 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
 
 def _num_dims(parameter: nn.Parameter) -> int:
-    """Dimensions of a parameter; one that ZeRO-3 has partitioned already is empty and keeps its shape aside."""
+    """Return a parameter's number of dimensions. One that ZeRO-3 has partitioned is empty; its shape is `ds_shape`."""
     return len(getattr(parameter, "ds_shape", parameter.shape))
 
 
 def make_optimizer(
     model: nn.Module, *, lr: float, betas: tuple[float, float], eps: float, weight_decay: float
 ) -> torch.optim.Optimizer:
-    """torch's AdamW, fused: one pass over weights, gradients and moments, on GPUs and CPUs alike."""
+    """Return torch's AdamW, fused: one pass over weights, gradients and moments, on GPUs and CPUs."""
     return torch.optim.AdamW(parameter_groups(model, weight_decay), lr=lr, betas=betas, eps=eps, fused=True)

@@ -1,4 +1,4 @@
-"""One run a folder: the run folder is locked while a run is at work in it."""
+"""Lock of a run folder, so that only one run at a time writes to it."""
 
 from __future__ import annotations
 
@@ -18,40 +18,40 @@ LOCK_NAME = ".lock"
 
 
 class RunLockedError(UserError):
-    """Another run is at work in the run folder, or the folder can't be written."""
+    """Another run uses the run folder, or the folder can't be written."""
 
 
 @contextlib.contextmanager
 def run_lock(run: Path, ranks: Ranks) -> Iterator[None]:
-    """Lock the run folder while the block runs, on all ranks together; `RunLockedError` names the run that holds it.
+    """Lock the run folder during the block, on all ranks together; `RunLockedError` names the run that holds it.
 
-    Rank 0 makes the folder and takes the lock before anything else is written there.
+    Rank 0 creates the folder and takes the lock before anything else is written there.
     """
-    held: list[PosixLock] = []
-    on_first_rank(lambda: held.append(lock_run_folder(run)), ranks)
+    locks: list[PosixLock] = []
+    on_first_rank(lambda: locks.append(lock_run_folder(run)), ranks)
     try:
         yield
     finally:
-        for lock in held:
+        for lock in locks:
             lock.release()
 
 
 def lock_run_folder(run: Path) -> PosixLock:
-    """Make and lock a run folder for this process; `RunLockedError` where another process holds it.
+    """Create and lock a run folder for this process; `RunLockedError` if another process holds it.
 
-    On a file system without locks a warning is printed and the run goes on unprotected.
+    On a file system without locks the run continues unprotected, after a warning.
     """
     try:
         run.mkdir(parents=True, exist_ok=True)
         lock = PosixLock(run / LOCK_NAME)
     except OSError as error:
-        raise RunLockedError(f"{run}: can't be written ({error.strerror}); name another --output") from None
+        raise RunLockedError(f"{run}: can't be written ({error.strerror}); choose another --output") from None
     try:
         lock.acquire()
     except LockHeldError as held:
         lock.release()
         raise RunLockedError(
-            f"{run}: another run is at work there ({held.holder or 'it has just begun'}); stop it, or name another "
+            f"{run}: another run uses this folder ({held.holder or 'it has just started'}); stop it, or choose another "
             "--output"
         ) from None
     except OSError as error:

@@ -1,7 +1,7 @@
-"""What asks a run to stop: a signal, a stop file, a launcher that has gone. Torch-free.
+"""Stop requests of a run: signals, a stop file, or the end of the launcher. Torch-free.
 
-A wish on any rank stops all of them after the same step: the loop adds up the ranks' wishes in a sum that each step
-makes anyhow. docs/stopping.md tells users what comes of each.
+A request on any rank stops all ranks after the same step. The training loop counts the ranks with a request in a sum
+over ranks that each step needs anyway. docs/stopping.md lists the effect of each request.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from dnabert_rm.utils.errors import StoppedError, is_first_rank
 
 STOP_NAME = "stop"
 STOP_FILE_VARIABLE = "DNABERT_RM_STOP_FILE"
-"""Names a second stop file, which whoever started this run makes and removes (launch_scripts/pretrain.sh)."""
+"""Environment variable with a second stop file, which the caller (launch_scripts/pretrain.sh) creates and removes."""
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class StopRequests:
-    """Whether somebody asked this rank to stop. A second Ctrl-C ends the process at once."""
+    """Stop requests to this rank. A second Ctrl-C ends the process at once."""
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
@@ -29,52 +29,55 @@ class StopRequests:
         self._files: list[Path] = []
 
     def listen(self) -> None:
-        """Take the signals from now on; call it in the main thread, before anything that takes long."""
+        """Install the signal handlers; call this in the main thread, before anything slow."""
         for number in SIGNALS:
-            # Started in the background by a shell, a process ignores Ctrl-C; it goes on doing so.
+            # A shell makes background processes ignore Ctrl-C; that is kept.
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._remember)
 
     def _remember(self, number: int, _: FrameType | None) -> None:
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
-        is_new, self.signal = self.signal is None, self.signal or signal.Signals(number)
-        if is_new and is_first_rank():
-            again = "; Ctrl-C again ends at once" if number == signal.SIGINT else ""
-            # Not print: it may be what the signal interrupted. Ctrl-C may have ended who reads it (`… | tee log`).
+        if self.signal is not None:
+            return
+        self.signal = signal.Signals(number)
+        if is_first_rank():
+            hint = "; Ctrl-C again ends at once" if number == signal.SIGINT else ""
+            # Not `print`, which the signal may have interrupted. Ctrl-C may have ended the reader (`… | tee log`).
             with contextlib.suppress(OSError):
-                os.write(2, f"\n{signal.Signals(number).name}: finishing the step, then saving{again}\n".encode())
+                os.write(2, f"\n{self.signal.name}: finishing the step, then saving{hint}\n".encode())
 
     def watch_files(self, run: Path) -> None:
-        """Rank 0, once it holds the run's lock: look for stop files from now on; one from before the run goes."""
+        """Watch for stop files and delete an old one; to be called on rank 0, once it holds the run's lock."""
         (run / STOP_NAME).unlink(missing_ok=True)
         self._files = [run / STOP_NAME]
         if STOP_FILE_VARIABLE in os.environ:
             self._files.append(Path(os.environ[STOP_FILE_VARIABLE]))
 
     def wanted(self) -> bool:
-        """Whether this rank was asked to stop; a few microseconds, on rank 0 a look at the run folder besides."""
+        """Whether this rank was asked to stop. Takes a few microseconds; rank 0 also looks for stop files."""
         if self.signal is not None or any(path.exists() for path in self._files):
             return True
         return self.launchers != launcher_processes()[: len(self.launchers)]
 
     def obey(self, steps_done: int, last_step: int) -> None:
-        """`StoppedError` where steps are left; on all ranks, when they have saved.
+        """Raise `StoppedError` if steps are left; to be called on all ranks, after they have saved.
 
-        The run folder's stop file goes, so that the next start does not find it.
+        Deletes the run folder's stop file, so that the next start does not find it.
         """
         for path in self._files[:1]:
             path.unlink(missing_ok=True)
         if steps_done < last_step:
             raise StoppedError(
-                f"stopped on request with {steps_done} of {last_step} steps done; run the same command to go on"
+                f"stopped on request with {steps_done} of {last_step} steps done; run the same command to resume"
             )
 
 
 def launcher_processes() -> list[int]:
-    """Process ids of DeepSpeed's launcher above this process: the one that starts ranks, then the `deepspeed` command.
+    """Return the process ids of DeepSpeed's launcher: the process that starts ranks, then the `deepspeed` command.
 
-    Empty under any other parent. A signal that kills the launcher leaves its ranks running; this is how they notice.
+    Empty if this process has another parent. If a signal kills the launcher, its ranks keep running; they notice it by
+    comparing these ids.
     """
     node = os.getppid()
     if "deepspeed.launcher.launch" not in _command_line(node):
@@ -85,7 +88,7 @@ def launcher_processes() -> list[int]:
 
 
 def _command_line(process: int) -> list[str]:
-    """Words of a process's command line; none where it has gone."""
+    """Return the words of a process's command line; empty if the process has ended."""
     try:
         return Path(f"/proc/{process}/cmdline").read_bytes().decode(errors="replace").split("\0")
     except OSError:
@@ -93,7 +96,7 @@ def _command_line(process: int) -> list[str]:
 
 
 def _parent(process: int) -> int:
-    """Process id of a process's parent; 0 where it has gone."""
+    """Return the process id of a process's parent; 0 if the process has ended."""
     try:
         return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
     except OSError:

@@ -1,1 +1,1 @@
-"""Helpers without a subject of their own: errors, files, locks, progress, random numbers, environment."""
+"""General helpers: errors, files, locks, progress bars, random numbers, environment."""

@@ -1,4 +1,4 @@
-"""Hides what third parties print and a user can't act on."""
+"""Process environment: silence third-party output, limit OpenMP spinning."""
 
 from __future__ import annotations
 
@@ -8,17 +8,20 @@ import warnings
 
 
 def suppress_library_output() -> None:
-    """Call before transformers or DeepSpeed are imported; child processes inherit what lies in the environment.
+    """Hide third-party output that a user can't act on.
 
-    Hidden: torch's deprecation warning for each collective that DeepSpeed calls, DeepSpeed's notes on its own
-    set-up (it puts its level back at import, so a filter stands in for one), transformers' bars over weights.
+    Call before importing transformers or DeepSpeed. Child processes inherit the environment variables.
+
+    Hidden are torch's deprecation warnings for the collectives that DeepSpeed calls, DeepSpeed's notes on its set-up,
+    and the progress bars of transformers.
     """
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
-    # torch's own warnings at the start: names of other nodes that can't be looked up, and the like.
+    # Warnings of torch's C++ code at start-up, for example that another node's name can't be resolved.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # A filter, since DeepSpeed resets the level of its logger when it is imported.
     logging.getLogger("DeepSpeed").addFilter(_is_error)
 
 
@@ -26,16 +29,21 @@ def _is_error(record: logging.LogRecord) -> bool:
     return record.levelno >= logging.ERROR
 
 
-SPINS = "10000"
-"""Turns of a loop. Measured with two threads on two cores (LOG.md, "A busy laptop"): on idle cores as fast as OpenMP's
-own 300,000; on cores that two other programs use as well, 2.5 times in fine-tuning and three times in pretraining."""
+SPIN_COUNT = "10000"
+"""Loop iterations that an OpenMP thread spins before it sleeps.
+
+Measured with two threads on two cores (dev/LOG.md, "A busy laptop"). On idle cores it is as fast as OpenMP's default of
+300,000. On cores shared with two other programs, fine-tuning is 2.5 times faster and pretraining three times.
+"""
 
 
 def limit_openmp_spinning() -> None:
-    """Call before torch is imported; child processes inherit it. What the user has set is left alone.
+    """Limit OpenMP spin-waiting, unless the user has configured it.
 
-    Torch divides each operation among threads that meet at its end. While one of them waits for a core, the others
-    spin, by default for longer than the scheduler would need to give that core to the one they wait for.
+    Call before importing torch. Child processes inherit the setting.
+
+    Torch divides each operation among threads that wait for each other at its end. While one of them waits for a core,
+    the others spin. By default they spin for longer than the scheduler needs to give their core to that thread.
     """
     if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
-        os.environ["GOMP_SPINCOUNT"] = SPINS
+        os.environ["GOMP_SPINCOUNT"] = SPIN_COUNT

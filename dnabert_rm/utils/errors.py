@@ -1,4 +1,4 @@
-"""The errors that a user can mend: one root, one line each, exit code 2."""
+"""Errors that commands report in one line, and their exit codes."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ import sys
 from collections.abc import Callable
 
 EXIT_USER_ERROR = 2
-RANK_VARIABLES = ("RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
-"""Where launchers say which of several ranks a process is, the innermost launcher first."""
 EXIT_HANG = 70
-"""A wait took longer than `train.hang_timeout_seconds`; the stacks lie in the run folder."""
+"""A wait took longer than `train.hang_timeout_seconds`; the stacks are in the run folder."""
 EXIT_RANK_FAILURE = 71
-"""Another rank of the run is gone."""
+"""Another rank of the run has failed."""
 EXIT_STOPPED = 75
-"""A run was asked to stop and has saved (EX_TEMPFAIL of sysexits.h: try again)."""
+"""A run was asked to stop and has saved a checkpoint (EX_TEMPFAIL of sysexits.h: try again)."""
+RANK_VARIABLES = ("RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
+"""Environment variables in which launchers store a process's rank, innermost launcher first."""
 
 
 class UserError(Exception):
-    """A mistake that the user can mend; its text is one line that names what to change."""
+    """A mistake that the user can fix; its text is one line that names what to change."""
 
     on_one_rank = False
-    """Whether it can happen on one rank alone, so that every rank has to report it."""
+    """Whether it can occur on a single rank, so that every rank has to report it."""
 
 
 class ConfigError(UserError):
@@ -30,7 +30,7 @@ class ConfigError(UserError):
 
 
 class DataError(UserError):
-    """A FASTA, CSV, shard or manifest is wrong; the text names the file, and the line where there is one."""
+    """A FASTA, CSV, shard or manifest is wrong; the text names the file, and the line if it is known."""
 
 
 class CheckpointError(UserError):
@@ -38,41 +38,43 @@ class CheckpointError(UserError):
 
 
 class RankReadError(CheckpointError):
-    """A rank could not read its share of a checkpoint, or a model; the others may have read theirs."""
+    """A rank could not read its part of a checkpoint or a model; other ranks may have read theirs."""
 
     on_one_rank = True
 
 
 class EndedEarlyError(Exception):
-    """A run that ended before its last step by nobody's mistake: the same command goes on. Its text is one line."""
+    """A run ended before its last step, through no mistake of the user; the same command resumes it.
+
+    Its text is one line.
+    """
 
     exit_code = EXIT_STOPPED
     on_one_rank = False
-    """Whether each rank that meets it has to report it."""
+    """Whether each rank on which it occurs has to report it."""
 
 
 class StoppedError(EndedEarlyError):
-    """A run that was asked to stop, and did so with a checkpoint."""
+    """A run was asked to stop, and stopped after saving a checkpoint."""
 
 
 class RankFailureError(EndedEarlyError):
-    """A run whose other ranks are gone."""
+    """Another rank of the run has failed."""
 
     exit_code = EXIT_RANK_FAILURE
     on_one_rank = True
 
 
 def is_first_rank() -> bool:
-    """Whether this process is the first of those that a launcher started, or has no launcher."""
+    """Whether this process is rank 0 of its launcher, or was started without a launcher."""
     return next((os.environ[name] for name in RANK_VARIABLES if name in os.environ), "0") == "0"
 
 
 def run_command(program: str, command: Callable[[], int | None]) -> int:
-    """Run `command`; turn a `UserError` into one line on standard error and exit code 2.
+    """Run `command` and return its exit code, reporting expected errors in one line on standard error.
 
-    Returns the exit code. An `EndedEarlyError` is one line too, with its own code; a closed pipe (`… | head`) ends
-    quietly, Ctrl-C with code 130. Of the ranks that a launcher started only the first speaks, unless the error says
-    that it is `on_one_rank`.
+    A `UserError` gives exit code 2, an `EndedEarlyError` its own code, and Ctrl-C 130. A closed pipe (`… | head`)
+    ends the command without a message. Only rank 0 reports an error, unless the error is `on_one_rank`.
     """
     try:
         return command() or 0
@@ -80,12 +82,12 @@ def run_command(program: str, command: Callable[[], int | None]) -> int:
         if error.on_one_rank or is_first_rank():
             print(f"{program}: error: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
-    except EndedEarlyError as end:
-        if end.on_one_rank or is_first_rank():
-            print(f"{program}: {end}", file=sys.stderr)
-        return end.exit_code
+    except EndedEarlyError as error:
+        if error.on_one_rank or is_first_rank():
+            print(f"{program}: {error}", file=sys.stderr)
+        return error.exit_code
     except BrokenPipeError:
-        # Python would complain again when it flushes standard output at exit.
+        # Otherwise Python reports the error again when it flushes standard output at exit.
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

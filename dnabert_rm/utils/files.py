@@ -1,4 +1,4 @@
-"""Read, hash and write files: each output is complete or absent, whenever the process is killed."""
+"""Read, hash and write files; an output is complete or absent, even if the process is killed."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from dnabert_rm.utils.errors import ConfigError, DataError, UserError
 
 
 def check_readable_file(path: str | os.PathLike[str], content: str) -> None:
-    """Raise `DataError` unless `path` is a readable file; `content` names what it should hold."""
+    """Raise `DataError` unless `path` is a readable file; `content` describes its expected content."""
     if not os.path.exists(path):
         raise DataError(f"{path}: no such file ({content} expected); check the path")
     if os.path.isdir(path):
-        raise DataError(f"{path}: is a folder, but {content} was expected; name a file in it")
+        raise DataError(f"{path}: is a folder, but {content} was expected; name a file")
     if not os.access(path, os.R_OK):
         raise DataError(f"{path}: cannot be read; check its permissions")
 
 
 def sha256_of_file(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a file's bytes as 64 hexadecimal digits, read in blocks."""
+    """Return the SHA-256 of a file as 64 hexadecimal digits, reading it in blocks."""
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
@@ -33,9 +33,11 @@ def sha256_of_file(path: str | os.PathLike[str]) -> str:
 def read_json(
     path: Path, *, error: type[UserError] = DataError, advice: str = "check the file", missing: str = ""
 ) -> dict[str, Any]:
-    """Read the object in a JSON file; raise `error` where there is none.
+    """Read a JSON file that holds an object; raise `error` if it does not.
 
-    Args: `advice` ends the message; `missing` ends it where there is no such file, by default `advice` too.
+    Args:
+        advice: What to do; the end of the message.
+        missing: Replaces `advice` in the message for a missing file.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -51,7 +53,7 @@ def read_json(
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """Read the objects of a JSON Lines file; skip lines that are not complete, such as a last line cut by a kill."""
+    """Read the objects of a JSON Lines file; skip incomplete lines, such as the last line of a killed process."""
     rows = []
     for line in path.read_text(encoding="utf-8").splitlines():
         with contextlib.suppress(ValueError):
@@ -60,7 +62,7 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def flush_to_disk(path: Path) -> None:
-    """Call `fsync` on a file, or on a folder so that its list of names survives a power failure."""
+    """Call `fsync` on a file, or on a folder so that its directory entries survive a power failure."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -69,15 +71,16 @@ def flush_to_disk(path: Path) -> None:
 
 
 def temporary_path(path: Path) -> Path:
-    """Return a hidden name beside `path` that no other process uses."""
+    """Return a hidden path beside `path` that no other process uses."""
     return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
 @contextlib.contextmanager
 def atomic_file(path: Path, temporary: Path | None = None) -> Iterator[Path]:
-    """Yield a temporary path to write; on success it is flushed to disk and renamed to `path`, else removed.
+    """Yield a temporary path to write; on success flush it to disk and rename it to `path`, otherwise remove it.
 
-    Args: `temporary` on the same file system as `path`, by default a hidden name beside it.
+    Args:
+        temporary: Path on the same file system as `path`; by default a hidden name beside it.
     """
     temporary = temporary or temporary_path(path)
     try:
@@ -89,13 +92,13 @@ def atomic_file(path: Path, temporary: Path | None = None) -> Iterator[Path]:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write a text file so that `path` holds either the old content or all of the new, even after a crash."""
+    """Write a text file atomically: after a crash `path` has either the old content or all of the new."""
     with atomic_file(Path(path)) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, content: Any) -> Path:
-    """Write a JSON file as `write_text` does, with its folder where that is missing; returns the path."""
+    """Write a JSON file atomically, creating its folder if it is missing; return `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(content, indent=1) + "\n")
     return path
@@ -103,9 +106,9 @@ def write_json(path: Path, content: Any) -> Path:
 
 @contextlib.contextmanager
 def atomic_outputs(*paths: Path) -> Iterator[list[Path]]:
-    """Yield temporary paths for a command's output files; all are renamed, in order, if the block succeeds.
+    """Yield temporary paths for a command's output files; if the block succeeds, rename all of them, in order.
 
-    Raises `DataError` where the disk refuses a write; then no output has changed.
+    Raises `DataError` if a write fails; no output has changed then.
     """
     temporaries = [temporary_path(path) for path in paths]
     try:
@@ -123,12 +126,12 @@ def atomic_outputs(*paths: Path) -> Iterator[list[Path]]:
 
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield a new hidden folder beside `path`; on success it is renamed to `path`, else removed.
+    """Yield a new hidden folder beside `path`; on success rename it to `path`, otherwise remove it.
 
-    Parent folders that had to be made are removed again where the block fails.
+    Parent folders that had to be created are removed again if the block fails.
     """
     temporary = path.with_name(f".{path.name}.tmp")
-    made = [folder for folder in path.parents if not folder.exists()]
+    created = [folder for folder in path.parents if not folder.exists()]
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)
@@ -136,29 +139,30 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         os.rename(temporary, path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
-        for folder in made:
+        for folder in created:
             with contextlib.suppress(OSError):
                 folder.rmdir()
         raise
 
 
 def check_output_file(path: Path, overwrite: bool) -> None:
-    """Raise `ConfigError` where `path` cannot become a new file, or exists and `overwrite` is false."""
+    """Raise `ConfigError` if `path` can't be created, or exists and `overwrite` is false."""
     if path.is_dir():
         raise ConfigError(f"--output {path}: is a folder; name a file")
     if not path.parent.is_dir():
-        raise ConfigError(f"--output {path}: there is no folder {path.parent}; make it first")
+        raise ConfigError(f"--output {path}: the folder {path.parent} does not exist; create it first")
     if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise ConfigError(f"--output {path}: {path.parent} can't be written; name another place")
+        raise ConfigError(f"--output {path}: {path.parent} can't be written; name a file in another folder")
     if path.exists() and not overwrite:
         raise ConfigError(f"--output {path}: exists already; name another file or pass --overwrite")
 
 
 def writable_parent(folder: Path, name: str = "train.output") -> Path:
-    """Return `folder`, or its nearest parent that exists; raise `ConfigError` where nothing can be written there."""
-    place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists() or path.is_symlink())
-    if not place.is_dir():
-        raise ConfigError(f"{name}: {place} is a file, but a folder is needed there; name another --output")
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise ConfigError(f"{name}: {place} can't be written; change its permissions or name another --output")
-    return place
+    """Return `folder` or its nearest parent that exists; raise `ConfigError` unless it is a writable folder."""
+    candidates = (folder.absolute(), *folder.absolute().parents)
+    parent = next(path for path in candidates if path.exists() or path.is_symlink())
+    if not parent.is_dir():
+        raise ConfigError(f"{name}: {parent} is a file, but must be a folder; name another --output")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise ConfigError(f"{name}: {parent} can't be written; change its permissions or name another --output")
+    return parent

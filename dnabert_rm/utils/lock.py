@@ -1,4 +1,4 @@
-"""Locks between processes, which the system releases when their holder dies."""
+"""Inter-process locks that the operating system releases when their holder dies."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _HELD = (errno.EAGAIN, errno.EACCES)
 
 
 class LockHeldError(Exception):
-    """Another process holds the lock; `holder` is what it wrote into the lock file, if anything."""
+    """Another process holds the lock; `holder` is the text that it wrote into the lock file, or empty."""
 
     def __init__(self, path: Path, holder: str = "") -> None:
         super().__init__(f"{path} is locked")
@@ -25,10 +25,10 @@ class LockHeldError(Exception):
 
 @contextlib.contextmanager
 def file_lock(path: Path, *, wait: bool = False) -> Iterator[None]:
-    """Hold a lock on a local disk (filelock, hence `flock`).
+    """Hold a lock on a local disk during the block (filelock, which uses `flock`).
 
-    Raises `LockHeldError` where another process holds it and `wait` is false. A file system without locks is
-    reported on standard error, and the block runs unprotected.
+    Raises `LockHeldError` if another process holds it and `wait` is false. On a file system without locks the block
+    runs unprotected, after a warning on standard error.
     """
     lock = FileLock(path, timeout=-1 if wait else 0)
     try:
@@ -46,21 +46,22 @@ def file_lock(path: Path, *, wait: bool = False) -> Iterator[None]:
 
 
 class PosixLock:
-    """A POSIX record lock (`lockf`) for folders that nodes share.
+    """POSIX record lock (`lockf`) for folders that nodes share.
 
-    Unlike filelock's `flock` it is not inherited by forked loader workers, which would keep it alive after their rank,
-    and it works on every NFS server that has a lock manager.
+    Unlike filelock's `flock`, it is not inherited by forked loader workers, which would hold it after their rank has
+    ended. It also works on every NFS server that has a lock manager.
     """
 
     def __init__(self, path: Path) -> None:
-        """Open `path`, made where it is missing."""
+        """Open `path`, and create it if it is missing."""
         self.path = path
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
 
     def acquire(self, *, wait: bool = False) -> None:
-        """Take the lock; raise `LockHeldError` where another process holds it and `wait` is false.
+        """Take the lock.
 
-        Raises `OSError` on a file system without locks.
+        Raises `LockHeldError` if another process holds it and `wait` is false, and `OSError` on a file system without
+        locks.
         """
         try:
             fcntl.lockf(self._descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
@@ -70,7 +71,7 @@ class PosixLock:
             raise LockHeldError(self.path, os.read(self._descriptor, 1000).decode(errors="replace").strip()) from None
 
     def note_holder(self, text: str) -> None:
-        """Write who holds the lock into its file; a full disk is ignored, since the lock holds without."""
+        """Write a description of this process into the lock file; errors are ignored, since the lock works without."""
         with contextlib.suppress(OSError):
             os.ftruncate(self._descriptor, 0)
             os.write(self._descriptor, text.encode())
@@ -81,6 +82,6 @@ class PosixLock:
 
 
 def report_unlocked(folder: Path, error: Exception) -> None:
-    """Say on standard error that a folder can't be locked."""
+    """Warn on standard error that a folder can't be locked."""
     reason = getattr(error, "strerror", None) or str(error)
-    print(f"warning: {folder}: can't be locked ({reason}); start no second process there", file=sys.stderr)
+    print(f"warning: {folder}: can't be locked ({reason}); don't start a second process there", file=sys.stderr)

@@ -1,16 +1,16 @@
-"""What a command says while it works, on standard error: a bar on a terminal, now and then a line in a file."""
+"""Progress of a command on standard error: a bar on a terminal, an occasional line in a log file."""
 
 from __future__ import annotations
 
 import sys
 from typing import Any, TextIO
 
-SECONDS_A_LINE = 30
-"""Seconds between two lines where standard error is no terminal; shorter work writes none."""
+LINE_INTERVAL_SECONDS = 30
+"""Seconds between two lines where standard error is not a terminal; shorter work writes none."""
 
 
 def progress_bar(
-    what: str,
+    description: str,
     total: int | None,
     unit: str,
     *,
@@ -19,41 +19,49 @@ def progress_bar(
     leave: bool = False,
     quiet: bool = False,
 ) -> Any:
-    """A tqdm bar to `update(number)`, used in a `with` statement or closed.
+    """Return a tqdm bar; call its `update(number)`, and close it or use it in a `with` statement.
 
-    It shows `done` of `total` units (None where that is not known), the rate and the time left. `scaled` writes 12.1M
-    for large numbers, `leave` keeps the bar of a terminal on the screen, `quiet` shows nothing.
+    Args:
+        total: Number of units; None if it is unknown.
+        done: Units completed before the bar starts.
+        scaled: Write large numbers as 12.1M.
+        leave: Keep the bar on the terminal when it is closed.
+        quiet: Show nothing.
     """
     from tqdm import tqdm
 
-    options: dict[str, Any] = {"desc": what, "total": total, "initial": done, "unit": unit, "unit_scale": scaled}
+    options: dict[str, Any] = {"desc": description, "total": total, "initial": done, "unit": unit, "unit_scale": scaled}
     if quiet or total == 0:
         return tqdm(**options, disable=True)
     if sys.stderr.isatty():
         return tqdm(**options, file=sys.stderr, leave=leave)
-    form = "{desc}: {n_fmt} of {total_fmt} {unit}s, {rate_fmt}, {elapsed} gone, {remaining} left{postfix}"
     return tqdm(
-        **options, file=_Lines(sys.stderr), leave=False, bar_format=form, miniters=1,
-        mininterval=SECONDS_A_LINE, delay=SECONDS_A_LINE,
-    )  # fmt: skip
+        **options,
+        file=_LineStream(sys.stderr),
+        leave=False,
+        bar_format="{desc}: {n_fmt} of {total_fmt} {unit}s, {rate_fmt}, {elapsed} elapsed, {remaining} left{postfix}",
+        miniters=1,
+        mininterval=LINE_INTERVAL_SECONDS,
+        delay=LINE_INTERVAL_SECONDS,
+    )
 
 
 def notice(text: str) -> None:
-    """Say something that is not a result, on standard error."""
+    """Print a message that is not a result to standard error."""
     print(text, file=sys.stderr)
 
 
-class _Lines:
-    """A file for tqdm in which each state of the bar is a line of its own, where a terminal would overwrite it."""
+class _LineStream:
+    """File object for tqdm that writes each update as a separate line, instead of overwriting the last one."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
 
     def write(self, text: str) -> None:
-        """Write a bar as a line; what only moves the cursor is left out."""
+        """Write an update as a line; skip text that only moves the cursor."""
         if line := text.strip():
             self.stream.write(f"{line}\n")
 
     def flush(self) -> None:
-        """Flush the stream below."""
+        """Flush the underlying stream."""
         self.stream.flush()

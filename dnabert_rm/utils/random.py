@@ -1,9 +1,8 @@
-"""Chance as a pure function: counter-based draws from (seed, what for, index).
+"""Counter-based random numbers: pure functions of (seed, purpose, index).
 
-Every random choice of the project is a 64-bit hash of its coordinates, so it depends on nothing
-that ran before it: not on workers, prefetch, ranks or a resume. The hash is SplitMix64's
-finaliser (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014),
-applied once a coordinate.
+Every random choice of the project is a 64-bit hash of its indices. So it does not depend on workers, prefetching,
+ranks or a resume. The hash is SplitMix64's finaliser (Steele, Lea and Flood, "Fast splittable pseudorandom number
+generators", OOPSLA 2014), applied once per index.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ _MIX_2 = np.uint64(0x94D049BB133111EB)
 
 
 def _mix(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """SplitMix64's finaliser, in place on a fresh array."""
+    """Apply SplitMix64's finaliser in place; `words` must be a new array."""
     words ^= words >> np.uint64(30)
     words *= _MIX_1
     words ^= words >> np.uint64(27)
@@ -29,18 +28,21 @@ def _mix(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def key(seed: int, purpose: str) -> np.uint64:
-    """The 64-bit key of one purpose ("spans", "strand", …) under one seed."""
+    """Return the 64-bit key of a purpose ("spans", "strand", …) under a seed."""
     digest = hashlib.blake2b(f"{seed}/{purpose}".encode(), digest_size=8).digest()
     return np.uint64(int.from_bytes(digest, "little"))
 
 
 def fold(parent: ArrayLike, index: ArrayLike) -> NDArray[np.uint64]:
-    """64 random bits of each (key, index) pair, which serve as bits or as keys for another `fold`.
+    """Return 64 random bits for each (key, index) pair, for use as random bits or as keys of another `fold`.
 
-    Args: `parent` uint64 and `index` non-negative integers of shapes that broadcast.
-    Returns uint64 of the broadcast shape.
+    Args:
+        parent: Keys, uint64.
+        index: Non-negative integers; the shapes of `parent` and `index` broadcast.
+
+    Returns: uint64 of the broadcast shape.
     """
-    # One dimension at least: numpy wraps around silently in arrays, but warns on scalars.
+    # At least one dimension, since numpy warns of overflow on scalars but not in arrays.
     words = np.array(index, dtype=np.uint64, ndmin=1)
     words += np.uint64(1)
     words *= _GOLDEN
@@ -49,20 +51,20 @@ def fold(parent: ArrayLike, index: ArrayLike) -> NDArray[np.uint64]:
 
 
 def uniform(bits: NDArray[np.uint64]) -> NDArray[np.float64]:
-    """Uniform in [0, 1) from the upper 53 bits of each word."""
+    """Convert random words to uniform numbers in [0, 1), from the upper 53 bits of each word."""
     return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def below(bits: NDArray[np.uint64], bound: ArrayLike) -> NDArray[np.int64]:
-    """Uniform integers in 0 … bound - 1, bound < 2^31.
+    """Convert random words to uniform integers in 0 … bound - 1, for bounds of at most 2^31.
 
-    The product of the upper 32 bits with the bound, shifted down (Lemire, "Fast random integer
-    generation in an interval", 2019): no value's probability is off by more than 2^-32.
+    Multiplies the upper 32 bits by the bound and shifts down (Lemire, "Fast random integer generation in an interval",
+    2019). The probability of each value is exact to 2^-32.
     """
     product = (bits >> np.uint64(32)) * np.asarray(bound, dtype=np.uint64)
     return (product >> np.uint64(32)).astype(np.int64)
 
 
 def permutation(parent: ArrayLike, size: int) -> NDArray[np.int64]:
-    """A random order of 0 … size - 1, by sorting hashed keys (ties by index)."""
+    """Return a random permutation of 0 … size - 1, by sorting hashed keys (ties by index)."""
     return np.argsort(fold(parent, np.arange(size)), kind="stable")

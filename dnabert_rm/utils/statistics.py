@@ -1,4 +1,4 @@
-"""Mean and confidence interval of a few values."""
+"""Mean and confidence interval of a small sample."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from statistics import fmean, stdev
 
 
 def mean_and_half_width(values: Iterable[float]) -> tuple[float, float | None]:
-    """Mean and half the width of its 95 % interval, by Student's t with n - 1 degrees of freedom.
+    """Return the mean and half the width of its 95 % confidence interval.
 
-    The half width is None for a single value.
+    The interval is that of Student's t distribution with n - 1 degrees of freedom. The half width is None for a
+    single value.
     """
     values = list(values)
     if len(values) < 2:

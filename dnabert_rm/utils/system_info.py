@@ -1,4 +1,4 @@
-"""What a run ran on: versions, commit, hardware and command line, for `environment.json`."""
+"""Versions, commit, hardware and command line of a run, for `environment.json`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PACKAGES = ("dnabert_rm", "torch", "deepspeed", "transformers", "webdataset", "n
 
 
 def describe_environment(world_size: int) -> dict[str, Any]:
-    """A JSON object; what can't be found out is null."""
+    """Return the content of `environment.json`; values that can't be determined are None."""
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "command": sys.argv,
@@ -34,7 +34,7 @@ def describe_environment(world_size: int) -> dict[str, Any]:
 
 
 def package_version(package: str) -> str | None:
-    """The installed version of a package, if it is installed."""
+    """Return the installed version of a package, or None."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -42,16 +42,14 @@ def package_version(package: str) -> str | None:
 
 
 def code_commit() -> str | None:
-    """Commit of the checkout that the package lies in, with "+changes" where files differ from it."""
+    """Return the commit of the package's checkout, with "+changes" if files differ from it, or None."""
     folder = Path(__file__).resolve().parents[2]
     if not (folder / "setup.py").is_file():
-        # An installed copy: a repository around it is somebody else's.
+        # An installed copy. A repository around it is another project's.
         return None
+    command = ["git", "describe", "--always", "--abbrev=40", "--dirty=+changes", "--exclude=*"]
     try:
-        answer = subprocess.run(
-            ["git", "describe", "--always", "--abbrev=40", "--dirty=+changes", "--exclude=*"],
-            cwd=folder, capture_output=True, text=True, timeout=10, check=True,
-        )  # fmt: skip
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
-    return answer.stdout.strip() or None
+    return done.stdout.strip() or None

@@ -133,7 +133,7 @@ def test_mpi_is_imported_lazily() -> None:
     "module",
     [
         "data_prep.cli",
-        "data_prep.build.build_shards",
+        "data_prep.sharding.build_shards",
         "dnabert_rm.cli.main",
         "dnabert_rm.train.preflight",
         "dnabert_rm.cli.analyze",

@@ -1,4 +1,4 @@
-"""`analyze` on real runs: what is drawn and written down is what the runs recorded and the models say."""
+"""`analyze` on real runs: figures and files agree with the runs' records and the models' outputs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from transformers import AutoModelForMaskedLM
 from dnabert_rm.analysis.curves import curves_figure, make_curves
 from dnabert_rm.analysis.run_records import read_runs
 from dnabert_rm.cli.main import main
-from dnabert_rm.evaluate.report_tables import Remarks, write_tables
+from dnabert_rm.evaluate.report_tables import UnfinishedRuns, write_tables
 from dnabert_rm.evaluate.results import load_results
 from dnabert_rm.export.export_model import export
 from dnabert_rm.tokenizer import KmerTokenizer
@@ -47,7 +47,7 @@ def analyze(*words: object) -> int:
 
 
 @pytest.mark.parametrize("axis", ["steps", "tokens"])
-def test_curves_draw_what_was_recorded(runs: Path, tmp_path: Path, axis: str, capsys) -> None:
+def test_curves_draw_the_recorded_values(runs: Path, tmp_path: Path, axis: str, capsys) -> None:
     folders = [runs / "randommask", runs / "fixed"]
     picture = tmp_path / "new" / "curves.png"
     assert analyze("curves", *folders, "--names", "a,b", "--x", axis, "--smooth", 3, "--output", picture) == 0
@@ -71,10 +71,10 @@ def test_curves_draw_what_was_recorded(runs: Path, tmp_path: Path, axis: str, ca
         [row[key], row["validation"]["span_7"]["loss"]] for row in read_metrics(folders[0]) if "validation" in row
     ]
     assert drawn == expected and len(drawn) == 4
-    words = figure._supxlabel.get_text()
-    assert "mean of the 3 logged steps" in words and "Without held-out losses: b." in words
-    # 12 steps in phases that end at 3, 6, 9 and 12: the second and the fourth have a band.
-    bands = [patch.get_x() for patch in panels["training loss (nats a masked token)"].patches]
+    caption = figure._supxlabel.get_text()
+    assert "mean of the 3 logged steps" in caption and "Without held-out losses: b." in caption
+    # 12 steps in phases that end at 3, 6, 9 and 12: the second and the fourth are shaded.
+    bands = [patch.get_x() for patch in panels["training loss (nats per masked token)"].patches]
     assert bands == [start * (1 if axis == "steps" else 4 * 34) for start in (3, 9)]
 
 
@@ -129,11 +129,11 @@ def write_gue(folder: Path) -> Path:
     for seed, shift in ((1, 0.0), (2, 0.04)):
         write_run(folder, "mouse/0", "pretrained", seed, 0.6 + shift)
         write_run(folder, "EMP/H3", "pretrained", seed, 0.3 + shift, stand_in=True)
-    write_tables(folder, load_results(folder), Remarks({"tf/0": "no <train.csv>"}))
+    write_tables(folder, load_results(folder), UnfinishedRuns({"tf/0": "no <train.csv>"}))
     return folder
 
 
-def test_images_of_each_checkpoint_come_once_into_tensorboard(runs: Path, tmp_path: Path, capsys) -> None:
+def test_images_of_each_checkpoint_are_written_to_tensorboard_once(runs: Path, tmp_path: Path, capsys) -> None:
     run = tmp_path / "run"
     shutil.copytree(runs / "randommask", run)
     later = run / "checkpoints" / "step_00000012"
@@ -141,7 +141,7 @@ def test_images_of_each_checkpoint_come_once_into_tensorboard(runs: Path, tmp_pa
     words = ["analyze", "images", str(run), "--data", str(runs / "prepared")]
     assert main(words) == 0
     (tmp_path / "later").rename(later)
-    assert main([*words, "--follow"]) == 0  # it ends with the checkpoint of the last step
+    assert main([*words, "--follow"]) == 0  # ends after the checkpoint of the last step
     assert main(words) == 0
     assert capsys.readouterr().err.count(": done") == 3
     board = EventAccumulator(str(run / "tensorboard" / "images"), size_guidance={"images": 0}).Reload()
@@ -149,17 +149,17 @@ def test_images_of_each_checkpoint_come_once_into_tensorboard(runs: Path, tmp_pa
         assert [event.step for event in board.Images(tag)] == [4, 8, 12]
         assert min(min(event.width, event.height) for event in board.Images(tag)) > 300
     assert [event.step for event in board.Scalars("attention_entropy_share/layer_02")] == [4, 8, 12]
-    # The run's own curves are as they were.
+    # The run's own curves are unchanged.
     own = EventAccumulator(str(run / "tensorboard")).Reload()
     assert [event.step for event in own.Scalars("train/loss")] == list(range(12))
 
 
-def test_report_holds_everything_in_one_file(runs: Path, tmp_path: Path, capsys) -> None:
+def test_report_is_one_file_with_all_results(runs: Path, tmp_path: Path, capsys) -> None:
     page = tmp_path / "report.html"
     (runs / "fixed" / "environment.json").rename(runs / "fixed" / "elsewhere.json")
     try:
-        assert analyze("report", runs / "randommask", runs / "fixed", "--gue", write_gue(tmp_path / "gue"),
-                       "--output", page) == 0  # fmt: skip
+        gue = write_gue(tmp_path / "gue")
+        assert analyze("report", runs / "randommask", runs / "fixed", "--gue", gue, "--output", page) == 0
     finally:
         (runs / "fixed" / "elsewhere.json").rename(runs / "fixed" / "environment.json")
     text = page.read_text()
@@ -181,12 +181,12 @@ def test_report_holds_everything_in_one_file(runs: Path, tmp_path: Path, capsys)
     assert capsys.readouterr().err.count("note: ") >= 3
 
 
-def test_a_report_of_a_bare_run_says_what_is_missing(runs: Path, tmp_path: Path, capsys) -> None:
+def test_a_report_of_an_incomplete_run_lists_what_is_missing(runs: Path, tmp_path: Path, capsys) -> None:
     bare = tmp_path / "bare"
     bare.mkdir()
     (bare / "metrics.jsonl").write_text((runs / "fixed" / "metrics.jsonl").read_text())
     assert analyze("report", bare, "--output", tmp_path / "report.html") == 0
-    told = capsys.readouterr().err
+    notices = capsys.readouterr().err
     for text in (
         "No run has held-out losses",
         "No GUE table",
@@ -194,20 +194,20 @@ def test_a_report_of_a_bare_run_says_what_is_missing(runs: Path, tmp_path: Path,
         "no config.toml",
         "no environment.json",
     ):
-        assert text in told and text in (tmp_path / "report.html").read_text()
+        assert text in notices and text in (tmp_path / "report.html").read_text()
     assert "<h2>Configuration</h2>" not in (tmp_path / "report.html").read_text()
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["curves", "RUNS/none", "--output", "OUT/c.png"], "RUNS/none: no such folder"),
         (["curves", "RUNS/prepared", "--output", "OUT/c.png"], "metrics.jsonl: no such file"),
         (["curves", "RUNS/fixed", "--output", "OUT/c.bmp"], "must end in one of .png"),
         (["curves", "RUNS/fixed", "--smooth", "4", "--output", "OUT/c.png"], "--smooth 4"),
-        (["embeddings", "RUNS/prepared"], "no default for --output"),
+        (["embeddings", "RUNS/prepared"], "--output has no default"),
         (["embeddings", "RUNS/none", "--output", "OUT"], "no such folder"),
-        (["embeddings", "RUNS/randommask", "--steps", "5"], "no checkpoint of that step; there are 4, 8, 12"),
+        (["embeddings", "RUNS/randommask", "--steps", "5"], "no checkpoint of that step; choose from 4, 8, 12"),
         (["attention", "RUNS/fixed", "--fasta", "OUT/none.fa"], "OUT/none.fa: no such file"),
         (["attention", "RUNS/fixed", "--data", "RUNS/prepared", "--split", "test"], "--split test"),
         (["attention", "RUNS/fixed", "--data", "RUNS/prepared", "--window", "900"], "the model has 64 positions"),
@@ -216,24 +216,26 @@ def test_a_report_of_a_bare_run_says_what_is_missing(runs: Path, tmp_path: Path,
         (["masking", "--k", "99", "--output", "OUT/m.png"], "--k 99"),
         (["curves", "RUNS/fixed", "--output", "/proc/c.png"], "/proc/c.png"),
     ],
-)  # fmt: skip
-def test_a_mistake_is_one_line(runs: Path, tmp_path: Path, capsys, words: list[str], told: str) -> None:
+)
+def test_a_mistake_is_one_line(runs: Path, tmp_path: Path, capsys, words: list[str], message: str) -> None:
     real = {"RUNS": str(runs), "OUT": str(tmp_path)}
     for name, path in real.items():
         words = [word.replace(name, path) for word in words]
-        told = told.replace(name, path)
+        message = message.replace(name, path)
     assert analyze(*words) == 2
     lines = capsys.readouterr().err.strip().splitlines()
-    assert len(lines) == 1 and told in lines[0] and lines[0].startswith("dnabert-rm analyze: error: ")
+    assert len(lines) == 1 and message in lines[0] and lines[0].startswith("dnabert-rm analyze: error: ")
 
 
-def test_compare_shows_what_was_measured_of_each(tmp_path: Path, capsys) -> None:
-    """Two folders as the other commands leave them; the second one's [CLS] and other numbers are not drawn."""
+def test_compare_draws_the_results_of_each_run(tmp_path: Path, capsys) -> None:
+    """Two folders with the files of `analyze embeddings` and `analyze attention`; the second is given directly."""
     for name, rise in (("a", 0.1), ("b", 0.2)):
         folder = tmp_path / name / "analysis"
         folder.mkdir(parents=True)
-        scores = [{"step": step, "silhouette_cosine": rise * step - 0.06, "silhouette_cosine_shuffled": -0.06}
-                  for step in (1, 2)]  # fmt: skip
+        scores = [
+            {"step": step, "silhouette_cosine": rise * step - 0.06, "silhouette_cosine_shuffled": -0.06}
+            for step in (1, 2)
+        ]
         layers = [{"entropy_share": rise * n, "top5_mass": 0.5, "top5_mass_of_window": 0.25} for n in (1, 2, 3)]
         (folder / "embeddings.json").write_text(json.dumps({"silhouettes": scores}))
         (folder / "attention.json").write_text(json.dumps({"layers": layers}))

@@ -1,4 +1,4 @@
-"""The report and a run's TensorBoard in a real headless browser: what they show is there and was drawn."""
+"""The report and a run's TensorBoard in a real headless browser: images are loaded and curves are drawn."""
 
 from __future__ import annotations
 
@@ -39,29 +39,38 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def browse(folder: Path, *words: str, width: int = 1300, height: int = 2600) -> str:
-    """Run the browser without a window; returns what it printed."""
+    """Run the browser without a window and return its output."""
     assert BROWSER is not None
-    # A container's root has no sandbox, and its shared memory may be small.
-    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars",
-               f"--user-data-dir={folder / 'profile'}", f"--window-size={width},{height}", *words]  # fmt: skip
+    command = [
+        BROWSER,
+        "--headless",
+        # In a container, root has no sandbox and the shared memory may be small.
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--hide-scrollbars",
+        f"--user-data-dir={folder / 'profile'}",
+        f"--window-size={width},{height}",
+        *words,
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     return done.stdout
 
 
-def pixels_of(path: Path, colour: tuple[int, int, int]) -> int:
+def num_pixels(path: Path, colour: tuple[int, int, int]) -> int:
     shown = np.asarray(Image.open(path).convert("RGB")).astype(int)
     return int((np.abs(shown - colour).max(axis=-1) < 12).sum())
 
 
 @pytest.mark.parametrize("width", [1300, 500])
-def test_the_report_shows_its_pictures_and_fits_the_window(runs: Path, tmp_path: Path, width: int) -> None:
+def test_the_report_shows_its_figures_and_fits_the_window(runs: Path, tmp_path: Path, width: int) -> None:
     page = tmp_path / "report.html"
     words = [runs / "randommask", runs / "fixed", "--names", "a_run_with_a_long_name,another_one_with_a_long_name"]
     assert main(["analyze", "report", *map(str, words), "--output", str(page)]) == 0
-    if width > 1000:  # in a narrow window the lines are too thin to have their own colour
+    if width > 1000:  # in a narrow window the lines are too thin to keep their colour
         browse(tmp_path, f"--screenshot={tmp_path / 'page.png'}", page.as_uri(), width=width)
-        assert min(pixels_of(tmp_path / "page.png", colour) for colour in (BLUE, ORANGE)) > 50
-    # The page itself runs no script; a copy may, so that the browser can be asked.
+        assert min(num_pixels(tmp_path / "page.png", colour) for colour in (BLUE, ORANGE)) > 50
+    # The page runs no script. A copy may, so that the browser can report what it shows.
     copy = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page.read_text())
     (tmp_path / "copy.html").write_text(copy.replace("</body>", MEASURE + "</body>"))
     dom = browse(tmp_path, "--dump-dom", (tmp_path / "copy.html").as_uri(), width=width)
@@ -75,7 +84,7 @@ def test_the_report_shows_its_pictures_and_fits_the_window(runs: Path, tmp_path:
 
 @contextlib.contextmanager
 def tensorboard(logdir: Path) -> Iterator[str]:
-    """A TensorBoard server; yields its address."""
+    """Run a TensorBoard server and yield its address."""
     port = free_port()
     command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logdir), "--host", "127.0.0.1"]
     command += ["--port", str(port)]
@@ -87,31 +96,31 @@ def tensorboard(logdir: Path) -> Iterator[str]:
         server.wait(30)
 
 
-def answer(address: str, seconds: float = 90) -> dict:
-    """JSON from the server, once it has an answer that is not empty."""
+def get_json(address: str, seconds: float = 90) -> dict:
+    """Return JSON from the server, retrying until it is not empty."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         with contextlib.suppress(OSError), urllib.request.urlopen(address, timeout=20) as reply:
-            if found := json.load(reply):
-                return found
+            if content := json.load(reply):
+                return content
         time.sleep(0.5)
-    raise AssertionError(f"no answer from {address}")
+    raise AssertionError(f"no reply from {address}")
 
 
 def test_tensorboard_draws_the_runs_curves(runs: Path, tmp_path: Path) -> None:
     with tensorboard(runs / "randommask") as address:
-        tags = answer(f"{address}/data/plugin/scalars/tags")
+        tags = get_json(f"{address}/data/plugin/scalars/tags")
         steps = set(tags["tensorboard"])
         assert {"train/loss", "train/masked_accuracy", "train/learning_rate", "validation_loss/span_7"} <= steps
         assert "by_tokens/train/loss" in tags["tensorboard/by_tokens"]
-        points = answer(f"{address}/data/plugin/scalars/scalars?run=tensorboard&tag=train%2Floss")
+        points = get_json(f"{address}/data/plugin/scalars/scalars?run=tensorboard&tag=train%2Floss")
         rows = read_metrics(runs / "randommask")
         assert [[step, value] for _, step, value in points] == [
             [row["step"], pytest.approx(row["loss"], rel=1e-6)] for row in rows
         ]
-        patience = "--virtual-time-budget=30000"
-        dom = browse(tmp_path, patience, "--dump-dom", f"{address}/#timeseries")
+        time_budget = "--virtual-time-budget=30000"
+        dom = browse(tmp_path, time_budget, "--dump-dom", f"{address}/#timeseries")
         assert "train/loss" in dom and "validation_loss/span_" in dom and dom.count("<canvas") > 4
-        browse(tmp_path, patience, f"--screenshot={tmp_path / 'first.png'}", f"{address}/#custom_scalars")
-    drawn = pixels_of(tmp_path / "first.png", PLAYGROUND)
-    assert drawn > 1000, drawn  # without charts the list of runs alone has 300
+        browse(tmp_path, time_budget, f"--screenshot={tmp_path / 'first.png'}", f"{address}/#custom_scalars")
+    drawn = num_pixels(tmp_path / "first.png", PLAYGROUND)
+    assert drawn > 1000, drawn  # without charts there are 300, from the list of runs

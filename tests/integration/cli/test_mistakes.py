@@ -108,7 +108,7 @@ MISTAKES = {
     ),
     "predicting with the folder above the model": (
         [*CLI, "predict", "--model", "{tmp}/above", "--input", "{tmp}/good.fa", "--output", "{tmp}/p.csv"],
-        "above: no config.json there; name {tmp}/above/model",
+        "above: it has no config.json; name {tmp}/above/model",
     ),
     "predicting with a model that is not there": (
         [*CLI, "predict", "--model", "{tmp}/nothing", "--input", "{tmp}/good.fa", "--output", "{tmp}/p.csv"],
@@ -235,7 +235,7 @@ def test_out_of_memory_names_the_batch_size(wide: Path, name: str) -> None:
     )
     assert done.returncode == 2, done.stderr
     last = done.stderr.splitlines()[-1]
-    assert f"dnabert-rm {name}: error: out of memory (1" in last and " GiB wanted); lower --batch-size" in last
+    assert f"dnabert-rm {name}: error: out of memory (1" in last and " GiB requested); lower --batch-size" in last
     assert "Traceback" not in done.stderr and done.stdout == ""
     # A fine-tuning that had begun leaves its curves, and no results.
     assert not {"scores.json", "p.csv", "e.npy"} & {path.name for path in wide.rglob("*")}

@@ -13,9 +13,8 @@ import torch
 from support import ROOT, clean_environment, random_bases, run_cli, write_prepared
 
 from dnabert_rm.checkpoint.train_state import TrainState
-from dnabert_rm.cli.main import command_parser, main
-from dnabert_rm.cli.run_flags import run_config
-from dnabert_rm.cli.show_batch import Painter, token_marks, window_bases
+from dnabert_rm.cli.main import load_command, main
+from dnabert_rm.cli.show_batch import WindowPrinter, token_marks, window_bases
 from dnabert_rm.data.batching import BatchPlan
 from dnabert_rm.data.dataset import make_dataset
 from dnabert_rm.data.loader import MicroBatchSampler, make_loader
@@ -59,8 +58,7 @@ def shown(flags: list[str], capsys) -> list[dict]:
 
 def trained_on(flags: list[str], step: int, ranks: int, accumulation: int) -> dict[int, tuple]:
     """Input ids and labels by sample index of what the ranks of a run load at a step, with loader workers."""
-    args = command_parser("pretrain", "pretrain").parse_args([*flags, "--output", "unused"])
-    config = run_config(args)
+    config = load_command("pretrain").parse("pretrain", [*flags, "--output", "unused"])[1].config()
     dataset, plan = make_dataset(config), BatchPlan.constant(config.train.global_batch)
     collate, found = (
         make_collator(
@@ -153,27 +151,27 @@ def test_the_picture_of_a_window(folder, capsys, monkeypatch):
     """Bases in reading direction, a mark under the first base of each token; colour only on a terminal."""
     monkeypatch.setenv("COLUMNS", "60")
     monkeypatch.setenv("NO_COLOR", "")
-    args = command_parser("show-batch", "show-batch").parse_args([*flags_of(folder), "--step", "3"])
-    dataset = make_dataset(run_config(args, {"train": {"output": "none"}}))
+    _, flags = load_command("show-batch").parse("show-batch", [*flags_of(folder), "--step", "3"])
+    dataset = make_dataset(flags.config({"train": {"output": "none"}}))
     tokens = kmer.encode("ACGTACGTACGT", 6).tolist()
     shown_tokens = [tokens[0], kmer.MASK_ID, tokens[2], 77, tokens[4], tokens[5], tokens[6]]
     row = {
         "n": 5, "step": 1, "phase": 2, "genome": "g", "contig": "c", "start": 100, "end": 112, "strand": "-", "span": 6,
         "input_ids": [2, *shown_tokens, 3], "labels": [-100, -100, *tokens[1:4], -100, -100, -100, -100],
     }  # fmt: skip
-    assert Painter(dataset, kmers=False).text(row).splitlines() == [
+    assert WindowPrinter(dataset, kmers=False).text(row).splitlines() == [
         "n 5  g c:100-112 -  phase 2  span 6  masked 3 of 7 (42.9%)",
         "111 ACGTACGTACGT",
         "    .M=R...",
     ]
-    listed = Painter(dataset, kmers=True).text(row).splitlines()[1:]
+    listed = WindowPrinter(dataset, kmers=True).text(row).splitlines()[1:]
     assert " ".join(listed).split() == [
         "ACGTAC", "[MASK]", "=GTACGT", "R" + kmer.vocabulary(6)[77], "ACGTAC", "CGTACG", "GTACGT"
     ]  # fmt: skip
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     monkeypatch.delenv("NO_COLOR")
-    assert "\x1b[41;97mM\x1b[0m" in Painter(dataset, kmers=False).text(row)
-    assert "\x1b[41;97m[MASK]\x1b[0m" in Painter(dataset, kmers=True).text(row)
+    assert "\x1b[41;97mM\x1b[0m" in WindowPrinter(dataset, kmers=False).text(row)
+    assert "\x1b[41;97m[MASK]\x1b[0m" in WindowPrinter(dataset, kmers=True).text(row)
 
 
 def test_unknown_tokens_show_as_such():

@@ -1,4 +1,4 @@
-"""Builds of real genomes in many shards: byte for byte the same however they run or are interrupted."""
+"""Builds of real genomes: identical bytes for any number of workers, and after any interruption."""
 
 from __future__ import annotations
 
@@ -73,19 +73,24 @@ def test_bytes_do_not_depend_on_mpi_ranks(small: list, reference: dict[str, byte
     assert content(tmp_path / "out") == reference
 
 
-def test_a_mistake_under_mpi_is_told_once(tmp_path: Path) -> None:
+def test_an_error_under_mpi_is_reported_once(tmp_path: Path) -> None:
     done = mpirun(tmp_path / "absent.fa", "--out", tmp_path / "out")
     assert done.returncode == 2 and done.stderr.count("absent.fa: no such file") == 1
 
 
-def test_a_build_killed_at_many_moments_ends_the_same(small: list, reference: dict[str, bytes], tmp_path: Path) -> None:
-    out, moments, kills, seen = tmp_path / "out", random.Random(0), 0, set()
+def test_a_build_killed_at_random_times_resumes_to_the_same_bytes(
+    small: list, reference: dict[str, bytes], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    rng = random.Random(0)
+    kills = 0
+    shard_counts = set()
     start = time.monotonic()
     build(*small, "--out", tmp_path / "whole", "--workers", "1")
-    # The moments are shares of what this machine needs for the whole, busy or not.
+    # Kill times are fractions of a complete build, so that they suit a busy machine too.
     seconds = time.monotonic() - start
     while kills < NUM_KILLS:
-        workers = moments.choice(["1", "2"])
+        workers = rng.choice(["1", "2"])
         command = [
             sys.executable,
             "-m",
@@ -98,7 +103,7 @@ def test_a_build_killed_at_many_moments_ends_the_same(small: list, reference: di
             workers,
         ]
         with subprocess.Popen(command, cwd=ROOT, env=clean_environment(), stdout=-3, stderr=-3) as process:
-            time.sleep(seconds * moments.uniform(0.1, 0.95))
+            time.sleep(seconds * rng.uniform(0.1, 0.95))
             ended = process.poll()
             process.kill()
         if ended is not None:
@@ -107,29 +112,29 @@ def test_a_build_killed_at_many_moments_ends_the_same(small: list, reference: di
             continue
         kills += 1
         shards = list(out.glob("shard-*.tar"))
-        seen.add(len(shards))
-        assert all(path.read_bytes() == reference[path.name] for path in shards), "a half-written shard under its name"
-    assert len(seen) > 3, "the kills came at different stages"
+        shard_counts.add(len(shards))
+        assert all(path.read_bytes() == reference[path.name] for path in shards), "a partial shard has its final name"
+    assert len(shard_counts) > 3, "all kills came at the same stage"
     build(*small, "--out", out, "--workers", "2")
     assert content(out) == reference
 
 
-def test_a_damaged_finished_shard_is_made_again(small: list, reference: dict[str, bytes], tmp_path: Path) -> None:
+def test_a_damaged_or_missing_shard_is_written_again(small: list, reference: dict[str, bytes], tmp_path: Path) -> None:
     out = tmp_path / "out"
     build(*small, "--out", out)
     (out / "shard-000003.tar").chmod(0o644)
     (out / "shard-000003.tar").write_bytes(b"damaged")
     (out / "shard-000004.tar").unlink()
     done = build(*small, "--out", out)
-    assert f"{len(reference) - 3} of {len(reference) - 1} shards are there already" in done.stderr
+    assert f"{len(reference) - 3} of {len(reference) - 1} shards exist already" in done.stderr
     assert content(out) == reference
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_a_full_disk_ends_in_one_line_and_goes_on_later(
+def test_a_full_disk_is_reported_in_one_line_and_the_build_resumes(
     small: list, reference: dict[str, bytes], tmp_path: Path, workers: str
 ) -> None:
-    """The limit on a file's size stands for the full disk: writing fails at the same place in the same way."""
+    """A limit on the file size simulates the full disk: writes fail with the same kind of error."""
     out, files = tmp_path / "out", tmp_path / "files"
     files.mkdir()
     plain = []
@@ -138,15 +143,19 @@ def test_a_full_disk_ends_in_one_line_and_goes_on_later(
         target = files / Path(path).name.removesuffix(".gz")
         target.write_bytes(gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data)
         plain.append(target)
-    limit = 100_000  # A shard takes about 120,000 bytes, and the last one of a split less.
+    limit = 100_000  # A shard has about 120,000 bytes; the last one of a split has fewer.
     command = [sys.executable, "-m", "data_prep", "build", *map(str, [*plain, *small[3:]]), "--out", str(out)]
-    # `pytest --cov` would write its own, larger file in this process.
+    # Coverage of the subprocess would write a file above the limit.
     environ = {name: value for name, value in clean_environment().items() if not name.startswith("COVERAGE")}
     done = subprocess.run(
         [*command, "--workers", workers],
-        cwd=ROOT, env=environ, capture_output=True, text=True, check=False,
+        cwd=ROOT,
+        env=environ,
+        capture_output=True,
+        text=True,
+        check=False,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
-    )  # fmt: skip
+    )
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1 and f"{out}: File too large; free some space" in done.stderr
     assert all(path.read_bytes() == reference[path.name] for path in out.glob("shard-*.tar"))

@@ -1,4 +1,4 @@
-"""What `build` refuses gets one line and exit code 2, and nothing is touched."""
+"""`build` rejects mistakes with one line and exit code 2, and changes no file."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def write_files(folder: Path) -> None:
         (["--list", "{}/list.txt"], "missing.fa: no such file"),
         ([], "no FASTA file; name at least one"),
         (["{}/good.fa", "--k", "9"], "--k 9: k must be between 3 and 8"),
-        (["{}/good.fa", "--k", "six"], "argument --k: invalid int value: 'six'"),
+        (["{}/good.fa", "--k", "six"], "--k six: must be of type int"),
         (["{}/good.fa", "--workers", "0"], "--workers 0: must be at least 1"),
         (["{}/good.fa", "--unk-bases", "3"], "--unk-bases: needs --ambiguous unk"),
         (["{}/good.fa", "--val-contigs", "aa"], "--val-contigs aa: no contig has this name; did you mean 'a'?"),
@@ -61,7 +61,7 @@ def write_files(folder: Path) -> None:
         (["{}/good.fa", "--unknown"], "unrecognized arguments: --unknown"),
     ],
 )
-def test_a_mistake_is_one_line_with_exit_code_2_and_leaves_nothing(
+def test_a_mistake_is_one_line_with_exit_code_2_and_leaves_no_folder(
     good: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], said: str
 ) -> None:
     write_files(tmp_path)
@@ -101,8 +101,8 @@ def test_an_unfinished_build_of_something_else_is_refused_too(
     assert main(["build", str(good), "--out", str(tmp_path / "out"), "--workers", "1"]) == 2
     assert "holds shard-000000.tar of an unknown build" in capsys.readouterr().err
     scratch.mkdir()
-    noted = {"options": {**manifest.options, "k": 4}, "sources": [asdict(source) for source in manifest.sources]}
-    (scratch / "plan.json").write_text(json.dumps(noted))
+    record = {"options": {**manifest.options, "k": 4}, "sources": [asdict(source) for source in manifest.sources]}
+    (scratch / "plan.json").write_text(json.dumps(record))
     assert main(["build", str(good), "--out", str(tmp_path / "out"), "--workers", "1"]) == 2
     assert "--k 4 there, 6 here" in capsys.readouterr().err
 
@@ -110,13 +110,13 @@ def test_an_unfinished_build_of_something_else_is_refused_too(
 def test_an_out_folder_that_is_a_file_is_refused(good: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = good.read_bytes()
     assert main(["build", str(good), "--out", str(good), "--workers", "1"]) == 2
-    assert "good.fa: is no folder" in capsys.readouterr().err and good.read_bytes() == before
+    assert "good.fa: is not a folder" in capsys.readouterr().err and good.read_bytes() == before
 
 
-def test_two_builds_do_not_meet_in_one_folder(good: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_builds_in_one_folder_are_refused(good: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "out" / ".build").mkdir(parents=True)
     with open(tmp_path / "out" / ".build" / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert main(["build", str(good), "--out", str(tmp_path / "out"), "--workers", "1"]) == 2
-    assert "another build is at work there" in capsys.readouterr().err
+    assert "another build is running there" in capsys.readouterr().err
     assert main(["build", str(good), "--out", str(tmp_path / "out"), "--workers", "1"]) == 0

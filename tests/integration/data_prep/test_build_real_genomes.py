@@ -1,4 +1,4 @@
-"""Builds of the real genomes: whole, in DNABERT's own ids."""
+"""Builds of the real genomes: every base is stored, with the ids of DNABERT's vocabulary."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def all_genomes(genomes: list[Path], tmp_path_factory: pytest.TempPathFactory) -
     return out
 
 
-def test_every_base_of_the_real_genomes_comes_back(all_genomes: Path, genomes: list[Path], test_data: Path) -> None:
-    """Read with plain webdataset and DNABERT's own vocabulary file, and with none of our code."""
+def test_shards_of_real_genomes_decode_to_every_base(all_genomes: Path, genomes: list[Path], test_data: Path) -> None:
+    """Read with plain webdataset and DNABERT's vocabulary file, without our code."""
     words = np.array((test_data / "dnabert" / "6" / "vocab.txt").read_text().split(), dtype="S6")
     records = {
         (path.name.partition(".")[0], name): np.frombuffer(sequence.upper().encode(), np.uint8)
@@ -54,26 +54,26 @@ def test_every_base_of_the_real_genomes_comes_back(all_genomes: Path, genomes: l
         for start, end in slow_runs(sequence.tobytes().decode(), 6):
             expected_tokens[start : end - 5] = True
         assert (token_seen[key] == expected_tokens).all(), key
-    accounts = {(contig.genome, contig.contig): contig for contig in load_manifest(all_genomes).contigs}
-    assert list(accounts) == list(records)
+    contigs = {(contig.genome, contig.contig): contig for contig in load_manifest(all_genomes).contigs}
+    assert list(contigs) == list(records)
     for key, sequence in records.items():
         stored = sum(end - start for start, end in slow_runs(sequence.tobytes().decode(), 6))
-        assert accounts[key].length == len(sequence) == stored + sum(accounts[key].left_out.values())
-    assert sum(contig.length for contig in accounts.values()) == 21_734_086
+        assert contigs[key].length == len(sequence) == stored + sum(contigs[key].left_out.values())
+    assert sum(contig.length for contig in contigs.values()) == 21_734_086
 
 
-def test_gaps_and_other_letters_split_where_they_stand(all_genomes: Path, genomes: list[Path]) -> None:
-    spans: dict[str, list[tuple[int, int]]] = {}
+def test_gaps_and_other_letters_split_at_their_coordinates(all_genomes: Path, genomes: list[Path]) -> None:
+    ranges: dict[str, list[tuple[int, int]]] = {}
     for sample in webdataset.WebDataset(tar_urls(all_genomes), shardshuffle=False).decode():
         meta = sample["json"]
-        spans.setdefault(f"{meta['genome']}:{meta['contig']}", []).append((meta["start"], meta["end"]))
-    human = sorted(spans["human_hg38_chr2_1-2333275:chr2"])
-    assert human[0][0] == 10_000 and human[-1][1] == 2_333_275, "10,000 N stand first, the last base is stored"
-    (virus,) = spans["sars_cov_2_MN908947:MN908947.3"]
+        ranges.setdefault(f"{meta['genome']}:{meta['contig']}", []).append((meta["start"], meta["end"]))
+    human = sorted(ranges["human_hg38_chr2_1-2333275:chr2"])
+    assert human[0][0] == 10_000 and human[-1][1] == 2_333_275, "starts after 10,000 N and includes the last base"
+    (virus,) = ranges["sars_cov_2_MN908947:MN908947.3"]
     assert virus == (0, 29_903)
     letters = set()
     for name, sequence in slow_file(genomes[0]):
-        found = spans[f"athaliana_1pct:{name}"]
+        found = ranges[f"athaliana_1pct:{name}"]
         for match in re.finditer("[^ACGT]+", sequence.upper()):
             letters |= set(match.group())
             assert not any(first < match.end() and match.start() < last for first, last in found), "inside a segment"
@@ -82,12 +82,12 @@ def test_gaps_and_other_letters_split_where_they_stand(all_genomes: Path, genome
     assert letters == set("NYKS")
 
 
-def test_verify_agrees(all_genomes: Path) -> None:
+def test_verify_finds_no_fault(all_genomes: Path) -> None:
     done = run_cli("-m", "data_prep", "verify", all_genomes)
-    assert (done.returncode, done.stderr) == (0, "") and "are what the manifest says" in done.stdout
+    assert (done.returncode, done.stderr) == (0, "") and "match the manifest" in done.stdout
 
 
-def test_verify_ends_with_1_and_names_the_shard(all_genomes: Path, tmp_path: Path) -> None:
+def test_verify_exits_with_1_and_names_the_damaged_shard(all_genomes: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(all_genomes, tmp_path / "copy"))
     path = Path(tar_urls(copy)[2])
     data = bytearray(path.read_bytes())

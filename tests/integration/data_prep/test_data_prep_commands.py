@@ -1,4 +1,4 @@
-"""The data_prep commands as programs: progress, imports, memory, help."""
+"""The data_prep commands as separate processes: progress, imports, memory, help."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_progress_is_shown_on_a_terminal_only(test_data: Path, tmp_path: Path) -
     with subprocess.Popen(command, cwd=ROOT, env=clean_environment(), stdout=-3, stderr=theirs) as process:
         os.close(theirs)
         seen = b""
-        # A terminal whose other end is closed ends in an error on Linux.
+        # On Linux, reading a terminal whose other end is closed raises an error.
         with contextlib.suppress(OSError):
             while data := os.read(ours, 1 << 16):
                 seen += data
@@ -39,7 +39,7 @@ def test_progress_is_shown_on_a_terminal_only(test_data: Path, tmp_path: Path) -
 
 
 def test_torch_is_never_imported(tmp_path: Path) -> None:
-    """A torch that breaks when it is imported, found by the workers too, does no harm."""
+    """Builds succeed with a torch module that fails on import, in the workers as well."""
     (tmp_path / "torch").mkdir()
     (tmp_path / "torch" / "__init__.py").write_text("raise SystemExit('torch was imported')\n")
     (tmp_path / "g.fa").write_text(">a\n" + "ACGTTGCA" * 500 + "\n")
@@ -48,7 +48,7 @@ def test_torch_is_never_imported(tmp_path: Path) -> None:
         build(tmp_path / "g.fa", "--out", tmp_path / workers, "--workers", workers, "--shard-tokens", "70000", **path)
 
 
-def test_webdataset_has_its_torch_after_a_build(tmp_path: Path) -> None:
+def test_webdataset_finds_torch_after_a_build(tmp_path: Path) -> None:
     (tmp_path / "g.fa").write_text(">a\nACGTTGCAAC\n")
     code = (
         "import sys; from data_prep.cli import main\n"
@@ -63,7 +63,7 @@ def test_webdataset_has_its_torch_after_a_build(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc to read the peak memory from")
 def test_memory_does_not_grow_with_the_contig(tmp_path: Path) -> None:
-    """One contig of 48 Mbase on one line takes no more than a few segments and one block of the scan."""
+    """A contig of 48 Mbase on one line needs the memory of a few segments and one block of the scan."""
     sequence = bytes(np.random.default_rng(0).choice(np.frombuffer(b"ACGT", np.uint8), 3_000_000)) * 16
     (tmp_path / "g.fa").write_bytes(b">a\n" + sequence + b"\n")
     (tmp_path / "small.fa").write_bytes(b">a\n" + sequence[:1000] + b"\n")
@@ -85,5 +85,5 @@ def test_help_is_quick_and_ends_with_an_example(command: str) -> None:
     done = run_cli("-m", "data_prep", *command.split(), "--help")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode == 0 and "example:\n  python -m data_prep" in done.stdout
-    # Processor time, which a busy machine does not lengthen.
+    # CPU time, because elapsed time is longer on a busy machine.
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1

@@ -1,4 +1,4 @@
-"""Worker processes and MPI ranks of data_prep: all take part, none outlives its parent, none dies unseen."""
+"""Worker processes and MPI ranks of data_prep: all work, none outlives its parent, and a death is reported."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from support import ROOT, clean_environment
 
 
-def test_every_rank_takes_part(tmp_path: Path) -> None:
+def test_every_rank_works(tmp_path: Path) -> None:
     script = tmp_path / "ranks.py"
     script.write_text(
         "import time\nfrom data_prep.parallel import open_executor, run_all\n"
@@ -33,7 +33,7 @@ def test_every_rank_takes_part(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("threads", [0, 1], ids=["forked", "spawned"])
 def test_workers_end_with_their_parent(tmp_path: Path, threads: int) -> None:
-    """A parent killed by SIGKILL can't tell its workers to stop; they see it themselves."""
+    """A parent killed by SIGKILL can't stop its workers, so they must notice its death."""
     script = tmp_path / "parent.py"
     script.write_text(
         "import os, threading, time\nfrom data_prep.parallel import open_executor, run_all\n"
@@ -51,8 +51,8 @@ def test_workers_end_with_their_parent(tmp_path: Path, threads: int) -> None:
     wait_for(lambda: not any(is_running(pid) for pid in pids))
 
 
-@pytest.mark.parametrize("pause_seconds", [0, 0.5], ids=["after all are handed out", "while items are handed out"])
-def test_a_worker_that_dies_ends_the_build_in_one_line(tmp_path: Path, pause_seconds: float) -> None:
+@pytest.mark.parametrize("pause_seconds", [0, 0.5], ids=["after all items are submitted", "while items are submitted"])
+def test_the_death_of_a_worker_is_reported_in_one_line(tmp_path: Path, pause_seconds: float) -> None:
     script = tmp_path / "parent.py"
     script.write_text(
         "import os, signal, time\nfrom data_prep.parallel import open_executor, run_all\n"
@@ -69,7 +69,7 @@ def test_a_worker_that_dies_ends_the_build_in_one_line(tmp_path: Path, pause_sec
 
 
 def is_running(pid: int) -> bool:
-    """Whether a process is there and no zombie."""
+    """Whether a process exists and is not a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:

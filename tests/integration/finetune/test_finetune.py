@@ -1,6 +1,5 @@
-"""`finetune` for real: a small random BERT, Trainer, files on disk."""
+"""`finetune` end to end with a small random BERT: training, checkpoints, files."""
 
-import argparse
 import csv
 import json
 import re
@@ -22,8 +21,8 @@ from transformers import (
 )
 
 from dnabert_rm.cli import finetune as command
-from dnabert_rm.finetune import hf_trainer as training
-from dnabert_rm.finetune import pretrained_encoder as heads
+from dnabert_rm.finetune import hf_trainer
+from dnabert_rm.finetune import pretrained_encoder as encoder
 from dnabert_rm.finetune import token_rows as rows
 from dnabert_rm.finetune.finetune_model import finetune
 from dnabert_rm.finetune.task_heads import TASK_CLASSES
@@ -47,9 +46,8 @@ def data(tmp_path_factory):
 
 
 def run(*words):
-    parser = argparse.ArgumentParser()
-    command.add_arguments(parser)
-    return run_command("dnabert-rm finetune", lambda: command.run(parser.parse_args([str(word) for word in words])))
+    words = [str(word) for word in words]
+    return run_command("dnabert-rm finetune", lambda: command.COMMAND.main("dnabert-rm finetune", words))
 
 
 def test_command_from_tables_to_a_model_that_anyone_loads(model, data, tmp_path, capfd):
@@ -64,27 +62,27 @@ def test_command_from_tables_to_a_model_that_anyone_loads(model, data, tmp_path,
     assert len(lines) == 4 and lines[1].split() == ["split", "rows", "accuracy", "f1_macro", "mcc", "auroc"]
     assert lines[3].split()[:2] == ["test", "50"]
     assert "4 new tensors" in printed.err and "Traceback" not in printed.err
-    assert scores["metrics"]["test"]["mcc"] > 0.8, "composition is easy to learn"
+    assert scores["metrics"]["test"]["mcc"] > 0.8, "base composition is easy to learn"
     assert (scores["steps"], scores["seed"], scores["splits"]["train"]["rows"]) == (24, 42, 160)
     assert sorted(path.name for path in output.iterdir()) == ["model", "predictions.csv", "scores.json", "tensorboard"]
     check_predictions(output, data / "test.csv", scores)
 
 
 def check_predictions(output, table, scores):
-    """The saved model, loaded in the stock way and given one row at a time, predicts what the run wrote down.
+    """Check that the saved model, loaded by plain transformers, predicts the same for one row at a time.
 
-    Rows differ in length, so this fails where padding leaks in or where rows are put out of order.
+    Rows differ in length, so this fails if padding changes the outputs or if rows are out of order.
     """
     loaded = AutoModelForSequenceClassification.from_pretrained(output / "model").eval()
     tokenizer = AutoTokenizer.from_pretrained(output / "model")
-    with open(table) as given, open(output / "predictions.csv") as written:
-        rows = list(zip(csv.DictReader(given), csv.DictReader(written), strict=True))
+    with open(table) as labelled, open(output / "predictions.csv") as predicted:
+        rows = list(zip(csv.DictReader(labelled), csv.DictReader(predicted), strict=True))
     for row, prediction in rows:
         assert (row["sequence"], row["label"]) == (prediction["sequence"], prediction["label"])
         with torch.no_grad():
-            chance = loaded(**tokenizer(row["sequence"], return_tensors="pt")).logits.softmax(-1)[0]
-        assert float(prediction["p_1"]) == pytest.approx(chance[1].item(), abs=2e-5)
-        assert prediction["prediction"] == loaded.config.id2label[int(chance.argmax())]
+            probability = loaded(**tokenizer(row["sequence"], return_tensors="pt")).logits.softmax(-1)[0]
+        assert float(prediction["p_1"]) == pytest.approx(probability[1].item(), abs=2e-5)
+        assert prediction["prediction"] == loaded.config.id2label[int(probability.argmax())]
     labels, predicted = ([pair[1][column] for pair in rows] for column in ("label", "prediction"))
     assert scores["metrics"]["test"]["mcc"] == pytest.approx(matthews_corrcoef(labels, predicted))
 
@@ -99,7 +97,7 @@ def test_same_settings_give_the_same_scores_and_weights(model, data, tmp_path):
     assert not torch.equal(other["classifier.weight"], first["classifier.weight"])
 
 
-def test_string_classes_and_a_held_out_tenth(model, tmp_path, capsys):
+def test_string_classes_and_a_held_out_dev_split(model, tmp_path, capsys):
     classes = ["exon", "intron", "other"]
     write_table(tmp_path / "train.csv", classes, 200, 1)
     write_table(tmp_path / "test.csv", classes, 60, 2)
@@ -113,7 +111,7 @@ def test_string_classes_and_a_held_out_tenth(model, tmp_path, capsys):
 
 
 def test_checkpoint_is_the_best_on_dev(model, data, tmp_path, capsys):
-    """Dev has the classes the other way round, so it gets worse with every step and the last is the worst."""
+    """Dev has swapped classes, so its score falls with every step and the last one is the worst."""
     write_table(tmp_path / "dev.csv", ["1", "0"], 40, 5)
     scores = finetune(settings_for(model, data, tmp_path / "out", dev=tmp_path / "dev.csv", eval_steps=6))
     found = re.findall(r"step (\d+)/20 .* dev mcc (-?[\d.]+)", capsys.readouterr().err)
@@ -124,16 +122,16 @@ def test_checkpoint_is_the_best_on_dev(model, data, tmp_path, capsys):
     assert scores["metrics"]["dev"]["mcc"] == pytest.approx(float(best), abs=6e-5)
 
 
-def test_order_of_rows_hangs_on_the_seed_alone(model, data, tmp_path):
+def test_order_of_rows_depends_only_on_the_seed(model, data, tmp_path):
     sequences = [f"ACGT{'A' * number}" for number in range(40)]
-    made = rows.token_rows(KmerTokenizer(3), sequences, list(np.arange(40)), 60)
+    tokenized = rows.token_rows(KmerTokenizer(3), sequences, list(np.arange(40)), 60)
 
     def first_labels(seed):
         torch.manual_seed(0)
-        loaded = heads.load_model(model, heads.load_config(model), CLASSES, 0.1, 0)[0]
+        loaded = encoder.load_model(model, encoder.load_config(model), CLASSES, 0.1, 0)[0]
         settings = settings_for(model, data, tmp_path, seed=seed)
-        args = training.training_arguments(settings, "mcc")
-        trainer = training.make_trainer(loaded, CLASSES, made, made, settings, args)
+        args = hf_trainer.training_arguments(settings, "mcc")
+        trainer = hf_trainer.make_trainer(loaded, CLASSES, tokenized, tokenized, settings, args)
         return next(iter(trainer.get_train_dataloader()))["labels"].tolist()
 
     assert first_labels(1) == first_labels(1) != first_labels(2)
@@ -144,9 +142,9 @@ def test_non_overlapping_tokens(model, data, tmp_path):
     saved = AutoTokenizer.from_pretrained(tmp_path / "out" / "model")
     whole = KmerTokenizer(3)("ACGTTTGACAT")["input_ids"][1:-1]
     assert not saved.overlapping and saved("ACGTTTGACAT")["input_ids"][1:-1] == whole[::3]
-    tokenizer = heads.load_tokenizer(model, heads.load_config(model), overlapping=False)
-    made = rows.token_rows(tokenizer, ["ACGTTTGACAT"], [np.array(0)], 40)
-    assert made[0].windows[0].tolist() == [2, *whole[::3], 3]
+    tokenizer = encoder.load_tokenizer(model, encoder.load_config(model), overlapping=False)
+    tokenized = rows.token_rows(tokenizer, ["ACGTTTGACAT"], [np.array(0)], 40)
+    assert tokenized[0].windows[0].tolist() == [2, *whole[::3], 3]
 
 
 def test_long_sequences_keep_their_middle(model, data, tmp_path, capsys):
@@ -160,18 +158,18 @@ def test_long_sequences_keep_their_middle(model, data, tmp_path, capsys):
         finetune(settings_for(model, data, tmp_path / "out2", max_tokens=41))
 
 
-def test_rows_of_tokens_have_the_sizes_asked_for():
+def test_token_rows_have_at_most_max_tokens():
     targets = [np.array(target) for target in (0, 1, 0)]
-    made = rows.token_rows(KmerTokenizer(3), ["ACGTACGT", "AC", "ACGTA"], targets, 6)
-    assert made.lengths == [6, 2, 5] and (made.num_long, made.num_empty) == (1, 1)
-    assert made[0].windows[0].tolist() == [2, *KmerTokenizer(3)("CGTACG")["input_ids"][1:-1], 3]
+    tokenized = rows.token_rows(KmerTokenizer(3), ["ACGTACGT", "AC", "ACGTA"], targets, 6)
+    assert tokenized.lengths == [6, 2, 5] and (tokenized.num_long, tokenized.num_empty) == (1, 1)
+    assert tokenized[0].windows[0].tolist() == [2, *KmerTokenizer(3)("CGTACG")["input_ids"][1:-1], 3]
 
 
 def row(tokens, target):
-    return rows.Row([np.array(tokens)], None, None, np.array(target))
+    return rows.TokenizedRow([np.array(tokens)], None, np.array(target))
 
 
-def test_attention_mask_only_where_rows_are_padded():
+def test_batches_have_an_attention_mask_only_if_rows_are_padded():
     padded, even = rows.collate([row([2, 7, 3], 1), row([2, 3], 0)]), rows.collate([row([2, 7, 3], 1)])
     assert padded["input_ids"].tolist() == [[2, 7, 3], [2, 3, 0]] and padded["labels"].tolist() == [1, 0]
     assert padded["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 0]]
@@ -182,7 +180,7 @@ def test_pretrained_and_random_weights(model):
     source = load_file(model / "model.safetensors")
 
     def load(seed, from_scratch):
-        return heads.load_model(model, heads.load_config(model), CLASSES, 0.25, seed, from_scratch)
+        return encoder.load_model(model, encoder.load_config(model), CLASSES, 0.25, seed, from_scratch)
 
     made, new = load(1, False)
     weights = made.state_dict()
@@ -190,9 +188,9 @@ def test_pretrained_and_random_weights(model):
     assert all(torch.equal(weights[name], source[name]) for name in weights if name not in new)
     assert made.config.hidden_dropout_prob == made.config.attention_probs_dropout_prob == 0.25
     assert {module.p for module in made.modules() if isinstance(module, torch.nn.Dropout)} == {0.25}
-    scratch, again, other = (load(seed, True)[0].state_dict() for seed in (1, 1, 2))
+    scratch, repeated, other = (load(seed, True)[0].state_dict() for seed in (1, 1, 2))
     name = "bert.encoder.layer.0.attention.self.query.weight"
-    assert torch.equal(scratch[name], again[name]) and not torch.equal(scratch[name], other[name])
+    assert torch.equal(scratch[name], repeated[name]) and not torch.equal(scratch[name], other[name])
     assert not torch.equal(scratch[name], source[name])
     assert {key: value.shape for key, value in scratch.items()} == {key: value.shape for key, value in weights.items()}
 
@@ -206,19 +204,26 @@ def test_shortest_run_shows_its_loss(model, data, tmp_path, capsys):
     assert re.search(r"step 1/1  loss 0\.\d+  dev loss 0\.\d+  dev mcc", capsys.readouterr().err)
 
 
-def test_a_fine_tuned_model_may_be_the_start_of_another(model, data, tmp_path):
+def test_a_fine_tuned_model_can_be_fine_tuned_again(model, data, tmp_path):
     finetune(settings_for(model, data, tmp_path / "first", max_steps=2))
-    config = heads.load_config(tmp_path / "first" / "model")
-    _, new = heads.load_model(tmp_path / "first" / "model", config, replace(CLASSES, labels=("a", "b", "c")), 0.1, 0)
+    config = encoder.load_config(tmp_path / "first" / "model")
+    _, new = encoder.load_model(tmp_path / "first" / "model", config, replace(CLASSES, labels=("a", "b", "c")), 0.1, 0)
     assert new == ["classifier.bias", "classifier.weight"]
 
 
 def test_modernbert(data, tmp_path):
     config = ModernBertConfig(
-        vocab_size=69, pad_token_id=0, bos_token_id=2, eos_token_id=3, cls_token_id=2, sep_token_id=3,
-        max_position_embeddings=64, attention_dropout=0.0, **BERT,
-    )  # fmt: skip
-    with heads.suppress_transformers_output():
+        vocab_size=69,
+        pad_token_id=0,
+        bos_token_id=2,
+        eos_token_id=3,
+        cls_token_id=2,
+        sep_token_id=3,
+        max_position_embeddings=64,
+        attention_dropout=0.0,
+        **BERT,
+    )
+    with encoder.suppress_transformers_output():
         ModernBertForMaskedLM(config).save_pretrained(tmp_path / "hf")
         KmerTokenizer(3).save_pretrained(tmp_path / "hf")
     scores = finetune(settings_for(tmp_path / "hf", data, tmp_path / "out", max_steps=4))
@@ -227,30 +232,29 @@ def test_modernbert(data, tmp_path):
     assert made.config.attention_dropout == made.config.classifier_dropout == 0.1
 
 
-def test_rows_shared_by_train_and_test_are_told(model, data, tmp_path, capsys):
+def test_warns_of_rows_shared_by_train_and_test(model, data, tmp_path, capsys):
     settings = settings_for(model, data, tmp_path / "out", test=data / "train.csv", max_steps=2)
     assert finetune(settings)["rows_shared_with_train"] == {"dev": 0, "test": 160}
     assert "warning: 160 of 160 test rows" in capsys.readouterr().err
 
 
-def test_standard_output_is_for_the_scores_alone(model, data, tmp_path, capsys, monkeypatch):
+def test_standard_output_has_only_the_scores(model, data, tmp_path, capsys, monkeypatch):
     scores = finetune(settings_for(model, data, tmp_path / "out", max_steps=2))
 
-    def talkative(settings):
-        print("some library's greeting")
+    def finetune_with_output(settings):
+        print("output of some library")
         return scores
 
-    monkeypatch.setattr("dnabert_rm.finetune.finetune_model.finetune", talkative)
+    monkeypatch.setattr("dnabert_rm.finetune.finetune_model.finetune", finetune_with_output)
     capsys.readouterr()
     assert run("--model", model, "--train", "a.csv", "--test", "b.csv", "--output", tmp_path / "o") == 0
     printed = capsys.readouterr()
-    assert "greeting" in printed.err and "greeting" not in printed.out and "mcc" in printed.out
+    assert "some library" in printed.err and "some library" not in printed.out and "mcc" in printed.out
 
 
-def test_help_does_not_wait_for_torch():
+def test_help_does_not_import_torch():
     script = (
-        "import argparse, sys; from dnabert_rm.cli import finetune; parser = argparse.ArgumentParser();"
-        "finetune.add_arguments(parser); parser.format_help();"
+        "import sys; from dnabert_rm.cli import finetune; finetune.COMMAND.parser('finetune').format_help();"
         "slow = {'torch', 'transformers', 'sklearn', 'deepspeed'} & set(sys.modules); assert not slow, slow"
     )
     subprocess.run([sys.executable, "-c", script], check=True)

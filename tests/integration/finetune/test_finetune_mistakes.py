@@ -1,4 +1,4 @@
-"""What `finetune` refuses: models that don't fit, settings and tables that can't be right, results that lie there."""
+"""Mistakes that `finetune` reports: models that don't fit, wrong settings and tables, existing results."""
 
 import json
 
@@ -21,7 +21,7 @@ def data(tmp_path_factory):
     return write_classes(tmp_path_factory.mktemp("classes"))
 
 
-def drop_a_tensor(folder):
+def remove_a_tensor(folder):
     weights = load_file(folder / "model.safetensors")
     del weights["bert.encoder.layer.1.output.dense.weight"]
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
@@ -36,10 +36,10 @@ def change_config(**changes):
 
 
 @pytest.mark.parametrize(
-    ("damage", "says"),
+    ("damage", "message"),
     [
-        (drop_a_tensor, "lacks 1 tensors of the bert encoder, bert.encoder.layer.1.output.dense.weight"),
-        (change_config(num_hidden_layers=1), "has no place for 16 tensors"),
+        (remove_a_tensor, "lacks 1 tensors of the bert encoder, bert.encoder.layer.1.output.dense.weight"),
+        (change_config(num_hidden_layers=1), "does not use 16 tensors"),
         (change_config(num_hidden_layers=3), "lacks 16 tensors"),
         (change_config(intermediate_size=48), "has another shape of 6 tensors"),
         (change_config(model_type=""), "not a model that transformers can load"),
@@ -52,36 +52,44 @@ def change_config(**changes):
         (lambda folder: [(folder / name).unlink() for name in ("vocab.txt", "tokenizer_config.json")], "no vocab.txt"),
     ],
 )
-def test_refuses_a_model_that_does_not_fit(tmp_path, data, damage, says):
+def test_refuses_a_model_that_does_not_fit(tmp_path, data, damage, message):
     folder = save_model(tmp_path / "hf")
     damage(folder)
-    with pytest.raises(CheckpointError, match=says) as error:
+    with pytest.raises(CheckpointError, match=message) as error:
         finetune(settings_for(folder, data, tmp_path / "out"))
     assert "\n" not in str(error.value)
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
-    ("option", "says"),
+    ("option", "message"),
     [
-        ({"epochs": 0}, "--epochs 0"), ({"max_steps": 0}, "--max-steps 0"), ({"learning_rate": 0.0}, "--learning-rate"),
-        ({"learning_rate": float("nan")}, "--learning-rate"), ({"batch_size": 0}, "--batch-size"),
-        ({"warmup_steps": -1}, "--warmup-steps"), ({"weight_decay": -0.1}, "--weight-decay"),
-        ({"dropout": 1.0}, "--dropout"), ({"seed": -1}, "--seed"), ({"seed": 2**32}, "--seed"),
-        ({"max_tokens": 2}, "--max-tokens 2"), ({"eval_steps": 0}, "--eval-steps"), ({"precision": "x"}, "--precision"),
+        ({"epochs": 0}, "--epochs 0"),
+        ({"max_steps": 0}, "--max-steps 0"),
+        ({"learning_rate": 0.0}, "--learning-rate"),
+        ({"learning_rate": float("nan")}, "--learning-rate"),
+        ({"batch_size": 0}, "--batch-size"),
+        ({"warmup_steps": -1}, "--warmup-steps"),
+        ({"weight_decay": -0.1}, "--weight-decay"),
+        ({"dropout": 1.0}, "--dropout"),
+        ({"seed": -1}, "--seed"),
+        ({"seed": 2**32}, "--seed"),
+        ({"max_tokens": 2}, "--max-tokens 2"),
+        ({"eval_steps": 0}, "--eval-steps"),
+        ({"precision": "x"}, "--precision"),
     ],
-)  # fmt: skip
-def test_settings_are_checked_when_made(tmp_path, option, says):
-    with pytest.raises(ConfigError, match=says):
+)
+def test_settings_are_checked_when_made(tmp_path, option, message):
+    with pytest.raises(ConfigError, match=message):
         settings_for(tmp_path, tmp_path, tmp_path / "out", **option)
 
 
-def test_every_wrong_setting_is_told_at_once(tmp_path):
-    with pytest.raises(ConfigError, match=r"--epochs 0.*; --dropout"):
+def test_all_wrong_settings_are_reported_at_once(tmp_path):
+    with pytest.raises(ConfigError, match=r"--epochs 0: .*\n  --dropout 2\.0: "):
         settings_for(tmp_path, tmp_path, tmp_path / "out", epochs=0, dropout=2)
 
 
-def test_results_are_not_written_over_unasked(model, data, tmp_path):
+def test_results_are_replaced_only_with_overwrite(model, data, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "notes.txt").write_text("mine")
     first = settings_for(model, data, tmp_path / "out", max_steps=2)
@@ -96,7 +104,7 @@ def test_results_are_not_written_over_unasked(model, data, tmp_path):
         finetune(settings_for(tmp_path / "out" / "model", data, tmp_path / "out", overwrite=True))
 
 
-def test_labels_that_train_lacks(model, data, tmp_path):
+def test_refuses_labels_that_train_lacks(model, data, tmp_path):
     (tmp_path / "test.csv").write_text("sequence,label\nACGTACGT,0\nACGTACGT,2\n")
     with pytest.raises(DataError, match=r"test\.csv:3: the label '2' is not in"):
         finetune(settings_for(model, data, tmp_path / "out", test=tmp_path / "test.csv"))

@@ -1,10 +1,10 @@
-"""What `finetune` may train, by what it stops and chooses, and what it refuses."""
+"""Options of `finetune`: what is trained, early stopping, the choice of the checkpoint, and refused options."""
 
 import json
 
 import pytest
 import torch
-from finetuning import data_of, read, save_model, settings_for, slow_answers, write_classes, write_table
+from finetuning import data_of, read, save_model, settings_for, slow_outputs, write_classes, write_table
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoTokenizer
@@ -24,9 +24,9 @@ def classes(tmp_path_factory):
 
 
 def test_class_weights_are_used(model, classes, tmp_path):
-    """Of 96 rows with 8 of class 1, the plain loss soon says 0 to everything; the balanced one does not."""
-    given = read(classes / "train.csv")
-    kept = [row for row in given if row["label"] == "0"] + [row for row in given if row["label"] == "1"][:6]
+    """With few rows of class 1, the plain loss soon predicts 0 for every row; the balanced loss does not."""
+    train = read(classes / "train.csv")
+    kept = [row for row in train if row["label"] == "0"] + [row for row in train if row["label"] == "1"][:6]
     (tmp_path / "train.csv").write_text("sequence,label\n" + "".join(f"{r['sequence']},{r['label']}\n" for r in kept))
     few = {"train": tmp_path / "train.csv", "max_steps": 6, "learning_rate": 1e-3, "dropout": 0.0}
     found = {
@@ -51,27 +51,27 @@ def test_lora_is_saved_as_adapters(model, classes, tmp_path, task):
     assert (adapters["r"], adapters["base_model_name_or_path"]) == (4, str(model.resolve()))
     assert scores["trained_parameters"] == sum(weight.numel() for weight in saved.values())
     assert {name.split(".")[-2] for name in saved if "lora" in name} == {"lora_A", "lora_B"}
-    assert all(weight.abs().sum() > 0 for name, weight in saved.items() if "lora_B" in name), "adapters have learnt"
+    assert all(weight.abs().sum() > 0 for name, weight in saved.items() if "lora_B" in name), "adapters were trained"
     facts = json.loads((output / "model" / "finetuning.json").read_text())
     tokenizer = AutoTokenizer.from_pretrained(output / "model")
-    for written in read(output / "predictions.csv")[:10]:
-        answers = slow_answers(loaded, tokenizer, written["sequence"], facts)
+    for predicted in read(output / "predictions.csv")[:10]:
+        outputs = slow_outputs(loaded, tokenizer, predicted["sequence"], facts)
         if task == "bases":
-            assert written["prediction"] == "".join(facts["labels"][int(one.argmax())] for one in answers)
+            assert predicted["prediction"] == "".join(facts["labels"][int(output.argmax())] for output in outputs)
         else:
-            assert float(written["p_1"]) == pytest.approx(answers.softmax(-1)[1].item(), abs=2e-5)
+            assert float(predicted["p_1"]) == pytest.approx(outputs.softmax(-1)[1].item(), abs=2e-5)
 
 
-def test_adapters_alone_are_no_pretrained_model(model, classes, tmp_path):
+def test_refuses_adapters_as_a_pretrained_model(model, classes, tmp_path):
     (tmp_path / "hf").mkdir()
     for path in model.iterdir():
         (tmp_path / "hf" / path.name).write_bytes(path.read_bytes())
     (tmp_path / "hf" / "adapter_config.json").write_text("{}")
-    with pytest.raises(Exception, match="holds LoRA adapters alone"):
+    with pytest.raises(Exception, match="holds only LoRA adapters"):
         finetune(settings_for(tmp_path / "hf", classes, tmp_path / "out"))
 
 
-def test_a_frozen_encoder_stays_as_it_is(model, classes, tmp_path):
+def test_a_frozen_encoder_does_not_change(model, classes, tmp_path):
     finetune(settings_for(model, classes, tmp_path / "out", freeze_encoder=True, max_steps=3))
     before, after = load_file(model / "model.safetensors"), load_file(tmp_path / "out" / "model" / "model.safetensors")
     encoder = [name for name in after if name.startswith("bert.") and "pooler" not in name]
@@ -79,7 +79,7 @@ def test_a_frozen_encoder_stays_as_it_is(model, classes, tmp_path):
 
 
 def test_stops_early(model, classes, tmp_path):
-    """Dev has the classes the other way round: no evaluation is better than the first."""
+    """Dev has swapped classes, so no evaluation is better than the first."""
     write_table(tmp_path / "dev.csv", ["1", "0"], 40, 5)
     options = {"eval_steps": 4, "max_steps": 60, "early_stopping": 2, "dev": tmp_path / "dev.csv"}
     scores = finetune(settings_for(model, classes, tmp_path / "out", **options))
@@ -96,7 +96,7 @@ def test_checkpoint_by_another_metric(model, classes, tmp_path):
         finetune(settings_for(model, classes, tmp_path / "o", best_metric="auroc", dev=tmp_path / "dev.csv"))
 
 
-def test_bad_rows_are_left_out(model, classes, tmp_path, capsys):
+def test_bad_rows_are_dropped(model, classes, tmp_path, capsys):
     text = (classes / "test.csv").read_text() + "ACGTACGTACGT,2\nACGU,1\n"
     (tmp_path / "test.csv").write_text(text)
     with pytest.raises(DataError, match=r"test.csv:33: 'U' at base 4"):
@@ -106,19 +106,19 @@ def test_bad_rows_are_left_out(model, classes, tmp_path, capsys):
     )
     assert scores["splits"]["test"]["rows"] == 30 == len(read(tmp_path / "out" / "predictions.csv"))
     assert scores["rows_left_out"] == {"train": 0, "dev": 0, "test": 2}
-    assert "warning: 2 rows of" in (said := capsys.readouterr().err) and "test.csv:33: 'U'" in said
+    assert "warning: 2 rows of" in (printed := capsys.readouterr().err) and "test.csv:33: 'U'" in printed
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("options", "message"),
     [
         ({"task": "words"}, "--task words: must be one of classes, multi-label, regression, bases"),
-        ({"label_columns": ("a", "b")}, "--label-columns a,b: --task classes has one column"),
+        ({"label_columns": ("a", "b")}, "--label-columns a,b: --task classes takes one label column"),
         ({"label_columns": ("sequence",)}, "--label-columns sequence"),
         ({"label_columns": ("a", "A"), "task": "regression"}, "--label-columns a,A: name each"),
-        ({"lora": 0}, "--lora 0: must be 1 or more"),
+        ({"lora": 0}, "--lora 0: must be at least 1"),
         ({"lora": 2, "freeze_encoder": True}, "--lora and --freeze-encoder"),
-        ({"lora": 2, "from_scratch": True}, "leave --from-scratch out"),
+        ({"lora": 2, "from_scratch": True}, "remove --from-scratch"),
         ({"class_weights": "balanced", "task": "regression"}, "--class-weights: --task regression"),
         ({"early_stopping": 0}, "--early-stopping 0"),
         ({"seeds": (1, 1)}, "--seeds: name each seed once"),
@@ -127,32 +127,32 @@ def test_bad_rows_are_left_out(model, classes, tmp_path, capsys):
         ({"bad_rows": "mend"}, "--bad-rows mend: must be one of fail, drop"),
     ],
 )
-def test_settings_of_tasks_are_checked(tmp_path, options, says):
-    with pytest.raises(ConfigError, match=says):
+def test_settings_of_tasks_are_checked(tmp_path, options, message):
+    with pytest.raises(ConfigError, match=message):
         settings_for(tmp_path, tmp_path, tmp_path / "out", **options)
 
 
 @pytest.mark.parametrize(
-    ("task", "label", "says"),
+    ("task", "label", "message"),
     [
         ("regression", "4", r"train.csv: every row has 4 in column 'label'"),
         ("multi-label", ";", r"train.csv: no row has a label in column 'label'"),
         ("bases", "0" * 12, r"train.csv: every row has the label '0'"),
     ],
 )
-def test_tables_that_teach_nothing(model, tmp_path, task, label, says):
+def test_refuses_tables_with_nothing_to_learn(model, tmp_path, task, label, message):
     (tmp_path / "train.csv").write_text(f"sequence,label\nACGTACGTACGT,{label}\nACGTACGTACGT,{label}\n")
-    with pytest.raises(DataError, match=says):
+    with pytest.raises(DataError, match=message):
         finetune(settings_for(model, tmp_path, tmp_path / "out", task=task))
 
 
 @pytest.mark.parametrize("task", ["classes", "regression"])
-def test_training_that_diverges(model, classes, tmp_path, task):
+def test_reports_training_that_diverges(model, classes, tmp_path, task):
     with pytest.raises(ConfigError, match=r"--learning-rate 1e\+30: .* lower it"):
         finetune(settings_for(model, classes, tmp_path / "out", task=task, learning_rate=1e30, max_steps=4))
 
 
-def test_sequences_shorter_than_a_kmer(model, tmp_path):
+def test_refuses_tables_of_sequences_shorter_than_a_kmer(model, tmp_path):
     (tmp_path / "train.csv").write_text("sequence,label\nAC,0\nA,1\n")
     table = dict.fromkeys(("train", "dev", "test"), tmp_path / "train.csv")
     with pytest.raises(DataError, match=r"train.csv: every sequence is shorter than one 3-mer"):

@@ -1,4 +1,4 @@
-"""What `predict` says of the test table is what `finetune` wrote of it, for every task."""
+"""`predict` repeats the test predictions of `finetune`, for every task."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def cells(path: Path, columns: list[str] | None = None) -> list[list[str]]:
 @pytest.mark.parametrize("long", ["middle", "window"])
 def test_predict_repeats_the_predictions_of_finetune(model, tmp_path: Path, task: str, columns, long: str) -> None:
     data = data_of(task, columns, tmp_path, lengths=(20, 60))  # the model has 40 positions
-    wanted = {"task": task, "long": long} | ({"label_columns": columns} if columns != ("label",) else {})
-    finetune(settings_for(model, data, tmp_path / "tuned", **wanted))
+    options = {"task": task, "long": long} | ({"label_columns": columns} if columns != ("label",) else {})
+    finetune(settings_for(model, data, tmp_path / "tuned", **options))
     predicted = tmp_path / "predicted.csv"
     words = ["--model", tmp_path / "tuned" / "model", "--input", data / "test.csv", "--output", predicted]
     assert run_one("predict", "dnabert-rm predict", [*map(str, words)]) == 0
@@ -43,8 +43,8 @@ def test_predict_repeats_the_predictions_of_finetune(model, tmp_path: Path, task
             assert "".join(letters.get(base, ".") for base in range(len(text))) == text
         return
     for row, other in zip(cells(predicted), expected, strict=True):
-        for value, wanted_value in zip(row, other, strict=True):
+        for value, expected_value in zip(row, other, strict=True):
             try:
-                assert float(value) == pytest.approx(float(wanted_value), rel=1e-4, abs=2e-6)
+                assert float(value) == pytest.approx(float(expected_value), rel=1e-4, abs=2e-6)
             except ValueError:
-                assert value == wanted_value
+                assert value == expected_value

@@ -1,7 +1,6 @@
-"""Several seeds: what is kept, what is done again, what the seeds say together."""
+"""Several seeds: finished seeds are kept, and scores are aggregated."""
 
 import json
-from argparse import ArgumentParser
 from dataclasses import replace
 
 import numpy as np
@@ -25,12 +24,11 @@ def folder(tmp_path_factory):
 
 
 def run(*words):
-    parser = ArgumentParser()
-    command.add_arguments(parser)
-    return run_command("dnabert-rm finetune", lambda: command.run(parser.parse_args([str(word) for word in words])))
+    words = [str(word) for word in words]
+    return run_command("dnabert-rm finetune", lambda: command.COMMAND.main("dnabert-rm finetune", words))
 
 
-def test_seeds_are_kept_and_put_together(folder, tmp_path, capsys):
+def test_finished_seeds_are_kept_and_aggregated(folder, tmp_path, capsys):
     output = tmp_path / "out"
     words = ["--model", folder / "hf", "--output", output, "--max-steps", 2, "--learning-rate", 1e-3]
     words += [word for name in ("train", "dev", "test") for word in (f"--{name}", folder / f"{name}.csv")]
@@ -39,7 +37,7 @@ def test_seeds_are_kept_and_put_together(folder, tmp_path, capsys):
     capsys.readouterr()
     assert run(*words, "--seed", 7, "--seeds", 3) == 0
     printed = capsys.readouterr()
-    assert "seed 7: done already" in printed.err and "seed 9: into" in printed.err
+    assert "seed 7: already finished" in printed.err and "seed 9: into" in printed.err
     assert "seeds 7, 8, 9" in printed.out.splitlines()[0]
     assert times == {seed: (output / f"seed_{seed}" / "scores.json").stat().st_mtime_ns for seed in (7, 8)}
     scores = json.loads((output / "scores.json").read_text())
@@ -52,35 +50,35 @@ def test_seeds_are_kept_and_put_together(folder, tmp_path, capsys):
     assert scores["metrics_interval_95"]["test"]["auroc"] == pytest.approx([low, high])
 
 
-def test_a_seed_of_other_settings_is_not_taken(folder, tmp_path):
+def test_refuses_a_finished_seed_with_other_settings(folder, tmp_path):
     first = settings_for(folder / "hf", folder, tmp_path / "out", seeds=(1,), max_steps=2)
     assert seeds.finetune_seeds(first)["metrics_interval_95"]["test"]["auroc"] is None
     other = settings_for(folder / "hf", folder, tmp_path / "out", seeds=(1,), max_steps=3)
-    with pytest.raises(ConfigError, match=r"seed_1/scores.json: was made with other settings \(max_steps\)"):
+    with pytest.raises(ConfigError, match=r"seed_1/scores.json: finished with other settings \(max_steps\)"):
         seeds.finetune_seeds(other)
-    again = settings_for(folder / "hf", folder, tmp_path / "out", seeds=(1,), max_steps=3, overwrite=True)
-    assert seeds.finetune_seeds(again)["settings"]["max_steps"] == 3
+    replaced = settings_for(folder / "hf", folder, tmp_path / "out", seeds=(1,), max_steps=3, overwrite=True)
+    assert seeds.finetune_seeds(replaced)["settings"]["max_steps"] == 3
 
 
-def test_one_run_and_several_share_no_folder(folder, tmp_path):
-    alone = settings_for(folder / "hf", folder, tmp_path / "out", max_steps=2)
+def test_a_single_run_and_several_seeds_need_different_folders(folder, tmp_path):
+    single = settings_for(folder / "hf", folder, tmp_path / "out", max_steps=2)
     several = settings_for(folder / "hf", folder, tmp_path / "out", seeds=(1, 2), max_steps=2)
-    finetune(alone)
-    with pytest.raises(ConfigError, match="holds a run without --seeds"):
+    finetune(single)
+    with pytest.raises(ConfigError, match="is a file or a run without --seeds"):
         seeds.finetune_seeds(several)
     seeds.finetune_seeds(replace(several, overwrite=True))
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["scores.json", "seed_1", "seed_2"]
-    with pytest.raises(ConfigError, match=r"holds scores.json already"):
-        finetune(alone)
+    with pytest.raises(ConfigError, match=r"already contains scores.json"):
+        finetune(single)
 
 
-def test_mean_and_interval_of_what_is_undefined():
+def test_mean_and_interval_of_undefined_values():
     assert seeds.mean([0.5, None]) is None and seeds.interval([0.5, None]) is None
     assert seeds.interval([0.0, 1.0]) == pytest.approx([0.5 - 12.7062 * 0.5, 0.5 + 12.7062 * 0.5], rel=1e-4)
 
 
 @pytest.mark.parametrize("text", ["x", "0", "1,x", ""])
-def test_seeds_that_are_none(text, folder, tmp_path, capsys):
+def test_refuses_invalid_seeds(text, folder, tmp_path, capsys):
     files = [word for name in ("train", "test") for word in (f"--{name}", folder / f"{name}.csv")]
-    with pytest.raises(SystemExit):
-        run("--model", folder / "hf", "--output", tmp_path / "o", *files, "--seeds", text)
+    assert run("--model", folder / "hf", "--output", tmp_path / "o", *files, "--seeds", text) == 2
+    assert f"error: --seeds {text}: must be" in capsys.readouterr().err

@@ -1,10 +1,10 @@
-"""Every task of `finetune`: each saved model, loaded by others, gives the predictions."""
+"""Every task of `finetune`: plain transformers loads the saved model and gives the written predictions."""
 
 import json
 
 import numpy as np
 import pytest
-from finetuning import data_of, read, save_model, settings_for, slow_answers
+from finetuning import data_of, read, save_model, settings_for, slow_outputs
 from scipy import stats
 from sklearn import metrics
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoTokenizer
@@ -18,14 +18,14 @@ def model(tmp_path_factory):
 
 
 def slow_cells(loaded, tokenizer, sequence, facts):
-    answers = slow_answers(loaded, tokenizer, sequence, facts)
+    outputs = slow_outputs(loaded, tokenizer, sequence, facts)
     if facts["task"] == "bases":
-        return ["".join("." if one is None else facts["labels"][int(one.argmax())] for one in answers)]
+        return ["".join("." if output is None else facts["labels"][int(output.argmax())] for output in outputs)]
     if facts["task"] == "regression":
-        return (answers.numpy() * facts["target_std"] + facts["target_mean"]).tolist()
+        return (outputs.numpy() * facts["target_std"] + facts["target_mean"]).tolist()
     return [
-        ";".join(name for name, logit in zip(facts["labels"], answers, strict=True) if logit > 0),
-        *answers.sigmoid().tolist(),
+        ";".join(name for name, logit in zip(facts["labels"], outputs, strict=True) if logit > 0),
+        *outputs.sigmoid().tolist(),
     ]
 
 
@@ -43,9 +43,16 @@ def slow_cells(loaded, tokenizer, sequence, facts):
 def test_task_from_tables_to_a_model_that_anyone_loads(model, tmp_path, task, columns, options):
     output = tmp_path / "out"
     settings = settings_for(
-        model, data_of(task, columns, tmp_path), output, task=task, label_columns=columns, max_steps=60, eval_steps=20,
-        learning_rate=1e-2, **options,
-    )  # fmt: skip
+        model,
+        data_of(task, columns, tmp_path),
+        output,
+        task=task,
+        label_columns=columns,
+        max_steps=60,
+        eval_steps=20,
+        learning_rate=1e-2,
+        **options,
+    )
     scores = finetune(settings)
     facts = json.loads((output / "model" / "finetuning.json").read_text())
     kind = AutoModelForTokenClassification if task == "bases" else AutoModelForSequenceClassification
@@ -55,17 +62,17 @@ def test_task_from_tables_to_a_model_that_anyone_loads(model, tmp_path, task, co
     assert [loaded.config.id2label[i] for i in range(len(facts["labels"]))] == facts["labels"]
     tokenizer = AutoTokenizer.from_pretrained(output / "model")
     predicted = read(output / "predictions.csv")
-    for given, written in zip(read(tmp_path / "test.csv"), predicted, strict=True):
-        assert [written[name] for name in ("sequence", *columns)] == [given[name] for name in ("sequence", *columns)]
+    for row, written in zip(read(tmp_path / "test.csv"), predicted, strict=True):
+        assert [written[name] for name in ("sequence", *columns)] == [row[name] for name in ("sequence", *columns)]
         cells = [text for name, text in written.items() if name not in ("sequence", *columns)]
-        expected = slow_cells(loaded, tokenizer, given["sequence"], facts)
+        expected = slow_cells(loaded, tokenizer, row["sequence"], facts)
         for cell, value in zip(cells, expected, strict=True):
             assert cell == value if isinstance(value, str) else float(cell) == pytest.approx(value, rel=1e-4, abs=1e-4)
     check_scores(task, columns, scores["metrics"]["test"], predicted)
 
 
 def check_scores(task, columns, found, predicted):
-    """The scores are scikit-learn's of the written predictions, and better than chance."""
+    """Check that the scores equal scikit-learn's for the written predictions, and are better than random."""
     if task == "bases":
         labels, guesses = ("".join(row[name] for row in predicted) for name in ("label", "prediction"))
         pairs = [(label, guess) for label, guess in zip(labels, guesses, strict=True) if guess != "."]
@@ -73,8 +80,8 @@ def check_scores(task, columns, found, predicted):
         assert found["accuracy"] == pytest.approx(np.mean([label == guess for label, guess in pairs]))
         assert found["mcc"] > 0.3
     elif task == "regression":
-        pairs = [(name, name.replace("label", "prediction") if len(columns) == 1 else f"prediction_{name}")
-                 for name in columns]  # fmt: skip
+        predictions = ["prediction"] if len(columns) == 1 else [f"prediction_{name}" for name in columns]
+        pairs = zip(columns, predictions, strict=True)
         each = [[np.array([float(row[name]) for row in predicted]) for name in pair] for pair in pairs]
         assert found["pearson"] == pytest.approx(np.mean([stats.pearsonr(*one).statistic for one in each]), abs=1e-4)
         assert found["mse"] == pytest.approx(np.mean([metrics.mean_squared_error(*one) for one in each]), rel=1e-3)
@@ -82,8 +89,8 @@ def check_scores(task, columns, found, predicted):
     else:
         names = ["x", "y"]
         labels = [[int(row[n] == "1") if len(columns) > 1 else n in row["label"] for n in names] for row in predicted]
-        chances = [[float(row[f"p_{n}"]) for n in names] for row in predicted]
-        assert found["auroc_macro"] == pytest.approx(metrics.roc_auc_score(labels, chances), abs=0.02)
+        probabilities = [[float(row[f"p_{n}"]) for n in names] for row in predicted]
+        assert found["auroc_macro"] == pytest.approx(metrics.roc_auc_score(labels, probabilities), abs=0.02)
         guesses = [[n in row["prediction"] for n in names] for row in predicted]
         assert found["f1_macro"] == pytest.approx(metrics.f1_score(labels, guesses, average="macro"))
         assert found["auroc_macro"] > 0.8

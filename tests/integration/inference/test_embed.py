@@ -1,4 +1,4 @@
-"""`embed` on a model with random weights, against stock transformers asked one sequence at a time."""
+"""`embed` on a model with random weights, compared with stock transformers on one sequence at a time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dnabert_rm.cli.main import main
 from dnabert_rm.genome import kmer
 from dnabert_rm.tokenizer.windows import windows
 
-ROOM, K = POSITIONS - 2, 3
+MAX_KMERS, K = POSITIONS - 2, 3
 
 
 @pytest.fixture(scope="module")
@@ -36,14 +36,14 @@ def embed(model: Path, fasta: Path, output: Path, *words: object) -> Path:
     return output
 
 
-def cuts(sequence: str) -> list[tuple[range, str]]:
-    """Windows over a sequence, those with a known k-mer only, and their bases."""
-    found = [(w, sequence[w.start : w.stop + K - 1]) for w in windows(max(0, len(sequence) - K + 1), ROOM)]
+def known_windows(sequence: str) -> list[tuple[range, str]]:
+    """Return the windows over a sequence that have a known k-mer, with their bases."""
+    found = [(w, sequence[w.start : w.stop + K - 1]) for w in windows(max(0, len(sequence) - K + 1), MAX_KMERS)]
     return [(window, part) for window, part in found if len(part) >= K and set(part) != {"N"}]
 
 
-def both(model: Path, part: str, layer: int = -1) -> np.ndarray:
-    """States (T, H) of k-mers: the mean of the two strands', each k-mer with itself."""
+def strand_mean(model: Path, part: str, layer: int = -1) -> np.ndarray:
+    """Return the states (T, H) of k-mers, averaged over both strands."""
     other = kmer.reverse_complement(part.encode()).decode()
     return (stock_states(model, part, layer)[1:-1] + stock_states(model, other, layer)[1:-1][::-1]) / 2
 
@@ -53,7 +53,7 @@ def test_pooled_embeddings_in_every_format(model: Path, sequences: dict[str, str
     vectors = np.load(embed(model, fasta, tmp_path / "e.npy"), mmap_mode="r")
     assert vectors.dtype == np.float32 and vectors.shape == (len(sequences), 16)
     for vector, sequence in zip(vectors, sequences.values(), strict=True):
-        parts = [stock_states(model, part)[1:-1] for _, part in cuts(sequence)]
+        parts = [stock_states(model, part)[1:-1] for _, part in known_windows(sequence)]
         # A token in two windows counts twice.
         expected = np.concatenate(parts).mean(axis=0) if parts else np.full(16, np.nan)
         assert vector == pytest.approx(expected, abs=1e-5, nan_ok=True)
@@ -77,7 +77,7 @@ def test_other_poolings_layers_and_strands(
     number = -1 if layer is None else layer
     for vector, sequence in zip(vectors, sequences.values(), strict=True):
         found = []
-        for _, part in cuts(sequence):
+        for _, part in known_windows(sequence):
             strands = [
                 stock_states(model, one, number) for one in (part, kmer.reverse_complement(part.encode()).decode())
             ]
@@ -86,14 +86,14 @@ def test_other_poolings_layers_and_strands(
         assert vector == pytest.approx(joined, abs=1e-5, nan_ok=True)
 
 
-def test_one_embedding_a_token(model: Path, sequences: dict[str, str], tmp_path: Path) -> None:
+def test_one_embedding_per_token(model: Path, sequences: dict[str, str], tmp_path: Path) -> None:
     fasta = write_fasta(tmp_path / "a.fa", sequences)
     vectors = np.load(embed(model, fasta, tmp_path / "t.npy", "--per-token", "--both-strands"))
     expected, index = [], []
     for name, sequence in sequences.items():
         tokens: list[list[np.ndarray]] = [[] for _ in range(max(0, len(sequence) - K + 1))]
-        for window, part in cuts(sequence):
-            for token, state in zip(window, both(model, part), strict=True):
+        for window, part in known_windows(sequence):
+            for token, state in zip(window, strand_mean(model, part), strict=True):
                 tokens[token].append(state)
         index.append({"id": name, "first_row": str(len(expected)), "rows": str(len(tokens))})
         expected += [np.mean(states, axis=0) if states else np.full(16, np.nan) for states in tokens]
@@ -104,16 +104,16 @@ def test_one_embedding_a_token(model: Path, sequences: dict[str, str], tmp_path:
 def test_mistakes_are_one_line(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fasta = write_fasta(tmp_path / "a.fa", {"a": "ACGTACGT"})
 
-    def said(output: str, *words: object) -> str:
+    def error_of(output: str, *words: object) -> str:
         command = ["embed", "--model", model, "--input", fasta, "--output", tmp_path / output, *words]
         assert main([str(word) for word in command]) == 2
         error = capsys.readouterr().err
         assert error.count("\n") == 1
         return error
 
-    assert "must end in .npy, .csv, .parquet" in said("e.txt")
-    assert "embeddings of tokens go to .npy alone" in said("e.csv", "--per-token")
-    assert "--layer 3: the model has 2 layers; pass 0 … 2, or -1 … -3" in said("e.npy", "--layer", 3)
+    assert "must end in .npy, .csv, .parquet" in error_of("e.txt")
+    assert "--per-token writes only .npy; name a .npy file" in error_of("e.csv", "--per-token")
+    assert "--layer 3: the model has 2 layers; pass 0 … 2, or -1 … -3" in error_of("e.npy", "--layer", 3)
     (tmp_path / "e.ids.csv").touch()
-    assert "e.ids.csv: exists already" in said("e.npy")
+    assert "e.ids.csv: exists already" in error_of("e.npy")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.fa", "e.ids.csv"]

@@ -1,4 +1,4 @@
-"""`predict` on models with random weights, against stock transformers asked one sequence at a time."""
+"""`predict` on models with random weights, compared with stock transformers on one sequence at a time."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from transformers import (
 from dnabert_rm.cli.main import main
 from dnabert_rm.tokenizer.windows import windows
 
-ROOM = POSITIONS - 2
+MAX_KMERS = POSITIONS - 2
 K = 3
 LENGTHS = [3, 24, 7, 24, 80, 4, 24, 11, 51, 23, 25, 9]
 
@@ -40,8 +40,8 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_bert(folder, BertForSequenceClassification, num_labels=3)
 
 
-def predict(model: Path, given: Path | str, output: Path, *words: object, code: int = 0) -> list[dict[str, str]]:
-    found = main(["predict", "--model", str(model), "--input", str(given), "--output", str(output), *map(str, words)])
+def predict(model: Path, source: Path | str, output: Path, *words: object, code: int = 0) -> list[dict[str, str]]:
+    found = main(["predict", "--model", str(model), "--input", str(source), "--output", str(output), *map(str, words)])
     assert found == code
     return read_table(output) if output.exists() else []
 
@@ -51,40 +51,40 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def window_logits(folder: Path, sequence: str) -> np.ndarray:
-    """The mean of the logits of the windows over a sequence."""
-    cut = [sequence[w.start : w.stop + K - 1] for w in windows(len(sequence) - K + 1, ROOM)]
+    """Return the mean logits of the windows over a sequence."""
+    cut = [sequence[w.start : w.stop + K - 1] for w in windows(len(sequence) - K + 1, MAX_KMERS)]
     return np.mean([stock_logits(AutoModelForSequenceClassification, folder, part) for part in cut], axis=0)
 
 
 def middle_of(sequence: str) -> str:
-    start = max(0, len(sequence) - K + 1 - ROOM) // 2
-    return sequence[start : start + ROOM + K - 1]
+    start = max(0, len(sequence) - K + 1 - MAX_KMERS) // 2
+    return sequence[start : start + MAX_KMERS + K - 1]
 
 
 def numbers(row: dict[str, str], prefix: str = "p_") -> list[float]:
     return [float(value) for name, value in row.items() if name.startswith(prefix)]
 
 
-def test_rows_in_order_are_what_stock_transformers_says_of_each_alone(
+def test_rows_are_in_order_and_match_stock_transformers(
     classifier: Path, sequences: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
 ) -> None:
     fasta = write_fasta(tmp_path / "a.fa", sequences)
     rows = predict(classifier, fasta, tmp_path / "a.csv", "--batch-size", 2)
     assert [row["id"] for row in rows] == list(sequences)
     for row, sequence in zip(rows, sequences.values(), strict=True):
-        chances = softmax(stock_logits(AutoModelForSequenceClassification, classifier, middle_of(sequence)))
-        assert numbers(row) == pytest.approx(chances, abs=3e-6)
-        assert row["prediction"] == f"LABEL_{chances.argmax()}"
-    assert len({row["prediction"] for row in rows}) > 1, "the model should tell sequences apart"
+        probabilities = softmax(stock_logits(AutoModelForSequenceClassification, classifier, middle_of(sequence)))
+        assert numbers(row) == pytest.approx(probabilities, abs=3e-6)
+        assert row["prediction"] == f"LABEL_{probabilities.argmax()}"
+    assert len({row["prediction"] for row in rows}) > 1, "the model should distinguish the sequences"
     assert "a.csv: 12 rows; " in capsys.readouterr().err
-    # The same from a table, from gzip, and from standard input.
+    # A table, gzip and standard input give the same bytes.
     table = tmp_path / "a.tsv"
     table.write_text("id\tsequence\n" + "".join(f"{name}\t{s}\n" for name, s in sequences.items()))
-    packed = gzip.compress(fasta.read_bytes())
-    (tmp_path / "a.fa.gz").write_bytes(packed)
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(packed))))
-    for number, given in enumerate([table, tmp_path / "a.fa.gz", "-"]):
-        predict(classifier, given, tmp_path / f"{number}.csv", "--batch-size", 2)
+    compressed = gzip.compress(fasta.read_bytes())
+    (tmp_path / "a.fa.gz").write_bytes(compressed)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(compressed))))
+    for number, source in enumerate([table, tmp_path / "a.fa.gz", "-"]):
+        predict(classifier, source, tmp_path / f"{number}.csv", "--batch-size", 2)
         assert (tmp_path / f"{number}.csv").read_bytes() == (tmp_path / "a.csv").read_bytes()
 
 
@@ -100,7 +100,7 @@ def test_long_sequences_by_windows_and_tiles(classifier: Path, sequences: dict[s
     rows = predict(classifier, fasta, tmp_path / "t.csv", "--tile", 20, "--step", 8)
     assert list(rows[0]) == ["contig", "start", "end", "prediction", "p_LABEL_0", "p_LABEL_1", "p_LABEL_2"]
     coordinates = [(row["contig"], int(row["start"]), int(row["end"])) for row in rows]
-    assert [place[1:] for place in coordinates if place[0] == "seq8"] == [
+    assert [(start, end) for name, start, end in coordinates if name == "seq8"] == [
         (s, min(s + 20, 51)) for s in (0, 8, 16, 24, 32)
     ]
     for row, (name, start, end) in zip(rows, coordinates, strict=True):
@@ -108,8 +108,8 @@ def test_long_sequences_by_windows_and_tiles(classifier: Path, sequences: dict[s
         if set(part) == {"N"}:
             assert row["prediction"] == ""
         else:
-            chances = softmax(stock_logits(AutoModelForSequenceClassification, classifier, part))
-            assert numbers(row) == pytest.approx(chances, abs=3e-6)
+            probabilities = softmax(stock_logits(AutoModelForSequenceClassification, classifier, part))
+            assert numbers(row) == pytest.approx(probabilities, abs=3e-6)
 
 
 def test_tasks_of_finetuning_json(sequences: dict[str, str], tmp_path: Path) -> None:
@@ -118,14 +118,14 @@ def test_tasks_of_finetuning_json(sequences: dict[str, str], tmp_path: Path) -> 
     head = {"task": "multi-label", "labels": labels, "overlapping": False, "max_tokens": 10, "long": "middle"}
     model = save_bert(tmp_path / "many", BertForSequenceClassification, num_labels=3, head=head)
     rows = predict(model, fasta, tmp_path / "m.csv")
-    said = set()
+    predictions = set()
     for row, sequence in zip(rows, sequences.values(), strict=True):
         start = max(0, len(sequence) // K - 8) // 2 * K
         logits = stock_logits(AutoModelForSequenceClassification, model, sequence[start : start + 8 * K])
         assert numbers(row) == pytest.approx(1 / (1 + np.exp(-logits)), abs=3e-6)
-        said.add(row["prediction"])
+        predictions.add(row["prediction"])
         assert row["prediction"] == ";".join(name for name, logit in zip(labels, logits, strict=True) if logit > 0)
-    assert any(";" in prediction for prediction in said)
+    assert any(";" in prediction for prediction in predictions)
     scale = {"target_mean": [10.0, -3.0], "target_std": [2.0, 0.5]}
     head = {"task": "regression", "labels": ["dev", "hk"], "long": "window", **scale}
     model = save_bert(tmp_path / "values", BertForSequenceClassification, num_labels=2, head=head)
@@ -148,7 +148,7 @@ def test_each_base_has_the_mean_of_its_kmers_in_all_windows(
     for name, sequence in sequences.items():
         found: list[list[np.ndarray]] = [[] for _ in sequence]
         covered = 0
-        for window in windows((len(sequence) - K) // step + 1, ROOM):
+        for window in windows((len(sequence) - K) // step + 1, MAX_KMERS):
             part = sequence[window.start * step : (window.stop - 1) * step + K]
             covered = window.start * step + len(part)
             if set(part) == {"N"}:
@@ -162,14 +162,14 @@ def test_each_base_has_the_mean_of_its_kmers_in_all_windows(
     assert [(row["id"], int(row["position"])) for row in rows] == [(name, base) for name, base, _ in expected]
     for row, (_, _, logits) in zip(rows, expected, strict=True):
         if logits:
-            chances = softmax(np.mean(logits, axis=0))
-            assert numbers(row) == pytest.approx(chances, abs=3e-6)
-            assert row["prediction"] == labels[int(chances.argmax())]
+            probabilities = softmax(np.mean(logits, axis=0))
+            assert numbers(row) == pytest.approx(probabilities, abs=3e-6)
+            assert row["prediction"] == labels[int(probabilities.argmax())]
         else:
             assert row["prediction"] == row["p_in"] == ""
 
 
-def test_lora_adapters_answer_as_peft_does(classifier: Path, sequences: dict[str, str], tmp_path: Path) -> None:
+def test_lora_adapters_match_peft(classifier: Path, sequences: dict[str, str], tmp_path: Path) -> None:
     peft = pytest.importorskip("peft", reason="LoRA is an extra: pip install 'dnabert_rm[lora]'")
     import torch
 
@@ -193,35 +193,36 @@ def test_lora_adapters_answer_as_peft_does(classifier: Path, sequences: dict[str
     for row, sequence in zip(rows, sequences.values(), strict=True):
         inputs = KmerTokenizer(K)(middle_of(sequence), return_tensors="pt")
         with torch.no_grad():
-            chances = adapted.eval()(**inputs).logits[0].softmax(-1).numpy()
-        assert numbers(row) == pytest.approx(chances, abs=3e-6)
+            probabilities = adapted.eval()(**inputs).logits[0].softmax(-1).numpy()
+        assert numbers(row) == pytest.approx(probabilities, abs=3e-6)
 
 
-def test_mistakes_are_one_line_and_leave_nothing(
+def test_mistakes_are_one_line_and_leave_no_output(
     classifier: Path, sequences: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fasta, out = write_fasta(tmp_path / "a.fa", sequences), tmp_path / "out.csv"
 
-    def said(*words: object, model: Path = classifier, given: Path = fasta) -> str:
-        predict(model, given, out, *words, code=2)
+    def error_of(*words: object, model: Path = classifier, source: Path = fasta) -> str:
+        predict(model, source, out, *words, code=2)
         error = capsys.readouterr().err
         assert error.startswith("dnabert-rm predict: error: ") and error.count("\n") == 1
         return error
 
     out.write_text("mine")
-    assert "exists already; name another file or pass --overwrite" in said()
+    assert "exists already; name another file or pass --overwrite" in error_of()
     predict(classifier, fasta, out, "--overwrite")
     assert len(read_table(out)) == len(sequences)
     out.unlink()
     capsys.readouterr()
-    assert "--step 5: is the distance of tiles; pass --tile too" in said("--step", 5)
-    assert "--tile 25: has 23 tokens, the model takes 22 at once; pass at most 24" in said("--tile", 25)
-    assert "--max-tokens 25: the model has 24 positions" in said("--max-tokens", 25)
-    pretrained = save_bert(tmp_path / "mlm", BertForMaskedLM)
-    assert "lacks 4 tensors of a BertForSequenceClassification, bert.pooler.dense.bias first" in said(model=pretrained)
-    (tmp_path / "bad.csv").write_text("sequence\n" + "ACGT\n" * 200 + "ACGX\n")
-    assert f"{tmp_path / 'bad.csv'}:202: 'X' is not a nucleotide" in said("--batch-size", 1, given=tmp_path / "bad.csv")
-    assert "no such file" in said(given=tmp_path / "none.fa")
+    assert "--step 5: is the distance between tiles; pass --tile as well" in error_of("--step", 5)
+    assert "--tile 25: has 23 tokens, the model takes 22 at once; pass at most 24" in error_of("--tile", 25)
+    assert "--max-tokens 25: the model has 24 positions" in error_of("--max-tokens", 25)
+    mlm = save_bert(tmp_path / "mlm", BertForMaskedLM)
+    assert "lacks 4 tensors of a BertForSequenceClassification, bert.pooler.dense.bias first" in error_of(model=mlm)
+    bad = tmp_path / "bad.csv"
+    bad.write_text("sequence\n" + "ACGT\n" * 200 + "ACGX\n")
+    assert f"{bad}:202: 'X' is not a nucleotide" in error_of("--batch-size", 1, source=bad)
+    assert "no such file" in error_of(source=tmp_path / "none.fa")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.fa", "bad.csv", "mlm"]
 
 

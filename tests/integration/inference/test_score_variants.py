@@ -1,4 +1,4 @@
-"""`score-variants` against answers known by hand, and against a slow version that counts every k-mer."""
+"""`score-variants` compared with hand-computed scores and with a slow version that sums over every k-mer."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from dnabert_rm.finetune.pretrained_encoder import suppress_transformers_output
 from dnabert_rm.genome import kmer
 from dnabert_rm.tokenizer import KmerTokenizer
 
-ROOM, K = POSITIONS - 2, 3
-OTHER = dict(zip("ACGT", "TGCA", strict=True))
+MAX_KMERS, K = POSITIONS - 2, 3
+COMPLEMENT = dict(zip("ACGT", "TGCA", strict=True))
 IDS = {word: 5 + i for i, word in enumerate(map("".join, itertools.product("ATCG", repeat=K)))}
 
 
@@ -55,20 +55,22 @@ def scores(*given: object) -> list[float]:
 
 
 def snvs(genome: dict[str, str]) -> list[tuple[str, int, str, str]]:
-    """Every base of the longer contigs, against the next letter."""
+    """Return a variant to the next letter for every base of the longer contigs."""
     following = dict(zip("ACGT", "CGTA", strict=True))
     return [
         (name, position, base, following[base])
-        for name, sequence in genome.items() if len(sequence) >= K
-        for position, base in enumerate(sequence) if base != "N"
-    ]  # fmt: skip
+        for name, sequence in genome.items()
+        if len(sequence) >= K
+        for position, base in enumerate(sequence)
+        if base != "N"
+    ]
 
 
-def strands_swapped(text: str) -> str:
-    return "".join(OTHER.get(letter, letter) for letter in reversed(text))
+def reverse_complement(text: str) -> str:
+    return "".join(COMPLEMENT.get(letter, letter) for letter in reversed(text))
 
 
-# ---- a slow version: one window at a time, every k-mer of the vocabulary in turn
+# ---- a slow version: one window at a time, summing over every k-mer of the vocabulary
 
 
 def slow_log_p(model: torch.nn.Module, window: str, target: int, span: int) -> dict[str, float]:
@@ -77,17 +79,17 @@ def slow_log_p(model: torch.nn.Module, window: str, target: int, span: int) -> d
     masked = {t for t in range(first, first + span) if 0 <= t < num_tokens}
     kept = {t: window[t : t + K] for t in range(num_tokens) if t not in masked and "N" not in window[t : t + K]}
     seen = {t + j: word[j] for t, word in kept.items() for j in range(K)}
-    unknown = [1 if "N" in window[t : t + K] else IDS[window[t : t + K]] for t in range(num_tokens)]
-    ids = [2, *(4 if t in masked else unknown[t] for t in range(num_tokens)), 3]
+    window_ids = [1 if "N" in window[t : t + K] else IDS[window[t : t + K]] for t in range(num_tokens)]
+    ids = [2, *(4 if t in masked else window_ids[t] for t in range(num_tokens)), 3]
     with torch.no_grad():
-        chances = model(input_ids=torch.tensor([ids])).logits[0].double().softmax(-1).numpy()
+        probabilities = model(input_ids=torch.tensor([ids])).logits[0].double().softmax(-1).numpy()
     logs = []
     for t in range(num_tokens):
         if t <= target < t + K:
             weight = dict.fromkeys("ACGT", 0.0)
             for word, number in IDS.items():
                 if all(seen.get(t + j, word[j]) == word[j] for j in range(K)):
-                    weight[word[target - t]] += chances[t + 1][number]
+                    weight[word[target - t]] += probabilities[t + 1][number]
             logs.append({base: np.log(w / sum(weight.values())) for base, w in weight.items()})
     return {base: float(np.mean([log[base] for log in logs])) for base in "ACGT"}
 
@@ -95,21 +97,21 @@ def slow_log_p(model: torch.nn.Module, window: str, target: int, span: int) -> d
 def slow_score(
     model: torch.nn.Module, sequence: str, position: int, ref: str, alt: str, span: int, strand: str
 ) -> float:
-    radius = (ROOM + K - 2) // 2
+    radius = (MAX_KMERS + K - 2) // 2
     start = max(0, position - radius)
     window = sequence[start : position + radius + 1]
     target = position - start
     forward = slow_log_p(model, window, target, span)
-    reverse = slow_log_p(model, strands_swapped(window), len(window) - 1 - target, span)
-    found = {"+": forward[alt] - forward[ref], "-": reverse[OTHER[alt]] - reverse[OTHER[ref]]}
+    reverse = slow_log_p(model, reverse_complement(window), len(window) - 1 - target, span)
+    found = {"+": forward[alt] - forward[ref], "-": reverse[COMPLEMENT[alt]] - reverse[COMPLEMENT[ref]]}
     return found[strand] if strand in found else sum(found.values()) / 2
 
 
 @pytest.mark.parametrize(("span", "strand"), [(None, "both"), (None, "+"), (None, "-"), (6, "both")])
-def test_scores_are_those_of_the_slow_version(
+def test_scores_match_the_slow_version(
     model: Path, genome: dict[str, str], tmp_path: Path, span: int | None, strand: str
 ) -> None:
-    """At contig ends, beside Ns and in a contig shorter than a window too."""
+    """Includes contig ends, bases beside Ns and a contig shorter than a window."""
     rows = snvs(genome)
     if strand != "both":
         rows = rows[::7]
@@ -121,14 +123,27 @@ def test_scores_are_those_of_the_slow_version(
         slow = AutoModelForMaskedLM.from_pretrained(model).eval()
     expected = [slow_score(slow, genome[row[0]], *row[1:], span or K, strand) for row in rows]
     assert found == pytest.approx(expected, abs=2e-5)
-    assert np.std(expected) > 0.1, "the model should tell bases apart"
+    assert np.std(expected) > 0.1, "the model should distinguish the bases"
 
 
-def test_modernbert_too(genome: dict[str, str], tmp_path: Path) -> None:
-    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16,
-             "initializer_range": 0.4}  # fmt: skip
-    config = ModernBertConfig(vocab_size=5 + 4**K, max_position_embeddings=POSITIONS, pad_token_id=0, cls_token_id=2,
-                              sep_token_id=3, bos_token_id=2, eos_token_id=3, **sizes)  # fmt: skip
+def test_modernbert_scores(genome: dict[str, str], tmp_path: Path) -> None:
+    sizes = {
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+        "initializer_range": 0.4,
+    }
+    config = ModernBertConfig(
+        vocab_size=5 + 4**K,
+        max_position_embeddings=POSITIONS,
+        pad_token_id=0,
+        cls_token_id=2,
+        sep_token_id=3,
+        bos_token_id=2,
+        eos_token_id=3,
+        **sizes,
+    )
     folder, rows = tmp_path / "modernbert", snvs(genome)[::9]
     with suppress_transformers_output():
         ModernBertForMaskedLM(config).save_pretrained(folder)
@@ -141,8 +156,8 @@ def test_modernbert_too(genome: dict[str, str], tmp_path: Path) -> None:
     assert rough == pytest.approx(expected, abs=0.3) and rough != pytest.approx(expected, abs=2e-5)
 
 
-def test_a_model_whose_answers_are_set_by_hand(genome: dict[str, str], tmp_path: Path) -> None:
-    """All weights 0 but the decoder's bias: k-mer w has probability e^bias(w) everywhere, whatever the context."""
+def test_a_model_with_known_probabilities(genome: dict[str, str], tmp_path: Path) -> None:
+    """With all weights 0 except the decoder's bias, k-mer w has a probability proportional to e^bias(w) everywhere."""
     folder = save_bert(tmp_path / "by_hand", BertForMaskedLM)
     with suppress_transformers_output():
         model = AutoModelForMaskedLM.from_pretrained(folder)
@@ -154,8 +169,8 @@ def test_a_model_whose_answers_are_set_by_hand(genome: dict[str, str], tmp_path:
                     "G"
                 ) / 8
         model.save_pretrained(folder)
-    # In ...AAGAA... at G: the three k-mers are AAG, AGA, GAA. With T in place of G the first letter changes in the
-    # last of them alone, and each loses a G: ((0 - 0) + (0 - 0) + (7 - 3)) / 3 - 1 / 8.
+    # At G in ...AAGAA... the three k-mers are AAG, AGA, GAA. T instead of G changes the first letter only of the last,
+    # and each loses a G: ((0 - 0) + (0 - 0) + (7 - 3)) / 3 - 1 / 8.
     sequence = "A" * 20 + "AAGAA" + "A" * 20
     fasta, vcf = write_fasta(tmp_path / "g.fa", {"c": sequence}), write_vcf(tmp_path / "v.vcf", [("c", 22, "G", "T,C")])
     assert scores(folder, vcf, fasta, tmp_path / "s.csv", "--strand", "+") == pytest.approx(
@@ -163,7 +178,9 @@ def test_a_model_whose_answers_are_set_by_hand(genome: dict[str, str], tmp_path:
     )
 
 
-def test_ref_and_alt_swapped_and_strands_swapped(model: Path, genome: dict[str, str], tmp_path: Path) -> None:
+def test_swapped_alleles_change_the_sign_and_swapped_strands_change_nothing(
+    model: Path, genome: dict[str, str], tmp_path: Path
+) -> None:
     rows = snvs({"chr1": genome["chr1"]})
     vcf, fasta = write_vcf(tmp_path / "v.vcf", rows), write_fasta(tmp_path / "g.fa", genome)
     forward = scores(model, vcf, fasta, tmp_path / "1.csv", "--span", 4)
@@ -172,9 +189,11 @@ def test_ref_and_alt_swapped_and_strands_swapped(model: Path, genome: dict[str, 
         changed, back = write_fasta(tmp_path / "m.fa", {"chr1": mutated}), [(contig, position, alt, ref)]
         (found,) = scores(model, write_vcf(tmp_path / "m.vcf", back), changed, tmp_path / f"m{number}.csv", "--span", 4)
         assert found == pytest.approx(-forward[9 * number], abs=1e-5)
-    turned = {name: strands_swapped(sequence) for name, sequence in genome.items()}
-    rows = [(name, len(genome[name]) - 1 - position, OTHER[ref], OTHER[alt]) for name, position, ref, alt in rows]
-    vcf, fasta = write_vcf(tmp_path / "r.vcf", rows), write_fasta(tmp_path / "r.fa", turned)
+    reversed_genome = {name: reverse_complement(sequence) for name, sequence in genome.items()}
+    rows = [
+        (name, len(genome[name]) - 1 - position, COMPLEMENT[ref], COMPLEMENT[alt]) for name, position, ref, alt in rows
+    ]
+    vcf, fasta = write_vcf(tmp_path / "r.vcf", rows), write_fasta(tmp_path / "r.fa", reversed_genome)
     assert scores(model, vcf, fasta, tmp_path / "2.csv", "--span", 4) == pytest.approx(forward, abs=2e-6)
 
 
@@ -182,12 +201,19 @@ def test_every_allele_has_a_row_with_a_score_or_a_reason(
     model: Path, genome: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     one = genome["chr1"]
-    ref, other = one[40], OTHER[one[40]]
+    ref, other = one[40], COMPLEMENT[one[40]]
     rows = [
-        ("chr1", 40, ref.lower(), f"{other},{ref}T,<DEL>,*"), ("chr1", 40, ref, other), ("chr1", 4, one[4:7], one[4]),
-        ("chr1", 4, one[4:6], "GG"), ("chr2", 31, "N", "A"), ("chr1", 8, one[8], "."), ("chr1", 8, one[8], one[8]),
-        ("tiny", 1, "C", "G"), ("chr1", 8, one[8], "N"), ("chr1", 8, one[8], "]chr2:4]A"),
-    ]  # fmt: skip
+        ("chr1", 40, ref.lower(), f"{other},{ref}T,<DEL>,*"),
+        ("chr1", 40, ref, other),
+        ("chr1", 4, one[4:7], one[4]),
+        ("chr1", 4, one[4:6], "GG"),
+        ("chr2", 31, "N", "A"),
+        ("chr1", 8, one[8], "."),
+        ("chr1", 8, one[8], one[8]),
+        ("tiny", 1, "C", "G"),
+        ("chr1", 8, one[8], "N"),
+        ("chr1", 8, one[8], "]chr2:4]A"),
+    ]
     fasta, vcf = tmp_path / "g.fa.gz", tmp_path / "v.vcf.gz"
     fasta.write_bytes(gzip.compress(write_fasta(tmp_path / "g.fa", genome).read_bytes()))
     vcf.write_bytes(gzip.compress(write_vcf(tmp_path / "v.vcf", rows).read_bytes()))
@@ -197,13 +223,24 @@ def test_every_allele_has_a_row_with_a_score_or_a_reason(
         ("41", "rs0", alt) for alt in (other, f"{ref}T", "<DEL>", "*")
     ]
     assert [row["reason"] for row in found] == [
-        "", "indel", "symbolic allele", "symbolic allele", "", "indel", "several bases", "not A, C, G, T",
-        "no alternative allele", "ALT is REF", "contig shorter than a k-mer", "not A, C, G, T", "symbolic allele",
-    ]  # fmt: skip
+        "",
+        "indel",
+        "symbolic allele",
+        "symbolic allele",
+        "",
+        "indel",
+        "several bases",
+        "not A, C, G, T",
+        "no alternative allele",
+        "ALT is REF",
+        "contig shorter than a k-mer",
+        "not A, C, G, T",
+        "symbolic allele",
+    ]
     assert [bool(row["score"]) for row in found] == [not row["reason"] for row in found]
     assert found[0]["score"] == found[4]["score"]
-    said = capsys.readouterr().err
-    assert "2 alleles scored; 11 without a score (3 symbolic allele, 2 indel, 2 not A, C, G, T, " in said
+    message = capsys.readouterr().err
+    assert "2 alleles scored; 11 without a score (3 symbolic allele, 2 indel, 2 not A, C, G, T, " in message
 
 
 def test_rows_that_contradict_the_genome(
@@ -212,18 +249,18 @@ def test_rows_that_contradict_the_genome(
     good, fasta = genome["chr1"][40], write_fasta(tmp_path / "g.fa", genome)
     bad = [
         (
-            ("chr1", 40, OTHER[good], good),
-            f"REF is {OTHER[good]}, but {fasta} has {good} there (another assembly?); mend the row",
+            ("chr1", 40, COMPLEMENT[good], good),
+            f"REF is {COMPLEMENT[good]}, but {fasta} has {good} there (another assembly?); fix the row",
         ),
-        (("1", 40, good, OTHER[good]), f"contig '1' is not in {fasta} (it has chr1, chr2, tiny, short"),
+        (("1", 40, good, COMPLEMENT[good]), f"contig '1' is not in {fasta} (it has chr1, chr2, tiny, short"),
         (("chr1", 90, "A", "C"), "position 91: contig chr1 has 90 bases"),
         (("chr1", -1, "A", "C"), "position 0: contig chr1 has 90 bases"),
     ]
-    for row, said in bad:
-        vcf = write_vcf(tmp_path / "v.vcf", [("chr1", 40, good, OTHER[good]), row])
+    for row, message in bad:
+        vcf = write_vcf(tmp_path / "v.vcf", [("chr1", 40, good, COMPLEMENT[good]), row])
         score(model, vcf, fasta, tmp_path / "s.csv", code=2)
-        assert f"{vcf}, line 4: {said}" in capsys.readouterr().err
-    vcf = write_vcf(tmp_path / "v.vcf", [row for row, _ in bad] + [("chr1", 40, good, OTHER[good])])
+        assert f"{vcf}, line 4: {message}" in capsys.readouterr().err
+    vcf = write_vcf(tmp_path / "v.vcf", [row for row, _ in bad] + [("chr1", 40, good, COMPLEMENT[good])])
     assert [row["id"] for row in score(model, vcf, fasta, tmp_path / "s.csv", "--bad-rows", "drop")] == ["rs4"]
     assert "4 left out (2 position outside, 1 REF disagrees, 1 not in the FASTA)" in capsys.readouterr().err
     vcf.write_text("chr1 41 . A C\n")
@@ -233,5 +270,5 @@ def test_rows_that_contradict_the_genome(
     assert "--span 2: 3 tokens cover a base, and the model takes 22; pass 3 … 22" in capsys.readouterr().err
 
 
-def test_the_opposite_strand_of_any_letters() -> None:
+def test_reverse_complement_of_any_letters() -> None:
     assert kmer.reverse_complement(b"ACGTnRacgt") == b"acgtRnACGT"

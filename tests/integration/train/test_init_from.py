@@ -1,4 +1,4 @@
-"""`--init-from`: a run continues from a Hugging Face folder, DNABERT's layout included, or says why it cannot."""
+"""`--init-from`: start a run from a Hugging Face folder or one in DNABERT's layout, or report why it can't."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from dnabert_rm.model.build import build_model, transformers_config
 
 SIZES = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 96}
 FLAGS = ["--preset", "tiny", "--window", "66", "--global-batch", "8", "--log-every", "1", "--workers", "0"]
-# No update worth the name: what is exported is what was loaded.
-STAND_STILL = ["--steps", "1", "--lr", "1e-30", "--optim.weight_decay", "0"]
+# Updates too small to change a weight: the export has the weights that were loaded.
+NO_UPDATES = ["--steps", "1", "--lr", "1e-30", "--optim.weight_decay", "0"]
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def dnabert(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder as DNABERT's: pickled weights, a config.json without model_type, vocab.txt."""
+    """Write a folder in DNABERT's layout: pickled weights, a config.json without model_type, vocab.txt."""
     folder = tmp_path_factory.mktemp("models") / "dnabert"
     folder.mkdir()
     torch.manual_seed(1)
@@ -52,10 +52,8 @@ def exported(run: Path, output: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("build", ["whole", "partitioned"])
-def test_a_dnabert_folder_is_what_the_run_begins_with(
-    prepared: Path, dnabert: Path, tmp_path: Path, build: str
-) -> None:
-    flags = [*FLAGS, *STAND_STILL, "--data", prepared, "--init-from", dnabert, "--model.build", build]
+def test_a_run_starts_from_a_dnabert_folder(prepared: Path, dnabert: Path, tmp_path: Path, build: str) -> None:
+    flags = [*FLAGS, *NO_UPDATES, "--data", prepared, "--init-from", dnabert, "--model.build", build]
     run_ranks(2, *flags, "--output", tmp_path / "run")
     weights = torch.load(dnabert / "pytorch_model.bin", weights_only=True)
     del weights["bert.embeddings.position_ids"]
@@ -65,8 +63,8 @@ def test_a_dnabert_folder_is_what_the_run_begins_with(
         torch.testing.assert_close(found[name], weight, rtol=0, atol=1e-7)
 
 
-def test_an_export_is_continued_and_a_resume_needs_it_no_more(prepared: Path, tmp_path: Path) -> None:
-    """ModernBERT; the folder is gone when the run is resumed."""
+def test_a_run_starts_from_an_export_and_resumes_without_it(prepared: Path, tmp_path: Path) -> None:
+    """With ModernBERT. The weights are deleted before the run is resumed."""
     start = tmp_path / "start"
     sizes = {"hidden_size": 64, "num_layers": 2, "num_heads": 2, "intermediate_size": 96, "max_positions": 128}
     config = transformers_config(architecture="modernbert", vocab_size=kmer.vocab_size(4), dropout=0.0, **sizes)
@@ -86,7 +84,7 @@ def test_an_export_is_continued_and_a_resume_needs_it_no_more(prepared: Path, tm
     ]
 
 
-def spoilt(dnabert: Path, folder: Path, fault: str) -> Path:
+def damaged_copy(dnabert: Path, folder: Path, fault: str) -> Path:
     shutil.copytree(dnabert, folder)
     weights = torch.load(folder / "pytorch_model.bin", weights_only=True)
     if fault == "vocabulary":
@@ -116,8 +114,8 @@ def spoilt(dnabert: Path, folder: Path, fault: str) -> Path:
     "fault", ["vocabulary", "lacks", "cannot be loaded", "embeds 4101", "only BERT", "no JSON object"]
 )
 def test_a_folder_that_does_not_fit_is_one_line(prepared: Path, dnabert: Path, tmp_path: Path, fault: str) -> None:
-    folder = spoilt(dnabert, tmp_path / "model", fault)
-    words = [*FLAGS, *STAND_STILL, "--data", prepared, "--init-from", folder, "--output", tmp_path / "run"]
+    folder = damaged_copy(dnabert, tmp_path / "model", fault)
+    words = [*FLAGS, *NO_UPDATES, "--data", prepared, "--init-from", folder, "--output", tmp_path / "run"]
     printed = run_ranks(1, *words, codes=[2])
     errors = [line for line in printed.splitlines() if "error:" in line]
     assert len(errors) == 1 and fault in errors[0], printed
@@ -125,13 +123,13 @@ def test_a_folder_that_does_not_fit_is_one_line(prepared: Path, dnabert: Path, t
     assert not (folder / "evil").exists()
 
 
-def test_a_missing_head_begins_at_random_and_is_told(prepared: Path, dnabert: Path, tmp_path: Path) -> None:
+def test_a_missing_head_is_initialized_and_reported(prepared: Path, dnabert: Path, tmp_path: Path) -> None:
     shutil.copytree(dnabert, tmp_path / "model")
     weights = torch.load(tmp_path / "model" / "pytorch_model.bin", weights_only=True)
     (tmp_path / "model" / "pytorch_model.bin").unlink()
     encoder = {name: weight.clone() for name, weight in weights.items() if not name.startswith("cls.")}
     save_file(encoder, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
-    words = [*FLAGS, *STAND_STILL, "--data", prepared, "--init-from", tmp_path / "model", "--output", tmp_path / "run"]
+    words = [*FLAGS, *NO_UPDATES, "--data", prepared, "--init-from", tmp_path / "model", "--output", tmp_path / "run"]
     assert "has no masked-language head" in run_ranks(1, *words)
     assert load_file(tmp_path / "model" / "model.safetensors").keys() == encoder.keys()
 

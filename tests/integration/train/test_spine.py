@@ -1,4 +1,4 @@
-"""The whole path by the commands that a user types: simulate, build, pretrain, export, fine-tune."""
+"""The whole workflow by its commands: simulate, build, pretrain, export, fine-tune."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SCREEN_ROWS = 24
 
 
 def succeed(*words: str | Path) -> str:
-    """Run a Python command, which must end with 0; returns its standard output."""
+    """Run a Python command that must exit with 0, and return its standard output."""
     done = run_cli(*words)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -35,8 +35,8 @@ def test_from_a_genome_to_a_fine_tuned_model(tmp_path: Path) -> None:
     assert sum(1 + len(line) // 80 for line in lines) <= SCREEN_ROWS, "\n".join(lines)
     assert [row["phase"] for row in read_metrics(run)] == [1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
 
-    said = succeed("-m", "dnabert_rm.cli.main", "export", run, "--output", model)
-    assert "stock transformers loads it" in said
+    printed = succeed("-m", "dnabert_rm.cli.main", "export", run, "--output", model)
+    assert "stock transformers loads it" in printed
     tables = [part for name in ("train", "dev", "test") for part in (f"--{name}", simulated / f"{name}.csv")]
     limits = ["--max-steps", "3", "--batch-size", "4"]
     succeed("-m", "dnabert_rm.cli.main", "finetune", "--model", model, *tables, *limits, "--output", tmp_path / "tuned")

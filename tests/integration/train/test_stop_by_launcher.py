@@ -1,7 +1,7 @@
-"""What the launchers make of a wish to stop: `bash pretrain.sh`, `deepspeed pretrain.sh`, the Slurm script.
+"""Stop requests through the launchers: `bash pretrain.sh`, `deepspeed pretrain.sh` and the Slurm script.
 
-Slurm does not run here. Stand-ins for `srun` and `scontrol` do in the smallest way what they do: start the command once
-a task with the task's variables, note a requeue. The script and the ranks are the real ones.
+Slurm is not installed here. Minimal replacements of `srun` and `scontrol` start the command once per task, with the
+task's variables, and record a requeue. The Slurm script and the ranks are the real ones.
 """
 
 from __future__ import annotations
@@ -56,21 +56,21 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def until(condition: Callable[[], object], seconds: float = 240) -> None:
-    """Wait for a condition; fails after `seconds`."""
+    """Wait for a condition; fail after `seconds`."""
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "it never came to be"
+        assert time.monotonic() < end, "the condition was never met"
         time.sleep(0.05)
 
 
 def steps(run: Path) -> int:
-    """Steps that metrics.jsonl tells of."""
+    """Return the number of steps in metrics.jsonl."""
     path = run / "metrics.jsonl"
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
 def processes_of(run: Path) -> list[int]:
-    """Processes whose command line names the run folder: launchers, ranks, loader workers."""
+    """Return the processes whose command line names the run folder: launchers, ranks, loader workers."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) != os.getpid():
@@ -84,13 +84,13 @@ def processes_of(run: Path) -> list[int]:
 
 
 class Started:
-    """A command under way; what it leaves running is killed at the end of the block."""
+    """A running command; all its processes are killed at the end of the block."""
 
     def __init__(self, run: Path, command: list[str], **variables: str) -> None:
         self.run, self.output = run, run.parent / "printed.txt"
         environment = {**clean_environment(), **variables}
         with open(self.output, "w") as stream:
-            # Tests started in the background ignore Ctrl-C, and a shell cannot trap what it was told to ignore.
+            # Tests started in the background ignore Ctrl-C, and a shell can't trap a signal that it ignores.
             self.process = subprocess.Popen(
                 [*command, "--output", str(run)],
                 cwd=ROOT,
@@ -109,13 +109,13 @@ class Started:
         for process in processes_of(self.run):
             os.kill(process, signal.SIGKILL)
 
-    def ended_well(self) -> None:
-        """Nothing is left running, and there is a checkpoint of the last step that was logged."""
+    def check_end(self) -> None:
+        """Check that no process is left and that the last logged step has a checkpoint."""
         until(lambda: not processes_of(self.run), 30)
         assert complete_steps(self.run) == [steps(self.run)], self.output.read_text()
 
 
-def test_bash_turns_signals_into_a_stop_and_ends_with_75(prepared: Path, tmp_path: Path) -> None:
+def test_bash_forwards_signals_as_a_stop_and_exits_with_75(prepared: Path, tmp_path: Path) -> None:
     run, arguments = tmp_path / "run", f"--num_gpus 2 --master_port {free_port()}"
     command = ["bash", "launch_scripts/pretrain.sh", *FLAGS, "--data", str(prepared)]
     with Started(run, command, DEEPSPEED_ARGS=arguments, TMPDIR=str(tmp_path)) as started:
@@ -124,12 +124,12 @@ def test_bash_turns_signals_into_a_stop_and_ends_with_75(prepared: Path, tmp_pat
         time.sleep(0.2)
         started.process.send_signal(signal.SIGTERM)
         assert started.process.wait(180) == EXIT_STOPPED, started.output.read_text()
-        started.ended_well()
+        started.check_end()
     assert not list(tmp_path.glob("tmp.*"))
 
 
 def test_a_second_ctrl_c_ends_bash_and_all_ranks_at_once(prepared: Path, tmp_path: Path) -> None:
-    """The ranks can't obey the first one: they stand still."""
+    """The ranks are suspended, so they can't obey the first one."""
     run, arguments = tmp_path / "run", f"--num_gpus 1 --master_port {free_port()}"
     command = ["bash", "launch_scripts/pretrain.sh", *FLAGS, "--data", str(prepared)]
     with Started(run, command, DEEPSPEED_ARGS=arguments) as started:
@@ -152,11 +152,11 @@ def test_ranks_save_and_end_when_the_deepspeed_command_is_killed(prepared: Path,
         until(lambda: steps(run) > 3)
         started.process.send_signal(signal.SIGUSR1)
         assert started.process.wait(10) == -signal.SIGUSR1
-        started.ended_well()
+        started.check_end()
 
 
 @pytest.mark.timeout(1200)
-def test_the_slurm_script_requeues_where_another_try_can_help(prepared: Path, tmp_path: Path) -> None:
+def test_the_slurm_script_requeues_if_another_try_can_help(prepared: Path, tmp_path: Path) -> None:
     programs, state, run = tmp_path / "bin", tmp_path / "state", tmp_path / "run"
     programs.mkdir()
     state.mkdir()
@@ -174,22 +174,22 @@ def test_the_slurm_script_requeues_where_another_try_can_help(prepared: Path, tm
     def start(*extra: str) -> Started:
         return Started(run, [*command, *extra], **variables)
 
-    # Slurm's warning goes to the tasks, not to the script: saved, and requeued.
+    # Slurm's warning goes to the tasks, not to the script: the run saves and is requeued.
     with start() as started:
         until(lambda: steps(run) > 3)
         for task in (state / "tasks").read_text().split():
             os.kill(int(task), signal.SIGUSR1)
         assert started.process.wait(180) == 0, started.output.read_text()
-        started.ended_well()
+        started.check_end()
         assert requeues() == [job]
-    # A task is killed after a new checkpoint: another try.
+    # A task is killed after a new checkpoint: requeued.
     with start("--save-every", "1") as started:
         saved = complete_steps(run)[-1]
         until(lambda: complete_steps(run)[-1] > saved)
         os.kill(int((state / "tasks").read_text().split()[1]), signal.SIGKILL)
         assert started.process.wait(180) == 0, started.output.read_text()
     assert len(requeues()) == 2
-    # A task is killed before any: the next try would end like this one.
+    # A task is killed before any new checkpoint: not requeued, since the next try would end in the same way.
     with start() as started:
         until(lambda: "resuming" in started.output.read_text())
         os.kill(int((state / "tasks").read_text().split()[1]), signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Damaged, deleted, hostile and unwritable checkpoints: what a run does, as docs/checkpoints.md says it."""
+"""Damaged, deleted, malicious and unwritable checkpoints: a run behaves as docs/checkpoints.md says."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import io
 import json
 import os
 import resource
+import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -16,15 +17,25 @@ import numpy as np
 import pytest
 import torch
 from kills import differences
-from support import on_ranks, random_bases, read_metrics, run_ranks, start_ranks, vouch_for, wait_for, write_prepared
+from support import (
+    on_ranks,
+    random_bases,
+    read_metrics,
+    rewrite_manifest,
+    run_ranks,
+    start_ranks,
+    wait_for,
+    write_prepared,
+)
 
 from dnabert_rm.checkpoint.checksums import COMPLETE_NAME
 from dnabert_rm.checkpoint.run_folder import saved_steps, step_folder
 from dnabert_rm.utils.errors import UserError
 
-FLAGS = ["--preset", "tiny", "--model.num_layers", 1, "--model.hidden_size", 64, "--steps", 12, "--global-batch", 8,
-         "--window", 66, "--workers", 0, "--log-every", 1, "--save-every", 4, "--train.keep_last", 0, "--phase-ends",
-         "2,4,6,8,12"]  # fmt: skip
+FLAGS = shlex.split(
+    "--preset tiny --model.num_layers 1 --model.hidden_size 64 --steps 12 --global-batch 8 --window 66 --workers 0 "
+    "--log-every 1 --save-every 4 --train.keep_last 0 --phase-ends 2,4,6,8,12"
+)
 OPTIMIZER = "zero_pp_rank_1_mp_rank_00_optim_states.pt"
 MODEL = "zero_pp_rank_0_mp_rank_00_model_states.pt"
 
@@ -33,12 +44,12 @@ MODEL = "zero_pp_rank_0_mp_rank_00_model_states.pt"
 def flags(tmp_path_factory: pytest.TempPathFactory) -> list[str | Path]:
     folder, rng = tmp_path_factory.mktemp("data") / "prepared", np.random.default_rng(0)
     write_prepared(folder, [[random_bases(rng, 700) for _ in range(4)] for _ in range(3)], k=4)
-    return [*map(str, FLAGS), "--data", folder]
+    return [*FLAGS, "--data", folder]
 
 
 @pytest.fixture(scope="module")
 def finished(flags, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run on two ranks with checkpoints of the steps 4, 8 and 12."""
+    """A finished run on two ranks with checkpoints of steps 4, 8 and 12."""
     run = tmp_path_factory.mktemp("finished") / "run"
     run_ranks(2, *flags, "--output", run)
     return run
@@ -46,12 +57,12 @@ def finished(flags, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(finished: Path, tmp_path: Path) -> Path:
-    """A copy of the finished run, to be spoilt."""
+    """A copy of the finished run, to be damaged."""
     return shutil.copytree(finished, tmp_path / "run")
 
 
 class Bomb:
-    """Unpickling it makes a file."""
+    """Unpickling this object makes a file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -66,27 +77,27 @@ def flip_a_bit(path: Path) -> None:
     path.write_bytes(content)
 
 
-def hide_a_bomb(path: Path) -> None:
+def write_bomb(path: Path) -> None:
     torch.save({"module": Bomb(path.parents[3] / "exploded")}, path)
-    vouch_for(path.parent)
+    rewrite_manifest(path.parent)
 
 
-SPOILT = {
+DAMAGES = {
     "one flipped bit": (lambda folder: flip_a_bit(folder / OPTIMIZER), f"{OPTIMIZER} is damaged (its SHA-256"),
     "one rank's file cut short": (lambda folder: os.truncate(folder / OPTIMIZER, 999), f"{OPTIMIZER} has 999 bytes"),
     "a file missing": (lambda folder: (folder / MODEL).unlink(), f"{MODEL} is missing"),
-    "no record": (lambda folder: (folder / COMPLETE_NAME).unlink(), "is not a complete checkpoint"),
-    "code in the optimizer": (lambda folder: hide_a_bomb(folder / OPTIMIZER), "holds more than tensors"),
-    "code in the model": (lambda folder: hide_a_bomb(folder / MODEL), "holds more than tensors"),
+    "no manifest": (lambda folder: (folder / COMPLETE_NAME).unlink(), "is not a complete checkpoint"),
+    "code in the optimizer": (lambda folder: write_bomb(folder / OPTIMIZER), "holds more than tensors"),
+    "code in the model": (lambda folder: write_bomb(folder / MODEL), "holds more than tensors"),
 }
 
 
-def starts(ranks, asked: list[tuple[str, Path]]) -> list[tuple[str, str]]:
-    """On one rank: for each --resume and run folder, the checkpoint chosen or the error, and what is printed."""
+def find_starts(ranks, requests: list[tuple[str, Path]]) -> list[tuple[str, str]]:
+    """Return for each --resume and run folder the chosen checkpoint or the error, and what this rank prints."""
     from dnabert_rm.checkpoint.resume import find_start
 
     found = []
-    for resume, run in asked:
+    for resume, run in requests:
         printed = io.StringIO()
         with contextlib.redirect_stderr(printed):
             try:
@@ -97,68 +108,68 @@ def starts(ranks, asked: list[tuple[str, Path]]) -> list[tuple[str, str]]:
     return found
 
 
-def test_a_spoilt_checkpoint_is_passed_over_for_the_one_before(finished: Path, tmp_path: Path) -> None:
-    """All of `SPOILT`, on two ranks at once; both agree, and rank 0 tells of it in one line."""
-    runs = {name: shutil.copytree(finished, tmp_path / name / "run") for name in SPOILT}
-    for name, (spoil, _) in SPOILT.items():
-        spoil(step_folder(runs[name], 12))
-    asked = [("auto", run) for run in runs.values()]
-    found, others = on_ranks(2, starts, asked)
+def test_a_damaged_checkpoint_is_skipped_for_the_one_before(finished: Path, tmp_path: Path) -> None:
+    """Both of two ranks choose the same checkpoint for all `DAMAGES`, and rank 0 reports the damage in one line."""
+    runs = {name: shutil.copytree(finished, tmp_path / name / "run") for name in DAMAGES}
+    for name, (apply_damage, _) in DAMAGES.items():
+        apply_damage(step_folder(runs[name], 12))
+    requests = [("auto", run) for run in runs.values()]
+    found, others = on_ranks(2, find_starts, requests)
     assert [chosen for chosen, _ in found] == [chosen for chosen, _ in others]
     for (name, run), (chosen, printed) in zip(runs.items(), found, strict=True):
         assert chosen == str(step_folder(run, 8)), name
-        assert printed.count("\n") == 1 and SPOILT[name][1] in printed and "going on from step 8" in printed
+        assert printed.count("\n") == 1 and DAMAGES[name][1] in printed and "resuming from step 8" in printed
         assert saved_steps(run) == [4, 8] and (run / "checkpoints" / "step_00000012.damaged").is_dir()
         assert (run / "checkpoints" / "latest").read_text() == "step_00000008\n"
         assert not (tmp_path / name / "exploded").exists()
     assert not any(printed for _, printed in others)
 
 
-def test_which_checkpoint_a_run_begins_from(finished: Path, tmp_path: Path) -> None:
+def test_the_newest_undamaged_checkpoint_is_chosen(finished: Path, tmp_path: Path) -> None:
     def copy(name: str) -> Path:
         return shutil.copytree(finished, tmp_path / name)
 
-    without, wrong, all_spoilt, two_spoilt, early = map(copy, ("without", "wrong", "all", "two", "early"))
+    without, wrong, all_damaged, two_damaged, early = map(copy, ("without", "wrong", "all", "two", "early"))
     (without / "checkpoints" / "latest").unlink()
     (wrong / "checkpoints" / "latest").write_text("step_00000099\n")
     for step in (4, 8, 12):
-        flip_a_bit(step_folder(all_spoilt, step) / "probe.npz")
+        flip_a_bit(step_folder(all_damaged, step) / "probe.npz")
     for step in (8, 12):
-        flip_a_bit(step_folder(two_spoilt, step) / "state.json")
+        flip_a_bit(step_folder(two_damaged, step) / "state.json")
     for step in (8, 12):
         shutil.rmtree(step_folder(early, step))
-    new, spoilt = tmp_path / "new", str(step_folder(all_spoilt, 8))
+    new, damaged = tmp_path / "new", str(step_folder(all_damaged, 8))
     cases: list[tuple[str, Path, str]] = [
         ("auto", without, str(step_folder(without, 12))),
         ("auto", wrong, str(step_folder(wrong, 12))),
-        ("auto", two_spoilt, str(step_folder(two_spoilt, 4))),
+        ("auto", two_damaged, str(step_folder(two_damaged, 4))),
         ("auto", new, "None"),
         ("never", new, "None"),
         ("never", finished, "--resume is never; name another --output"),
         (str(finished), new, str(step_folder(finished, 12))),
         (str(step_folder(finished, 4)), new, str(step_folder(finished, 4))),
-        (str(step_folder(finished, 4)), finished, "has checkpoints of its own (step 12)"),
+        (str(step_folder(finished, 4)), finished, "already has checkpoints (step 12)"),
         (str(step_folder(early, 4)), early, str(step_folder(early, 4))),
-        (str(step_folder(finished, 12)), early, "has checkpoints of its own (step 4)"),
-        ("auto", all_spoilt, "and so are 2 others; no checkpoint is left to go on from"),
-        (spoilt, new, "no checkpoint is left to go on from"),
+        (str(step_folder(finished, 12)), early, "already has checkpoints (step 4)"),
+        ("auto", all_damaged, "and so are 2 others; no usable checkpoint is left"),
+        (damaged, new, "no usable checkpoint is left"),
         (str(tmp_path / "nowhere"), new, "holds no checkpoint; name a run folder"),
     ]
-    [found] = on_ranks(1, starts, [(resume, run) for resume, run, _ in cases])
+    [found] = on_ranks(1, find_starts, [(resume, run) for resume, run, _ in cases])
     for (resume, run, expected), (chosen, _) in zip(cases, found, strict=True):
         assert expected == chosen or ("error" in chosen and expected in chosen), (resume, run, chosen)
         assert "\n" not in chosen
-    assert saved_steps(all_spoilt) == [4, 8, 12], "a folder without a usable checkpoint must stay as it is"
+    assert saved_steps(all_damaged) == [4, 8, 12], "a folder without a usable checkpoint must not be changed"
 
 
-def test_a_run_with_a_damaged_checkpoint_ends_as_if_it_had_been_whole(run: Path, finished: Path, flags) -> None:
+def test_a_run_with_a_damaged_checkpoint_gives_the_same_metrics(run: Path, finished: Path, flags) -> None:
     flip_a_bit(step_folder(run, 12) / OPTIMIZER)
     printed = run_ranks(2, *flags, "--output", run)
     assert "resuming at step 8 of 12" in printed
     assert differences(run, finished) == []
 
 
-def test_a_new_run_begins_from_a_checkpoint_and_free_settings_may_change(finished: Path, flags, tmp_path: Path) -> None:
+def test_a_new_run_resumes_a_checkpoint_with_other_free_settings(finished: Path, flags, tmp_path: Path) -> None:
     words = [*flags, "--resume", step_folder(finished, 4), "--output", tmp_path / "new", "--save-every", 6]
     run_ranks(2, *words, "--train.keep_every", 6, "--train.keep_last", 1)
     rows, expected = read_metrics(tmp_path / "new"), read_metrics(finished)[4:]
@@ -175,42 +186,42 @@ def test_a_changed_mask_schedule_is_refused(finished: Path, flags) -> None:
 
 
 def evil_name(folder: Path) -> None:
-    """The converter makes folders of the parameters' names."""
+    """Give a parameter a name that leads out of the folder that the converter makes for it."""
     content = torch.load(folder / MODEL, weights_only=False)
     content["param_shapes"] = [{"../../../../escaped": next(iter(content["param_shapes"][0].values()))}]
     torch.save(content, folder / MODEL)
 
 
-def evil_record(name: str, content: str):
+def evil_text(name: str, content: str):
     return lambda folder: (folder / name).write_text(content)
 
 
-HOSTILE = {
-    "a parameter that leads out": (evil_name, "has a parameter '../../../../escaped'"),
+MALICIOUS = {
+    "a parameter name that leads out of the folder": (evil_name, "has a parameter '../../../../escaped'"),
     "another shape": (lambda folder: shutil.copy(folder / MODEL, folder / OPTIMIZER), "can't be converted"),
-    "state of another kind": (evil_record("state.json", '{"step": "x"}'), "state.json: cannot be read"),
-    "configuration that is none": (evil_record("config.toml", "[model"), "config.toml: cannot be read"),
+    "state of another kind": (evil_text("state.json", '{"step": "x"}'), "state.json: cannot be read"),
+    "invalid configuration": (evil_text("config.toml", "[model"), "config.toml: cannot be read"),
     "code to fetch": (
-        evil_record("config.json", '{"model_type": "evil", "auto_map": {"AutoConfig": "evil.Evil"}}'),
-        "config.json: no hidden_size; only BERT and ModernBERT models can be continued",
+        evil_text("config.json", '{"model_type": "evil", "auto_map": {"AutoConfig": "evil.Evil"}}'),
+        "config.json: no hidden_size; choose a BERT or ModernBERT model",
     ),
 }
 
 
-@pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_checkpoint_ends_the_run_in_one_line(run: Path, flags, name: str) -> None:
-    """With a seal that vouches for it, and on another number of ranks, so that it would be converted."""
+@pytest.mark.parametrize("name", MALICIOUS)
+def test_a_malicious_checkpoint_ends_the_run_in_one_line(run: Path, flags, name: str) -> None:
+    """The manifest matches the changed files, and another number of ranks requires a conversion."""
     for step in (4, 8):
         shutil.rmtree(step_folder(run, step))
     folder = step_folder(run, 12)
     (folder / "evil.py").write_text(f"open({str(run.parent / 'exploded')!r}, 'w')\nclass Evil: pass\n")
     before = sorted(path.name for path in run.parent.iterdir())
-    HOSTILE[name][0](folder)
-    vouch_for(folder)
+    MALICIOUS[name][0](folder)
+    rewrite_manifest(folder)
     printed = run_ranks(1, *flags, "--output", run, codes=[2])
     lines = [line for line in printed.splitlines() if line.strip()]
     assert [line for line in lines if "error" in line] == lines[-1:], printed
-    assert HOSTILE[name][1] in lines[-1]
+    assert MALICIOUS[name][1] in lines[-1]
     assert sorted(path.name for path in run.parent.iterdir()) == before
     assert not any((run / "checkpoints").glob(".*"))
 
@@ -222,12 +233,12 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     folder.mkdir()
     done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=5500k", "tmpfs", folder], capture_output=True, text=True)
     if done.returncode:
-        pytest.skip(f"a file system of its own can't be mounted here ({done.stderr.strip()})")
+        pytest.skip(f"no file system can be mounted here ({done.stderr.strip()})")
     yield folder
     subprocess.run(["umount", folder], check=True)
 
 
-def test_a_disk_that_is_too_small_ends_the_run_before_it_writes(small_disk: Path, flags, finished: Path) -> None:
+def test_a_full_disk_ends_the_run_before_anything_is_written(small_disk: Path, flags, finished: Path) -> None:
     run = small_disk / "run"
     printed = run_ranks(2, *flags, "--output", run, codes=[2, 2])
     [line] = [line for line in printed.splitlines() if "error" in line]
@@ -238,8 +249,8 @@ def test_a_disk_that_is_too_small_ends_the_run_before_it_writes(small_disk: Path
     assert differences(run, finished) == []
 
 
-def test_a_write_that_fails_ends_the_run_and_leaves_the_earlier_checkpoints(flags, tmp_path: Path, finished) -> None:
-    """Rank 1 may write no file over 100 kB from the first checkpoint on, which fails as a full disk does."""
+def test_a_failed_write_ends_the_run_and_keeps_the_earlier_checkpoints(flags, tmp_path: Path, finished) -> None:
+    """After the first checkpoint rank 1 can't write files over 100 kB, which fails like a full disk."""
     run, log = tmp_path / "run", tmp_path / "log"
     ranks = start_ranks(2, [*flags, "--output", run], log)
     while not saved_steps(run) and all(process.is_alive() for process in ranks):
@@ -251,17 +262,20 @@ def test_a_write_that_fails_ends_the_run_and_leaves_the_earlier_checkpoints(flag
     assert len([line for line in lines if "error" in line]) == 1, lines
     assert "rank 1: " in lines[-1] and "cannot be written" in lines[-1] and "free space" in lines[-1]
     assert saved_steps(run)[0] == 4
-    # The other rank may have been writing into the folder that the failing one removed: the next start clears it.
+    # The other rank may still write into the folder that the failed one deletes; the next start deletes it.
     run_ranks(2, *flags, "--output", run)
     assert not any((run / "checkpoints").glob(".*.tmp"))
     assert differences(run, finished) == []
 
 
-def test_the_record_holds_what_documents_say(finished: Path) -> None:
-    record = json.loads((step_folder(finished, 12) / COMPLETE_NAME).read_text())
-    assert {name: record[name] for name in ("format_version", "world_size", "zero_stage", "nvme")} == {
-        "format_version": 1, "world_size": 2, "zero_stage": 3, "nvme": False,
-    }  # fmt: skip
+def test_the_manifest_holds_what_the_documentation_says(finished: Path) -> None:
+    manifest = json.loads((step_folder(finished, 12) / COMPLETE_NAME).read_text())
+    assert {name: manifest[name] for name in ("format_version", "world_size", "zero_stage", "nvme")} == {
+        "format_version": 1,
+        "world_size": 2,
+        "zero_stage": 3,
+        "nvme": False,
+    }
     on_disk = {path.name for path in step_folder(finished, 12).iterdir()} - {COMPLETE_NAME}
-    assert set(record["files"]) == on_disk
+    assert set(manifest["files"]) == on_disk
     assert {"state.json", "config.toml", "config.json", "tokenizer.json", "probe.npz", MODEL, OPTIMIZER} <= on_disk

@@ -1,11 +1,12 @@
-"""A run that changes its number of ranks or its ZeRO stage between two starts is the run that never did.
+"""A run that is resumed with another number of ranks or ZeRO stage equals a run without the change.
 
-DeepSpeed converts the checkpoint; nobody has to say so. Weight decay and learning rate are high, so that settings
-or step counts that a conversion loses would show.
+The checkpoint is converted automatically. Weight decay and learning rate are high, so that a conversion that loses
+settings or step counts would show.
 """
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,10 @@ from support import random_bases, read_metrics, run_ranks, write_prepared
 from dnabert_rm.cli.main import run_one
 
 STEPS = 12
-FLAGS = ["--preset", "tiny", "--model.num_layers", 1, "--model.hidden_size", 64, "--steps", STEPS, "--global-batch", 12,
-         "--window", 66, "--workers", 0, "--log-every", 1, "--save-every", STEPS, "--phase-ends", "2,4,6,8,12", "--lr",
-         0.01, "--optim.weight_decay", 0.5]  # fmt: skip
+FLAGS = shlex.split(
+    f"--preset tiny --model.num_layers 1 --model.hidden_size 64 --steps {STEPS} --global-batch 12 --window 66 "
+    f"--workers 0 --log-every 1 --save-every {STEPS} --phase-ends 2,4,6,8,12 --lr 0.01 --optim.weight_decay 0.5"
+)
 SAMPLES = ("step", "consumed_samples", "masked_fraction", "mean_span", "phase", "max_span", "lr", "epoch")
 
 
@@ -25,12 +27,12 @@ SAMPLES = ("step", "consumed_samples", "masked_fraction", "mean_span", "phase", 
 def flags(tmp_path_factory: pytest.TempPathFactory) -> list[str | Path]:
     folder, rng = tmp_path_factory.mktemp("data") / "prepared", np.random.default_rng(0)
     write_prepared(folder, [[random_bases(rng, 700) for _ in range(4)] for _ in range(3)], k=4)
-    return [*map(str, FLAGS), "--data", folder]
+    return [*FLAGS, "--data", folder]
 
 
 @pytest.fixture(scope="module")
 def unchanged(flags, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict]]:
-    """Rows of runs on two ranks under ZeRO-3 that nothing disturbed, by precision."""
+    """Metrics of uninterrupted runs on two ranks under ZeRO-3, by precision."""
     folder = tmp_path_factory.mktemp("unchanged")
     for precision in ("fp32", "bf16"):
         run_ranks(2, *flags, "--precision", precision, "--output", folder / precision)
@@ -44,7 +46,7 @@ def compare(run: Path, expected: list[dict], rtol: float) -> None:
     np.testing.assert_allclose([row["loss"] for row in rows], [row["loss"] for row in expected], rtol=rtol)
 
 
-def test_two_ranks_one_three_and_four_make_one_curve(unchanged, flags, tmp_path: Path) -> None:
+def test_two_one_three_and_four_ranks_give_the_same_losses(unchanged, flags, tmp_path: Path) -> None:
     words = [*flags, "--output", tmp_path / "run"]
     run_ranks(2, *words, "--stop-after", 3)
     for before, ranks, stop in ((2, 1, 6), (1, 3, 9), (3, 4, 12)):
@@ -65,7 +67,7 @@ def test_two_ranks_one_three_and_four_make_one_curve(unchanged, flags, tmp_path:
         ("zero1", "zero3", 1, "bf16"),
     ],
 )
-def test_another_stage_goes_on_in_the_same_curve(
+def test_another_stage_gives_the_same_losses(
     unchanged, flags, tmp_path: Path, first: str, then: str, ranks: int, precision: str
 ) -> None:
     words = [*flags, "--precision", precision, "--output", tmp_path / "run"]
@@ -75,7 +77,7 @@ def test_another_stage_goes_on_in_the_same_curve(
     compare(tmp_path / "run", unchanged[precision], rtol={"fp32": 2e-6, "bf16": 1e-3}[precision])
 
 
-def test_stage_0_takes_any_number_of_ranks_and_no_other_stage(unchanged, flags, tmp_path: Path) -> None:
+def test_stage_0_resumes_on_any_number_of_ranks_but_not_under_another_stage(unchanged, flags, tmp_path: Path) -> None:
     words = [*flags, "--output", tmp_path / "run"]
     run_ranks(2, *words, "--ds-config", "zero0", "--stop-after", 5)
     printed = run_ranks(1, *words, "--ds-config", "zero3", codes=[2])
@@ -84,7 +86,7 @@ def test_stage_0_takes_any_number_of_ranks_and_no_other_stage(unchanged, flags, 
     compare(tmp_path / "run", unchanged["fp32"], rtol=2e-6)
 
 
-def test_after_a_batch_warm_up_the_ranks_need_not_divide_the_small_batches(flags, tmp_path: Path) -> None:
+def test_after_a_batch_warm_up_the_number_of_ranks_need_not_divide_the_small_batches(flags, tmp_path: Path) -> None:
     words = [*flags, "--train.batch_start", 4, "--train.batch_warmup_steps", 4]  # batches of 4, 8 and, from step 4, 12
     run_ranks(4, *words, "--output", tmp_path / "unchanged")
     words += ["--output", tmp_path / "run"]

@@ -1,13 +1,14 @@
-"""Two nodes: two network namespaces of this machine, with addresses and host names of their own and a cable between.
+"""Training on two nodes: network namespaces of this machine with separate addresses and host names.
 
-Every launcher gives the losses of two local ranks, bit for bit; a node that dies ends the other, and the run goes on.
-Only DeepSpeed's launcher and mpirun are started in truth; for srun the test sets the variables that srun sets.
+Every launcher gives the losses of two local ranks, bit for bit. If a node dies, the other one ends too, and the run can
+be resumed. DeepSpeed's launcher and mpirun are really started; for srun the test sets the variables that srun sets.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -33,33 +34,40 @@ from support import (
 
 from dnabert_rm.utils.errors import EXIT_HANG, EXIT_RANK_FAILURE
 
-STEPS, SAVE_EVERY, FEW = 160, 40, 6
-FLAGS = ["--preset", "tiny", "--steps", STEPS, "--global-batch", 8, "--window", 66, "--log-every", 1,
-         "--save-every", SAVE_EVERY, "--model.num_layers", 1, "--model.hidden_size", 64,
-         "--train.threads_per_rank", 1]  # fmt: skip
+STEPS = 160
+SAVE_EVERY = 40
+FEW = 6
+FLAGS = shlex.split(
+    f"--preset tiny --steps {STEPS} --global-batch 8 --window 66 --log-every 1 --save-every {SAVE_EVERY} "
+    "--model.num_layers 1 --model.hidden_size 64 --train.threads_per_rank 1"
+)
 END_SECONDS = 60
-"""How long a node may go on once the other one is gone. It ends in a few seconds; the machine may be busy."""
+"""Longest time until a node ends after the other one has died; normally a few seconds, but the machine may be busy."""
 
 
 @dataclass(frozen=True)
 class Node:
-    """A network namespace, its address and its interface."""
+    """A network namespace with its address and interface."""
 
     name: str
     address: str
     interface: str
 
     def start(self, log: Path, *command: str | Path, **variables: str) -> subprocess.Popen:
-        """Start a command on the node; what it prints goes to `log`."""
+        """Start a command on the node; it prints to `log`."""
         enter = ["ip", "netns", "exec", self.name, "unshare", "--uts", "bash", "-c", 'hostname "$0" && exec "$@"']
         with open(log, "w") as stream:
             return subprocess.Popen(
-                [*enter, self.name, *map(str, command)], cwd=ROOT, env={**clean_environment(), **variables},
-                stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.STDOUT,
-            )  # fmt: skip
+                [*enter, self.name, *map(str, command)],
+                cwd=ROOT,
+                env={**clean_environment(), **variables},
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+            )
 
     def kill_all(self) -> None:
-        """SIGKILL for every process on the node, several times, because they may start others."""
+        """Kill every process on the node; several times, because they may start others."""
         for _ in range(3):
             found = subprocess.run(["ip", "netns", "pids", self.name], capture_output=True, text=True, check=False)
             for process in found.stdout.split():
@@ -73,7 +81,7 @@ def ip(*words: str) -> None:
 
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[tuple[Node, Node]]:
-    """Two nodes with a cable between; removed afterwards, with all that runs there."""
+    """Two nodes with a virtual cable between them; removed afterwards with all their processes."""
     if os.geteuid() or not all(map(shutil.which, ("ip", "unshare", "hostname"))):
         pytest.skip("network namespaces need root, and the programs ip (iproute2), unshare and hostname")
     tag, net = os.getpid() % 100000, f"10.{200 + os.getpid() % 50}.{os.getpid() // 50 % 250}"
@@ -86,8 +94,8 @@ def nodes() -> Iterator[tuple[Node, Node]]:
                 ip("netns", "add", node.name)
         except subprocess.CalledProcessError as error:
             pytest.skip(f"this system allows no network namespaces: {error.stderr.strip()}")
-        ip("link", "add", pair[0].interface, "netns", pair[0].name, "type", "veth", "peer", "name", pair[1].interface,
-           "netns", pair[1].name)  # fmt: skip
+        first_end, second_end = (f"{node.interface} netns {node.name}".split() for node in pair)
+        ip("link", "add", *first_end, "type", "veth", "peer", "name", *second_end)
         for node in pair:
             ip("-n", node.name, "addr", "add", f"{node.address}/24", "dev", node.interface)
             for device in ("lo", node.interface):
@@ -104,12 +112,12 @@ def flags(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     folder = tmp_path_factory.mktemp("data") / "prepared"
     rng = np.random.default_rng(0)
     write_prepared(folder, [[random_bases(rng, 700) for _ in range(4)] for _ in range(3)], k=4)
-    return [*map(str, FLAGS), "--data", str(folder)]
+    return [*FLAGS, "--data", str(folder)]
 
 
 @pytest.fixture(scope="module")
 def local_losses(flags: list[str], tmp_path_factory: pytest.TempPathFactory) -> list[float]:
-    """Losses of two local ranks."""
+    """Losses of a run on two local ranks."""
     run = tmp_path_factory.mktemp("local") / "run"
     run_ranks(2, *flags, "--output", run)
     return losses(run)
@@ -122,7 +130,7 @@ def losses(run: Path) -> list[float]:
 
 
 def start_deepspeed(nodes: tuple[Node, Node], tmp: Path, words: list[str]) -> list[subprocess.Popen]:
-    """`deepspeed --hostfile … --no_ssh` on each node."""
+    """Start `deepspeed --hostfile … --no_ssh` on each node."""
     (tmp / "hostfile").write_text("".join(f"{node.address} slots=1\n" for node in nodes))
     port = str(free_port())
     return [
@@ -139,10 +147,10 @@ def printed(tmp: Path) -> str:
     return "\n".join(path.read_text(errors="replace") for path in sorted(tmp.glob("*.txt")))
 
 
-def test_a_node_dies_and_the_run_goes_on(nodes, flags, local_losses, tmp_path: Path) -> None:
-    """DeepSpeed's launcher on both nodes; all processes of the second are killed after the first checkpoint.
+def test_a_run_resumes_after_a_node_dies(nodes, flags, local_losses, tmp_path: Path) -> None:
+    """All processes of the second node are killed after the first checkpoint of a run under DeepSpeed's launcher.
 
-    The run goes on under another launcher, and ends as if nothing had happened.
+    The run is resumed under another launcher, and its losses are those of an uninterrupted run.
     """
     run = tmp_path / "run"
     words = [*flags, "--output", str(run)]
@@ -154,11 +162,11 @@ def test_a_node_dies_and_the_run_goes_on(nodes, flags, local_losses, tmp_path: P
     nodes[1].kill_all()
     assert second.wait(10) != 0
     assert first.wait(END_SECONDS) == EXIT_RANK_FAILURE, printed(tmp_path)
-    lines = [line for line in (tmp_path / "0.txt").read_text().splitlines() if "another rank is gone" in line]
-    assert len(lines) == 1 and "rank 0: " in lines[0] and "run the same command to go on" in lines[0]
+    lines = [line for line in (tmp_path / "0.txt").read_text().splitlines() if "another rank failed" in line]
+    assert len(lines) == 1 and "rank 0: " in lines[0] and "run the same command to resume" in lines[0]
     assert "Traceback" not in (tmp_path / "0.txt").read_text()
     before = losses(run)
-    assert SAVE_EVERY <= len(before) < STEPS, "killed too late to show anything"
+    assert SAVE_EVERY <= len(before) < STEPS, "killed too late for the test"
     assert before == local_losses[: len(before)]
     assert wait_for(start_as_srun(nodes, tmp_path, words)) == [0, 0], printed(tmp_path)
     assert "resuming at step" in (tmp_path / "0.txt").read_text()
@@ -166,14 +174,14 @@ def test_a_node_dies_and_the_run_goes_on(nodes, flags, local_losses, tmp_path: P
 
 
 def test_mpirun_over_both_nodes(nodes, flags, local_losses, tmp_path: Path) -> None:
-    """Through the script of `launch_scripts`, from the first node; the ranks agree on an address by themselves.
+    """`launch_scripts/pretrain_mpi.sh` on the first node; the ranks agree on rank 0's address over MPI.
 
-    In the place of ssh stands a script that starts mpirun's daemon on the node of an address.
+    A script replaces ssh and starts mpirun's daemon on the node with the given address.
     """
-    coordinates = "\n".join(f"    {node.address}) name={node.name} ;;" for node in nodes)
+    cases = "\n".join(f"    {node.address}) name={node.name} ;;" for node in nodes)
     agent = tmp_path / "agent.sh"
     agent.write_text(
-        f'#!/bin/bash\ncase "$1" in\n{places}\nesac\nshift\n'
+        f'#!/bin/bash\ncase "$1" in\n{cases}\nesac\nshift\n'
         'exec ip netns exec "$name" unshare --uts bash -c "hostname $name && $*"\n'
     )
     agent.chmod(0o755)
@@ -188,26 +196,34 @@ def test_mpirun_over_both_nodes(nodes, flags, local_losses, tmp_path: Path) -> N
 
 
 def start_as_srun(nodes: tuple[Node, Node], tmp: Path, words: list[str]) -> list:
-    """A task on each node with the variables of srun, and no others by which ranks could find each other."""
+    """Start one task on each node with the variables of srun, and no others by which ranks could find each other."""
     prefix = nodes[0].address.rpartition(".")[0]
-    shared = {"SLURM_JOB_ID": free_port(), "SLURM_STEP_ID": 0, "SLURM_NTASKS": 2, "SLURM_STEP_NUM_TASKS": 2,
-              "SLURM_STEP_NUM_NODES": 2, "SLURM_NTASKS_PER_NODE": 1, "SLURM_STEP_TASKS_PER_NODE": "1(x2)",
-              "SLURM_LOCALID": 0, "SLURM_STEP_NODELIST": f"{prefix}.[1-2]"}  # fmt: skip
+    shared = {
+        "SLURM_JOB_ID": free_port(),
+        "SLURM_STEP_ID": 0,
+        "SLURM_NTASKS": 2,
+        "SLURM_STEP_NUM_TASKS": 2,
+        "SLURM_STEP_NUM_NODES": 2,
+        "SLURM_NTASKS_PER_NODE": 1,
+        "SLURM_STEP_TASKS_PER_NODE": "1(x2)",
+        "SLURM_LOCALID": 0,
+        "SLURM_STEP_NODELIST": f"{prefix}.[1-2]",
+    }
     return [
         start_rank({**shared, "SLURM_PROCID": rank, "SLURM_NODEID": rank}, words, tmp / f"{rank}.txt", node.name)
         for rank, node in enumerate(nodes)
     ]
 
 
-def test_the_variables_of_srun(nodes, flags, local_losses, tmp_path: Path) -> None:
+def test_srun_on_both_nodes(nodes, flags, local_losses, tmp_path: Path) -> None:
     assert not launcher_variables() & {"RANK", "MASTER_ADDR"} & set(os.environ)
     words = [*flags, "--output", tmp_path / "run", "--stop-after", str(FEW)]
     assert wait_for(start_as_srun(nodes, tmp_path, words)) == [0, 0], printed(tmp_path)
     assert losses(tmp_path / "run") == local_losses[:FEW]
 
 
-def test_the_cable_goes_silent(nodes, flags, tmp_path: Path) -> None:
-    """No connection is closed, nothing arrives any more: the hang detector ends both nodes, and both leave stacks."""
+def test_a_silent_network_ends_both_nodes_with_stacks(nodes, flags, tmp_path: Path) -> None:
+    """Connections stay open, but no data arrive: the watchdog ends the ranks of both nodes, and both write stacks."""
     run = tmp_path / "run"
     words = [*flags, "--output", run, "--train.hang_timeout_seconds", "4"]
     ranks = start_as_srun(nodes, tmp_path, words)
@@ -220,5 +236,5 @@ def test_the_cable_goes_silent(nodes, flags, tmp_path: Path) -> None:
         assert wait_for(ranks, END_SECONDS) == [EXIT_HANG] * 2, printed(tmp_path)
     finally:
         ip("-n", nodes[0].name, "link", "set", nodes[0].interface, "up")
-    assert len(losses(run)) < STEPS, "too late to show anything"
+    assert len(losses(run)) < STEPS, "too late for the test"
     assert len(list((run / "hangs").glob("*_rank_?.txt"))) == 2

@@ -1,4 +1,4 @@
-"""`dnabert-rm plan`'s memory against what a training step allocates, on CPU ranks, through our own engine."""
+"""Memory planned by `dnabert-rm plan` against the allocations of a real training step on CPU ranks."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from dnabert_rm.config.deepspeed_config import ZeroSettings, load_ds_config
 from dnabert_rm.planning.planner import estimate, make_job
 
 SMALL_BUCKET = {"reduce_bucket_size": 1_000_000}
-"""DeepSpeed's own buckets, gigabytes large, would hide what the model takes."""
+"""DeepSpeed's default buckets are gigabytes large and would hide the memory of the model."""
 
 CASES = [
-    # preset, architecture, ranks, ds_config, precision, windows a micro-batch, window, accumulation, other settings,
-    # tolerance: loose where the logits weigh much, as a few windows have other masks than the mean
+    # preset, architecture, ranks, ds_config, precision, micro-batch, window, accumulation, model settings, tolerance.
+    # The tolerance is larger where logits take much memory, since the masks of a few windows differ from the mean.
     ("small", "bert", 1, "zero0", "fp32", 2, 512, 1, {}, 0.02),
     ("mini", "modernbert", 1, "zero2", "fp32", 2, 128, 2, {"attention": "eager"}, 0.08),
     ("mini", "modernbert", 1, "zero0", "fp32", 1, 512, 1, {"activation_checkpointing": True, "dropout": 0.1}, 0.08),
@@ -41,21 +41,29 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def compare(prepared: Path, case: tuple, zero: dict[str, Any]) -> tuple[float, float]:
-    """Measured bytes, the mean over the ranks, and the plan's."""
-    preset, architecture, ranks, ds_config, precision, windows, window, accumulation, model, _ = case
+    """Return measured bytes, averaged over the ranks, and planned bytes."""
+    preset, architecture, ranks, ds_config, precision, micro_batch, window, accumulation, model, _ = case
     sections = {
         "model": {**load_preset(preset, architecture)["model"], "architecture": architecture, **model},
         "data": {"path": [str(prepared)], "window": window},
-        "train": {"output": "unused", "steps": 100, "global_batch": windows * ranks * accumulation,
-                  "micro_batch": windows, "precision": precision, "ds_config": ds_config},
-    }  # fmt: skip
+        "train": {
+            "output": "unused",
+            "steps": 100,
+            "global_batch": micro_batch * ranks * accumulation,
+            "micro_batch": micro_batch,
+            "precision": precision,
+            "ds_config": ds_config,
+        },
+    }
     job = make_job(resolve(sections), 4101, ranks, on_gpu=False)
     settings = load_ds_config(ds_config)[1]
     settings["zero_optimization"] |= zero
     planned = estimate(job, ZeroSettings.from_ds(settings))
     measured = [peak for peak, _ in on_ranks(ranks, step_peak, sections, zero)]
-    print(f"{case}: measured {[round(peak / 1e6, 1) for peak in measured]} MB, planned {planned.total / 1e6:.1f} MB "
-          f"({planned.total / np.mean(measured) - 1:+.1%}), when {planned.moment}")  # fmt: skip
+    print(
+        f"{case}: measured {[round(peak / 1e6, 1) for peak in measured]} MB, planned {planned.total / 1e6:.1f} MB "
+        f"({planned.total / np.mean(measured) - 1:+.1%}), peak at: {planned.moment}"
+    )
     return float(np.mean(measured)), planned.total
 
 
@@ -66,7 +74,7 @@ def test_planned_memory_is_what_a_step_allocates(prepared: Path, case: tuple) ->
     assert planned == pytest.approx(measured, rel=case[-1])
 
 
-def test_deepspeeds_own_buckets_are_counted(prepared: Path) -> None:
+def test_deepspeeds_default_buckets_are_counted(prepared: Path) -> None:
     measured, planned = compare(prepared, ("tiny", "bert", 1, "zero1", "fp32", 1, 512, 1, {}, 0.02), {})
     assert measured > 4e9
     assert planned == pytest.approx(measured, rel=0.01)

@@ -1,6 +1,6 @@
-"""Real ZeRO-3 runs on gloo ranks: one curve however the batch is split, exact resume, checked export.
+"""ZeRO-3 runs on gloo ranks: the same losses however the batch is split, exact resume, checked export.
 
-The runs are made once: `two_ranks` through DeepSpeed's own launcher, the others as told.
+The run `two_ranks` is shared by the tests and started by DeepSpeed's own launcher.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from support import (
     free_port,
     random_bases,
     read_metrics,
+    rewrite_manifest,
     run_cli,
     run_ranks,
-    vouch_for,
     write_prepared,
 )
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -60,23 +60,23 @@ def losses(run: Path) -> list[float]:
     return [row["loss"] for row in rows]
 
 
-def test_one_rank_with_accumulation_gives_the_same_curve(two_ranks: Path, flags, tmp_path: Path) -> None:
-    """Through bash, which hands over to DeepSpeed's launcher."""
+def test_one_rank_with_accumulation_has_the_same_losses(two_ranks: Path, flags, tmp_path: Path) -> None:
+    """Started by bash, which starts DeepSpeed's launcher."""
     environment = {**clean_environment(), "DEEPSPEED_ARGS": f"--num_gpus 1 --master_port {free_port()}"}
     command = ["bash", "launch_scripts/pretrain.sh", *map(str, flags), "--output", str(tmp_path / "run")]
     subprocess.run([*command, "--micro-batch", "4"], cwd=ROOT, env=environment, check=True)
     np.testing.assert_allclose(losses(tmp_path / "run"), losses(two_ranks), rtol=2e-6)
 
 
-def test_one_rank_with_a_double_micro_batch_gives_the_same_curve(two_ranks: Path, flags, tmp_path: Path) -> None:
+def test_one_rank_with_twice_the_micro_batch_has_the_same_losses(two_ranks: Path, flags, tmp_path: Path) -> None:
     run_ranks(1, *flags, "--output", tmp_path / "run", "--micro-batch", "8", "--workers", "0")
     np.testing.assert_allclose(losses(tmp_path / "run"), losses(two_ranks), rtol=2e-6)
 
 
-def test_a_stopped_run_goes_on_bit_for_bit(two_ranks: Path, flags, tmp_path: Path) -> None:
+def test_a_stopped_run_resumes_bit_for_bit(two_ranks: Path, flags, tmp_path: Path) -> None:
     run = tmp_path / "run"
     printed = run_ranks(2, *flags, "--output", run, "--stop-after", "5")
-    assert "done: step 5 of 16, loss " in printed and "without --stop-after goes on" in printed
+    assert "done: step 5 of 16, loss " in printed and "run the same command without --stop-after" in printed
     assert [row["step"] for row in read_metrics(run)] == list(range(5))
     printed = run_ranks(2, *flags, "--output", run)
     assert "resuming at step 5 of 16" in printed and "built successfully" not in printed
@@ -87,7 +87,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(two_ranks: Path, flags, tmp_path: Pat
     assert [event.step for event in board.Scalars("train/loss")] == list(range(STEPS))
 
 
-def test_the_run_folder_holds_the_records(two_ranks: Path, prepared: Path) -> None:
+def test_the_run_folder_has_metrics_and_checkpoints(two_ranks: Path, prepared: Path) -> None:
     rows = read_metrics(two_ranks)
     assert [row["phase"] for row in rows] == [1, 1, 2, 2, 3, 3, 4, 4] + [5] * 8
     assert [row["max_span"] for row in rows[::2]] == [4, 6, 8, 10, 12, 12, 12, 12]
@@ -118,13 +118,13 @@ def test_the_export_is_the_trained_model(two_ranks: Path, tmp_path: Path) -> Non
         np.testing.assert_allclose(logits[probe["positions"]].numpy(), probe["logits"], atol=1e-5)
 
 
-def test_a_damaged_export_is_refused_and_leaves_nothing(two_ranks: Path, tmp_path: Path) -> None:
-    """The probe of another step stands for weights that are not the trained ones."""
+def test_a_wrong_export_is_refused_and_leaves_no_files(two_ranks: Path, tmp_path: Path) -> None:
+    """Another step's reference output has the effect of weights that are not the trained ones."""
     run = tmp_path / "run"
     shutil.copytree(two_ranks, run)
     steps = [run / "checkpoints" / f"step_{step:08d}" / "probe.npz" for step in (8, 16)]
     shutil.copy(steps[0], steps[1])
-    vouch_for(steps[1].parent)
+    rewrite_manifest(steps[1].parent)
     done = run_cli("-m", "dnabert_rm.cli.main", "export", run, "--output", tmp_path / "model")
     assert done.returncode == 2 and "logits differ" in done.stderr
     assert done.stderr.count("\n") == 1
@@ -142,12 +142,12 @@ def test_a_damaged_export_is_refused_and_leaves_nothing(two_ranks: Path, tmp_pat
 def test_a_changed_setting_is_refused(two_ranks: Path, flags, change: list[str], reason: str) -> None:
     done = run_cli("launch_scripts/pretrain.sh", *flags, "--output", two_ranks, *change)
     assert done.returncode == 2 and reason in done.stderr
-    assert done.stderr.count("\n") == 1  # by `check_run`, before anything is announced
+    assert done.stderr.count("\n") == 1  # by `check_run`, before any other output
     checked = run_cli("-m", "dnabert_rm", "check", *flags, "--output", two_ranks, *change)
     assert checked.returncode == 2 and reason in checked.stderr
 
 
-def test_other_data_are_refused_with_the_flag_that_overrides(two_ranks: Path, flags, tmp_path: Path) -> None:
+def test_other_data_are_refused_with_the_overriding_flag(two_ranks: Path, flags, tmp_path: Path) -> None:
     write_prepared(tmp_path / "other", [[random_bases(np.random.default_rng(1), 700)]], k=4)
     done = run_cli("launch_scripts/pretrain.sh", *flags, "--output", two_ranks, "--data", tmp_path / "other")
     assert done.returncode == 2
@@ -164,7 +164,7 @@ def test_a_checkpoint_that_would_run_code_is_refused(two_ranks: Path, flags, tmp
     folder = run / "checkpoints" / "step_00000016"
     for path in folder.glob("*_states.pt"):
         torch.save({"module": Evil()}, path)
-    vouch_for(folder)
+    rewrite_manifest(folder)
     done = run_cli("-m", "dnabert_rm.cli.main", "export", run, "--output", tmp_path / "model")
     assert done.returncode == 2, done.stderr
     assert not (tmp_path / "evil").exists()

@@ -1,4 +1,4 @@
-"""Real 2-rank runs that are stopped, locked, hung and bereft of a rank. docs/stopping.md states what they show."""
+"""Runs of 2 ranks that are stopped, locked, hung or lose a rank. docs/stopping.md describes the behaviour."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from dnabert_rm.utils.errors import EXIT_HANG, EXIT_RANK_FAILURE, EXIT_STOPPED, 
 
 FLAGS = ["--preset", "tiny", "--steps", 100_000, "--global-batch", 8, "--window", 66, "--log-every", 1,
          "--save-every", 20, "--model.num_layers", 1, "--model.hidden_size", 64]  # fmt: skip
-# 20 are what a release has to pass; a few are enough to see that the way is still open.
+# A release has to pass 20; a few are enough to notice a regression.
 NUM_MOMENTS = int(os.environ.get("DNABERT_RM_STOP_MOMENTS", "5"))
 
 LIMIT = 4
-"""Seconds of the hang detector; the stages of the start have four times as much."""
+"""The watchdog's limit in seconds; the stages of the start have four times as long."""
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class RunOfTwo:
-    """Two ranks at work in one folder; killed at the end of the block, if they are still there."""
+    """Two ranks of one run, killed at the end of the block if they are still running."""
 
     def __init__(self, prepared: Path, run: Path, log: Path, *extra: str | Path) -> None:
         self.run, self.log = run, log
@@ -52,15 +52,15 @@ class RunOfTwo:
             rank.kill()
 
     def steps(self) -> int:
-        """Steps that metrics.jsonl tells of."""
+        """Return the number of steps in metrics.jsonl."""
         path = self.run / "metrics.jsonl"
         return path.read_bytes().count(b"\n") if path.exists() else 0
 
     def send(self, rank: int, number: signal.Signals) -> None:
-        """Signal a rank, once it has put handlers in place: a process that has not begun can't do anything well."""
+        """Signal a rank and its loader processes, once the rank has installed its handlers."""
         caught = f"/proc/{self.ranks[rank].pid}/status"
         until(lambda: int(Path(caught).read_text().split("SigCgt:")[1].split()[0], 16) >> (signal.SIGTERM - 1) & 1)
-        # As DeepSpeed's launcher does: the loader processes too, and first.
+        # DeepSpeed's launcher signals the loader processes too, and first.
         process = psutil.Process(self.ranks[rank].pid)
         for each in (*process.children(recursive=True), process):
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -72,27 +72,31 @@ class RunOfTwo:
 
 
 def until(condition: Callable[[], object], seconds: float = 240) -> None:
-    """Wait for a condition; fails after `seconds`."""
+    """Wait for a condition; fail after `seconds`."""
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "it never came to be"
+        assert time.monotonic() < end, "the condition was never met"
         time.sleep(0.01)
 
 
 @pytest.mark.timeout(1200)
-def test_a_run_stops_at_any_moment_with_a_checkpoint_and_goes_on_bit_for_bit(prepared: Path, tmp_path: Path) -> None:
-    """SIGTERM at random moments, loading and saving included, to either rank, every other time twice.
+def test_a_run_stops_at_any_moment_with_a_checkpoint_and_resumes_bit_for_bit(prepared: Path, tmp_path: Path) -> None:
+    """SIGTERM to either rank at random moments, which include loading and saving; every other time twice.
 
     Then SIGUSR1 and the stop file once.
     """
-    run, chance, done, slowest = tmp_path / "run", random.Random(0), 0, 0.0
+    run = tmp_path / "run"
+    rng = random.Random(0)
+    done = 0
+    slowest = 0.0
     for moment in range(NUM_MOMENTS + 2):
         with RunOfTwo(prepared, run, tmp_path / f"log{moment}") as ranks:
-            # Of three moments, one lies in the start, which takes two seconds or more, the others in the loop.
+            # One of three moments is during the start, which takes at least two seconds; the others are in the loop.
             if moment % 3:
                 until(lambda ranks=ranks, done=done: ranks.steps() > done)
-            time.sleep(chance.uniform(0, 1 if moment % 3 else 3))
-            victim, at = chance.randrange(2), time.monotonic()
+            time.sleep(rng.uniform(0, 1 if moment % 3 else 3))
+            victim = rng.randrange(2)
+            signal_time = time.monotonic()
             if moment <= NUM_MOMENTS:
                 ranks.send(victim, signal.SIGTERM if moment < NUM_MOMENTS else signal.SIGUSR1)
             else:
@@ -100,14 +104,14 @@ def test_a_run_stops_at_any_moment_with_a_checkpoint_and_goes_on_bit_for_bit(pre
                 (run / "stop").touch()
             steps_at_signal = ranks.steps()
             if moment % 2:
-                time.sleep(chance.uniform(0, 0.2))
+                time.sleep(rng.uniform(0, 0.2))
                 ranks.send(victim, signal.SIGTERM)
             codes = wait_for(ranks.ranks, 60)
             printed = ranks.printed(0)
             assert codes == [EXIT_STOPPED] * 2, printed
             if steps_at_signal > done:
-                slowest = max(slowest, time.monotonic() - at)
-                # The step under way; and one more, where that had already made its last sum.
+                slowest = max(slowest, time.monotonic() - signal_time)
+                # The current step, and one more if the current one had already made its last sum.
                 assert ranks.steps() <= steps_at_signal + 2
             assert f"stopped on request with {ranks.steps()} of 100000 steps done" in printed
         rows = read_metrics(run) if ranks.steps() else []
@@ -130,17 +134,17 @@ def test_a_run_stops_at_any_moment_with_a_checkpoint_and_goes_on_bit_for_bit(pre
     assert stopped == undisturbed and len(stopped) == done + 2
 
 
-def test_a_second_run_is_refused_and_the_first_goes_on(prepared: Path, tmp_path: Path) -> None:
-    """Then the first loses a rank, and its folder is free again."""
+def test_a_second_run_is_refused_and_the_first_continues(prepared: Path, tmp_path: Path) -> None:
+    """Then a rank of the first run fails, and its folder is free again."""
     run = tmp_path / "run"
     with RunOfTwo(prepared, run, tmp_path / "first") as first:
         until(lambda: first.steps() > 20)
         before = (run / "config.toml").stat().st_mtime_ns
         with RunOfTwo(prepared, run, tmp_path / "second") as second:
             assert wait_for(second.ranks, 60) == [EXIT_USER_ERROR] * 2
-        told = [line for line in second.printed(0).splitlines() if "error" in line]
-        assert len(told) == 1 and f"{run}: another run is at work there (host " in told[0]
-        assert f"process {first.ranks[0].pid}, since " in told[0]
+        errors = [line for line in second.printed(0).splitlines() if "error" in line]
+        assert len(errors) == 1 and f"{run}: another run uses this folder (host " in errors[0]
+        assert f"process {first.ranks[0].pid}, since " in errors[0]
         assert "error" not in second.printed(1) and "Traceback" not in second.printed(0) + second.printed(1)
         assert (run / "config.toml").stat().st_mtime_ns == before
         steps = first.steps()
@@ -149,23 +153,23 @@ def test_a_second_run_is_refused_and_the_first_goes_on(prepared: Path, tmp_path:
         first.ranks[1].kill()
         assert wait_for(first.ranks, 60) == [EXIT_RANK_FAILURE, -signal.SIGKILL]
     printed = first.printed(0)
-    told = [line for line in printed.splitlines() if "another rank is gone" in line]
-    assert len(told) == 1 and "Traceback" not in printed
-    assert f"the last checkpoint is that of step {complete_steps(run)[-1]}; run the same command" in told[0]
+    errors = [line for line in printed.splitlines() if "another rank failed" in line]
+    assert len(errors) == 1 and "Traceback" not in printed
+    assert f"the last checkpoint is that of step {complete_steps(run)[-1]}; run the same command" in errors[0]
     (trace,) = (run / "lost_ranks").iterdir()
-    assert "Traceback" in trace.read_text() and str(trace) in told[0]
+    assert "Traceback" in trace.read_text() and str(trace) in errors[0]
 
     with RunOfTwo(prepared, run, tmp_path / "third") as third:
         until(lambda: "resuming at step" in third.printed(0))
-        # What lies after the checkpoint has been dropped by now, and is made again.
+        # Rows after the checkpoint have been dropped by now, and are written again.
         until(lambda: third.steps() > complete_steps(run)[0] + 20)
         third.ranks[0].kill()
         assert wait_for(third.ranks, 60) == [-signal.SIGKILL, EXIT_RANK_FAILURE], third.printed(1)
-        assert "rank 1: another rank is gone" in third.printed(1)
+        assert "rank 1: another rank failed" in third.printed(1)
 
 
-def test_a_rank_that_stands_still_ends_the_run_with_the_stacks_of_the_others(prepared: Path, tmp_path: Path) -> None:
-    """But not all of them standing still for longer than the limit, as in a suspended job."""
+def test_a_rank_that_hangs_ends_the_run_with_the_stacks_of_the_others(prepared: Path, tmp_path: Path) -> None:
+    """Suspending all ranks for longer than the limit, as in a suspended job, does not end the run."""
     run = tmp_path / "run"
     with RunOfTwo(prepared, run, tmp_path / "log", "--train.hang_timeout_seconds", str(LIMIT)) as ranks:
         until(lambda: ranks.steps() > 3)
@@ -181,9 +185,10 @@ def test_a_rank_that_stands_still_ends_the_run_with_the_stacks_of_the_others(pre
         assert ranks.ranks[0].exitcode == EXIT_HANG, ranks.printed(0)
         assert LIMIT < time.monotonic() - start < LIMIT + 15
         (report,) = (run / "hangs").iterdir()
-        (told,) = (line for line in ranks.printed(0).splitlines() if "waited" in line)
-        # It may have stood still in the middle of a step or of a save.
-        assert told.startswith("rank 0: waited 4 s for: s") and str(report) in told and "run the same command" in told
+        (error,) = (line for line in ranks.printed(0).splitlines() if "waited" in line)
+        # The other rank may have been suspended during a step or a save.
+        assert error.startswith("rank 0: waited 4 s for: s")
+        assert str(report) in error and "run the same command" in error
         text = report.read_text()
         assert "distributed_c10d.py" in text and "_rank_0" in report.name
         worker = text.split("loader worker, process ")[1]
@@ -191,7 +196,7 @@ def test_a_rank_that_stands_still_ends_the_run_with_the_stacks_of_the_others(pre
 
 
 def test_a_loader_that_hangs_ends_the_run_with_the_stacks_of_its_worker(prepared: Path, tmp_path: Path) -> None:
-    """Shards are fetched again, through pipes that nobody writes to."""
+    """Shards are fetched again, from pipes that nobody writes to."""
     remote, cache, run = tmp_path / "remote", tmp_path / "cache", tmp_path / "run"
     shutil.copytree(prepared, remote)
     extra = ["--data", f"pipe:cat {remote}/{{}}", "--allow-pipe", "--data.cache_dir", cache,
@@ -212,6 +217,6 @@ def test_a_loader_that_hangs_ends_the_run_with_the_stacks_of_its_worker(prepared
     for rank in hung:
         main, worker = reports[rank].split("loader worker, process ")
         assert "dataloader.py" in main
-        # Two workers that want the same shard: one of them waits for the other's lock.
+        # If two workers need the same shard, one of them waits for the other's lock.
         assert "gopen.py" in worker or "_locked" in worker
     assert any("gopen.py" in text for text in reports.values())

@@ -1,4 +1,4 @@
-"""Held-out loss at fixed spans: exact over ranks, the same for every run on the data, and in the records."""
+"""Validation at fixed spans: exact over ranks, the same for every run on the data, and in the metrics."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dnabert_rm.config import resolve
 from dnabert_rm.data.dataset import make_validation_dataset
 from dnabert_rm.distributed.process_group import Ranks
 from dnabert_rm.export.export_model import export
-from dnabert_rm.train.validation import make_validation_collators, turns
+from dnabert_rm.train.validation import make_validation_collators, validation_batches
 
 FLAGS = ["--preset", "tiny", "--model.num_layers", 1, "--model.hidden_size", 64, "--steps", 6, "--global-batch", 8,
          "--window", 66, "--workers", 0, "--log-every", 4, "--save-every", 3, "--validation.every", 3,
@@ -43,15 +43,16 @@ def held_out(run: Path) -> dict[int, dict]:
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 5, 16])
 @pytest.mark.parametrize("num_windows", [1, 2, 11, 32])
-def test_every_window_counts_once_and_all_ranks_pass_as_often(world_size: int, num_windows: int) -> None:
-    parts = [turns(num_windows, Ranks(rank, world_size, 0, 1, torch.device("cpu")), 4) for rank in range(world_size)]
+def test_every_window_counts_once_and_all_ranks_have_as_many_batches(world_size: int, num_windows: int) -> None:
+    ranks = [Ranks(rank, world_size, 0, 1, torch.device("cpu")) for rank in range(world_size)]
+    parts = [validation_batches(num_windows, rank, 4) for rank in ranks]
     assert len({len(part) for part in parts}) == 1
-    counted = np.concatenate([samples for part in parts for samples, counts in part if counts])
+    counted = np.concatenate([samples for part in parts for samples, is_counted in part if is_counted])
     assert sorted(counted) == list(range(num_windows))
     assert all(0 < len(samples) <= 4 for part in parts for samples, _ in part)
 
 
-def test_one_rank_and_a_resume_on_four_find_what_two_ranks_do(two_ranks: Path, flags, tmp_path: Path) -> None:
+def test_one_rank_and_a_resume_on_four_have_the_results_of_two_ranks(two_ranks: Path, flags, tmp_path: Path) -> None:
     expected = held_out(two_ranks)
     assert list(expected) == [2, 5] and all(list(found) == CURVES for found in expected.values())
     run_ranks(1, *flags, "--output", tmp_path / "one", "--ds-config", "zero1")
@@ -64,7 +65,7 @@ def test_one_rank_and_a_resume_on_four_find_what_two_ranks_do(two_ranks: Path, f
                     assert value == pytest.approx(expected[step][name][key], rel=1e-5), (run, step, name, key)
 
 
-def test_the_loss_is_that_of_the_exported_model_on_the_held_out_windows(two_ranks: Path, flags, tmp_path: Path) -> None:
+def test_the_loss_is_the_exported_models_on_the_held_out_windows(two_ranks: Path, flags, tmp_path: Path) -> None:
     export(two_ranks, tmp_path / "model")
     model = AutoModelForMaskedLM.from_pretrained(tmp_path / "model").eval()
     config = resolve({"data": {"path": [str(flags[-1])], "window": 66}, "train": {"output": "x", "seed": 7}})
@@ -81,7 +82,7 @@ def test_the_loss_is_that_of_the_exported_model_on_the_held_out_windows(two_rank
         assert held_out(two_ranks)[5][name]["loss"] == pytest.approx(float(loss), rel=1e-5), name
 
 
-def test_tensorboard_has_a_curve_a_span_by_steps_and_by_tokens(two_ranks: Path) -> None:
+def test_tensorboard_has_one_curve_per_span_by_steps_and_by_tokens(two_ranks: Path) -> None:
     board = EventAccumulator(str(two_ranks / "tensorboard"), size_guidance={"histograms": 0}).Reload()
     rows = read_metrics(two_ranks)
     assert [row["step"] for row in rows] == [0, 2, 4, 5]  # logged steps, and those with a validation
@@ -94,7 +95,7 @@ def test_tensorboard_has_a_curve_a_span_by_steps_and_by_tokens(two_ranks: Path) 
     assert [event.step for event in by_tokens.Scalars("by_tokens/train/loss")] == [8 * 66 * n for n in (1, 3, 5, 6)]
 
 
-def test_validation_changes_nothing_in_the_training(two_ranks: Path, flags, tmp_path: Path) -> None:
+def test_validation_does_not_change_the_training(two_ranks: Path, flags, tmp_path: Path) -> None:
     printed = run_ranks(2, *flags, "--output", tmp_path / "run", "--validation.every", 0, "--model.dropout", 0.1)
     run_ranks(2, *flags, "--output", tmp_path / "with", "--model.dropout", 0.1)
     losses = [
@@ -105,13 +106,13 @@ def test_validation_changes_nothing_in_the_training(two_ranks: Path, flags, tmp_
     assert "no validation" not in printed
 
 
-def test_data_without_a_held_out_part_are_told_of(flags, tmp_path: Path) -> None:
+def test_data_without_a_held_out_split_are_reported(flags, tmp_path: Path) -> None:
     printed = run_ranks(1, *flags, "--output", tmp_path / "run", "--validation.split", "test")
     assert "no validation: the data have no split test" in printed
     assert held_out(tmp_path / "run") == {}
 
 
-def test_a_held_out_part_shorter_than_a_window_is_none(tmp_path: Path) -> None:
+def test_a_held_out_split_shorter_than_a_window_is_no_validation(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     shards = [[random_bases(rng, 700) for _ in range(4)], [random_bases(rng, 40)]]
     write_prepared(tmp_path / "prepared", shards, k=4, splits={1: "val"})
@@ -119,7 +120,7 @@ def test_a_held_out_part_shorter_than_a_window_is_none(tmp_path: Path) -> None:
     assert "no validation" in run_ranks(1, *words)
 
 
-def test_a_damaged_held_out_shard_is_told_by_the_rank_that_reads_it(tmp_path: Path) -> None:
+def test_a_damaged_held_out_shard_is_reported_by_the_rank_that_reads_it(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     shards = [[random_bases(rng, 700) for _ in range(4)] for _ in range(2)]
     write_prepared(tmp_path / "prepared", shards, k=4, splits={1: "val"})

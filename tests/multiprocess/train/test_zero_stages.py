@@ -1,4 +1,4 @@
-"""Every shipped DeepSpeed configuration trains the same model, and so does every way of building and running it."""
+"""The same losses for every shipped DeepSpeed configuration, and for every way to build and run the model."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def flags(tmp_path_factory: pytest.TempPathFactory) -> list[str | Path]:
 
 
 def curve(run: Path, ranks: int, *words: str | Path) -> list[float]:
-    """Losses of a run's 20 steps."""
-    # A first run compiles DeepSpeed's parts for offloading, which takes two cores four minutes.
+    """Return the losses of a run's 20 steps."""
+    # The first run compiles DeepSpeed's offloading extensions, which takes two cores four minutes.
     run_ranks(ranks, *words, "--output", run, timeout=580)
     rows = read_metrics(run)
     assert [row["step"] for row in rows] == list(range(STEPS))
@@ -39,19 +39,19 @@ def curve(run: Path, ranks: int, *words: str | Path) -> list[float]:
 
 @pytest.fixture(scope="module")
 def reference(flags, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
-    """One rank, no ZeRO: plain data-parallel training in fp32."""
+    """Losses on one rank without ZeRO, in fp32."""
     return curve(tmp_path_factory.mktemp("reference") / "run", 1, *flags, "--ds-config", "zero0")
 
 
 def usable(name: str, folder: Path) -> list[str | Path]:
-    """The flags of a shipped configuration on this machine; skips, or leaves out, what it cannot run."""
+    """Return the flags of a shipped configuration, without settings that this machine cannot run; skip if it can't."""
     path = ROOT / "ds_configs" / f"{name}.json"
     if name == "zero3_nvme":
         if not ctypes.util.find_library("aio") or not Path("/usr/include/libaio.h").exists():
             pytest.skip("offload to a disk needs libaio's headers (Debian: libaio-dev)")
         return ["--ds-config", name, "--train.offload_dir", folder]
     if name == "zeropp" and not torch.cuda.is_available():
-        # ZeRO++'s quantization has CUDA kernels only; its second copy of the weights within a node runs anywhere.
+        # ZeRO++'s quantization needs CUDA; its secondary copy of the weights within a node runs anywhere.
         settings = json.loads(path.read_text())
         settings["zero_optimization"] |= {"zero_quantized_weights": False, "zero_quantized_gradients": False}
         path = folder / path.name
@@ -61,25 +61,27 @@ def usable(name: str, folder: Path) -> list[str | Path]:
 
 @pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize("name", SHIPPED)
-def test_every_shipped_configuration_gives_one_curve(reference, flags, tmp_path: Path, name: str, ranks: int) -> None:
+def test_every_shipped_configuration_has_the_same_losses(
+    reference, flags, tmp_path: Path, name: str, ranks: int
+) -> None:
     found = curve(tmp_path / "run", ranks, *flags, *usable(name, tmp_path))
     np.testing.assert_allclose(found, reference, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["zero1", "zero2", "zero3"])
-def test_the_stages_agree_in_bf16_to_its_rounding(reference, flags, tmp_path: Path, name: str) -> None:
+def test_the_stages_agree_to_rounding_in_bf16(reference, flags, tmp_path: Path, name: str) -> None:
     found = curve(tmp_path / "run", 2, *flags, "--ds-config", name, "--precision", "bf16")
     np.testing.assert_allclose(found, reference, rtol=0, atol=3e-3)
 
 
 @pytest.mark.parametrize("words", [["--model.activation_checkpointing"], ["--model.compile", "--ds-config", "zero2"],
                                    ["--model.attention", "eager"]], ids=lambda words: words[0])  # fmt: skip
-def test_other_ways_to_run_a_layer_give_the_same_curve(reference, flags, tmp_path: Path, words: list[str]) -> None:
+def test_other_ways_to_run_a_layer_have_the_same_losses(reference, flags, tmp_path: Path, words: list[str]) -> None:
     np.testing.assert_allclose(curve(tmp_path / "run", 2, *flags, *words), reference, rtol=0, atol=1e-5)
 
 
-def test_a_batch_warm_up_gives_one_curve_for_any_split(flags, tmp_path: Path) -> None:
-    """Batches of 4, 8 and 12 windows; one, two and three micro-batches of 2 on two ranks, of 4 on one."""
+def test_a_batch_warm_up_has_the_same_losses_for_any_split(flags, tmp_path: Path) -> None:
+    """Batches of 4, 8 and 12 windows: 1, 2 and 3 micro-batches, of 2 windows on two ranks and of 4 on one."""
     words = [*flags, "--global-batch", 12, "--train.batch_start", 4, "--train.batch_warmup_steps", 10, "--ds-config"]
     one = curve(tmp_path / "one", 1, *words, "zero2", "--micro-batch", 4)
     two = curve(tmp_path / "two", 2, *words, "zero3", "--micro-batch", 2)
@@ -96,8 +98,8 @@ def test_a_partitioned_build_has_the_same_weights_for_any_number_of_ranks(flags,
     )
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_before_the_update(flags, tmp_path: Path) -> None:
-    """An absurd learning rate spoils the weights in the first update; the second step must not touch them again."""
+def test_a_non_finite_loss_ends_the_run_before_the_update(flags, tmp_path: Path) -> None:
+    """A huge learning rate ruins the weights in the first update; the second step must not update them."""
     words = [*flags, "--lr", "1e30", "--optim.clip", "0", "--save-every", "1", "--output", tmp_path / "run"]
     printed = run_ranks(2, *words, codes=[2, 2])
     errors = [line for line in printed.splitlines() if "error" in line]
@@ -114,7 +116,7 @@ SIZES = {"architecture": "bert", "vocab_size": 4101, "hidden_size": 512, "num_la
 
 
 def built_bytes(ranks, partitioned: bool) -> tuple[int, int]:
-    """How much a rank's memory grew at the most while the model was built, and the model's bytes in fp32."""
+    """Return how much a rank's memory grew at its peak while the model was built, and the model's bytes in fp32."""
     from dnabert_rm.model.build import build_model, transformers_config
     from dnabert_rm.train.engine import partitioned_build
 
@@ -122,11 +124,10 @@ def built_bytes(ranks, partitioned: bool) -> tuple[int, int]:
     config = transformers_config(**SIZES)
     with torch.device("meta"):
         size = 4 * build_model(config, 0).num_parameters()
-    # By default glibc keeps freed blocks of up to 32 MB; given back at once, the resident memory is what is in use.
+    # By default glibc keeps freed blocks of up to 32 MB. Returned at once, the resident memory is the memory in use.
     ctypes.CDLL(None).mallopt(-3, 1 << 16)  # -3: M_MMAP_THRESHOLD
-    # The first build loads code and starts threads; what it costs is not the model's.
-    how = partitioned_build(settings) if partitioned else contextlib.nullcontext()
-    with how:
+    # The first build loads code and starts threads, whose memory must not be counted.
+    with partitioned_build(settings) if partitioned else contextlib.nullcontext():
         build_model(transformers_config(**(SIZES | {"num_layers": 1})), 0)
         before = memory("VmRSS")
         Path("/proc/self/clear_refs").write_text("5")  # resets the peak
@@ -137,7 +138,7 @@ def built_bytes(ranks, partitioned: bool) -> tuple[int, int]:
 
 
 def memory(field: str) -> int:
-    """A figure of /proc/self/status, bytes."""
+    """Return a field of /proc/self/status, in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 
@@ -154,8 +155,11 @@ def test_a_rank_of_four_builds_in_a_quarter_of_the_memory() -> None:
 
 
 def updates(ranks, data: Path, name: str, spoiled: str, value: float) -> list[tuple[int, bool, bool, bool]]:
-    """Two steps in bf16, a gradient of `spoiled` multiplied by `value` on rank 0 in the first: steps skipped so far,
-    whether the step changed a weight, and if a gradient of this rank overflows, as our look and DeepSpeed's say."""
+    """Run two steps in bf16; in the first, multiply the gradient of `spoiled` by `value` on rank 0.
+
+    Return for each step the number of skipped steps so far, whether a weight changed, and whether a gradient of this
+    rank overflows by our check and by DeepSpeed's.
+    """
     from dnabert_rm.config import load_preset, resolve
     from dnabert_rm.data.batching import BatchPlan, split_batch
     from dnabert_rm.model.build import build_model, transformers_config
@@ -192,7 +196,7 @@ def updates(ranks, data: Path, name: str, spoiled: str, value: float) -> list[tu
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
 @pytest.mark.parametrize("spoiled", ["model.bert.embeddings.word_embeddings.weight", "model.cls.predictions.bias"])
 @pytest.mark.parametrize("name", ["zero1", "zero2"])
-def test_a_gradient_that_is_not_finite_is_skipped_on_every_rank(
+def test_a_non_finite_gradient_skips_the_update_on_every_rank(
     tmp_path: Path, name: str, spoiled: str, value: float
 ) -> None:
     write_prepared(tmp_path / "prepared", [[random_bases(np.random.default_rng(0), 700)]], k=3)

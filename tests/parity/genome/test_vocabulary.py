@@ -1,4 +1,4 @@
-"""The k-mer alphabet against DNABERT's own vocabulary files, and against a slow encoder of another kind."""
+"""The k-mer alphabet against DNABERT's vocabulary files and a slow independent encoder."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def test_ids_are_the_lines_of_dnaberts_file(k: int, test_data: Path) -> None:
     sequence = "".join(np.random.default_rng(k).choice(list("ACGT"), 500))
     expected = [number_of[sequence[i : i + k]] for i in range(500 - k + 1)]
     assert kmer.encode(sequence, k).tolist() == expected
-    assert lines[kmer.encode(sequence, k)[-1]] == sequence[-k:], "the last k-mer is the sequence's end"
+    assert lines[kmer.encode(sequence, k)[-1]] == sequence[-k:], "the last k-mer is the end of the sequence"
 
 
 @pytest.mark.parametrize("k", range(3, 9))
-def test_real_sequences_encode_as_the_slow_encoder_says(k: int, test_data: Path) -> None:
+def test_real_sequences_encode_as_by_the_slow_encoder(k: int, test_data: Path) -> None:
     for file in ("sars_cov_2_MN908947.fa", "athaliana_1pct.fa.gz"):
         for _, sequence in slow_file(test_data / "genomes" / file)[:2]:
             piece = sequence[:30_000]

@@ -1,6 +1,6 @@
-"""RandomMask against a slow reference: plain Python loops over tokens, written from docs/randommask.md alone.
+"""RandomMask against a slow reference: plain Python loops over tokens, written from docs/randommask.md only.
 
-Nothing of `dnabert_rm` is used to make the expected batch: not the draws, not the schedule, not the ids.
+The expected batch uses nothing of `dnabert_rm`: neither its random numbers, nor its schedule, nor its ids.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ WORD = 2**64
 
 
 def draw(parent: int, index: int) -> int:
-    """64 random bits of a key and an index: SplitMix64 at a counter."""
+    """Return 64 random bits of a key and an index: SplitMix64 at a counter."""
     word = (parent + (index + 1) * 0x9E3779B97F4A7C15) % WORD
     word = (word ^ word >> 30) * 0xBF58476D1CE4E5B9 % WORD
     word = (word ^ word >> 27) * 0x94D049BB133111EB % WORD
@@ -29,47 +29,49 @@ def draw(parent: int, index: int) -> int:
 
 
 def key(seed: int, purpose: str) -> int:
-    """The key of one kind of draw under a seed."""
+    """Return the key of one purpose under a seed."""
     return int.from_bytes(hashlib.blake2b(f"{seed}/{purpose}".encode(), digest_size=8).digest(), "little")
 
 
 def uniform_below(upper_bits: int, bound: int) -> int:
-    """0 … bound - 1 from 32 bits."""
+    """Return an integer in 0 … bound - 1 from 32 bits."""
     return upper_bits * bound >> 32
 
 
 def reference_window(ids, sample, seed, spans, rate, num_kmers, replacement):
-    """`input_ids`, `labels` and the span of one window, whose phase allows `spans` at this rate."""
+    """Return `input_ids`, `labels` and the span of one window in a phase with these spans and this rate."""
     tokens = [int(token) for token in ids]
     span = spans[uniform_below(draw(key(seed, "mask/span"), sample) >> 32, len(spans))]
     centre_key, replacement_key = (draw(key(seed, f"mask/{what}"), sample) for what in ("centre", "replacement"))
     masked = [False] * len(tokens)
     for i, token in enumerate(tokens):
         word = draw(centre_key, i // 2)
-        chance = word % 2**32 if i % 2 == 0 else word >> 32
-        if token < 5 or chance >= rate * 2**32:
+        bits = word % 2**32 if i % 2 == 0 else word >> 32
+        if token < 5 or bits >= rate * 2**32:
             continue
         first, last = i - (span + 1) // 2 + 1, i + span // 2
         for j in range(first, last + 1):
             if 0 <= j < len(tokens) and tokens[j] >= 5:
                 masked[j] = True
-    shown, labels, chance = list(tokens), [-100] * len(tokens), 0
+    shown = list(tokens)
+    labels = [-100] * len(tokens)
+    choice = 0
     for i, token in enumerate(tokens):
         if not masked[i]:
             continue
         labels[i] = token
         own = draw(replacement_key, i)
         if replacement == "token" or i == 0 or not masked[i - 1]:
-            chance = own >> 32  # of the token, or of the span that it opens
-        if chance < round(0.8 * 2**32):
+            choice = own >> 32  # for the token, or for the span that begins with it
+        if choice < round(0.8 * 2**32):
             shown[i] = MASK
-        elif chance < round(0.9 * 2**32):
+        elif choice < round(0.9 * 2**32):
             shown[i] = 5 + uniform_below(own % 2**32, num_kmers)
     return [CLS, *shown, SEP], [-100, *labels, -100], span
 
 
-def agree(collator, samples, ids, seed, spans_of, rate, num_kmers, replacement):
-    """Assert that the fast code and the reference make the same batch of these windows."""
+def check_batch(collator, samples, ids, seed, spans_of, rate, num_kmers, replacement):
+    """Assert that the fast code and the reference give the same batch. Return the number of masked tokens."""
     batch = collator.mask(np.array(samples), ids)
     labels = batch.labels()
     for row, sample in enumerate(samples):
@@ -79,7 +81,7 @@ def agree(collator, samples, ids, seed, spans_of, rate, num_kmers, replacement):
 
 
 def windows(rng, num_windows, num_tokens, k):
-    """Random k-mers with some [UNK] among them, in the stored type."""
+    """Return random k-mers with some [UNK] among them, in the stored type."""
     ids = rng.integers(5, 5 + 4**k, (num_windows, num_tokens))
     ids[rng.random(ids.shape) < 0.05] = UNK
     return ids.astype(np.uint16 if k < 8 else np.uint32)
@@ -88,7 +90,7 @@ def windows(rng, num_windows, num_tokens, k):
 @pytest.mark.parametrize("replacement", ["token", "span"])
 @pytest.mark.parametrize("k", range(3, 9))
 def test_the_papers_phases(k, replacement):
-    """Every phase at both its ends, p = 0.025, windows of 1 to 200 tokens."""
+    """Both ends of every phase, p = 0.025, windows of 1 to 200 tokens."""
     rng, seed, batch = np.random.default_rng(k), 42, 16
     schedule = make_schedule("randommask", k=k, total_steps=480_000)
     collator = RandomMaskCollator(schedule, BatchPlan.constant(batch).step_of, 5 + 4**k, seed, replacement=replacement)
@@ -100,7 +102,7 @@ def test_the_papers_phases(k, replacement):
         return list(range(k, k + 2 * phase + 1, 2))
 
     num_masked = [
-        agree(collator, samples, windows(rng, 10, size, k), seed, spans_of, 0.025, 4**k, replacement)
+        check_batch(collator, samples, windows(rng, 10, size, k), seed, spans_of, 0.025, 4**k, replacement)
         for size in (1, 2, 3, 9, 64, 65, 200)
     ]
     assert sum(num_masked) > 300
@@ -122,7 +124,7 @@ def test_any_span_length_and_rate(k, span, size, rate, replacement, sample, seed
     collator = RandomMaskCollator(schedule, BatchPlan.constant(8).step_of, 5 + 4**k, seed, replacement=replacement)
     ids = windows(np.random.default_rng(sample), 4, size, k)
     samples = [sample + row for row in range(4)]
-    agree(collator, samples, ids, seed, lambda _: [span], rate, 4**k, replacement)
+    check_batch(collator, samples, ids, seed, lambda _: [span], rate, 4**k, replacement)
 
 
 @pytest.mark.parametrize("draw_rule", ["uniform", "max"])
@@ -134,19 +136,19 @@ def test_odd_spans_in_phases(draw_rule):
     allowed = {"uniform": ([5], [5, 7], [5, 7, 9, 11]), "max": ([5], [8], [11])}[draw_rule]
     rng = np.random.default_rng(0)
     samples = list(range(4 * 30))
-    agree(collator, samples, windows(rng, 120, 50, 5), 1, lambda n: allowed[n // 40], 0.025, 4**5, "token")
+    check_batch(collator, samples, windows(rng, 120, 50, 5), 1, lambda n: allowed[n // 40], 0.025, 4**5, "token")
 
 
 def test_single_tokens():
-    """Policy "token" is BERT's: each token on its own."""
+    """Policy "token" is BERT's: each token is masked separately."""
     schedule = make_schedule("token", k=1, total_steps=10, token_rate=0.15)
     collator = RandomMaskCollator(schedule, BatchPlan.constant(4).step_of, 300, 9)
     ids = np.random.default_rng(0).integers(5, 300, (40, 100)).astype(np.uint16)
-    agree(collator, list(range(40)), ids, 9, lambda _: [1], 0.15, 295, "token")
+    check_batch(collator, list(range(40)), ids, 9, lambda _: [1], 0.15, 295, "token")
 
 
-def test_windows_beyond_one_part_of_a_batch():
-    """The fast code works through a batch in parts; where they meet, and phases meet, must not show."""
+def test_batches_larger_than_one_chunk():
+    """The fast code masks a batch in chunks; the borders of chunks and phases must not change the result."""
     schedule = make_schedule("randommask-matched", k=3, total_steps=30, phase_ends=[10, 20, 30])
     collator = RandomMaskCollator(schedule, BatchPlan.constant(10).step_of, 69, 3)
     ids, samples = windows(np.random.default_rng(0), 300, 510, 3), np.arange(300)[::-1]

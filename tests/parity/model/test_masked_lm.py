@@ -1,4 +1,4 @@
-"""Our model against transformers' own, on the same weights and labels."""
+"""Our model against transformers', with the same weights and labels."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SIZES = {
 
 
 def batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Input ids and labels (3, 40), positions and targets (M,)."""
+    """Return input ids and labels (3, 40), positions and targets (M,)."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(5, 4101, (3, 40), generator=generator)
     labels = torch.where(torch.rand(ids.shape, generator=generator) < 0.2, ids, -100)
@@ -72,8 +72,8 @@ def test_a_batch_without_a_masked_token_has_loss_and_gradient_zero() -> None:
     assert all(p.grad is None or p.grad.abs().max() == 0 for p in model.parameters())
 
 
-def test_right_bases_are_counted_as_by_comparing_letters() -> None:
-    """Against decoding both k-mers; special tokens and ignored targets have no right base."""
+def test_right_bases_are_those_of_a_comparison_of_letters() -> None:
+    """Both k-mers are decoded; special tokens and ignored targets have no right base."""
     words = kmer.vocabulary_text(3).split()
     rng = np.random.default_rng(0)
     predicted, targets = rng.integers(0, len(words), (2, 500))
@@ -88,7 +88,7 @@ def test_right_bases_are_counted_as_by_comparing_letters() -> None:
     assert num_right_bases(torch.from_numpy(predicted), torch.from_numpy(targets), None) == 0
 
 
-def test_weights_depend_on_the_seed_alone() -> None:
+def test_weights_depend_on_the_seed_only() -> None:
     config = transformers_config(architecture="bert", vocab_size=69, **SIZES)
     first = build_model(config, seed=1).state_dict()
     torch.rand(7)

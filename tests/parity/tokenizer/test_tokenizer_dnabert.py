@@ -1,4 +1,4 @@
-"""The tokenizer against DNABERT's own files and its way: k-mers joined by spaces, read by `BertTokenizer`."""
+"""The tokenizer against DNABERT's files and method: k-mers joined by spaces, encoded by `BertTokenizer`."""
 
 import csv
 
@@ -9,19 +9,19 @@ from dnabert_rm.tokenizer import KmerTokenizer
 
 
 def spaced(sequence: str, k: int) -> str:
-    """DNABERT's notation, with the last k-mer that its own script loses."""
+    """Return DNABERT's notation, including the last k-mer, which DNABERT's script loses."""
     return " ".join(sequence[i : i + k] for i in range(len(sequence) - k + 1))
 
 
 def real_sequences(test_data, number):
-    """Sequences of GUE, upper case."""
+    """Return sequences of GUE, in upper case."""
     with open(test_data / "gue" / "prom" / "prom_core_tata" / "dev.csv", newline="") as stream:
         return [row["sequence"] for _, row in zip(range(number), csv.DictReader(stream), strict=False)]
 
 
 @pytest.mark.parametrize("k", [3, 4, 5, 6])
 def test_dnabert_folder(test_data, tmp_path, k):
-    """A folder of `vocab.txt` and `config.json` alone loads, gives DNABERT's ids, and is saved byte for byte."""
+    """A folder with only `vocab.txt` and `config.json` loads, gives DNABERT's ids, and is saved byte for byte."""
     folder = test_data / "dnabert" / str(k)
     ours = KmerTokenizer.from_pretrained(folder)
     vocabulary = (folder / "vocab.txt").read_text().split()
@@ -37,8 +37,8 @@ def test_dnabert_folder(test_data, tmp_path, k):
 
 
 @pytest.mark.parametrize("k", [3, 6])
-def test_bert_tokenizer_reads_our_vocabulary(tmp_path, k):
-    """The same without anybody's files: the vocabulary that we save, in DNABERT's way."""
+def test_bert_tokenizer_loads_our_vocabulary(tmp_path, k):
+    """The same without DNABERT's files: `BertTokenizer` with the vocabulary that we save."""
     ours = KmerTokenizer(k)
     ours.save_pretrained(tmp_path)
     vocabulary = (tmp_path / "vocab.txt").read_text().split()

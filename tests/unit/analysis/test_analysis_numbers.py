@@ -1,4 +1,4 @@
-"""Entropy, mass and silhouettes against slow or independent computations."""
+"""Attention measures, silhouettes and windows, compared with slow or independent computations."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from scipy.special import softmax
 from scipy.stats import entropy as scipy_entropy
 from sklearn.metrics import silhouette_score
 
-from dnabert_rm.analysis.attention import attention_record, summarise, windows_of_records
+from dnabert_rm.analysis.attention import attention_record, summarize, windows_of_records
 from dnabert_rm.analysis.kmer_map import (
     COSINE,
     EUCLIDEAN,
@@ -26,20 +26,20 @@ from dnabert_rm.genome.kmer import NUM_SPECIAL, UNK_ID, encode, vocabulary
 from dnabert_rm.utils.errors import ConfigError, DataError
 
 
-def test_uniform_attention_has_the_entropy_log_l_and_a_single_token_none() -> None:
+def test_entropy_is_log_l_for_uniform_attention_and_0_for_a_single_token() -> None:
     uniform, single = np.full((2, 3, 20, 20), 1 / 20), np.zeros((2, 3, 20, 20))
     single[..., 7] = 1
-    first, second = attention_record(summarise([[uniform, single]]))
+    first, second = attention_record(summarize([[uniform, single]]))
     assert first["entropy"] == pytest.approx(math.log(20)) and first["entropy_share"] == pytest.approx(1)
     assert first["cls_entropy"] == pytest.approx(math.log(20))
     assert first["top5_mass"] == pytest.approx(5 / 20) == first["top5_mass_of_window"]
     assert second["entropy"] == 0 and second["top5_mass"] == second["top5_mass_of_window"] == 1
 
 
-def test_attention_numbers_equal_slow_ones_however_the_windows_are_batched() -> None:
+def test_attention_numbers_equal_slow_ones_for_any_batching() -> None:
     rng = np.random.default_rng(0)
     weights = softmax(3 * rng.normal(size=(5, 2, 9, 9)), axis=-1)  # windows, heads, queries, keys
-    (layer,) = summarise([[weights[:2]], [weights[2:]]])
+    (layer,) = summarize([[weights[:2]], [weights[2:]]])
     for head in range(2):
         rows = weights[:, head].reshape(-1, 9)
         assert layer.entropy[head] == pytest.approx(np.mean([scipy_entropy(row) for row in rows]), rel=1e-5)
@@ -60,20 +60,20 @@ def test_labels_are_the_two_central_bases(k: int) -> None:
     ]
 
 
-def test_silhouettes_are_scikit_learns_and_see_groups_where_there_are_some() -> None:
+def test_silhouettes_are_scikit_learns_and_detect_groups() -> None:
     rng = np.random.default_rng(0)
     words = vocabulary(4)
-    matrix = rng.normal(size=(len(words) + 3, 12))  # some rows of padding
-    found = map_kmers(matrix, 4, perplexity=20)
+    matrix = rng.normal(size=(len(words) + 3, 12))  # three rows of padding
+    kmer_map = map_kmers(matrix, 4, perplexity=20)
     pairs = [word[1:3] for word in words[NUM_SPECIAL:]]
     points = matrix[NUM_SPECIAL : len(words)]
-    assert found.scores[COSINE] == pytest.approx(silhouette_score(points, pairs, metric="cosine"))
-    assert found.scores[EUCLIDEAN] == pytest.approx(silhouette_score(points, pairs))
-    assert found.plane is not None and found.plane.shape == (256, 2)
-    assert found.scores[PLANE] == pytest.approx(silhouette_score(found.plane, pairs))
-    # Sixteen groups of random points score below 0, as shuffled labels do.
-    assert found.scores[COSINE] == pytest.approx(found.scores[COSINE + SHUFFLED], abs=0.03)
-    assert found.scores[COSINE] < -0.05
+    assert kmer_map.scores[COSINE] == pytest.approx(silhouette_score(points, pairs, metric="cosine"))
+    assert kmer_map.scores[EUCLIDEAN] == pytest.approx(silhouette_score(points, pairs))
+    assert kmer_map.plane is not None and kmer_map.plane.shape == (256, 2)
+    assert kmer_map.scores[PLANE] == pytest.approx(silhouette_score(kmer_map.plane, pairs))
+    # For sixteen groups of random points the score is below 0, as for shuffled labels.
+    assert kmer_map.scores[COSINE] == pytest.approx(kmer_map.scores[COSINE + SHUFFLED], abs=0.03)
+    assert kmer_map.scores[COSINE] < -0.05
     centres = {pair: rng.normal(size=12) for pair in set(pairs)}
     matrix[NUM_SPECIAL : len(words)] = [centres[pair] + 0.1 * rng.normal(size=12) for pair in pairs]
     grouped = map_kmers(matrix, 4, perplexity=20)
@@ -81,14 +81,14 @@ def test_silhouettes_are_scikit_learns_and_see_groups_where_there_are_some() -> 
     assert grouped.scores[COSINE + SHUFFLED] < 0
     title = " ".join(text.get_text() for axes in map_figure(grouped, "a model").axes for text in axes.texts)
     assert f"{grouped.scores[COSINE]:.3f} (cosine)" in title and f"t-SNE plane {grouped.scores[PLANE]:.3f}" in title
-    lines = steps_figure({10: grouped.scores, 20: found.scores}, "a model").axes[0].lines
-    assert lines[0].get_xydata().tolist() == [[10, grouped.scores[COSINE]], [20, found.scores[COSINE]]]
+    lines = steps_figure({10: grouped.scores, 20: kmer_map.scores}, "a model").axes[0].lines
+    assert lines[0].get_xydata().tolist() == [[10, grouped.scores[COSINE]], [20, kmer_map.scores[COSINE]]]
 
 
-def test_more_kmers_than_points_are_sampled_and_impossible_matrices_refused() -> None:
+def test_kmers_beyond_the_limit_are_sampled_and_invalid_matrices_rejected() -> None:
     matrix = np.random.default_rng(0).normal(size=(NUM_SPECIAL + 4**5, 4))
-    found = map_kmers(matrix, 5, plane=False, max_kmers=100)
-    assert len(set(found.ids.tolist())) == 100 and found.ids.max() < len(matrix) and PLANE not in found.scores
+    kmer_map = map_kmers(matrix, 5, plane=False, max_kmers=100)
+    assert len(set(kmer_map.ids.tolist())) == 100 and kmer_map.ids.max() < len(matrix) and PLANE not in kmer_map.scores
     with pytest.raises(ConfigError, match="fewer than the 4101 tokens"):
         map_kmers(matrix, 6)
     matrix[9] = np.nan
@@ -96,16 +96,17 @@ def test_more_kmers_than_points_are_sampled_and_impossible_matrices_refused() ->
         map_kmers(matrix, 5)
 
 
-@pytest.mark.parametrize(("overlapping", "step"), [(True, 1), (False, 3)])
-def test_windows_of_records_are_what_the_bases_say(overlapping: bool, step: int) -> None:
+@pytest.mark.parametrize(("overlapping", "stride"), [(True, 1), (False, 3)])
+def test_windows_of_records_match_their_bases(overlapping: bool, stride: int) -> None:
     bases = "".join(np.random.default_rng(0).choice(list("ACGT"), 200))
-    spoilt = bases[:20] + "N" + bases[21:]
-    blocks = [spoilt[start : start + 13].encode() for start in range(0, 200, 13)]
-    found = windows_of_records([("a", [b"ACG"]), ("b", blocks)], "x", 3, window=8, num_windows=50,
-                               overlapping=overlapping)  # fmt: skip
-    span = 5 * step + 3
-    expected = [encode(spoilt[i : i + span], 3)[::step] for i in range(0, 200 - span + 1, span)]
-    assert found[:, 1:-1].tolist() == [ids.tolist() for ids in expected if UNK_ID not in ids]
-    assert (found[:, 0] == 2).all() and (found[:, -1] == 3).all()
-    with pytest.raises(DataError, match="no stretch of 303 bases"):
+    with_n = bases[:20] + "N" + bases[21:]
+    blocks = [with_n[start : start + 13].encode() for start in range(0, 200, 13)]
+    windows = windows_of_records(
+        [("a", [b"ACG"]), ("b", blocks)], "x", 3, window=8, num_windows=50, overlapping=overlapping
+    )
+    num_bases = 5 * stride + 3
+    expected = [encode(with_n[i : i + num_bases], 3)[::stride] for i in range(0, 200 - num_bases + 1, num_bases)]
+    assert windows[:, 1:-1].tolist() == [ids.tolist() for ids in expected if UNK_ID not in ids]
+    assert (windows[:, 0] == 2).all() and (windows[:, -1] == 3).all()
+    with pytest.raises(DataError, match="no 303 consecutive bases"):
         windows_of_records([("b", [bases.encode()])], "x", 3, window=303, num_windows=5, overlapping=True)

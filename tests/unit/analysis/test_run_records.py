@@ -1,4 +1,4 @@
-"""Run folders as the figures read them: rows, phases, positions, smoothing, names."""
+"""Reading run folders: rows, phases, positions, smoothing, names."""
 
 from __future__ import annotations
 
@@ -14,32 +14,37 @@ from dnabert_rm.utils.errors import ConfigError, DataError
 
 
 def run_of(num_steps: int, total: int, every: int = 1, **masking) -> Run:
-    """A run of k = 4 that has logged each `every`-th step, with 100 tokens a step."""
+    """Make a run of k = 4 that logged every `every`-th step, with 100 tokens per step."""
     schedule = make_schedule("randommask", k=4, total_steps=total, **masking)
     rows = [
-        {"step": step, "loss": 5 - 0.01 * step, "phase": int(schedule.phase_of(step)),
-         "max_span": schedule.max_span(step), "consumed_tokens": 100 * (step + 1)}
+        {
+            "step": step,
+            "loss": 5 - 0.01 * step,
+            "phase": int(schedule.phase_of(step)),
+            "max_span": schedule.max_span(step),
+            "consumed_tokens": 100 * (step + 1),
+        }
         for step in range(0, num_steps, every)
-    ]  # fmt: skip
+    ]
     config = {"masking": {"policy": "randommask", **masking}, "train": {"steps": total}}
     return Run(Path("x"), "x", rows, config)
 
 
 @pytest.mark.parametrize(("num_steps", "total"), [(480, 480), (77, 480), (12, 12), (1, 480), (16, 16)])
-def test_phases_are_the_schedules_up_to_where_the_run_has_come(num_steps: int, total: int) -> None:
+def test_phases_are_the_schedules_up_to_the_last_logged_step(num_steps: int, total: int) -> None:
     schedule, run = make_schedule("randommask", k=4, total_steps=total), run_of(num_steps, total)
     found = {step: (phase.number, phase.max_span) for phase in run.phases for step in range(phase.first, phase.end)}
     assert found == {step: (int(schedule.phase_of(step)), schedule.max_span(step)) for step in range(num_steps)}
 
 
-def test_phases_that_were_set_and_runs_without_phases() -> None:
+def test_configured_phases_and_runs_without_phases() -> None:
     run = run_of(100, 100, phase_ends=[0.2, 0.5, 1.0])
     assert [(phase.first, phase.end, phase.max_span) for phase in run.phases] == [(0, 20, 4), (20, 50, 6), (50, 100, 8)]
     run.config["masking"]["policy"] = "fixed"
     assert Run(run.folder, "x", run.rows, run.config).phases == [] == Run(run.folder, "x", run.rows).phases
 
 
-def test_a_step_begins_where_the_tokens_before_it_end() -> None:
+def test_a_step_starts_at_the_tokens_consumed_before_it() -> None:
     run = run_of(31, 31, every=10)
     assert [run.position(step, "tokens") for step in (0, 1, 10, 15, 31)] == [0, 100, 1000, 1500, 3100]
     assert run.position(15, "steps") == 15
@@ -53,29 +58,29 @@ def test_smoothing_is_a_mean_within_the_phase() -> None:
     points = run.curve("loss")
     smoothed = smooth(points, 7, run.phases)
     for index, step in enumerate(points.steps):
-        near = [row["loss"] for row in run.rows if abs(row["step"] - step) <= 3
-                and row["phase"] == run.rows[index]["phase"]]  # fmt: skip
+        same_phase = [row for row in run.rows if row["phase"] == run.rows[index]["phase"]]
+        near = [row["loss"] for row in same_phase if abs(row["step"] - step) <= 3]
         assert smoothed[index] == pytest.approx(np.mean(near))
     assert smoothed[36] - smoothed[35] > 8, "the jump is kept"
     assert (smooth(points, 1, run.phases) == points.values).all()
 
 
-def test_a_torn_last_line_is_passed_over_and_a_spoilt_one_is_named(tmp_path: Path) -> None:
+def test_an_incomplete_last_line_is_skipped_and_a_damaged_line_is_reported(tmp_path: Path) -> None:
     lines = [json.dumps({"step": step, "loss": 1.0}) for step in range(3)]
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 3, "lo')
     assert [row["step"] for row in read_run(tmp_path).rows] == [0, 1, 2]
     (tmp_path / "metrics.jsonl").write_text("\n".join([lines[0], "nonsense", lines[2]]))
-    with pytest.raises(DataError, match=r"metrics\.jsonl:2: is no logged step"):
+    with pytest.raises(DataError, match=r"metrics\.jsonl:2: not a logged step"):
         read_run(tmp_path)
     (tmp_path / "metrics.jsonl").write_text("")
     with pytest.raises(DataError, match="no logged step yet"):
         read_run(tmp_path)
 
 
-def test_names_tell_runs_apart(tmp_path: Path) -> None:
+def test_run_names_are_distinct(tmp_path: Path) -> None:
     assert short_names(["a/x", "b/y"]) == ["x", "y"]
     assert short_names(["a/x", "b/x", "b/y"]) == ["a/x", "b/x", "b/y"]
     with pytest.raises(ConfigError, match="1 names for 2 runs"):
         read_runs(["a", "b"], ["one"])
-    with pytest.raises(ConfigError, match="two runs have one name"):
+    with pytest.raises(ConfigError, match="two runs have the same name"):
         read_runs(["a", "b"], ["one", "one"])

@@ -1,4 +1,4 @@
-"""The seal of a checkpoint: any change of its files is found and named; no name in it leads out of the folder."""
+"""Checkpoint manifest: any change of the files is found and named, and no name in it leads out of the folder."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FILES = {
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A sealed folder of two ranks, each of which hashed what it wrote."""
+    """A checkpoint of two ranks with its manifest; each rank hashed the files that it wrote."""
     folder = tmp_path / "step_00000010"
     for name, content in FILES.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -41,8 +41,8 @@ def folder(tmp_path: Path) -> Path:
 
 
 def damage(folder: Path, num_ranks: int = 1) -> str | None:
-    record = read_checkpoint_manifest(folder)
-    found = [find_damage(folder, record, rank, num_ranks) for rank in range(num_ranks)]
+    manifest = read_checkpoint_manifest(folder)
+    found = [find_damage(folder, manifest, rank, num_ranks) for rank in range(num_ranks)]
     return next((text for text in found if text), None)
 
 
@@ -53,14 +53,14 @@ def flip_a_bit(path: Path) -> None:
 
 
 def point_elsewhere(path: Path) -> None:
-    """The same content, but from outside: it could change after it was checked."""
+    """Replace a file by a link to the same content outside, which could change after the check."""
     outside = path.parents[1] / "outside"
     path.rename(outside)
     path.symlink_to(outside)
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2, 3])
-def test_a_whole_checkpoint_passes_for_any_number_of_ranks(folder: Path, num_ranks: int) -> None:
+def test_an_undamaged_checkpoint_passes_for_any_number_of_ranks(folder: Path, num_ranks: int) -> None:
     assert read_checkpoint_manifest(folder).layout == CheckpointLayout(2, 3, False)
     assert read_checkpoint_manifest(folder).num_bytes == sum(map(len, FILES.values()))
     assert damage(folder, num_ranks) is None
@@ -74,7 +74,7 @@ def test_a_whole_checkpoint_passes_for_any_number_of_ranks(folder: Path, num_ran
         (lambda path: path.unlink(), "is missing"),
         (lambda path: os.truncate(path, 1), "has 1 bytes where"),
         (flip_a_bit, "its SHA-256 is not"),
-        (point_elsewhere, "is a link to another place"),
+        (point_elsewhere, "is a link to another location"),
         (lambda path: (path.unlink(), path.mkdir()), "is missing"),
         (lambda path: (path.unlink(), path.symlink_to(path.name)), ""),
     ],
@@ -85,7 +85,7 @@ def test_any_change_is_found_and_named(folder: Path, num_ranks: int, name: str, 
     assert found and found.startswith(f"{folder / name} ") and fault in found
 
 
-def test_a_file_that_deepspeed_would_read_and_nobody_vouches_for_is_found(folder: Path) -> None:
+def test_a_file_that_deepspeed_would_read_but_the_manifest_lacks_is_found(folder: Path) -> None:
     (folder / "notes.txt").write_text("harmless")
     assert damage(folder) is None
     (folder / "zero_pp_rank_2_mp_rank_00_optim_states.pt").write_bytes(b"x")
@@ -97,9 +97,9 @@ def test_a_file_that_deepspeed_would_read_and_nobody_vouches_for_is_found(folder
 )
 def test_a_name_that_leads_out_of_the_folder_is_refused(folder: Path, name: str) -> None:
     assert not is_inside(name)
-    record = json.loads((folder / "complete.json").read_text())
-    record["files"][name] = record["files"]["state.json"]
-    (folder / "complete.json").write_text(json.dumps(record))
+    content = json.loads((folder / "complete.json").read_text())
+    content["files"][name] = content["files"]["state.json"]
+    (folder / "complete.json").write_text(json.dumps(content))
     with pytest.raises(CheckpointError, match=r"complete\.json: is damaged \(the name .* leads out of the folder\)"):
         read_checkpoint_manifest(folder)
 
@@ -108,14 +108,14 @@ def test_a_name_that_leads_out_of_the_folder_is_refused(folder: Path, name: str)
     "content",
     ["", "[1]", "{}", "[" * 100_000, '{"format_version": 2}', '{"format_version": 1, "world_size": 0}', "\xff"],
 )
-def test_a_record_that_is_none_is_refused_in_one_line(folder: Path, content: str) -> None:
+def test_an_invalid_manifest_is_refused_in_one_line(folder: Path, content: str) -> None:
     (folder / "complete.json").write_bytes(content.encode("latin-1"))
     with pytest.raises(CheckpointError, match=r"complete\.json: is damaged") as caught:
         read_checkpoint_manifest(folder)
     assert "\n" not in str(caught.value)
 
 
-def test_a_folder_without_a_record_is_not_complete(folder: Path) -> None:
+def test_a_folder_without_a_manifest_is_not_complete(folder: Path) -> None:
     (folder / "complete.json").unlink()
     with pytest.raises(CheckpointError, match="is not a complete checkpoint"):
         read_checkpoint_manifest(folder)

@@ -1,4 +1,4 @@
-"""A probe from a file: no pickle, and arrays that are those of a probe."""
+"""Reference output read from a file: no pickle is loaded, and wrong arrays are refused."""
 
 from __future__ import annotations
 
@@ -12,12 +12,17 @@ import pytest
 from dnabert_rm.checkpoint.reference_output import ReferenceOutput, load_reference_output, save_reference_output
 from dnabert_rm.utils.errors import CheckpointError
 
-GOOD = {"input_ids": np.full((2, 9), 5), "positions": np.arange(8), "logits": np.zeros((8, 20), np.float32),
-        "precision": "fp32", "device": "cpu"}  # fmt: skip
+VALID = {
+    "input_ids": np.full((2, 9), 5),
+    "positions": np.arange(8),
+    "logits": np.zeros((8, 20), np.float32),
+    "precision": "fp32",
+    "device": "cpu",
+}
 
 
 class Bomb:
-    """Unpickling it makes a file."""
+    """Unpickling this object makes a file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -27,15 +32,15 @@ class Bomb:
 
 
 def test_round_trip(tmp_path: Path) -> None:
-    save_reference_output(tmp_path / "probe.npz", ReferenceOutput(**GOOD))
-    probe = load_reference_output(tmp_path / "probe.npz")
-    assert probe.precision == "fp32" and np.array_equal(probe.input_ids, GOOD["input_ids"])
+    save_reference_output(tmp_path / "probe.npz", ReferenceOutput(**VALID))
+    output = load_reference_output(tmp_path / "probe.npz")
+    assert output.precision == "fp32" and np.array_equal(output.input_ids, VALID["input_ids"])
 
 
 @pytest.mark.parametrize("name", ["input_ids", "positions", "precision"])
-def test_a_pickle_in_a_probe_does_nothing(tmp_path: Path, name: str) -> None:
+def test_a_pickle_is_not_loaded(tmp_path: Path, name: str) -> None:
     bomb = np.array([Bomb(tmp_path / "exploded")], dtype=object)
-    np.savez(tmp_path / "probe.npz", allow_pickle=True, **(GOOD | {name: bomb}))
+    np.savez(tmp_path / "probe.npz", allow_pickle=True, **(VALID | {name: bomb}))
     refused(tmp_path / "probe.npz")
     assert not (tmp_path / "exploded").exists()
 
@@ -52,8 +57,8 @@ def test_a_pickle_in_a_probe_does_nothing(tmp_path: Path, name: str) -> None:
         {"precision": "fp4"},
     ],
 )
-def test_arrays_that_are_no_probe_are_refused(tmp_path: Path, change: dict) -> None:
-    np.savez(tmp_path / "probe.npz", **(GOOD | change))
+def test_wrong_arrays_are_refused(tmp_path: Path, change: dict) -> None:
+    np.savez(tmp_path / "probe.npz", **(VALID | change))
     refused(tmp_path / "probe.npz")
 
 
@@ -64,12 +69,12 @@ def array_bytes() -> bytes:
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 no zip", b"nothing", array_bytes()])
-def test_a_file_that_is_no_probe_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_a_file_without_arrays_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "probe.npz").write_bytes(content)
     refused(tmp_path / "probe.npz")
 
 
-def test_a_member_that_is_no_array_is_refused(tmp_path: Path) -> None:
+def test_a_member_that_is_not_an_array_is_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "probe.npz", "w") as archive:
         archive.writestr("input_ids.npy", b"no array")
     refused(tmp_path / "probe.npz")

@@ -1,4 +1,4 @@
-"""Which checkpoints stay, which go, and what is cleared away after a kill."""
+"""Deletion of old checkpoints, and removal of the temporary files that a kill leaves."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dnabert_rm.checkpoint.run_folder import complete_steps, saved_steps, step_f
 from dnabert_rm.checkpoint.save import remove_leftovers, remove_old_checkpoints
 
 
-def make(run: Path, *steps: int) -> None:
+def make_checkpoints(run: Path, *steps: int) -> None:
     for step in steps:
         step_folder(run, step).mkdir(parents=True)
         (step_folder(run, step) / "complete.json").write_text("{}")
@@ -27,15 +27,17 @@ def make(run: Path, *steps: int) -> None:
         (9, 0, [100, 200, 300, 400, 500]),
     ],
 )
-def test_the_last_and_every_so_many_th_stay(tmp_path: Path, keep_last: int, keep_every: int, left: list[int]) -> None:
-    make(tmp_path, 100, 200, 300, 400, 500)
+def test_the_last_and_every_nth_checkpoint_are_kept(
+    tmp_path: Path, keep_last: int, keep_every: int, left: list[int]
+) -> None:
+    make_checkpoints(tmp_path, 100, 200, 300, 400, 500)
     remove_old_checkpoints(tmp_path, keep_last, keep_every)
     assert saved_steps(tmp_path) == complete_steps(tmp_path) == left
     assert len(list((tmp_path / "checkpoints").iterdir())) == len(left)
 
 
-def test_leftovers_of_kills_are_no_checkpoints_and_are_cleared_away(tmp_path: Path) -> None:
-    make(tmp_path, 100)
+def test_leftovers_of_kills_do_not_count_as_checkpoints_and_are_deleted(tmp_path: Path) -> None:
+    make_checkpoints(tmp_path, 100)
     folder = tmp_path / "checkpoints"
     for name in (".step_00000200.tmp", ".step_00000050.old.tmp", ".converted.tmp"):
         (folder / name / "zero").mkdir(parents=True)
@@ -53,8 +55,14 @@ def test_leftovers_of_kills_are_no_checkpoints_and_are_cleared_away(tmp_path: Pa
 
 @pytest.mark.parametrize(
     ("name", "step"),
-    [("step_00000012", 12), ("step_123456789", 123456789), ("step_12", None), (".step_00000012.tmp", None),
-     ("step_00000012.damaged", None), ("latest", None)],
-)  # fmt: skip
-def test_the_step_in_a_name(name: str, step: int | None) -> None:
+    [
+        ("step_00000012", 12),
+        ("step_123456789", 123456789),
+        ("step_12", None),
+        (".step_00000012.tmp", None),
+        ("step_00000012.damaged", None),
+        ("latest", None),
+    ],
+)
+def test_the_step_is_read_from_a_folder_name(name: str, step: int | None) -> None:
     assert step_of(Path("run") / name) == step

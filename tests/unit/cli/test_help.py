@@ -2,69 +2,82 @@
 
 from __future__ import annotations
 
-import argparse
 import shlex
 from collections.abc import Iterator
 
 import pytest
 
-from data_prep.cli import make_parser
-from dnabert_rm.cli.main import COMMANDS, command_parser, main
+from data_prep.cli import COMMANDS as PREP_COMMANDS
+from data_prep.cli import main as prep_main
+from dnabert_rm.cli.analyze import KINDS
+from dnabert_rm.cli.main import COMMANDS, load_command, main
+from dnabert_rm.cli.run_flags import RunFlags
+from dnabert_rm.config.command_line import Command
+from dnabert_rm.utils.errors import ConfigError
 
-CALLS = (["dnabert-rm"], ["python", "-m", "data_prep"], ["deepspeed", "launch_scripts/pretrain.sh"])
-
-
-def parsers() -> Iterator[tuple[str, argparse.ArgumentParser, argparse.ArgumentParser]]:
-    """A command's words, the parser of its help and the parser that its words are given to."""
-    roots = [*((name, command_parser(name, name)) for name in COMMANDS), ("", make_parser())]
-    for name, root in roots:
-        yield name, root, root
-        for action in root._actions:
-            if isinstance(action, argparse._SubParsersAction):
-                yield from ((f"{name} {word}".strip(), parser, root) for word, parser in action.choices.items())
+PREFIXES = (["dnabert-rm"], ["python", "-m", "data_prep"], ["deepspeed", "launch_scripts/pretrain.sh"])
 
 
-def examples(parser: argparse.ArgumentParser) -> list[list[str]]:
+def commands() -> Iterator[tuple[str, Command]]:
+    """Every command by the words that call it."""
+    for name in COMMANDS:
+        if name != "analyze":
+            yield name, load_command(name)
+    yield from ((f"analyze {name}", command) for name, command in KINDS.items())
+    yield from PREP_COMMANDS.items()
+
+
+def examples(command: Command) -> list[list[str]]:
     """The words of the examples at the end of a help, without the redirection of their output."""
-    assert parser.epilog and parser.epilog.startswith("example:\n"), parser.prog
-    lines = [line.removeprefix("  ") for line in parser.epilog.splitlines()[1:]]
-    starts = {call[0] for call in CALLS} | {"mpirun"}
-    commands = [shlex.split(line.partition(" > ")[0]) for line in lines if line.split(" ")[0] in starts]
-    assert commands, parser.prog
-    return [words[words.index("python") :] if words[0] == "mpirun" else words for words in commands]
+    starts = {prefix[0] for prefix in PREFIXES} | {"mpirun"}
+    lines = [shlex.split(line.partition(" > ")[0]) for line in command.example.splitlines()]
+    found = [words for words in lines if words and words[0] in starts]
+    assert found, command.name
+    return [words[words.index("python") :] if words[0] == "mpirun" else words for words in found]
 
 
-@pytest.mark.parametrize(("name", "parser", "root"), [pytest.param(*found, id=found[0] or "-") for found in parsers()])
-def test_examples_parse(name: str, parser: argparse.ArgumentParser, root: argparse.ArgumentParser) -> None:
-    for words in examples(parser):
-        call = next(call for call in CALLS if words[: len(call)] == call)
-        rest = words[len(call) :]
-        own = name.split()[0] if call == CALLS[0] else ""
-        assert rest[: len(own.split())] == own.split()
-        root.parse_args(rest[len(own.split()) :])
-        # A kind's own help shows that kind.
-        assert parser is root or name.split()[-1] in rest
+@pytest.mark.parametrize(("name", "command"), [pytest.param(*found, id=found[0]) for found in commands()])
+def test_examples_parse(name: str, command: Command) -> None:
+    assert command.example.splitlines()[0] in command.parser(name).format_help()
+    for words in examples(command):
+        prefix = next(prefix for prefix in PREFIXES if words[: len(prefix)] == prefix)
+        rest = words[len(prefix) :]
+        own = [] if prefix == PREFIXES[2] else name.split()
+        assert rest[: len(own)] == own
+        parsed = command.parse(name, rest[len(own) :])
+        if isinstance(parsed[-1], RunFlags):
+            assert not parsed[-1].problems
 
 
 @pytest.mark.parametrize("name", ["pretrain", "check", "plan", "show-batch"])
 def test_usage_fits(name: str) -> None:
-    usage = command_parser(name, f"dnabert-rm {name}").format_usage().strip()
+    usage = load_command(name).parser(f"dnabert-rm {name}").format_usage().strip()
     assert len(usage.splitlines()) == 1
     assert len(usage) <= 120
 
 
 def test_a_launcher_may_put_the_local_rank_before_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     """As `deepspeed --module dnabert_rm pretrain …` does."""
-    with pytest.raises(SystemExit):
-        main(["--local_rank=0", "pretrain", "--stepps", "3"])
+    assert main(["--local_rank=0", "pretrain", "--stepps", "3"]) == 2
     assert "unrecognized arguments: --stepps 3" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", [["build", "x.fa", "--out", "y"], ["inspect", "y"]])
-def test_an_unknown_flag_leads_to_the_help_of_the_command_it_was_given_to(
-    words: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit):
-        make_parser().parse_args([*words, "--unknown"])
-    said = capsys.readouterr().err
-    assert said.endswith(f"unrecognized arguments: --unknown (see `python -m data_prep {words[0]} --help`)\n")
+def test_an_unknown_flag_leads_to_the_help_of_its_command(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert prep_main([*words, "--unknown"]) == 2
+    printed = capsys.readouterr().err
+    assert "unrecognized arguments: --unknown" in printed
+    assert printed.endswith(f"(see `python -m data_prep {words[0]} --help`)\n")
+
+
+def test_missing_wrong_and_unknown_flags_are_reported_together() -> None:
+    with pytest.raises(ConfigError) as raised:
+        load_command("finetune").parse(
+            "finetune", ["--task", "x", "--epochs", "0", "--batch-size", "q", "--lerning-rate", "1"]
+        )
+    text = str(raised.value)
+    assert "did you mean '--learning-rate'?" in text
+    assert "the following arguments are required: --model, --train, --test, --output" in text
+    assert "--batch-size q: must be of type int" in text
+    assert "--task x: must be one of classes, multi-label, regression, bases" in text
+    assert "--epochs 0: must be at least 1" in text

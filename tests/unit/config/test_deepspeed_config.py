@@ -22,23 +22,23 @@ def config_with(ds_config: Path | str, **sections: dict[str, Any]) -> RunConfig:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
-        ("{", "mend the file"),
+        ("{", "fix the file"),
         ("[]", "must hold one JSON object"),
         ('{"zero_optimization": 2}', "must hold one JSON object"),
         ('{"optimizer": {"type": "Adam"}}', r"optimizer: is set by \[optim\]"),
         ('{"scheduler": {}}', r"scheduler: is set by \[optim\]"),
         ('{"gradient_clipping": 7}', 'gradient_clipping is 7, but optim.clip makes it 1.0; set it to "auto"'),
-        ('{"checkpoint": {"writer": {"decoupled": true}}}', "checkpoint.writer.decoupled: checkpoints are written"),
-        ('{"checkpoint": {"load_universal": true}}', "checkpoint.load_universal: checkpoints are written"),
-        ('{"datastates_ckpt": {"enabled": true}}', "datastates_ckpt: checkpoints are written"),
+        ('{"checkpoint": {"writer": {"decoupled": true}}}', "checkpoint.writer.decoupled: the run itself writes"),
+        ('{"checkpoint": {"load_universal": true}}', "checkpoint.load_universal: the run itself writes"),
+        ('{"datastates_ckpt": {"enabled": true}}', "datastates_ckpt: the run itself writes"),
     ],
 )
-def test_a_file_that_cannot_be_meant(tmp_path: Path, text: str, told: str) -> None:
+def test_an_unusable_file_is_refused(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "mine.json"
     path.write_text(text)
-    with pytest.raises(ConfigError, match=told) as raised:
+    with pytest.raises(ConfigError, match=message) as raised:
         ds_settings(config_with(path))
     assert str(path) in str(raised.value)
 
@@ -48,14 +48,14 @@ def test_a_disk_to_offload_to_is_named_and_exists(tmp_path: Path) -> None:
     path.write_text(json.dumps(NVME))
     with pytest.raises(ConfigError, match=r"train\.offload_dir: .*nvme.json offloads to a disk; name a folder"):
         ds_settings(config_with(path))
-    with pytest.raises(ConfigError, match="absent is no folder; make it on every node"):
+    with pytest.raises(ConfigError, match="absent does not exist; create it on every node"):
         ds_settings(config_with(path, train={"offload_dir": str(tmp_path / "absent")}))
     settings = ds_settings(config_with(path, train={"offload_dir": str(tmp_path)}))
     assert settings["zero_optimization"]["offload_optimizer"]["nvme_path"] == str(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("name", "sections", "precision", "told"),
+    ("name", "sections", "precision", "message"),
     [
         ("zero0", {}, "bf16", "choose zero1"),
         ("zero0", {}, "fp16", "choose zero1"),
@@ -63,8 +63,10 @@ def test_a_disk_to_offload_to_is_named_and_exists(tmp_path: Path) -> None:
         ("zero2", {"model": {"build": "partitioned"}}, "fp32", "has stage 2; choose zero3"),
     ],
 )
-def test_what_a_stage_does_not_allow(name: str, sections: dict[str, Any], precision: str, told: str) -> None:
-    with pytest.raises(ConfigError, match=told):
+def test_settings_that_a_stage_does_not_allow(
+    name: str, sections: dict[str, Any], precision: str, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
         ds_settings(config_with(name, **sections), precision=precision)
 
 

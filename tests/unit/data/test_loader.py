@@ -1,4 +1,4 @@
-"""The loader with PyTorch's real workers: the same batches for every number of them, before and after a resume."""
+"""The loader with PyTorch's real workers: the same batches for any number of workers, and after a resume."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Batch = dict[str, torch.Tensor]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Three prepared shards, 300 windows of 30 tokens, so that twelve steps of 24 stay within an epoch."""
+    """Three prepared shards with 300 windows of 30 tokens, so that twelve steps of 24 stay within an epoch."""
     rng = np.random.default_rng(0)
     path = tmp_path_factory.mktemp("loader") / "data"
     write_prepared(path, [[random_bases(rng, 1500), random_bases(rng, 1500)] for _ in range(3)])
@@ -37,19 +37,19 @@ def folder(tmp_path_factory) -> Path:
 def load(
     folder, *, first=0, last=STEPS, rank=0, ranks=1, accumulation=1, plan=PLAN, settings=None, storage=None, **how
 ):
-    """Micro-batches of one rank; the phases change at steps 3, 6 and 9."""
+    """Return the batches of one rank; the phases change at steps 3, 6 and 9."""
     settings = WindowSettings(**{"window": 32, "num_streams": 5, **(settings or {})})
     dataset = WindowDataset([folder], [], settings, 0, storage)
     schedule = make_schedule("randommask", k=6, total_steps=STEPS, phase_ends=[3, 6, 9, 12])
     collate = RandomMaskCollator(schedule, plan.step_of, vocab_size(6), 0)
     sampler = MicroBatchSampler(plan, first, last, rank, ranks, plan.sizes()[0] // (ranks * accumulation))
     loader = make_loader(dataset, collate, sampler, **how)
-    assert len(loader) == sum(plan.batch_of_step(step) for step in range(first, last)) // ranks // sampler.micro_size
+    assert len(loader) == sum(plan.batch_of_step(step) for step in range(first, last)) // ranks // sampler.micro_batch
     return list(loader)
 
 
 def by_sample(batches: list[Batch]) -> dict[int, tuple]:
-    """Input ids, targets and span of every window, by its sample index."""
+    """Return input ids, targets and span of every window by its sample index."""
     found = {}
     for batch in batches:
         width = batch["input_ids"].shape[1]
@@ -81,16 +81,16 @@ def test_ranks_and_accumulation_change_nothing(folder, whole_run, ranks, accumul
     batches = [
         load(folder, rank=rank, ranks=ranks, accumulation=accumulation, num_workers=num_workers)
         for rank in range(ranks)
-    ]  # fmt: skip
+    ]
     assert by_sample([batch for part in batches for batch in part]) == whole_run
     for step in range(STEPS):
-        turns = slice(step * accumulation, (step + 1) * accumulation)
-        samples = torch.cat([batch["samples"] for part in batches for batch in part[turns]])
+        of_step = slice(step * accumulation, (step + 1) * accumulation)
+        samples = torch.cat([batch["samples"] for part in batches for batch in part[of_step]])
         assert sorted(samples.tolist()) == list(range(24 * step, 24 * step + 24))
 
 
 @pytest.mark.parametrize("step", [1, 3, 7, 11])
-def test_a_resume_goes_on_exactly_at_another_grid_point(folder, whole_run, step):
+def test_a_resume_at_another_grid_point_continues_exactly(folder, whole_run, step):
     before = load(folder, last=step, num_workers=2)
     after = [
         batch
@@ -101,14 +101,14 @@ def test_a_resume_goes_on_exactly_at_another_grid_point(folder, whole_run, step)
 
 
 def test_masks_follow_the_phase_of_their_own_step(whole_run):
-    """Though a worker that prefetches is steps ahead."""
+    """Even though a prefetching worker is steps ahead."""
     for sample, (_, _, span) in whole_run.items():
         assert span <= 6 + 2 * (sample // 24 // 3)
     assert max(span for _, _, span in whole_run.values()) == 12
 
 
-def test_another_global_batch_from_a_step_on(folder, whole_run):
-    """What is read stays the order's; the steps, and so the phases, are those of the new plan."""
+def test_the_global_batch_can_change_at_a_step(folder, whole_run):
+    """The order of samples stays the same; the steps, and so the phases, are those of the new plan."""
     plan = PLAN.changed(2, 12)
     batches = load(folder, plan=plan, num_workers=2)
     assert [batch["samples"].tolist() for batch in batches[:3]] == [
@@ -120,12 +120,12 @@ def test_another_global_batch_from_a_step_on(folder, whole_run):
     found = by_sample(batches)
     assert sorted(found) == list(range(48 + 120))
     assert all(found[sample] == whole_run[sample] for sample in range(60))
-    wide = {found[sample][2] for sample in range(60, 72)}  # step 3, and the second phase, as they were not before
+    wide = {found[sample][2] for sample in range(60, 72)}  # step 3 of the new plan, and so the second phase
     assert wide == {6, 8}
 
 
 @pytest.mark.parametrize(("ranks", "first"), [(1, 0), (2, 0), (2, 3), (1, 7)])
-def test_a_batch_warm_up_is_loaded_alike_by_any_ranks_and_from_any_step(folder, ranks, first):
+def test_a_batch_warm_up_gives_the_same_samples_for_any_ranks_and_first_step(folder, ranks, first):
     """Batches of 8, 16 and 24 windows, four steps each: one, two and three micro-batches of 8 over the ranks."""
     plan = BatchPlan.growing(8, 0, 24, 8)
     assert plan.sizes() == [8, 16, 24]
@@ -136,7 +136,7 @@ def test_a_batch_warm_up_is_loaded_alike_by_any_ranks_and_from_any_step(folder, 
     assert [len(batch["samples"]) for batch in parts[0]] == [8 // ranks] * len(parts[0])
 
 
-def test_lengths_are_one_a_step_and_the_same_for_all(folder):
+def test_all_windows_of_a_step_have_one_length(folder):
     settings = {"lengths": "random"}
     whole = by_sample(load(folder, settings=settings))
     parts = [load(folder, settings=settings, rank=rank, ranks=2, accumulation=3, num_workers=2) for rank in range(2)]
@@ -153,10 +153,10 @@ def test_locating_ahead_changes_nothing(folder, whole_run, ahead, monkeypatch):
 
 
 def test_a_worker_locates_its_own_micro_batches_in_one_call(folder, monkeypatch):
-    """The order's cost is one of calls: the third of three workers asks once for all that it will load."""
+    """`locate` has a cost per call, so the third of three workers calls it once for all that it will load."""
     dataset, calls = WindowDataset([folder], [], WindowSettings(window=32), 0), []
     sampler = MicroBatchSampler(PLAN, 0, STEPS, 0, 2, 4)
-    batches = loader_module._MicroBatches(dataset, lambda batch: {"samples": batch[0]}, sampler)
+    batches = loader_module._BatchDataset(dataset, lambda batch: {"samples": batch[0]}, sampler)
     monkeypatch.setattr(loader_module, "get_worker_info", lambda: types.SimpleNamespace(num_workers=3))
     locate = dataset.locate
     monkeypatch.setattr(dataset, "locate", lambda samples: calls.append(len(samples)) or locate(samples))
@@ -167,16 +167,16 @@ def test_a_worker_locates_its_own_micro_batches_in_one_call(folder, monkeypatch)
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_bad_shard_stops_the_loader_with_one_line(folder, tmp_path, num_workers):
-    """PyTorch would show a worker's error as a traceback in a traceback."""
-    spoil(folder, tmp_path)
+    """PyTorch would wrap a worker's error in a second traceback."""
+    copy_damaged(folder, tmp_path)
     with pytest.raises(DataError, match=r"shard-000001\.tar: is damaged") as caught:
         load(tmp_path, num_workers=num_workers)
     assert "\n" not in str(caught.value)
     assert caught.value.on_one_rank
 
 
-def spoil(folder: Path, copy: Path) -> None:
-    """Copy the folder, one byte of a shard flipped."""
+def copy_damaged(folder: Path, copy: Path) -> None:
+    """Copy the folder with one byte of a shard flipped."""
     for path in folder.iterdir():
         data = bytearray(path.read_bytes())
         if path.name == "shard-000001.tar":
@@ -186,7 +186,7 @@ def spoil(folder: Path, copy: Path) -> None:
 
 @pytest.mark.parametrize("num_workers", [0, 3])
 def test_skipped_shards_are_counted_in_the_batch(folder, tmp_path, whole_run, num_workers, caplog):
-    spoil(folder, tmp_path)
+    copy_damaged(folder, tmp_path)
     with caplog.at_level(logging.WARNING):
         batches = load(tmp_path, storage=StorageSettings(on_bad_shard="skip"), num_workers=num_workers)
     found = by_sample(batches)
@@ -195,5 +195,5 @@ def test_skipped_shards_are_counted_in_the_batch(folder, tmp_path, whole_run, nu
     assert found == by_sample(load(tmp_path, storage=StorageSettings(on_bad_shard="skip")))
 
 
-def test_nothing_left_is_an_empty_loader(folder):
+def test_no_remaining_steps_give_an_empty_loader(folder):
     assert load(folder, first=12, last=12) == []

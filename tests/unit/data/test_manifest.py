@@ -1,4 +1,4 @@
-"""The manifest: round trip, fingerprint, and what a wrong one says."""
+"""The manifest: round trip, fingerprint, and errors of an invalid one."""
 
 from __future__ import annotations
 
@@ -53,13 +53,13 @@ def test_round_trip_and_fingerprint(prepared: Path) -> None:
         (lambda c: c["tokenizer"].update(model="../evil.model"), "plain file name"),
     ],
 )
-def test_a_wrong_manifest_says_what_is_wrong(prepared: Path, edit, reason: str) -> None:
+def test_an_invalid_manifest_names_the_fault(prepared: Path, edit, reason: str) -> None:
     change(prepared, edit)
     with pytest.raises(DataError, match=reason):
         load_manifest(prepared)
 
 
-def test_a_missing_manifest_and_a_missing_split(prepared: Path, tmp_path: Path) -> None:
+def test_a_missing_manifest_and_a_missing_split_are_refused(prepared: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file; name a folder"):
         load_manifest(tmp_path)
     with pytest.raises(DataError, match=r"no shard of split 'test' .*train, val"):

@@ -1,4 +1,4 @@
-"""The order of windows: every window once an epoch, bases covered evenly, a good shuffle, few shards a rank."""
+"""The order of windows: each once per epoch, bases covered evenly, a good shuffle, few shards per rank."""
 
 from __future__ import annotations
 
@@ -13,40 +13,46 @@ from dnabert_rm.data.sampler import EpochSampler, Windows
 from dnabert_rm.utils.errors import ConfigError
 
 LENGTHS = st.lists(st.lists(st.integers(1, 400), min_size=1, max_size=6), min_size=1, max_size=5)
-HUMAN_MEGABASES = (248, 242, 198, 190, 181, 170, 159, 145, 138, 133, 135, 133, 114, 107, 101, 90, 83, 80, 58, 64, 46,
-                   50, 156, 57)  # fmt: skip
+HUMAN_MEGABASES = (
+    *(248, 242, 198, 190, 181, 170, 159, 145, 138, 133, 135, 133),
+    *(114, 107, 101, 90, 83, 80, 58, 64, 46, 50, 156, 57),
+)
 """Chromosomes 1 to 22, X and Y of GRCh38."""
 
 
 def rows(found: Windows) -> list[tuple]:
-    """One tuple a window."""
+    """Return one tuple per window."""
     return list(zip(*(array.tolist() for array in vars(found).values()), strict=True))
 
 
 def epoch(order: EpochSampler, number: int = 0) -> Windows:
-    """All windows of one epoch."""
+    """Return all windows of one epoch."""
     return order.locate(number * order.epoch_samples + np.arange(order.epoch_samples))
 
 
 @settings(max_examples=150, deadline=None)
 @given(
-    LENGTHS, st.integers(1, 50), st.sampled_from(["forward", "random", "both"]), st.integers(1, 70), st.integers(1, 40),
+    LENGTHS,
+    st.integers(1, 50),
+    st.sampled_from(["forward", "random", "both"]),
+    st.integers(1, 70),
+    st.integers(1, 40),
     st.integers(0, 3),
-)  # fmt: skip
-def test_every_window_comes_once_an_epoch(shards, footprint, strand, num_streams, block_windows, number):
-    if max(map(max, shards)) < footprint:
+)
+def test_every_window_comes_once_per_epoch(shards, stored_tokens, strand, num_streams, block_windows, number):
+    if max(map(max, shards)) < stored_tokens:
         return
-    order = EpochSampler(shards, footprint, 7, strand=strand, num_streams=num_streams, block_windows=block_windows)
+    order = EpochSampler(shards, stored_tokens, 7, strand=strand, num_streams=num_streams, block_windows=block_windows)
     found = epoch(order, number)
     lengths = np.array([shards[shard][segment] for _, shard, segment, _, _ in rows(found)])
     assert (found.start >= 0).all()
-    assert (found.start + footprint <= lengths).all()
+    assert (found.start + stored_tokens <= lengths).all()
     expected = Counter(
         (shard, segment, flip)
         for shard, segments in enumerate(shards)
         for segment, length in enumerate(segments)
-        if length >= footprint
-        for _ in range((length + footprint // 2) // footprint)
+        if length >= stored_tokens
+        for _ in range((length + stored_tokens // 2) // stored_tokens)
         for flip in ((False, True) if strand == "both" else (None,))
     )
     found_strands = found.reverse.tolist() if strand == "both" else [None] * len(found.start)
@@ -57,7 +63,7 @@ def test_every_window_comes_once_an_epoch(shards, footprint, strand, num_streams
 
 @settings(max_examples=50, deadline=None)
 @given(LENGTHS, st.lists(st.integers(0, 5000), min_size=1, max_size=50), st.sampled_from(["forward", "random", "both"]))
-def test_a_sample_is_the_same_whoever_asks(shards, samples, strand):
+def test_a_sample_has_the_same_window_in_every_call(shards, samples, strand):
     order = EpochSampler([[400], *shards], 10, 1, strand=strand)
     together = rows(order.locate(samples))
     again = EpochSampler([[400], *shards], 10, 1, strand=strand)
@@ -74,7 +80,7 @@ def test_seed_epoch_and_data_set_change_the_order():
     assert all(a != b for number, a in enumerate(samplers) for b in samplers[:number])
 
 
-def test_both_strands_come_from_the_same_places():
+def test_both_strands_have_the_same_coordinates():
     found = epoch(EpochSampler([[900, 400]], 30, 0, strand="both"))
     forward, reverse = ({row[1:4] for row in rows(found) if row[4] == flip} for flip in (False, True))
     assert forward == reverse
@@ -87,26 +93,27 @@ def test_random_strands_are_half():
 
 
 @pytest.mark.parametrize(
-    ("length", "footprint"), [(100, 100), (140, 100), (150, 100), (1000, 100), (1049, 64), (77, 1)]
+    ("length", "stored_tokens"), [(100, 100), (140, 100), (150, 100), (1000, 100), (1049, 64), (77, 1)]
 )
-def test_bases_are_covered_evenly(length, footprint):
-    """Over many epochs: the same in the middle, never under half or over one and a half of it near an end."""
+def test_bases_are_covered_evenly(length, stored_tokens):
+    """Over many epochs coverage is constant in the middle, and between 0.5 and 1.5 times that near an end."""
     num_epochs = 2000
-    order = EpochSampler([[length]], footprint, 3)
+    order = EpochSampler([[length]], stored_tokens, 3)
     found = order.locate(np.arange(num_epochs * order.epoch_samples))
-    edges = np.bincount(found.start, minlength=length + 1) - np.bincount(found.start + footprint, minlength=length + 1)
-    coverage = np.cumsum(edges)[:length] / num_epochs
-    mean = order.num_windows * footprint / length
-    assert coverage.sum() == pytest.approx(order.num_windows * footprint)
+    starts = np.bincount(found.start, minlength=length + 1)
+    ends = np.bincount(found.start + stored_tokens, minlength=length + 1)
+    coverage = np.cumsum(starts - ends)[:length] / num_epochs
+    mean = order.num_windows * stored_tokens / length
+    assert coverage.sum() == pytest.approx(order.num_windows * stored_tokens)
     assert coverage.min() > 0.45 * mean
     assert coverage.max() < 1.6 * mean
-    middle = coverage[footprint : length - footprint]
+    middle = coverage[stored_tokens : length - stored_tokens]
     if len(middle):
         assert middle == pytest.approx(np.full(len(middle), mean), rel=0.1)
 
 
-def test_offsets_of_windows_are_all_used():
-    """With non-overlapping tokens the offset of the frame is what jitter gives."""
+def test_all_offsets_of_windows_are_used():
+    """With non-overlapping tokens the offset of the reading frame comes from the jitter."""
     found = EpochSampler([[60_000]], 61, 0).locate(np.arange(20_000))
     counts = np.bincount(found.start % 6, minlength=6)
     assert counts / counts.mean() == pytest.approx(np.ones(6), abs=0.06)
@@ -134,7 +141,7 @@ def test_windows_that_do_not_fit_are_refused():
 
 
 def human_order() -> tuple[EpochSampler, np.ndarray]:
-    """The order of a human-sized data set of 94 shards, and the chromosome of each segment by shard."""
+    """Return the order of a human-sized data set of 94 shards, and the chromosome of each segment by shard."""
     chromosomes = np.repeat(np.arange(24), [megabases * 10**6 // 65536 + 1 for megabases in HUMAN_MEGABASES])
     shards = np.array_split(chromosomes, 94)
     table = np.full((94, max(map(len, shards))), -1)
@@ -144,10 +151,10 @@ def human_order() -> tuple[EpochSampler, np.ndarray]:
 
 
 def test_batches_are_as_mixed_as_a_perfect_shuffle_would_make_them():
-    """Pairs of a batch from one chromosome, against the chance of two windows drawn from the whole genome.
+    """Pairs in a batch from one chromosome, against the probability for two random windows of the genome.
 
-    Seen: 1.01 of a perfect shuffle's pairs in a batch of 2,048. Neighbours in the order have 0.88 of them, because
-    they never come from the same lane.
+    Measured: 1.01 times a perfect shuffle's pairs in a batch of 2,048. Neighbours in the order have 0.88 times as many,
+    because they never come from the same stream.
     """
     order, chromosome_of = human_order()
     shares = np.bincount(chromosome_of[chromosome_of >= 0]) / (chromosome_of >= 0).sum()
@@ -169,13 +176,13 @@ def test_batches_are_as_mixed_as_a_perfect_shuffle_would_make_them():
 
 
 def test_segments_are_mixed_too():
-    """Windows of one segment (65,536 tokens) must not come close together: at most as a perfect shuffle has it."""
+    """Windows of one segment (65,536 tokens) must not come closer together than in a perfect shuffle."""
     order, _ = human_order()
     found = order.locate(np.arange(2048 * 8))
     keys = found.shard * 10_000 + found.segment
     counts = np.unique(keys, return_counts=True)[1]
     pairs = (counts * (counts - 1)).sum() / (len(keys) * (len(keys) - 1))
-    in_play = 64 * 65536 / order.num_windows  # lanes x block, of the whole epoch
+    in_play = 64 * 65536 / order.num_windows  # streams x block, as a share of the epoch
     perfect = 1 / (order.num_windows / 128.5)
     assert pairs < 1.3 * perfect / in_play
 
@@ -191,4 +198,4 @@ def test_a_rank_has_few_shards_open():
 def test_seeking_costs_the_same_anywhere():
     order, _ = human_order()
     assert rows(order.locate(np.arange(10**12, 10**12 + 5)))
-    assert len(order._epoch_tables) <= 2
+    assert len(order._epochs) <= 2

@@ -1,4 +1,4 @@
-"""Several data sets in one run: exact shares, each set's own order without a gap."""
+"""Several data sets in one run: exact shares, and each data set's own order without a gap."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ WEIGHTS = st.lists(st.floats(0.01, 10), min_size=2, max_size=4)
 
 
 def mixture(weights: list[float], seed: int = 0) -> MixtureSampler:
-    """Small data sets of different sizes, mixed."""
+    """Return a mixture of small data sets of different sizes."""
     samplers = [EpochSampler([[500 * (number + 1)]], 10, seed, source=number) for number in range(len(weights))]
     return MixtureSampler(samplers, weights, seed)
 
@@ -25,15 +25,15 @@ def test_shares_are_exact_after_every_cycle(weights, cycles):
     sets, indices = mixture(weights).assign(np.arange((cycles + 1) * CYCLE - 5 * CYCLE, (cycles + 1) * CYCLE).clip(0))
     for number, weight in enumerate(weights):
         share = weight / sum(weights)
-        past = indices[sets == number].max(initial=-1) + 1  # the set's samples up to the end of this cycle
+        consumed = indices[sets == number].max(initial=-1) + 1  # the set's samples up to the end of this cycle
         if (sets == number).any():
-            assert abs(past - share * (cycles + 1) * CYCLE) <= 1
+            assert abs(consumed - share * (cycles + 1) * CYCLE) <= 1
 
 
 @settings(max_examples=30, deadline=None)
 @given(WEIGHTS, st.integers(0, 10**6))
 def test_a_cycle_takes_a_contiguous_range_of_each_set(weights, cycle):
-    """So nothing of a set is missed or seen twice, whatever the others do."""
+    """So nothing of a data set is missed or seen twice."""
     sets, indices = mixture(weights).assign(np.arange(2 * CYCLE) + cycle * CYCLE)
     for number in range(len(weights)):
         first, second = (indices[half][sets[half] == number] for half in (slice(CYCLE), slice(CYCLE, None)))
@@ -51,7 +51,7 @@ def test_sets_are_mixed_within_a_cycle():
     assert counts.max() <= 28
 
 
-def test_windows_are_those_of_the_sets_own_orders():
+def test_windows_follow_each_sets_own_order():
     mixed = mixture([1, 2, 4])
     samples = np.array([7, 5000, 3, 12345, 8])
     sets, indices = mixed.assign(samples)
@@ -61,7 +61,7 @@ def test_windows_are_those_of_the_sets_own_orders():
         assert [array[row] for array in vars(found).values()] == [array[0] for array in vars(alone).values()]
 
 
-def test_a_sample_is_the_same_whoever_asks():
+def test_a_sample_has_the_same_window_in_every_call():
     mixed, samples = mixture([1, 2]), np.arange(20_000)[::7]
     together = vars(mixed.locate(samples))
     backwards = vars(mixture([1, 2]).locate(samples[::-1]))

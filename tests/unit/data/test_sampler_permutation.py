@@ -1,4 +1,4 @@
-"""The stored-nowhere permutation: a bijection of any size, and a random one."""
+"""`permute`: a bijection of any size that looks random, without a stored table."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dnabert_rm.data.sampler import permuted
+from dnabert_rm.data.sampler import permute
 from dnabert_rm.utils import random
 
 KEY = random.key(5, "test")
 
 
 def permutation(size: int, key: np.uint64 = KEY) -> np.ndarray:
-    """The whole permutation of one key."""
-    return permuted(np.full(size, key), np.arange(size), np.full(size, size))
+    """Return the whole permutation of one key."""
+    return permute(np.full(size, key), np.arange(size), np.full(size, size))
 
 
 @settings(max_examples=100, deadline=None)
@@ -28,11 +28,11 @@ def test_every_value_has_one_image(size, key):
 
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 500), st.integers(0, 9)), min_size=1, max_size=20))
-def test_points_of_several_permutations_at_once_are_those_of_each_alone(points):
+def test_several_permutations_in_one_call_equal_each_of_them_alone(points):
     sizes = np.array([size for size, _ in points])
     keys = random.fold(KEY, np.array([number for _, number in points]))
     values = sizes // 3
-    together = permuted(keys, values, sizes)
+    together = permute(keys, values, sizes)
     alone = [permutation(int(size), key)[value] for size, key, value in zip(sizes, keys, values, strict=True)]
     assert together.tolist() == alone
 
@@ -41,17 +41,17 @@ def test_points_of_several_permutations_at_once_are_those_of_each_alone(points):
 def test_all_orders_of_a_small_set_are_about_equally_likely(size):
     num_keys = 240_000
     keys = random.fold(KEY, np.arange(num_keys))
-    images = np.stack([permuted(keys, np.full(num_keys, value), np.full(num_keys, size)) for value in range(size)])
-    samplers = {order: number for number, order in enumerate(itertools.permutations(range(size)))}
-    counts = np.bincount([samplers[tuple(column)] for column in images.T.tolist()], minlength=len(samplers))
-    expected = num_keys / len(samplers)
-    # Six rounds are not a perfect shuffle of two to four things; a tenth is far below what training could notice.
+    images = np.stack([permute(keys, np.full(num_keys, value), np.full(num_keys, size)) for value in range(size)])
+    orders = {order: number for number, order in enumerate(itertools.permutations(range(size)))}
+    counts = np.bincount([orders[tuple(column)] for column in images.T.tolist()], minlength=len(orders))
+    expected = num_keys / len(orders)
+    # Six rounds do not shuffle two to four items perfectly. A deviation of a tenth is too small to affect training.
     assert abs(counts / expected - 1).max() < 0.1, counts
 
 
 @pytest.mark.parametrize("size", [97, 1000, 65536])
 def test_images_look_random(size):
-    """Image against value, and difference of neighbours: as for a random permutation."""
+    """Correlation with the value and distance of neighbours are those of a random permutation."""
     num_keys = 40
     correlations, near = [], 0
     for number in range(num_keys):

@@ -1,4 +1,4 @@
-"""Hostile shards: whatever a tar or an array says, nothing runs, and the error names the shard."""
+"""Damaged and malicious shards: no code in them runs, and the error names the shard."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from support import random_bases, write_prepared
 
 from dnabert_rm.data.dataset import WindowDataset, WindowSettings
 from dnabert_rm.data.manifest import MANIFEST_NAME, load_manifest
-from dnabert_rm.data.split_reader import ShardReader
+from dnabert_rm.data.shards import read_segments
+from dnabert_rm.data.split_reader import SplitReader
 from dnabert_rm.utils.errors import DataError
 from dnabert_rm.utils.files import sha256_of_file
 
@@ -30,22 +31,22 @@ def folder(tmp_path) -> Path:
 
 
 def read_all(folder: Path) -> None:
-    """Read enough windows to meet every shard."""
+    """Read enough windows to open every shard."""
     WindowDataset([folder], [], WindowSettings(window=42, num_streams=4), 0).windows(np.arange(60), 0)
 
 
 def rewrite(path: Path, members: list[tuple[str, bytes]]) -> None:
-    """Write a tar, and make the manifest agree with its size and checksum."""
+    """Write a tar and update its size and checksum in the manifest."""
     with tarfile.open(path, "w") as tar:
         for name, data in members:
             info = tarfile.TarInfo(name)
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
-    vouch_for(path)
+    update_manifest(path)
 
 
-def vouch_for(path: Path) -> None:
-    """Make the manifest agree with a shard's size and checksum."""
+def update_manifest(path: Path) -> None:
+    """Update a shard's size and checksum in the manifest."""
     manifest = load_manifest(path.parent)
     shards = [
         dataclasses.replace(shard, bytes=path.stat().st_size, sha256=sha256_of_file(path))
@@ -57,14 +58,14 @@ def vouch_for(path: Path) -> None:
 
 
 def npy(array: np.ndarray) -> bytes:
-    """A .npy file, pickled where the array needs it."""
+    """Return a .npy file, pickled if the array needs it."""
     out = io.BytesIO()
     np.save(out, array, allow_pickle=True)
     return out.getvalue()
 
 
 class Bomb:
-    """Unpickling it makes a file."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -76,6 +77,14 @@ class Bomb:
 def record(**changes) -> bytes:
     content = {"genome": "g", "contig": "c", "start": 0, "end": 905, "split": "train", **changes}
     return json.dumps(content).encode()
+
+
+def segment_members(arrays: list[np.ndarray], content: bytes | None = None) -> list[tuple[str, bytes]]:
+    """Return the two members of each segment, all with the same JSON."""
+    members = []
+    for number, array in enumerate(arrays):
+        members += [(f"{number}.ids.npy", npy(array)), (f"{number}.json", content or record())]
+    return members
 
 
 @pytest.mark.parametrize(
@@ -93,8 +102,8 @@ def record(**changes) -> bytes:
         (lambda p: [("0.ids.npy", npy(np.full(900, 4101, np.uint16))), ("0.json", record())], "not those of the man"),
     ],
 )
-def test_a_hostile_shard_does_nothing(folder, tmp_path, members, message):
-    """Even with a manifest that vouches for it: no pickle, no path, no surprise."""
+def test_a_malicious_shard_is_refused_without_effect(folder, tmp_path, members, message):
+    """Even if the manifest has its checksum, no pickle runs and no file is written."""
     bomb = tmp_path / "exploded"
     rewrite(folder / "shard-000000.tar", members(bomb))
     with pytest.raises(DataError, match=message) as caught:
@@ -105,35 +114,31 @@ def test_a_hostile_shard_does_nothing(folder, tmp_path, members, message):
 
 
 def test_ids_beyond_the_vocabulary_are_refused(folder):
-    """On a GPU they would end the process without a word."""
+    """On a GPU they would abort the process without an error message."""
     lengths = load_manifest(folder).shards[0].segments
     arrays = [np.full(length, 5 + number * 4096, np.uint16) for number, length in enumerate(lengths)]
-    members = [(f"{number}.{kind}", data) for number, array in enumerate(arrays)
-               for kind, data in (("ids.npy", npy(array)), ("json", record()))]  # fmt: skip
-    rewrite(folder / "shard-000000.tar", members)
+    rewrite(folder / "shard-000000.tar", segment_members(arrays))
     with pytest.raises(DataError, match=r"segment 1 has the id 4101, the vocabulary ends at 4100"):
         read_all(folder)
 
 
 @pytest.mark.parametrize("content", [b"{}", b"[1]", b"no json", b'{"genome": 1, "contig": 2, "start": "x", "end": 3}'])
-def test_a_record_that_is_none_is_refused(folder, content):
+def test_an_invalid_json_member_is_refused(folder, content):
     shard = load_manifest(folder).shards[0]
-    members = [(f"{number}.{kind}", data) for number, length in enumerate(shard.segments)
-               for kind, data in (("ids.npy", npy(np.full(length, 5, np.uint16))), ("json", content))]  # fmt: skip
+    members = segment_members([np.full(length, 5, np.uint16) for length in shard.segments], content)
     rewrite(folder / shard.name, members)
-    with pytest.raises(DataError, match=r"shard-000000\.tar: segment 1 has no proper KEY\.json"):
-        ShardReader(folder, "train").place(0, 1, 0, 10)
+    with pytest.raises(DataError, match=r"shard-000000\.tar: segment 1 has no valid KEY\.json"):
+        SplitReader(folder, "train").coordinates(0, 1, 0, 10)
 
 
 def test_an_odd_size_is_refused(folder):
     """Half a token at the end of the file."""
     shard = load_manifest(folder).shards[0]
-    members = [(f"{number}.{kind}", data) for number, length in enumerate(shard.segments)
-               for kind, data in (("ids.npy", npy(np.full(length, 5, np.uint16))), ("json", record()))]  # fmt: skip
+    members = segment_members([np.full(length, 5, np.uint16) for length in shard.segments])
     rewrite(folder / shard.name, members)
     with open(folder / shard.name, "ab") as stream:
         stream.write(b"x")
-    vouch_for(folder / shard.name)
+    update_manifest(folder / shard.name)
     with pytest.raises(DataError, match=r"shard-000000\.tar: can't be read as a shard"):
         read_all(folder)
 
@@ -141,7 +146,23 @@ def test_an_odd_size_is_refused(folder):
 def test_a_file_that_is_no_tar_is_refused(folder):
     path = folder / "shard-000000.tar"
     path.write_bytes(b"no tar" * 2000)
-    vouch_for(path)
+    update_manifest(path)
     with pytest.raises(DataError, match="can't be read as a shard") as caught:
-        ShardReader(folder, "train").is_usable(0)
+        SplitReader(folder, "train").is_usable(0)
     assert "\n" not in str(caught.value)
+
+
+def test_extended_tar_headers_are_skipped(folder):
+    """Other writers store times with fractions of a second, which need an extended header."""
+    path = folder / "shard-000000.tar"
+    lengths = load_manifest(folder).shards[0].segments
+    members = segment_members([np.full(length, 5, np.uint16) for length in lengths])
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size, info.mtime = len(data), 1.5
+            tar.addfile(info, io.BytesIO(data))
+    assert b"mtime=1.5" in path.read_bytes()
+    update_manifest(path)
+    read_all(folder)
+    assert [len(ids) for _, _, ids in read_segments(path)] == lengths

@@ -1,4 +1,4 @@
-"""How global batches are cut into micro-batches: today's, and after ranks or batches have changed."""
+"""The split of global batches into micro-batches, also after the ranks or batches have changed."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ GROWING = BatchPlan.growing(4, 4, 12, 10)  # 4, 8, 12
 
 @pytest.mark.parametrize("step", [0, 5, 10, 100])
 @pytest.mark.parametrize("ranks", [1, 2, 4])
-def test_a_resume_has_the_micro_batches_of_the_run_that_went_on(step: int, ranks: int) -> None:
+def test_a_resumed_run_has_the_micro_batches_of_an_uninterrupted_one(step: int, ranks: int) -> None:
     assert split_batch(GROWING, 0, ranks, step).micro_batch == 4 // ranks
 
 
-def test_batches_that_are_done_need_not_divide() -> None:
+def test_completed_batches_need_not_divide() -> None:
     split = split_batch(GROWING, 0, 3, first_step=10)
     assert (split.micro_batch, split.accumulation(12), split.global_batch) == (4, 1, 12)
     assert split_batch(GROWING, 2, 3, first_step=10).accumulation(12) == 2

@@ -1,4 +1,4 @@
-"""Reading windows back, and what damaged shards do: fail with a line that names them, or be skipped."""
+"""Windows are read back exactly; a damaged shard fails with one line that names it, or is skipped."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from support import random_bases, write_prepared
 
-from dnabert_rm.data import split_reader as reader_module
+from dnabert_rm.data import split_reader as split_reader_module
 from dnabert_rm.data.dataset import WindowDataset, WindowSettings
 from dnabert_rm.data.manifest import load_manifest
 from dnabert_rm.data.storage import StorageSettings
@@ -30,42 +30,42 @@ def sequences() -> list[list[str]]:
 
 @pytest.fixture
 def folder(tmp_path, sequences) -> Path:
-    """The shards, prepared."""
+    """The prepared folder of these sequences."""
     write_prepared(tmp_path / "data", sequences)
     return tmp_path / "data"
 
 
 def dataset(folder: Path, storage: StorageSettings | None = None, **settings) -> WindowDataset:
-    """Windows of 40 tokens."""
+    """Return a dataset of windows of 40 tokens."""
     return WindowDataset([folder], [], WindowSettings(**{"window": 42, "num_streams": 4, **settings}), 0, storage)
 
 
 @pytest.mark.parametrize("overlap", [True, False])
 @pytest.mark.parametrize("strand", ["forward", "random", "both"])
-def test_windows_are_the_sequences_at_their_places(folder, sequences, overlap, strand):
+def test_windows_are_the_sequences_at_their_coordinates(folder, sequences, overlap, strand):
     windows = dataset(folder, overlap=overlap, strand=strand)
     samples = np.arange(windows.num_windows)
     found, flat = windows.windows(samples, 0), [sequence for shard in sequences for sequence in shard]
-    for ids, place in zip(found.ids, windows.coordinates(samples, 0), strict=True):
-        bases = flat[int(place["contig"].removeprefix("contig"))][place["start"] : place["end"]]
-        if place["strand"] == "-":
+    for ids, where in zip(found.ids, windows.coordinates(samples, 0), strict=True):
+        bases = flat[int(where["contig"].removeprefix("contig"))][where["start"] : where["end"]]
+        if where["strand"] == "-":
             bases = bases[::-1].translate(str.maketrans("ACGT", "TGCA"))
         assert ids.tolist() == kmer.encode(bases, 6)[:: 1 if overlap else 6].tolist()
         assert len(ids) == 40
     assert found.num_replaced == 0
-    assert {place["strand"] for place in windows.coordinates(samples, 0)} == (
+    assert {where["strand"] for where in windows.coordinates(samples, 0)} == (
         {"+"} if strand == "forward" else {"+", "-"}
     )
 
 
-def test_random_lengths_are_those_of_the_step(folder):
+def test_random_lengths_are_the_same_for_a_whole_step(folder):
     windows, plain = dataset(folder, lengths="random"), dataset(folder)
     samples, sizes = np.arange(20), []
     for step in range(200):
         found, coordinates = windows.windows(samples, step), windows.coordinates(samples, step)
         sizes.append(found.ids.shape[1])
         assert found.ids.shape == (20, windows.tokens_of_step(step))
-        assert {place["end"] - place["start"] for place in coordinates} == {sizes[-1] + 5}
+        assert {where["end"] - where["start"] for where in coordinates} == {sizes[-1] + 5}
         full = plain.coordinates(samples, step)
         assert all(
             outer["contig"] == inner["contig"] and outer["start"] <= inner["start"] and inner["end"] <= outer["end"]
@@ -78,9 +78,9 @@ def test_random_lengths_are_those_of_the_step(folder):
     assert len(set(sizes)) > 25
 
 
-def test_shards_are_opened_again_when_many_are_mapped(folder, monkeypatch):
+def test_unmapped_shards_are_mapped_again_when_needed(folder, monkeypatch):
     expected = dataset(folder).windows(np.arange(60), 0).ids
-    monkeypatch.setattr(reader_module, "MAX_MAPPED", 1)
+    monkeypatch.setattr(split_reader_module, "MAX_MAPPED", 1)
     windows = dataset(folder)
     assert (windows.windows(np.arange(60), 0).ids == expected).all()
     assert len(windows.readers[0]._mapped) == 1
@@ -105,19 +105,19 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_a_bad_shard_names_itself(folder, kind):
-    """At the start where a look at the folder is enough, else when it is first read."""
+def test_a_bad_shard_is_named(folder, kind):
+    """At the start if its size or absence shows it, otherwise when it is first read."""
     damage, message = DAMAGE[kind]
     damage(folder / "shard-000001.tar")
     with pytest.raises(DataError, match=message) as caught:
         opened = dataset(folder)
-        assert kind == "flipped", "must be seen before the run"
+        assert kind == "flipped", "must be found before the run"
         opened.windows(np.arange(60), 0)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_a_shard_that_goes_bad_in_a_run_names_itself(folder, kind):
+def test_a_shard_damaged_during_a_run_is_named(folder, kind):
     windows = dataset(folder)
     DAMAGE[kind][0](folder / "shard-000001.tar")
     with pytest.raises(DataError, match=DAMAGE[kind][1]):
@@ -126,9 +126,9 @@ def test_a_shard_that_goes_bad_in_a_run_names_itself(folder, kind):
 
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_a_bad_shard_can_be_skipped(folder, kind, caplog):
-    """Its windows are replaced by others, the same whoever asks; it is logged once, and counted."""
+    """Its windows are replaced, in the same way for any batch; it is logged once, and the windows are counted."""
     expected = dataset(folder).windows(np.arange(60), 0).ids
-    lost = dataset(folder).locate(np.arange(60)).shard == 1
+    is_bad = dataset(folder).locate(np.arange(60)).shard == 1
     DAMAGE[kind][0](folder / "shard-000001.tar")
     windows = dataset(folder, SKIP)
     with caplog.at_level(logging.WARNING):
@@ -137,17 +137,17 @@ def test_a_bad_shard_can_be_skipped(folder, kind, caplog):
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "shard-000001.tar" in caplog.text
     assert "skipped (--on-bad-shard skip)" in caplog.text
-    assert found.num_replaced == lost.sum() > 10
+    assert found.num_replaced == is_bad.sum() > 10
     assert sum(part.num_replaced for part in parts) == found.num_replaced
     assert (np.concatenate([part.ids for part in parts]) == found.ids).all()
-    assert (found.ids[~lost] == expected[~lost]).all()
-    assert (found.ids[lost] != expected[lost]).any(axis=1).all()
+    assert (found.ids[~is_bad] == expected[~is_bad]).all()
+    assert (found.ids[is_bad] != expected[is_bad]).any(axis=1).all()
     coordinates = windows.coordinates(np.arange(60), 0)
-    assert not {"contig2", "contig3", "contig4"} & {place["contig"] for place in coordinates}
-    assert len({tuple(ids) for ids in found.ids[lost].tolist()}) > lost.sum() // 2
+    assert not {"contig2", "contig3", "contig4"} & {where["contig"] for where in coordinates}
+    assert len({tuple(ids) for ids in found.ids[is_bad].tolist()}) > is_bad.sum() // 2
 
 
-def test_skipping_ends_where_nothing_is_left(folder):
+def test_skipping_fails_if_no_shard_is_left(folder):
     for path in folder.glob("*.tar"):
         flip_byte(path)
     with pytest.raises(DataError, match="hardly any shard can be read"):

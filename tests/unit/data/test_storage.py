@@ -1,4 +1,4 @@
-"""Shards behind URLs: retries, checksums, a cache of bounded size, and which URLs are refused."""
+"""Shards behind URLs: retries, checksums, the size limit of the cache, and refused URLs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from support import random_bases, write_prepared
 
-from dnabert_rm.data import storage as folders
+from dnabert_rm.data import storage as storage_module
 from dnabert_rm.data.cache import ShardCache
 from dnabert_rm.data.dataset import WindowDataset, WindowSettings
 from dnabert_rm.data.manifest import load_manifest
@@ -26,24 +26,24 @@ SAMPLES = np.arange(60)
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves a folder; `spoil(path, count)` may change the status and body of the count-th request of a path."""
+    """Serves a folder. `respond(path, count)` may change the status and body of the count-th request of a path."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.folder, self.requests = folder, Counter()
-        self.spoil = lambda path, count: (200, None)
+        self.respond = lambda path, count: (200, None)
         self.url = f"http://127.0.0.1:{self.server_address[1]}/data"
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """One request."""
+    """Handler of one request."""
 
     server: Server
 
     def do_GET(self) -> None:
         name = self.path.removeprefix("/data/")
         self.server.requests[name] += 1
-        status, body = self.server.spoil(name, self.server.requests[name])
+        status, body = self.server.respond(name, self.server.requests[name])
         path = self.server.folder / name
         if body is None:
             body = path.read_bytes() if path.is_file() else b""
@@ -68,7 +68,7 @@ def folder(tmp_path) -> Path:
 
 @pytest.fixture
 def server(folder) -> Iterator[Server]:
-    """The folder on a server of this machine."""
+    """The folder behind a local server."""
     with Server(folder) as running:
         threading.Thread(target=running.serve_forever, args=(0.02,), daemon=True).start()
         yield running
@@ -76,25 +76,25 @@ def server(folder) -> Iterator[Server]:
 
 
 @pytest.fixture(autouse=True)
-def no_waiting(monkeypatch):
-    monkeypatch.setattr(folders, "FIRST_WAIT_SECONDS", 0.01)
+def no_waiting(monkeypatch) -> None:
+    monkeypatch.setattr(storage_module, "FIRST_WAIT_SECONDS", 0.01)
 
 
-def windows(place: str | Path, tmp_path: Path, **storage) -> np.ndarray:
-    """The first windows of a folder or URL."""
+def windows(location: str | Path, tmp_path: Path, **storage) -> np.ndarray:
+    """Return the first windows of a folder or URL."""
     settings = StorageSettings(cache_dir=str(tmp_path / "cache"), **storage)
-    return dataset(place, settings).windows(SAMPLES, 0).ids
+    return dataset(location, settings).windows(SAMPLES, 0).ids
 
 
-def dataset(place: str | Path, settings: StorageSettings) -> WindowDataset:
-    return WindowDataset([place], [], WindowSettings(window=42, num_streams=4), 0, settings)
+def dataset(location: str | Path, settings: StorageSettings) -> WindowDataset:
+    return WindowDataset([location], [], WindowSettings(window=42, num_streams=4), 0, settings)
 
 
 def cached(tmp_path: Path) -> list[Path]:
     return sorted((tmp_path / "cache").glob("*.tar"))
 
 
-def test_a_url_reads_as_its_folder_does_and_is_fetched_once(folder, server, tmp_path):
+def test_a_url_gives_the_windows_of_its_folder_and_is_fetched_once(folder, server, tmp_path):
     expected = windows(folder, tmp_path)
     assert (windows(server.url, tmp_path) == expected).all()
     assert (windows(server.url + "/", tmp_path) == expected).all()
@@ -105,38 +105,38 @@ def test_a_url_reads_as_its_folder_does_and_is_fetched_once(folder, server, tmp_
     assert {path.stem for path in cached(tmp_path)} == {shard.sha256 for shard in load_manifest(folder).shards}
 
 
-def test_a_server_that_answers_500_twice_then_works(folder, server, tmp_path):
-    server.spoil = lambda name, count: (500, b"") if name == "shard-000002.tar" and count <= 2 else (200, None)
+def test_two_server_errors_are_retried(folder, server, tmp_path):
+    server.respond = lambda name, count: (500, b"") if name == "shard-000002.tar" and count <= 2 else (200, None)
     assert (windows(server.url, tmp_path) == windows(folder, tmp_path)).all()
     assert server.requests["shard-000002.tar"] == 3
 
 
-def test_what_comes_is_checked_and_fetched_again(folder, server, tmp_path, caplog):
+def test_a_wrong_shard_is_detected_and_fetched_again(folder, server, tmp_path, caplog):
     good = (folder / "shard-000001.tar").read_bytes()
     bad = [good[:-100], good + b"more", b"x" + good[1:]]
-    server.spoil = lambda name, count: (200, bad[count - 1] if name == "shard-000001.tar" and count <= 3 else None)
+    server.respond = lambda name, count: (200, bad[count - 1] if name == "shard-000001.tar" and count <= 3 else None)
     assert (windows(server.url, tmp_path) == windows(folder, tmp_path)).all()
     assert server.requests["shard-000001.tar"] == 4
-    assert [text in caplog.text for text in ("bytes came, the manifest says", "more than the", "SHA-256")] == [True] * 3
+    assert [text in caplog.text for text in ("bytes, the manifest says", "more than the", "SHA-256")] == [True] * 3
     assert not list((tmp_path / "cache").glob("*.tmp"))
 
 
-def test_a_shard_that_never_comes_names_its_url(server, tmp_path):
-    server.spoil = lambda name, count: (200, b"nothing" if name == "shard-000001.tar" else None)
-    with pytest.raises(DataError, match=r"/data/shard-000001\.tar: could not be fetched in 5 tries \(7 bytes came"):
+def test_a_failed_fetch_names_the_url(server, tmp_path):
+    server.respond = lambda name, count: (200, b"nothing" if name == "shard-000001.tar" else None)
+    with pytest.raises(DataError, match=r"/data/shard-000001\.tar: could not be fetched in 5 tries \(received 7 bytes"):
         windows(server.url, tmp_path)
     missing = server.url.replace("/data", "/nowhere")
     with pytest.raises(DataError, match=r"/nowhere/manifest\.json: could not be fetched .* ended with code 22"):
         windows(missing, tmp_path)
 
 
-def test_a_shard_that_never_comes_can_be_skipped(folder, server, tmp_path):
-    server.spoil = lambda name, count: (404, b"") if name == "shard-000001.tar" else (200, None)
+def test_a_shard_that_can_not_be_fetched_can_be_skipped(folder, server, tmp_path):
+    server.respond = lambda name, count: (404, b"") if name == "shard-000001.tar" else (200, None)
     settings = StorageSettings(on_bad_shard="skip", cache_dir=str(tmp_path / "cache"))
     found = dataset(server.url, settings).windows(SAMPLES, 0)
-    lost = dataset(folder, settings).locate(SAMPLES).shard == 1
-    assert found.num_replaced == lost.sum() > 0
-    assert (found.ids[~lost] == windows(folder, tmp_path)[~lost]).all()
+    is_bad = dataset(folder, settings).locate(SAMPLES).shard == 1
+    assert found.num_replaced == is_bad.sum() > 0
+    assert (found.ids[~is_bad] == windows(folder, tmp_path)[~is_bad]).all()
 
 
 def test_a_damaged_copy_in_the_cache_is_fetched_again(folder, server, tmp_path):
@@ -149,8 +149,8 @@ def test_a_damaged_copy_in_the_cache_is_fetched_again(folder, server, tmp_path):
     assert server.requests["shard-000000.tar"] == 2
 
 
-def test_the_cache_stays_within_its_bound(folder, server, tmp_path):
-    """Room for two of four shards: every window still comes, and never more lies on the disk."""
+def test_the_cache_stays_within_its_size(folder, server, tmp_path):
+    """With space for two of four shards every window is read, and the files on the disk never exceed the size."""
     size = max(shard.bytes for shard in load_manifest(folder).shards)
     most = 0
     expected = windows(folder, tmp_path)
@@ -162,7 +162,7 @@ def test_the_cache_stays_within_its_bound(folder, server, tmp_path):
     assert len(cached(tmp_path)) == 2
 
 
-def test_the_least_recently_used_shard_goes_first(folder, tmp_path):
+def test_the_least_recently_used_shard_is_evicted_first(folder, tmp_path):
     shards = load_manifest(folder).shards
     cache = ShardCache(tmp_path / "cache", 2 * max(shard.bytes for shard in shards))
 
@@ -178,12 +178,12 @@ def test_the_least_recently_used_shard_goes_first(folder, tmp_path):
     assert [cache.path(shard).exists() for shard in shards] == [True, False, True, False]
 
 
-def test_a_cache_too_small_for_one_shard_says_so(server, tmp_path):
-    with pytest.raises(ConfigError, match=r"data\.cache_gb 1e-05: no room for shard shard-00000\d\.tar of \d+ bytes"):
+def test_a_cache_too_small_for_one_shard_is_refused(server, tmp_path):
+    with pytest.raises(ConfigError, match=r"data\.cache_gb 1e-05: no space for shard shard-00000\d\.tar of \d+ bytes"):
         windows(server.url, tmp_path, cache_gb=1e-5)
 
 
-def test_what_a_killed_process_left_is_removed(server, tmp_path):
+def test_a_partial_file_of_a_killed_process_is_removed(server, tmp_path):
     (tmp_path / "cache").mkdir()
     abandoned = tmp_path / "cache" / f"{'0' * 64}.tmp"
     abandoned.write_bytes(b"half")
@@ -209,14 +209,14 @@ def test_several_processes_share_one_cache(folder, server, tmp_path):
     assert {count for name, count in server.requests.items() if name.endswith(".tar")} == {1}
 
 
-def test_pipes_run_only_when_they_are_allowed(folder, tmp_path):
+def test_pipe_urls_run_only_if_allowed(folder, tmp_path):
     url = f"pipe:cat {folder}/{{}}"
     with pytest.raises(ConfigError, match=r"pipe: runs a shell command; allow it with --allow-pipe"):
         windows(url, tmp_path)
     assert (windows(url, tmp_path, allow_pipe=True) == windows(folder, tmp_path)).all()
 
 
-def test_a_rewritten_url_does_not_get_past_that(folder, tmp_path, monkeypatch):
+def test_a_url_rewritten_to_a_pipe_is_refused_too(folder, tmp_path, monkeypatch):
     monkeypatch.setenv("GOPEN_REWRITE", f"http://store=pipe:cat {folder}")
     with pytest.raises(ConfigError, match="allow it with --allow-pipe"):
         windows("http://store", tmp_path)
@@ -225,17 +225,17 @@ def test_a_rewritten_url_does_not_get_past_that(folder, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("s3://bucket/data", "webdataset opens no s3 URLs; give one of .*http, https"),
-        ("gopher://host/data", "webdataset opens no gopher URLs"),
-        ("http://host/my data", "a URL has no blanks"),
+        ("s3://bucket/data", "webdataset can't open s3 URLs; choose one of .*http, https"),
+        ("gopher://host/data", "webdataset can't open gopher URLs"),
+        ("http://host/my data", "a URL can't contain blanks"),
     ],
 )
-def test_urls_that_nothing_opens_are_refused(url, message, tmp_path):
+def test_unknown_urls_are_refused(url, message, tmp_path):
     with pytest.raises(ConfigError, match=message):
         windows(url, tmp_path)
 
 
-def test_a_cache_that_cannot_be_made_is_named(server, tmp_path):
+def test_a_cache_that_cannot_be_created_is_named(server, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match=r"data\.cache_dir .*file/cache: can't be made"):
+    with pytest.raises(ConfigError, match=r"data\.cache_dir .*file/cache: can't be created"):
         dataset(server.url, StorageSettings(cache_dir=str(tmp_path / "file" / "cache")))

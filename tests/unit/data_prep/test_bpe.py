@@ -1,4 +1,4 @@
-"""BPE: special ids, what is stored, both strands, samples that depend on the seed alone."""
+"""BPE: special ids, stored segments, both strands, and samples that depend only on the seed."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import sentencepiece
 from slow_fasta import slow_file
 
 from data_prep.bpe import load_model, piece_bases, sample_sentences, train, train_from_files
-from data_prep.build.build_shards import Job, build
-from data_prep.build.options import BuildOptions
-from data_prep.build.scan import joined_contigs, scan_files
-from data_prep.build.sources import Source
 from data_prep.decode import make_decoder
 from data_prep.parallel import open_executor
+from data_prep.sharding.build_shards import Job, build
+from data_prep.sharding.options import BuildOptions
+from data_prep.sharding.scan import join_contigs, scan_files
+from data_prep.sharding.sources import Source
 from data_prep.stats import collect
 from data_prep.verify import find_faults
 from dnabert_rm.data.manifest import load_manifest
@@ -27,7 +27,7 @@ from dnabert_rm.utils.files import sha256_of_file
 
 @pytest.fixture(scope="module")
 def genome(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """60,000 bases with words that come again, N and lower case."""
+    """60,003 bases with repeated words, N and lower case."""
     rng = np.random.default_rng(0)
     words = ["".join(rng.choice(list("ACGT"), 9)) for _ in range(20)]
     text = "".join(words[i] for i in rng.integers(0, 20, 6667))
@@ -78,12 +78,12 @@ def test_segments_hold_every_base_once_and_decode(genome: Path, model: Path, tmp
     assert (tmp_path / "out" / "tokenizer.model").read_bytes() == model.read_bytes()
 
 
-def test_both_strands_are_stored_on_demand(genome: Path, model: Path, tmp_path: Path) -> None:
+def test_strand_both_stores_the_reverse_complement(genome: Path, model: Path, tmp_path: Path) -> None:
     segments = build_bpe(genome, model, tmp_path / "out", strand="both")
     decode = make_decoder(load_manifest(tmp_path / "out").tokenizer, tmp_path / "out")
-    for (meta, ids), (other, turned) in zip(segments[::2], segments[1::2], strict=True):
+    for (meta, ids), (other, reverse_ids) in zip(segments[::2], segments[1::2], strict=True):
         assert (meta.pop("strand"), other.pop("strand")) == ("+", "-") and meta == other
-        assert decode(turned).tolist() == (decode(ids) ^ 1)[::-1].tolist()
+        assert decode(reverse_ids).tolist() == (decode(ids) ^ 1)[::-1].tolist()
     with open_executor(1) as executor:
         assert executor is not None
         content = collect(load_manifest(tmp_path / "out"), tmp_path / "out", executor)
@@ -92,7 +92,7 @@ def test_both_strands_are_stored_on_demand(genome: Path, model: Path, tmp_path: 
     assert 2 < train["bases_per_token"] < 9
 
 
-def test_a_changed_model_is_found(genome: Path, model: Path, tmp_path: Path) -> None:
+def test_verify_finds_a_changed_model(genome: Path, model: Path, tmp_path: Path) -> None:
     build_bpe(genome, model, tmp_path / "out")
     (tmp_path / "out" / "tokenizer.model").write_bytes(b"other")
     with open_executor(1) as executor:
@@ -101,11 +101,11 @@ def test_a_changed_model_is_found(genome: Path, model: Path, tmp_path: Path) -> 
     assert fault.startswith("tokenizer.model: is missing or has another checksum")
 
 
-def test_a_sample_is_of_the_genome_and_depends_on_the_seed_alone(genome: Path) -> None:
+def test_a_sample_comes_from_the_genome_and_depends_only_on_the_seed(genome: Path) -> None:
     with open_executor(1) as executor:
         assert executor is not None
         source, paths = [Source("g", str(genome))], {0: str(genome)}
-        contigs = joined_contigs(source, paths, scan_files(source, paths, False, executor)[1])
+        contigs = join_contigs(source, paths, scan_files(source, paths, False, executor)[1])
     records = [sequence.upper() for _, sequence in slow_file(genome)]
 
     def sample(bases: int, seed: int) -> list[str]:
@@ -125,7 +125,7 @@ def test_training_is_repeatable(genome: Path, model: Path, tmp_path: Path) -> No
     assert (tmp_path / "m").read_bytes() == model.read_bytes()
 
 
-def test_a_genome_too_short_to_train_on_is_told(tmp_path: Path) -> None:
+def test_a_genome_too_short_to_train_on_is_refused(tmp_path: Path) -> None:
     (tmp_path / "g.fa").write_text(">a\nACGT\n")
     with open_executor(1) as executor:
         assert executor is not None
@@ -134,12 +134,12 @@ def test_a_genome_too_short_to_train_on_is_told(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["g.fa"]
 
 
-def test_more_pieces_than_the_sample_gives_are_refused() -> None:
+def test_a_vocabulary_too_large_for_the_sample_is_refused() -> None:
     with pytest.raises(ConfigError, match="--vocab-size 5000"):
         train(iter(["ACGT" * 10]), 5000)
 
 
-def test_what_is_no_model_of_ours_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_train_bpe_did_not_write_is_refused(tmp_path: Path) -> None:
     (tmp_path / "junk").write_bytes(b"junk")
     with pytest.raises(DataError, match="not a SentencePiece model"):
         load_model(tmp_path / "junk")

@@ -1,4 +1,4 @@
-"""Whole builds of made-up FASTA in this process, read back and compared with the slow reader."""
+"""Complete builds of generated FASTA in this process, compared with the slow reference reader."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from slow_fasta import fasta_texts, slow_ids, slow_records, slow_runs
 
-from data_prep.build.build_shards import Job, build
-from data_prep.build.options import BuildOptions
-from data_prep.build.sources import Source
 from data_prep.parallel import open_executor
+from data_prep.sharding.build_shards import Job, build
+from data_prep.sharding.options import BuildOptions
+from data_prep.sharding.sources import Source
 from data_prep.verify import find_faults
 from dnabert_rm.data.manifest import load_manifest
 from dnabert_rm.data.shards import read_segments
 from dnabert_rm.utils.errors import DataError
 
 Segment = tuple[dict, np.ndarray]
-# On a disk, waiting for every shard to reach it would be most of the time.
+# On a disk, flushing every shard would take most of the time.
 IN_MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
 
 def build_text(text: str, folder: Path, options: BuildOptions) -> list[Segment]:
-    """Build one genome "g" of this text; returns its segments in order, after verify found no fault."""
+    """Build the genome "g" from `text` and verify it; return its segments in order."""
     (folder / "g.fa").write_bytes(text.encode())
     with open_executor(1) as executor:
         assert executor is not None
@@ -88,7 +88,7 @@ def test_a_build_holds_every_run_of_the_slow_reader_and_accounts_for_the_rest(te
 
 @given(fasta_texts(), st.integers(1, 5), st.integers(3, 6))
 @settings(deadline=None, max_examples=40)
-def test_short_ambiguous_stretches_stay_as_unk(text: str, unk_bases: int, k: int) -> None:
+def test_short_ambiguous_runs_are_stored_as_unk(text: str, unk_bases: int, k: int) -> None:
     records = dict(slow_records(text.replace("\r\n", "\n")))
     with tempfile.TemporaryDirectory(dir=IN_MEMORY) as folder:
         try:
@@ -131,7 +131,7 @@ def test_another_seed_gives_other_blocks_and_the_same_seed_the_same(tmp_path: Pa
     assert coordinates("one", 3) == coordinates("two", 3) != coordinates("three", 4)
 
 
-def test_lower_case_is_recorded_where_it_stands(tmp_path: Path) -> None:
+def test_lower_case_ranges_are_recorded(tmp_path: Path) -> None:
     text = ">a\nACGTacgtAC\nggNNttACGT\naCGTACGTACGTACGTAC\n"
     options = BuildOptions(k=3, segment_tokens=6, record_soft_mask=True)
     sequence = slow_records(text)[0][1]
@@ -142,18 +142,18 @@ def test_lower_case_is_recorded_where_it_stands(tmp_path: Path) -> None:
         assert ids.tolist() == slow_ids(sequence[meta["start"] : meta["end"]], 3)
 
 
-def test_u_is_t_with_the_flag_and_a_gap_without(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_u_is_t_with_rna_and_a_gap_without(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = ">a\nACGUACGUUUACG\n"
     (tmp_path / "no").mkdir()
     (tmp_path / "yes").mkdir()
-    spans = [(meta["start"], meta["end"]) for meta, _ in build_text(text, tmp_path / "no", BuildOptions(k=3))]
-    assert spans == [(0, 3), (4, 7), (10, 13)]
+    ranges = [(meta["start"], meta["end"]) for meta, _ in build_text(text, tmp_path / "no", BuildOptions(k=3))]
+    assert ranges == [(0, 3), (4, 7), (10, 13)]
     assert "4 letters U are left out; --rna reads them as T" in capsys.readouterr().err
     ((_, ids),) = build_text(text, tmp_path / "yes", BuildOptions(k=3, rna=True))
     assert ids.tolist() == slow_ids("ACGTACGTTTACG", 3)
 
 
-def test_two_genomes_may_name_their_contigs_alike(tmp_path: Path) -> None:
+def test_two_genomes_can_have_contigs_of_the_same_name(tmp_path: Path) -> None:
     for genome, bases in (("fly", "ACGTACGTAA"), ("man", "GGTTGGTTAC")):
         (tmp_path / f"{genome}.fa").write_text(f">chr1\n{bases}\n")
     sources = [Source(genome, str(tmp_path / f"{genome}.fa")) for genome in ("fly", "man")]
@@ -161,7 +161,7 @@ def test_two_genomes_may_name_their_contigs_alike(tmp_path: Path) -> None:
         assert executor is not None
         build(Job(sources, BuildOptions(test_contigs=("man:chr1",)), tmp_path / "out"), executor)
         both = [Source("g", source.path) for source in sources]
-        with pytest.raises(DataError, match=r"man.fa: contig 'chr1' of genome 'g' is in .*fly.fa too"):
+        with pytest.raises(DataError, match=r"man.fa: contig 'chr1' of genome 'g' is also in .*fly.fa"):
             build(Job(both, BuildOptions(), tmp_path / "other"), executor)
     found = {
         (meta["genome"], meta["contig"], meta["split"]): ids.tolist()

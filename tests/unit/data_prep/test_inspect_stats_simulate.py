@@ -1,4 +1,4 @@
-"""`inspect`, `stats` and `simulate`: what they print is what is there."""
+"""`inspect`, `stats` and `simulate`: their output agrees with the shards and the genome."""
 
 from __future__ import annotations
 
@@ -50,19 +50,19 @@ def test_inspect_gives_one_object_with_the_counts(world: Path, capsys: pytest.Ca
         assert sample["bases"] == records[sample["contig"]][sample["start"] : sample["end"]].upper()
 
 
-def test_inspect_for_people_shows_samples(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_as_text_shows_samples(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     assert main(["inspect", str(world / "out"), "--samples", "2"]) == 0
     out = capsys.readouterr().out
     assert "120,000 bases in 5 contigs of genome; 6-mers" in out and out.count("genome:sim") == 2
 
 
-def test_build_prints_what_inspect_finds(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_build_prints_the_same_summary_as_inspect(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--val-fraction", "0.1", "--block-bases", "5000", "--segment-tokens", "3000", "--workers", "1"]
     capsys.readouterr()
     assert main(["build", str(world / "genome.fa"), "--out", str(world / "out"), *words]) == 0
     built = capsys.readouterr()
-    assert "shards are there already" in built.err
+    assert "shards exist already" in built.err
     assert main(["inspect", str(world / "out"), "--samples", "0"]) == 0
     assert capsys.readouterr().out == built.out
 
@@ -76,9 +76,9 @@ def test_stats_count_every_letter(world: Path, capsys: pytest.CaptureFixture[str
     for row in content["splits"].values():
         letters.update(row["letters"])
         assert row["gc"] == pytest.approx((row["letters"]["C"] + row["letters"]["G"]) / sum(row["letters"].values()))
-    lost = content["left_out"].get("too_short", 0)
+    too_short = content["left_out"].get("too_short", 0)
     missing = {letter: expected[letter] - letters[letter] for letter in "ACGT"}
-    assert sum(missing.values()) == lost and min(missing.values()) >= 0
+    assert sum(missing.values()) == too_short and min(missing.values()) >= 0
     assert letters["N"] == 0
     assert sum(row["segments"] for row in content["segment_tokens"]) == sum(
         len(shard.segments) for shard in load_manifest(world / "out").shards
@@ -86,14 +86,14 @@ def test_stats_count_every_letter(world: Path, capsys: pytest.CaptureFixture[str
     assert (tmp_path / "h.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_stats_for_people_draw_a_histogram(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_stats_as_text_show_a_histogram(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     assert main(["stats", str(world / "out"), "--workers", "1"]) == 0
     out = capsys.readouterr().out
     assert "bases/token" in out and "█" in out and "left out, ambiguous" in out
 
 
-def test_a_simulated_genome_has_what_real_ones_have(world: Path) -> None:
+def test_a_simulated_genome_has_contigs_gaps_and_soft_masked_repeats(world: Path) -> None:
     records = slow_file(world / "genome.fa")
     text = "".join(sequence for _, sequence in records)
     assert len(records) == 5 and len(text) == 120_000
@@ -101,7 +101,7 @@ def test_a_simulated_genome_has_what_real_ones_have(world: Path) -> None:
     assert 0.1 < sum(letter.islower() for letter in text) / len(text) < 0.5
 
 
-def test_a_simulation_is_its_seed(tmp_path: Path) -> None:
+def test_a_simulation_depends_only_on_its_seed(tmp_path: Path) -> None:
     for name, seed in (("one", "7"), ("two", "7"), ("three", "8")):
         assert (
             main(["simulate", "--out", str(tmp_path / name), "--bases", "30000", "--rows", "20", "--seed", seed]) == 0
@@ -111,7 +111,7 @@ def test_a_simulation_is_its_seed(tmp_path: Path) -> None:
         assert one == two != three
 
 
-def test_labels_can_not_be_told_from_base_composition(world: Path) -> None:
+def test_base_composition_does_not_reveal_the_label(world: Path) -> None:
     shares: dict[str, list[float]] = {"0": [], "1": []}
     with open(world / "test.csv", newline="") as stream:
         for row in csv.DictReader(stream):
@@ -122,8 +122,8 @@ def test_labels_can_not_be_told_from_base_composition(world: Path) -> None:
     assert abs(means[0] - means[1]) < 0.01
 
 
-def test_the_label_says_whether_a_motif_of_the_genome_is_there(world: Path) -> None:
-    """Words that come often in the genome stand in sequences of label 1 far more than in those of label 0."""
+def test_label_1_sequences_contain_motifs_of_the_genome(world: Path) -> None:
+    """Frequent words of the genome occur far more often in sequences with label 1 than in those with label 0."""
     text = "".join(sequence.upper() for _, sequence in slow_file(world / "genome.fa"))
     common = {word for word, count in Counter(text[i : i + 8] for i in range(len(text) - 7)).items() if count > 60}
     shares = {"0": 0.0, "1": 0.0}
@@ -134,7 +134,7 @@ def test_the_label_says_whether_a_motif_of_the_genome_is_there(world: Path) -> N
     assert shares["1"] > 0.6 and shares["1"] > shares["0"] + 0.3, shares
 
 
-def test_labelled_sequences_do_not_stand_in_the_genome(world: Path) -> None:
+def test_labelled_sequences_do_not_occur_in_the_genome(world: Path) -> None:
     text = "".join(sequence.upper() for _, sequence in slow_file(world / "genome.fa"))
     with open(world / "train.csv", newline="") as stream:
         rows = list(csv.DictReader(stream))

@@ -1,4 +1,4 @@
-"""Runs, segments, splits and shards as functions of integers, checked base by base and token by token."""
+"""Runs, segments, splits and shards, checked base by base and token by token."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep.build.options import BuildOptions
-from data_prep.build.segments import Line, cut_at, cut_runs, long_enough
-from data_prep.build.shard_plan import bases_of_splits, make_plan
-from data_prep.build.splits import TEST, TRAIN, VAL, matching, split_by_blocks, split_of_contigs
+from data_prep.sharding.options import BuildOptions
+from data_prep.sharding.segments import ContigAxis, cut_at, cut_runs, long_enough
+from data_prep.sharding.shard_plan import bases_of_splits, make_plan
+from data_prep.sharding.splits import TEST, TRAIN, VAL, matching, split_by_blocks, split_of_contigs
 from dnabert_rm.genome.contigs import Contig
 from dnabert_rm.utils.errors import ConfigError, DataError
 
@@ -21,7 +21,7 @@ LETTERS = st.text("AAAAN", max_size=60)
 
 
 def gaps_of(text: str) -> np.ndarray:
-    """Stretches of N, one letter at a time."""
+    """Find runs of N, one letter at a time."""
     edges = [i for i in range(len(text) + 1) if (text[i - 1 : i] == "N") != (text[i : i + 1] == "N")]
     return np.array(edges, dtype=np.int64).reshape(-1, 2)
 
@@ -32,20 +32,20 @@ def contig(length: int, name: str = "c", gaps: tuple = (), genome: str = "g") ->
 
 
 @given(st.lists(st.tuples(LETTERS, st.booleans()), min_size=1, max_size=4), st.integers(0, 4))
-def test_runs_are_the_bases_between_gaps_of_the_contigs_taken(texts: list[tuple[str, bool]], unk_bases: int) -> None:
-    line = Line.of([len(text) for text, _ in texts])
-    taken = np.array([take for _, take in texts])
-    runs = line.runs([gaps_of(text) for text, _ in texts], taken, unk_bases)
-    inside = {(int(line.contig_of(np.array(i))), i) for start, end in runs.tolist() for i in range(start, end)}
+def test_runs_are_the_bases_between_gaps_of_the_included_contigs(texts: list[tuple[str, bool]], unk_bases: int) -> None:
+    axis = ContigAxis.from_lengths([len(text) for text, _ in texts])
+    included = np.array([include for _, include in texts])
+    runs = axis.runs([gaps_of(text) for text, _ in texts], included, unk_bases)
+    inside = {(int(axis.contig_of(np.array(i))), i) for start, end in runs.tolist() for i in range(start, end)}
     expected, position = set(), 0
-    for number, (text, take) in enumerate(texts):
+    for number, (text, include) in enumerate(texts):
         # Short gaps between bases become bases.
         text = re.sub(f"(?<=A)N{{1,{unk_bases}}}(?=A)", lambda gap: "A" * len(gap[0]), text) if unk_bases else text
-        expected |= {(number, position + i) for i, letter in enumerate(text) if letter == "A" and take}
+        expected |= {(number, position + i) for i, letter in enumerate(text) if letter == "A" and include}
         position += len(text) + 1
     assert inside == expected
     assert all(end > start for start, end in runs.tolist())
-    assert all(line.contig_of(np.array(start)) == line.contig_of(np.array(end - 1)) for start, end in runs.tolist())
+    assert all(axis.contig_of(np.array(start)) == axis.contig_of(np.array(end - 1)) for start, end in runs.tolist())
 
 
 @given(st.lists(st.integers(1, 200), max_size=6), st.integers(1, 8), st.integers(1, 50))
@@ -65,7 +65,7 @@ def test_segments_hold_every_token_of_every_run_once(lengths: list[int], k: int,
 
 
 @pytest.mark.parametrize(("length", "expected"), [(15, [10]), (16, [5, 6]), (25, [10, 10]), (26, [7, 7, 7])])
-def test_a_run_is_cut_just_above_the_limit_and_not_at_it(length: int, expected: list[int]) -> None:
+def test_a_run_at_the_limit_is_one_segment_and_a_longer_one_is_cut(length: int, expected: list[int]) -> None:
     sizes = [end - start - 5 for start, end in cut_runs(np.array([[0, length]]), 6, 10).tolist()]
     assert sorted(sizes) == sorted(expected)
 
@@ -85,25 +85,25 @@ def test_cutting_runs_loses_no_base(steps: list[tuple[int, int]], cuts: list[int
     assert {start for start, _ in cut} - borders == {c for c in cuts if any(s < c < e for s, e in rows)}
 
 
-def split_line(lengths: list[int], options: BuildOptions, gaps: list | None = None) -> tuple[Line, list, list]:
-    line = Line.of(lengths)
+def split_contigs(lengths: list[int], options: BuildOptions, gaps: list | None = None) -> tuple[ContigAxis, list, list]:
+    axis = ContigAxis.from_lengths(lengths)
     empty = [np.empty((0, 2), np.int64) for _ in lengths]
-    runs = line.runs(gaps or empty, np.ones(len(lengths), dtype=bool), 0)
-    cut, split = split_by_blocks(runs, line, options)
-    return line, cut.tolist(), split.tolist()
+    runs = axis.runs(gaps or empty, np.ones(len(lengths), dtype=bool), 0)
+    cut, split = split_by_blocks(runs, axis, options)
+    return axis, cut.tolist(), split.tolist()
 
 
 @given(st.lists(st.integers(20, 3000), min_size=1, max_size=5), st.integers(0, 5), st.sampled_from([0.1, 0.3]))
-def test_blocks_put_every_base_in_one_split_and_give_each_its_share(lengths: list[int], seed: int, part: float) -> None:
+def test_blocks_put_every_base_in_one_split_and_reach_the_fractions(lengths: list[int], seed: int, part: float) -> None:
     options = BuildOptions(val_fraction=part, test_fraction=0.1, block_bases=100, seed=seed, min_tokens=10)
     num_blocks = sum(max(1, round(length / 100)) for length in lengths)
     try:
-        line, cut, split = split_line(lengths, options)
+        axis, cut, split = split_contigs(lengths, options)
     except ConfigError as error:
         assert "blocks" in str(error) and num_blocks < 6
         return
     coordinates = [i for start, end in cut for i in range(start, end)]
-    assert coordinates == [start + i for start, length in zip(line.starts, lengths, strict=True) for i in range(length)]
+    assert coordinates == [start + i for start, length in zip(axis.starts, lengths, strict=True) for i in range(length)]
     assert set(split) == {TRAIN, VAL, TEST}
     if num_blocks >= 20:
         for number, wanted in ((VAL, part), (TEST, 0.1)):
@@ -114,30 +114,28 @@ def test_blocks_put_every_base_in_one_split_and_give_each_its_share(lengths: lis
 
 def test_small_scaffolds_do_not_count_as_whole_blocks() -> None:
     options = BuildOptions(val_fraction=0.1, block_bases=1000, seed=1)
-    _, cut, split = split_line([500_000] + [100] * 500, options)
+    _, cut, split = split_contigs([500_000] + [100] * 500, options)
     val = sum(end - start for (start, end), which in zip(cut, split, strict=True) if which == VAL)
     assert val == pytest.approx(55_000, abs=500)
 
 
-def test_neighbouring_blocks_of_one_split_are_not_cut_apart() -> None:
-    _, cut, split = split_line([1000], BuildOptions(val_fraction=0.2, block_bases=10))
+def test_adjacent_blocks_of_one_split_are_not_cut_apart() -> None:
+    _, cut, split = split_contigs([1000], BuildOptions(val_fraction=0.2, block_bases=10))
     assert all(one != other for one, other in itertools.pairwise(split))
     assert VAL in split and len(cut) < 100
 
 
-def test_blocks_of_gaps_alone_are_no_validation_data() -> None:
+def test_blocks_without_sequence_are_never_validation_data() -> None:
     for seed in range(20):
         options = BuildOptions(val_fraction=0.25, block_bases=100, seed=seed)
-        _, _, split = split_line([10_000], options, [np.array([[400, 10_000]])])
+        _, _, split = split_contigs([10_000], options, [np.array([[400, 10_000]])])
         assert split.count(VAL) == 1
 
 
 @pytest.mark.parametrize(("lengths", "said"), [([1500, 1500], True), ([15_000, 15_000], False)])
-def test_a_share_far_from_the_fraction_is_told(lengths: list[int], said: bool, capsys) -> None:
-    split_line(lengths, BuildOptions(val_fraction=0.05, block_bases=1000))
-    warning = (
-        "warning: --val-fraction 0.05: whole blocks of 1,000 bases make it 0.25; smaller --block-bases come nearer"
-    )
+def test_warns_if_blocks_miss_the_fraction_by_far(lengths: list[int], said: bool, capsys) -> None:
+    split_contigs(lengths, BuildOptions(val_fraction=0.05, block_bases=1000))
+    warning = "warning: --val-fraction 0.05: whole blocks of 1,000 bases make it 0.25; choose smaller --block-bases"
     assert capsys.readouterr().err == (f"{warning}\n" if said else "")
 
 
@@ -146,7 +144,7 @@ def test_a_share_far_from_the_fraction_is_told(lengths: list[int], said: bool, c
 )
 def test_too_few_blocks_for_the_fractions_are_refused(length: int, fractions: tuple[float, float]) -> None:
     with pytest.raises(ConfigError, match="blocks of --block-bases 100 hold sequence, too few to split"):
-        split_line([length], BuildOptions(val_fraction=fractions[0], test_fraction=fractions[1], block_bases=100))
+        split_contigs([length], BuildOptions(val_fraction=fractions[0], test_fraction=fractions[1], block_bases=100))
 
 
 def test_contigs_are_chosen_by_name_genome_and_pattern() -> None:
@@ -178,7 +176,7 @@ def test_bases_left_out_are_counted_by_reason() -> None:
     assert bases_of_splits(plan.segments) == {"train": 80}
 
 
-def test_shards_are_full_but_not_above_the_limit() -> None:
+def test_shards_are_nearly_full_and_never_above_the_limit() -> None:
     contigs = [contig(length) for length in (1005, 2005, 505, 4005, 905)]
     options = BuildOptions(segment_tokens=300, shard_tokens=1000)
     plan = make_plan(contigs, options)
@@ -189,7 +187,7 @@ def test_shards_are_full_but_not_above_the_limit() -> None:
     assert [shard.first_key for shard in plan.shards] == firsts.tolist()
 
 
-def test_nothing_to_store_is_said() -> None:
+def test_an_input_with_nothing_to_store_is_refused() -> None:
     with pytest.raises(DataError, match="no segment is left"):
         make_plan([contig(100, gaps=((0, 100),))], BuildOptions())
     with pytest.raises(ConfigError, match="no contig is left"):
@@ -212,7 +210,7 @@ def test_nothing_to_store_is_said() -> None:
         ({"unk_bases": -1}, "--unk-bases -1"),
     ],
 )
-def test_options_that_make_no_sense_are_refused(options: dict, said: str) -> None:
+def test_contradictory_options_are_refused(options: dict, said: str) -> None:
     with pytest.raises(ConfigError) as caught:
         BuildOptions(**options)
     assert str(caught.value).startswith(said) or said in str(caught.value)

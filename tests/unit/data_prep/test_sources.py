@@ -1,4 +1,4 @@
-"""Which files are read under which genome's name, and what gzip and bgzip become."""
+"""Genome names of input files, and decompression of gzip and bgzip."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import numpy as np
 import pysam
 import pytest
 
-from data_prep.build import decompress as unpack
-from data_prep.build.decompress import check_starts, cut_parts, uncompressed
-from data_prep.build.sources import Source, find_sources, source_info
 from data_prep.parallel import open_executor
+from data_prep.sharding import decompress
+from data_prep.sharding.decompress import check_headers, cut_parts, decompress_sources
+from data_prep.sharding.sources import Source, find_sources, source_info
 from dnabert_rm.utils.errors import ConfigError, DataError
 
 
@@ -25,14 +25,14 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_genome_is_named_by_its_file_or_its_name(folder: Path) -> None:
+def test_a_genome_is_named_after_its_file_or_by_the_user(folder: Path) -> None:
     files = ["yeast.fa.gz", "fly.fasta", "man.chr1.fna.bgz", "plain", "worm=fly.fasta"]
     named = [item if "=" not in item else f"worm={folder / 'fly.fasta'}" for item in files]
     sources = find_sources([str(folder / item) if "=" not in item else item for item in named])
     assert [source.genome for source in sources] == ["yeast", "fly", "man.chr1", "plain", "worm"]
 
 
-def test_a_list_file_names_paths_from_its_own_folder(folder: Path) -> None:
+def test_paths_in_a_list_file_are_relative_to_its_folder(folder: Path) -> None:
     (folder / "list.txt").write_text(f"# genomes\n\nfly.fasta\n  man=man.chr1.fna.bgz  \n{folder / 'plain'}\n")
     sources = find_sources([], str(folder / "list.txt"))
     assert [(source.genome, Path(source.path).name) for source in sources] == [
@@ -43,11 +43,11 @@ def test_a_list_file_names_paths_from_its_own_folder(folder: Path) -> None:
     assert all(Path(source.path).exists() for source in sources)
 
 
-def test_several_files_of_one_genome_have_to_say_so(folder: Path) -> None:
+def test_files_share_a_genome_only_if_all_name_it(folder: Path) -> None:
     one, two = str(folder / "fly.fasta"), str(folder / "plain")
     assert [source.genome for source in find_sources([f"g={one}", f"g={two}"])] == ["g", "g"]
     for files in ([one, one], [one, f"fly={two}"], [f"fly={two}", one]):
-        with pytest.raises(ConfigError, match="genome 'fly' is also that of"):
+        with pytest.raises(ConfigError, match="genome 'fly' is also the name of"):
             find_sources(files)
 
 
@@ -60,12 +60,12 @@ def test_several_files_of_one_genome_have_to_say_so(folder: Path) -> None:
         (["g=absent"], "absent: no"),
     ],
 )
-def test_what_is_no_file_is_named(files: list[str], said: str) -> None:
+def test_a_missing_file_or_a_folder_is_named(files: list[str], said: str) -> None:
     with pytest.raises((ConfigError, DataError), match=said):
         find_sources(files)
 
 
-def test_a_file_whose_name_can_name_no_genome(tmp_path: Path) -> None:
+def test_a_file_name_that_is_not_a_valid_genome_name_is_refused(tmp_path: Path) -> None:
     (tmp_path / "my genome.fa").write_text(">a\nACGT\n")
     with pytest.raises(ConfigError, match="'my genome' can't name a genome; write NAME="):
         find_sources([str(tmp_path / "my genome.fa")])
@@ -78,7 +78,7 @@ def test_an_equals_sign_in_a_path_is_part_of_it(tmp_path: Path) -> None:
     assert find_sources([f"six={tmp_path / 'k=6.fa'}"])[0].genome == "six"
 
 
-def test_checksum_and_size_are_those_of_the_file_as_it_lies_there(folder: Path) -> None:
+def test_checksum_and_size_are_those_of_the_file_on_disk(folder: Path) -> None:
     import hashlib
 
     info = source_info(Source("g", str(folder / "plain")))
@@ -90,9 +90,9 @@ CONTENT = b">a\n" + bytes(np.random.default_rng(0).choice(list(b"ACGT"), 700_000
 
 
 @pytest.fixture(scope="module")
-def packed_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def compressed_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same bytes plain, as gzip (one and two members), and as bgzip."""
-    folder = tmp_path_factory.mktemp("packed")
+    folder = tmp_path_factory.mktemp("compressed")
     (folder / "plain").write_bytes(CONTENT)
     (folder / "gzip").write_bytes(gzip.compress(CONTENT, 1))
     (folder / "two").write_bytes(gzip.compress(CONTENT[:1000], 1) + gzip.compress(CONTENT[1000:], 1))
@@ -101,61 +101,61 @@ def packed_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def packed(packed_once: Path, tmp_path: Path) -> dict[str, Path]:
-    return {path.name: Path(shutil.copy(path, tmp_path)) for path in packed_once.iterdir()}
+def compressed(compressed_once: Path, tmp_path: Path) -> dict[str, Path]:
+    return {path.name: Path(shutil.copy(path, tmp_path)) for path in compressed_once.iterdir()}
 
 
-def unpacked(path: Path, scratch: Path) -> bytes:
+def decompressed(path: Path, scratch: Path) -> bytes:
     scratch.mkdir(exist_ok=True)
     with open_executor(1) as executor:
         assert executor is not None
-        made = uncompressed([Source("g", str(path))], scratch, executor)
+        made = decompress_sources([Source("g", str(path))], scratch, executor)
     assert not list(scratch.glob("*.tmp"))
     return Path(made[0] if made else path).read_bytes()
 
 
 @pytest.mark.parametrize("name", ["plain", "gzip", "two", "bgzip"])
-def test_every_packing_gives_the_same_bytes(packed: dict[str, Path], tmp_path: Path, name: str) -> None:
-    assert unpacked(packed[name], tmp_path / "scratch") == CONTENT
+def test_every_compression_gives_the_same_bytes(compressed: dict[str, Path], tmp_path: Path, name: str) -> None:
+    assert decompressed(compressed[name], tmp_path / "scratch") == CONTENT
 
 
-def test_bgzip_is_unpacked_in_parts_that_fit(packed: dict[str, Path], tmp_path: Path) -> None:
-    with patch.object(unpack, "_PART_BYTES", 100_000):
-        parts = cut_parts(str(packed["bgzip"]), "x")
+def test_bgzip_is_decompressed_in_independent_parts(compressed: dict[str, Path], tmp_path: Path) -> None:
+    with patch.object(decompress, "_PART_BYTES", 100_000):
+        parts = cut_parts(str(compressed["bgzip"]), "x")
         assert len(parts) > 4 and sum(part.size or 0 for part in parts) == len(CONTENT)
-        assert unpacked(packed["bgzip"], tmp_path / "scratch") == CONTENT
-    assert [part.size for part in cut_parts(str(packed["gzip"]), "x")] == [None]
+        assert decompressed(compressed["bgzip"], tmp_path / "scratch") == CONTENT
+    assert [part.size for part in cut_parts(str(compressed["gzip"]), "x")] == [None]
 
 
-def test_what_was_unpacked_before_is_taken_as_it_is(packed: dict[str, Path], tmp_path: Path) -> None:
-    unpacked(packed["gzip"], tmp_path / "scratch")
+def test_a_file_decompressed_earlier_is_reused(compressed: dict[str, Path], tmp_path: Path) -> None:
+    decompressed(compressed["gzip"], tmp_path / "scratch")
     (tmp_path / "scratch" / "source-0.fa").write_bytes(b"before")
-    assert unpacked(packed["gzip"], tmp_path / "scratch") == b"before"
+    assert decompressed(compressed["gzip"], tmp_path / "scratch") == b"before"
 
 
 @pytest.mark.parametrize("name", ["gzip", "bgzip"])
 @pytest.mark.parametrize("cut", [0.5, 0.9, -28, -8, -1])
-def test_a_packed_file_cut_short_is_told_in_one_line(
-    packed: dict[str, Path], tmp_path: Path, name: str, cut: float, capfd: pytest.CaptureFixture[str]
+def test_a_truncated_file_is_reported_without_messages_of_htslib(
+    compressed: dict[str, Path], tmp_path: Path, name: str, cut: float, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    data = packed[name].read_bytes()
-    packed[name].write_bytes(data[: int(len(data) * cut)] if cut > 0 else data[: int(cut)])
+    data = compressed[name].read_bytes()
+    compressed[name].write_bytes(data[: int(len(data) * cut)] if cut > 0 else data[: int(cut)])
     with pytest.raises(DataError, match=f"{name}: the .*gzip data .*too early"):
-        unpacked(packed[name], tmp_path / "scratch")
-    assert capfd.readouterr().err == "", "htslib's own messages would stand beside ours"
+        decompressed(compressed[name], tmp_path / "scratch")
+    assert capfd.readouterr().err == "", "htslib must not print its own messages"
 
 
 @pytest.mark.parametrize("name", ["gzip", "bgzip"])
-def test_a_damaged_packed_file_is_told(packed: dict[str, Path], tmp_path: Path, name: str) -> None:
-    data = bytearray(packed[name].read_bytes())
+def test_a_damaged_compressed_file_is_reported(compressed: dict[str, Path], tmp_path: Path, name: str) -> None:
+    data = bytearray(compressed[name].read_bytes())
     data[len(data) // 2] ^= 0xFF
-    packed[name].write_bytes(data)
+    compressed[name].write_bytes(data)
     with pytest.raises(DataError, match=f"{name}: the gzip data are damaged"):
-        unpacked(packed[name], tmp_path / "scratch")
+        decompressed(compressed[name], tmp_path / "scratch")
 
 
-def test_a_file_that_is_no_fasta_is_refused_before_it_is_read(tmp_path: Path) -> None:
+def test_a_file_that_is_not_fasta_is_refused_early(tmp_path: Path) -> None:
     for name, data in {"csv": b"sequence,label\n", "csv.gz": gzip.compress(b"sequence,label\n"), "empty": b""}.items():
         (tmp_path / name).write_bytes(data)
         with pytest.raises(DataError, match=name):
-            check_starts([Source("g", str(tmp_path / name))])
+            check_headers([Source("g", str(tmp_path / name))])

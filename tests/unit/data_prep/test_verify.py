@@ -1,4 +1,4 @@
-"""`verify` finds each kind of fault and names the shard or contig; `leakage` finds what splits share."""
+"""`verify` finds each kind of fault and names the shard or contig; `leakage` finds sequences that splits share."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 import webdataset
 
-from data_prep.build.build_shards import Job, build
-from data_prep.build.options import BuildOptions
-from data_prep.build.sources import Source
-from data_prep.leakage import shared_stretches, stretch_hashes
+from data_prep.leakage import find_overlaps, subsequence_hashes
 from data_prep.parallel import open_executor
+from data_prep.sharding.build_shards import Job, build
+from data_prep.sharding.options import BuildOptions
+from data_prep.sharding.sources import Source
 from data_prep.verify import find_faults, run
 from dnabert_rm.data.manifest import MANIFEST_NAME, Manifest, ShardInfo, load_manifest
 from dnabert_rm.data.shards import read_segments
@@ -57,7 +57,7 @@ def faults(folder: Path) -> list[str]:
 
 
 def rewrite_shard(folder: Path, change: Callable[[list[Member]], list[Member]], number: int = 1) -> str:
-    """Change a shard's members and make the manifest's size and checksum fit, as a bug in a writer would."""
+    """Change a shard's members and update its manifest entry, as if the writer had a bug."""
     manifest = load_manifest(folder)
     info = manifest.shards[number]
     path = folder / info.name
@@ -109,12 +109,12 @@ def put(position: int, value: int) -> Callable[[np.ndarray], np.ndarray]:
     return changed
 
 
-def test_a_good_folder_has_no_fault(built: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_intact_folder_has_no_fault(built: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert faults(built) == []
     with open_executor(1) as executor:
         assert executor is not None
         assert run(built, executor) == 0
-    assert "are what the manifest says" in capsys.readouterr().out
+    assert "match the manifest" in capsys.readouterr().out
 
 
 def test_every_single_flipped_byte_is_found(folder: Path) -> None:
@@ -177,7 +177,7 @@ def test_a_pickle_in_a_shard_is_not_run(folder: Path, tmp_path: Path) -> None:
 
 
 def shift(folder: Path, start: int) -> None:
-    """Move the first segment of shard 1 to other coordinates, k-mers and all else unchanged."""
+    """Move the first segment of shard 1 to other coordinates, without changing anything else."""
     rewrite_shard(folder, change_meta(start=start, end=start + 105))
 
 
@@ -189,7 +189,7 @@ def test_segments_stored_twice_or_missing_are_found(folder: Path) -> None:
     assert found.startswith("g:a: bases") and "stored twice" in found
     shift(folder, meta["start"] + 1)
     (found,) = faults(folder)
-    assert "g:a:" in found and ("stored twice" in found or "are not its 807 bases" in found)
+    assert "g:a:" in found and ("stored twice" in found or "do not add up to the contig's 807 bases" in found)
 
 
 def test_a_base_in_two_splits_is_found(folder: Path) -> None:
@@ -199,21 +199,21 @@ def test_a_base_in_two_splits_is_found(folder: Path) -> None:
     assert any(re.search("g:a: (train and val|val and train) share bases", fault) for fault in found)
 
 
-def test_wrong_accounts_of_a_contig_are_found(folder: Path) -> None:
+def test_wrong_contig_entries_are_found(folder: Path) -> None:
     manifest = load_manifest(folder)
     a, b = manifest.contigs
     write_manifest(folder, replace(manifest, contigs=[replace(a, left_out={"ambiguous": 3}), b]))
-    assert faults(folder) == ["g:a: 805 bases in segments and 3 left out are not its 807 bases"]
+    assert faults(folder) == ["g:a: 805 bases in segments and 3 left out do not add up to the contig's 807 bases"]
     write_manifest(folder, replace(manifest, contigs=[a, replace(b, tokens=1)]))
-    assert faults(folder) == ["g:b: its segments' tokens are not the 1 of the manifest"]
+    assert faults(folder) == ["g:b: its segments do not hold the manifest's 1 tokens"]
     write_manifest(folder, replace(manifest, contigs=[a]))
-    assert faults(folder) == ["g:b: has segments, but is no contig of the manifest"]
+    assert faults(folder) == ["g:b: has segments, but is not in the manifest's contigs"]
     write_manifest(folder, replace(manifest, contigs=[a, replace(b, length=100)]))
-    assert "ends at 200, beyond its 100 bases" in faults(folder)[0]
+    assert "ends at 200, beyond the contig's 100 bases" in faults(folder)[0]
 
 
 def write_split_shards(folder: Path, sequences: dict[str, str]) -> Manifest:
-    """One shard with one segment for each split, written apart from the builder."""
+    """Write one shard with one segment for each split, without the builder."""
     folder.mkdir()
     shards = []
     for number, (split, sequence) in enumerate(sequences.items()):
@@ -223,29 +223,29 @@ def write_split_shards(folder: Path, sequences: dict[str, str]) -> Manifest:
         with webdataset.TarWriter(str(path), mtime=0) as tar:
             tar.write({"__key__": f"{number:07d}", "ids.npy": ids, "json": meta})
         shards.append(ShardInfo(path.name, split, path.stat().st_size, sha256_of_file(path), [len(ids)]))
-    manifest = replace(load_manifest_stub(), shards=shards)
+    manifest = replace(empty_manifest(), shards=shards)
     write_manifest(folder, manifest)
     return manifest
 
 
-def load_manifest_stub() -> Manifest:
+def empty_manifest() -> Manifest:
     from dnabert_rm.data.manifest import TokenizerInfo
 
     return Manifest(TokenizerInfo("kmer", kmer.vocab_size(6), 6), [], [], [])
 
 
-def test_leakage_counts_shared_stretches_of_either_strand(tmp_path: Path) -> None:
+def test_leakage_counts_shared_subsequences_of_either_strand(tmp_path: Path) -> None:
     train, val, test = bases(2000, 5), bases(600, 6), bases(700, 7)
     shared = bases(150, 8)
-    turned = shared.translate(str.maketrans("ACGT", "TGCA"))[::-1]
+    reverse = shared.translate(str.maketrans("ACGT", "TGCA"))[::-1]
     manifest = write_split_shards(
         tmp_path / "leak",
-        {"train": train + shared + train[:300], "val": val + shared + "A", "test": test + turned + test[:100]},
+        {"train": train + shared + train[:300], "val": val + shared + "A", "test": test + reverse + test[:100]},
     )
     with open_executor(1) as executor:
         assert executor is not None
-        found = shared_stretches(manifest, tmp_path / "leak", 100, executor)
-    # 150 shared bases hold 51 stretches of 100; a chance neighbour may make one of them longer.
+        found = find_overlaps(manifest, tmp_path / "leak", 100, executor)
+    # 150 shared bases hold 51 subsequences of 100; bases beside them can be equal by chance.
     for (split, other, count, total), length in zip(found, (751, 950, 950), strict=True):
         assert total == length - 100 + 1
         assert 51 <= count <= 54, (split, other)
@@ -253,10 +253,10 @@ def test_leakage_counts_shared_stretches_of_either_strand(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("width", [1, 2, 3, 7, 8, 31, 100])
-def test_stretch_hashes_are_equal_for_equal_stretches_only(width: int) -> None:
+def test_only_equal_subsequences_have_equal_hashes(width: int) -> None:
     text = bases(300, width)[:150] * 2
     codes = kmer.base_codes(text)
-    hashes = stretch_hashes(codes, width)
+    hashes = subsequence_hashes(codes, width)
     assert len(hashes) == 300 - width + 1
 
     def canonical(i: int) -> str:
@@ -269,7 +269,7 @@ def test_stretch_hashes_are_equal_for_equal_stretches_only(width: int) -> None:
     assert len(same) == len({canonical(i) for i in range(len(hashes))})
 
 
-def test_stretches_with_unknown_bases_are_dropped() -> None:
+def test_subsequences_with_ambiguous_bases_are_dropped() -> None:
     codes = np.array([0, 1, 2, 3, kmer.AMBIGUOUS, 0, 1, 2, 3, 3], dtype=np.uint8)
-    assert len(stretch_hashes(codes, 4)) == 1 + 2
-    assert len(stretch_hashes(codes, 40)) == 0
+    assert len(subsequence_hashes(codes, 4)) == 1 + 2
+    assert len(subsequence_hashes(codes, 40)) == 0

@@ -1,4 +1,4 @@
-"""Which GPU a rank takes among those that it sees, and how many CPU threads."""
+"""GPU of a rank among the visible ones, and its number of CPU threads."""
 
 from __future__ import annotations
 
@@ -8,8 +8,14 @@ from dnabert_rm.distributed.device import gpu_index, threads_of_rank
 from dnabert_rm.distributed.launchers import RankInfo
 from dnabert_rm.utils.errors import ConfigError
 
-FOUR_TASKS = {"SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_STEP_NUM_TASKS": "8", "SLURM_NODEID": "1",
-              "SLURM_STEP_TASKS_PER_NODE": "4(x2)", "SLURM_STEP_NODELIST": "gpu[07-08]"}  # fmt: skip
+FOUR_TASKS = {
+    "SLURM_PROCID": "5",
+    "SLURM_LOCALID": "1",
+    "SLURM_STEP_NUM_TASKS": "8",
+    "SLURM_NODEID": "1",
+    "SLURM_STEP_TASKS_PER_NODE": "4(x2)",
+    "SLURM_STEP_NODELIST": "gpu[07-08]",
+}
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +29,9 @@ def rank(local_rank: int, local_world_size: int) -> RankInfo:
 
 
 @pytest.mark.parametrize(("local_rank", "visible", "index"), [(0, 1, 0), (3, 1, 0), (0, 4, 0), (3, 4, 3)])
-def test_a_rank_takes_the_gpu_of_its_place_or_the_only_one_it_sees(local_rank: int, visible: int, index: int) -> None:
+def test_a_rank_uses_the_gpu_of_its_local_rank_or_the_only_visible_one(
+    local_rank: int, visible: int, index: int
+) -> None:
     assert gpu_index(local_rank, visible) == index
 
 
@@ -41,13 +49,13 @@ def test_ranks_share_the_cores_of_their_node(cores: int, ranks: int, threads: in
 @pytest.mark.parametrize(
     ("per_task", "cores", "ranks", "threads"),
     [
-        ("4", 4, 4, 4),  # a rank a task, bound to its own four cores
-        ("4", 16, 4, 4),  # not bound: still no more than was asked for
-        ("8", 4, 4, 4),  # bound to fewer
-        ("8", 8, 8, 4),  # two ranks a task share its eight
+        ("4", 4, 4, 4),  # one rank per task, bound to four cores
+        ("4", 16, 4, 4),  # not bound: still no more than was requested
+        ("8", 4, 4, 4),  # bound to fewer cores
+        ("8", 8, 8, 4),  # two ranks per task share its eight cores
     ],
 )
-def test_slurms_cores_belong_to_a_task(
+def test_slurms_cores_per_task_are_shared_by_the_ranks_of_a_task(
     monkeypatch: pytest.MonkeyPatch, per_task: str, cores: int, ranks: int, threads: int
 ) -> None:
     for name, value in {**FOUR_TASKS, "SLURM_CPUS_PER_TASK": per_task}.items():

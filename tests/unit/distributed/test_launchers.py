@@ -1,4 +1,4 @@
-"""From the variables of every launcher to rank, world size, node and rank 0's address; contradictions are told."""
+"""Rank, world size, node and rank 0's address from the variables of every launcher; contradictions are reported."""
 
 from __future__ import annotations
 
@@ -15,35 +15,68 @@ from dnabert_rm.distributed.launchers import (
 )
 from dnabert_rm.utils.errors import RANK_VARIABLES, is_first_rank
 
-TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", "MASTER_ADDR": "a",
-            "MASTER_PORT": "29500"}  # fmt: skip
-DEEPSPEED = {**{name: TORCHRUN[name] for name in TORCHRUN if name != "LOCAL_WORLD_SIZE"}, "LOCAL_SIZE": "4"}
-OPEN_MPI = {"OMPI_COMM_WORLD_RANK": "5", "OMPI_COMM_WORLD_SIZE": "8", "OMPI_COMM_WORLD_LOCAL_RANK": "1",
-            "OMPI_COMM_WORLD_LOCAL_SIZE": "4", "PMIX_RANK": "5"}  # fmt: skip
-INTEL_MPI = {"PMI_RANK": "5", "PMI_SIZE": "8", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "4"}
-SRUN = {"SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1", "SLURM_NODEID": "1",
-        "SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_NODELIST": "gpu[07-08]", "SLURM_STEP_ID": "2",
-        "SLURM_JOB_ID": "40000"}  # fmt: skip
-BATCH_SCRIPT = {"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_LOCALID": "0", "SLURM_NODEID": "0",
-                "SLURM_JOB_NODELIST": "gpu[07-08]", "SLURM_JOB_ID": "40000", "SLURM_SUBMIT_DIR": "/home/a"}  # fmt: skip
+TORCHRUN = {
+    "RANK": "5",
+    "WORLD_SIZE": "8",
+    "LOCAL_RANK": "1",
+    "LOCAL_WORLD_SIZE": "4",
+    "MASTER_ADDR": "a",
+    "MASTER_PORT": "29500",
+}
+DEEPSPEED = {
+    **{name: TORCHRUN[name] for name in TORCHRUN if name != "LOCAL_WORLD_SIZE"},
+    "LOCAL_SIZE": "4",
+}
+OPEN_MPI = {
+    "OMPI_COMM_WORLD_RANK": "5",
+    "OMPI_COMM_WORLD_SIZE": "8",
+    "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+    "OMPI_COMM_WORLD_LOCAL_SIZE": "4",
+    "PMIX_RANK": "5",
+}
+INTEL_MPI = {
+    "PMI_RANK": "5",
+    "PMI_SIZE": "8",
+    "MPI_LOCALRANKID": "1",
+    "MPI_LOCALNRANKS": "4",
+}
+SRUN = {
+    "SLURM_PROCID": "5",
+    "SLURM_NTASKS": "8",
+    "SLURM_LOCALID": "1",
+    "SLURM_NODEID": "1",
+    "SLURM_STEP_NUM_NODES": "2",
+    "SLURM_STEP_NODELIST": "gpu[07-08]",
+    "SLURM_STEP_ID": "2",
+    "SLURM_JOB_ID": "40000",
+}
+BATCH_SCRIPT = {
+    "SLURM_PROCID": "0",
+    "SLURM_NTASKS": "8",
+    "SLURM_LOCALID": "0",
+    "SLURM_NODEID": "0",
+    "SLURM_JOB_NODELIST": "gpu[07-08]",
+    "SLURM_JOB_ID": "40000",
+    "SLURM_SUBMIT_DIR": "/home/a",
+}
 
 
-def place(info: RankInfo) -> tuple[int, int, int, int]:
+def numbers(info: RankInfo) -> tuple[int, int, int, int]:
     return info.rank, info.world_size, info.local_rank, info.local_world_size
 
 
 @pytest.mark.parametrize("variables", [TORCHRUN, DEEPSPEED, OPEN_MPI, INTEL_MPI, SRUN])
-def test_every_launcher_gives_the_same_place(variables: dict[str, str]) -> None:
-    assert place(rank_info(variables)) == (5, 8, 1, 4)
+def test_every_launcher_gives_the_same_rank(variables: dict[str, str]) -> None:
+    assert numbers(rank_info(variables)) == (5, 8, 1, 4)
 
 
-def test_no_launcher_is_a_single_rank() -> None:
-    assert place(rank_info({})) == (0, 1, 0, 1)
-    assert place(rank_info({"RANK": "0", "WORLD_SIZE": "1"})) == (0, 1, 0, 1)
-    assert place(rank_info({"MASTER_ADDR": "a", "MASTER_PORT": "1"})) == (0, 1, 0, 1)
+def test_without_a_launcher_there_is_a_single_rank() -> None:
+    assert numbers(rank_info({})) == (0, 1, 0, 1)
+    assert numbers(rank_info({"RANK": "0", "WORLD_SIZE": "1"})) == (0, 1, 0, 1)
+    assert numbers(rank_info({"MASTER_ADDR": "a", "MASTER_PORT": "1"})) == (0, 1, 0, 1)
 
 
-def test_the_master_is_the_first_node_of_the_step_and_the_port_the_jobs() -> None:
+def test_slurms_master_is_the_first_node_of_the_step_with_a_port_of_the_job() -> None:
     info = rank_info(SRUN)
     assert info.master_addr == "gpu07" and info.master_port in PORTS
     assert info == rank_info({**SRUN, "SLURM_JOB_NODELIST": "other1"}), "the step's nodes come before the job's"
@@ -52,7 +85,7 @@ def test_the_master_is_the_first_node_of_the_step_and_the_port_the_jobs() -> Non
     assert (given.master_addr, given.master_port) == ("b", 777)
 
 
-def test_open_mpi_leaves_the_master_to_the_ranks_unless_it_is_given() -> None:
+def test_open_mpi_sets_no_master_unless_it_is_given() -> None:
     assert (rank_info(OPEN_MPI).master_addr, rank_info(OPEN_MPI).master_port) == ("", 0)
     assert rank_info({**OPEN_MPI, "MASTER_ADDR": "b"}).master_addr == "b"
 
@@ -79,20 +112,20 @@ def test_tasks_per_node() -> None:
     assert tasks_per_node("four") == []
 
 
-def test_slurm_nodes_may_hold_unequal_numbers_of_tasks() -> None:
+def test_slurm_nodes_may_have_unequal_numbers_of_tasks() -> None:
     uneven = {**SRUN, "SLURM_STEP_TASKS_PER_NODE": "5,3", "SLURM_PROCID": "5", "SLURM_LOCALID": "0"}
-    assert place(rank_info(uneven)) == (5, 8, 0, 3)
-    assert place(rank_info({**uneven, "SLURM_NODEID": "0"})) == (5, 8, 0, 5)
+    assert numbers(rank_info(uneven)) == (5, 8, 0, 3)
+    assert numbers(rank_info({**uneven, "SLURM_NODEID": "0"})) == (5, 8, 0, 5)
 
 
-def test_a_part_of_a_job_counts_its_own_tasks() -> None:
-    """`srun -n 2` inside of a job of 8."""
+def test_a_step_of_a_job_counts_only_its_tasks() -> None:
+    """`srun -n 2` inside a job of 8 tasks."""
     info = rank_info({**SRUN, "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1", "SLURM_STEP_NUM_NODES": "1"})
-    assert place(info) == (1, 2, 1, 2)
+    assert numbers(info) == (1, 2, 1, 2)
 
 
-def test_a_batch_script_is_no_rank() -> None:
-    assert place(rank_info(BATCH_SCRIPT)) == (0, 1, 0, 1)
+def test_a_batch_script_is_a_single_rank() -> None:
+    assert numbers(rank_info(BATCH_SCRIPT)) == (0, 1, 0, 1)
 
 
 @pytest.mark.parametrize(
@@ -101,20 +134,20 @@ def test_a_batch_script_is_no_rank() -> None:
         {**BATCH_SCRIPT},  # `deepspeed` in a batch script
         {**SRUN, "SLURM_NTASKS": "2", "SLURM_PROCID": "1", "SLURM_LOCALID": "0"},  # `srun deepspeed --no_ssh`
         {**OPEN_MPI, "OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_LOCAL_RANK": "0"},
-        OPEN_MPI,  # `mpirun -x RANK …`: the same place
+        OPEN_MPI,  # `mpirun -x RANK …`: the same rank
     ],
 )
-def test_a_launcher_started_by_another_one_counts(outer: dict[str, str]) -> None:
+def test_the_inner_of_two_launchers_counts(outer: dict[str, str]) -> None:
     assert rank_info({**outer, **DEEPSPEED}) == rank_info(DEEPSPEED)
 
 
-def test_mpirun_in_a_slurm_job_counts_before_slurm() -> None:
-    """mpirun starts a daemon a node through srun, whose SLURM_PROCID the ranks inherit."""
-    assert place(rank_info({**SRUN, "SLURM_PROCID": "0", "SLURM_NTASKS": "2", **OPEN_MPI})) == (5, 8, 1, 4)
+def test_mpirun_in_a_slurm_job_takes_precedence_over_slurm() -> None:
+    """mpirun starts one daemon per node through srun, whose SLURM_PROCID the ranks inherit."""
+    assert numbers(rank_info({**SRUN, "SLURM_PROCID": "0", "SLURM_NTASKS": "2", **OPEN_MPI})) == (5, 8, 1, 4)
 
 
-def test_srun_with_pmi2_is_slurm() -> None:
-    assert place(rank_info({**SRUN, "PMI_RANK": "5", "PMI_SIZE": "8"})) == (5, 8, 1, 4)
+def test_srun_with_pmi2_is_read_as_slurm() -> None:
+    assert numbers(rank_info({**SRUN, "PMI_RANK": "5", "PMI_SIZE": "8"})) == (5, 8, 1, 4)
 
 
 MISTAKES = {
@@ -131,20 +164,25 @@ MISTAKES = {
     # `mpirun -n 4 deepspeed --num_gpus 1`: four runs of one rank.
     "contradicts Open MPI's rank 5 of 8": {**OPEN_MPI, "RANK": "0", "WORLD_SIZE": "1"},
     # `mpirun -n 2 deepspeed --num_gpus 4` on one machine: two runs of four ranks.
-    "contradicts Open MPI's rank 1 of 2": {**OPEN_MPI, "OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1",
-                                           **TORCHRUN, "RANK": "0"},
+    "contradicts Open MPI's rank 1 of 2": {
+        **OPEN_MPI,
+        "OMPI_COMM_WORLD_SIZE": "2",
+        "OMPI_COMM_WORLD_RANK": "1",
+        **TORCHRUN,
+        "RANK": "0",
+    },
     "contradicts Slurm's rank 5 of 8": {**SRUN, **TORCHRUN, "RANK": "4"},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("text", MISTAKES)
-def test_a_contradiction_is_told(text: str) -> None:
+def test_a_contradiction_is_reported(text: str) -> None:
     with pytest.raises(LauncherError, match=text) as caught:
         rank_info(MISTAKES[text])
     assert caught.value.on_one_rank and "\n" not in str(caught.value)
 
 
-def test_only_the_first_rank_of_any_launcher_speaks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_rank_0_of_any_launcher_is_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in launcher_variables():
         monkeypatch.delenv(name, raising=False)
     assert is_first_rank()

@@ -1,4 +1,4 @@
-"""Which errors mean that another rank is gone, and how long collectives wait before they raise one."""
+"""Errors that mean a rank failure, and the timeouts of collectives."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from dnabert_rm.distributed.watchdog import FIRST_TIMES
         (ConnectionResetError("Connection reset by peer"), False),
     ],
 )
-def test_only_errors_of_collectives_say_that_a_rank_is_gone(error: Exception, expected: bool) -> None:
+def test_only_errors_of_collectives_are_rank_failures(error: Exception, expected: bool) -> None:
     assert is_rank_failure(error) == expected
 
 
-def test_groups_that_were_made_with_another_timeout_get_the_one_that_is_asked_for() -> None:
-    """What DeepSpeed's groups are: made without a timeout, which torch then chooses itself."""
+def test_groups_made_with_the_default_timeout_get_the_given_one() -> None:
+    """DeepSpeed makes its groups without a timeout, so torch uses its default."""
     timeout = collective_timeout(100)
     assert timeout > timedelta(seconds=100 * FIRST_TIMES)
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)

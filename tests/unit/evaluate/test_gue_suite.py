@@ -1,4 +1,4 @@
-"""GUE's table of settings, and the data sets that are found in a folder."""
+"""The settings of GUE's data sets, and finding data sets in a folder."""
 
 import pytest
 from gue_folders import make_sets
@@ -11,7 +11,7 @@ from dnabert_rm.evaluate.gue_suite import (
     choose_sets,
     find_sets,
     metric_of,
-    settings_of,
+    set_settings,
     why_not,
 )
 from dnabert_rm.evaluate.suite_runs import resolve_settings
@@ -44,28 +44,30 @@ def test_settings_of_all_28_data_sets():
     for line in TABLE.strip().splitlines():
         family, names, *numbers = line.split("; ")
         for name in names.split():
-            gue_set, told = GUE[name], settings_of(name)
+            gue_set, settings = GUE[name], set_settings(name)
             found = [gue_set.num_classes, gue_set.num_bases, gue_set.num_tokens]
-            assert [*found, told.epochs, told.eval_steps, told.warmup_steps] == [int(n) for n in numbers], name
+            assert [*found, settings.epochs, settings.eval_steps, settings.warmup_steps] == [int(n) for n in numbers], (
+                name
+            )
             assert (gue_set.family, gue_set.name) == (family, name)
-            assert (told.learning_rate, told.batch_size, told.weight_decay) == (3e-5, 32, 0.01)
-            assert told.max_steps == (1000 if family == "TF mouse" else None)
+            assert (settings.learning_rate, settings.batch_size, settings.weight_decay) == (3e-5, 32, 0.01)
+            assert settings.max_steps == (1000 if family == "TF mouse" else None)
             assert metric_of(name) == ("f1_macro" if name == "virus/covid" else "mcc")
             seen.add(name)
     assert seen == set(GUE) and len(seen) == 28
 
 
-def test_published_means_stand_under_their_families():
+def test_published_means_have_the_right_families():
     assert FAMILIES == ("EMP", "TF human", "TF mouse", "promoter 300", "core promoter", "splice", "Covid")
     lines = [line.split("; ") for line in MEANS.strip().splitlines()]
     assert {model: tuple(map(float, values)) for model, *values in lines} == PUBLISHED
 
 
-def test_settings_on_the_command_line_go_over_the_table():
+def test_overrides_replace_the_settings_of_gue():
     assert resolve_settings("mouse/3", {})["max_steps"] == 1000
     assert resolve_settings("mouse/3", {"epochs": 7}) | {"epochs": 7, "max_steps": None} == resolve_settings(
         "mouse/3", {"epochs": 7}
-    ), "the table's max_steps would overrule --epochs"
+    ), "GUE's max_steps would take precedence over --epochs"
     assert resolve_settings("mouse/3", {"epochs": 7, "max_steps": 9})["max_steps"] == 9
     assert resolve_settings("mine", {"dropout": 0.0})["dropout"] == 0.0
     assert resolve_settings("mine", {})["epochs"] == 3
@@ -84,20 +86,20 @@ def test_finds_data_sets_in_the_order_of_gue(tmp_path, top):
     assert why_not(found[1], True) == "test.csv missing"
 
 
-def test_folders_of_a_family_or_of_one_set_and_links(tmp_path):
+def test_finds_a_family_a_single_data_set_and_links(tmp_path):
     make_sets(tmp_path / "GUE", mouse__0="train dev test", mouse__1="train dev test")
     assert [s.name for s in find_sets(tmp_path / "GUE" / "mouse")] == ["mouse/0", "mouse/1"]
     assert [s.name for s in find_sets(tmp_path / "GUE" / "mouse" / "1")] == ["mouse/1"]
     (tmp_path / "linked").mkdir()
     (tmp_path / "linked" / "mouse").symlink_to(tmp_path / "GUE" / "mouse")
-    (tmp_path / "GUE" / "round").symlink_to(tmp_path / "GUE")
+    (tmp_path / "GUE" / "cycle").symlink_to(tmp_path / "GUE")
     (tmp_path / "GUE" / "again").symlink_to(tmp_path / "GUE" / "mouse")
     (tmp_path / "GUE" / "one").symlink_to(tmp_path / "GUE" / "mouse" / "1")
     assert [s.name for s in find_sets(tmp_path / "linked")] == ["mouse/0", "mouse/1"]
     assert [s.name for s in find_sets(tmp_path / "GUE")] == ["mouse/0", "mouse/1"]
 
 
-def test_folders_that_can_not_be_meant(tmp_path):
+def test_refuses_folders_without_or_with_duplicate_data_sets(tmp_path):
     with pytest.raises(DataError, match=r"no train\.csv, dev\.csv or test\.csv"):
         find_sets(tmp_path)
     with pytest.raises(DataError, match="no such folder"):
@@ -107,7 +109,7 @@ def test_folders_that_can_not_be_meant(tmp_path):
         find_sets(tmp_path)
 
 
-def test_choosing_sets(tmp_path):
+def test_chooses_sets_by_name_family_and_pattern(tmp_path):
     names = ("EMP/H3", "EMP/H3K4me1", "mouse/0", "mouse/1", "mousetrap")
     found = [DataSet(name, tmp_path, ()) for name in names]
 

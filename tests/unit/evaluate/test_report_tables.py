@@ -1,4 +1,4 @@
-"""The table of `gue`: means, intervals, families, files and picture."""
+"""The tables of `gue`: means, intervals, families, files and plot."""
 
 import csv
 import io
@@ -11,7 +11,7 @@ from gue_folders import write_run
 from scipy.stats import t as student
 
 from dnabert_rm.evaluate.gue_suite import GUE, PUBLISHED
-from dnabert_rm.evaluate.report_tables import Remarks, write_tables
+from dnabert_rm.evaluate.report_tables import UnfinishedRuns, write_tables
 from dnabert_rm.evaluate.results import data_set_rows, difference, family_rows, load_results, published_rows
 from dnabert_rm.evaluate.table_plot import score_limits, table_figure
 from dnabert_rm.utils.errors import DataError
@@ -20,7 +20,7 @@ from dnabert_rm.utils.statistics import mean_and_half_width
 
 @pytest.fixture
 def results(tmp_path):
-    """Complete splice, Covid and mouse; of tf one data set; EMP complete, but as stand-ins; one folder of one's own."""
+    """Complete splice, Covid and mouse; one data set of tf; EMP complete, but as stand-ins; a data set not in GUE."""
     output = tmp_path / "out"
     for seed, shift in ((1, 0.0), (2, 0.02), (3, 0.07)):
         for arm, base in (("pretrained", 0.6), ("scratch", 0.5)):
@@ -36,12 +36,10 @@ def results(tmp_path):
     return output
 
 
-def test_mean_and_interval_are_students():
+def test_interval_of_the_mean_is_student_t():
     values = [61.2, 58.0, 66.6, 60.1]
     mean, half = mean_and_half_width(values)
-    low, high = student.interval(
-        0.95, 3, loc=mean, scale=1.6 * 0 + (sum((v - mean) ** 2 for v in values) / 3 / 4) ** 0.5
-    )
+    low, high = student.interval(0.95, 3, loc=mean, scale=(sum((v - mean) ** 2 for v in values) / 3 / 4) ** 0.5)
     assert mean == pytest.approx(sum(values) / 4) and (mean - half, mean + half) == pytest.approx((low, high))
     assert mean_and_half_width([5.0]) == (5.0, None)
     assert mean_and_half_width([5.0, 5.0]) == (5.0, 0.0)
@@ -61,7 +59,9 @@ def test_rows_families_and_differences(results):
         "stand-in",
     ]
     families = {(row.name, row.arm): row for row in family_rows(rows)}
-    assert {name for name, _ in families} == {"TF mouse", "splice", "Covid"}, "stand-ins and parts are no family"
+    assert {name for name, _ in families} == {"TF mouse", "splice", "Covid"}, (
+        "stand-ins and incomplete families have no mean"
+    )
     assert families["TF mouse", "scratch"].scores == pytest.approx({1: 52.0, 2: 54.0, 3: 59.0})
     assert ("Covid", "scratch") not in families
     mean, half = difference(mouse, by_name["mouse/3", "scratch"])
@@ -70,16 +70,18 @@ def test_rows_families_and_differences(results):
     assert {family for _, family, _ in published_rows(list(families.values()))} == {"TF mouse", "splice", "Covid"}
 
 
-def test_a_family_counts_the_seeds_that_all_its_sets_have(results):
+def test_family_means_use_seeds_common_to_all_data_sets(results):
     (results / "runs/mouse/4/pretrained/seed-2/scores.json").unlink()
     families = {(row.name, row.arm): row for row in family_rows(data_set_rows(load_results(results)))}
     assert list(families["TF mouse", "pretrained"].scores) == [1, 3]
     assert list(families["TF mouse", "scratch"].scores) == [1, 2, 3]
 
 
-def test_files_of_the_table(results):
+def test_table_files(results):
     loaded = load_results(results)
-    write_tables(results, loaded, Remarks({"EMP/X": "train.csv missing"}, {"tf/0 pretrained seed 1": "exit code 2"}))
+    write_tables(
+        results, loaded, UnfinishedRuns({"EMP/X": "train.csv missing"}, {"tf/0 pretrained seed 1": "exit code 2"})
+    )
     rows = list(csv.DictReader(io.StringIO((results / "table.csv").read_text())))
     published = [row for row in rows if row["row"] == "published"]
     assert len(published) == 3 * len(PUBLISHED) and {row["source"] for row in published} == {
@@ -88,8 +90,11 @@ def test_files_of_the_table(results):
     assert {row["trained_on"] for row in rows if row["name"].startswith("EMP")} == {"dev (stand-in)"}
     [shared] = [row for row in rows if row["name"] == "tf/2"]
     assert (shared["test_rows_in_train"], shared["mean"], shared["half_width_95"], shared["seeds"]) == (
-        "17", "-5.0000", "", "1",
-    )  # fmt: skip
+        "17",
+        "-5.0000",
+        "",
+        "1",
+    )
     [family] = [
         row for row in rows if row["row"] == "family mean" and (row["name"], row["arm"]) == ("splice", "scratch")
     ]
@@ -108,7 +113,7 @@ def test_files_of_the_table(results):
     assert stand_ins.count("(dev → test stand-in)") == 10 and "published" not in stand_ins
     assert "| mine | MCC × 100 |" in others
     assert "Not run: EMP/X: train.csv missing." in notes and "Failed: tf/0 pretrained seed 1: exit code 2." in notes
-    assert "Without a result, of GUE's 28: tf/0, tf/1, tf/3, tf/4, prom/prom_300_all" in notes
+    assert "Without a result, of GUE's 28 data sets: tf/0, tf/1, tf/3, tf/4, prom/prom_300_all" in notes
 
     scores = json.loads((results / "scores.json").read_text())
     assert len(scores["runs"]) == len(loaded) == 2 * 3 * 16 + 3
@@ -120,22 +125,22 @@ def test_files_of_the_table(results):
     assert scores["not_run"] == {"EMP/X": "train.csv missing"}
 
 
-def test_changed_settings_are_told(results):
+def test_changed_settings_are_noted(results):
     path = results / "runs/tf/2/pretrained/seed-1/gue_run.json"
     record = json.loads(path.read_text())
     record["settings"] |= {"epochs": 1, "dropout": 0.0}
     path.write_text(json.dumps(record))
-    write_tables(results, load_results(results), Remarks())
-    assert "Settings other than the table's for tf/2: dropout 0.0, epochs 1." in (results / "table.md").read_text()
+    write_tables(results, load_results(results), UnfinishedRuns())
+    assert "Settings other than GUE's for tf/2: dropout 0.0, epochs 1." in (results / "table.md").read_text()
 
 
-def test_scores_without_the_metric_are_named(results):
+def test_refuses_scores_without_the_metric(results):
     (results / "runs/mine/scratch-non-overlapping/seed-1/scores.json").write_text('{"metrics": {"test": {}}}')
     with pytest.raises(DataError, match=r"scores\.json of mine has no metrics\.test\.mcc"):
         data_set_rows(load_results(results))
 
 
-def test_picture_shows_every_row_and_cuts_no_label(results):
+def test_plot_shows_every_row_and_cuts_no_label(results):
     rows = data_set_rows(load_results(results))
     figure = table_figure(rows, family_rows(rows))
     figure.draw_without_rendering()
@@ -148,22 +153,21 @@ def test_picture_shows_every_row_and_cuts_no_label(results):
     assert {"mouse/3", "EMP/H4ac", "mine", "virus/covid (macro F1)", "splice", "66.0 ± 9.0"} <= shown
 
 
-def test_limits_of_the_picture():
-    from dnabert_rm.evaluate.results import Row
+def test_limits_of_the_plot():
+    from dnabert_rm.evaluate.results import TableRow
 
-    rows = [Row("tf/0", "pretrained", "GUE", "mcc", {1: 50.0, 2: 60.0})]  # an interval of ± 64
+    rows = [TableRow("tf/0", "pretrained", "GUE", "mcc", {1: 50.0, 2: 60.0})]  # an interval of ± 64
     assert score_limits(rows, [80.0]) == pytest.approx((33, 97))
-    low, high = score_limits([Row("tf/0", "pretrained", "GUE", "mcc", {1: 50.0})], [])
+    low, high = score_limits([TableRow("tf/0", "pretrained", "GUE", "mcc", {1: 50.0})], [])
     assert (low, high) == pytest.approx((40, 60))
 
 
-def test_neither_help_nor_tables_wait_for_torch(results):
+def test_help_and_tables_do_not_import_torch(results):
     script = (
-        "import argparse, sys, pathlib; from dnabert_rm.cli import gue; parser = argparse.ArgumentParser();"
-        "gue.add_arguments(parser); parser.format_help();"
+        "import sys, pathlib; from dnabert_rm.cli import gue; gue.COMMAND.parser('gue').format_help();"
         "from dnabert_rm.evaluate import report_tables, results, run_suite;"
         f"out = pathlib.Path({str(results)!r}); report_tables.write_tables(out, results.load_results(out),"
-        " report_tables.Remarks()); run_suite._draw(out);"
+        " report_tables.UnfinishedRuns()); run_suite._plot_table(out);"
         "slow = {'torch', 'transformers', 'sklearn', 'deepspeed'} & set(sys.modules); assert not slow, slow"
     )
     subprocess.run([sys.executable, "-c", script], check=True)

@@ -1,4 +1,4 @@
-"""Metrics: scikit-learn's values, and what is told where they are undefined."""
+"""Task metrics equal scikit-learn's and scipy's, and are None or 0 where these are undefined."""
 
 import warnings
 
@@ -12,16 +12,16 @@ from sklearn import metrics
 from dnabert_rm.finetune.task_metrics import (
     class_metrics,
     classification_metrics,
-    label_probabilities,
     multi_label_metrics,
-    probabilities,
     regression_metrics,
+    sigmoid,
+    softmax,
 )
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.integers(2, 5), st.integers(0, 2**32 - 1), st.integers(20, 60))
-def test_equal_to_scikit_learn(num_classes, seed, rows):
+def test_classification_metrics_equal_scikit_learn(num_classes, seed, rows):
     rng = np.random.default_rng(seed)
     labels = np.concatenate([np.arange(num_classes), rng.integers(0, num_classes, rows)])
     logits = rng.normal(size=(len(labels), num_classes)).astype(np.float32)
@@ -33,12 +33,12 @@ def test_equal_to_scikit_learn(num_classes, seed, rows):
         "mcc": metrics.matthews_corrcoef(labels, predicted),
     }
     if num_classes == 2:
-        expected["auroc"] = metrics.roc_auc_score(labels, probabilities(logits)[:, 1])
+        expected["auroc"] = metrics.roc_auc_score(labels, softmax(logits)[:, 1])
     assert set(scores) == set(expected)
     assert scores == pytest.approx(expected)
 
 
-def test_known_values():
+def test_classification_metrics_by_hand():
     """By hand: 3 true positives, 1 false negative, 2 false positives, 2 true negatives."""
     labels = np.array([1, 1, 1, 1, 0, 0, 0, 0])
     logits = np.eye(2)[[1, 1, 1, 0, 1, 1, 0, 0]]
@@ -61,27 +61,27 @@ def test_constant_predictor_has_mcc_zero():
     assert numbers["pearson"] == numbers["spearman"] == 0.0
 
 
-def test_single_class_in_the_labels():
+def test_auroc_of_a_single_class_is_undefined():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         scores = classification_metrics(np.zeros(3, dtype=int), np.array([[1.0, 0], [0, 1], [1, 0]]))
     assert scores["auroc"] is None and scores["mcc"] == 0.0
 
 
-def test_area_is_not_lost_in_rounding():
-    """Rows that a float32 softmax would call 1.0 alike are still ranked."""
+def test_auroc_does_not_suffer_from_rounding():
+    """Rows whose float32 softmax is 1.0 for both are still ranked."""
     logits = np.array([[0.0, 100.0], [0.0, 110.0]], dtype=np.float32)
     assert classification_metrics(np.array([0, 1]), logits)["auroc"] == 1.0
 
 
-def test_probabilities():
-    found = probabilities(np.array([[0.0, np.log(3.0)], [1000.0, 0.0]]))
+def test_softmax():
+    found = softmax(np.array([[0.0, np.log(3.0)], [1000.0, 0.0]]))
     assert found == pytest.approx(np.array([[0.25, 0.75], [1.0, 0.0]]))
 
 
 @settings(max_examples=12, deadline=None)
 @given(st.integers(1, 4), st.integers(0, 2**32 - 1))
-def test_several_labels_equal_to_scikit_learn(num_labels, seed):
+def test_multi_label_metrics_equal_scikit_learn(num_labels, seed):
     rng = np.random.default_rng(seed)
     both = np.repeat([[0], [1]], num_labels, axis=1)
     labels = np.concatenate([both, rng.integers(0, 2, (30, num_labels))]).astype(np.float32)
@@ -97,7 +97,7 @@ def test_several_labels_equal_to_scikit_learn(num_labels, seed):
     )
 
 
-def test_areas_of_labels_that_are_all_alike_are_left_out():
+def test_mean_auroc_leaves_out_constant_labels():
     logits = np.array([[0.1, 3], [0.9, 2], [0.3, 1]])
     labels = np.array([[0, 1], [1, 1], [0, 1]])
     with warnings.catch_warnings():
@@ -106,7 +106,7 @@ def test_areas_of_labels_that_are_all_alike_are_left_out():
         assert multi_label_metrics(labels[:, 1:], logits[:, 1:])["auroc_macro"] is None
 
 
-def test_numbers_equal_to_scipy_and_scikit_learn():
+def test_regression_metrics_equal_scipy_and_scikit_learn():
     rng = np.random.default_rng(0)
     targets = rng.normal(size=(40, 2)) * [1, 50]
     predicted = targets + rng.normal(size=(40, 2)) * [2, 10]
@@ -118,14 +118,12 @@ def test_numbers_equal_to_scipy_and_scikit_learn():
     assert scores["mse_b"] == pytest.approx(metrics.mean_squared_error(targets[:, 1], predicted[:, 1]))
 
 
-def test_constant_targets_have_no_correlation():
+def test_constant_targets_have_undefined_correlation():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         scores = regression_metrics(np.ones((3, 1)), np.array([[1.0], [2], [3]]), ["y"])
     assert scores == {"pearson": None, "spearman": None, "r2": None, "mse": pytest.approx(5 / 3)}
 
 
-def test_label_probabilities():
-    assert label_probabilities(np.array([[0.0, 800.0], [-800.0, np.log(3)]])) == pytest.approx(
-        np.array([[0.5, 1.0], [0.0, 0.75]])
-    )
+def test_sigmoid():
+    assert sigmoid(np.array([[0.0, 800.0], [-800.0, np.log(3)]])) == pytest.approx(np.array([[0.5, 1.0], [0.0, 0.75]]))

@@ -1,4 +1,4 @@
-"""Scanning FASTA in ranges and reading regions back, against a slow reader that knows nothing of either."""
+"""FASTA scans in ranges and region reads, against a slow independent reader."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def folder() -> Iterator[Path]:
 
 def scan(path: Path, range_bytes: int = 1 << 25, block_bytes: int = 1 << 18, rna: bool = False) -> list[Piece]:
     size = path.stat().st_size
-    # The first range must hold the first record's '>', as every range of a real size does.
+    # The first range must include the first record's '>', as every range of a real size does.
     first = min(size, path.read_bytes().find(b">") + 1)
     ranges = [(0, first)] if range_bytes < first else [(0, min(size, range_bytes))]
     ranges += [
@@ -56,12 +56,12 @@ def contigs_of(path: Path, **sizes: int) -> list[Contig]:
 @settings(deadline=None, max_examples=300)
 @example(">a\nACGT\n>b\n\n>c", 4, 3, False)
 @example(">a\nAC\n>b\nGT\n", 6, 6, False)
-def test_any_cut_finds_the_records_and_gaps_of_the_slow_reader(
+def test_any_split_into_ranges_finds_the_records_and_gaps_of_the_slow_reader(
     folder: Path, text: str, range_bytes: int, block_bytes: int, rna: bool
 ) -> None:
     path = folder / "scan.fa"
     path.write_bytes(text.encode())
-    # A first block that holds no '>' is refused, so it must be long enough for what may stand before it.
+    # A first block without '>' is rejected, so it must cover everything that may precede the first record.
     found = join_pieces("genome", 0, scan(path, range_bytes, max(9, block_bytes), rna))
     expected = slow_records(text.replace("\r\n", "\n"))
     assert [(contig.name, contig.length) for contig in found] == [(name, len(seq)) for name, seq in expected]
@@ -72,7 +72,7 @@ def test_any_cut_finds_the_records_and_gaps_of_the_slow_reader(
 
 @given(fasta_texts(), st.integers(1, 200), st.data())
 @settings(deadline=None, max_examples=120)
-def test_any_region_reads_as_the_slow_reader_says(
+def test_any_region_equals_that_of_the_slow_reader(
     folder: Path, text: str, range_bytes: int, data: st.DataObject
 ) -> None:
     path = folder / "regions.fa"
@@ -95,7 +95,7 @@ def test_any_region_reads_as_the_slow_reader_says(
 
 @given(st.one_of(st.binary(max_size=300), st.binary(max_size=200).map(lambda tail: b">a\nACGT\n" + tail)))
 @settings(deadline=None, max_examples=300)
-def test_garbage_is_right_or_refused_in_one_line(folder: Path, data: bytes) -> None:
+def test_random_bytes_are_read_correctly_or_rejected_in_one_line(folder: Path, data: bytes) -> None:
     path = folder / "garbage.fa"
     path.write_bytes(data)
     try:
@@ -108,7 +108,7 @@ def test_garbage_is_right_or_refused_in_one_line(folder: Path, data: bytes) -> N
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("", "x.fa: is empty"),
         (" \n\n", "x.fa: holds no record"),
@@ -125,14 +125,14 @@ def test_garbage_is_right_or_refused_in_one_line(folder: Path, data: bytes) -> N
         (">" + "x" * 70_000 + "\nACGT\n", "line 1: a header of more than 65536 bytes"),
     ],
 )
-def test_what_is_no_fasta_is_named_with_its_line(tmp_path: Path, text: str, said: str) -> None:
+def test_invalid_fasta_is_rejected_with_its_line(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "x.fa"
     path.write_text(text, newline="")
-    with pytest.raises(DataError, match=re.escape(said)):
+    with pytest.raises(DataError, match=re.escape(message)):
         contigs_of(path, range_bytes=7, block_bytes=1 << 18)
 
 
-def test_other_letters_are_taken_up_to_a_half(tmp_path: Path) -> None:
+def test_up_to_half_of_the_letters_may_be_ambiguous(tmp_path: Path) -> None:
     path = tmp_path / "x.fa"
     path.write_text(">a\nACGTRYKM\n>b\nNNNN\n>c\nRYKM\n")
     assert len(contigs_of(path)) == 3
@@ -141,7 +141,7 @@ def test_other_letters_are_taken_up_to_a_half(tmp_path: Path) -> None:
         contigs_of(path)
 
 
-def test_a_long_header_on_every_side_of_a_cut(tmp_path: Path) -> None:
+def test_a_long_header_at_every_offset_from_a_range_boundary(tmp_path: Path) -> None:
     path = tmp_path / "x.fa"
     path.write_text(">first " + "z" * 40 + "\nACGT\n>second " + "y" * 90 + "\nNNAC\n")
     for range_bytes in range(1, 60):
@@ -149,7 +149,7 @@ def test_a_long_header_on_every_side_of_a_cut(tmp_path: Path) -> None:
         assert [(contig.name, contig.length) for contig in found] == [("first", 4), ("second", 4)]
 
 
-def test_a_contig_on_one_line_is_cut_too(tmp_path: Path) -> None:
+def test_a_contig_on_one_line_is_split_into_ranges(tmp_path: Path) -> None:
     sequence = "ACGTTGCA" * 40_000 + "N" + "ACGT" * 10
     path = tmp_path / "x.fa"
     path.write_text(f">one\n{sequence}\n")
@@ -158,7 +158,7 @@ def test_a_contig_on_one_line_is_cut_too(tmp_path: Path) -> None:
     assert len(contig.anchors) >= 4
 
 
-def test_a_file_that_shrinks_is_told(tmp_path: Path) -> None:
+def test_a_file_that_shrinks_raises(tmp_path: Path) -> None:
     path = tmp_path / "x.fa"
     path.write_text(">a\nACGT\n")
     with pytest.raises(DataError, match="became shorter"):
@@ -169,12 +169,12 @@ def test_a_file_that_shrinks_is_told(tmp_path: Path) -> None:
 
 
 @given(st.text("ACGTUacgtu"))
-def test_codes_of_bases_are_those_of_the_alphabet(text: str) -> None:
+def test_pure_codes_are_the_codes_of_the_alphabet(text: str) -> None:
     codes = pure_codes(np.frombuffer(text.encode(), np.uint8))
     assert codes.dtype == np.uint8
     assert codes.tolist() == kmer.base_codes(text.upper().replace("U", "T")).tolist()
 
 
 @given(st.binary())
-def test_whitespace_goes_and_nothing_else(raw: bytes) -> None:
+def test_only_whitespace_is_removed(raw: bytes) -> None:
     assert without_whitespace(raw) == bytes(byte for byte in raw if byte not in b" \t\r\n")

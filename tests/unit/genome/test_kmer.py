@@ -1,4 +1,4 @@
-"""The k-mer alphabet: edges, dtypes, decoding, the reverse strand, ambiguous letters."""
+"""The k-mer alphabet: boundaries, dtypes, decoding, the reverse strand, ambiguous letters."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ BASES = st.text("ACGT", max_size=60)
 
 @given(st.text("ACGTacgtNnRYU-é€", max_size=60), KS)
 @settings(deadline=None)
-def test_encode_is_the_slow_encoder(sequence: str, k: int) -> None:
+def test_encode_equals_the_slow_encoder(sequence: str, k: int) -> None:
     ids = kmer.encode(sequence, k)
     assert ids.dtype == (np.uint32 if k == 8 else np.uint16)
     assert ids.tolist() == slow_ids(sequence, k)
 
 
 @given(BASES, KS)
-def test_decode_gives_the_bases_back(sequence: str, k: int) -> None:
+def test_decode_inverts_encode(sequence: str, k: int) -> None:
     assert kmer.decode(kmer.encode(sequence, k), k) == (sequence if len(sequence) >= k else "")
 
 
 @given(BASES, KS)
-def test_reverse_complement_is_its_own_inverse_and_that_of_the_bases(sequence: str, k: int) -> None:
+def test_reverse_complement_inverts_itself_and_matches_that_of_the_bases(sequence: str, k: int) -> None:
     ids = kmer.encode(sequence, k)
-    turned = kmer.reverse_complement_ids(ids, k)
+    reverse = kmer.reverse_complement_ids(ids, k)
     other = sequence.translate(str.maketrans("ACGT", "TGCA"))[::-1]
-    assert turned.tolist() == kmer.encode(other, k).tolist()
-    assert kmer.reverse_complement_ids(turned, k).tolist() == ids.tolist()
+    assert reverse.tolist() == kmer.encode(other, k).tolist()
+    assert kmer.reverse_complement_ids(reverse, k).tolist() == ids.tolist()
 
 
 @pytest.mark.parametrize("k", range(3, 9))
@@ -50,18 +50,18 @@ def test_order_of_the_bases_and_complement_by_xor() -> None:
 
 
 @pytest.mark.parametrize("k", [2, 9, 0, -1])
-def test_k_outside_its_range_is_refused(k: int) -> None:
+def test_k_outside_its_range_raises(k: int) -> None:
     with pytest.raises(ConfigError, match=f"--k {k}"):
         kmer.check_k(k)
 
 
 @pytest.mark.parametrize("ids", [[4], [5 + 4**3], [5, 5 + 16], [1, 5]])
-def test_ids_that_are_no_sequence_do_not_decode(ids: list[int]) -> None:
+def test_inconsistent_ids_do_not_decode(ids: list[int]) -> None:
     with pytest.raises(DataError):
         kmer.decode(np.array(ids), 3)
 
 
-def test_special_tokens_have_no_reverse() -> None:
+def test_special_tokens_are_their_own_reverse_complement() -> None:
     for k in (3, 6):
         table = kmer.reverse_complement_table(k)
         assert table[: kmer.NUM_SPECIAL].tolist() == list(range(kmer.NUM_SPECIAL))

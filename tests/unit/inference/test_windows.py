@@ -1,4 +1,4 @@
-"""Windows over a long sequence: every token, no more than fit, nothing twice that need not be."""
+"""Windows over a long sequence cover every token, fit the model, and overlap no more than needed."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import pytest
 from dnabert_rm.tokenizer.windows import windows
 
 
-@pytest.mark.parametrize("room", [1, 2, 7, 510])
+@pytest.mark.parametrize("max_tokens", [1, 2, 7, 510])
 @pytest.mark.parametrize("num_tokens", [0, 1, 2, 6, 7, 8, 509, 510, 511, 2000])
 @pytest.mark.parametrize("stride", [None, 1])
-def test_every_token_lies_in_a_window_that_the_model_can_take(num_tokens: int, room: int, stride: int | None) -> None:
-    found = list(windows(num_tokens, room, stride))
+def test_every_token_is_in_a_window_that_fits_the_model(num_tokens: int, max_tokens: int, stride: int | None) -> None:
+    found = list(windows(num_tokens, max_tokens, stride))
     assert {i for window in found for i in window} == set(range(num_tokens))
-    assert {len(window) for window in found} == {min(room, num_tokens)}
+    assert {len(window) for window in found} == {min(max_tokens, num_tokens)}
     assert len({window.start for window in found}) == len(found)
-    assert len(found) == 1 or num_tokens > room
+    assert len(found) == 1 or num_tokens > max_tokens
     assert found[-1].stop == num_tokens
 
 
-def test_a_stride_that_would_leave_tokens_out_is_refused() -> None:
+def test_a_stride_that_skips_tokens_is_rejected() -> None:
     with pytest.raises(ValueError, match="leaves tokens out"):
         list(windows(100, 10, 11))

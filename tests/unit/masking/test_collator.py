@@ -1,4 +1,4 @@
-"""The collate step: statistics over a million windows, boundary steps, shapes, independence of the batch."""
+"""The collator: statistics over a million windows, boundary steps, shapes, independence of the batch."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ PHASES = ((0, 29_999, 6), (30_000, 59_999, 8), (60_000, 99_999, 10), (100_000, 1
 
 
 def collator(policy: str = "randommask", **settings) -> RandomMaskCollator:
-    """The paper's schedule at a global batch of 2,000."""
+    """Return a collator with the paper's phases and a global batch of 2,000."""
     replacement = settings.pop("replacement", "token")
     schedule = make_schedule(policy, k=K, total_steps=480_000, **settings)
     return RandomMaskCollator(schedule, BatchPlan.constant(BATCH).step_of, V, 42, replacement=replacement)
 
 
 def random_ids(num_windows: int, num_tokens: int = TOKENS) -> np.ndarray:
-    """Windows of random k-mers."""
+    """Return windows of random k-mers."""
     return np.random.default_rng(0).integers(NUM_SPECIAL, V, (num_windows, num_tokens)).astype(np.uint16)
 
 
 def expected_by_position(spans: list[int], rate: float) -> np.ndarray:
-    """Chance of each token to be masked: that a centre lies within reach and within the window."""
+    """Return the probability that each token is masked: that a centre is near enough and in the window."""
     tokens = np.arange(TOKENS)
-    chances = []
+    probabilities = []
     for span in spans:
         # Token j is masked by a centre in j - floor(m / 2) … j + ceil(m / 2) - 1.
         first, last = np.maximum(tokens - span // 2, 0), np.minimum(tokens + (span + 1) // 2 - 1, TOKENS - 1)
-        chances.append(1 - (1 - rate) ** (last - first + 1))
-    return np.mean(chances, axis=0)
+        probabilities.append(1 - (1 - rate) ** (last - first + 1))
+    return np.mean(probabilities, axis=0)
 
 
-def test_a_million_windows():
+def test_statistics_of_a_million_windows():
     """Per phase 200,000 windows of 510 tokens: fraction, spans, kinds of replacement, and the random k-mers."""
     ids, collate = random_ids(BATCH), collator()
     kinds, random_counts = np.zeros(3), np.zeros(V)
@@ -57,7 +57,7 @@ def test_a_million_windows():
             random_counts += np.bincount(shown[is_random], minlength=V)
         choices = list(range(6, largest + 1, 2))
         check_phase(by_position / 200_000, spans, choices)
-    # A random k-mer is the right one once in 4,096 times, and counts as unchanged here.
+    # One random k-mer in 4,096 is the original one, and counts as unchanged here.
     assert kinds / kinds.sum() == pytest.approx([0.8, 0.1 * 4095 / 4096, 0.1 + 0.1 / 4096], abs=0.0005)
     assert random_counts[:NUM_SPECIAL].sum() == 0
     expected = random_counts.sum() / 4096
@@ -66,10 +66,10 @@ def test_a_million_windows():
 
 
 def check_phase(fraction_by_position: np.ndarray, spans: np.ndarray, choices: list[int]) -> None:
-    """Masked fraction, at the edges too, and the spans of 200,000 windows of a phase."""
+    """Check the masked fraction by position and the spans of 200,000 windows of a phase."""
     expected = expected_by_position(choices, 0.025)
     print(f"spans {choices}: masked {fraction_by_position.mean():.5f}, expected {expected.mean():.5f}")
-    assert fraction_by_position.mean() == pytest.approx(expected.mean(), abs=0.0003)  # asked for: 0.002
+    assert fraction_by_position.mean() == pytest.approx(expected.mean(), abs=0.0003)
     assert abs(fraction_by_position - expected).max() < 5.5 * np.sqrt(0.25 * 0.75 / 200_000)
     assert fraction_by_position[20:-20].mean() == pytest.approx(
         np.mean([1 - 0.975**span for span in choices]), abs=0.0005
@@ -80,11 +80,22 @@ def check_phase(fraction_by_position: np.ndarray, spans: np.ndarray, choices: li
 
 @pytest.mark.parametrize(
     ("step", "largest"),
-    [(0, 6), (29_999, 6), (30_000, 8), (59_999, 8), (60_000, 10), (99_999, 10), (100_000, 12), (149_999, 12),
-     (150_000, 14), (479_999, 14), (480_000, 14)],
-)  # fmt: skip
+    [
+        (0, 6),
+        (29_999, 6),
+        (30_000, 8),
+        (59_999, 8),
+        (60_000, 10),
+        (99_999, 10),
+        (100_000, 12),
+        (149_999, 12),
+        (150_000, 14),
+        (479_999, 14),
+        (480_000, 14),
+    ],
+)
 def test_no_window_is_masked_wider_than_its_step_allows(step, largest):
-    """Both sides of every boundary: the largest span is reached, and never passed."""
+    """At both sides of every boundary the largest span is reached and never exceeded."""
     samples, ids = step * BATCH + np.arange(BATCH), random_ids(BATCH, 120)
     batch = collator(centre_rate=0.001).mask(samples, ids)
     assert batch.span.max() == largest
@@ -106,8 +117,8 @@ def test_matched_policy_keeps_the_fraction():
 
 
 @pytest.mark.parametrize("replacement", ["token", "span"])
-def test_a_mask_hangs_on_its_sample_alone(replacement):
-    """Not on the batch it comes in, the order within it, or how many were masked before."""
+def test_a_mask_depends_on_its_sample_only(replacement):
+    """It does not depend on the batch, the order within it, or the batches before."""
     ids, samples = random_ids(300), 149_990 * BATCH + np.arange(300) * 77
     collate = collator(replacement=replacement)
     whole = collate.mask(samples, ids)
@@ -139,7 +150,7 @@ def test_special_tokens_are_never_touched():
     assert batch.targets.min() >= NUM_SPECIAL
 
 
-def test_the_micro_batch_of_the_training_loop():
+def test_the_batch_of_the_training_loop():
     ids, samples = random_ids(8), np.arange(8) * 3
     batch = collator()((samples, ids))
     assert {name: (tensor.dtype, tensor.ndim) for name, tensor in batch.items()} == {

@@ -1,4 +1,4 @@
-"""The schedule of phases, spans and rates: the paper's, scaled, and the arms it is compared with."""
+"""The schedule of phases, spans and rates: the paper's, scaled ones, and the control arms."""
 
 from __future__ import annotations
 
@@ -17,14 +17,25 @@ from dnabert_rm.masking.schedule import (
 from dnabert_rm.utils.errors import ConfigError
 
 BOUNDARIES = [
-    (0, 1, 6), (29_999, 1, 6), (30_000, 2, 8), (59_999, 2, 8), (60_000, 3, 10), (99_999, 3, 10), (100_000, 4, 12),
-    (149_999, 4, 12), (150_000, 5, 14), (479_999, 5, 14), (480_000, 5, 14), (10**9, 5, 14),
-]  # fmt: skip
+    (0, 1, 6),
+    (29_999, 1, 6),
+    (30_000, 2, 8),
+    (59_999, 2, 8),
+    (60_000, 3, 10),
+    (99_999, 3, 10),
+    (100_000, 4, 12),
+    (149_999, 4, 12),
+    (150_000, 5, 14),
+    (479_999, 5, 14),
+    (480_000, 5, 14),
+    (10**9, 5, 14),
+]
+"""(step, phase, largest span) at both sides of every boundary."""
 
 
 @pytest.mark.parametrize(("step", "phase", "largest"), BOUNDARIES)
 @pytest.mark.parametrize("draw", ["uniform", "max"])
-def test_the_papers_phases_begin_and_end_where_it_says(step, phase, largest, draw):
+def test_phases_begin_and_end_at_the_papers_steps(step, phase, largest, draw):
     schedule = make_schedule("randommask", k=6, total_steps=PAPER_STEPS, draw=draw)
     assert int(schedule.phase_of(step)) == phase
     assert schedule.max_span(step) == largest
@@ -53,7 +64,7 @@ def test_phase_ends_scale_with_the_run():
 
 
 @pytest.mark.parametrize("total_steps", [1, 2, 3, 7, 10, 20])
-def test_a_run_too_short_for_five_phases_leaves_some_out(total_steps):
+def test_a_run_too_short_for_five_phases_skips_some(total_steps):
     schedule = make_schedule("randommask", k=6, total_steps=total_steps)
     phases = schedule.phase_of(np.arange(total_steps))
     assert (np.diff(phases) >= 0).all()
@@ -68,7 +79,7 @@ def test_phase_ends_in_steps_or_fractions():
     assert (custom.max_span(9), custom.max_span(10), custom.max_span(49)) == (6, 20, 20)
 
 
-def test_a_largest_span_below_k_stands_alone():
+def test_a_largest_span_below_k_is_the_only_span():
     schedule = make_schedule("randommask", k=6, total_steps=9, phase_ends=[3, 6, 9], phase_spans=[3, 7, 9])
     assert schedule.spans == ((3,), (6,), (6, 8))
 
@@ -82,8 +93,8 @@ def test_matched_rates_keep_the_fraction_of_the_first_phase(draw):
         assert schedule.expected_fraction(step) == pytest.approx(1 - 0.975**6, abs=1e-12)
 
 
-def test_expected_fractions_are_those_of_the_table():
-    """docs/randommask.md's table, in per cent."""
+def test_expected_fractions_are_those_of_the_documentation():
+    """The table of docs/randommask.md, in per cent."""
     single = [expected_fraction((span,), 0.025) for span in (6, 8, 10, 12, 14)]
     assert np.round(np.array(single) * 100, 1).tolist() == [14.1, 18.3, 22.4, 26.2, 29.8]
     schedule = make_schedule("randommask", k=6, total_steps=PAPER_STEPS)
@@ -108,10 +119,10 @@ def test_the_control_arms_have_one_phase():
         ({"phase_ends": [5, 9], "phase_spans": [6]}, "1 phase spans for 2 phase ends"),
         ({"phase_ends": [9], "phase_spans": [0]}, "must be at least 1"),
         ({"policy": "fixed", "fixed_span": -1}, "must be at least 1"),
-        ({"centre_rate": 0.0}, r"masking.centre_rate .* must lie in \(0, 1\]"),
-        ({"policy": "token", "token_rate": 1.5}, r"must lie in \(0, 1\]"),
+        ({"centre_rate": 0.0}, r"masking.centre_rate .* must be in \(0, 1\]"),
+        ({"policy": "token", "token_rate": 1.5}, r"must be in \(0, 1\]"),
     ],
-)  # fmt: skip
-def test_a_wrong_setting_is_named(settings, message):
+)
+def test_an_invalid_setting_is_named(settings, message):
     with pytest.raises(ConfigError, match=message):
         make_schedule(**{"policy": "randommask", "k": 6, "total_steps": 10, **settings})

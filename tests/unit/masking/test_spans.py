@@ -1,4 +1,4 @@
-"""Centres, united spans, replacements: the pure functions, at their edges."""
+"""Centres, united spans and replacements: the pure functions and their edge cases."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dnabert_rm.utils import random
 
 
 def masked_tokens(span: int, centre: int, num_tokens: int) -> list[int]:
-    """Tokens that one centre masks."""
+    """Return the tokens that one centre masks."""
     centres = np.zeros((1, num_tokens), dtype=bool)
     centres[0, centre] = True
     return np.flatnonzero(unite_spans(centres, np.array([span]))[0]).tolist()
@@ -22,7 +22,7 @@ def masked_tokens(span: int, centre: int, num_tokens: int) -> list[int]:
 @pytest.mark.parametrize(
     ("span", "before", "after"), [(6, 2, 3), (5, 2, 2), (4, 1, 2), (3, 1, 1), (1, 0, 0), (2, 0, 1), (14, 6, 7)]
 )
-def test_a_centre_masks_what_the_paper_and_dnabert_say(span, before, after):
+def test_a_centre_masks_the_tokens_of_the_paper_and_dnabert(span, before, after):
     """DNABERT: k = 6 is -2 … +3, k = 5 -2 … +2, k = 4 -1 … +2, k = 3 -1 … +1."""
     assert masked_tokens(span, 50, 100) == list(range(50 - before, 50 + after + 1))
     assert [int(reach[0]) for reach in span_reach(np.array([span]))] == [before, after]
@@ -49,12 +49,12 @@ def test_spans_of_several_windows_are_united(centres, data):
 
 
 @pytest.mark.parametrize("rate", [0.025, 0.15, 0.5])
-def test_centres_come_at_their_rate_independently(rate):
+def test_centres_are_independent_and_have_their_rate(rate):
     centres = draw_centres(random.fold(random.key(0, "test"), np.arange(4000)), 511, np.full(4000, rate))
     assert centres.shape == (4000, 511)
     size = centres.size
     assert centres.mean() == pytest.approx(rate, abs=4.5 * np.sqrt(rate * (1 - rate) / size))
-    for lag in (1, 2, 3):  # neighbours share a hash: they must not share its outcome
+    for lag in (1, 2, 3):  # neighbours share a hash, but must be independent
         both = (centres[:, lag:] & centres[:, :-lag]).mean()
         assert both == pytest.approx(rate**2, abs=5 * np.sqrt(rate**2 / size))
     assert abs(centres.mean(axis=0) - rate).max() < 5.5 * np.sqrt(rate / 4000)
@@ -77,7 +77,7 @@ def test_spans_are_uniform_over_the_windows_own_list():
 
 
 def replaced(num_windows: int, masked: np.ndarray, replacement: str, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Targets and what stands in their place, for windows that are all masked alike; ids never random by chance."""
+    """Return targets and replacements for windows with the same mask; no random k-mer can equal a target."""
     rows, columns = np.nonzero(np.broadcast_to(masked, (num_windows, len(masked))))
     targets = np.full(len(rows), 10**6)
     keys = random.fold(random.key(0, "test"), np.arange(num_windows))
@@ -90,17 +90,17 @@ def test_eighty_ten_ten(replacement, k):
     size = vocab_size(k)
     targets, found = replaced(6000, np.array([1, 1, 0, 1, 1, 1, 0, 0, 1] * 4, dtype=bool), replacement, size)
     shares = [(found == MASK_ID).mean(), (found == targets).mean()]
-    random = found[(found != MASK_ID) & (found != targets)]
-    # Tokens of a span are of one kind: the spread is that of spans, up to five tokens each.
-    assert [*shares, len(random) / len(found)] == pytest.approx([0.8, 0.1, 0.1], abs=0.006)
-    assert random.min() >= NUM_SPECIAL
-    assert random.max() < size
-    counts = np.bincount(random - NUM_SPECIAL, minlength=4**k)
-    expected = len(random) / 4**k
+    random_ids = found[(found != MASK_ID) & (found != targets)]
+    # All tokens of a span have one kind, so the spread is that of spans of up to five tokens.
+    assert [*shares, len(random_ids) / len(found)] == pytest.approx([0.8, 0.1, 0.1], abs=0.006)
+    assert random_ids.min() >= NUM_SPECIAL
+    assert random_ids.max() < size
+    counts = np.bincount(random_ids - NUM_SPECIAL, minlength=4**k)
+    expected = len(random_ids) / 4**k
     assert ((counts - expected) ** 2 / expected).sum() < 4**k + 5 * np.sqrt(2 * 4**k)
 
 
-def test_one_choice_a_span_and_one_a_token():
+def test_one_choice_per_span_or_per_token():
     masked = np.array([1, 1, 1, 0, 1, 1, 0, 1], dtype=bool)
     spans = [(0, 3), (3, 5), (5, 6)]  # in the list of masked tokens of a window
     for replacement in ("span", "token"):
@@ -125,7 +125,7 @@ def test_a_span_ends_with_its_window():
     assert len(kinds) == 4
 
 
-def test_nothing_masked_is_nothing_replaced():
+def test_no_masked_token_means_no_replacement():
     empty = np.zeros(0, dtype=np.int64)
     for replacement in ("token", "span"):
         assert replace(empty, empty, empty, np.zeros(2, np.uint64), vocab_size(6), replacement).shape == (0,)

@@ -1,4 +1,4 @@
-"""Parameters and operations by formula against transformers' models and torch's own count."""
+"""Parameters and operations by formula, against transformers' models and torch's counter."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def test_parameters_are_those_of_the_model_by_part(preset: str, architecture: st
         tensors.append(parameter.numel())
     assert flops.parameter_counts(ModelShape(**sizes)) == expected
     assert flops.num_parameters(ModelShape(**sizes)) == model.num_parameters()
-    # ZeRO-3 keeps tensors whole by their size, so the sizes count too, not their sum alone.
+    # ZeRO-3 decides by the size of each tensor whether it stays whole, so the sizes matter, not only their sum.
     parts = flops.parameter_tensors(ModelShape(**sizes)).values()
     assert sorted(numel for part in parts for count, numel in part for _ in range(count)) == sorted(tensors)
 
 
 def flops_of_rotary_table(counter: FlopCounterMode) -> int:
-    """Some releases of transformers make the table of angles, once a forward pass, by a matrix product."""
+    """Return the operations for the table of angles: some releases of transformers use a matrix product for it."""
     counts = counter.get_flop_counts()
     return sum(sum(ops.values()) for module, ops in counts.items() if module.endswith("rotary_emb"))
 
@@ -51,7 +51,7 @@ def flops_of_rotary_table(counter: FlopCounterMode) -> int:
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_operations_are_those_that_torch_counts(architecture: str, checkpointing: bool) -> None:
-    """torch counts every matrix product that runs; eager attention has its two as plain products."""
+    """torch counts every matrix product that runs; eager attention runs two plain products."""
     sizes = sizes_of("tiny", architecture)
     model = build_model(transformers_config(**sizes, dropout=0.0), 0, "eager")
     prepare_layers(model, checkpointing=checkpointing, compile_layers=False)
@@ -68,12 +68,12 @@ def test_operations_are_those_that_torch_counts(architecture: str, checkpointing
     total = counted + backward.get_total_flops()
     planned = flops.training_flops_per_step(shape, WINDOWS, WINDOW, MASKED, checkpointing)
     if architecture == "modernbert" and checkpointing:
-        # Recomputation stops at the last thing that is needed, which leaves out a modernbert layer's last product.
+        # Recomputation stops at the last tensor that is needed, before the last product of a modernbert layer.
         planned -= tokens * 2 * shape.num_layers * shape.hidden_size * shape.intermediate_size
     assert total == pytest.approx(planned)
 
 
-def test_the_full_head_costs_what_transformers_runs() -> None:
+def test_a_head_on_all_positions_has_transformers_operations() -> None:
     sizes = sizes_of("tiny", "bert")
     model = build_model(transformers_config(**sizes, dropout=0.0), 0, "eager")
     with FlopCounterMode(display=False) as counter:
@@ -82,8 +82,8 @@ def test_the_full_head_costs_what_transformers_runs() -> None:
     assert counter.get_total_flops() == pytest.approx(expected)
 
 
-def test_a_step_is_the_textbooks_six_per_parameter_and_token_for_a_large_model() -> None:
-    """Kaplan et al.: 6 N a token for the N parameters of the layers, where attention is small."""
+def test_a_large_model_needs_six_operations_per_parameter_and_token() -> None:
+    """Kaplan et al.: 6 N per token for the N parameters of the layers, if attention is small."""
     shape = ModelShape(**sizes_of("10b", "modernbert"))
     per_token = flops.training_flops_per_token(shape, window=512) - 3 * flops.head_flops_per_token(shape)
     assert per_token == pytest.approx(6 * flops.parameter_counts(shape)["layers"], rel=0.03)
@@ -91,7 +91,7 @@ def test_a_step_is_the_textbooks_six_per_parameter_and_token_for_a_large_model()
 
 
 @pytest.mark.parametrize("window", [1, 3, 64, 65, 129, 1000])
-def test_sliding_layers_count_their_band(window: int) -> None:
+def test_sliding_layers_count_their_band_only(window: int) -> None:
     sizes = sizes_of("mini", "modernbert", max_positions=2048, num_layers=7)
     config = transformers_config(**sizes, dropout=0.0)
     attended = 0
@@ -99,7 +99,7 @@ def test_sliding_layers_count_their_band(window: int) -> None:
         reach = config.sliding_window if kind == "sliding_attention" else window
         attended += sum(abs(row - column) <= reach for row in range(window) for column in range(window))
     assert flops.attended_tokens(ModelShape(**sizes), window) == pytest.approx(attended / window)
-    # The bound is where the built model changes too.
+    # The built model changes at the same length.
     assert flops.MAX_GLOBAL_POSITIONS == build.MAX_GLOBAL_POSITIONS
     full = sizes | {"max_positions": flops.MAX_GLOBAL_POSITIONS}
     assert set(transformers_config(**full, dropout=0.0).layer_types) == {"full_attention"}
@@ -109,12 +109,19 @@ def test_sliding_layers_count_their_band(window: int) -> None:
 @pytest.mark.parametrize(
     ("name", "tflops"),
     [
-        ("NVIDIA A100-SXM4-80GB", 312), ("NVIDIA H100 80GB HBM3", 989.4), ("NVIDIA H100 PCIe", 756.5),
-        ("NVIDIA H100 NVL", 835.5), ("NVIDIA H200", 989.4), ("Tesla V100-SXM2-32GB", 125), ("NVIDIA L40S", 362.1),
-        ("NVIDIA A10", 125), ("NVIDIA RTX 6000 Ada Generation", 364.2), ("h100", 989.4),
+        ("NVIDIA A100-SXM4-80GB", 312),
+        ("NVIDIA H100 80GB HBM3", 989.4),
+        ("NVIDIA H100 PCIe", 756.5),
+        ("NVIDIA H100 NVL", 835.5),
+        ("NVIDIA H200", 989.4),
+        ("Tesla V100-SXM2-32GB", 125),
+        ("NVIDIA L40S", 362.1),
+        ("NVIDIA A10", 125),
+        ("NVIDIA RTX 6000 Ada Generation", 364.2),
+        ("h100", 989.4),
     ],
-)  # fmt: skip
-def test_peaks_by_the_names_that_torch_gives(name: str, tflops: float) -> None:
+)
+def test_peaks_are_found_by_torchs_device_names(name: str, tflops: float) -> None:
     assert flops.peak_flops(name) == tflops * 1e12
 
 

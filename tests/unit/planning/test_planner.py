@@ -1,4 +1,4 @@
-"""`dnabert-rm plan`: which stage fits, what it says, and what it refuses."""
+"""`dnabert-rm plan`: which stage fits, the advice, and invalid flags."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def job(preset: str, world_size: int, on_gpu: bool = True, **train: object) -> J
 
 
 @pytest.mark.parametrize("world_size", [1, 8, 64])
-def test_states_are_the_zero_papers_bytes_a_parameter(world_size: int) -> None:
-    """2 + 2 + 12 bytes, of which each stage divides more among the ranks."""
+def test_states_are_the_zero_papers_bytes_per_parameter(world_size: int) -> None:
+    """2 + 2 + 12 bytes; each stage divides more of them among the ranks."""
     work = job("10b", world_size, micro_batch=1, global_batch=64 * 64)
     P = num_parameters(work.shape)
     held = {stage: estimate(work, ZeroSettings(stage, reduce_bucket=1)) for stage in (1, 2, 3)}
@@ -55,10 +55,10 @@ def test_states_are_the_zero_papers_bytes_a_parameter(world_size: int) -> None:
     assert held[3].gradients == pytest.approx(2 * P / world_size, rel=0.02)
     if world_size > 1:
         assert held[1].total > held[2].total > held[3].total
-    alone_job = job("1b", 1, on_gpu=False, micro_batch=1)
-    alone = estimate(alone_job, ZeroSettings(0))
-    P = num_parameters(alone_job.shape)
-    assert alone.weights + alone.optimizer == 12 * P  # fp32 without ZeRO: no master copy
+    single_rank = job("1b", 1, on_gpu=False, micro_batch=1)
+    memory = estimate(single_rank, ZeroSettings(0))
+    P = num_parameters(single_rank.shape)
+    assert memory.weights + memory.optimizer == 12 * P  # fp32 without ZeRO: no master copy
 
 
 def test_offload_moves_states_to_the_host() -> None:
@@ -70,10 +70,12 @@ def test_offload_moves_states_to_the_host() -> None:
     assert on_gpu.memory.host == 0
 
 
-def test_every_memory_grows_with_the_micro_batch_and_the_largest_that_fits_is_found() -> None:
+def test_memory_grows_with_the_micro_batch_and_the_largest_that_fits_is_found() -> None:
     work = job("base", 8)
     for option in options(work, 80 * GIB):
-        totals = {size: estimate(work.with_micro_batch(size), option.zero).total for size in work.micro_batches()}
+        totals = {
+            size: estimate(work.with_micro_batch(size), option.zero).total for size in work.possible_micro_batches()
+        }
         assert list(totals.values()) == sorted(totals.values(), reverse=True)
         assert [size for size in totals if 256 % size] == []
         for size, total in totals.items():
@@ -83,16 +85,15 @@ def test_every_memory_grows_with_the_micro_batch_and_the_largest_that_fits_is_fo
 
 def test_a_batch_warm_up_limits_the_micro_batch_to_what_divides_every_batch() -> None:
     warmed = {"batch_start": 96, "batch_increment": 32, "batch_warmup_steps": 10, "global_batch": 256, "micro_batch": 8}
-    assert job("tiny", 2, **warmed).micro_batches() == [16, 8, 4, 2, 1]
+    assert job("tiny", 2, **warmed).possible_micro_batches() == [16, 8, 4, 2, 1]
 
 
 def test_the_lowest_stage_that_fits_is_advised() -> None:
     work = job("10b", 64, micro_batch=1)
     found = options(work, 80 * GIB)
     totals = {option.name: option.memory.total for option in found}
-    for limit, name in ((1.01 * totals["zero1"], "zero1"), (1.01 * totals["zero2"], "zero2"),
-                        (1.01 * totals["zero3"], "zero3")):  # fmt: skip
-        memory = limit / USABLE_SHARE
+    for name in ("zero1", "zero2", "zero3"):
+        memory = 1.01 * totals[name] / USABLE_SHARE
         best = best_option(options(work, memory))
         assert best is not None and best.name == name
         assert "fits, tightly" in advice(work, options(work, memory), memory, "zero1")
@@ -110,7 +111,7 @@ def test_zero3_where_stage_1_fits_is_called_pointless() -> None:
 
 
 @pytest.mark.parametrize(
-    ("preset", "gpus", "memory", "way"),
+    ("preset", "gpus", "memory", "expected"),
     [
         ("base", 1, 16, "--ds-config zero1 --micro-batch 64"),
         ("10b", 16, 16, "--model.activation_checkpointing"),
@@ -118,17 +119,17 @@ def test_zero3_where_stage_1_fits_is_called_pointless() -> None:
         ("10b", 1, 2, "more GPUs"),
     ],
 )
-def test_where_nothing_fits_a_way_out_that_fits_is_named(preset: str, gpus: int, memory: int, way: str) -> None:
+def test_if_nothing_fits_flags_that_fit_are_named(preset: str, gpus: int, memory: int, expected: str) -> None:
     work = job(preset, gpus)
     text = advice(work, options(work, memory * GIB), memory * GIB, "zero3")
-    assert "no stage fits" in text and way in text
+    assert "no stage fits" in text and expected in text
     if "--micro-batch" in text:
         name, size = text.split("--ds-config ")[1].split()[0], int(text.split("--micro-batch ")[1].split()[0])
         changed = work.with_micro_batch(size, "checkpointing" in text)
         assert next(o for o in options(changed, memory * GIB) if o.name == name).fits
 
 
-def test_messages_count_what_each_stage_sends() -> None:
+def test_message_bytes_are_those_of_each_stage() -> None:
     work = job("10b", 4, micro_batch=16, global_batch=256)  # 4 micro-batches a step
     unit = 2 * num_parameters(work.shape) * 3 / 4
     assert [message_bytes(work, ZeroSettings(stage)) / unit for stage in (0, 1, 2, 3)] == [2, 3, 9, 12]
@@ -139,8 +140,13 @@ def test_messages_count_what_each_stage_sends() -> None:
 
 
 def test_settings_are_read_from_deepspeeds_names() -> None:
-    zero = {"stage": 3, "reduce_bucket_size": 7, "stage3_max_live_parameters": 8, "stage3_prefetch_bucket_size": "auto",
-            "offload_param": {"device": "cpu"}}  # fmt: skip
+    zero = {
+        "stage": 3,
+        "reduce_bucket_size": 7,
+        "stage3_max_live_parameters": 8,
+        "stage3_prefetch_bucket_size": "auto",
+        "offload_param": {"device": "cpu"},
+    }
     found = ZeroSettings.from_ds({"zero_optimization": zero, "data_types": {"grad_accum_dtype": "fp32"}})
     expected = ZeroSettings(3, reduce_bucket=7, max_live=8, overlap=True, offload_weights="cpu", gradient_bytes=4)
     assert found == expected
@@ -164,19 +170,18 @@ def plan(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str
 
 
 def test_the_command_prints_a_table_and_the_advice(capsys) -> None:
-    code, out, err = plan(capsys, "--preset", "3b", "--gpus", "64", "--gpu-memory", "80", "--gpu", "h100",
-                          "--tokens", "1e12", "--bandwidth", "50")  # fmt: skip
+    flags = "--preset 3b --gpus 64 --gpu-memory 80 --gpu h100 --tokens 1e12 --bandwidth 50"
+    code, out, err = plan(capsys, *flags.split())
     assert (code, err) == (0, "")
     assert "2,942,772,741 parameters" in out and "days" in out
-    assert [line.split()[0] for line in out.splitlines() if line.startswith("zero")][:4] == [
-        "zero1", "zero2", "zero3*", "zero3_offload",
-    ]  # fmt: skip
+    names = [line.split()[0] for line in out.splitlines() if line.startswith("zero")]
+    assert names[:4] == ["zero1", "zero2", "zero3*", "zero3_offload"]
     assert out.rstrip().endswith("choose --ds-config zero1")
 
 
 def test_json_is_one_object_whose_numbers_agree(capsys) -> None:
-    code, out, _ = plan(capsys, "--preset", "base", "--gpus", "8", "--gpu-memory", "80", "--gpu", "a100", "--mfu",
-                        "0.5", "--tokens", "1e9", "--bandwidth", "10", "--json")  # fmt: skip
+    flags = "--preset base --gpus 8 --gpu-memory 80 --gpu a100 --mfu 0.5 --tokens 1e9 --bandwidth 10 --json"
+    code, out, _ = plan(capsys, *flags.split())
     report = json.loads(out)
     assert code == 0 and report["estimate"] is True
     time, flops = report["time"], report["flops_per_token"]
@@ -191,7 +196,7 @@ def test_json_is_one_object_whose_numbers_agree(capsys) -> None:
         assert option["message_seconds"] == pytest.approx(option["message_bytes"] / 1e10)
 
 
-def test_the_datas_vocabulary_is_used_where_they_are_named(tmp_path: Path, capsys) -> None:
+def test_the_vocabulary_is_that_of_the_data_if_given(tmp_path: Path, capsys) -> None:
     write_prepared(tmp_path / "prepared", [[random_bases(np.random.default_rng(0), 200)]], k=3)
     _, out, _ = plan(capsys, "--preset", "tiny", "--data", str(tmp_path / "prepared"), "--json")
     assert json.loads(out)["model"]["vocab_size"] == 69
@@ -200,7 +205,7 @@ def test_the_datas_vocabulary_is_used_where_they_are_named(tmp_path: Path, capsy
 
 
 @pytest.mark.parametrize(("ds_config", "precision"), [("zero0", "fp32"), ("zero3", "half precision")])
-def test_check_says_what_a_rank_takes(ds_config: str, precision: str, tmp_path: Path, capsys) -> None:
+def test_check_prints_the_memory_of_a_rank(ds_config: str, precision: str, tmp_path: Path, capsys) -> None:
     write_prepared(tmp_path / "prepared", [[random_bases(np.random.default_rng(0), 4000)]], k=6)
     data, output = str(tmp_path / "prepared"), str(tmp_path / "run")
     words = ["--preset", "small", "--global-batch", "16", "--window", "64", "--steps", "10", "--ds-config", ds_config]
@@ -209,7 +214,7 @@ def test_check_says_what_a_rank_takes(ds_config: str, precision: str, tmp_path: 
     config = resolve(load_preset("small"), {"data": {"path": [data], "window": 64}, "train": train})
     work = make_job(config, VOCAB, 1, ds_config != "zero0")
     (option,) = [option for option in options(work, None, ds_config) if option.name == ds_config]
-    expected = f"memory: {ds_config} takes an estimated {option.memory.total / GIB:.1f} GiB a rank in {precision} ("
+    expected = f"memory: {ds_config} takes an estimated {option.memory.total / GIB:.1f} GiB per rank in {precision} ("
     assert expected in capsys.readouterr().out
 
 
@@ -228,7 +233,7 @@ def test_check_says_what_a_rank_takes(ds_config: str, precision: str, tmp_path: 
         (["--data", "nowhere"], "nowhere"),
     ],
 )
-def test_mistakes_are_one_line(capsys, words: list[str], text: str) -> None:
+def test_invalid_flags_give_one_line(capsys, words: list[str], text: str) -> None:
     code, out, err = plan(capsys, *words)
     assert (code, out) == (2, "")
     assert text in err and len(err.splitlines()) == 1
@@ -247,7 +252,7 @@ def test_the_tables_of_the_documentation_are_what_plan_computes() -> None:
 
 
 def table_rows(preset: str) -> list[str]:
-    """The preset's rows: sizes and operations; GiB a rank on 8 and 64 GPUs for micro-batches of 8 windows."""
+    """Return the preset's rows: sizes and operations; GiB per rank on 8 and 64 GPUs with micro-batches of 8 windows."""
     jobs = {gpus: job(preset, gpus, micro_batch=8) for gpus in (8, 64)}
     work = jobs[8]
     per_token = training_flops_per_token(work.shape, 512, work.masked) / 1e9

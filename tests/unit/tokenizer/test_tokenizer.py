@@ -1,4 +1,4 @@
-"""The tokenizer: reading, padding, decoding and files, each against a slow reading of its own."""
+"""The tokenizer: encoding, padding, decoding and files, against slow independent references."""
 
 import itertools
 import re
@@ -19,14 +19,19 @@ from dnabert_rm.tokenizer.files import stock_tokenizer
 from dnabert_rm.utils.errors import CheckpointError
 
 TEXTS = st.lists(
-    st.one_of(st.text("ACGTacgt", max_size=40), st.text("ACGTNnRé?\u20ac-", max_size=12), st.sampled_from(" \n\t"),
-              st.sampled_from(kmer.SPECIAL_TOKENS), st.just("[")),
+    st.one_of(
+        st.text("ACGTacgt", max_size=40),
+        st.text("ACGTNnRé?\u20ac-", max_size=12),
+        st.sampled_from(" \n\t"),
+        st.sampled_from(kmer.SPECIAL_TOKENS),
+        st.just("["),
+    ),
     max_size=6,
-).map("".join)  # fmt: skip
+).map("".join)
 
 
 def slow_ids(text: str, k: int, step: int = 1) -> list[int]:
-    """One k-mer at a time, with a dictionary of its own."""
+    """Encode one k-mer at a time, with an independent dictionary."""
     specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     numbers = {"".join(word): 5 + i for i, word in enumerate(itertools.product("ATCG", repeat=k))}
     ids = []
@@ -34,15 +39,15 @@ def slow_ids(text: str, k: int, step: int = 1) -> list[int]:
         if piece in specials:
             ids.append(specials.index(piece))
             continue
-        for stretch in re.split("[ \t\n\r\x0b\x0c]", piece):
-            for start in range(0, len(stretch) - k + 1, step):
-                ids.append(numbers.get(stretch[start : start + k].upper(), 1))
+        for run in re.split("[ \t\n\r\x0b\x0c]", piece):
+            for start in range(0, len(run) - k + 1, step):
+                ids.append(numbers.get(run[start : start + k].upper(), 1))
     return ids
 
 
 @pytest.mark.parametrize("k", [3, 4, 6])
 @pytest.mark.parametrize("overlapping", [True, False])
-def test_reads_as_the_slow_reference(k, overlapping):
+def test_encodes_as_the_slow_reference(k, overlapping):
     tokenizer = KmerTokenizer(k, overlapping=overlapping)
     step = 1 if overlapping else k
 
@@ -60,7 +65,7 @@ def test_reads_as_the_slow_reference(k, overlapping):
 @pytest.mark.parametrize("k", [3, 6])
 @pytest.mark.parametrize("overlapping", [True, False])
 def test_stock_tokenizer_gives_the_same_ids(k, overlapping):
-    """What a reader without this package gets from `tokenizer.json`."""
+    """`tokenizer.json`, for users without this package."""
     ours, stock = KmerTokenizer(k, overlapping=overlapping), stock_tokenizer(k, overlapping)
 
     @settings(max_examples=60, deadline=None)
@@ -72,7 +77,7 @@ def test_stock_tokenizer_gives_the_same_ids(k, overlapping):
 
 
 class _General(KmerTokenizer):
-    """The same tokenizer on transformers' general path alone."""
+    """The same tokenizer, restricted to transformers' general path."""
 
     def _encode_plus(self, *args, **options):
         return PreTrainedTokenizer._encode_plus(self, *args, **options)
@@ -82,7 +87,7 @@ class _General(KmerTokenizer):
 @pytest.mark.parametrize("truncation", [False, True])
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("specials", [True, False])
-def test_fast_path_equals_the_general_one(padding, truncation, side, specials):
+def test_fast_path_equals_the_general_path(padding, truncation, side, specials):
     texts = ["ACGTACGTACGTTTTA", "", "ACG", "TTTNTTTTTTA", "AC[MASK]GTTGA GTA"]
     options = {"padding": padding, "truncation": truncation, "max_length": 8 if truncation or padding else None}
     options |= {"add_special_tokens": specials, "pad_to_multiple_of": 4 if padding == "longest" else None}
@@ -92,14 +97,14 @@ def test_fast_path_equals_the_general_one(padding, truncation, side, specials):
     made = [cls(3, padding_side=side, truncation_side=side) for cls in (KmerTokenizer, _General)]
     fast, general = (dict(tokenizer(texts, **options)) for tokenizer in made)
     assert fast == general
-    for text in texts if specials else filter(None, texts):  # transformers leaves an empty row alone unpadded
+    for text in texts if specials else filter(None, texts):  # transformers does not pad a single empty row
         assert dict(made[0](text, **options)) == dict(made[1](text, **options))
     if padding:
         tensors = made[0](texts, return_tensors="pt", **options)
         assert {name: tensor.tolist() for name, tensor in tensors.items()} == general
 
 
-def test_pairs_and_other_rare_requests_take_the_general_path():
+def test_pairs_and_rare_options_take_the_general_path():
     tokenizer = KmerTokenizer(3)
     pair = tokenizer("ACGT", "TTTT", return_token_type_ids=True)
     assert pair["input_ids"] == [2, *slow_ids("ACGT", 3), 3, *slow_ids("TTTT", 3), 3]
@@ -108,12 +113,12 @@ def test_pairs_and_other_rare_requests_take_the_general_path():
     assert dict(tokenizer([])) == {"input_ids": [], "attention_mask": []}
 
 
-def test_ragged_rows_make_no_tensor():
+def test_rows_of_different_lengths_make_no_tensor():
     with pytest.raises(ValueError, match="padding=True"):
         KmerTokenizer(3)(["ACGTA", "ACG"], return_tensors="np")
 
 
-def test_token_types_come_on_request_only():
+def test_token_types_are_returned_only_on_request():
     assert set(KmerTokenizer(3)("ACGT")) == {"input_ids", "attention_mask"}
     assert KmerTokenizer(3)("ACGT", return_token_type_ids=True)["token_type_ids"] == [0, 0, 0, 0]
 
@@ -146,7 +151,7 @@ def test_decodes_ambiguous_bases_to_n():
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.one_of(st.integers(0, 4), st.just(1), st.integers(5, 68)), max_size=30), st.booleans())
-def test_any_ids_survive_decoding_and_reading(ids, overlapping):
+def test_any_ids_survive_decoding_and_encoding(ids, overlapping):
     tokenizer = KmerTokenizer(3, overlapping=overlapping)
     assert tokenizer(tokenizer.decode(ids), add_special_tokens=False)["input_ids"] == ids
 
@@ -166,8 +171,8 @@ def test_saves_and_loads(tmp_path, k, overlapping):
             assert str(tmp_path) not in path.read_text()
 
 
-def test_stock_transformers_reads_a_saved_folder(tmp_path):
-    """`AutoTokenizer` in a process that never imports this package."""
+def test_stock_transformers_loads_a_saved_folder(tmp_path):
+    """`AutoTokenizer` in a process that does not import this package."""
     texts = ["ACGTACGTNACGTTTGACC", "acg", "ACGTACG[MASK]ACGTAC", "ACGTAC CGTACG"]
     KmerTokenizer(6).save_pretrained(tmp_path)
     BertConfig(vocab_size=4101).save_pretrained(tmp_path)
@@ -183,13 +188,13 @@ def test_stock_transformers_reads_a_saved_folder(tmp_path):
     assert done.stdout.strip() == str(KmerTokenizer(6)(texts, padding=True)["input_ids"])
 
 
-def test_tokenizer_json_is_what_the_library_saves(tmp_path):
+def test_tokenizer_json_contains_the_stock_tokenizer(tmp_path):
     KmerTokenizer(4).save_pretrained(tmp_path)
     assert Tokenizer.from_file(str(tmp_path / "tokenizer.json")).to_str() == stock_tokenizer(4).to_str()
 
 
 @pytest.mark.parametrize(
-    ("make", "says"),
+    ("make", "message"),
     [
         (lambda folder: (folder / "vocab.txt").write_text("[PAD]\n[UNK]\nthe\nhouse\n"), "not a k-mer vocabulary"),
         (lambda folder: (folder / "vocab.txt").write_bytes(b"\xff\xfe\x00"), "cannot be read"),
@@ -201,13 +206,13 @@ def test_tokenizer_json_is_what_the_library_saves(tmp_path):
         ),
     ],
 )
-def test_refuses_what_is_no_kmer_vocabulary(tmp_path, make, says):
+def test_rejects_files_that_are_no_kmer_vocabulary(tmp_path, make, message):
     make(tmp_path)
-    with pytest.raises(CheckpointError, match=says):
+    with pytest.raises(CheckpointError, match=message):
         KmerTokenizer.from_pretrained(tmp_path)
 
 
-def test_refuses_a_k_that_its_file_denies(tmp_path):
+def test_rejects_a_k_that_contradicts_the_file(tmp_path):
     KmerTokenizer(3).save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match="holds 3-mers"):
         KmerTokenizer.from_pretrained(tmp_path, k=4)
@@ -239,7 +244,7 @@ def test_batches_are_ten_times_faster_than_token_by_token():
     assert best_time(_General(6)) > 10 * best_time(KmerTokenizer(6))
 
 
-def test_added_tokens_are_read():
+def test_added_tokens_are_encoded():
     tokenizer = KmerTokenizer(3)
     tokenizer.add_tokens(["<gap>"])
     assert tokenizer("ACG<gap>TTT", add_special_tokens=False)["input_ids"] == [

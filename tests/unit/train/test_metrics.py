@@ -1,19 +1,47 @@
-"""metrics.jsonl and TensorBoard after a kill and a resume: no point twice, none lost."""
+"""Metrics: means of a step, and records in which no point is lost or doubled after a kill and a resume."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
+import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import metadata as hparams
 
 from dnabert_rm.config import resolve
-from dnabert_rm.train.metrics import MetricsWriter
+from dnabert_rm.masking.collator import IGNORE
+from dnabert_rm.train.metrics import BatchCounts, MetricsWriter, StepSums, count_batches
 
 
 def row(step: int, loss: float) -> dict:
     return {"step": step, "loss": loss, "phase": 1}
+
+
+def test_ignored_targets_are_not_counted_as_masked() -> None:
+    batch = {
+        "input_ids": torch.zeros(2, 5, dtype=torch.int64),
+        "targets": torch.tensor([7, 8, IGNORE]),
+        "span": torch.tensor([6, 8]),
+        "samples": torch.tensor([0, 1]),
+        "num_replaced": torch.tensor(1),
+    }
+    assert count_batches([batch, batch]) == BatchCounts(
+        num_masked=4, num_tokens=20, span_sum=28, num_windows=4, num_replaced=2
+    )
+
+
+def test_a_result_has_the_means_over_masked_tokens() -> None:
+    sums = StepSums(60.0, 10.0, 90.0, 1.0, BatchCounts(20.0, 100.0, 12.0, 2.0, 0.0))
+    result = sums.to_result(3, 6, 0.5, seconds=2.0, data_seconds=0.5)
+    assert (result.loss, result.masked_accuracy, result.base_accuracy) == (3.0, 0.5, 0.75)
+    assert (result.mean_span, result.data_wait, result.stop_wanted) == (6.0, 0.25, True)
+    assert sums.to_result(3, None, 0.5, seconds=2.0, data_seconds=0.5).base_accuracy is None
+
+
+def test_a_step_without_masked_tokens_has_loss_zero() -> None:
+    sums = StepSums(0.0, 0.0, 0.0, 0.0, BatchCounts(0.0, 10.0, 6.0, 1.0, 0.0))
+    assert sums.to_result(0, 6, 0.0, seconds=1.0, data_seconds=0.0).loss == 0.0
 
 
 def test_points_after_the_resumed_step_are_replaced(tmp_path: Path) -> None:
@@ -22,7 +50,7 @@ def test_points_after_the_resumed_step_are_replaced(tmp_path: Path) -> None:
         first.log(row(step, 1.0))
     first.close()
     with open(tmp_path / "metrics.jsonl", "a") as stream:
-        stream.write('{"step": 6, "lo')  # killed while it wrote
+        stream.write('{"step": 6, "lo')  # killed in the middle of a row
     second = MetricsWriter(tmp_path, 4)
     for step in range(4, 8):
         second.log(row(step, 2.0))
@@ -34,7 +62,7 @@ def test_points_after_the_resumed_step_are_replaced(tmp_path: Path) -> None:
     assert [(e.step, e.value) for e in board.Scalars("train/loss")] == [(r["step"], r["loss"]) for r in rows]
 
 
-def test_a_run_that_was_killed_before_its_first_checkpoint_has_no_step_twice(tmp_path: Path) -> None:
+def test_a_run_killed_before_its_first_checkpoint_has_no_duplicate_step(tmp_path: Path) -> None:
     for loss in (1.0, 2.0):
         metrics_writer = MetricsWriter(tmp_path, 0)
         metrics_writer.log(row(0, loss))
@@ -43,8 +71,8 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_has_no_step_twice(tmp
     assert [(event.step, event.value) for event in board.Scalars("train/loss")] == [(0, 2.0)]
 
 
-def test_what_was_flushed_is_there_without_a_close(tmp_path: Path) -> None:
-    """As after SIGKILL: nobody closes the writers."""
+def test_flushed_rows_are_on_disk_without_a_close(tmp_path: Path) -> None:
+    """As after SIGKILL, which leaves the writers open."""
     metrics_writer = MetricsWriter(tmp_path, 0)
     metrics_writer.log(row(0, 1.0))
     metrics_writer.flush()
@@ -53,7 +81,7 @@ def test_what_was_flushed_is_there_without_a_close(tmp_path: Path) -> None:
     assert [event.step for event in board.Scalars("train/loss")] == [0]
 
 
-def test_settings_stand_in_the_page_of_hyperparameters(tmp_path: Path) -> None:
+def test_settings_are_on_the_hyperparameters_page(tmp_path: Path) -> None:
     config = resolve({"optim": {"lr": 0.003}, "data": {"path": ["a", "b"]}, "train": {"output": "run"}})
     MetricsWriter(tmp_path, 0, settings=config.to_toml()).close()
     MetricsWriter(tmp_path, 5, settings=config.to_toml()).close()  # after a resume

@@ -1,4 +1,4 @@
-"""The learning rate as a function of the step, and the parameter groups."""
+"""Learning rate as a function of the step, and parameter groups."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def test_warm_up_is_linear_and_reaches_the_peak(schedule: str) -> None:
     assert rates == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0])
 
 
-def test_decay_ends_at_zero_and_is_halfway_at_the_middle() -> None:
+def test_decay_is_halfway_in_the_middle_and_zero_at_the_end() -> None:
     for schedule in ("linear", "cosine"):
         rate = [
             learning_rate(s, peak=2.0, schedule=schedule, warmup_steps=0, total_steps=100) for s in (0, 50, 100, 101)
@@ -22,7 +22,7 @@ def test_decay_ends_at_zero_and_is_halfway_at_the_middle() -> None:
         assert rate == pytest.approx([2.0, 1.0, 0.0, 0.0], abs=1e-9)
 
 
-def test_the_papers_warm_up_is_scaled() -> None:
+def test_the_papers_warm_up_is_scaled_to_the_steps() -> None:
     assert warmup_length(-1, 480_000) == 10_000
     assert warmup_length(-1, 480) == 10
     assert warmup_length(7, 480) == 7

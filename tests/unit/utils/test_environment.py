@@ -1,4 +1,4 @@
-"""Threads that wait leave their core before long, unless the user has said otherwise."""
+"""OpenMP's spin-waiting is limited, unless the user has configured it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-# libgomp tells its settings when it is loaded, which is with torch.
+# libgomp prints its settings when torch loads it.
 COMMAND = "from dnabert_rm.cli.main import main; main(['plan', '--preset', 'tiny', '--gpu', 'cpu']); import torch"
 
 
@@ -16,7 +16,7 @@ COMMAND = "from dnabert_rm.cli.main import main; main(['plan', '--preset', 'tiny
     ("user", "spins"),
     [({}, "10000"), ({"GOMP_SPINCOUNT": "77"}, "77"), ({"OMP_WAIT_POLICY": "PASSIVE"}, "0")],
 )
-def test_what_openmp_is_told(user: dict[str, str], spins: str) -> None:
+def test_spin_count_is_limited_unless_the_user_sets_it(user: dict[str, str], spins: str) -> None:
     environ = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
     ran = subprocess.run(
         [sys.executable, "-c", COMMAND],

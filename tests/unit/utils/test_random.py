@@ -1,4 +1,4 @@
-"""Counter-based draws: pinned values, an independent SplitMix64, uniformity."""
+"""Counter-based random numbers: pinned values, an independent SplitMix64, uniformity."""
 
 from __future__ import annotations
 
@@ -38,7 +38,9 @@ def test_splitmix_gives_the_published_sequence():
 def test_key_is_a_hash_of_seed_and_purpose():
     digest = hashlib.blake2b(b"42/mask/span", digest_size=8).digest()
     assert int(random.key(42, "mask/span")) == int.from_bytes(digest, "little")
-    assert len({int(random.key(seed, what)) for seed in range(50) for what in ("a", "b", "order/0/jitter")}) == 150
+    assert (
+        len({int(random.key(seed, purpose)) for seed in range(50) for purpose in ("a", "b", "order/0/jitter")}) == 150
+    )
 
 
 def test_fold_takes_the_broadcast_shape():
@@ -50,7 +52,7 @@ def test_fold_takes_the_broadcast_shape():
     assert grid[2, 1] == random.fold(np.uint64(2), 1)
 
 
-def test_fold_leaves_its_arguments_alone():
+def test_fold_does_not_change_its_arguments():
     index, parent = np.arange(4, dtype=np.uint64), np.arange(4, dtype=np.uint64)
     random.fold(parent, index)
     assert index.tolist() == parent.tolist() == [0, 1, 2, 3]
@@ -73,7 +75,7 @@ def test_below_is_uniform_under_its_bound(bound):
     assert chi_square(counts) < bound - 1 + 5 * np.sqrt(2 * bound)
 
 
-def test_below_reaches_both_ends_and_no_further():
+def test_below_covers_both_ends_of_its_range():
     extremes = np.array([0, 2**64 - 1], dtype=np.uint64)
     for bound in (1, 5, 2**31 - 1, 2**31):
         assert random.below(extremes, bound).tolist() == [0, bound - 1]
@@ -81,7 +83,7 @@ def test_below_reaches_both_ends_and_no_further():
 
 @settings(deadline=None)
 @given(st.integers(0, 200), WORD)
-def test_permutation_holds_every_index_once(size, parent):
+def test_permutation_contains_every_index_once(size, parent):
     assert sorted(random.permutation(np.uint64(parent), size).tolist()) == list(range(size))
 
 

@@ -1,4 +1,4 @@
-"""The input files of a build: which genome each holds, and its checksum."""
+"""Input files of a build: their genomes and checksums."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dnabert_rm.utils.errors import ConfigError
-from dnabert_rm.utils.files import check_readable_file
 from dnabert_rm.data.manifest import SourceInfo
-from dnabert_rm.utils.files import sha256_of_file
+from dnabert_rm.utils.errors import ConfigError
+from dnabert_rm.utils.files import check_readable_file, sha256_of_file
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _SUFFIX = re.compile(r"(\.(fa|fasta|fna|fsa|ffn|seq|txt))?(\.(gz|bgz|bgzf))?$", re.IGNORECASE)
@@ -18,17 +17,23 @@ _SUFFIX = re.compile(r"(\.(fa|fasta|fna|fsa|ffn|seq|txt))?(\.(gz|bgz|bgzf))?$", 
 
 @dataclass(frozen=True)
 class Source:
-    """One input file: `path` as the user named it, and the genome that it belongs to."""
+    """One input file: its path as the user gave it, and the genome that it belongs to."""
 
     genome: str
     path: str
 
 
 def find_sources(files: Sequence[str], list_file: str | None = None) -> list[Source]:
-    """The files of a command line and of a list file (`PATH` or `NAME=PATH` a line, `#` comments).
+    """Return the sources named on a command line and in a list file.
 
-    A file's genome is NAME, else its name without endings; two files share a genome only where
-    both say so. Raises `ConfigError` or `DataError` (missing file) with what to change.
+    A file's genome is NAME if it is given as `NAME=PATH`, otherwise the file's name without its suffixes. Files share a
+    genome only if all of them give the same NAME.
+
+    Args:
+        files: `PATH` or `NAME=PATH` each.
+        list_file: A file with one such entry per line; lines that start with `#` are comments.
+
+    Raises `ConfigError` or `DataError` that says what to change, for example for a missing file.
     """
     entries = [(item, Path()) for item in files]
     if list_file is not None:
@@ -40,31 +45,32 @@ def find_sources(files: Sequence[str], list_file: str | None = None) -> list[Sou
             "no FASTA file; name at least one, before flags that take several names, or a list of them with --list"
         )
     sources: list[Source] = []
-    implicit: dict[str, str | None] = {}
+    # For each genome, the file whose name it was derived from; None if the user gave the name.
+    derived_from: dict[str, str | None] = {}
     for item, folder in entries:
         name, path = _split_name(item, folder)
         check_readable_file(path, "a FASTA file")
         genome = name or _SUFFIX.sub("", Path(path).name)
         if not _NAME.fullmatch(genome):
             raise ConfigError(f"{path}: {genome!r} can't name a genome; write NAME={path} with letters, digits, . _ -")
-        if genome in implicit and (not name or implicit[genome] is not None):
-            raise ConfigError(
-                f"{path}: genome {genome!r} is also that of {implicit[genome] or 'another file'}; write NAME={path}"
-            )
-        implicit[genome] = None if name else path
+        if genome in derived_from and (not name or derived_from[genome] is not None):
+            other = derived_from[genome] or "another file"
+            raise ConfigError(f"{path}: genome {genome!r} is also the name of {other}; write NAME={path}")
+        derived_from[genome] = None if name else path
         sources.append(Source(genome, path))
     return sources
 
 
 def _split_name(item: str, folder: Path) -> tuple[str, str]:
-    """(NAME, PATH) of `NAME=PATH`, ("", PATH) of a plain path; paths in a list start at its folder."""
+    """Return (NAME, PATH) of `NAME=PATH`, and ("", PATH) of a plain path; paths are relative to `folder`."""
     name, equals, path = item.partition("=")
     if not equals or not _NAME.fullmatch(name) or (folder / item).exists():
-        name, path = "", item
+        name = ""
+        path = item
     return name, str(folder / path)
 
 
 def source_info(source: Source) -> SourceInfo:
-    """Size and SHA-256 of the file as it lies there, compressed or not."""
+    """Return the size and SHA-256 of the file on disk, compressed or not."""
     path = Path(source.path)
     return SourceInfo(source.genome, path.name, path.stat().st_size, sha256_of_file(path))

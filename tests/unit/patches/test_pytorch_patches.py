@@ -1,4 +1,4 @@
-"""Compiling DeepSpeed's parts: a build that was killed does not block the next one."""
+"""The build lock: a build that was killed does not block the next one."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import sys
 import time
 from pathlib import Path
 
-from dnabert_rm.patches.deepspeed_patches import BuildLock
+from dnabert_rm.patches.pytorch_patches import BuildLock
 
 BUILD = """
-import ctypes, sys
+import sys
 from dnabert_rm.patches.deepspeed_patches import import_deepspeed
 import_deepspeed()
 from torch.utils import cpp_extension
@@ -21,18 +21,23 @@ print("built", path)
 """
 HOLD = """
 import sys, time
-from dnabert_rm.patches.deepspeed_patches import BuildLock
+from dnabert_rm.patches.pytorch_patches import BuildLock
 assert BuildLock(sys.argv[1]).try_acquire()
 print("held", flush=True)
 time.sleep(600)
 """
+WAIT = """
+import sys
+from dnabert_rm.patches.pytorch_patches import BuildLock
+BuildLock(sys.argv[1]).wait()
+"""
 
 
-def test_a_killed_build_leaves_nothing_that_blocks_torchs_next_one(tmp_path: Path) -> None:
+def test_a_killed_build_does_not_block_the_next_one(tmp_path: Path) -> None:
     source, folder = tmp_path / "answer.cpp", tmp_path / "extensions" / "answer"
     source.write_text('extern "C" int answer() { return 42; }\n')
     folder.mkdir(parents=True)
-    (folder / "lock").touch()  # what torch leaves of a build that was killed
+    (folder / "lock").touch()  # the file that torch leaves behind when a build is killed
     environment = {**os.environ, "TORCH_EXTENSIONS_DIR": str(folder.parent)}
     done = subprocess.run(
         [sys.executable, "-c", BUILD, source], env=environment, capture_output=True, text=True, timeout=100
@@ -45,13 +50,12 @@ def test_one_process_builds_while_another_waits_until_it_ends_or_dies(tmp_path: 
     path = str(tmp_path / "lock")
     with subprocess.Popen([sys.executable, "-c", HOLD, path], stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout and holder.stdout.readline() == "held\n"
-        waiting = BuildLock(path)
-        assert not waiting.try_acquire()
-        with subprocess.Popen([sys.executable, "-c", f"from dnabert_rm.patches.deepspeed_patches import BuildLock\n"
-                               f"BuildLock({path!r}).wait()"]) as other:  # fmt: skip
+        lock = BuildLock(path)
+        assert not lock.try_acquire()
+        with subprocess.Popen([sys.executable, "-c", WAIT, path]) as waiting:
             time.sleep(1)
-            assert other.poll() is None
+            assert waiting.poll() is None
             holder.send_signal(signal.SIGKILL)
-            assert other.wait(60) == 0
-    assert waiting.try_acquire()
-    waiting.release()
+            assert waiting.wait(60) == 0
+    assert lock.try_acquire()
+    lock.release()

@@ -1,7 +1,7 @@
-"""Which stretches are stored: runs of A, C, G, T, cut into segments.
+"""Runs of A, C, G, T, and the segments that they are cut into.
 
-Pure functions of integers. A "unit" is what a segment is measured in: a token of k bases (so that
-consecutive segments of one run share k - 1 bases and no token is lost), or one base for BPE (k = 1).
+Pure functions of integers. Lengths are in tokens of k bases. Consecutive segments of a run share k - 1 bases, so no
+token is lost. For BPE k is 1, and lengths are in bases.
 """
 
 from __future__ import annotations
@@ -14,40 +14,44 @@ from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
-class Line:
-    """Contigs end to end, one place apart, so that one array of positions serves for all of them.
+class ContigAxis:
+    """One coordinate axis for all contigs, laid end to end with one unused position after each.
 
-    `starts` and `lengths` have shape (contigs,). A hundred thousand scaffolds are planned as fast
-    as one chromosome.
+    Runs of all contigs are then rows of one array, so planning 100,000 scaffolds is as fast as planning one chromosome.
+
+    `starts` (contigs,) are positions on the axis, `lengths` (contigs,) are in bases.
     """
 
     starts: NDArray[np.int64]
     lengths: NDArray[np.int64]
 
     @classmethod
-    def of(cls, lengths: Sequence[int]) -> Line:
-        """Lay out contigs of these lengths."""
+    def from_lengths(cls, lengths: Sequence[int]) -> ContigAxis:
+        """Return the axis of contigs with these lengths."""
         sizes = np.array(lengths, dtype=np.int64)
         return cls(np.cumsum(sizes + 1) - sizes - 1, sizes)
 
     def contig_of(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The number of the contig at each of `positions` (n,)."""
+        """Return the number of the contig at each of `positions` (n,)."""
         return np.searchsorted(self.starts, positions, "right") - 1
 
-    def runs(self, gaps: Sequence[NDArray[np.int64]], taken: NDArray[np.bool_], unk_bases: int) -> NDArray[np.int64]:
-        """Runs between the `gaps` (n, 2) of each contig, in the contigs that are `taken`, (runs, 2) on the line.
+    def runs(self, gaps: Sequence[NDArray[np.int64]], included: NDArray[np.bool_], unk_bases: int) -> NDArray[np.int64]:
+        """Return the runs between gaps, in positions on the axis, shape (runs, 2).
 
-        Gaps of at most `unk_bases` bases that have bases on both sides stay inside their run.
+        Args:
+            gaps: Gaps (n, 2) of each contig, in its own coordinates.
+            included: (contigs,); the other contigs have no runs.
+            unk_bases: Gaps of at most this many bases, with bases on both sides, remain inside their run.
         """
         contig = np.repeat(np.arange(len(gaps)), [len(rows) for rows in gaps])
         table = np.concatenate([np.empty((0, 2), np.int64), *gaps])
         inside = (table[:, 0] > 0) & (table[:, 1] < self.lengths[contig]) & (table[:, 1] - table[:, 0] <= unk_bases)
-        keep = ~inside & taken[contig]
+        keep = ~inside & included[contig]
         ends = self.starts + self.lengths
-        # In this order, so that an empty contig's gap stands before the place behind it.
+        # The stable sort keeps this order for equal starts: an empty contig's gap precedes the unused position.
         rows = np.concatenate(
             [
-                np.stack([self.starts, ends], axis=1)[~taken],
+                np.stack([self.starts, ends], axis=1)[~included],
                 table[keep] + self.starts[contig[keep], None],
                 np.stack([ends, ends + 1], axis=1),
             ]
@@ -56,29 +60,29 @@ class Line:
 
 
 def runs_between(gaps: NDArray[np.int64], length: int) -> NDArray[np.int64]:
-    """Runs between gaps (n, 2), sorted and apart, of a stretch of `length` bases, shape (runs, 2)."""
+    """Return the runs between sorted, disjoint gaps (n, 2) in 0 … `length` - 1, shape (runs, 2)."""
     starts = np.concatenate([[0], gaps[:, 1]])
     ends = np.concatenate([gaps[:, 0], [length]])
     return np.stack([starts, ends], axis=1)[ends > starts]
 
 
 def cut_at(runs: NDArray[np.int64], cuts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Cut runs (n, 2) at the positions `cuts`, without overlap and without loss."""
+    """Cut runs (n, 2) at the positions `cuts`; the results neither overlap nor lose a base."""
     inside = cuts[(np.searchsorted(runs[:, 0], cuts, "left") > np.searchsorted(runs[:, 1], cuts, "right"))]
-    return np.stack(
-        [np.sort(np.concatenate([runs[:, 0], inside])), np.sort(np.concatenate([runs[:, 1], inside]))], axis=1
-    )
+    starts = np.sort(np.concatenate([runs[:, 0], inside]))
+    ends = np.sort(np.concatenate([runs[:, 1], inside]))
+    return np.stack([starts, ends], axis=1)
 
 
 def long_enough(runs: NDArray[np.int64], k: int, min_tokens: int) -> NDArray[np.bool_]:
-    """Which runs (n, 2) hold at least `min_tokens` (and one) tokens."""
+    """Return which runs (n, 2) hold at least `min_tokens` tokens, and at least one."""
     return runs[:, 1] - runs[:, 0] - k + 1 >= max(1, min_tokens)
 
 
 def cut_runs(runs: NDArray[np.int64], k: int, segment_tokens: int) -> NDArray[np.int64]:
     """Cut runs (n, 2) into nearly equal segments of at most `segment_tokens` tokens, shape (m, 2) in bases.
 
-    A segment of tokens a … b - 1 of a run covers the run's bases a … b + k - 2.
+    A segment with the tokens a … b - 1 of a run covers the run's bases a … b + k - 2.
     """
     tokens = runs[:, 1] - runs[:, 0] - k + 1
     parts = -(-tokens // segment_tokens)

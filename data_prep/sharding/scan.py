@@ -1,4 +1,4 @@
-"""The first pass over all inputs: checksums and scans in parallel, then a check of the whole."""
+"""First pass over all inputs: compute checksums and scan in parallel, then check the result."""
 
 from __future__ import annotations
 
@@ -10,21 +10,28 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.parallel import run_all
-from data_prep.build.sources import Source, source_info
-from dnabert_rm.utils.errors import DataError
+from data_prep.sharding.sources import Source, source_info
+from dnabert_rm.data.manifest import SourceInfo
 from dnabert_rm.genome.contigs import Contig, check_scan, join_pieces
 from dnabert_rm.genome.fasta_scan import Piece, scan_range, scan_ranges
+from dnabert_rm.utils.errors import DataError
 from dnabert_rm.utils.progress import notice, progress_bar
-from dnabert_rm.data.manifest import SourceInfo
 
 
 def scan_files(
     sources: Sequence[Source], paths: Mapping[int, str], rna: bool, executor: Executor, checksums: bool = False
 ) -> tuple[list[SourceInfo], dict[int, list[Piece]]]:
-    """The pieces of the files whose uncompressed bytes lie in `paths`, by the source's number.
+    """Scan uncompressed files; return the sources' checksums and the pieces of each scanned file.
 
-    With `checksums` also the `SourceInfo` of every source, made meanwhile: a checksum keeps one
-    worker busy, while a file is scanned by all. Raises `DataError` for what is not FASTA.
+    Checksums are computed alongside the scans: one checksum occupies one worker, while all workers share the scan of a
+    file.
+
+    Args:
+        paths: Path of the uncompressed file of each source to scan, by the source's number.
+        rna: Read U as T.
+        checksums: Also compute the `SourceInfo` of every source; otherwise the first result is empty.
+
+    Raises `DataError` for a file that is not FASTA.
     """
     ranges = [(i, start, stop) for i, path in paths.items() for start, stop in scan_ranges(Path(path).stat().st_size)]
     tasks: list[Callable[[], Any]] = [partial(source_info, source) for source in sources if checksums]
@@ -35,38 +42,38 @@ def scan_files(
         for index, result in run_all(executor, operator.call, tasks):
             results[index] = result
             if index >= num_checksums:
-                bar.update(ranges[index - num_checksums][2] - ranges[index - num_checksums][1])
+                _, start, stop = ranges[index - num_checksums]
+                bar.update(stop - start)
     pieces: dict[int, list[Piece]] = {i: [] for i in paths}
     for (i, *_), found in zip(ranges, results[num_checksums:], strict=True):
         pieces[i] += found
     return results[:num_checksums], pieces
 
 
-def joined_contigs(
+def join_contigs(
     sources: Sequence[Source], paths: Mapping[int, str], pieces: Mapping[int, list[Piece]]
 ) -> list[Contig]:
-    """The contigs of every file, in the order of the input.
+    """Return the contigs of every file, in input order.
 
-    Raises `DataError` for a file of proteins, and for a contig that stands in a genome twice.
+    Raises `DataError` for a file of proteins, and for a contig that occurs twice in a genome.
     """
     contigs: list[Contig] = []
     for number, source in enumerate(sources):
-        mine = pieces[number]
-        check_scan(source.path, paths[number], mine)
-        if uracils := sum(piece.uracils for piece in mine):
+        check_scan(source.path, paths[number], pieces[number])
+        if uracils := sum(piece.uracils for piece in pieces[number]):
             notice(f"{source.path}: {uracils:,} letters U are left out; --rna reads them as T")
-        contigs += join_pieces(source.genome, number, mine)
+        contigs += join_pieces(source.genome, number, pieces[number])
     _check_names(sources, contigs)
     return contigs
 
 
 def _check_names(sources: Sequence[Source], contigs: Sequence[Contig]) -> None:
-    """Within a genome of several files a contig may stand in one of them only."""
+    """Raise `DataError` if two files of one genome contain the same contig."""
     seen: dict[tuple[str, str], Contig] = {}
     for contig in contigs:
         other = seen.setdefault((contig.genome, contig.name), contig)
         if other is not contig:
             raise DataError(
-                f"{sources[contig.source].path}: contig {contig.name!r} of genome {contig.genome!r} is in "
-                f"{sources[other.source].path} too; give one file another genome's name (NAME=PATH)"
+                f"{sources[contig.source].path}: contig {contig.name!r} of genome {contig.genome!r} is also in "
+                f"{sources[other.source].path}; give one of the files another genome name (NAME=PATH)"
             )

@@ -1,0 +1,141 @@
+"""Record of an unfinished build, from which the same command resumes it.
+
+The record is the hidden folder `.build` in the output folder. It holds a lock, the options, the inputs' checksums, the
+`ShardInfo` of every finished shard, and decompressed inputs. It is removed when the build is complete.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from data_prep.sharding.options import BuildOptions
+from dnabert_rm.data.manifest import MANIFEST_NAME, ShardInfo, SourceInfo, load_manifest
+from dnabert_rm.utils.errors import ConfigError, UserError
+from dnabert_rm.utils.files import sha256_of_file, write_text
+from dnabert_rm.utils.lock import LockHeldError, file_lock
+
+SCRATCH_NAME = ".build"
+_PLAN_NAME = "plan.json"
+_LOCK_NAME = "lock"
+
+
+class BuildRecord:
+    """The record of the build in `folder`; its files are in `scratch`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.scratch = folder / SCRATCH_NAME
+
+    @contextlib.contextmanager
+    def open(self, options: BuildOptions, sources: list[SourceInfo]) -> Iterator[None]:
+        """Lock the folder and record the build; on success remove the record.
+
+        After a `UserError` or `OSError` the record is kept if a shard is finished. Otherwise it is removed, and so is
+        the folder if it is new.
+
+        Raises `ConfigError` if the folder holds a different build, or if another process is building in it.
+        """
+        is_new = not self.folder.exists()
+        if not is_new and not self.folder.is_dir():
+            raise ConfigError(f"--out {self.folder}: is not a folder; name another one")
+        inputs = {"options": options.to_json(), "sources": [asdict(source) for source in sources]}
+        self._check_same_build(inputs)
+        self.scratch.mkdir(parents=True, exist_ok=True)
+        with self._locked():
+            try:
+                self._save(inputs)
+                yield
+                shutil.rmtree(self.scratch, ignore_errors=True)
+            except (UserError, OSError):
+                self._remove_temporary_files()
+                if not self.finished_shards():
+                    shutil.rmtree(self.scratch, ignore_errors=True)
+                    if is_new:
+                        shutil.rmtree(self.folder, ignore_errors=True)
+                raise
+
+    def finished_shards(self) -> dict[str, ShardInfo]:
+        """Return the shards recorded as finished, by name, from the manifest or the scratch folder."""
+        if (self.folder / MANIFEST_NAME).exists():
+            return {shard.name: shard for shard in load_manifest(self.folder).shards}
+        found = {}
+        for path in self.scratch.glob("shard-*.tar.json"):
+            with contextlib.suppress(ValueError, TypeError):
+                info = ShardInfo(**json.loads(path.read_text()))
+                found[info.name] = info
+        return found
+
+    def _check_same_build(self, inputs: dict[str, Any]) -> None:
+        """Raise `ConfigError` if the folder holds shards of other options or sources."""
+        earlier = self._load()
+        if earlier is None:
+            unknown = next(self.folder.glob("shard-*.tar"), None)
+            if unknown is not None:
+                raise ConfigError(
+                    f"--out {self.folder}: holds {unknown.name} of an unknown build; choose an empty folder"
+                )
+        elif earlier != inputs:
+            raise ConfigError(
+                f"--out {self.folder}: holds another build ({'; '.join(_differences(earlier, inputs))}); "
+                "give the same options and files, or choose another folder, or remove this one"
+            )
+
+    def _load(self) -> dict[str, Any] | None:
+        """Return the options and sources of the folder's finished or unfinished build, None without one."""
+        if (self.folder / MANIFEST_NAME).exists():
+            manifest = load_manifest(self.folder)
+            return {"options": manifest.options, "sources": [asdict(source) for source in manifest.sources]}
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            recorded: dict[str, Any] = json.loads((self.scratch / _PLAN_NAME).read_text())
+            return recorded
+        return None
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Hold the folder's lock; raise `ConfigError` if another build holds it."""
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(file_lock(self.scratch / _LOCK_NAME))
+            except LockHeldError:
+                raise ConfigError(f"--out {self.folder}: another build is running there; wait until it ends") from None
+            yield
+
+    def _save(self, inputs: dict[str, Any]) -> None:
+        write_text(self.scratch / _PLAN_NAME, json.dumps(inputs, indent=1, sort_keys=True))
+        self._remove_temporary_files()
+
+    def _remove_temporary_files(self) -> None:
+        """Remove files that a killed or failed process had begun to write."""
+        for path in [*self.scratch.glob("*.tmp"), *self.folder.glob(f".{MANIFEST_NAME}.*.tmp")]:
+            path.unlink(missing_ok=True)
+
+
+def is_intact(folder: Path, info: ShardInfo) -> bool:
+    """Whether the shard on disk has the size and checksum in `info`."""
+    path = folder / info.name
+    return path.is_file() and path.stat().st_size == info.bytes and sha256_of_file(path) == info.sha256
+
+
+def _differences(earlier: dict[str, Any], inputs: dict[str, Any]) -> list[str]:
+    """Describe how two builds differ: options first, then files."""
+    there = earlier["options"]
+    here = inputs["options"]
+    differences = [
+        f"--{name.replace('_', '-')} {there.get(name)} there, {here.get(name)} here"
+        for name in sorted({*there, *here})
+        if there.get(name) != here.get(name)
+    ]
+    old, new = ({(s["genome"], s["file"]): s["sha256"] for s in build["sources"]} for build in (earlier, inputs))
+    for genome, file in sorted({*old, *new}):
+        before = old.get((genome, file))
+        now = new.get((genome, file))
+        if before != now:
+            what = "only there" if now is None else "only here" if before is None else "has changed"
+            differences.append(f"{file} (genome {genome}) {what}")
+    return differences or ["the files are in another order"]

@@ -1,0 +1,153 @@
+"""Decompress gzip and bgzip inputs once, with htslib (pysam), into the scratch folder.
+
+The build reads every part of a file twice, in all workers, but gzip can be read from its start only. Bgzip is gzip in
+small blocks of known sizes, so workers share its decompression.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_prep.parallel import run_all
+from data_prep.sharding.sources import Source
+from dnabert_rm.genome.fasta_scan import BLOCK_BYTES, first_header
+from dnabert_rm.utils.errors import DataError
+from dnabert_rm.utils.progress import progress_bar
+
+_GZIP_MAGIC = b"\x1f\x8b"
+_BGZIP_MAGIC = b"\x1f\x8b\x08\x04"
+_BGZIP_FIELD = b"BC\x02\x00"
+_COPY_BYTES = 1 << 20
+_PART_BYTES = 1 << 26
+
+
+@dataclass(frozen=True)
+class Part:
+    """One task of the decompression.
+
+    `size` bytes (None: all) are written to `output` from byte `output_offset` on. They are read from byte
+    `compressed_offset` of `path`, where a block starts.
+    """
+
+    path: str
+    output: str
+    compressed_offset: int = 0
+    output_offset: int = 0
+    size: int | None = None
+
+
+def is_gzip(path: str) -> bool:
+    """Whether a file has the magic number of gzip and bgzip, whatever its name."""
+    with open(path, "rb") as stream:
+        return stream.read(2) == _GZIP_MAGIC
+
+
+def check_headers(sources: Sequence[Source]) -> None:
+    """Raise `DataError` for the first file that does not begin like FASTA, before any long work is done on it."""
+    for source in sources:
+        try:
+            with _open_compressed(source.path) if is_gzip(source.path) else open(source.path, "rb") as stream:
+                head = stream.read(BLOCK_BYTES)
+        except OSError as error:
+            if error.errno:
+                raise
+            continue  # Damaged gzip data, which are reported by the decompression.
+        first_header(head, source.path)
+
+
+def _open_compressed(path: str) -> Any:
+    """Open a gzip or bgzip file with htslib, whose OSError for damaged data has no number."""
+    import pysam
+
+    # Otherwise htslib prints its own messages in addition to ours.
+    pysam.set_verbosity(0)
+    return pysam.BGZFile(path, "rb", None)
+
+
+def decompress_sources(sources: Sequence[Source], scratch: Path, executor: Executor) -> dict[int, str]:
+    """Decompress every gzip or bgzip source into `scratch`; return the paths by the sources' numbers.
+
+    Files that an earlier run finished are reused. Raises `DataError` for damaged files.
+    """
+    outputs = {i: str(scratch / f"source-{i}.fa") for i, source in enumerate(sources) if is_gzip(source.path)}
+    temporaries = {i: f"{path}.tmp" for i, path in outputs.items() if not Path(path).exists()}
+    parts = [part for i, temporary in temporaries.items() for part in cut_parts(sources[i].path, temporary)]
+    for temporary in temporaries.values():
+        Path(temporary).touch()
+    sizes = [part.size or Path(part.path).stat().st_size for part in parts]
+    with progress_bar("decompress", sum(sizes), "base") as bar:
+        for index, _ in run_all(executor, decompress_part, parts):
+            bar.update(sizes[index])
+    for i, temporary in temporaries.items():
+        os.replace(temporary, outputs[i])
+    return outputs
+
+
+def cut_parts(path: str, output: str) -> list[Part]:
+    """Return parts of a bgzip file that can be decompressed independently, or one part for a plain gzip file."""
+    blocks = bgzip_blocks(path)
+    if blocks is None:
+        return [Part(path, output)]
+    parts = []
+    compressed_offset = 0
+    output_offset = 0
+    position = 0
+    end_marker = (-1, _PART_BYTES)
+    for block_offset, size in [*blocks, end_marker]:
+        if position - output_offset >= _PART_BYTES or block_offset < 0:
+            parts.append(Part(path, output, compressed_offset, output_offset, position - output_offset))
+            compressed_offset = block_offset
+            output_offset = position
+        position += size
+    return parts
+
+
+def bgzip_blocks(path: str) -> list[tuple[int, int]] | None:
+    """Return (offset, uncompressed bytes) of every block of a bgzip file, or None for plain gzip.
+
+    Raises `DataError` if the last block, which is empty in a complete file, is missing.
+    """
+    blocks: list[tuple[int, int]] = []
+    with open(path, "rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        offset = 0
+        while offset < len(data):
+            if data[offset : offset + 4] != _BGZIP_MAGIC or data[offset + 12 : offset + 16] != _BGZIP_FIELD:
+                # Plain gzip, or a mixture of both, which can be read from its start only.
+                return None
+            end = offset + int.from_bytes(data[offset + 16 : offset + 18], "little") + 1
+            blocks.append((offset, int.from_bytes(data[end - 4 : end], "little")))
+            offset = end
+        if offset > len(data) or blocks[-1][1] != 0:
+            raise DataError(f"{path}: the bgzip data end too early; copy or download the file again")
+    return blocks
+
+
+def decompress_part(part: Part) -> None:
+    """Decompress one part into the output file; raise `DataError` if the data are damaged or end too early."""
+    remaining = part.size
+    is_damaged = False
+    with open(part.output, "r+b") as out:
+        out.seek(part.output_offset)
+        try:
+            with _open_compressed(part.path) as stream:
+                if part.compressed_offset:
+                    # A virtual offset: the block's offset, and byte 0 of the block.
+                    stream.seek(part.compressed_offset << 16)
+                while remaining != 0:
+                    block = stream.read(_COPY_BYTES if remaining is None else min(remaining, _COPY_BYTES))
+                    if not block:
+                        break
+                    out.write(block)
+                    remaining = None if remaining is None else remaining - len(block)
+        except OSError as error:
+            if error.errno:
+                raise
+            is_damaged = True
+    if is_damaged or remaining:
+        raise DataError(f"{part.path}: the gzip data are damaged or end too early; copy or download the file again")

@@ -1,0 +1,98 @@
+"""Options of a build that change the shards' bytes, checked where they are made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from dnabert_rm.config.schema import Settings, setting
+from dnabert_rm.genome.kmer import check_k
+from dnabert_rm.utils.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentOptions(Settings):
+    """Options that `build` takes as they are: segments, contigs, splits."""
+
+    segment_tokens: int = setting(1 << 16, metavar="N", minimum=1)
+    """Longest segment."""
+    min_tokens: int = setting(1, metavar="N", minimum=1)
+    """Leave out runs of A, C, G, T that are shorter."""
+    shard_tokens: int = setting(1 << 25, metavar="N", minimum=1)
+    """Largest shard, which is the unit of work of one process."""
+    rna: bool = False
+    """Read U as T."""
+    record_soft_mask: bool = False
+    """Store the lower-case ranges of each segment beside it."""
+    strand: Literal["forward", "both"] = "forward"
+    """BPE only, whose ids can't be reversed at load time: "both" also stores each segment's reverse complement."""
+    include: tuple[str, ...] = setting((), metavar="NAME")
+    """Take only these contigs."""
+    exclude: tuple[str, ...] = setting((), metavar="NAME")
+    """Leave out these contigs."""
+    val_contigs: tuple[str, ...] = setting((), metavar="NAME")
+    """Contigs for validation."""
+    test_contigs: tuple[str, ...] = setting((), metavar="NAME")
+    """Contigs for testing."""
+    val_fraction: float = setting(0.0, metavar="F", minimum=0, below=1)
+    """Fraction of the bases for validation, in whole blocks."""
+    test_fraction: float = setting(0.0, metavar="F", minimum=0, below=1)
+    """Fraction of the bases for testing, in whole blocks."""
+    block_bases: int = setting(100_000, metavar="N", minimum=1)
+    """Bases per block; a split by fraction takes whole blocks."""
+    seed: int = setting(0, metavar="N")
+    """Seed of the choice of blocks."""
+
+    def problems(self) -> Iterator[str]:
+        """Yield a line for each contradiction."""
+        if self.min_tokens > max(1, self.segment_tokens // 2):
+            yield f"--min-tokens {self.min_tokens}: must be at most half of --segment-tokens"
+        if self.shard_tokens < self.strands * self.segment_tokens:
+            yield (
+                f"--shard-tokens {self.shard_tokens}: must be at least --segment-tokens, "
+                "and twice that with --strand both"
+            )
+        if self.val_fraction + self.test_fraction >= 1:
+            yield f"--test-fraction {self.test_fraction}: and --val-fraction together must be below 1"
+        if (self.val_contigs or self.test_contigs) and (self.val_fraction or self.test_fraction):
+            yield "--val-contigs/--test-contigs and --val-fraction/--test-fraction: choose one of the two"
+
+    @property
+    def strands(self) -> int:
+        """How many times a segment is stored."""
+        return 2 if self.strand == "both" else 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildOptions(SegmentOptions):
+    """Everything that changes the shards' bytes, apart from the input files."""
+
+    k: int | None = 6
+    """Bases per token; None for BPE."""
+    unk_bases: int = setting(0, minimum=0)
+    """Ambiguous runs of at most this many bases stay inside a segment as `[UNK]`; 0 splits at all of them."""
+    bpe_sha256: str | None = None
+    """Checksum of the BPE model; None for k-mers."""
+
+    def problems(self) -> Iterator[str]:
+        """Yield a line for each contradiction."""
+        if self.k is not None:
+            try:
+                check_k(self.k)
+            except ConfigError as error:
+                yield str(error)
+        yield from super().problems()
+        if self.strand == "both" and self.k is not None:
+            yield "--strand both: is for BPE only; k-mer ids give the reverse strand at load time"
+        if self.k is None and self.unk_bases:
+            yield "--ambiguous unk: is for k-mers only; leave it out with a BPE model"
+
+    @property
+    def unit_bases(self) -> int:
+        """Bases that a unit of length covers: k, or 1 for BPE, whose tokens are not known beforehand."""
+        return self.k or 1
+
+    def to_json(self) -> dict[str, Any]:
+        """The options as the manifest stores them."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}

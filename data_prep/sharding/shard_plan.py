@@ -1,0 +1,161 @@
+"""Plan of a build: divide the scanned contigs into segments and shards, the same way on every machine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_prep.sharding.options import BuildOptions
+from data_prep.sharding.segments import ContigAxis, cut_runs, long_enough
+from data_prep.sharding.splits import matching, split_by_blocks, split_of_contigs
+from dnabert_rm.data.manifest import SPLITS
+from dnabert_rm.genome.contigs import Contig
+from dnabert_rm.utils.errors import ConfigError, DataError
+
+
+@dataclass(frozen=True)
+class Segments:
+    """A table of segments in storage order; every array has shape (segments,).
+
+    `contig` is the contig's number, `start` and `end` are in bases of the contig, and `split` is an index into
+    `SPLITS`. `anchor_byte` and `anchor_base` are the byte offset and base where reading can start.
+    """
+
+    contig: NDArray[np.int64]
+    start: NDArray[np.int64]
+    end: NDArray[np.int64]
+    split: NDArray[np.int64]
+    anchor_byte: NDArray[np.int64]
+    anchor_base: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.contig)
+
+    def take(self, rows: NDArray[np.int64] | slice) -> Segments:
+        """Return the segments in `rows`, in that order."""
+        return Segments(**{name: column[rows] for name, column in vars(self).items()})
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """One shard to write: its name, split, segments, and the number of its first key."""
+
+    name: str
+    split: str
+    first_key: int
+    segments: Segments
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All segments, the shards that contain them, and each contig's bases left out by reason."""
+
+    segments: Segments
+    shards: list[ShardPlan]
+    left_out: list[dict[str, int]]
+
+
+def make_plan(contigs: Sequence[Contig], options: BuildOptions) -> Plan:
+    """Return the plan of a build; raise `ConfigError` or `DataError` if nothing would be stored."""
+    included = _included(contigs, options)
+    axis = ContigAxis.from_lengths([contig.length for contig in contigs])
+    runs = axis.runs([contig.gaps for contig in contigs], included, options.unk_bases)
+    if options.val_fraction or options.test_fraction:
+        runs, split = split_by_blocks(runs, axis, options)
+    else:
+        split = split_of_contigs(contigs, options)[axis.contig_of(runs[:, 0])]
+    long = long_enough(runs, options.unit_bases, options.min_tokens)
+    if not long.any():
+        raise DataError(
+            "no segment is left: no run of A, C, G, T in the input is long enough; lower --min-tokens, or pass --rna"
+        )
+    segments = _make_segments(contigs, axis, runs[long], split[long], options)
+    return Plan(segments, _make_shards(segments, options), _left_out(axis, runs, long, included))
+
+
+def _included(contigs: Sequence[Contig], options: BuildOptions) -> NDArray[np.bool_]:
+    """Return which contigs remain after --include and --exclude, shape (contigs,)."""
+    if options.include:
+        included = matching(contigs, options.include, "--include")
+    else:
+        included = np.ones(len(contigs), dtype=bool)
+    included &= ~matching(contigs, options.exclude, "--exclude")
+    if not included.any():
+        raise ConfigError("--include/--exclude: no contig is left; exclude fewer of them")
+    return included
+
+
+def _make_segments(
+    contigs: Sequence[Contig],
+    axis: ContigAxis,
+    runs: NDArray[np.int64],
+    split: NDArray[np.int64],
+    options: BuildOptions,
+) -> Segments:
+    """Cut runs on the axis into segments, in input order and in the coordinates of their contigs."""
+    pieces = cut_runs(runs, options.unit_bases, options.segment_tokens)
+    contig = axis.contig_of(pieces[:, 0])
+    start, end = (pieces - axis.starts[contig, None]).T
+    anchors = np.concatenate([contig.anchors for contig in contigs])
+    anchor_positions = anchors[:, 1] + np.repeat(axis.starts, [len(contig.anchors) for contig in contigs])
+    anchor_byte, anchor_base = anchors[np.searchsorted(anchor_positions, pieces[:, 0], "right") - 1].T
+    piece_split = split[np.searchsorted(runs[:, 0], pieces[:, 0], "right") - 1]
+    return Segments(contig, start, end, piece_split, anchor_byte, anchor_base)
+
+
+def _make_shards(segments: Segments, options: BuildOptions) -> list[ShardPlan]:
+    """Divide the segments of each split, in order, into nearly equal shards of at most `shard_tokens`."""
+    shards: list[ShardPlan] = []
+    num_keys = 0
+    for split, name in enumerate(SPLITS):
+        table = segments.take(np.flatnonzero(segments.split == split))
+        if not len(table):
+            continue
+        ends = np.cumsum((table.end - table.start - options.unit_bases + 1) * options.strands)
+        target = -(-ends[-1] // -(-ends[-1] // options.shard_tokens))
+        first = 0
+        while first < len(table):
+            before = ends[first - 1] if first else 0
+            # Up to the segment that reaches the target, but never above the limit.
+            last = min(
+                np.searchsorted(ends, before + target, "left") + 1,
+                np.searchsorted(ends, before + options.shard_tokens, "right"),
+            )
+            chosen = table.take(slice(first, last))
+            shards.append(ShardPlan(f"shard-{len(shards):06d}.tar", name, num_keys, chosen))
+            num_keys += options.strands * len(chosen)
+            first = last
+    return shards
+
+
+def _left_out(
+    axis: ContigAxis, runs: NDArray[np.int64], long: NDArray[np.bool_], included: NDArray[np.bool_]
+) -> list[dict[str, int]]:
+    """Return the bases of every contig that are in no segment, by reason; reasons without a base are omitted."""
+    sizes = runs[:, 1] - runs[:, 0]
+    contig = axis.contig_of(runs[:, 0])
+    in_runs = np.zeros_like(axis.lengths)
+    short = np.zeros_like(axis.lengths)
+    np.add.at(in_runs, contig, sizes)
+    np.add.at(short, contig[~long], sizes[~long])
+    table = {
+        "ambiguous": np.where(included, axis.lengths - in_runs, 0),
+        "excluded": np.where(included, 0, axis.lengths),
+        "too_short": short,
+    }
+    rows = zip(*(counts.tolist() for counts in table.values()), strict=True)
+    return [{reason: bases for reason, bases in zip(table, row, strict=True) if bases} for row in rows]
+
+
+def bases_of_splits(segments: Segments) -> dict[str, int]:
+    """Return the bases covered by the segments of each split; bases that neighbours share count once."""
+    tables = {name: segments.take(np.flatnonzero(segments.split == split)) for split, name in enumerate(SPLITS)}
+    return {name: _covered_bases(table) for name, table in tables.items() if len(table)}
+
+
+def _covered_bases(table: Segments) -> int:
+    shared = (table.end[:-1] - table.start[1:]) * (table.contig[:-1] == table.contig[1:])
+    return int((table.end - table.start).sum() - np.maximum(shared, 0).sum())
