@@ -21,8 +21,8 @@ case "$SCALE" in
         ranks=1
         ;;
     gpu)
-        pretraining="--preset small --model.architecture modernbert --steps 10000 --global-batch 256 --window 512 --lr 1e-3
-            --precision bf16 --ds-config zero1 --save-every 1000 --validation.every 250"
+        pretraining="--preset small --model.architecture modernbert --steps 10000 --global-batch 256 --window 512
+            --lr 1e-3 --precision bf16 --ds-config zero1 --save-every 1000 --validation.every 250"
         ranks=${RANKS:-1}
         ;;
     cluster)
@@ -34,8 +34,8 @@ case "$SCALE" in
         exit 2
         ;;
 esac
-# A small model needs most of its steps to learn that neighbouring k-mers overlap, so its phases end later. At the paper's
-# scale they end where the paper's do.
+# A small model needs most of its steps to learn that neighbouring k-mers overlap, so its phases end later. At the
+# paper's scale they end where the paper's do.
 if [ "$SCALE" != cluster ]; then
     pretraining="$pretraining --phase-ends 0.4,0.55,0.7,0.85,1"
 fi

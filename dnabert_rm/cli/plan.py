@@ -136,13 +136,13 @@ def _text(report: dict[str, Any]) -> str:
     lines = [
         f"{model['preset']} ({model['architecture']}): {parameters['total']:,} parameters ({parts})",
         f"{run['gpus']} ranks x {run['micro_batch']} windows x {run['accumulation']} accumulation = "
-        f"{run['global_batch']} windows of {run['window']} tokens a step, {precision}, {run['attention']}, "
+        f"{run['global_batch']} windows of {run['window']} tokens per step, {precision}, {run['attention']}, "
         f"activation checkpointing {'on' if again else 'off'}, {run['masked_fraction']:.1%} masked",
-        f"FLOPs a token: {flops['training'] / 1e9:.3f} G in training, {flops['forward'] / 1e9:.3f} G forward; "
+        f"FLOPs per token: {flops['training'] / 1e9:.3f} G in training, {flops['forward'] / 1e9:.3f} G forward; "
         f"{flops['training_with_full_head'] / 1e9:.3f} G with the head on all positions",
         _time_text(report["time"], run["gpu"]),
         "",
-        "estimates, GiB a rank at the fullest moment of a step:",
+        "estimates, GiB per rank at the fullest moment of a step:",
         *_table(report["options"], run["ds_config"]),
         "",
         report["advice"],
@@ -152,14 +152,15 @@ def _text(report: dict[str, Any]) -> str:
 
 def _time_text(time: dict[str, Any], gpu: str | None) -> str:
     if gpu == "cpu":
-        return f"{time['tokens']:.3g} tokens; no peak is known for CPUs: the first steps tell (tokens_per_second)"
+        tokens = f"{time['tokens']:.3g} tokens"
+        return f"{tokens}; no peak is known for CPUs: look at tokens_per_second after the first steps"
     if time["seconds"] is None:
         return f"{time['tokens']:.3g} tokens; for the time name the --gpu (in bf16 or fp16)"
     days = time["seconds"] / 86400
     return (
         f"{time['tokens']:.3g} tokens take {days:.1f} days ({days * 24:.0f} hours) if {time['mfu']:.0%} of "
         f"{time['peak_flops'] / 1e12:.0f} TFLOP/s is reached: {time['tokens_per_second']:,.0f} tokens/s, "
-        f"{time['step_seconds']:.3g} s a step"
+        f"{time['step_seconds']:.3g} s per step"
     )
 
 

@@ -174,16 +174,17 @@ def find_problems(item: Setting, value: Any, label: str) -> Iterator[str]:
             yield f"{label} {part}: must be one of {', '.join(item.choices)}"
         if not isinstance(part, int | float) or isinstance(part, bool):
             continue
+        shown = f"{label} {part:g}" if isinstance(part, float) else f"{label} {part}"
         if not math.isfinite(part):
-            yield f"{label} {part}: must be a finite number"
+            yield f"{shown}: must be a finite number"
         elif "minimum" in rules and part < rules["minimum"]:
-            yield f"{label} {part}: must be at least {rules['minimum']}"
+            yield f"{shown}: must be at least {rules['minimum']}"
         elif "above" in rules and part <= rules["above"]:
-            yield f"{label} {part}: must be above {rules['above']}"
+            yield f"{shown}: must be above {rules['above']}"
         elif "maximum" in rules and part > rules["maximum"]:
-            yield f"{label} {part}: must be at most {rules['maximum']}"
+            yield f"{shown}: must be at most {rules['maximum']}"
         elif "below" in rules and part >= rules["below"]:
-            yield f"{label} {part}: must be below {rules['below']}"
+            yield f"{shown}: must be below {rules['below']}"
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Reader of one shard: a tar that holds `KEY.ids.npy` and `KEY.json` for every segment.
 
-There are two entry points. Training calls `open_shard`, which checks a shard against its manifest entry once and returns a
-`ShardFile` for random access. `data_prep` calls `read_segments` and `read_metas`, which go through a shard in order.
-Both walk the tar with `_members` and parse array headers with `_npy_header`. Files are memory-mapped; nothing is
+There are two entry points. Training calls `open_shard`, which checks a shard against its manifest entry once and
+returns a `ShardFile` for random access. `data_prep` calls `read_segments` and `read_metas`, which go through a shard in
+order. Both walk the tar with `_members` and parse array headers with `_npy_header`. Files are memory-mapped; nothing is
 extracted and nothing is unpickled.
 """
 

@@ -19,11 +19,10 @@ from transformers import (
 
 from dnabert_rm.config import ModelConfig
 from dnabert_rm.genome.kmer import CLS_ID, PAD_ID, SEP_ID
+from dnabert_rm.model.flops import MAX_GLOBAL_POSITIONS
 from dnabert_rm.model.pretrained import model_fields
 from dnabert_rm.utils.errors import RankReadError
 
-MAX_GLOBAL_POSITIONS = 1024
-"""Up to this length every layer of a `modernbert` is global; above it, two layers in three use a sliding window."""
 DROPOUTS = {
     "bert": ("hidden_dropout_prob", "attention_probs_dropout_prob"),
     "modernbert": ("attention_dropout", "embedding_dropout", "mlp_dropout"),

@@ -38,8 +38,15 @@ def dnabert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = BertForMaskedLM(BertConfig(vocab_size=kmer.vocab_size(4), max_position_embeddings=128, **SIZES))
     weights = {**model.state_dict(), "bert.embeddings.position_ids": torch.arange(128)[None]}
     torch.save(weights, folder / "pytorch_model.bin")
-    config = {"architectures": ["BertForMaskedLM"], "vocab_size": kmer.vocab_size(4), "max_position_embeddings": 128,
-              "hidden_act": "gelu", "num_labels": 2, "finetuning_task": None, **SIZES}  # fmt: skip
+    config = {
+        "architectures": ["BertForMaskedLM"],
+        "vocab_size": kmer.vocab_size(4),
+        "max_position_embeddings": 128,
+        "hidden_act": "gelu",
+        "num_labels": 2,
+        "finetuning_task": None,
+        **SIZES,
+    }
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "vocab.txt").write_text(kmer.vocabulary_text(4))
     return folder

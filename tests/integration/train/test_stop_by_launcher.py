@@ -164,8 +164,12 @@ def test_the_slurm_script_requeues_if_another_try_can_help(prepared: Path, tmp_p
         (programs / name).write_text(text)
         (programs / name).chmod(0o755)
     job = str(os.getpid())
-    variables = {"SLURM_SUBMIT_DIR": str(ROOT), "SLURM_JOB_ID": job,
-                 "STATE": str(state), "PATH": f"{programs}{os.pathsep}{clean_environment()['PATH']}"}  # fmt: skip
+    variables = {
+        "SLURM_SUBMIT_DIR": str(ROOT),
+        "SLURM_JOB_ID": job,
+        "STATE": str(state),
+        "PATH": f"{programs}{os.pathsep}{clean_environment()['PATH']}",
+    }
     command = ["bash", "launch_scripts/pretrain.slurm", *FLAGS, "--data", str(prepared)]
 
     def requeues() -> list[str]:

@@ -92,12 +92,28 @@ def test_the_run_folder_has_metrics_and_checkpoints(two_ranks: Path, prepared: P
     assert [row["phase"] for row in rows] == [1, 1, 2, 2, 3, 3, 4, 4] + [5] * 8
     assert [row["max_span"] for row in rows[::2]] == [4, 6, 8, 10, 12, 12, 12, 12]
     assert [row["consumed_samples"] for row in rows] == [8 * (step + 1) for step in range(STEPS)]
-    needed = {"step", "consumed_samples", "loss", "lr", "grad_norm", "phase", "masked_fraction", "masked_accuracy",
-              "tokens_per_second"}  # fmt: skip
+    needed = {
+        "step",
+        "consumed_samples",
+        "loss",
+        "lr",
+        "grad_norm",
+        "phase",
+        "masked_fraction",
+        "masked_accuracy",
+        "tokens_per_second",
+    }
     assert needed <= rows[0].keys()
     tags = EventAccumulator(str(two_ranks / "tensorboard")).Reload().Tags()["scalars"]
-    for tag in ("train/loss", "train/learning_rate", "masking/phase", "masking/mean_span", "masking/masked_fraction",
-                "train/masked_accuracy", "speed/tokens_per_second"):  # fmt: skip
+    for tag in (
+        "train/loss",
+        "train/learning_rate",
+        "masking/phase",
+        "masking/mean_span",
+        "masking/masked_fraction",
+        "train/masked_accuracy",
+        "speed/tokens_per_second",
+    ):
         assert tag in tags
     assert json.loads((two_ranks / "environment.json").read_text())["world_size"] == 2
     assert sorted(path.name for path in (two_ranks / "checkpoints").glob("step_*")) == [

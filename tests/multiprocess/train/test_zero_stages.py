@@ -74,8 +74,11 @@ def test_the_stages_agree_to_rounding_in_bf16(reference, flags, tmp_path: Path, 
     np.testing.assert_allclose(found, reference, rtol=0, atol=3e-3)
 
 
-@pytest.mark.parametrize("words", [["--model.activation_checkpointing"], ["--model.compile", "--ds-config", "zero2"],
-                                   ["--model.attention", "eager"]], ids=lambda words: words[0])  # fmt: skip
+@pytest.mark.parametrize(
+    "words",
+    [["--model.activation_checkpointing"], ["--model.compile", "--ds-config", "zero2"], ["--model.attention", "eager"]],
+    ids=lambda words: words[0],
+)
 def test_other_ways_to_run_a_layer_have_the_same_losses(reference, flags, tmp_path: Path, words: list[str]) -> None:
     np.testing.assert_allclose(curve(tmp_path / "run", 2, *flags, *words), reference, rtol=0, atol=1e-5)
 
@@ -111,8 +114,16 @@ def test_a_non_finite_loss_ends_the_run_before_the_update(flags, tmp_path: Path)
     assert not (tmp_path / "run" / "checkpoints" / f"step_{step + 1:08d}").exists()
 
 
-SIZES = {"architecture": "bert", "vocab_size": 4101, "hidden_size": 512, "num_layers": 16, "num_heads": 8,
-         "intermediate_size": 2048, "max_positions": 512, "dropout": 0.0}  # fmt: skip
+SIZES = {
+    "architecture": "bert",
+    "vocab_size": 4101,
+    "hidden_size": 512,
+    "num_layers": 16,
+    "num_heads": 8,
+    "intermediate_size": 2048,
+    "max_positions": 512,
+    "dropout": 0.0,
+}
 
 
 def built_bytes(ranks, partitioned: bool) -> tuple[int, int]:
@@ -147,8 +158,10 @@ def memory(field: str) -> int:
 def test_a_rank_of_four_builds_in_a_quarter_of_the_memory() -> None:
     whole = on_ranks(1, built_bytes, False)[0]
     parts = on_ranks(4, built_bytes, True)
-    print(f"model {whole[1] / 1e6:.0f} MB; built whole {whole[0] / 1e6:.0f} MB, by four ranks "
-          + ", ".join(f"{grown / 1e6:.0f}" for grown, _ in parts))  # fmt: skip
+    print(
+        f"model {whole[1] / 1e6:.0f} MB; built whole {whole[0] / 1e6:.0f} MB, by four ranks "
+        + ", ".join(f"{grown / 1e6:.0f}" for grown, _ in parts)
+    )
     assert whole[0] > 0.95 * whole[1]
     for grown, size in parts:
         assert 0.2 * size < grown < 0.4 * size

@@ -75,8 +75,8 @@ def test_flags_give_the_fields_their_types() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--rate", "0"], "--rate 0.0: must be above 0"),
-        (["--rate", "1"], "--rate 1.0: must be below 1"),
+        (["--rate", "0"], "--rate 0: must be above 0"),
+        (["--rate", "1"], "--rate 1: must be below 1"),
         (["--rate", "nan"], "--rate nan: must be a finite number"),
         (["--sizes", "1", "0"], "--sizes 0: must be at least 1"),
         (["--limit", "2"], "--limit 2: must be at least 3"),

@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForMaskedLM
 
 from dnabert_rm.config import ARCHITECTURES, load_preset, preset_names
-from dnabert_rm.model import build, flops
+from dnabert_rm.model import flops
 from dnabert_rm.model.build import build_model, prepare_layers, transformers_config
 from dnabert_rm.model.flops import ModelShape
 from dnabert_rm.model.mlm import MaskedLM
@@ -100,10 +100,11 @@ def test_sliding_layers_count_their_band_only(window: int) -> None:
         attended += sum(abs(row - column) <= reach for row in range(window) for column in range(window))
     assert flops.attended_tokens(ModelShape(**sizes), window) == pytest.approx(attended / window)
     # The built model changes at the same length.
-    assert flops.MAX_GLOBAL_POSITIONS == build.MAX_GLOBAL_POSITIONS
     full = sizes | {"max_positions": flops.MAX_GLOBAL_POSITIONS}
     assert set(transformers_config(**full, dropout=0.0).layer_types) == {"full_attention"}
     assert flops.attended_tokens(ModelShape(**full), window) == 7 * window
+    longer = sizes | {"max_positions": flops.MAX_GLOBAL_POSITIONS + 1}
+    assert "sliding_attention" in transformers_config(**longer, dropout=0.0).layer_types
 
 
 @pytest.mark.parametrize(

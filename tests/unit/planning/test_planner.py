@@ -225,7 +225,7 @@ def test_check_prints_the_memory_of_a_rank(ds_config: str, precision: str, tmp_p
         (["--gpus", "3"], "choose a multiple of 3"),
         (["--gpu", "abacus"], "--gpu abacus: is not in the table"),
         (["--gpu-memory", "-1"], "--gpu-memory -1: must be above 0"),
-        (["--mfu", "40"], "--mfu 40: is a share of the peak"),
+        (["--mfu", "40"], "--mfu 40: must be at most 1"),
         (["--k", "0"], "--k 0"),
         (["--ds-config", "zero9"], "--ds-config zero9: no such file"),
         (["--ds-config", "zero0", "--precision", "bf16"], "stage 0"),
