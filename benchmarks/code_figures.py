@@ -1,6 +1,6 @@
 """Code metrics by package: sizes of files and functions, documented public names, and outliers.
 
-    python benchmarks/code_figures.py            # the tables of docs/code.md
+    python benchmarks/code_figures.py            # the tables of dev/code.md
     python benchmarks/code_figures.py --tests    # also tests, benchmarks and the scripts of docs
     python benchmarks/code_figures.py --coverage coverage.json    # the last step of `make coverage`
 

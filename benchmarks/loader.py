@@ -31,7 +31,7 @@ from dnabert_rm.data.loader import MicroBatchSampler, make_loader
 from dnabert_rm.genome import kmer
 from dnabert_rm.masking.collator import RandomMaskCollator
 from dnabert_rm.masking.schedule import make_schedule
-from dnabert_rm.tokenizer.files import VOCAB_FILE
+from dnabert_rm.tokenizer.vocabulary_files import VOCAB_FILE
 
 WINDOW = 512
 MICRO_BATCH = 64

@@ -27,7 +27,7 @@ from transformers import BertTokenizerFast, PreTrainedTokenizerFast
 
 from dnabert_rm.genome import kmer
 from dnabert_rm.tokenizer import KmerTokenizer
-from dnabert_rm.tokenizer.files import stock_tokenizer
+from dnabert_rm.tokenizer.vocabulary_files import stock_tokenizer
 
 
 def contenders(k: int) -> dict[str, Callable[[list[str]], Any]]:

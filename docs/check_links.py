@@ -1,6 +1,6 @@
 """Finds links and paths in the project's Markdown that lead nowhere; exits with 1 and one line for each.
 
-Looked at: relative links and images of README.md, CHANGELOG.md, dev/LOG.md, docs/*.md, ds_configs/README.md, their
+Looked at: relative links and images of README.md, CHANGELOG.md, dev/*.md, docs/*.md, ds_configs/README.md, their
 #anchors (as GitHub makes them from headings), paths in the text that begin with a folder of the project
 (`tests/unit/data/test_sampler.py`, patterns with * too), and in the tables of docs/architecture.md every path in
 backticks, which may be relative to dnabert_rm/ or to the file before it in its row. Nothing is fetched.
@@ -19,7 +19,7 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("README.md", "CHANGELOG.md", "dev/LOG.md", "docs/*.md", "ds_configs/README.md")
+PAGES = ("README.md", "CHANGELOG.md", "dev/*.md", "docs/*.md", "ds_configs/README.md")
 MAP = "docs/architecture.md"
 FOLDERS = ("benchmarks", "data_prep", "dev", "dnabert_rm", "docs", "ds_configs", "launch_scripts", "tests")
 _PATH = re.compile(rf"(?<![\w./-])(?:{'|'.join(FOLDERS)})/[\w./*-]*\w")

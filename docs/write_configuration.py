@@ -72,7 +72,7 @@ asks for others is refused.
 
 The command that started a run also resumes it. A resume compares all fields with the checkpoint's. Changes that would
 change the result are refused unless `--allow-changes` is given; the fields that may change are listed under each table
-([checkpoints.md](checkpoints.md#going-on)). With `--data.remainder drop` the global batch may not change.
+([checkpoints.md](checkpoints.md#resuming)). With `--data.remainder drop` the global batch may not change.
 """
 EXAMPLE_FILE = """\
 [data]

@@ -18,7 +18,6 @@ from dnabert_rm.utils.errors import ConfigError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-AXES = ("steps", "tokens")
 LOSS, ACCURACY, RATE = "loss", "masked_accuracy", "lr"
 TITLES = {LOSS: "training loss (nats per masked token)", ACCURACY: "masked accuracy", RATE: "learning rate"}
 COLUMNS = ("run", "curve", "step", "tokens", "value", "drawn")

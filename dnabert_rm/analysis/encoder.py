@@ -18,7 +18,7 @@ from dnabert_rm.export.export_model import export
 from dnabert_rm.export.model_card import PROVENANCE_NAME
 from dnabert_rm.finetune.pretrained_encoder import load_config, suppress_transformers_output
 from dnabert_rm.inference.model_runner import load_model
-from dnabert_rm.tokenizer.files import VOCAB_FILE, read_k
+from dnabert_rm.tokenizer.vocabulary_files import VOCAB_FILE, read_k
 from dnabert_rm.utils.errors import CheckpointError, DataError
 from dnabert_rm.utils.files import read_json
 

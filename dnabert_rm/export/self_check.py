@@ -20,7 +20,7 @@ from dnabert_rm.checkpoint.reference_output import ReferenceOutput
 from dnabert_rm.data.manifest import TokenizerInfo
 from dnabert_rm.genome import kmer
 from dnabert_rm.tokenizer import KmerTokenizer
-from dnabert_rm.tokenizer.files import STOCK_FILE
+from dnabert_rm.tokenizer.vocabulary_files import STOCK_FILE
 from dnabert_rm.utils import random
 from dnabert_rm.utils.errors import CheckpointError
 from dnabert_rm.utils.files import read_json

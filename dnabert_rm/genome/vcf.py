@@ -13,8 +13,6 @@ from dnabert_rm.genome.fasta_stream import Input
 from dnabert_rm.genome.reference import Genome
 from dnabert_rm.utils.errors import DataError
 
-BAD_ROWS = ("fail", "drop")
-
 
 @dataclass(frozen=True)
 class Allele:

@@ -10,7 +10,7 @@ from dnabert_rm.config import RunConfig
 from dnabert_rm.config.deepspeed_config import ZeroSettings, load_ds_config
 from dnabert_rm.data.batching import BatchPlan, BatchSplit, make_batch_plan, split_batch
 from dnabert_rm.genome import kmer
-from dnabert_rm.masking.schedule import make_mask_schedule
+from dnabert_rm.masking.schedule import MaskSchedule, make_mask_schedule
 from dnabert_rm.model.flops import ModelShape, model_shape, num_parameters
 from dnabert_rm.planning.activations import FP32_BYTES, Workload
 from dnabert_rm.planning.memory import Memory, rank_memory
@@ -72,25 +72,27 @@ class Option:
     message_bytes: float
 
 
-def make_job(
-    config: RunConfig,
-    vocab_size: int,
-    world_size: int,
-    on_gpu: bool,
-    plan: BatchPlan | None = None,
-    first_step: int = 0,
-) -> Job:
-    """Return the job of a configuration. Raises `ConfigError` if a batch does not divide over the ranks.
-
-    Precision "auto" is bf16 on a GPU and fp32 on a CPU. `plan` gives the batches from `first_step` on, by default those
-    of a new run.
-    """
-    model, data, train = config.model, config.data, config.train
-    plan = plan or make_batch_plan(config)
-    split = split_batch(plan, train.micro_batch, world_size, first_step)
+def make_job(config: RunConfig, vocab_size: int, world_size: int, on_gpu: bool) -> Job:
+    """Return the job of a new run. Raises `ConfigError` if a batch does not divide over the ranks."""
+    plan = make_batch_plan(config)
+    split = split_batch(plan, config.train.micro_batch, world_size)
     # The smallest span of the masks is k. A size that no k-mer vocabulary has is that of a BPE model.
     k = next((k for k in range(1, 11) if kmer.vocab_size(k) == vocab_size), None)
-    schedule = make_mask_schedule(config, k)
+    return job_of_run(config, vocab_size, plan, split, make_mask_schedule(config, k), on_gpu=on_gpu)
+
+
+def job_of_run(
+    config: RunConfig,
+    vocab_size: int,
+    plan: BatchPlan,
+    split: BatchSplit,
+    schedule: MaskSchedule,
+    *,
+    on_gpu: bool,
+    first_step: int = 0,
+) -> Job:
+    """Return the job of a run from `first_step` on. Precision "auto" is bf16 on a GPU and fp32 on a CPU."""
+    model, data, train = config.model, config.data, config.train
     steps = range(0, train.steps, max(1, train.steps // 1000))
     fractions = [schedule.expected_fraction(step) * (data.window - 2) / data.window for step in steps]
     precision = train.precision if train.precision != "auto" else "bf16" if on_gpu else "fp32"

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from transformers import AutoTokenizer, BatchEncoding, PreTrainedConfig, PreTrainedTokenizer
 
 from dnabert_rm.genome import kmer
-from dnabert_rm.tokenizer.files import VOCAB_FILE, read_k, write_tokenizer_files
+from dnabert_rm.tokenizer.vocabulary_files import VOCAB_FILE, read_k, write_tokenizer_files
 from dnabert_rm.tokenizer.windows import pad_rows, padded_width
 from dnabert_rm.utils.errors import CheckpointError
 

@@ -18,7 +18,7 @@ from dnabert_rm.masking.schedule import MaskSchedule, make_mask_schedule
 from dnabert_rm.model.pretrained import check_vocabulary
 from dnabert_rm.planning.activations import FP32_BYTES
 from dnabert_rm.planning.disk_space import check_disk
-from dnabert_rm.planning.planner import estimate, make_job
+from dnabert_rm.planning.planner import Job, estimate, job_of_run
 from dnabert_rm.train.deepspeed_settings import ds_settings
 from dnabert_rm.utils.errors import CheckpointError, ConfigError
 
@@ -46,11 +46,15 @@ def check_run(config: RunConfig, num_ranks: int = 1) -> list[str]:
         check_vocabulary(config.model.init_from, dataset.tokenizer.k, vocab_size)
     if config.model.attention == "flash_attention_2" and not importlib.util.find_spec("flash_attn"):
         raise ConfigError("model.attention: flash_attention_2 needs the package flash-attn; install it or choose sdpa")
+    # The device is unknown here: it is taken for a GPU, unless ZeRO-0 requires fp32.
+    zero = ZeroSettings.from_ds(load_ds_config(config.train.ds_config)[1])
+    on_gpu = zero.stage != 0
+    job = job_of_run(config, vocab_size, plan, split, schedule, on_gpu=on_gpu, first_step=first_step)
     return [
         _data_line(config, dataset),
         _phases_line(schedule),
         _batches_line(config, split),
-        _memory_line(config, vocab_size, num_ranks, plan, first_step),
+        _memory_line(config, job, zero),
         check_disk(config, vocab_size),
         f"fingerprint: {dataset.fingerprint}",
     ]
@@ -113,10 +117,7 @@ def _batches_line(config: RunConfig, split: BatchSplit) -> str:
     )
 
 
-def _memory_line(config: RunConfig, vocab_size: int, num_ranks: int, plan: BatchPlan, first_step: int) -> str:
-    """Return a line on the memory of a rank; the device, unknown here, is a GPU unless ZeRO-0 requires fp32."""
-    zero = ZeroSettings.from_ds(load_ds_config(config.train.ds_config)[1])
-    job = make_job(config, vocab_size, num_ranks, zero.stage != 0, plan, first_step)
+def _memory_line(config: RunConfig, job: Job, zero: ZeroSettings) -> str:
     precision = "fp32" if job.work.value_bytes == FP32_BYTES else "half precision"
     return (
         f"memory: {config.train.ds_config} takes an estimated {estimate(job, zero).total / 2**30:.1f} GiB per rank in "

@@ -8,7 +8,7 @@ from dnabert_rm.data.batching import BatchSplit
 from dnabert_rm.data.dataset import WindowDataset
 from dnabert_rm.distributed.device import memory_of_rank
 from dnabert_rm.masking.schedule import MaskSchedule
-from dnabert_rm.planning.planner import advice_line, make_job
+from dnabert_rm.planning.planner import advice_line, job_of_run
 from dnabert_rm.train.engine import Engine
 
 
@@ -42,8 +42,15 @@ def start_summary(
             "(data_prep build --val-contigs or --val-fraction holds one out)"
         )
     device = engine.ranks.device
-    on_gpu = device.type == "cuda"
-    job = make_job(config, dataset.tokenizer.vocab_size, split.world_size, on_gpu, state.plan, state.step)
+    job = job_of_run(
+        config,
+        dataset.tokenizer.vocab_size,
+        state.plan,
+        split,
+        schedule,
+        on_gpu=device.type == "cuda",
+        first_step=state.step,
+    )
     lines.append(advice_line(job, memory_of_rank(device, engine.ranks.local_world_size), train.ds_config))
     return "\n".join(lines)
 

@@ -115,13 +115,13 @@ class Trainer:
         self.folder = Path(config.train.output)
         self.vocab_size = dataset.tokenizer.vocab_size
         self.last_step = min(config.train.steps, config.train.stop_after or config.train.steps)
-        self.shape = model_shape(config.model, self.vocab_size)
         self.save_seconds: float | None = None
 
         self.state, self.checkpoint = first_state(config, dataset, ranks)
         self.split = split_batch(self.state.plan, config.train.micro_batch, ranks.world_size, self.state.step)
         self.schedule = make_mask_schedule(config, dataset.tokenizer.k)
         self.collate = make_collator(config, self.schedule, self.state.plan.step_of, self.vocab_size)
+        self.shape = model_shape(config.model, self.vocab_size)
         if ranks.is_first:
             self._prepare_folder()
         barrier()

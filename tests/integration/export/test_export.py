@@ -23,7 +23,7 @@ from dnabert_rm.checkpoint.run_folder import step_folder
 from dnabert_rm.export import export_model
 from dnabert_rm.genome import kmer
 from dnabert_rm.patches.deepspeed_patches import safe_torch_load
-from dnabert_rm.tokenizer.files import stock_tokenizer
+from dnabert_rm.tokenizer.vocabulary_files import stock_tokenizer
 from dnabert_rm.utils import progress
 from dnabert_rm.utils.errors import CheckpointError, DataError
 

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, PreTrainedT
 
 from dnabert_rm.genome import kmer
 from dnabert_rm.tokenizer import KmerTokenizer
-from dnabert_rm.tokenizer.files import stock_tokenizer
+from dnabert_rm.tokenizer.vocabulary_files import stock_tokenizer
 from dnabert_rm.utils.errors import CheckpointError
 
 TEXTS = st.lists(
