@@ -1,4 +1,4 @@
-# The commands a newcomer types. Each makes .venv and installs into it first, if need be.
+# The main commands. Each first creates .venv and installs into it, if necessary.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
@@ -9,34 +9,34 @@ DEMO_DIR ?= demo
 LOWEST := .venv-lowest
 LOWEST_TESTS := tests/unit tests/parity tests/multiprocess/train/test_pretrain.py \
     tests/integration/export/test_export.py tests/integration/train/test_spine.py
-# The launcher and the tests find the environment's programs and one thread a process.
+# The launcher and the tests use the environment's programs, and one tokenizer thread per process.
 export PATH := $(BIN):$(PATH)
 export TOKENIZERS_PARALLELISM := false
 
 .PHONY: help install demo test test-lowest lint docs coverage bench clean
 
 help:
-	@echo "make demo [GENOME=my.fa.gz]   a genome to a fine-tuned model, a few minutes on two cores"
+	@echo "make demo [GENOME=my.fa.gz]   from a genome to a fine-tuned model, in minutes on two cores"
 	@echo "make test                     lint, then all tests"
-	@echo "make test-lowest              a part of them, with the lowest versions that setup.py allows"
+	@echo "make test-lowest              some tests, with the lowest versions that setup.py allows"
 	@echo "make lint                     ruff, types, links in the docs, shell scripts"
-	@echo "make docs                     write docs/configuration.md anew from the code"
-	@echo "make coverage [TESTS=tests/unit]   what the tests run, by package"
-	@echo "make bench                    benchmarks beside their peers"
+	@echo "make docs                     generate docs/configuration.md from the code"
+	@echo "make coverage [TESTS=tests/unit]   code coverage of the tests, by package"
+	@echo "make bench                    benchmarks compared with other tools"
 	@echo "make clean                    remove the environments and the demo"
 
 install: $(INSTALLED)
 
 $(INSTALLED): setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	    { echo "Python 3.11 or later is needed; name it: make PYTHON=python3.12" >&2; exit 2; }
-	@echo "Making $(VENV): 1 of 3, pip"
+	    { echo "Python 3.11 or later is needed; pass its name, as in make PYTHON=python3.12" >&2; exit 2; }
+	@echo "Creating $(VENV), 1 of 3: pip"
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --upgrade pip -c constraints.txt
-	@echo "Making $(VENV): 2 of 3, torch, the largest part"
+	@echo "Creating $(VENV), 2 of 3: torch, the largest package"
 	@$(BIN)/python -m pip install --quiet -c constraints.txt torch setuptools
-	@echo "Making $(VENV): 3 of 3, dnabert_rm and everything else that it needs"
-	@# setuptools warns of every editable install.
+	@echo "Creating $(VENV), 3 of 3: dnabert_rm and its other dependencies"
+	@# Hide setuptools' warning about editable installs.
 	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test]'
 	@touch $@
 
@@ -58,7 +58,7 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python docs/check_links.py
-	@# pretrain.sh is shell and Python at once: the shell ends at the line of three quotes.
+	@# pretrain.sh is both shell and Python: the shell part ends at the line of three quotes.
 	sed "/^'''$$/,\$$d" launch_scripts/pretrain.sh | $(BIN)/shellcheck -
 	$(BIN)/shellcheck -x $(filter-out launch_scripts/pretrain.sh,$(wildcard launch_scripts/*.sh launch_scripts/*.slurm))
 
@@ -66,7 +66,7 @@ docs: $(INSTALLED)
 	$(BIN)/python docs/write_configuration.py
 
 coverage: $(INSTALLED)
-	@# That test kills loader workers and calls os._exit, inside of which coverage writes its file: too slow for it.
+	@# The deselected test has a time limit and ends with os._exit. There coverage writes its file, which takes too long.
 	$(BIN)/python -m pytest --cov --cov-report=json $(TESTS) \
 	    --deselect tests/multiprocess/train/test_stopping.py::test_a_loader_that_hangs_ends_the_run_with_the_stacks_of_its_worker
 	$(BIN)/python benchmarks/code_figures.py --coverage coverage.json

@@ -52,7 +52,7 @@ setup(
     install_requires=[
         "accelerate>=1.3",
         "deepspeed>=0.19",
-        "filelock>=3.16",
+        "filelock>=3.30.3",
         "jinja2>=3.1",
         "numpy>=1.26",
         "psutil>=5.9.5",

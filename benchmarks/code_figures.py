@@ -157,7 +157,7 @@ def outliers(files: list[File]) -> dict[str, list[str]]:
             for lines, path, name in sorted(functions, reverse=True)
             if lines > LONG_FUNCTION
         ],
-        # A test's name says what it shows, so tests need no docstrings.
+        # The names of tests describe them, so they need no docstrings.
         "Public names without a docstring, tests left out": [
             f"`{file.path}` `{name.name}`"
             for file in files

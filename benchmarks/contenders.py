@@ -1,8 +1,8 @@
 """Ways to train the same model on the same masked windows: ours, Hugging Face's Trainer, a bare loop.
 
-Each function calls `report_step` after every step, and trains until that raises. Model, initial weights, windows and
-masks come from the project's own code and are the same for all. So is the loss of the first step, which the benchmarks
-compare.
+Each function calls `report_step` after every step, and trains until `report_step` raises an exception. Model, initial
+weights, windows and masks come from the project's own code and are the same for all. The benchmarks therefore check
+that the losses of the first step are equal.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def ours(setting: Setting, report_step: ReportStep) -> None:
     with (
         tempfile.TemporaryDirectory() as folder,
         process_group(setting.threads) as ranks,
-        # Limit 0 turns the watchdog off: a contender that waits for the parent does not hang.
+        # Timeout 0 turns the watchdog off, because waiting for the parent is not a hang.
         contextlib.closing(Watchdog(Path(folder), 0, 0.0)) as watchdog,
     ):
         config = setting.config(folder)
@@ -72,7 +72,7 @@ class _Timed(pretraining.Trainer):
         self.report_step(result.loss, parts)
 
     def train_on_one_batch(self) -> None:
-        """Train on one batch that is already on the device. The difference to `train` is the cost of the loader."""
+        """Train on one batch that is already on the device. The difference from `train` is the cost of the loader."""
         batch = next(masked_batches(self.config))
         resident = {name: value.to(self.ranks.device) if name in RESIDENT else value for name, value in batch.items()}
         self.loader = itertools.repeat(resident)
@@ -120,7 +120,7 @@ def collate_like_run_mlm(examples: list[dict[str, torch.Tensor]]) -> dict[str, t
 
 
 class _LossTrainer(Trainer):
-    """A Trainer that keeps the last loss, without waiting for it."""
+    """A Trainer that keeps the last loss, without synchronizing the device."""
 
     last_loss: torch.Tensor
 
@@ -224,7 +224,7 @@ class _Clock:
 
     def _after(self, name: str, output: torch.Tensor) -> None:
         self.mark(f"{name}, forward")
-        # The gradient of the head's output arrives after the loss, that of the encoder's output after the head.
+        # Backward pass: the gradient of the head's output ends the loss, that of the encoder's output ends the head.
         finished = {"encoder": "head, backward", "head": "loss"}[name]
         output.register_hook(lambda _: self.mark(finished))
 

@@ -2,9 +2,9 @@
 
     python benchmarks/data_prep.py [--bases 1000000000] [--folder DIR]
 
-Every round runs every row once. The figures are the best over the rounds, which other load disturbs least, in wall and
-processor time. `build` and `verify` are whole commands, interpreter start included. DNABERT's method is measured on
-fewer bases.
+Every round runs every row once. The figures are the best over the rounds, in wall and processor time, because other
+load disturbs the best round least. `build` and `verify` are whole commands, interpreter start included. DNABERT's
+method is measured on fewer bases.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("--folder", help="folder to write to (default: a temporary one)")
     parser.add_argument("--rounds", type=int, default=3, help="runs of every row (3)")
     args = parser.parse_args()
-    # The peers, too, must use one core.
+    # The peers must use one core, too.
     os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", RAYON_NUM_THREADS="1")
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         rows = make_rows(Path(folder), args.bases)
@@ -110,7 +110,7 @@ def make_rows(folder: Path, bases: int) -> list[Row]:
 
 def print_table(rows: list[Row], contig_bases: int) -> None:
     """Print rates by wall and by processor time, each also as a multiple of DNABERT's rate."""
-    print(f"{'million bases a second of':58}{'wall':>9}{'':9}{'processor':>9}   ({os.cpu_count()} cores)")
+    print(f"{'million bases per second':58}{'wall':>9}{'':9}{'processor':>9}   ({os.cpu_count()} cores)")
     peer = rows[0]
     two, one, check = rows[-3:]
     both = Row(
@@ -122,7 +122,7 @@ def print_table(rows: list[Row], contig_bases: int) -> None:
         print(f"{row.what:58}{rates}")
     peak = max(row.peak_kilobytes for row in rows) / 1024
     print(
-        f"second worker: {one.wall / two.wall:.2f} x; peak memory {peak:.0f} MiB a process, contigs of {contig_bases:,}"
+        f"second worker: {one.wall / two.wall:.2f} x; peak memory {peak:.0f} MiB/process, contigs of {contig_bases:,}"
     )
 
 
@@ -132,7 +132,7 @@ def processor_seconds() -> float:
 
 
 def raw_copy(fasta: Path, folder: Path) -> None:
-    """Do the unavoidable work: read the input, and bring as many bytes as the shards have to the disk."""
+    """Do only the unavoidable work: read the input, and write as many bytes to the disk as the shards have."""
     target = folder / "raw"
     with open(fasta, "rb", buffering=0) as source, open(target, "wb", buffering=0) as out:
         while block := source.read(1 << 20):

@@ -127,7 +127,7 @@ def enlarge(folder: Path, preset: str) -> None:
 
 
 def random_model(architecture: Any) -> Any:
-    """Return a training model with random matrices. transformers' own takes minutes at 1e9 parameters."""
+    """Return a training model with random weights. transformers' own initialization takes minutes at 1e9 parameters."""
     import torch
     from accelerate import init_empty_weights
     from transformers import AutoModelForMaskedLM
@@ -154,7 +154,7 @@ def write_weights(checkpoint: Path, weights: dict[str, Any]) -> None:
     with safe_torch_load():
         models = {path: torch.load(path) for path in sorted(checkpoint.glob("*model_states.pt"))}
         optims = {path: torch.load(path) for path in sorted(checkpoint.glob("*optim_states.pt"))}
-    # Weight decay is for matrices: DeepSpeed's two parameter groups.
+    # DeepSpeed has two parameter groups, because only matrices have weight decay.
     groups = [{n: w for n, w in weights.items() if (w.ndim > 1) == decayed} for decayed in (True, False)]
     stage = json.loads((checkpoint / "complete.json").read_text())["zero_stage"]
     for path, content in models.items():
@@ -176,7 +176,7 @@ def write_weights(checkpoint: Path, weights: dict[str, Any]) -> None:
 
 
 def _share(weights: list[Any], rank: int, num_ranks: int, stage: int) -> Any:
-    """Return a rank's flat part of a parameter group: of each weight in stage 3, otherwise of all weights joined."""
+    """Return a rank's flat part of a parameter group. Stage 3 divides each weight, other stages all weights joined."""
     import torch
 
     if stage == 3:

@@ -1,6 +1,6 @@
 """Benchmark of training on one NVIDIA GPU in under nine minutes: `bash benchmarks/gpu.sh` runs it.
 
-It measures the device's peak rate of matrix products, checks that training is correct, and then measures rows until
+It measures the device's peak rate of matrix products and checks that training is correct. Then it measures rows until
 the time is up, the most important first. Each row runs in a separate process. If a row fails, the reason is recorded
 and the others continue. `--rehearse` runs every path through the code on a CPU, without torch.compile; its figures are
 meaningless.
@@ -41,7 +41,7 @@ SHORTEST_ROW = 12.0
 
 
 class Bench:
-    """The time budget, and workers; the next worker imports while the current one works."""
+    """The time budget, and workers. The next worker imports its libraries while the current one runs."""
 
     def __init__(self, device: str, seconds: float) -> None:
         self.device, self._end = device, time.monotonic() + seconds
@@ -49,7 +49,7 @@ class Bench:
 
     @property
     def seconds_left(self) -> float:
-        """Seconds left of the budget."""
+        """Remaining seconds of the budget."""
         return self._end - time.monotonic()
 
     def worker(self) -> Worker:
@@ -74,7 +74,7 @@ class Bench:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Measure, print the table, write the JSON. Exit code 1 if a check fails or no row was measured."""
+    """Measure, print the table and write the JSON. Return exit code 1 if a check fails or no row was measured."""
     args = parse(argv)
     device = "cpu" if args.rehearse else "cuda"
     if args.rehearse:
@@ -144,7 +144,10 @@ def measure(bench: Bench, row: Row, lap_seconds: float) -> dict[str, Any]:
 
 
 def busy(traced: Lap, seconds: float) -> dict[str, Any]:
-    """Return the kernels' share of a step of `seconds`, and its launches: is the GPU or the host the bottleneck?"""
+    """Return the kernels' share of a step's `seconds`, the launches per step and the longest kernels.
+
+    They show whether the GPU or the host is the bottleneck.
+    """
     kernels = sorted(((spent, calls, name) for name, (spent, calls) in traced.kernels.items()), reverse=True)
     return {
         "gpu_busy_share": sum(spent for spent, _, _ in kernels) / traced.steps / seconds,
@@ -162,7 +165,7 @@ def figures(row: Row, laps: list[Lap]) -> dict[str, Any]:
     seconds = median(lap.wall / lap.steps for lap in laps)
     ours = row.function == "ours"
     masked = laps[-1].parts.get("masked", 0.0) / laps[-1].steps
-    # Operations that the row itself needs: ours predicts only masked tokens, transformers predicts all.
+    # FLOPs that the row itself needs: ours predicts only masked tokens, transformers predicts all tokens.
     predicted = masked if ours else setting.windows * setting.tokens
     shape = model_shape(setting.config("unused").model, vocab_size(6))
     flops = training_flops_per_step(shape, setting.windows, setting.tokens, predicted) / seconds
@@ -201,7 +204,7 @@ def as_text(report: dict[str, Any]) -> str:
     """Return the table."""
     lines = []
     if report["rehearsal"]:
-        lines.append("REHEARSAL on a CPU with a tiny model: the figures say nothing")
+        lines.append("REHEARSAL on a CPU with a tiny model: the figures are meaningless")
     if ceiling := report.get("ceiling"):
         best = ", ".join(f"{size}: {flops / 1e12:.1f}" for size, flops in ceiling["flops_by_size"].items())
         lines.append(f"{ceiling['device']}; bf16 matrix products, TFLOP/s by size: {best}")

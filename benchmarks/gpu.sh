@@ -3,9 +3,9 @@
 #
 #   bash benchmarks/gpu.sh [WHEELS] [--output FILE.json] [--seconds 520] [--only TEXT] [--rehearse]
 #
-# The machine needs Python 3.11 or later with PyTorch and transformers; no network, no compiler. What else is missing
-# (deepspeed, hjson, webdataset, braceexpand, accelerate) is taken from WHEELS, a folder of wheels, or from the variable
-# of that name. docs/benchmarks.md says how to fill it. PYTHON names another interpreter.
+# The machine needs Python 3.11 or later with PyTorch and transformers, but no network and no compiler. The other
+# packages (deepspeed, hjson, webdataset, braceexpand, accelerate) are installed from WHEELS, a folder of wheels. WHEELS
+# can also be an environment variable. docs/benchmarks.md explains how to fill it. Set PYTHON to use another interpreter.
 set -eu
 here="$(cd "$(dirname "$0")/.." && pwd)"
 python="${PYTHON:-python3}"
@@ -21,6 +21,6 @@ if [ -n "${WHEELS:-}" ]; then
     path="$site:$here"
 fi
 export PYTHONPATH="$path${PYTHONPATH:+:$PYTHONPATH}"
-# DeepSpeed compiles none of its own kernels for what is measured here, and shall not try.
+# The benchmark needs no DeepSpeed kernels, so DeepSpeed must not compile any.
 export DS_BUILD_OPS=0 PYTHONUNBUFFERED=1 TOKENIZERS_PARALLELISM=false
 "$python" "$here/benchmarks/gpu.py" "$@"

@@ -26,7 +26,7 @@ LARGEST_ERROR = {"fp32": 1e-4, "bf16": 3e-2}
 def losses_of_run(setting: Setting, run: str, precision: str, stop_after: int, _report_step: Any) -> list[float]:
     """Run `pretrain` to step 20, or to `stop_after`, in the folder `run`, and return all losses so far.
 
-    Kernels are deterministic where torch has such versions.
+    Uses deterministic kernels if torch has them.
     """
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
     torch.use_deterministic_algorithms(True, warn_only=True)
@@ -105,7 +105,7 @@ def _median_seconds(product: Any, on_gpu: bool) -> float:
 
 
 def check(call: Any, setting: Setting) -> list[dict[str, Any]]:
-    """Run all checks and return for each what was checked, whether it holds, and the figures.
+    """Run all checks; return one record per check with its name, whether it holds, and its figures.
 
     `call(function, *arguments)` runs a function in a worker.
     """

@@ -2,9 +2,9 @@
 
     python benchmarks/kill.py [--kills 100] [--seed 0] [--folder DIR]
 
-The moments are random: at the start, between saves, and, every second time, within a save. After each kill every
-visible checkpoint must be complete. Finished runs are compared with an undisturbed one, bit for bit: all values of
-metrics.jsonl and TensorBoard except times, each step once. Prints the counts and PASS or FAIL.
+The moments are random: at the start or between saves, and every second time within a save. After each kill every
+visible checkpoint must be complete. Finished runs must equal an uninterrupted one bit for bit, in all values of
+metrics.jsonl and TensorBoard except times, with each step once. Prints the counts and PASS or FAIL.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ FLAGS = shlex.split(
 
 
 def main() -> int:
-    """Kill and resume, and print the counts; exit code 1 if a resumed run differs."""
+    """Kill and resume runs, and print the counts. Return exit code 1 if a resumed run differs."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
@@ -48,7 +48,7 @@ def main() -> int:
     print(
         f"{tally.kills} kills: {tally.in_saves} within a save or a deletion, {tally.before_first_step} before the "
         f"first step of a start, {tally.kills - tally.in_saves - tally.before_first_step} elsewhere; {tally.runs} runs "
-        f"compared with an undisturbed one; {time.monotonic() - start:.0f} s"
+        f"compared with an uninterrupted one; {time.monotonic() - start:.0f} s"
     )
     print(*tally.problems, "FAIL" if tally.problems else "PASS", sep="\n")
     return bool(tally.problems)

@@ -73,7 +73,7 @@ def ours_unmasked(data: Path) -> Iterator[Any]:
 
 
 def hugging_face(folder: Path) -> tuple[Iterator[Any], Iterator[Any]]:
-    """Return batches of transformers' collator: from tensors, and from lists as in run_mlm.py (special-tokens mask)."""
+    """Return batches of transformers' collator: from tensors, and from run_mlm.py's lists with special-tokens mask."""
     (folder / VOCAB_FILE).write_text(kmer.vocabulary_text(6))
     collate = DataCollatorForLanguageModeling(BertTokenizerFast(str(folder / VOCAB_FILE)), mlm_probability=0.15)
     ids = torch.randint(kmer.NUM_SPECIAL, kmer.vocab_size(6), (MICRO_BATCH, WINDOW))
@@ -135,7 +135,7 @@ def worker_megabytes(data: Path, num_batches: int) -> tuple[float, float]:
 
 
 def main() -> int:
-    """Print the table; exit code 1 if a target is missed."""
+    """Print the table. Return exit code 1 if a target is missed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--bases", type=int, default=64_000_000, help="size of the random genome (%(default)s)")
     parser.add_argument("--rounds", type=int, default=7, help="rounds (%(default)s)")
@@ -165,17 +165,17 @@ def compare(folder: Path, args: argparse.Namespace) -> int:
             rates_of[name].append(rate(batches, args.seconds))
     medians = {name: statistics.median(rates) for name, rates in rates_of.items()}
     first = next(iter(medians.values()))
-    print(f"{'tokens a second of one core':<40} {'Mtoken/s':>9} {'this loader is':>15}")
+    print(f"{'tokens per second, one core':<40} {'Mtoken/s':>9} {'this loader is':>15}")
     for name, median in medians.items():
         print(f"{name:<40} {median / 1e6:>9.2f} {first / median:>13.1f} x")
     tries = [(seek_seconds(data, 0), seek_seconds(data, 10**9)) for _ in range(args.rounds)]
     near, far = (statistics.median(seconds) for seconds in zip(*tries, strict=True))
     print(f"seek, shards checked: {near:.3f} s to sample 0, {far:.3f} s to sample 1,000,000,000")
     own, total = worker_megabytes(data, 2048)
-    print(f"memory of a worker: {own:.0f} MB of its own, {total:.0f} MB with libraries and page cache that all share")
+    print(f"memory of a worker: {own:.0f} MB private, {total:.0f} MB with shared libraries and page cache")
     best = max(median for name, median in medians.items() if name.startswith("transformers"))
     if first < TARGET * best or far > 1 or far > 1.5 * near + 0.05:
-        print(f"FAILED: {TARGET:g} x transformers' collator and a seek under 1 s are wanted", file=sys.stderr)
+        print(f"FAILED: the targets are {TARGET:g} x transformers' collator and a seek under 1 s", file=sys.stderr)
         return 1
     return 0
 

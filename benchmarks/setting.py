@@ -13,7 +13,7 @@ import numpy as np
 from dnabert_rm.config import RunConfig, load_preset, resolve
 
 ENDLESS = 1_000_000
-"""Number of steps of a run that is ended from outside."""
+"""Number of steps of a run that the benchmark ends."""
 
 
 def prepare(folder: Path, num_bases: int) -> Path:
@@ -44,7 +44,7 @@ class Setting:
     """Further fields of the run configuration, by section."""
 
     def config(self, folder: str) -> RunConfig:
-        """Return the run configuration. On a CPU the loader works in the training process, as the Trainer's does."""
+        """Return the run configuration. On a CPU the loader runs in the training process, like the Trainer's."""
         preset = load_preset(self.preset, self.fields.get("model", {}).get("architecture"))
         preset["model"].setdefault("max_positions", self.tokens)
         measured = {

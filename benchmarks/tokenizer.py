@@ -76,7 +76,7 @@ def main() -> None:
         seconds[name] = min(times)
     assert all(np.array_equal(rows, ids[0]) for rows in ids), "the ids differ"
     first = next(iter(seconds.values()))
-    print(f"{args.sequences} x {args.bases} bases, k = {args.k}; Mbase/s, and how many times longer than the first")
+    print(f"{args.sequences} x {args.bases} bases, k = {args.k}; Mbase/s, and the time relative to the first row")
     for name, taken in seconds.items():
         print(f"{name:36} {args.sequences * args.bases / taken / 1e6:8.2f} {taken / first:8.1f}")
 

@@ -36,7 +36,7 @@ Row = tuple[str, Fields]
 def make_rows(precision: str, attention: str, compiled: bool) -> dict[str, Row]:
     """Return the rows. Ours comes first, in the ZeRO stage that is cheapest for one rank, then in the other stages.
 
-    The peers have their default settings. If ours do not, the Trainer has a second row with our settings.
+    The peers have their default settings. If our settings differ, the Trainer has a second row with them.
     """
     own: dict[str, Any] = {"architecture": "bert", "attention": attention, "compile": compiled}
     plain: dict[str, Any] = own | {"attention": "sdpa", "compile": False}
@@ -53,7 +53,7 @@ def make_rows(precision: str, attention: str, compiled: bool) -> dict[str, Row]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Print the tables; exit code 1 if the target is missed."""
+    """Print the tables. Return exit code 1 if the target is missed."""
     args = parse(argv)
     with tempfile.TemporaryDirectory() as folder:
         data = prepare(Path(folder), args.bases)
@@ -63,10 +63,13 @@ def main(argv: list[str] | None = None) -> int:
     print(json.dumps(report) if args.json else as_text(report))
     difference, ratio = report["largest_first_loss_difference"], report["rows"][TRAINER]["ours_is"]["median"]
     if difference > LARGEST_LOSS_DIFFERENCE[args.precision]:
-        print(f"FAILED: the losses of the first step differ by {difference:.2g}: not the same task", file=sys.stderr)
+        print(
+            f"FAILED: the losses of the first step differ by {difference:.2g}; the rows must train on the same batches",
+            file=sys.stderr,
+        )
         return 1
     if ratio < TARGET:
-        print(f"FAILED: ours is {ratio:.2f} times the Trainer; {TARGET} is wanted", file=sys.stderr)
+        print(f"FAILED: ours is {ratio:.2f} times the Trainer; the target is {TARGET}", file=sys.stderr)
         return 1
     return 0
 
@@ -139,7 +142,7 @@ def ratios(pairs: list[tuple[float, float]]) -> dict[str, float]:
 
 
 def profile(laps: dict[str, list[Lap]]) -> dict[str, float]:
-    """Return the seconds of a step by part. The engine's part is the extra time over a step without DeepSpeed."""
+    """Return the seconds of a step by part. The engine's part is the extra time of DeepSpeed."""
     bare, ours = laps[PARTS], next(iter(laps.values()))
     parts = {name: statistics.median(lap.parts[name] / lap.steps for lap in bare) for name in bare[0].parts}
     waits = statistics.median(lap.parts["data wait"] / lap.steps for lap in ours)

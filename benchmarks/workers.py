@@ -1,7 +1,7 @@
 """Worker processes for the benchmarks: one contender per process, one of them running at a time.
 
 Separate processes keep the contenders from affecting each other. A worker imports the libraries, receives a contender's
-name and setting, and trains until its `StepReporter` makes it wait. The parent then requests steps:
+name and setting, and trains until its `StepReporter` blocks it. The parent then requests steps:
 `lap = worker.run(5)`.
 """
 
@@ -65,7 +65,7 @@ class StepReporter:
             self._trace = start_trace(self._device)
 
     def __call__(self, loss: Any, parts: dict[str, float] | None = None) -> None:
-        """Count a step; after the last requested one, report the lap and wait. Raises `FinishedError` at the end.
+        """Count a step; after the last requested one, report the lap and wait. Raise `FinishedError` at the end.
 
         `parts`: seconds of the step by part, if known.
         """
@@ -155,7 +155,7 @@ class Worker:
         return message
 
     def run(self, steps: int, timeout: float | None = None, *, traced: bool = False) -> Lap:
-        """Let the waiting contender run `steps` steps; `traced`: with torch's profiler, which slows them slightly."""
+        """Let the waiting contender run `steps` steps. `traced` adds torch's profiler, which slows them slightly."""
         # A negative number requests a trace.
         self._pipe.send(-steps if traced else steps)
         return self.receive(timeout)
@@ -194,7 +194,7 @@ def _work(pipe: Connection, device: str) -> None:
         message = getattr(importlib.import_module(module), name)(*arguments, StepReporter(pipe, device))
     except (FinishedError, EOFError):
         return
-    except Exception as error:  # any failure is the row's result
+    except Exception as error:  # any failure becomes the row's result
         message = FailedError(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
     with contextlib.suppress(OSError):
         pipe.send(message)
@@ -202,7 +202,7 @@ def _work(pipe: Connection, device: str) -> None:
 
 @contextlib.contextmanager
 def workers(device: str, number: int) -> Iterator[list[Worker]]:
-    """Run `number` workers, which end with the block."""
+    """Run `number` workers until the end of the `with` block."""
     started = [Worker(device) for _ in range(number)]
     try:
         yield started

@@ -1,1 +1,1 @@
-"""Whole genomes to WebDataset shards of k-mer or BPE token ids; CPU only, never imports torch."""
+"""Whole genomes to WebDataset shards of k-mer or BPE token ids. CPU only, never imports torch."""

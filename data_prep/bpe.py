@@ -1,7 +1,7 @@
 """SentencePiece BPE model of DNA, trained on a sample of the genome: the tokenizer of DNABERT-2, as a baseline.
 
-BPE has no views at load time. The ids of the reverse strand are not the reversed ids, and a window can't start inside
-a token. With `build --strand both` the reverse strand is stored as well.
+BPE ids give no other view at load time. The ids of the reverse strand are not the reversed ids, and a window can't
+start inside a token. With `build --strand both` the reverse strand is stored as well.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def train_from_files(
 ) -> None:
     """Run `train-bpe`: scan the files, sample sentences, train, and write `out`.
 
-    Raises `ConfigError` or `DataError`; nothing is written then.
+    Raises `ConfigError` or `DataError`, and then writes nothing.
     """
     if sample_bases < 1:
         raise ConfigError(f"--sample-bases {sample_bases}: must be at least 1")
@@ -46,7 +46,7 @@ def train_from_files(
     try:
         scratch_folder = tempfile.TemporaryDirectory(prefix=".bpe-", dir=out.parent)
     except OSError as error:
-        raise ConfigError(f"--out {out}: cannot be written ({error.strerror}); name another folder") from None
+        raise ConfigError(f"--out {out}: cannot be written ({error.strerror}); choose another folder") from None
     with scratch_folder as scratch:
         paths = {i: source.path for i, source in enumerate(sources) if not is_gzip(source.path)}
         paths |= decompress_sources(sources, Path(scratch), executor)
@@ -56,7 +56,7 @@ def train_from_files(
         temporary = Path(scratch) / MODEL_NAME
         temporary.write_bytes(model)
         temporary.replace(out)
-    print(f"{out}: {vocab_size:,} ids, trained on {min(sample_bases, sum(c.length for c in contigs)):,} bases at most")
+    print(f"{out}: {vocab_size:,} ids, trained on at most {min(sample_bases, sum(c.length for c in contigs)):,} bases")
 
 
 def sample_sentences(
@@ -82,14 +82,17 @@ def sample_sentences(
 
 
 def _sentence_table(number: int, contig: Contig) -> NDArray[np.int64]:
-    """Return contig number, start, end, anchor byte and anchor base of all sentences of a contig, shape (n, 5)."""
+    """Return one row per sentence of a contig, shape (n, 5).
+
+    Columns: contig index, start, end, and the offset in bytes and in bases of a known position at or before the start.
+    """
     runs = runs_between(contig.gaps, contig.length)
     pieces = cut_runs(runs[long_enough(runs, 1, _MAX_PIECE_BASES)], 1, SENTENCE_BASES)
     return np.column_stack([np.full(len(pieces), number), pieces, contig.anchors_of(pieces[:, 0])])
 
 
 def train(sentences: Iterator[str], vocab_size: int) -> bytes:
-    """Train a BPE model with `vocab_size` ids, special tokens included; return the bytes of the model file.
+    """Train a BPE model with `vocab_size` ids, special tokens included. Return the bytes of the model file.
 
     Raises `ConfigError` if the sample is too small for that vocabulary.
     """
@@ -134,7 +137,7 @@ def train(sentences: Iterator[str], vocab_size: int) -> bytes:
 
 
 def load_model(path: str | Path) -> Any:
-    """Load a SentencePiece model; raise `DataError` unless its first ids are our special tokens."""
+    """Load a SentencePiece model. Raises `DataError` unless its first ids are the special tokens."""
     import sentencepiece
 
     check_readable_file(path, "a SentencePiece model")
@@ -149,6 +152,6 @@ def load_model(path: str | Path) -> Any:
 
 
 def piece_bases(model: Any) -> NDArray[np.int64]:
-    """Return the number of bases of each id, shape (vocabulary,); 0 for special tokens."""
+    """Return the number of bases of each id, shape (vocabulary,). Special tokens have 0."""
     sizes = [0 if i < NUM_SPECIAL else len(model.id_to_piece(i)) for i in range(model.vocab_size())]
     return np.array(sizes, dtype=np.int64)

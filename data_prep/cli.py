@@ -1,4 +1,4 @@
-"""The commands of `python -m data_prep` (also `dnabert-prep`); each imports what it needs when it runs."""
+"""The commands of `python -m data_prep` (also `dnabert-prep`). Each imports what it needs when it runs."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from dnabert_rm.utils.errors import ConfigError, run_command
 from dnabert_rm.utils.files import check_readable_file, sha256_of_file
 
 PROGRAM = "python -m data_prep"
-DESCRIPTION = "Whole genomes to shards of token ids for pretraining."
+DESCRIPTION = "Convert whole genomes to shards of token ids for pretraining."
 DEFAULT_K = 6
 DEFAULT_UNK_BASES = 10
 
 
 @dataclass(frozen=True, kw_only=True)
 class BuildSettings(SegmentOptions):
-    """Flags of `build`: the inputs and the output beside what changes the shards' bytes."""
+    """Flags of `build`: the options that change the shards' bytes, and the inputs and output."""
 
     GROUPS: ClassVar = {
         "segment_tokens": "segments (units are tokens; with BPE, bases)",
@@ -32,34 +32,34 @@ class BuildSettings(SegmentOptions):
     }
 
     fasta: tuple[str, ...] = setting((), positional=True, metavar="GENOME.fa")
-    """FASTA files, plain, gzip or bgzip; NAME=FILE gives a file's genome a name."""
+    """FASTA files (plain, gzip or bgzip). NAME=FILE sets the genome's name."""
     list: str | None = setting(None, metavar="FILE")
     """A file with one FASTA, or NAME=FASTA, per line."""
     out: Path = setting(metavar="DIR")
-    """Folder to fill."""
+    """Output folder."""
     tokenizer: str = setting("kmer", metavar="kmer|FILE.model")
-    """K-mers, or a BPE model."""
+    """kmer, or the file of a BPE model."""
     k: int | None = setting(None, metavar="K")
-    """Bases per k-mer, 3 to 8; by default 6."""
+    """Bases per k-mer, 3 to 8 (default: 6)."""
     ambiguous: Literal["split", "unk"] = "split"
     """At letters other than A, C, G, T: split the segment, or keep short runs as [UNK]."""
     unk_bases: int | None = setting(None, metavar="N")
-    """Longest run that --ambiguous unk keeps; by default 10."""
+    """Longest run that --ambiguous unk keeps (default: 10)."""
     workers: int | None = setting(None, metavar="N", minimum=1)
-    """Processes; by default one per core. Under mpirun the ranks."""
+    """Worker processes (default: one per core). Under mpirun, the ranks work instead."""
 
     @property
     def bpe_model(self) -> str | None:
-        """Path of the BPE model; None for k-mers."""
+        """Path of the BPE model, or None for k-mers."""
         return None if self.tokenizer == "kmer" else self.tokenizer
 
     def build_options(self) -> BuildOptions:
-        """The options that change the shards' bytes; `ConfigError` for a contradiction."""
+        """Return the options that change the shards' bytes. Raises `ConfigError` if flags contradict each other."""
         model = self.bpe_model
         if self.unk_bases is not None and self.ambiguous != "unk":
             raise ConfigError("--unk-bases: needs --ambiguous unk")
         if self.k is not None and model is not None:
-            raise ConfigError(f"--k {self.k}: goes with k-mers, not with a BPE model; leave one out")
+            raise ConfigError(f"--k {self.k}: is for k-mers, not for a BPE model; omit one of them")
         if model is not None:
             check_readable_file(model, "kmer or a SentencePiece model")
         k = DEFAULT_K if self.k is None else self.k
@@ -74,7 +74,7 @@ class BuildSettings(SegmentOptions):
 
 
 def build(settings: BuildSettings) -> None:
-    """Make a folder of shards, or continue one, and print what it holds."""
+    """Build a folder of shards, or resume an unfinished build, and print a summary."""
     from data_prep.inspect import as_text
     from data_prep.parallel import open_executor
     from data_prep.sharding.build_shards import Job
@@ -82,7 +82,7 @@ def build(settings: BuildSettings) -> None:
     from data_prep.sharding.sources import find_sources
 
     with open_executor(num_workers(settings.workers)) as executor:
-        # Under MPI only one rank gets an executor, so that a mistake is reported once.
+        # Under MPI only one rank gets an executor, so that an error is reported once.
         if executor is not None:
             sources = find_sources(settings.fasta, settings.list)
             job = Job(sources, settings.build_options(), settings.out, settings.bpe_model)
@@ -96,13 +96,13 @@ class VerifySettings(Settings):
     folder: Path = setting(positional=True, metavar="DIR")
     """Folder of a finished build."""
     leakage: int | None = setting(None, metavar="BASES", minimum=1)
-    """Also report exact sequences of this length that splits share."""
+    """Also report sequences of this length that occur in more than one split."""
     workers: int | None = setting(None, metavar="N", minimum=1)
-    """Processes; by default one per core. Under mpirun the ranks."""
+    """Worker processes (default: one per core). Under mpirun, the ranks work instead."""
 
 
 def verify(settings: VerifySettings) -> int:
-    """Check a folder; returns 1 on any fault. With --leakage also report what splits share."""
+    """Check a folder and return 1 on any fault. With --leakage, also report what splits share."""
     from data_prep import leakage
     from data_prep import verify as checks
     from data_prep.parallel import open_executor
@@ -127,11 +127,11 @@ class InspectSettings(Settings):
     samples: int = setting(3, metavar="N")
     """Samples to show as bases."""
     seed: int = setting(0, metavar="N")
-    """Seed of the choice of samples."""
+    """Seed for choosing samples."""
 
 
 def inspect(settings: InspectSettings) -> int:
-    """Print what a folder holds, with samples."""
+    """Print a summary of a folder, with samples."""
     from data_prep import inspect as view
 
     return view.run(settings.folder, settings.json, settings.samples, settings.seed)
@@ -146,13 +146,13 @@ class StatsSettings(Settings):
     json: bool = False
     """Print one JSON object."""
     plot: str | None = setting(None, metavar="FILE.png")
-    """Write the histogram of segment lengths as a picture."""
+    """Write the histogram of segment lengths to this image."""
     workers: int | None = setting(None, metavar="N", minimum=1)
-    """Processes; by default one per core. Under mpirun the ranks."""
+    """Worker processes (default: one per core). Under mpirun, the ranks work instead."""
 
 
 def stats(settings: StatsSettings) -> None:
-    """Print counts, GC and the histogram of segment lengths."""
+    """Print base counts, GC content and the histogram of segment lengths."""
     from data_prep import stats as counts
     from data_prep.parallel import open_executor
 
@@ -166,7 +166,7 @@ class TrainBpeSettings(Settings):
     """Flags of `train-bpe`."""
 
     fasta: tuple[str, ...] = setting((), positional=True, metavar="GENOME.fa")
-    """FASTA files, plain, gzip or bgzip; NAME=FILE gives a file's genome a name."""
+    """FASTA files (plain, gzip or bgzip). NAME=FILE sets the genome's name."""
     list: str | None = setting(None, metavar="FILE")
     """A file with one FASTA, or NAME=FASTA, per line."""
     out: Path = setting(metavar="FILE.model")
@@ -174,13 +174,13 @@ class TrainBpeSettings(Settings):
     vocab_size: int = setting(4096, metavar="N")
     """Number of ids, special tokens included."""
     sample_bases: int = setting(10_000_000, metavar="N")
-    """Bases to train on, about 50 bytes of memory each."""
+    """Number of bases to train on. Each takes about 50 bytes of memory."""
     seed: int = setting(0, metavar="N")
     """Seed of the sample."""
     rna: bool = False
     """Read U as T."""
     workers: int | None = setting(None, metavar="N", minimum=1)
-    """Processes; by default one per core. Under mpirun the ranks."""
+    """Worker processes (default: one per core). Under mpirun, the ranks work instead."""
 
 
 def train_bpe(settings: TrainBpeSettings) -> None:
@@ -207,13 +207,13 @@ class SimulateSettings(Settings):
     """Flags of `simulate`."""
 
     out: Path = setting(metavar="DIR")
-    """Folder to fill."""
+    """Output folder."""
     bases: int = setting(4_000_000, metavar="N")
     """Size of the genome."""
     rows: int = setting(1500, metavar="N")
     """Rows of train.csv."""
     seed: int = setting(0, metavar="N")
-    """Seed of everything random."""
+    """Random seed."""
 
 
 def simulate(settings: SimulateSettings) -> int:
@@ -224,7 +224,7 @@ def simulate(settings: SimulateSettings) -> int:
 
 
 def num_workers(workers: int | None) -> int:
-    """The number given, or as many as cores that this process may use."""
+    """Return the given number, or the number of cores that this process may use."""
     if workers is None:
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return workers
@@ -239,13 +239,13 @@ COMMANDS = {
     for command in (
         _command(
             "build",
-            "FASTA files to shards and a manifest",
+            "Convert FASTA files to shards and a manifest",
             BuildSettings,
             build,
             "yeast.fa.gz --out yeast --val-fraction 0.05\n"
             "mpirun -n 64 python -m data_prep build --list genomes.txt --out shards --test-contigs 'human:chr8'",
-            "FASTA files to shards and a manifest. The shards' bytes depend only on the files and options, not on the\n"
-            "number of workers or ranks. An unfinished build in DIR continues where it stopped.",
+            "Convert FASTA files to shards and a manifest. The shards' bytes depend only on files and options,\n"
+            "not on the number of workers or ranks. An unfinished build in DIR continues where it stopped.",
         ),
         _command(
             "verify",
@@ -254,37 +254,37 @@ COMMANDS = {
             verify,
             "yeast --leakage 100",
             "Check every shard against the manifest: checksums, counts, ids in range, every base accounted for,\n"
-            "splits disjoint. Ends with 1 and the shard's name on any fault.",
+            "splits disjoint. Prints every fault with its shard or contig, and exits with 1 on any fault.",
         ),
-        _command("inspect", "What a folder of shards holds", InspectSettings, inspect, "yeast --json"),
-        _command("stats", "Bases by reason, GC, segment lengths", StatsSettings, stats, "yeast --plot lengths.png"),
+        _command("inspect", "Summarize a folder of shards", InspectSettings, inspect, "yeast --json"),
+        _command("stats", "Count bases, GC and segment lengths", StatsSettings, stats, "yeast --plot lengths.png"),
         _command(
             "train-bpe",
-            "A SentencePiece BPE model of DNA",
+            "Train a SentencePiece BPE model of DNA",
             TrainBpeSettings,
             train_bpe,
             "yeast.fa.gz --vocab-size 4096 --out yeast.model",
-            "A SentencePiece BPE model of DNA, trained on sequences sampled from all contigs.",
+            "Train a SentencePiece BPE model of DNA on sequences sampled from all contigs.",
         ),
         _command(
             "simulate",
-            "A simulated genome and labelled sequences",
+            "Simulate a genome and labelled sequences",
             SimulateSettings,
             simulate,
             "--out demo --bases 4000000",
-            "A simulated genome and labelled sequences: genome.fa, train.csv, dev.csv and test.csv.",
+            "Simulate a genome and labelled sequences: genome.fa, train.csv, dev.csv and test.csv.",
         ),
     )
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit code (2 for a user's mistake, after one line on standard error)."""
+    """Run one command and return its exit code. A user error prints one line to standard error and returns 2."""
     words = list(sys.argv[1:] if argv is None else argv)
-    if not words or words[0] in ("-h", "--help"):
+    if words and words[0] in ("-h", "--help"):
         example = f"{PROGRAM} build yeast.fa.gz --out yeast --val-fraction 0.05"
         print(overview(PROGRAM, DESCRIPTION, COMMANDS.values(), example))
-        return 0 if words else 2
+        return 0
     return run_command(PROGRAM, lambda: _run(words))
 
 

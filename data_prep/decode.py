@@ -1,4 +1,4 @@
-"""Decode stored segments to bases with any tokenizer; used by inspect, stats and leakage."""
+"""Decode stored segments to bases with any tokenizer, for inspect, stats and leakage."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dnabert_rm.data.manifest import TokenizerInfo
 from dnabert_rm.genome.kmer import AMBIGUOUS, NUM_SPECIAL, UNK_ID, base_codes, kmer_codes
 
 Decoder = Callable[[NDArray], NDArray[np.uint8]]
-"""Function from ids (T,) to base codes (N,), which are `AMBIGUOUS` where only [UNK] covers a base."""
+"""Function from ids (T,) to base codes (N,). A code is `AMBIGUOUS` where only [UNK] covers the base."""
 
 
 def make_decoder(tokenizer: TokenizerInfo, folder: Path) -> Decoder:

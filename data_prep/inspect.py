@@ -64,7 +64,7 @@ def summary(manifest: Manifest, bases_of_split: dict[str, int]) -> dict[str, Any
 
 
 def unique_bases(metas: Iterable[Meta]) -> int:
-    """Return the bases covered by segments; the k - 1 bases that neighbours share count once."""
+    """Return the number of bases covered by segments. The k - 1 bases that neighbours share count once."""
     ranges = sorted({(meta["genome"], meta["contig"], meta["start"], meta["end"]) for meta in metas})
     total = 0
     contig = ("", "")

@@ -30,7 +30,7 @@ _PAIRS = (("val", "train"), ("test", "train"), ("test", "val"))
 
 
 class Overlap(NamedTuple):
-    """How many of the `compared` subsequences of `split` also occur in `other`."""
+    """Overlap of two splits: `shared` of the `compared` subsequences of `split` also occur in `other`."""
 
     split: str
     other: str
@@ -40,7 +40,7 @@ class Overlap(NamedTuple):
 
 @dataclass(frozen=True)
 class HashTask:
-    """Everything that a worker needs to hash one shard; hashes above `limit` are dropped."""
+    """Everything that a worker needs to hash one shard. Hashes above `limit` are dropped."""
 
     path: Path
     tokenizer: TokenizerInfo
@@ -87,10 +87,12 @@ def hash_shard(task: HashTask) -> NDArray[np.uint64]:
 
 
 def subsequence_hashes(codes: NDArray[np.uint8], length_bases: int) -> NDArray[np.uint64]:
-    """Return a hash of each subsequence of `length_bases` bases that is the same on both strands.
+    """Return a strand-independent hash of each subsequence of `length_bases` bases.
 
     Subsequences with an ambiguous base are dropped. codes (N,) → at most (N - length_bases + 1,) uint64.
     """
+    if len(codes) < length_bases:
+        return np.empty(0, dtype=np.uint64)
     forward = _forward_hashes(codes, length_bases)
     backward = _forward_hashes((codes ^ np.uint8(1))[::-1], length_bases)[::-1]
     ambiguous = np.concatenate([[0], np.cumsum(codes >= AMBIGUOUS)])

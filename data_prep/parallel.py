@@ -1,4 +1,4 @@
-"""One executor interface for three ways to work: in this process, in child processes, or on MPI ranks."""
+"""One executor interface for work in this process, in child processes, or on MPI ranks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ R = TypeVar("R")
 
 @contextlib.contextmanager
 def open_executor(workers: int) -> Iterator[Executor | None]:
-    """Yield an executor for `run_all`, or None on MPI ranks other than the first, once they have served as workers.
+    """Yield an executor for `run_all`. MPI ranks other than the first get None, after they have served as workers.
 
     With one worker the work is done in this process. Under an MPI launcher the ranks are the workers, and `workers` is
     ignored. Raises `ConfigError` if a launcher is present but mpi4py is not installed.
@@ -40,7 +40,7 @@ def open_executor(workers: int) -> Iterator[Executor | None]:
 
 
 def run_all(executor: Executor, function: Callable[[T], R], items: Sequence[T]) -> Iterator[tuple[int, R]]:
-    """Yield (index, `function(items[index])`) in order of completion; the first exception ends the iteration.
+    """Yield (index, `function(items[index])`) in order of completion. The first exception ends the iteration.
 
     Under MPI this rank also works, starting from the end of the list, so that n ranks do n shares of the work. Raises
     `DataError` if a worker process died.
@@ -71,7 +71,7 @@ def run_all(executor: Executor, function: Callable[[T], R], items: Sequence[T]) 
 
 
 class _SerialExecutor(Executor):
-    """Executor of this process; `run_all` recognizes it and calls the function itself, one item at a time."""
+    """Executor of this process. `run_all` recognizes it and calls the function itself, one item at a time."""
 
     def submit(self, function: Callable[..., R], /, *args: Any, **kwargs: Any) -> Future[R]:
         future: Future[R] = Future()

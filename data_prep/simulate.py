@@ -49,7 +49,7 @@ def run(folder: Path, bases: int, rows: int, seed: int) -> int:
         for name, count in (("train", rows), ("dev", EVAL_ROWS), ("test", EVAL_ROWS)):
             _write_labelled(folder / f"{name}.csv", count, cumulative, elements, SequentialRandom(seed, name))
     except OSError as error:
-        raise DataError(f"--out {folder}: cannot be written ({error.strerror})") from None
+        raise DataError(f"--out {folder}: cannot be written ({error.strerror}); choose another folder") from None
     print(
         f"{folder}: genome.fa ({bases:,} bases), train.csv ({rows:,} rows), dev.csv and test.csv ({EVAL_ROWS:,} each)"
     )
@@ -57,7 +57,7 @@ def run(folder: Path, bases: int, rows: int, seed: int) -> int:
 
 
 class SequentialRandom:
-    """Random number generator of one seed and purpose; each call returns the next numbers."""
+    """Random number generator for one seed and purpose. Each call returns the next numbers."""
 
     def __init__(self, seed: int, purpose: str) -> None:
         self._key = random.key(seed, f"simulate {purpose}")
@@ -86,7 +86,7 @@ def _transition_probabilities(rng: SequentialRandom) -> NDArray[np.float64]:
 def background(size: int, cumulative: NDArray[np.float64], rng: SequentialRandom) -> NDArray[np.uint8]:
     """Return a third-order Markov sequence as base codes, shape (size,).
 
-    Independent chunks are generated in parallel, one base of each per step, and joined.
+    Independent chunks are generated in parallel, one base per chunk and step, and then joined.
 
     Args:
         cumulative: Cumulative transition probabilities, (64, 4).

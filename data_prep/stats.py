@@ -30,7 +30,7 @@ class CountTask(NamedTuple):
 
 
 def run(folder: Path, as_json: bool, plot: str | None, executor: Executor) -> int:
-    """Run `stats`: print a table or one JSON object; `plot` names an image file for the histogram."""
+    """Run `stats`: print a table or one JSON object. `plot` is the image file for the histogram, if any."""
     manifest = load_manifest(folder)
     content = collect(manifest, folder, executor)
     if plot is not None:
@@ -40,7 +40,7 @@ def run(folder: Path, as_json: bool, plot: str | None, executor: Executor) -> in
 
 
 def collect(manifest: Manifest, folder: Path, executor: Executor) -> dict[str, Any]:
-    """Return the object of `inspect` with the histogram, and for every split base counts, GC and bases per token."""
+    """Return the object of `inspect` plus the histogram. Each split also has base counts, GC and bases per token."""
     content = describe(manifest, folder)
     letters = {split: np.zeros(AMBIGUOUS + 1, dtype=np.int64) for split in SPLITS}
     tasks = [CountTask(folder / shard.name, manifest.tokenizer) for shard in manifest.shards]
@@ -130,4 +130,4 @@ def draw_histogram(rows: list[dict[str, int]], path: Path) -> None:
     try:
         figure.savefig(path, dpi=150)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"--plot {path}: cannot be written ({error})") from None
+        raise ConfigError(f"--plot {path}: cannot be written ({error}); choose another file") from None

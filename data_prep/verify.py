@@ -52,7 +52,7 @@ class ShardCheck:
 
 
 def run(folder: Path, executor: Executor) -> int:
-    """Run `verify`: print every fault with the name of its shard or contig; return 1 if there is a fault."""
+    """Run `verify`: print every fault with the name of its shard or contig. Return 1 if there is any."""
     manifest = load_manifest(folder)
     faults = list(find_faults(manifest, folder, executor))
     for fault in faults:
@@ -64,10 +64,10 @@ def run(folder: Path, executor: Executor) -> int:
 
 
 def find_faults(manifest: Manifest, folder: Path, executor: Executor) -> Iterator[str]:
-    """Yield a description of every fault; contigs are checked only if no shard has a fault."""
+    """Yield a description of every fault. Contigs are checked only if no shard has a fault."""
     tokenizer = manifest.tokenizer
     if tokenizer.model is not None and not _has_model(folder, tokenizer):
-        yield f"{tokenizer.model}: is missing or has another checksum than in the manifest"
+        yield f"{tokenizer.model}: is missing, or its checksum does not match the manifest"
         return
     unk_allowed = bool(manifest.options.get("unk_bases"))
     first_keys = itertools.accumulate((len(shard.segments) for shard in manifest.shards), initial=0)
@@ -98,15 +98,15 @@ def _has_model(folder: Path, tokenizer: TokenizerInfo) -> bool:
 
 
 def check_shard(check: ShardCheck) -> tuple[str | None, SegmentsByContig]:
-    """Return a description of the first fault of one shard, or None, and its segments."""
+    """Return the first fault of a shard as a description, or None, and the shard's segments."""
     segments: SegmentsByContig = defaultdict(list)
     path = check.folder / check.info.name
     info = check.info
     try:
         if not path.is_file() or path.stat().st_size != info.bytes:
-            raise DataError(f"{path}: is missing or does not have the {info.bytes:,} bytes of the manifest")
+            raise DataError(f"{path}: is missing, or does not have the manifest's {info.bytes:,} bytes")
         if sha256_of_file(path) != info.sha256:
-            raise DataError(f"{path}: has another checksum than in the manifest")
+            raise DataError(f"{path}: its checksum does not match the manifest")
         ids_check = _IdsCheck(check)
         keys = segment_keys(check.first_key)
         lengths = []
@@ -119,7 +119,7 @@ def check_shard(check: ShardCheck) -> tuple[str | None, SegmentsByContig]:
             segment = StoredSegment(meta["start"], meta["end"], meta["split"], len(ids), meta.get("strand"))
             segments[meta["genome"], meta["contig"]].append(segment)
         if lengths != info.segments:
-            raise DataError(f"{path}: has other segment lengths than in the manifest")
+            raise DataError(f"{path}: its segment lengths do not match the manifest")
     except DataError as error:
         return str(error), {}
     return None, dict(segments)
@@ -139,14 +139,14 @@ class _IdsCheck:
             self._piece_bases = piece_bases(load_model(check.folder / tokenizer.model))
 
     def fault(self, ids: NDArray, meta: Meta) -> str | None:
-        """Return a description of what is wrong with `ids` (T,), or None."""
+        """Return a description of the first fault in `ids` (T,), or None."""
         bases = meta["end"] - meta["start"]
         if ids.dtype != self._dtype or len(ids) == 0:
             return f"holds {len(ids)} ids of {ids.dtype}, but {self._dtype} is expected"
         if self._k is not None and len(ids) != bases - self._k + 1:
             return f"holds {len(ids)} tokens, but {bases} bases make {bases - self._k + 1}"
         for start in range(0, len(ids), _CHUNK_TOKENS):
-            # One token more, to compare it with its neighbour in the next chunk.
+            # Chunks overlap by one token, so that neighbours in different chunks are compared too.
             if (fault := self._chunk_fault(ids[start : start + _CHUNK_TOKENS + 1])) is not None:
                 return f"{fault} (counted from token {start})"
         if self._piece_bases is not None and self._piece_bases[ids].sum() != bases:
@@ -155,7 +155,7 @@ class _IdsCheck:
 
     def _chunk_fault(self, ids: NDArray) -> str | None:
         """Check that ids are in range, and that neighbouring k-mers agree in their k - 1 shared bases."""
-        # Unsigned, so that special tokens wrap around to above every other id.
+        # The subtraction is unsigned, so special tokens wrap around to values above every other id.
         numbers = ids - self._dtype.type(NUM_SPECIAL)
         known = numbers[ids != UNK_ID] if self._unk_allowed else numbers
         if len(known) and known.max() >= self._vocab_size - NUM_SPECIAL:
@@ -183,13 +183,13 @@ def contig_faults(manifest: Manifest, segments: SegmentsByContig) -> Iterator[st
             if (fault := _coverage_fault(contig, on_strand, k)) is not None:
                 yield f"{contig.genome}:{contig.contig}: {fault}"
         if sum(segment.tokens for segment in found) != contig.tokens:
-            yield f"{contig.genome}:{contig.contig}: its segments do not hold the manifest's {contig.tokens:,} tokens"
+            yield f"{contig.genome}:{contig.contig}: its segments do not have the manifest's {contig.tokens:,} tokens"
     for genome, name in segments:
         yield f"{genome}:{name}: has segments, but is not in the manifest's contigs"
 
 
 def _coverage_fault(contig: ContigInfo, segments: list[StoredSegment], k: int) -> str | None:
-    """Return a description of what is wrong with the sorted segments of one strand of a contig, or None."""
+    """Return a description of the first fault in the sorted segments of one strand of a contig, or None."""
     covered = reached = 0
     for before, segment in zip([None, *segments], segments, strict=False):
         if before is not None:

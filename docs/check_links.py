@@ -1,9 +1,11 @@
-"""Finds links and paths in the project's Markdown that lead nowhere; exits with 1 and one line for each.
+"""Find broken links and paths in the project's Markdown. Print one line for each, and exit with 1 if there are any.
 
-Looked at: relative links and images of README.md, CHANGELOG.md, dev/*.md, docs/*.md, ds_configs/README.md, their
-#anchors (as GitHub makes them from headings), paths in the text that begin with a folder of the project
-(`tests/unit/data/test_sampler.py`, patterns with * too), and in the tables of docs/architecture.md every path in
-backticks, which may be relative to dnabert_rm/ or to the file before it in its row. Nothing is fetched.
+Checked without network access, in README.md, CHANGELOG.md, dev/*.md, docs/*.md and ds_configs/README.md:
+
+- relative links and images, and their #anchors, which GitHub derives from headings;
+- paths in the text that begin with a folder of the project, and patterns with *: `tests/unit/data/test_sampler.py`;
+- every path in backticks in the tables of docs/architecture.md. It may be relative to dnabert_rm/, or to the path
+  before it in its row.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ _PARSER = MarkdownIt("commonmark").enable("table")
 
 
 def faults(root: Path) -> Iterator[str]:
-    """One line for each link or path below `root` that does not exist."""
+    """Yield one line for each link or path below `root` that does not exist."""
     for page in sorted(path for pattern in PAGES for path in root.glob(pattern)):
         name, tokens = page.relative_to(root).as_posix(), _PARSER.parse(page.read_text())
         for line, target in links(tokens):
@@ -40,11 +42,11 @@ def faults(root: Path) -> Iterator[str]:
                     yield f"{name}:{line}: {path}: no such file"
         if name == MAP:
             for line, path in paths_in_tables(tokens, root):
-                yield f"{name}:{line}: {path}: no such file below dnabert_rm/ or beside the one before"
+                yield f"{name}:{line}: {path}: no such file below dnabert_rm/ or next to the path before it"
 
 
 def links(tokens: list[Token]) -> Iterator[tuple[int, str]]:
-    """Targets of links and images that are no URLs, with the line on which their paragraph begins."""
+    """Yield the targets of links and images, except URLs, with the first line of their paragraph."""
     for block in tokens:
         for token in block.children or []:
             target = str(token.attrGet("href") or token.attrGet("src") or "")
@@ -53,11 +55,11 @@ def links(tokens: list[Token]) -> Iterator[tuple[int, str]]:
 
 
 def link_problem(root: Path, page: Path, target: str) -> str:
-    """What is wrong with a link on a page; empty where nothing is."""
+    """Return the problem with a link on a page, or an empty string if the link is valid."""
     path, _, anchor = target.partition("#")
     file = (page.parent / path).resolve() if path else page
     if not file.is_relative_to(root):
-        return "leads out of the project"
+        return "points outside the project"
     if not file.exists():
         return "no such file"
     if anchor and file.suffix == ".md" and anchor not in anchors(file.read_text()):
@@ -66,7 +68,7 @@ def link_problem(root: Path, page: Path, target: str) -> str:
 
 
 def anchors(text: str) -> set[str]:
-    """Anchors of a page's headings: lower case, no punctuation, hyphens for spaces, -1, -2 … for those that repeat."""
+    """Return the anchors of a page's headings: lower case, no punctuation, hyphens for spaces, -1, -2 … for repeats."""
     tokens, found = _PARSER.parse(text), set()
     for before, token in itertools.pairwise(tokens):
         if before.type == "heading_open":
@@ -82,7 +84,7 @@ def _numbered(slug: str) -> Iterator[str]:
 
 
 def paths_in_tables(tokens: list[Token], root: Path) -> Iterator[tuple[int, str]]:
-    """Files and folders in backticks in a page's tables that don't exist, with the row's line."""
+    """Yield missing files and folders in backticks in a page's tables, with the line of their row."""
     line, bases = 0, [root, root / "dnabert_rm"]
     for block in tokens:
         if block.type == "tr_open":
@@ -99,7 +101,7 @@ def paths_in_tables(tokens: list[Token], root: Path) -> Iterator[tuple[int, str]
 
 
 def main() -> int:
-    """Print what leads nowhere; 1 where there is any."""
+    """Print the broken links and paths, and return 1 if there are any."""
     lines = list(faults(ROOT))
     print("\n".join(lines), end="\n" if lines else "", file=sys.stderr)
     return int(bool(lines))

@@ -1,6 +1,6 @@
 """Write docs/configuration.md from the dataclasses of `dnabert_rm/config/`, the flags and the presets.
 
-`--check` writes nothing and exits with 1 where the page is not up to date.
+With `--check`, write nothing and exit with 1 if the page is not up to date.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from dnabert_rm.model.flops import model_shape, num_parameters
 PAGE = Path(__file__).with_name("configuration.md")
 COMMAND = "python docs/write_configuration.py"
 K = 6
-"""k-mers of the vocabulary that parameters are counted for, the default of `data_prep build`."""
+"""k of the vocabulary for counting parameters: the default of `data_prep build`."""
 
 INTRODUCTION = f"""\
 # Configuration
@@ -47,32 +47,32 @@ Every setting of a pretraining run, with its flag and default. `make docs` write
 From the weakest to the strongest:
 
 1. the default in the tables below;
-2. the preset, `--preset NAME` (`{DEFAULT_PRESET}` where none is named): [Presets](#presets);
-3. the configuration file, `--config FILE.toml`: any fields, under `[section]`;
+2. the preset, `--preset NAME` (default `{DEFAULT_PRESET}`), see [Presets](#presets);
+3. the configuration file, `--config FILE.toml`, with any fields under `[section]`;
 4. the flag.
 
-`--init-from DIR` comes between 2 and 3: the architecture and its sizes are those of the folder. A file or flag that
-asks for others is refused.
+`--init-from DIR` comes between 2 and 3: the folder determines the architecture and its sizes. A file or flag with
+other values is rejected.
 
-- Each field has a flag by its dotted name, `--optim.beta2 0.95`; some have a short one too.
-- A list takes its values with spaces or commas: `--phase-spans 6 8 10` or `--phase-spans 6,8,10`. Paths take spaces
-  only.
-- A `bool` flag without a value means true: `--allow-changes`, `--data.overlap false`.
-- Unknown fields and flags, values of the wrong type and values out of bounds are reported all at once, with the
-  nearest name, before anything runs. `dnabert-rm check` with the same flags does only that.
-- In a file, numbers, texts, `true`, `false` and lists are TOML's: `spans = [6, 8]`, `schedule = "cosine"`.
+- The flag of a field is its dotted name, `--optim.beta2 0.95`. Some fields also have a short flag.
+- Separate the values of a list by spaces or commas: `--phase-spans 6 8 10` or `--phase-spans 6,8,10`. Separate paths by
+  spaces only.
+- A `bool` flag without a value means true: `--allow-changes`. Set it to false with `--data.overlap false`.
+- Unknown names, values of the wrong type and values out of bounds are all reported at once, before anything runs. The
+  message suggests the nearest name. `dnabert-rm check` with the same flags only makes these checks.
+- A configuration file uses TOML's numbers, strings, booleans and lists: `phase_spans = [6, 8]`, `schedule = "cosine"`.
 
 ## What a run used
 
-`RUN/config.toml` holds every field of the run, defaults included; each checkpoint holds its own copy. So
-`--config RUN/config.toml` gives the same configuration again, whatever the preset:
+`RUN/config.toml` contains every field of the run, defaults included. Each checkpoint has a copy. So
+`--config RUN/config.toml` gives the same configuration again, with any preset:
 
     dnabert-rm show-batch --config RUN/config.toml --step 60000
     deepspeed launch_scripts/pretrain.sh --config RUN/config.toml --output runs/second --seed 43
 
-The command that started a run also resumes it. A resume compares all fields with the checkpoint's. Changes that would
-change the result are refused unless `--allow-changes` is given; the fields that may change are listed under each table
-([checkpoints.md](checkpoints.md#resuming)). With `--data.remainder drop` the global batch may not change.
+The command that started a run also resumes it. A resume compares all fields with the checkpoint's. It rejects
+changes that would alter the result, unless you pass `--allow-changes`. The fields that may change are listed under each
+table ([checkpoints.md](checkpoints.md#resuming)). With `--data.remainder drop` the global batch may not change.
 """
 EXAMPLE_FILE = """\
 [data]
@@ -96,22 +96,22 @@ EXAMPLE_FIELDS = (
 PRESETS = f"""\
 ## Presets
 
-A preset sets these fields of `[model]`, and `optim.lr`; all others keep their defaults. Parameters are those of a model
-of {K}-mers ({kmer.vocab_size(K):,} ids), as `dnabert-rm plan` counts them. Hardware for each size:
-[scaling.md](scaling.md).
+A preset sets these fields of `[model]`, and `optim.lr`. All others keep their defaults. The number of parameters is for
+{K}-mers ({kmer.vocab_size(K):,} ids), as in `dnabert-rm plan`. [scaling.md](scaling.md) lists the hardware for each
+size.
 """
 NEEDED = {"data": {"path": ["prepared"]}, "train": {"output": "run"}}
 """Required fields that no preset sets."""
 
 
 def page() -> str:
-    """The whole text of docs/configuration.md."""
+    """Return the text of docs/configuration.md."""
     sections = (section_text(name, cls) for name, cls in SECTIONS.items())
     return "\n".join([INTRODUCTION, example_text(), *sections, presets_text()])
 
 
 def example_text() -> str:
-    """An example file and command, with the source of each value."""
+    """Return an example file and command, with the source of each value."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "mine.toml"
         file.write_text(EXAMPLE_FILE)
@@ -139,7 +139,7 @@ def _dotted(layer: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def _value(config: RunConfig, name: str) -> str:
-    """The value of a field by its dotted name, as a flag takes it."""
+    """Return the value of a field, given its dotted name, as written after a flag."""
     section, key = name.split(".")
     value = getattr(getattr(config, section), key)
     items = value if isinstance(value, tuple) else (value,)
@@ -147,7 +147,7 @@ def _value(config: RunConfig, name: str) -> str:
 
 
 def section_text(name: str, cls: type) -> str:
-    """One section: its purpose, a table of its fields, and what a resume may change."""
+    """Return the text of a section: its purpose, a table of its fields, and the fields that a resume may change."""
     infos = [info for info in run_settings().values() if info.name.startswith(f"{name}.")]
     free = ", ".join(f"`{info.name}`" for info in infos if info.name in free_on_resume()) or "none of these fields"
     return "\n".join(
@@ -157,14 +157,14 @@ def section_text(name: str, cls: type) -> str:
 
 
 def field_row(info: Setting) -> str:
-    """A field as a row of its section's table."""
+    """Format a field as a row of its section's table."""
     flags = ", ".join(f"`{flag}`" for flag in flag_names(info.name))
     default = info.shown_default if info.shown_default == "empty" else f"`{info.shown_default}`"
     return f"| {flags} | {info.type_name} | {default} | {info.text.replace('|', chr(92) + '|')} |"
 
 
 def presets_text() -> str:
-    """A row for each preset and architecture: the fields that it sets, and the parameters as `plan` counts them."""
+    """Return the table of presets by architecture: the fields that each sets, and its number of parameters."""
     pairs = [(preset, architecture) for preset in preset_names() for architecture in own_first(preset)]
     named = {name for pair in pairs for name in _dotted(load_preset(*pair))} - {"model.architecture"}
     columns = [name for name in run_settings() if name in named]
@@ -181,7 +181,7 @@ def presets_text() -> str:
 
 
 def preset_row(preset: str, architecture: str, columns: list[str]) -> str:
-    """A preset under one architecture; its purpose is shown where the architecture is its own."""
+    """Format a preset with one architecture as a row. Only the row of its default architecture shows its purpose."""
     config = resolve(load_preset(preset, architecture), {"model": {"architecture": architecture}, **NEEDED})
     own = load_preset(preset)["model"]["architecture"] == architecture
     flags = f"--preset {preset}" + ("" if own else f" --model.architecture {architecture}")
@@ -197,27 +197,25 @@ def preset_row(preset: str, architecture: str, columns: list[str]) -> str:
 
 
 def own_first(preset: str) -> list[str]:
-    """The architectures, the preset's own before the others."""
+    """Return all architectures, the preset's default first."""
     own = load_preset(preset)["model"]["architecture"]
     return [own, *(name for name in ARCHITECTURES if name != own)]
 
 
 def purpose(preset: str) -> str:
-    """Purpose of a preset: the first line of its file, after the number of parameters."""
+    """Return the purpose of a preset: the first line of its file, without the number of parameters."""
     first = (resources.files("dnabert_rm") / "presets" / f"{preset}.toml").read_text().splitlines()[0]
     return first.partition(": ")[2].rstrip(".")
 
 
 def main() -> int:
-    """Write the page, or with `--check` compare it."""
+    """Write the page, or compare it if `--check` is passed."""
     parser = argparse.ArgumentParser(description="Write docs/configuration.md from the code.")
-    parser.add_argument(
-        "--check", action="store_true", help="write nothing; exit with 1 where the page is not up to date"
-    )
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if the page is not up to date")
     if not parser.parse_args().check:
         PAGE.write_text(page())
     elif not PAGE.is_file() or PAGE.read_text() != page():
-        print(f"docs/{PAGE.name} is not what the code says; run `make docs` (`{COMMAND}`)", file=sys.stderr)
+        print(f"docs/{PAGE.name} does not match the code; run `make docs` (`{COMMAND}`)", file=sys.stderr)
         return 1
     return 0
 

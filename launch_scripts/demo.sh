@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Demo: from a genome to a fine-tuned model on two CPU cores, with the commands that a user would type.
+# Demo: from a genome to a fine-tuned model on two CPU cores, with the usual commands.
 #
 #   make demo                        simulate a genome, pretrain, export, fine-tune with and without pretraining
 #   make demo GENOME=my.fa.gz        pretrain and export on your own FASTA

@@ -4,7 +4,7 @@
 #   bash launch_scripts/finetune_gue.sh RUN_OR_HFDIR GUE_DIR OUTPUT [flags of dnabert-rm gue]
 #   bash launch_scripts/finetune_gue.sh runs/base GUE results/base --seeds 1,2,3 --arms pretrained,scratch
 #
-# All GPUs are used, one data set each; choose them with CUDA_VISIBLE_DEVICES. The same command resumes a stopped one.
+# Each GPU trains one data set at a time. Choose GPUs with CUDA_VISIBLE_DEVICES. The same command resumes a stopped run.
 # If the first argument is a run folder, its last checkpoint is exported, once, to OUTPUT/model.
 set -eu
 if [ $# -lt 3 ]; then

@@ -6,15 +6,15 @@
 #   bash launch_scripts/pretrain.sh --preset base --data DIR --output RUN …
 #   srun launch_scripts/pretrain.sh --preset base --data DIR --output RUN …        (also mpirun; docs/cluster.md)
 #
-# This file is both a shell and a Python script. DeepSpeed's launcher runs it with Python on every rank, where the
-# shell lines are one string. Bash runs these lines, which start the launcher. Pass flags of the launcher before the
-# script's name (`deepspeed --num_gpus 2 launch_scripts/pretrain.sh …`), or in DEEPSPEED_ARGS if you start it with bash.
+# This file is both a shell and a Python script. Bash runs the shell lines, and they start DeepSpeed's launcher. The
+# launcher runs the file with Python on every rank; for Python the shell lines are one string. Pass the launcher's flags
+# before the script's name (`deepspeed --num_gpus 2 launch_scripts/pretrain.sh …`), or with bash in DEEPSPEED_ARGS.
 here="$(cd "$(dirname "$0")" && pwd)"
 if ! command -v deepspeed >/dev/null 2>&1; then
     PATH="$here/../.venv/bin:$PATH"
 fi
-# mpirun and srun start one process per rank, and this process is then the rank. If srun starts one launcher per node
-# instead, DEEPSPEED_ARGS contains the launchers' rendezvous.
+# mpirun and srun usually start one process per rank, so this process becomes the rank. If srun starts one launcher per
+# node instead, DEEPSPEED_ARGS contains the launchers' rendezvous.
 if [ -z "${DEEPSPEED_ARGS:-}" ] &&
     { [ -n "${RANK:-}${OMPI_COMM_WORLD_RANK:-}${PMI_RANK:-}" ] || [ "${SLURM_STEP_NUM_TASKS:-1}" -gt 1 ]; }; then
     exec python "$here/$(basename "$0")" "$@"
@@ -45,7 +45,7 @@ for name in TERM USR1 HUP INT; do
 done
 # Job control puts the launcher and all ranks into a separate process group, which Ctrl-C does not reach.
 set -m
-# Warnings and errors only: the launcher otherwise logs ten lines about what it starts.
+# Show only warnings and errors. Otherwise the launcher logs ten lines at the start.
 # shellcheck disable=SC2086  # DEEPSPEED_ARGS holds several words
 deepspeed --log_level warning ${DEEPSPEED_ARGS:-} "$here/$(basename "$0")" "$@" </dev/null &
 launcher=$!

@@ -28,7 +28,7 @@ python "$here/pretrain.sh" --check "$@"
 # By default mpirun binds each rank to one core or part of the machine. A rank has threads and loader processes that
 # need several cores.
 defaults=(--bind-to none)
-# Ranks on other machines get only the environment variables that are named here.
+# Ranks on other machines get only the environment variables that are passed with -x.
 for name in $(compgen -e); do
     case "$name" in
         PATH | PYTHONPATH | LD_LIBRARY_PATH | VIRTUAL_ENV | HF_* | OMP_* | GOMP_* | MASTER_ADDR | MASTER_PORT | \

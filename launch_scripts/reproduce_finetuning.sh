@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Reproduce observation 1 of the paper and its claim for epigenetic marks: fine-tune reproduce_masking.sh's models.
+# Reproduce observation 1 of the paper and its claim about epigenetic marks: fine-tune reproduce_masking.sh's models.
 #
 #   bash launch_scripts/reproduce_finetuning.sh OUT GUE [flags of dnabert-rm gue]
 #   bash launch_scripts/reproduce_finetuning.sh OUT GUE --seeds 1,2,3 --sets EMP/H3,EMP/H3K14ac,EMP/H4
 #
 # Fine-tunes every arm in OUT/models from pretrained weights, with overlapping tokens. The arms of observation 1, fixed6
 # and token, are also fine-tuned with non-overlapping tokens. Each arm gets a table in OUT/finetuned/ARM. The same
-# command resumes a stopped one. If a set has no train.csv, dev.csv replaces it, and its score is not a GUE score.
+# command resumes a stopped run. If a set has no train.csv, dev.csv replaces it, and its score is not a GUE score.
 set -eu
 if [ $# -lt 2 ]; then
     echo "usage: bash $0 OUT GUE [flags of dnabert-rm gue]" >&2

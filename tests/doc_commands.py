@@ -97,7 +97,7 @@ def _parse(program: str, given: list[str], may_lack: bool) -> str:
     if program in RUN_COMMANDS:
         flags = parsed[1]
         if flags.config_file or flags.fields.get("model", {}).get("init_from"):
-            return "\n".join(flags.problems)
+            return "\n".join([*flags.unknown, *flags.wrong_types])
         try:
             flags.config(NEEDED)
         except ConfigError as error:

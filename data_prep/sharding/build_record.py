@@ -26,7 +26,7 @@ _LOCK_NAME = "lock"
 
 
 class BuildRecord:
-    """The record of the build in `folder`; its files are in `scratch`."""
+    """The record of the build in `folder`. Its files are in `scratch`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -34,7 +34,7 @@ class BuildRecord:
 
     @contextlib.contextmanager
     def open(self, options: BuildOptions, sources: list[SourceInfo]) -> Iterator[None]:
-        """Lock the folder and record the build; on success remove the record.
+        """Lock the folder and record the build. Remove the record on success.
 
         After a `UserError` or `OSError` the record is kept if a shard is finished. Otherwise it is removed, and so is
         the folder if it is new.
@@ -43,7 +43,7 @@ class BuildRecord:
         """
         is_new = not self.folder.exists()
         if not is_new and not self.folder.is_dir():
-            raise ConfigError(f"--out {self.folder}: is not a folder; name another one")
+            raise ConfigError(f"--out {self.folder}: is not a folder; choose another one")
         inputs = {"options": options.to_json(), "sources": [asdict(source) for source in sources]}
         self._check_same_build(inputs)
         self.scratch.mkdir(parents=True, exist_ok=True)
@@ -72,7 +72,7 @@ class BuildRecord:
         return found
 
     def _check_same_build(self, inputs: dict[str, Any]) -> None:
-        """Raise `ConfigError` if the folder holds shards of other options or sources."""
+        """Raise `ConfigError` if the folder's shards were built with other options or sources."""
         earlier = self._load()
         if earlier is None:
             unknown = next(self.folder.glob("shard-*.tar"), None)
@@ -83,11 +83,11 @@ class BuildRecord:
         elif earlier != inputs:
             raise ConfigError(
                 f"--out {self.folder}: holds another build ({'; '.join(_differences(earlier, inputs))}); "
-                "give the same options and files, or choose another folder, or remove this one"
+                "pass the same options and files, choose another folder, or remove this one"
             )
 
     def _load(self) -> dict[str, Any] | None:
-        """Return the options and sources of the folder's finished or unfinished build, None without one."""
+        """Return the options and sources of the folder's build, finished or not, or None if there is none."""
         if (self.folder / MANIFEST_NAME).exists():
             manifest = load_manifest(self.folder)
             return {"options": manifest.options, "sources": [asdict(source) for source in manifest.sources]}
@@ -98,7 +98,7 @@ class BuildRecord:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        """Hold the folder's lock; raise `ConfigError` if another build holds it."""
+        """Hold the folder's lock. Raises `ConfigError` if another build holds it."""
         with contextlib.ExitStack() as stack:
             try:
                 stack.enter_context(file_lock(self.scratch / _LOCK_NAME))
@@ -117,7 +117,7 @@ class BuildRecord:
 
 
 def is_intact(folder: Path, info: ShardInfo) -> bool:
-    """Whether the shard on disk has the size and checksum in `info`."""
+    """Return whether the shard on disk has the size and checksum in `info`."""
     path = folder / info.name
     return path.is_file() and path.stat().st_size == info.bytes and sha256_of_file(path) == info.sha256
 
@@ -127,7 +127,7 @@ def _differences(earlier: dict[str, Any], inputs: dict[str, Any]) -> list[str]:
     there = earlier["options"]
     here = inputs["options"]
     differences = [
-        f"--{name.replace('_', '-')} {there.get(name)} there, {here.get(name)} here"
+        f"--{name.replace('_', '-')} was {there.get(name)}, now {here.get(name)}"
         for name in sorted({*there, *here})
         if there.get(name) != here.get(name)
     ]
@@ -136,6 +136,6 @@ def _differences(earlier: dict[str, Any], inputs: dict[str, Any]) -> list[str]:
         before = old.get((genome, file))
         now = new.get((genome, file))
         if before != now:
-            what = "only there" if now is None else "only here" if before is None else "has changed"
+            what = "was removed" if now is None else "was added" if before is None else "has changed"
             differences.append(f"{file} (genome {genome}) {what}")
     return differences or ["the files are in another order"]

@@ -39,7 +39,7 @@ _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 class Job:
     """Inputs, options and output folder of a build.
 
-    `bpe_model` is the path of a SentencePiece model, None for k-mers.
+    `bpe_model` is the path of a SentencePiece model, or None for k-mers.
     """
 
     sources: Sequence[Source]
@@ -49,9 +49,9 @@ class Job:
 
 
 def build(job: Job, executor: Executor) -> dict[str, Any]:
-    """Build a folder of shards, or resume an unfinished build; return the object of `inspect`.
+    """Build a folder of shards, or resume an unfinished build. Return the object of `inspect`.
 
-    Raises `ConfigError` or `DataError`. Finished shards are then kept for the next run; if there are none, nothing is
+    Raises `ConfigError` or `DataError`. Finished shards are then kept for the next run. If there are none, nothing is
     left behind.
     """
     try:
@@ -104,7 +104,8 @@ def _prepare_tokenizer(job: Job, scratch: Path) -> tuple[TokenizerInfo, str | No
     size = load_model(job.bpe_model).vocab_size()
     if job.options.strand == "forward":
         notice(
-            "BPE ids have no reverse strand, shifted start or non-overlapping view; --strand both stores both strands"
+            "BPE shards have no reverse strand, shifted starts or non-overlapping tokens; "
+            "pass --strand both to store both strands"
         )
     copy = scratch / MODEL_NAME
     shutil.copyfile(job.bpe_model, copy)
@@ -119,7 +120,7 @@ def _write_shards(
     bpe_model: str | None,
     executor: Executor,
 ) -> list[ShardInfo]:
-    """Write the shards that are not finished yet; return all of the plan's, in order."""
+    """Write the shards that are not finished yet. Return all shards of the plan, in order."""
     infos = _finished_shards(plan, record, executor)
     if infos:
         notice(f"{record.folder}: {len(infos)} of {len(plan.shards)} shards exist already")
@@ -134,7 +135,7 @@ def _write_shards(
 
 
 def _finished_shards(plan: Plan, record: BuildRecord, executor: Executor) -> dict[str, ShardInfo]:
-    """Return the plan's shards that an earlier run finished and whose checksum is still right."""
+    """Return the plan's shards that an earlier run finished, if their checksum is still right."""
     recorded = record.finished_shards()
     known = [recorded[shard.name] for shard in plan.shards if shard.name in recorded]
     checks = run_all(executor, functools.partial(is_intact, record.folder), known)

@@ -31,8 +31,8 @@ _PART_BYTES = 1 << 26
 class Part:
     """One task of the decompression.
 
-    `size` bytes (None: all) are written to `output` from byte `output_offset` on. They are read from byte
-    `compressed_offset` of `path`, where a block starts.
+    It reads `path` from byte `compressed_offset` on, where a block starts. It writes `size` bytes (None: all) to
+    `output` from byte `output_offset` on.
     """
 
     path: str
@@ -43,7 +43,7 @@ class Part:
 
 
 def is_gzip(path: str) -> bool:
-    """Whether a file has the magic number of gzip and bgzip, whatever its name."""
+    """Return whether a file has the magic number of gzip and bgzip, whatever its name."""
     with open(path, "rb") as stream:
         return stream.read(2) == _GZIP_MAGIC
 
@@ -57,12 +57,12 @@ def check_headers(sources: Sequence[Source]) -> None:
         except OSError as error:
             if error.errno:
                 raise
-            continue  # Damaged gzip data, which are reported by the decompression.
+            continue  # The gzip data are damaged. The decompression reports that.
         first_header(head, source.path)
 
 
 def _open_compressed(path: str) -> Any:
-    """Open a gzip or bgzip file with htslib, whose OSError for damaged data has no number."""
+    """Open a gzip or bgzip file with htslib. Its OSError for damaged data has no errno."""
     import pysam
 
     # Otherwise htslib prints its own messages in addition to ours.
@@ -71,7 +71,7 @@ def _open_compressed(path: str) -> Any:
 
 
 def decompress_sources(sources: Sequence[Source], scratch: Path, executor: Executor) -> dict[int, str]:
-    """Decompress every gzip or bgzip source into `scratch`; return the paths by the sources' numbers.
+    """Decompress every gzip or bgzip source into `scratch`. Return the output paths by source index.
 
     Files that an earlier run finished are reused. Raises `DataError` for damaged files.
     """
@@ -111,14 +111,14 @@ def cut_parts(path: str, output: str) -> list[Part]:
 def bgzip_blocks(path: str) -> list[tuple[int, int]] | None:
     """Return (offset, uncompressed bytes) of every block of a bgzip file, or None for plain gzip.
 
-    Raises `DataError` if the last block, which is empty in a complete file, is missing.
+    Raises `DataError` if the empty block that ends a complete file is missing.
     """
     blocks: list[tuple[int, int]] = []
     with open(path, "rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
         offset = 0
         while offset < len(data):
             if data[offset : offset + 4] != _BGZIP_MAGIC or data[offset + 12 : offset + 16] != _BGZIP_FIELD:
-                # Plain gzip, or a mixture of both, which can be read from its start only.
+                # Plain gzip, or a mixture of both: it can be read from its start only.
                 return None
             end = offset + int.from_bytes(data[offset + 16 : offset + 18], "little") + 1
             blocks.append((offset, int.from_bytes(data[end - 4 : end], "little")))
@@ -129,7 +129,7 @@ def bgzip_blocks(path: str) -> list[tuple[int, int]] | None:
 
 
 def decompress_part(part: Part) -> None:
-    """Decompress one part into the output file; raise `DataError` if the data are damaged or end too early."""
+    """Decompress one part into the output file. Raises `DataError` if the data are damaged or end too early."""
     remaining = part.size
     is_damaged = False
     with open(part.output, "r+b") as out:

@@ -22,7 +22,7 @@ _U_AS_T = bytes.maketrans(b"Uu", b"Tt")
 
 
 def make_encoder(options: BuildOptions, bpe_model: str | None) -> Encoder:
-    """Return the encoder for these options; `bpe_model` is the path of a SentencePiece model, None for k-mers."""
+    """Return the encoder for these options. `bpe_model` is the path of a SentencePiece model, or None for k-mers."""
     k = options.k
     if k is None:
         assert bpe_model is not None
@@ -37,8 +37,8 @@ def make_encoder(options: BuildOptions, bpe_model: str | None) -> Encoder:
 def encode_in_chunks(letters: NDArray[np.uint8], k: int) -> NDArray:
     """Return the overlapping ids of letters that are all bases, (N,) → (N - k + 1,).
 
-    Chunks fit in a core's cache. Their arrays are also small enough for the allocator to reuse memory instead of
-    requesting new pages from the system each time, which is three times as fast.
+    Chunks fit in a core's cache. Their arrays are also small enough for the allocator to reuse memory. That is
+    three times as fast as requesting new pages from the system each time.
     """
     num_tokens = len(letters) - k + 1
     ids = np.empty(num_tokens, dtype=id_dtype(vocab_size(k)))

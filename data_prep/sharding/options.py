@@ -7,26 +7,25 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from dnabert_rm.config.schema import Settings, setting
-from dnabert_rm.genome.kmer import check_k
 from dnabert_rm.utils.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentOptions(Settings):
-    """Options that `build` takes as they are: segments, contigs, splits."""
+    """Options that are both flags of `build` and part of `BuildOptions`: segments, contigs, splits."""
 
     segment_tokens: int = setting(1 << 16, metavar="N", minimum=1)
     """Longest segment."""
     min_tokens: int = setting(1, metavar="N", minimum=1)
     """Leave out runs of A, C, G, T that are shorter."""
     shard_tokens: int = setting(1 << 25, metavar="N", minimum=1)
-    """Largest shard, which is the unit of work of one process."""
+    """Largest shard, the unit of work of one process."""
     rna: bool = False
     """Read U as T."""
     record_soft_mask: bool = False
-    """Store the lower-case ranges of each segment beside it."""
+    """Store the lower-case ranges of each segment with it."""
     strand: Literal["forward", "both"] = "forward"
-    """BPE only, whose ids can't be reversed at load time: "both" also stores each segment's reverse complement."""
+    """For BPE only: "both" also stores reverse complements, because BPE ids can't be reversed at load time."""
     include: tuple[str, ...] = setting((), metavar="NAME")
     """Take only these contigs."""
     exclude: tuple[str, ...] = setting((), metavar="NAME")
@@ -40,9 +39,9 @@ class SegmentOptions(Settings):
     test_fraction: float = setting(0.0, metavar="F", minimum=0, below=1)
     """Fraction of the bases for testing, in whole blocks."""
     block_bases: int = setting(100_000, metavar="N", minimum=1)
-    """Bases per block; a split by fraction takes whole blocks."""
+    """Bases per block. A split by fraction takes whole blocks."""
     seed: int = setting(0, metavar="N")
-    """Seed of the choice of blocks."""
+    """Seed for choosing blocks."""
 
     def problems(self) -> Iterator[str]:
         """Yield a line for each contradiction."""
@@ -54,7 +53,7 @@ class SegmentOptions(Settings):
                 "and twice that with --strand both"
             )
         if self.val_fraction + self.test_fraction >= 1:
-            yield f"--test-fraction {self.test_fraction}: and --val-fraction together must be below 1"
+            yield f"--test-fraction {self.test_fraction}: must be below 1 together with --val-fraction"
         if (self.val_contigs or self.test_contigs) and (self.val_fraction or self.test_fraction):
             yield "--val-contigs/--test-contigs and --val-fraction/--test-fraction: choose one of the two"
 
@@ -69,30 +68,32 @@ class BuildOptions(SegmentOptions):
     """Everything that changes the shards' bytes, apart from the input files."""
 
     k: int | None = 6
-    """Bases per token; None for BPE."""
+    """Bases per token, or None for BPE."""
     unk_bases: int = setting(0, minimum=0)
-    """Ambiguous runs of at most this many bases stay inside a segment as `[UNK]`; 0 splits at all of them."""
+    """Ambiguous runs of at most this many bases stay inside a segment as `[UNK]`. 0 splits at all of them."""
     bpe_sha256: str | None = None
-    """Checksum of the BPE model; None for k-mers."""
+    """Checksum of the BPE model, or None for k-mers."""
 
     def problems(self) -> Iterator[str]:
         """Yield a line for each contradiction."""
         if self.k is not None:
+            from dnabert_rm.genome.kmer import check_k  # imports numpy, which `--help` need not wait for
+
             try:
                 check_k(self.k)
             except ConfigError as error:
                 yield str(error)
         yield from super().problems()
         if self.strand == "both" and self.k is not None:
-            yield "--strand both: is for BPE only; k-mer ids give the reverse strand at load time"
+            yield "--strand both: is for BPE only; omit it, because k-mer ids give the reverse strand at load time"
         if self.k is None and self.unk_bases:
             yield "--ambiguous unk: is for k-mers only; leave it out with a BPE model"
 
     @property
     def unit_bases(self) -> int:
-        """Bases that a unit of length covers: k, or 1 for BPE, whose tokens are not known beforehand."""
+        """Bases per unit of length: k, or 1 for BPE, because its tokens are not known in advance."""
         return self.k or 1
 
     def to_json(self) -> dict[str, Any]:
-        """The options as the manifest stores them."""
+        """Return the options as the manifest stores them."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}

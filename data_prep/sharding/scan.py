@@ -21,15 +21,15 @@ from dnabert_rm.utils.progress import notice, progress_bar
 def scan_files(
     sources: Sequence[Source], paths: Mapping[int, str], rna: bool, executor: Executor, checksums: bool = False
 ) -> tuple[list[SourceInfo], dict[int, list[Piece]]]:
-    """Scan uncompressed files; return the sources' checksums and the pieces of each scanned file.
+    """Scan uncompressed files. Return the sources' checksums and the pieces of each scanned file.
 
     Checksums are computed alongside the scans: one checksum occupies one worker, while all workers share the scan of a
     file.
 
     Args:
-        paths: Path of the uncompressed file of each source to scan, by the source's number.
+        paths: Path of the uncompressed file of each source to scan, by source index.
         rna: Read U as T.
-        checksums: Also compute the `SourceInfo` of every source; otherwise the first result is empty.
+        checksums: Also compute the `SourceInfo` of every source. Otherwise the first result is empty.
 
     Raises `DataError` for a file that is not FASTA.
     """
@@ -61,7 +61,7 @@ def join_contigs(
     for number, source in enumerate(sources):
         check_scan(source.path, paths[number], pieces[number])
         if uracils := sum(piece.uracils for piece in pieces[number]):
-            notice(f"{source.path}: {uracils:,} letters U are left out; --rna reads them as T")
+            notice(f"{source.path}: {uracils:,} letters U are left out; pass --rna to read them as T")
         contigs += join_pieces(source.genome, number, pieces[number])
     _check_names(sources, contigs)
     return contigs

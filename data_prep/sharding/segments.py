@@ -32,7 +32,7 @@ class ContigAxis:
         return cls(np.cumsum(sizes + 1) - sizes - 1, sizes)
 
     def contig_of(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the number of the contig at each of `positions` (n,)."""
+        """Return the index of the contig at each of `positions` (n,)."""
         return np.searchsorted(self.starts, positions, "right") - 1
 
     def runs(self, gaps: Sequence[NDArray[np.int64]], included: NDArray[np.bool_], unk_bases: int) -> NDArray[np.int64]:
@@ -40,7 +40,7 @@ class ContigAxis:
 
         Args:
             gaps: Gaps (n, 2) of each contig, in its own coordinates.
-            included: (contigs,); the other contigs have no runs.
+            included: Which contigs are included, (contigs,). The others have no runs.
             unk_bases: Gaps of at most this many bases, with bases on both sides, remain inside their run.
         """
         contig = np.repeat(np.arange(len(gaps)), [len(rows) for rows in gaps])
@@ -67,7 +67,7 @@ def runs_between(gaps: NDArray[np.int64], length: int) -> NDArray[np.int64]:
 
 
 def cut_at(runs: NDArray[np.int64], cuts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Cut runs (n, 2) at the positions `cuts`; the results neither overlap nor lose a base."""
+    """Cut runs (n, 2) at the positions `cuts`. The results neither overlap nor lose a base."""
     inside = cuts[(np.searchsorted(runs[:, 0], cuts, "left") > np.searchsorted(runs[:, 1], cuts, "right"))]
     starts = np.sort(np.concatenate([runs[:, 0], inside]))
     ends = np.sort(np.concatenate([runs[:, 1], inside]))

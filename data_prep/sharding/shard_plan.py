@@ -18,10 +18,10 @@ from dnabert_rm.utils.errors import ConfigError, DataError
 
 @dataclass(frozen=True)
 class Segments:
-    """A table of segments in storage order; every array has shape (segments,).
+    """A table of segments in storage order. Every array has shape (segments,).
 
-    `contig` is the contig's number, `start` and `end` are in bases of the contig, and `split` is an index into
-    `SPLITS`. `anchor_byte` and `anchor_base` are the byte offset and base where reading can start.
+    `contig` is the contig's index, `start` and `end` are in bases of the contig, and `split` is an index into
+    `SPLITS`. Reading can start at byte `anchor_byte` of the file, where base `anchor_base` of the contig is stored.
     """
 
     contig: NDArray[np.int64]
@@ -59,7 +59,7 @@ class Plan:
 
 
 def make_plan(contigs: Sequence[Contig], options: BuildOptions) -> Plan:
-    """Return the plan of a build; raise `ConfigError` or `DataError` if nothing would be stored."""
+    """Return the plan of a build. Raises `ConfigError` or `DataError` if nothing would be stored."""
     included = _included(contigs, options)
     axis = ContigAxis.from_lengths([contig.length for contig in contigs])
     runs = axis.runs([contig.gaps for contig in contigs], included, options.unk_bases)
@@ -134,7 +134,7 @@ def _make_shards(segments: Segments, options: BuildOptions) -> list[ShardPlan]:
 def _left_out(
     axis: ContigAxis, runs: NDArray[np.int64], long: NDArray[np.bool_], included: NDArray[np.bool_]
 ) -> list[dict[str, int]]:
-    """Return the bases of every contig that are in no segment, by reason; reasons without a base are omitted."""
+    """Return the bases of every contig that are in no segment, by reason. Reasons without a base are omitted."""
     sizes = runs[:, 1] - runs[:, 0]
     contig = axis.contig_of(runs[:, 0])
     in_runs = np.zeros_like(axis.lengths)
@@ -151,7 +151,7 @@ def _left_out(
 
 
 def bases_of_splits(segments: Segments) -> dict[str, int]:
-    """Return the bases covered by the segments of each split; bases that neighbours share count once."""
+    """Return the number of bases in the segments of each split. Bases that neighbours share count once."""
     tables = {name: segments.take(np.flatnonzero(segments.split == split)) for split, name in enumerate(SPLITS)}
     return {name: _covered_bases(table) for name, table in tables.items() if len(table)}
 

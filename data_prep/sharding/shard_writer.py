@@ -62,7 +62,7 @@ def write_shard(task: ShardTask) -> ShardInfo:
 
 
 def _write_tar(out: _HashingFile, task: ShardTask) -> list[int]:
-    """Write every segment of the shard; return the tokens of each."""
+    """Write every segment of the shard. Return the number of tokens in each."""
     writer = make_tar_writer(out)
     keys = segment_keys(task.shard.first_key)
     lengths = []
@@ -105,12 +105,12 @@ def npy_bytes(ids: NDArray) -> bytes:
 
 
 def json_bytes(content: dict[str, Any]) -> bytes:
-    """Return the JSON member; its keys are sorted, so that equal content gives equal bytes."""
+    """Return the JSON member. Its keys are sorted, so that equal content gives equal bytes."""
     return json.dumps(content, sort_keys=True).encode()
 
 
 class _HashingFile:
-    """A binary file that computes the SHA-256 and the number of the bytes written to it."""
+    """A binary file that hashes (SHA-256) and counts the bytes written to it."""
 
     def __init__(self, raw: BinaryIO) -> None:
         self._raw = raw

@@ -30,10 +30,10 @@ def find_sources(files: Sequence[str], list_file: str | None = None) -> list[Sou
     genome only if all of them give the same NAME.
 
     Args:
-        files: `PATH` or `NAME=PATH` each.
-        list_file: A file with one such entry per line; lines that start with `#` are comments.
+        files: Entries of the form `PATH` or `NAME=PATH`.
+        list_file: A file with one such entry per line. Lines that start with `#` are comments.
 
-    Raises `ConfigError` or `DataError` that says what to change, for example for a missing file.
+    Raises a `ConfigError` or `DataError` that says what to change, for example for a missing file.
     """
     entries = [(item, Path()) for item in files]
     if list_file is not None:
@@ -41,9 +41,7 @@ def find_sources(files: Sequence[str], list_file: str | None = None) -> list[Sou
         lines = Path(list_file).read_text(encoding="utf-8").splitlines()
         entries += [(line.strip(), Path(list_file).parent) for line in lines if line.strip() and line.strip()[0] != "#"]
     if not entries:
-        raise ConfigError(
-            "no FASTA file; name at least one, before flags that take several names, or a list of them with --list"
-        )
+        raise ConfigError("no FASTA file; pass at least one before flags that take several values, or pass --list FILE")
     sources: list[Source] = []
     # For each genome, the file whose name it was derived from; None if the user gave the name.
     derived_from: dict[str, str | None] = {}
@@ -55,14 +53,14 @@ def find_sources(files: Sequence[str], list_file: str | None = None) -> list[Sou
             raise ConfigError(f"{path}: {genome!r} can't name a genome; write NAME={path} with letters, digits, . _ -")
         if genome in derived_from and (not name or derived_from[genome] is not None):
             other = derived_from[genome] or "another file"
-            raise ConfigError(f"{path}: genome {genome!r} is also the name of {other}; write NAME={path}")
+            raise ConfigError(f"{path}: genome {genome!r} is already the genome of {other}; write NAME={path}")
         derived_from[genome] = None if name else path
         sources.append(Source(genome, path))
     return sources
 
 
 def _split_name(item: str, folder: Path) -> tuple[str, str]:
-    """Return (NAME, PATH) of `NAME=PATH`, and ("", PATH) of a plain path; paths are relative to `folder`."""
+    """Return (NAME, PATH) of `NAME=PATH`, and ("", PATH) of a plain path. Paths are relative to `folder`."""
     name, equals, path = item.partition("=")
     if not equals or not _NAME.fullmatch(name) or (folder / item).exists():
         name = ""

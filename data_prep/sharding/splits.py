@@ -44,14 +44,14 @@ def split_of_contigs(contigs: Sequence[Contig], options: BuildOptions) -> NDArra
     test = matching(contigs, options.test_contigs, "--test-contigs")
     if (val & test).any():
         name = contigs[int(np.flatnonzero(val & test)[0])].name
-        raise ConfigError(f"--val-contigs and --test-contigs: contig {name!r} is in both; name it in one")
+        raise ConfigError(f"--val-contigs and --test-contigs: contig {name!r} is in both; pass it to only one of them")
     return np.where(val, VAL, np.where(test, TEST, TRAIN))
 
 
 def split_by_blocks(
     runs: NDArray[np.int64], axis: ContigAxis, options: BuildOptions
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Cut runs (n, 2) on the axis so that each is in one split; return them, (m, 2), and their splits, (m,).
+    """Cut runs (n, 2) on the axis so that each is in one split. Return them, (m, 2), and their splits, (m,).
 
     Contigs are divided into blocks of about `block_bases`. Blocks that contain a long enough run are shuffled. The
     first of them become val, the next ones test, and the others train. Segments of different splits never share a base.
@@ -82,7 +82,7 @@ def _block_starts(axis: ContigAxis, block_bases: int) -> NDArray[np.int64]:
 
 
 def _assign_blocks(sizes: NDArray[np.int64], options: BuildOptions) -> NDArray[np.int64]:
-    """Return the split of every block, shape (blocks,); each requested split has at least one block.
+    """Return the split of every block, shape (blocks,). Each requested split has at least one block.
 
     Args:
         sizes: Usable bases of every block, (blocks,).

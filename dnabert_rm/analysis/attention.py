@@ -17,9 +17,9 @@ from dnabert_rm.genome.kmer import CLS_ID, SEP_ID, UNK_ID, encode
 from dnabert_rm.utils.errors import ConfigError, DataError
 
 TOP = 5
-"""Number of most attended tokens whose attention is summed."""
+"""Number of most attended tokens to sum over."""
 MAX_BATCH_WEIGHTS = 1 << 27
-"""Most attention weights in one batch: half a gigabyte in fp32."""
+"""Maximum number of attention weights in one batch: half a gigabyte in fp32."""
 
 
 def windows_of_data(
@@ -49,10 +49,10 @@ def windows_of_records(
     num_windows: int,
     overlapping: bool,
 ) -> NDArray[np.int64]:
-    """Cut consecutive windows (N, window) from FASTA records, each a name and its letters in blocks.
+    """Cut consecutive windows (N, window) from FASTA records, each a name and its sequence in blocks.
 
-    Windows with letters other than A, C, G, T are skipped, and so is the end of a record that fills no window.
-    Raises `DataError` if no window is left; `source` is the file's name in that message.
+    Windows with letters other than A, C, G, T are skipped. So is the end of a record if it is shorter than a window.
+    Raises `DataError` if no window is left. `source` is the file's name for that message.
     """
     stride = 1 if overlapping else k
     num_bases = (window - 3) * stride + k  # bases that the window's tokens cover
@@ -67,7 +67,7 @@ def windows_of_records(
 
 
 def _pieces(blocks: Iterable[bytes], size: int) -> Iterator[bytes]:
-    """Yield consecutive pieces of `size` letters; a shorter rest is dropped."""
+    """Yield consecutive pieces of `size` letters, and drop a shorter remainder."""
     buffer = b""
     for block in blocks:
         buffer += block
@@ -82,7 +82,7 @@ def with_ends(ids: NDArray) -> NDArray[np.int64]:
 
 
 def attention_batches(model: Any, input_ids: NDArray[np.int64]) -> Iterator[list[NDArray[np.float32]]]:
-    """Yield the attention weights (B, H, L, L) of each layer of a transformers encoder, for batches of (N, L) ids.
+    """Run a transformers encoder on (N, L) ids in batches, and yield each batch's weights (B, H, L, L) by layer.
 
     Raises `ConfigError` if the model does not return weights: load it with `attn_implementation="eager"`.
     """
@@ -92,7 +92,7 @@ def attention_batches(model: Any, input_ids: NDArray[np.int64]) -> Iterator[list
     if input_ids.max() >= config.vocab_size:
         raise ConfigError(
             f"the data have token ids up to {input_ids.max()}, but the model has only {config.vocab_size} tokens; "
-            "use data of the model's k"
+            "use data with the model's k"
         )
     num_heads = config.num_attention_heads * config.num_hidden_layers
     batch_size = max(1, MAX_BATCH_WEIGHTS // (num_heads * length * length))
@@ -106,14 +106,14 @@ def attention_batches(model: Any, input_ids: NDArray[np.int64]) -> Iterator[list
 
 @dataclass(frozen=True)
 class LayerAttention:
-    """Attention of one layer, averaged over windows of L tokens, [CLS] and [SEP] included; H heads."""
+    """Attention of one layer with H heads, averaged over windows of L tokens, [CLS] and [SEP] included."""
 
     entropy: NDArray[np.float64]
     """(H,) nats: entropy of each query's weights, mean over queries and windows. Uniform attention: log L."""
     top_mass: NDArray[np.float64]
     """(H,) attention that a query gives to its own 5 most attended tokens, mean over queries and windows."""
     top_mass_of_window: NDArray[np.float64]
-    """(H,) attention on the 5 tokens that receive most from all queries of a window together, mean over windows."""
+    """(H,) attention on the 5 tokens of a window that receive the most over all its queries, mean over windows."""
     mean_map: NDArray[np.float64]
     """(L, L) weight of each query (row) for each key (column), mean over heads and windows."""
     cls_map: NDArray[np.float64]
@@ -128,7 +128,10 @@ class AttentionSums:
         self._sums: list[dict[str, NDArray[np.float64]]] = []
 
     def add(self, attentions: Sequence[NDArray]) -> None:
-        """Add a batch: weights (B, H, L, L) of each layer, whose rows (queries) sum to 1. L is always the same."""
+        """Add a batch of attention weights, one (B, H, L, L) array per layer.
+
+        Each row (query) sums to 1. L must be the same in every batch.
+        """
         batch_sums = [_layer_sums(np.asarray(weights, dtype=np.float32)) for weights in attentions]
         if not self._sums:
             self._sums = batch_sums
@@ -147,7 +150,7 @@ class AttentionSums:
 
 
 def summarize(batches: Iterable[Sequence[NDArray]]) -> list[LayerAttention]:
-    """Return each layer's means over batches of weights, as `attention_batches` yields them."""
+    """Average the batches that `attention_batches` yields; return each layer's means."""
     sums = AttentionSums()
     for attentions in batches:
         sums.add(attentions)
@@ -178,7 +181,7 @@ def _sum_largest(weights: NDArray, count: int) -> NDArray:
 
 
 def attention_record(layers: Sequence[LayerAttention]) -> list[dict[str, Any]]:
-    """Return the numbers of each layer for `attention.json`: means over heads, and values by head."""
+    """Return the entries of `attention.json`, one per layer: means over heads, and values by head."""
     max_entropy = math.log(layers[0].mean_map.shape[0])
     return [
         {

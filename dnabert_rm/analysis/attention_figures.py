@@ -19,7 +19,7 @@ _COLOUR_MAP = "viridis"
 
 
 def layers_figure(layers: Sequence[LayerAttention], title: str) -> Figure:
-    """Plot the entropy as a share of log L, and the attention on 5 tokens, by layer. A line is the mean over heads."""
+    """Plot the entropy as a share of log L, and the attention on 5 tokens, by layer. Lines are means over heads."""
     max_entropy = math.log(layers[0].mean_map.shape[0])
     numbers = np.arange(1, len(layers) + 1)
     figure = new_figure(8.6, 4.0)
@@ -68,7 +68,7 @@ def maps_figure(layers: Sequence[LayerAttention], title: str) -> Figure:
     length = layers[0].mean_map.shape[0]
     figure = new_figure(2.75 * columns + 0.9, 2.75 * rows + 0.7)
     panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
-    # Uniform attention is 1 / L. Weights below a tenth of it all have the same colour.
+    # Uniform attention is 1 / L. All weights below a tenth of that have the same colour.
     colours = LogNorm(vmin=0.1 / length, vmax=max(float(layer.mean_map.max()) for layer in layers))
     for number, (panel, layer) in enumerate(zip(panels, layers, strict=False), 1):
         image = panel.imshow(layer.mean_map, norm=colours, cmap=_COLOUR_MAP, interpolation="nearest")

@@ -1,4 +1,4 @@
-"""Comparison of runs by the results of `analyze embeddings` and `analyze attention`. Torch-free."""
+"""Compare runs by the results of `analyze embeddings` and `analyze attention`. Torch-free."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class Measured:
 
     name: str
     silhouettes: list[tuple[int, float]]
-    """Step, and silhouette score above that of shuffled labels."""
+    """Pairs of a step and a silhouette score, minus the score of shuffled labels."""
     layers: list[dict[str, float]]
-    """Each measure of `BY_LAYER`, for each layer."""
+    """One dict per layer, with each measure of `BY_LAYER`."""
 
 
 def read_measured(folder: Path, name: str) -> Measured:
@@ -74,7 +74,7 @@ def compare_csv(runs: Sequence[Measured]) -> str:
 
 
 def compare_figure(runs: Sequence[Measured]) -> Figure:
-    """Plot one panel per measure, one line per run. `ConfigError` without matplotlib."""
+    """Plot one panel per measure, one line per run. Raises `ConfigError` without matplotlib."""
     figure = new_figure(11, 3.9)
     panels = figure.subplots(1, 1 + len(BY_LAYER), width_ratios=[1.7, *[1] * len(BY_LAYER)])
     for number, run in enumerate(runs):

@@ -37,7 +37,7 @@ class Curve:
 
 
 def make_curves(runs: Sequence[Run], width: int = 0) -> list[Curve]:
-    """Return all curves of the runs that have points, smoothed over `width` points (0: `default_width`)."""
+    """Return the runs' non-empty curves. Loss and accuracy are smoothed over `width` points (0: `default_width`)."""
     curves = []
     for run in runs:
         for name in (LOSS, ACCURACY, RATE):
@@ -52,12 +52,12 @@ def make_curves(runs: Sequence[Run], width: int = 0) -> list[Curve]:
 
 
 def default_width(run: Run) -> int:
-    """Return the number of points to smooth over: a fiftieth of the run's, rounded to an odd number."""
+    """Return the number of points to smooth over: a fiftieth of the run's logged steps, rounded to odd."""
     return 2 * (len(run.rows) // 100) + 1
 
 
 def curves_csv(curves: Sequence[Curve]) -> str:
-    """Return the curves as a table: run, curve, step, tokens, the recorded value and the drawn one."""
+    """Return the curves as a table: run, curve, step, tokens, recorded value, drawn value."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(COLUMNS)
@@ -77,12 +77,12 @@ def held_out_title(name: str) -> str:
 def curves_figure(runs: Sequence[Run], curves: Sequence[Curve], axis: str = "steps", width: int = 0) -> Figure:
     """Plot the curves: the training loss on top, then held-out losses, then accuracy and learning rate.
 
-    `axis` is "steps" or "tokens". `width` is the smoothing given to `make_curves`, for the caption. Raises
+    `axis` is "steps" or "tokens". `width` is the one passed to `make_curves`; the caption shows it. Raises
     `ConfigError` if a run has not recorded its tokens, or if matplotlib is missing.
     """
     for run in runs:
         if axis == "tokens" and np.isnan(run.curve(LOSS).tokens).any():
-            raise ConfigError(f"{run.folder}: its metrics have no consumed_tokens; draw it with --x steps")
+            raise ConfigError(f"{run.folder}: its metrics have no consumed_tokens; pass --x steps")
     spans = sorted({curve.name for curve in curves} - set(TITLES), key=lambda name: (len(name), name))
     num_rows = -(-len(spans) // MAX_PANELS_PER_ROW)
     per_row = -(-len(spans) // num_rows) if spans else 1

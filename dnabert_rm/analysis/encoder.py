@@ -1,4 +1,4 @@
-"""Loading the encoder of an exported model or a checkpoint, to inspect its weights and attention."""
+"""Load the encoder of an exported model or a checkpoint, to inspect its weights and attention."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Encoder:
     overlapping: bool
     """Whether the model was pretrained on overlapping tokens."""
     window: int
-    """Tokens of a pretraining window, [CLS] and [SEP] included; all positions if the export does not record it."""
+    """Pretraining window in tokens, [CLS] and [SEP] included. If it is not recorded: the number of positions."""
 
     @property
     def embeddings(self) -> NDArray:
@@ -43,15 +43,16 @@ class Encoder:
 
 
 def is_run(path: Path) -> bool:
-    """Whether a folder is a run folder, as opposed to a checkpoint or a model."""
+    """Return whether a folder is a run folder, and not a checkpoint or a model."""
     return (path / FOLDER_NAME).is_dir()
 
 
 def load_encoder(path: Path, step: int | None = None, attention: str = "sdpa") -> Encoder:
-    """Load the encoder of a Hugging Face folder, a checkpoint folder, or a run (`step`, default: the last).
+    """Load the encoder of a Hugging Face folder, a checkpoint folder or a run folder.
 
-    A checkpoint is first exported into a temporary folder, so its weights pass the export's check. `attention` is
-    transformers' implementation; only "eager" returns weights. Raises `CheckpointError` if loading fails.
+    `step` selects a run's checkpoint (default: the last). A checkpoint is first exported into a temporary folder, so
+    its weights pass the export's check. `attention` names transformers' implementation; only "eager" returns weights.
+    Raises `CheckpointError` if loading fails.
     """
     with _model_folder(path, step) as folder:
         # A masked-LM export has no pooler, and the analysis uses none.
@@ -72,7 +73,7 @@ def load_encoder(path: Path, step: int | None = None, attention: str = "sdpa") -
 def _model_folder(path: Path, step: int | None) -> Iterator[Path]:
     """Yield `path` if it is a model's folder, otherwise a temporary export of the checkpoint."""
     if not path.is_dir():
-        raise CheckpointError(f"{path}: no such folder; name a run folder, a step_… folder or an exported model")
+        raise CheckpointError(f"{path}: no such folder; pass a run folder, a step_… folder or an exported model")
     if not is_run(path) and not (path / CONFIG_NAME).is_file():
         yield path
         return
@@ -81,7 +82,7 @@ def _model_folder(path: Path, step: int | None) -> Iterator[Path]:
 
 
 def _pretraining_data(folder: Path) -> dict[str, Any]:
-    """Return the pretraining's `[data]` settings from the export's metadata; empty if they are missing."""
+    """Return the pretraining's `[data]` settings from the export's metadata, or an empty dict if they are missing."""
     try:
         return dict(read_json(folder / PROVENANCE_NAME)["config"]["data"])
     except (DataError, KeyError, TypeError):

@@ -1,4 +1,4 @@
-"""Shared by all figures: colours, line styles, font sizes, and writing files. matplotlib is imported lazily."""
+"""Colours, line styles, font sizes and file writing for all figures. matplotlib is imported lazily."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""The palette of Okabe and Ito, distinguishable with colour-blindness."""
+"""Okabe and Ito's palette for colour-blind readers."""
 LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 3)), (0, (8, 3)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 FORMATS = (".png", ".svg", ".pdf")
@@ -29,7 +29,7 @@ _NO_DATE: dict[str, dict[str, None]] = {
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """Return an empty figure, sizes in inches, independent of any window system. `ConfigError` without matplotlib."""
+    """Return an empty figure that needs no display; sizes in inches. Raises `ConfigError` without matplotlib."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -44,12 +44,12 @@ def check_picture_name(path: Path) -> None:
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure, with the same bytes each time, and make its folder if needed. `DataError` if that fails."""
+    """Write a figure, the same bytes each time, and create its folder. Raises `DataError` if that fails."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=120, metadata=_NO_DATE.get(path.suffix.lower()))
     except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error.strerror or error}); name another path") from None
+        raise DataError(f"{path}: cannot be written ({error.strerror or error}); choose another path") from None
 
 
 def data_uri(picture: Figure | Path) -> str:

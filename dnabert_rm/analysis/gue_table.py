@@ -1,4 +1,4 @@
-"""Tables written by `dnabert-rm gue`, read for the report: the arms of several folders side by side. Torch-free."""
+"""Read the tables of `dnabert-rm gue` for the report, with the arms of several folders side by side. Torch-free."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ class GueTable:
     rows: list[dict[str, str]]
     """Cells as text, by the columns of table.csv."""
     remarks: list[str] = field(default_factory=list)
-    """Sentences on data sets that were not run or failed."""
+    """Sentences about data sets that were not run or failed."""
 
 
 def read_gue(folder: Path, name: str) -> GueTable:
-    """Read the output folder of `dnabert-rm gue`. Raises `DataError` if it has no such table."""
+    """Read the output folder of `dnabert-rm gue`. Raises `DataError` if its table is missing or damaged."""
     path = folder / TABLE_NAME
     try:
         with open(path, newline="", encoding="utf-8") as stream:
@@ -49,11 +49,11 @@ def read_gue(folder: Path, name: str) -> GueTable:
             rows = [{key: value or "" for key, value in row.items() if key} for row in reader]
     except OSError as error:
         why = "no such file" if isinstance(error, FileNotFoundError) else error.strerror
-        raise DataError(f"{path}: {why}; name the --output of `dnabert-rm gue` with --gue") from None
+        raise DataError(f"{path}: {why}; pass the --output of `dnabert-rm gue` with --gue") from None
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: cannot be read as a table ({error}); run `dnabert-rm gue` again") from None
     if missing := [column for column in _REQUIRED_COLUMNS if column not in (reader.fieldnames or [])]:
-        raise DataError(f"{path}: has no column {missing[0]}; name the --output of `dnabert-rm gue` with --gue")
+        raise DataError(f"{path}: has no column {missing[0]}; pass the --output of `dnabert-rm gue` with --gue")
     for line, row in enumerate(rows, 2):
         try:
             row |= {"mean": f"{float(row['mean']):.2f}"}
@@ -67,21 +67,21 @@ def read_gue(folder: Path, name: str) -> GueTable:
 
 def _remarks(path: Path) -> list[str]:
     if not path.exists():
-        return [f"{SCORES_NAME} is missing, so data sets that were not run are unknown."]
+        return [f"{SCORES_NAME} is missing, so data sets that were not run are not listed."]
     content = read_json(path, advice="run `dnabert-rm gue` again")
     parts = (("not run", content.get("not_run") or {}), ("failed", content.get("failed") or {}))
     return [f"{name}: {kind}: {reason}." for kind, reasons in parts for name, reason in reasons.items()]
 
 
 def group_of(row: dict[str, str]) -> str:
-    """Return the comparison group: `IN_GUE`, `STAND_IN` (trained on dev, compare with each other) or `OTHER`."""
+    """Return the comparison group: `IN_GUE`, `STAND_IN` (trained on dev, not comparable with GUE), or `OTHER`."""
     if "stand-in" in row["trained_on"]:
         return STAND_IN
     return IN_GUE if row["task"] else OTHER
 
 
 def columns(tables: Sequence[GueTable]) -> list[tuple[int, str]]:
-    """Return the arms to show as (table number, arm). Published models are not among them."""
+    """Return the arms to show, without published models, as pairs (table index, arm)."""
     return [
         (number, arm)
         for number, table in enumerate(tables)

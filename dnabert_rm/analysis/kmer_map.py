@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MAX_KMERS = 4096
-"""Most points of a map: all k-mers up to k = 6, a random sample above."""
+"""Maximum number of points of a map: all k-mers up to k = 6, a random sample for larger k."""
 COSINE, EUCLIDEAN, PLANE = "silhouette_cosine", "silhouette_euclidean", "silhouette_tsne"
 SHUFFLED = "_shuffled"
-"""Suffix of a score's name: the score of shuffled labels, which is below 0 for many groups."""
+"""Name suffix of a score of shuffled labels. With many groups, such a score is below 0."""
 METRICS = ("euclidean", "cosine")
 TITLES = {
     COSINE: "embedding space, cosine distance",
@@ -40,7 +40,7 @@ class KmerMap:
     ids: NDArray[np.int64]
     """(N,) vocabulary ids."""
     labels: NDArray[np.int64]
-    """(N,) 0 … 15: 4 × the code of the first central base + the code of the second, in the order A, T, C, G."""
+    """(N,) 0 … 15: 4 × code of the first central base + code of the second. A, T, C, G have the codes 0 … 3."""
     scores: dict[str, float]
     """Silhouette scores over the labels, -1 … 1, by `COSINE`, `EUCLIDEAN` and `PLANE`."""
     plane: NDArray[np.float64] | None = None
@@ -50,7 +50,10 @@ class KmerMap:
 
 
 def central_bases(k: int) -> tuple[int, int]:
-    """Return the 0-based positions of the two central bases: 2 and 3 of 6; the middle and the next for an odd k."""
+    """Return the 0-based positions of the two central bases: 2 and 3 for k = 6.
+
+    For odd k, these are the middle base and the one after it.
+    """
     return (k - 1) // 2, (k - 1) // 2 + 1
 
 
@@ -82,7 +85,7 @@ def map_kmers(
     if len(matrix) < NUM_SPECIAL + 4**k:
         raise ConfigError(
             f"{len(matrix)} embeddings are fewer than the {NUM_SPECIAL + 4**k} tokens of k = {k}; "
-            "the vocabulary and the weights are of different models"
+            "the vocabulary and the weights don't match; export the model again"
         )
     chosen = np.arange(4**k)
     if len(chosen) > max_kmers:
@@ -189,7 +192,7 @@ def _base_legends(figure: Figure, k: int) -> None:
 
 
 def steps_figure(by_step: Mapping[int, Mapping[str, float]], title: str) -> Figure:
-    """Plot silhouette scores against the checkpoints' steps. Those of t-SNE need maps of several checkpoints."""
+    """Plot silhouette scores against steps. t-SNE's score is omitted if only one of several steps has it."""
     figure = new_figure(7.6, 4.0)
     panel = figure.subplots()
     for number, (name, text) in enumerate(TITLES.items()):

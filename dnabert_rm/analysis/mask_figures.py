@@ -1,4 +1,4 @@
-"""Figures of RandomMask: the masks of each phase, and the bases that one run of masked tokens hides."""
+"""Figures of RandomMask: the masks of each phase, and the bases that one masked span hides."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ SEEN, MASKED, RANDOM, KEPT = range(4)
 COLOURS = ("#eef1f5", "#b3261e", "#f2a33a", "#2e7d5b")
 LABELS = ("seen", "[MASK]", "random k-mer", "predicted, but unchanged")
 NUM_BASES = 40
-"""Bases in the figure of hidden bases."""
+"""Number of bases in the figure of hidden bases."""
 _SEEN_BAR = "#c9d3e0"
-"""Darker than `COLOURS[SEEN]`, which is a background."""
+"""Colour of the bars of seen tokens: darker than the background colour `COLOURS[SEEN]`."""
 
 
 def masks_figure(
@@ -39,7 +39,7 @@ def masks_figure(
     replacement: str = "token",
     seed: int = 42,
 ) -> Figure:
-    """Draw one panel per phase, one row per window and one column per token. `ConfigError` without matplotlib."""
+    """Draw one panel per phase, one row per window, one column per token. Raises `ConfigError` without matplotlib."""
     ranges = enumerate(pairwise((0, *schedule.phase_ends)), 1)
     phases = [(number, first, end) for number, (first, end) in ranges if first < end]
     figure = new_figure(11, 0.5 + 1.35 * len(phases))
@@ -91,7 +91,7 @@ def mask_kinds(
 def hidden_figure(spans: Sequence[int], *, k: int = 6, seed: int = 42) -> Figure:
     """Draw one panel per span: one masked span, and its tokens as bars below the bases they cover.
 
-    `ConfigError` without matplotlib.
+    Raises `ConfigError` without matplotlib.
     """
     bits = random.fold(random.key(seed, "picture"), np.arange(NUM_BASES))
     letters = np.array(list(BASE_ORDER))[random.below(bits, 4)]
@@ -108,7 +108,7 @@ def hidden_figure(spans: Sequence[int], *, k: int = 6, seed: int = 42) -> Figure
 
 
 def hidden_bases(masked: NDArray[np.bool_], k: int) -> NDArray[np.bool_]:
-    """Return which bases no seen token covers, (num_tokens,) → (num_tokens + k - 1,) bool.
+    """Return a mask of the bases that no seen token covers, (num_tokens,) → (num_tokens + k - 1,) bool.
 
     Token i covers bases i … i + k - 1. Inside a window, m consecutive masked tokens hide max(0, m - k + 1) bases.
     """

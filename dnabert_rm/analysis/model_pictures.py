@@ -30,18 +30,18 @@ MAX_DEFAULT_WINDOW = 512
 
 
 def output_folder(model: Path, output: Path | None) -> Path:
-    """Return `--output`, or a run's own folder for figures."""
+    """Return `--output`; by default, the folder for figures in a run folder."""
     if output is not None:
         if output.exists() and not output.is_dir():
-            raise DataError(f"--output {output}: is a file; name a folder")
+            raise DataError(f"--output {output}: is a file; choose a folder")
         return output
     if is_run(model):
         return model / ANALYSIS_NAME
-    raise ConfigError(f"{model}: not a run folder, so --output has no default; name a folder with --output")
+    raise ConfigError(f"{model}: not a run folder, so --output has no default; pass a folder with --output")
 
 
 def model_title(model: Path, step: int | None = None) -> str:
-    """Return the model's name for a figure title. A checkpoint folder is named after its run."""
+    """Return the model's name for a figure title. For a checkpoint folder, return the name of its run."""
     model = model.resolve()
     name = model.parent.parent.name if step_of(model) is not None else model.name
     return name if step is None else f"{name} after {step:,} steps"
@@ -57,9 +57,9 @@ def draw_embeddings(
     max_kmers: int = 4096,
     seed: int = 0,
 ) -> list[Path]:
-    """Score the k-mer embeddings of a run's checkpoints, draw the last one, and return the files written.
+    """Score the k-mer embeddings of a run's checkpoints, draw those of the last one, and return the files written.
 
-    `steps` names checkpoints of a run, e.g. "1000,2000" (default: all). The other options are those of `map_kmers`.
+    `steps` names checkpoints of a run, e.g. "1000,2000" (default: all). See `map_kmers` for the other options.
     """
     folder = output_folder(model, output)
     new_figure(1, 1)  # A missing matplotlib is reported here, not after minutes of t-SNE.
@@ -96,17 +96,17 @@ def _chosen_steps(model: Path, steps: str | None) -> list[int | None]:
     """Return the checkpoints to score, oldest first."""
     if is_run(model):
         saved = complete_steps(model)
-        # Without any checkpoint, loading the model reports the mistake.
+        # [None] if there is no checkpoint: loading the model then reports the mistake.
         return [*(parse_steps(steps, saved) if steps else saved)] or [None]
     if steps:
-        raise ConfigError(f"--steps: {model} is a single model; name the run folder to choose among its checkpoints")
+        raise ConfigError(f"--steps: {model} is a single model; pass the run folder to choose among its checkpoints")
     return [step_of(model)]
 
 
 def _map_checkpoint(model: Path, step: int | None, **options: Any) -> KmerMap:
     encoder = load_encoder(model, step if is_run(model) else None)
     if encoder.k is None:
-        raise ConfigError(f"{model}: its tokens are not k-mers, so they have no central bases; name a k-mer model")
+        raise ConfigError(f"{model}: its tokens are not k-mers, so they have no central bases; pass a k-mer model")
     return map_kmers(encoder.embeddings, encoder.k, **options)
 
 
@@ -155,7 +155,7 @@ def draw_attention(
 def _fasta_windows(model: Path, encoder: Encoder, fasta: str, **options: Any) -> tuple[NDArray, dict[str, Any]]:
     """Return token ids (N, window) of a FASTA file, and their source for the record."""
     if encoder.k is None:
-        raise ConfigError(f"{model}: its tokens are not k-mers; name prepared data with --data")
+        raise ConfigError(f"{model}: its tokens are not k-mers; pass prepared data with --data")
     with Input(fasta, "a FASTA file") as source:
         records = fasta_records(source.lines(), source.display_name)
         return windows_of_records(records, source.display_name, encoder.k, **options), {"fasta": fasta}
@@ -172,7 +172,7 @@ def check_same_k(data: str, k: int | None, encoder: Encoder) -> None:
     """Raise `ConfigError` unless the prepared data and the model use the same k."""
     if k != encoder.k:
         raise ConfigError(
-            f"--data {data}: has tokens of k = {k}, but the model has k = {encoder.k}; name data with the model's k"
+            f"--data {data}: has tokens of k = {k}, but the model has k = {encoder.k}; pass data with the model's k"
         )
 
 

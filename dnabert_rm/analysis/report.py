@@ -34,7 +34,7 @@ _TEMPLATE = "report.html.jinja"
 
 
 class Picture(NamedTuple):
-    """An image of the page, and the text shown in its place by a screen reader."""
+    """An image of the page, and its alternative text for screen readers."""
 
     uri: str
     description: str
@@ -42,7 +42,7 @@ class Picture(NamedTuple):
 
 @dataclass(frozen=True)
 class GueSection:
-    """Tables of fine-tuning results: rows as `gue_table.pivot` makes them."""
+    """Tables of fine-tuning results, with rows from `gue_table.pivot`."""
 
     arms: list[str]
     families: list[list[str | None]]
@@ -54,12 +54,12 @@ class GueSection:
 
     @property
     def is_empty(self) -> bool:
-        """Whether no run is finished."""
+        """Whether there is no finished run."""
         return not (self.families or self.published or self.data_sets or self.stand_ins or self.others)
 
 
 def write_report(path: Path, runs: Sequence[Run], gue: Sequence[Path] = (), axis: str = "steps") -> list[str]:
-    """Write the page and return the sentences on what is missing.
+    """Write the page, and return one sentence for each missing part.
 
     `gue`: output folders of `dnabert-rm gue`; `axis`: "steps" or "tokens" for the curves. Raises `ConfigError`
     without matplotlib, and `DataError` for a folder without a GUE table.
@@ -112,7 +112,7 @@ def _curves_picture(runs: Sequence[Run], axis: str) -> Picture:
 
 
 def _pictures_by_run(runs: Sequence[Run], kind: str) -> list[tuple[str, list[Picture]]]:
-    """Return the figures that `analyze embeddings` or `analyze attention` left in the run folders, if any."""
+    """Return the figures that `analyze embeddings` or `analyze attention` wrote to the run folders, if any."""
     by_run = []
     for run in runs:
         paths = {run.folder / ANALYSIS_NAME / name: description for name, description in PICTURES[kind].items()}
@@ -150,9 +150,9 @@ def _missing(content: dict[str, Any], runs: Sequence[Run]) -> list[str]:
         for run in runs:
             if run.name not in with_pictures:
                 command = f"dnabert-rm analyze {kind} {run.folder}" + (" --data DIR" if kind == "attention" else "")
-                sentences.append(f"No figures of the {kind} of {run.name}; `{command}` makes them.")
+                sentences.append(f"No figures of the {kind} of {run.name}; `{command}` draws them.")
     if content["gue"] is None:
-        sentences.append("No GUE table; name an output folder of `dnabert-rm gue` with `--gue DIR`.")
+        sentences.append("No GUE table; pass an output folder of `dnabert-rm gue` with `--gue DIR`.")
     elif content["gue"].is_empty:
         sentences.append("The GUE folders have no finished run yet.")
     with_checkpoints = {name for name, _ in content["checkpoints"]}

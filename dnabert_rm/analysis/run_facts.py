@@ -11,7 +11,7 @@ from dnabert_rm.analysis.run_records import Run
 from dnabert_rm.checkpoint.run_folder import complete_steps, saved_steps, step_folder
 
 LAST_ROWS = 20
-"""Logged steps over which a loss at the end of a run or phase is averaged."""
+"""Number of logged steps to average for the loss at the end of a run or phase."""
 SPEED = {
     "tokens per second, all ranks": ("tokens_per_second", "{:,.0f}"),
     "TFLOP/s per rank": ("tflops_per_rank", "{:.3g}"),
@@ -24,19 +24,19 @@ SPEED = {
 
 
 def last_mean(run: Run, name: str) -> float | None:
-    """Return the mean of a recorded number over the run's last `LAST_ROWS` logged steps."""
+    """Return the mean of a recorded metric over the run's last `LAST_ROWS` logged steps."""
     values = run.curve(name).values[-LAST_ROWS:]
     return float(values.mean()) if len(values) else None
 
 
 def median(run: Run, name: str) -> float | None:
-    """Return the median of a recorded number over all logged steps that have it."""
+    """Return the median of a recorded metric over all logged steps that have it."""
     values = run.curve(name).values
     return statistics.median(values.tolist()) if len(values) else None
 
 
 def number(value: float | None, form: str) -> str | None:
-    """Format a number; None stays None."""
+    """Format a number, or return None for None."""
     return None if value is None else form.format(value)
 
 
@@ -166,9 +166,9 @@ def _size(folder: Path) -> int:
 
 
 def setting_rows(contents: Sequence[dict[str, Any]]) -> tuple[list[list[Any]], int]:
-    """Return nested settings of several runs as rows of dotted name and values, and the number of rows that differ.
+    """Flatten nested settings of several runs into rows of a dotted name and one value per run.
 
-    The rows that differ between the runs come first.
+    Rows that differ between the runs come first. Also returns the number of these rows.
     """
     flat = [_flat(content) for content in contents]
     names = dict.fromkeys(name for settings in flat for name in settings)

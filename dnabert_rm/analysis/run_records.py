@@ -1,4 +1,4 @@
-"""Reading a run folder for figures and reports: metrics.jsonl, config.toml, environment.json. Torch-free."""
+"""Read a run folder for figures and reports: metrics.jsonl, config.toml, environment.json. Torch-free."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Run:
         return self.config.get(section, {}).get(name)
 
     def curve(self, *path: str) -> Points:
-        """Return the points of a number by its keys in a row, e.g. `"loss"` or `"validation", "span_6", "loss"`."""
+        """Return the points of a metric, given by its keys in a row: `"loss"` or `"validation", "span_6", "loss"`."""
         recorded = [(row, value) for row in self.rows if (value := _at(row, path)) is not None]
         steps = np.array([row["step"] for row, _ in recorded], dtype=np.int64)
         tokens = np.array([row.get(TOKENS, np.nan) for row, _ in recorded], dtype=np.float64)
@@ -86,7 +86,7 @@ class Run:
         total = self.setting("train", "steps")
         ends = resolve_phase_ends(self.setting("masking", "phase_ends") or [], total)
         done = self.rows[-1]["step"] + 1
-        # The last phase has no end.
+        # The last phase is open-ended.
         borders = [0, *ends[:-1], max(total, ends[-1])]
         spans = {row["phase"]: row["max_span"] for row in self.rows if "max_span" in row}
         return [
@@ -113,11 +113,11 @@ def _at(row: Mapping[str, Any], path: Sequence[str]) -> float | None:
 def read_run(folder: str | Path, name: str | None = None) -> Run:
     """Read a run folder. Raises `DataError` if it is not a run folder or its records are damaged.
 
-    An incomplete last line, which a running run may leave, is skipped. config.toml and environment.json may be missing.
+    An incomplete last line is skipped: the run may be writing it. config.toml and environment.json may be missing.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder; name a run folder, the --output of a pretraining run")
+        raise DataError(f"{folder}: no such folder; pass a run folder, the --output of a pretraining run")
     rows = _read_rows(folder / METRICS_NAME)
     config = _read(folder / CONFIG_NAME, tomllib.loads)
     return Run(folder, name or folder.resolve().name, rows, config, _read(folder / ENVIRONMENT_NAME, json.loads))
@@ -127,7 +127,7 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
-        raise DataError(f"{path}: no such file; name a run folder, the --output of a pretraining run") from None
+        raise DataError(f"{path}: no such file; pass a run folder, the --output of a pretraining run") from None
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read ({error}); check the file") from None
     rows = []
@@ -145,7 +145,7 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _read(path: Path, parse: Any) -> dict[str, Any]:
-    """Return the object in a file; empty if there is no such file."""
+    """Return the parsed content of a file, or an empty dict if there is no such file."""
     if not path.exists():
         return {}
     try:
@@ -158,12 +158,12 @@ def _read(path: Path, parse: Any) -> dict[str, Any]:
 
 
 def read_runs(folders: Sequence[str | Path], names: Sequence[str] = ()) -> list[Run]:
-    """Read runs, with the names given or distinct names made from their paths."""
+    """Read runs and name them by `names`, by default by distinct parts of their paths."""
     return [read_run(folder, name) for folder, name in zip(folders, own_names(folders, names), strict=True)]
 
 
 def own_names(folders: Sequence[str | Path], names: Sequence[str] = ()) -> Sequence[str]:
-    """Return the names given, or short names of the folders. Raises `ConfigError` unless all are distinct."""
+    """Return `names`, by default short names of the folders. Raises `ConfigError` unless all are distinct."""
     if names and len(names) != len(folders):
         raise ConfigError(
             f"--names: {len(names)} names for {len(folders)} runs; give one name per run, separated by commas"
@@ -175,7 +175,7 @@ def own_names(folders: Sequence[str | Path], names: Sequence[str] = ()) -> Seque
 
 
 def short_names(folders: Sequence[str | Path]) -> list[str]:
-    """Return the last parts of the folders' paths, as many as make all names distinct."""
+    """Return the shortest ends of the folders' paths that make all names distinct."""
     parts = [Path(folder).resolve().parts for folder in folders]
     names: list[str] = []
     for depth in range(1, max(map(len, parts)) + 1):
@@ -186,7 +186,7 @@ def short_names(folders: Sequence[str | Path]) -> list[str]:
 
 
 def smooth(points: Points, width: int, phases: Sequence[Phase] = ()) -> NDArray[np.float64]:
-    """Return the running mean (N,) over `width` points (an odd number), fewer at the ends and within one phase.
+    """Return the running mean (N,) over `width` points, an odd number; fewer points at the ends of a run or phase.
 
     The jump at the start of a phase is kept. A value that is not finite affects only the means around it.
     """

@@ -1,4 +1,4 @@
-"""Figures of a run's checkpoints in its TensorBoard, during training or afterwards (`dnabert-rm analyze images`).
+"""Write figures of a run's checkpoints to its TensorBoard, during training or later (`dnabert-rm analyze images`).
 
 The command is a separate process, so no GPU waits for a t-SNE.
 """
@@ -33,11 +33,11 @@ _POLL_SECONDS = 20.0
 def write_images(run: Path, *, data: str | None = None, follow: bool = False) -> Path:
     """Add the figures of checkpoints that have none yet, and return the TensorBoard folder.
 
-    `data`: prepared folder for the attention figures; without it only the embeddings are drawn.
-    `follow`: wait for new checkpoints until that of the run's last step.
+    `data`: prepared folder for the attention figures. Without it, only the embeddings are drawn.
+    `follow`: keep waiting for new checkpoints until the run's last step has its figures.
     """
     if not is_run(run):
-        raise ConfigError(f"{run}: not a run folder; name the --output of a pretraining run")
+        raise ConfigError(f"{run}: not a run folder; pass the --output of a pretraining run")
     new_figure(1, 1)  # A missing matplotlib is reported here, before any checkpoint is loaded.
     train = resolve(load_config_file(str(run / CONFIG_NAME))).train
     last_step = min(train.steps, train.stop_after or train.steps)
@@ -56,7 +56,7 @@ def write_images(run: Path, *, data: str | None = None, follow: bool = False) ->
 
 
 def add_images(writer: SummaryWriter, run: Path, step: int, data: str | None) -> bool:
-    """Add the figures and numbers of one checkpoint. Return False if the run has deleted it in the meantime."""
+    """Add the figures and scores of one checkpoint. Return False if the run has deleted it in the meantime."""
     try:
         encoder = load_encoder(run, step, attention="eager")
     except CheckpointError as error:

@@ -1,6 +1,7 @@
-"""Checkpoint manifest `complete.json`: the files of a checkpoint, their sizes and SHA-256; written last, checked first.
+"""Checkpoint manifest `complete.json`: the files of a checkpoint with size and SHA-256.
 
-Each rank hashes the files that it wrote; rank 0 collects the hashes of all ranks in the manifest.
+The manifest is written last and checked first. Each rank hashes the files that it wrote, and rank 0 collects all
+hashes in the manifest.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class CheckpointLayout:
-    """How the tensors are partitioned over files; a run with another layout has to convert the checkpoint."""
+    """Partitioning of the tensors over files. A run with another layout has to convert the checkpoint."""
 
     world_size: int
     zero_stage: int
@@ -44,13 +45,13 @@ class CheckpointManifest:
 
 
 def is_own_file(name: str, rank: int, world_size: int) -> bool:
-    """Whether `rank` hashes this file: the rank in DeepSpeed's file name, which wrote it, otherwise rank 0."""
+    """Return whether `rank` hashes this file. The rank in the file name does, or rank 0 if the name has none."""
     writer = _RANK.search(name)
     return (int(writer[1]) if writer else 0) % world_size == rank
 
 
 def hash_own_files(folder: Path, rank: int, world_size: int) -> dict[str, tuple[int, str]]:
-    """Flush a rank's share of the files to disk (fsync); return size and SHA-256 of each by name."""
+    """Flush a rank's share of the files to disk (fsync), and return size and SHA-256 of each by name."""
     names = [name for name in file_names(folder) if is_own_file(name, rank, world_size)]
     for parent in {(folder / name).parent for name in names}:
         flush_to_disk(parent)
@@ -63,13 +64,13 @@ def _flush_and_hash(path: Path) -> tuple[int, str]:
 
 
 def file_names(folder: Path) -> list[str]:
-    """Return the sorted paths of a checkpoint's files within its folder, with "/", without the manifest."""
+    """Return the sorted relative paths of a checkpoint's files, with "/" and without the manifest."""
     found = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()]
     return sorted(name for name in found if name != COMPLETE_NAME)
 
 
 def write_checkpoint_manifest(folder: Path, manifest: CheckpointManifest) -> None:
-    """Write `complete.json`; to be called once all other files of the checkpoint are on disk."""
+    """Write `complete.json`. Call this only after all other files of the checkpoint are on disk."""
     files = {name: {"bytes": size, "sha256": digest} for name, (size, digest) in sorted(manifest.files.items())}
     content = {"format_version": FORMAT_VERSION, **asdict(manifest.layout), "files": files}
     write_text(folder / COMPLETE_NAME, json.dumps(content, indent=1) + "\n")
@@ -77,9 +78,9 @@ def write_checkpoint_manifest(folder: Path, manifest: CheckpointManifest) -> Non
 
 
 def read_checkpoint_manifest(folder: Path) -> CheckpointManifest:
-    """Read and check `complete.json`; raise `CheckpointError` if it is missing or damaged.
+    """Read and check `complete.json`. Raises `CheckpointError` if it is missing or damaged.
 
-    A name that leads out of the folder counts as damage.
+    A file name that points outside the folder counts as damage.
     """
     path = folder / COMPLETE_NAME
     try:
@@ -92,14 +93,14 @@ def read_checkpoint_manifest(folder: Path) -> CheckpointManifest:
 
 def _parse_manifest(content: dict[str, Any]) -> CheckpointManifest:
     if content["format_version"] != FORMAT_VERSION:
-        raise ValueError(f"format version {content['format_version']}, this version reads {FORMAT_VERSION}")
+        raise ValueError(f"format version {content['format_version']}, but this version reads {FORMAT_VERSION}")
     layout = CheckpointLayout(int(content["world_size"]), int(content["zero_stage"]), bool(content["nvme"]))
     if layout.world_size < 1 or layout.zero_stage not in range(4):
-        raise ValueError(f"{layout.world_size} ranks of ZeRO stage {layout.zero_stage}")
+        raise ValueError(f"invalid layout: {layout.world_size} ranks, ZeRO stage {layout.zero_stage}")
     files = {}
     for name, entry in content["files"].items():
         if not is_inside(name):
-            raise ValueError(f"the name {name!r} leads out of the folder")
+            raise ValueError(f"the name {name!r} points outside the folder")
         if not _SHA256.fullmatch(entry["sha256"]):
             raise ValueError(f"{name} has no SHA-256")
         files[name] = (int(entry["bytes"]), entry["sha256"])
@@ -107,14 +108,14 @@ def _parse_manifest(content: dict[str, Any]) -> CheckpointManifest:
 
 
 def is_inside(name: str) -> bool:
-    """Whether a name from a file is a plain relative path, which stays below the folder that it is joined to."""
+    """Return whether a name is a plain relative path, so that it stays inside the folder that it is joined to."""
     path = PurePosixPath(name)
     plain = path.as_posix() == name and not path.is_absolute() and bool(path.parts)
     return plain and ".." not in path.parts and "\\" not in name and "\0" not in name
 
 
 def find_damage(folder: Path, manifest: CheckpointManifest, rank: int = 0, world_size: int = 1) -> str | None:
-    """Return the first damaged file in a rank's share of a checkpoint, with its fault, or None."""
+    """Return the first damaged file in a rank's share of a checkpoint and its fault, or None."""
     for name, (size, digest) in sorted(manifest.files.items()):
         if is_own_file(name, rank, world_size) and (fault := _fault(folder, name, size, digest)):
             return f"{folder / name} {fault}"
@@ -133,9 +134,9 @@ def _fault(folder: Path, name: str, size: int, digest: str) -> str | None:
         if not path.is_file():
             return "is missing"
         if (found := path.stat().st_size) != size:
-            return f"has {found} bytes where {size} were written"
+            return f"has {found} bytes, but {size} were written"
         if sha256_of_file(path) != digest:
-            return "is damaged (its SHA-256 is not the one that was written)"
-    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
+            return "is damaged (its SHA-256 does not match the manifest)"
+    except (OSError, RuntimeError) as error:  # RuntimeError: circular links
         return f"can't be read ({error})"
     return None

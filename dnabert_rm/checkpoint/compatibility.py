@@ -12,7 +12,7 @@ from dnabert_rm.utils.errors import CheckpointError, ConfigError
 
 
 def stored_config(folder: Path) -> RunConfig:
-    """Read the configuration that a checkpoint was trained with; `CheckpointError` if it is missing or damaged."""
+    """Read a checkpoint's training configuration. Raises `CheckpointError` if it is missing or damaged."""
     try:
         return resolve(tomllib.loads((folder / CONFIG_NAME).read_text()))
     except (OSError, ValueError, ConfigError) as error:
@@ -22,13 +22,13 @@ def stored_config(folder: Path) -> RunConfig:
 def check_compatible(folder: Path, state: TrainState, config: RunConfig, fingerprint: str) -> None:
     """Raise `CheckpointError` if resuming from `folder` with this configuration and data would change the results.
 
-    Fields in `free_on_resume()` may differ. `fingerprint` is the data's.
+    Fields in `free_on_resume()` may differ. `fingerprint` is the fingerprint of the data.
     """
-    override = "change it back, name another --output, or accept the change with --allow-changes"
+    override = "change it back, choose another --output, or accept the change with --allow-changes"
     if state.fingerprint != fingerprint:
         raise CheckpointError(
             f"{folder}: was trained on other data (fingerprint {state.fingerprint[:12]}, now "
-            f"{fingerprint[:12]}); samples would repeat or be lost: {override}"
+            f"{fingerprint[:12]}); samples would be repeated or skipped: {override}"
         )
     stored = stored_config(folder).to_dict()
     current = config.to_dict()

@@ -1,4 +1,4 @@
-"""Load a checkpoint on all ranks together: verify its files, convert it to the run's layout if necessary, load it."""
+"""Load a checkpoint on all ranks together: verify its files, convert it if necessary, and load it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from dnabert_rm.utils.errors import CheckpointError, RankReadError
 
 
 def find_damage_on_all_ranks(folder: Path, ranks: Ranks) -> str | None:
-    """Return a checkpoint's damage, or None, the same on all ranks; each rank checks its share of the files.
+    """Return a checkpoint's damage, or None, the same on all ranks. Each rank checks its share of the files.
 
     Sizes and hashes are checked first, then whether torch's files hold only tensors and no code.
     """
@@ -60,9 +60,9 @@ def _find_code(folder: Path, manifest: CheckpointManifest, ranks: Ranks) -> str 
 def load_checkpoint(engine: Any, folder: Path, run: Path, ranks: Ranks) -> None:
     """Load weights and optimizer state of a verified checkpoint into DeepSpeed's `engine`, on all ranks together.
 
-    A checkpoint of another number of ranks or ZeRO stage is first converted in a temporary folder of `run`.
+    A checkpoint with another number of ranks or ZeRO stage is first converted in a temporary folder of `run`.
 
-    Raises `CheckpointError` if it can't be converted, `RankReadError` if it does not fit the model.
+    Raises `CheckpointError` if it can't be converted, and `RankReadError` if it does not fit the model.
     """
     saved = on_first_rank(lambda: read_checkpoint_manifest(folder), ranks).layout
     current = checkpoint_layout(engine, ranks)
@@ -80,12 +80,12 @@ def load_checkpoint(engine: Any, folder: Path, run: Path, ranks: Ranks) -> None:
 def _convert_and_load(
     engine: Any, folder: Path, run: Path, ranks: Ranks, saved: CheckpointLayout, current: CheckpointLayout
 ) -> str | None:
-    """Convert a checkpoint on rank 0 and load it; return DeepSpeed's path of what it loaded, or None."""
+    """Convert a checkpoint on rank 0 and load it on all ranks. Return the path that DeepSpeed loaded, or None."""
     check_convertible(folder, saved, current)
     if ranks.is_first:
         print(
             f"{folder.name}: saved by {saved.world_size} ranks under ZeRO stage {saved.zero_stage}; converting "
-            f"it for {current.world_size} under stage {current.zero_stage}",
+            f"it for {current.world_size} ranks under stage {current.zero_stage}",
             file=sys.stderr,
             flush=True,
         )
@@ -99,11 +99,11 @@ def _convert_and_load(
 
 @contextlib.contextmanager
 def _explain_misfit(folder: Path) -> Iterator[None]:
-    """Raise `RankReadError` in place of DeepSpeed's errors for a checkpoint of another shape."""
+    """Raise `RankReadError` in place of DeepSpeed's errors for a checkpoint that does not fit the model."""
     try:
         yield
     except (KeyError, IndexError, TypeError, AttributeError, ValueError, AssertionError) as error:
         reason = " ".join(str(error).split())[:200]
         raise RankReadError(
-            f"{folder}: does not fit this run's model ({type(error).__name__}: {reason}); name another checkpoint"
+            f"{folder}: does not fit this run's model ({type(error).__name__}: {reason}); choose another checkpoint"
         ) from None

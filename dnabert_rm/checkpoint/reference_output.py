@@ -22,7 +22,7 @@ NUM_POSITIONS = 8
 
 @dataclass(frozen=True)
 class ReferenceOutput:
-    """Fixed `input_ids` (2, L), `positions` (8,) in the flattened input, and the model's `logits` (8, V) there."""
+    """Fixed `input_ids` (2, L), `positions` (8,) in the flattened input, and the `logits` (8, V) at those positions."""
 
     input_ids: NDArray[np.int64]
     positions: NDArray[np.int64]
@@ -32,7 +32,7 @@ class ReferenceOutput:
 
 
 def reference_input(vocab_size: int, window: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the fixed input ids (2, L), random k-mers of which some are masked, and the positions (8,) to predict."""
+    """Return the fixed input ids (2, L) and the positions (8,) to predict. The ids are random k-mers, some masked."""
     length = min(window, MAX_TOKENS)
     bits = random.fold(random.key(0, "probe"), np.arange(NUM_WINDOWS * length))
     input_ids = (NUM_SPECIAL + random.below(bits, vocab_size - NUM_SPECIAL)).reshape(NUM_WINDOWS, length)
@@ -63,7 +63,7 @@ def save_reference_output(path: Path, output: ReferenceOutput) -> None:
 
 
 def load_reference_output(path: Path) -> ReferenceOutput:
-    """Read a reference output without pickle; `CheckpointError` if it is missing, damaged or has other arrays."""
+    """Read a reference output without pickle. Raises `CheckpointError` if it is missing, damaged or malformed."""
     try:
         with np.load(path, allow_pickle=False) as stored:
             output = ReferenceOutput(
@@ -83,7 +83,7 @@ def _check(output: ReferenceOutput) -> None:
     """Raise ValueError unless arrays from a file have the types, shapes and ranges of a reference output."""
     for array, kind, dimensions in ((output.input_ids, "i", 2), (output.positions, "i", 1), (output.logits, "f", 2)):
         if array.dtype.kind != kind or array.ndim != dimensions:
-            raise ValueError(f"an array of {array.dtype} with {array.ndim} dimensions")
+            raise ValueError(f"unexpected array of {array.dtype} with {array.ndim} dimensions")
     if len(output.logits) != len(output.positions) or not len(output.positions) or not output.input_ids.size:
         raise ValueError(f"{len(output.logits)} rows of logits for {len(output.positions)} positions")
     if output.positions.min() < 0 or output.positions.max() >= output.input_ids.size:
@@ -91,4 +91,4 @@ def _check(output: ReferenceOutput) -> None:
     if output.input_ids.min() < 0 or output.input_ids.max() >= output.logits.shape[1]:
         raise ValueError("ids outside the vocabulary")
     if output.precision not in ("fp32", "bf16", "fp16"):
-        raise ValueError(f"precision {output.precision!r}")
+        raise ValueError(f"unknown precision {output.precision!r}")

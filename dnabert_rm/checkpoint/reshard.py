@@ -1,7 +1,7 @@
 """Convert a checkpoint to another number of ranks or another ZeRO stage, through DeepSpeed's universal checkpoint.
 
-DeepSpeed's converter splits the partitions of any stage into one folder per parameter, from which each rank of any
-stage loads its part. Stages 1 and 2 write this folder in a slightly different format than stage 3, and each stage reads
+DeepSpeed's converter splits the partitions of any stage into one folder per parameter. Each rank of any stage loads its
+part from there. Stages 1 and 2 write these folders in a slightly different format than stage 3, and each stage reads
 only its own format. `_make_loadable` adds what the other stages need.
 """
 
@@ -24,7 +24,7 @@ from dnabert_rm.utils.errors import CheckpointError
 UNIVERSAL_NAME = "universal"
 _STATES = ("fp32", "exp_avg", "exp_avg_sq")
 _MODEL_FILES = {True: "zero_pp_rank_0_mp_rank_00_model_states.pt", False: "mp_rank_00_model_states.pt"}
-"""DeepSpeed's file for everything that is not partitioned, by whether the stage is 3."""
+"""DeepSpeed's file for everything that is not partitioned: True for stage 3, False for the other stages."""
 
 
 def check_convertible(folder: Path, saved: CheckpointLayout, current: CheckpointLayout) -> None:
@@ -33,20 +33,20 @@ def check_convertible(folder: Path, saved: CheckpointLayout, current: Checkpoint
     if saved.nvme or current.nvme:
         on_disk = " with its optimizer on a disk" if saved.nvme else ""
         raise CheckpointError(
-            f"{was}{on_disk}; an optimizer on a disk, then or now, can't be converted: start {saved.world_size} ranks "
+            f"{was}{on_disk}; DeepSpeed can't convert to or from disk offload: start {saved.world_size} ranks "
             "with the DeepSpeed configuration of that run"
         )
     if 0 in (saved.zero_stage, current.zero_stage):
         raise CheckpointError(
             f"{was}, and this run has stage {current.zero_stage}; DeepSpeed can't convert between stage 0 and the "
-            f"others: give --ds-config with stage {saved.zero_stage}"
+            f"others: pass --ds-config with stage {saved.zero_stage}"
         )
 
 
 def convert(folder: Path, run: Path, module: nn.Module, saved: CheckpointLayout, current: CheckpointLayout) -> None:
     """Convert the checkpoint in `folder` to `universal/` in `converted_folder(run)`, in this process.
 
-    `module` is the model of DeepSpeed's engine. To be called inside `safe_torch_load`. Raises `CheckpointError` if the
+    `module` is the model of DeepSpeed's engine. Call this inside `safe_torch_load`. Raises `CheckpointError` if the
     conversion fails, for example on a full disk.
     """
     from deepspeed.checkpoint import ds_to_universal
@@ -75,7 +75,7 @@ def convert(folder: Path, run: Path, module: nn.Module, saved: CheckpointLayout,
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(
             f"{folder}: can't be converted ({type(error).__name__}: {reason}); start {saved.world_size} ranks under "
-            f"ZeRO stage {saved.zero_stage}, as for the save"
+            f"ZeRO stage {saved.zero_stage}, as when it was saved"
         ) from None
 
 
@@ -92,7 +92,7 @@ def remove_converted(run: Path) -> None:
 def _check_names(folder: Path, module: nn.Module) -> None:
     """Raise `CheckpointError` if a file has a parameter that the model lacks.
 
-    The converter makes folders named after parameters, so that a false name could lead out of its output folder.
+    The converter makes folders named after parameters, so a forged name could point outside its output folder.
     """
     known = set(module.state_dict())
     for path in sorted(folder.glob("*_states.pt")):
@@ -104,7 +104,9 @@ def _check_names(folder: Path, module: nn.Module) -> None:
         for group in (content.get("optimizer_state_dict") or {}).get("param_slice_mappings") or ():
             names |= set(group)
         if unknown := sorted(names - known):
-            raise CheckpointError(f"{path}: has a parameter {unknown[0]!r}, which this run's model lacks")
+            raise CheckpointError(
+                f"{path}: has a parameter {unknown[0]!r}, which this run's model lacks; choose another checkpoint"
+            )
 
 
 def _make_loadable(output: Path, module: nn.Module, saved_stage: int, stage: int) -> None:
@@ -126,7 +128,7 @@ def _make_loadable(output: Path, module: nn.Module, saved_stage: int, stage: int
 
 
 def _common_state(path: Path, saved_stage: int, parameters: Path) -> torch.Tensor:
-    """Rewrite the converted optimizer's state in a form that every stage can load; return the step count."""
+    """Rewrite the converted optimizer's state in a form that every stage can load. Return the step count."""
     from deepspeed import __version__
 
     content = torch.load(path, map_location="cpu")

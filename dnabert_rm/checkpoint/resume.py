@@ -1,4 +1,4 @@
-"""Choose the checkpoint that a run resumes: the newest undamaged and compatible one, or none to start at step 0."""
+"""Choose the checkpoint that a run resumes: the newest undamaged one. Without checkpoints the run starts at step 0."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from dnabert_rm.utils.errors import CheckpointError
 
 
 def first_state(config: RunConfig, dataset: WindowDataset, ranks: Ranks) -> tuple[TrainState, Path | None]:
-    """Return the state that the run starts from and its checkpoint, None at step 0; on all ranks together.
+    """Return the state that the run starts from, and its checkpoint or None at step 0. All ranks must call this.
 
-    Raises `CheckpointError` if all checkpoints are damaged, or the chosen one does not fit this configuration or data.
+    Raises `CheckpointError` if all checkpoints are damaged, or if the chosen one does not fit configuration or data.
     """
     train = config.train
     folder = find_start(train.resume, Path(train.output), ranks)
@@ -34,13 +34,13 @@ def first_state(config: RunConfig, dataset: WindowDataset, ranks: Ranks) -> tupl
 
 
 def find_start(resume: str, run: Path, ranks: Ranks) -> Path | None:
-    """Return the newest checkpoint without damage, or None if there is none at all; on all ranks together.
+    """Return the newest undamaged checkpoint, or None if there are no checkpoints. All ranks must call this.
 
     Damaged checkpoints are skipped and reported in one line on standard error. Raises `CheckpointError` if all are
     damaged.
     """
     damages: list[tuple[Path, str]] = []
-    # Another node may have mounted the run folder at another path than rank 0's.
+    # Another node may have mounted the run folder at a different path than rank 0.
     for found in on_first_rank(lambda: [_relative_to_run(run, path) for path in candidates(resume, run)], ranks):
         folder = run / found
         damage = find_damage_on_all_ranks(folder, ranks)
@@ -49,16 +49,16 @@ def find_start(resume: str, run: Path, ranks: Ranks) -> Path | None:
             return folder
         damages.append((folder, damage))
     if damages:
-        others = f", and so are {len(damages) - 1} others" if len(damages) > 1 else ""
+        others = f" ({len(damages) - 1} others are damaged too)" if len(damages) > 1 else ""
         raise CheckpointError(
-            f"{damages[0][1]}{others}; no usable checkpoint is left: restore a copy of one, name one with --resume, or "
+            f"{damages[0][1]}{others}; no usable checkpoint is left: restore a copy, choose one with --resume, or "
             "start a new run with another --output"
         )
     return None
 
 
 def _relative_to_run(run: Path, path: Path) -> Path:
-    """Return a path in the run folder relative to it, any other as absolute, so that `run / …` fits on every node."""
+    """Return a path inside the run folder as relative, any other as absolute, so that `run / path` fits every node."""
     return path.relative_to(run) if path.is_relative_to(run) else path.absolute()
 
 
@@ -75,7 +75,7 @@ def _prepare_resume(folder: Path, damages: list[tuple[Path, str]], resume: str, 
     if later:
         raise CheckpointError(
             f"{run}: already has checkpoints (step {later[-1]}), which --resume {resume} would overwrite; resume them "
-            "with --resume auto, delete them, or name another --output"
+            "with --resume auto, delete them, or choose another --output"
         )
     if damages:
         reasons = "; ".join(reason for _, reason in damages)
@@ -87,7 +87,7 @@ def _prepare_resume(folder: Path, damages: list[tuple[Path, str]], resume: str, 
 
 
 def _compatible_state(folder: Path, config: RunConfig, fingerprint: str) -> TrainState:
-    """Read a checkpoint's state; `CheckpointError` if it is not compatible with the configuration and data."""
+    """Read a checkpoint's state. Raises `CheckpointError` if it is not compatible with the configuration and data."""
     state = read_state(folder)
     if (step := step_of(folder)) not in (None, state.step):
         raise CheckpointError(f"{folder}: holds the state of step {state.step}, not {step}; restore its original name")

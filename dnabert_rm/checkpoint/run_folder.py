@@ -1,4 +1,4 @@
-"""Run folder: names of its files, the steps of its checkpoints, and which of them a run may resume. Torch-free."""
+"""Run folder: names of its files, steps of its checkpoints, and which checkpoints a run may resume. Torch-free."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def step_folder(run: Path, step: int) -> Path:
 
 
 def temporary_folder(path: Path) -> Path:
-    """Return the hidden name under which a folder is written or deleted; `remove_leftovers` deletes it after a kill."""
+    """Return the hidden path where a folder is written or deleted. `remove_leftovers` deletes it after a kill."""
     return path.with_name(f".{path.name}.tmp")
 
 
@@ -43,12 +43,12 @@ def saved_steps(run: Path) -> list[int]:
 
 
 def complete_steps(run: Path) -> list[int]:
-    """Return the steps of a run's checkpoints that have a manifest, in ascending order; their files are not checked."""
+    """Return the steps of a run's checkpoints that have a manifest, in ascending order. Files are not checked."""
     return [step for step in saved_steps(run) if (step_folder(run, step) / COMPLETE_NAME).is_file()]
 
 
 def read_state(folder: Path) -> TrainState:
-    """Read the `TrainState` of a checkpoint; `CheckpointError` if it is missing or damaged."""
+    """Read the `TrainState` of a checkpoint. Raises `CheckpointError` if it is missing or damaged."""
     try:
         return TrainState.from_dict(json.loads((folder / STATE_NAME).read_text()))
     except (OSError, ValueError, KeyError, TypeError, AssertionError, RecursionError) as error:
@@ -56,14 +56,14 @@ def read_state(folder: Path) -> TrainState:
 
 
 def candidates(resume: str, run: Path) -> list[Path]:
-    """Return the checkpoints that a run may resume, best first; an empty list if it starts at step 0.
+    """Return the checkpoints that a run may resume, best first, or an empty list if it starts at step 0.
 
-    Args: `resume` is "auto", "never", or the path of a run folder or checkpoint.
+    `resume` is "auto", "never", or the path of a run folder or checkpoint.
 
     Raises `CheckpointError` if `run` has checkpoints and `resume` is "never", or if the path holds no checkpoint.
     """
     if resume == "never" and saved_steps(run):
-        raise CheckpointError(f"{run}: has checkpoints, and --resume is never; name another --output")
+        raise CheckpointError(f"{run}: has checkpoints, and --resume is never; choose another --output")
     if resume in ("auto", "never"):
         return _newest_first(run)
     source = Path(resume)
@@ -71,7 +71,7 @@ def candidates(resume: str, run: Path) -> list[Path]:
         return [source]
     if found := _newest_first(source):
         return found
-    raise CheckpointError(f"--resume {resume}: holds no checkpoint; name a run folder, a step_… folder, auto or never")
+    raise CheckpointError(f"--resume {resume}: holds no checkpoint; pass a run folder, a step_… folder, auto or never")
 
 
 def _newest_first(run: Path) -> list[Path]:

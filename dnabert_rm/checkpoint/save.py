@@ -1,7 +1,7 @@
-"""Save, verify and delete checkpoints; a checkpoint gets its name only once all of it is on disk.
+"""Save, verify and delete checkpoints. A checkpoint gets its final name only after all of it is on disk.
 
 `checkpoints/step_00001000/` holds DeepSpeed's files, `state.json` (`TrainState`), `probe.npz` (the model's output for a
-fixed input, which export checks against) and the metadata. `complete.json` (`checksums.py`) is written last. All of
+fixed input, to check exports against) and the metadata. `complete.json` (`checksums.py`) is written last. All of
 this is written to a temporary folder, which is then renamed. `resume.py` and `load.py` read it back.
 """
 
@@ -40,7 +40,7 @@ from dnabert_rm.utils.files import flush_to_disk, write_text
 BYTES_PER_PARAMETER = 16
 """Upper bound for a first checkpoint: master weight, two moments and the weight, all in fp32."""
 OVERHEAD_BYTES = 1_000_000
-"""For the files without tensors and the file system's own data."""
+"""Space for the files without tensors and for file system metadata."""
 DISK_ADVICE = (
     "free space, or keep fewer checkpoints (--train.keep_last), and start again; the earlier checkpoints are unchanged"
 )
@@ -55,11 +55,11 @@ class SaveError(CheckpointError):
 def save_checkpoint(
     engine: Any, state: TrainState, run: Path, ranks: Ranks, write_metadata: Callable[[Path], None]
 ) -> float:
-    """Save a checkpoint of DeepSpeed's `engine`, on all ranks together; return the time in seconds.
+    """Save a checkpoint of DeepSpeed's `engine`, and return the time in seconds. All ranks must call this.
 
     `write_metadata(folder)` is called on every rank.
 
-    Raises `CheckpointError` if the disk is too full, before anything is written, and `SaveError` on a rank that can't
+    Raises `CheckpointError` before anything is written if the disk is too full, and `SaveError` on a rank that can't
     write. Earlier checkpoints stay unchanged.
     """
     start = time.perf_counter()
@@ -88,7 +88,7 @@ def checkpoint_layout(engine: Any, ranks: Ranks) -> CheckpointLayout:
 
 
 def _make_temporary(temporary: Path, run: Path, engine: Any) -> None:
-    """Make an empty temporary folder; raise `CheckpointError` if the disk has too little space for a checkpoint."""
+    """Make an empty temporary folder. Raises `CheckpointError` if the disk has too little space for a checkpoint."""
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
@@ -105,7 +105,7 @@ def _make_temporary(temporary: Path, run: Path, engine: Any) -> None:
 
 
 def expected_bytes(run: Path, engine: Any) -> int:
-    """Return the space for the next checkpoint: slightly more than the last, or a bound from the parameter count."""
+    """Return the bytes for the next checkpoint: slightly more than the last one, or a bound by parameter count."""
     for step in reversed(complete_steps(run)):
         with contextlib.suppress(CheckpointError):
             return int(1.02 * read_checkpoint_manifest(step_folder(run, step)).num_bytes) + OVERHEAD_BYTES
@@ -124,12 +124,12 @@ def _explain_write_failure(temporary: Path, ranks: Ranks) -> Iterator[None]:
         if not isinstance(error, OSError) and not from_torch:
             raise
         shutil.rmtree(temporary, ignore_errors=True)
-        reason = "a file came out too short: the disk is full or fails" if from_torch else str(error)
+        reason = "a file is too short, so the disk is full or failing" if from_torch else str(error)
         raise SaveError(f"rank {ranks.rank}: {temporary}: cannot be written ({reason}); {DISK_ADVICE}") from None
 
 
 def _publish(temporary: Path, final: Path) -> None:
-    """Rename a finished checkpoint to its final name; an older one of the same step is deleted first."""
+    """Rename a finished checkpoint to its final name, after deleting an older one of the same step."""
     if final.exists():
         _delete(final, temporary_folder(final.with_name(f"{final.name}.old")))
     os.rename(temporary, final)
@@ -138,7 +138,7 @@ def _publish(temporary: Path, final: Path) -> None:
 
 
 def write_latest(folder: Path) -> None:
-    """Write the newest checkpoint's name to `checkpoints/latest`, for users and other programs; we never read it."""
+    """Write the newest checkpoint's name to `checkpoints/latest`, for users and other programs. We never read it."""
     write_text(folder.parent / LATEST_NAME, f"{folder.name}\n")
 
 
@@ -148,7 +148,10 @@ def rename_damaged(folder: Path) -> None:
 
 
 def remove_old_checkpoints(run: Path, keep_last: int, keep_every: int = 0) -> None:
-    """Delete all checkpoints but the last `keep_last` (0: keep all) and those of every `keep_every`-th step."""
+    """Delete all checkpoints except the last `keep_last` and those at multiples of `keep_every`.
+
+    If `keep_last` is 0, all are kept. If `keep_every` is 0, only the last ones are kept.
+    """
     steps = complete_steps(run)
     for step in steps[:-keep_last] if keep_last else []:
         if not keep_every or step % keep_every:
@@ -157,7 +160,7 @@ def remove_old_checkpoints(run: Path, keep_last: int, keep_every: int = 0) -> No
 
 
 def remove_leftovers(run: Path) -> None:
-    """Delete files and folders in a run folder that killed processes had not finished writing or deleting."""
+    """Delete temporary files and folders that killed processes left in a run folder."""
     for path in (*run.glob(".*.tmp"), *(run / FOLDER_NAME).glob(".*.tmp")):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
@@ -166,7 +169,7 @@ def remove_leftovers(run: Path) -> None:
 
 
 def _delete(folder: Path, temporary: Path) -> None:
-    """Delete a checkpoint; a kill at any moment leaves either all of it or nothing under its name."""
+    """Delete a checkpoint. A kill at any moment leaves either all of it or nothing under its name."""
     _move(folder, temporary)
     shutil.rmtree(temporary, ignore_errors=True)
 
@@ -178,7 +181,7 @@ def _move(folder: Path, target: Path) -> None:
 
 
 def check_checkpoint(folder: Path) -> CheckpointManifest:
-    """Check all files of a checkpoint in this process and return its manifest; `CheckpointError` names any damage."""
+    """Check all files of a checkpoint in this process and return its manifest. Raises `CheckpointError` for damage."""
     manifest = read_checkpoint_manifest(folder)
     if damage := find_damage(folder, manifest):
         raise CheckpointError(f"{damage}; use an earlier checkpoint")

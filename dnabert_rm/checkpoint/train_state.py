@@ -11,7 +11,7 @@ from dnabert_rm.data.batching import BatchPlan
 
 @dataclass(frozen=True)
 class TrainState:
-    """State between two steps; `step` is the next step, which is also the number of steps done."""
+    """State between two steps. `step` is the index of the next step, and so the number of completed steps."""
 
     step: int
     plan: BatchPlan
@@ -24,11 +24,11 @@ class TrainState:
         return self.plan.first_sample(self.step)
 
     def to_json(self) -> str:
-        """Return the state as JSON text; `consumed_samples` is included for readers and is not read back."""
+        """Return the state as JSON text. `consumed_samples` is included for readers and is not read back."""
         return json.dumps({**asdict(self), "consumed_samples": self.consumed_samples}, indent=1) + "\n"
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> TrainState:
-        """Return the state from the object that `to_json` writes; KeyError or TypeError if it has another form."""
+        """Return the state from the object that `to_json` writes. Raises KeyError or TypeError if it is malformed."""
         points = tuple((int(step), int(sample), int(batch)) for step, sample, batch in content["plan"]["points"])
         return cls(int(content["step"]), BatchPlan(points), str(content["fingerprint"]), int(content["seed"]))

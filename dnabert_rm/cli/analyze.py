@@ -1,4 +1,4 @@
-"""`dnabert-rm analyze KIND`: pictures and a report of what runs did; one command per kind of picture."""
+"""`dnabert-rm analyze KIND`: pictures and a report of runs; one command per kind of picture."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ class CurvesSettings(Settings):
     output: Path = setting(metavar="FILE")
     """Picture (.png, .svg or .pdf); its data are written beside it as .csv."""
     names: tuple[str, ...] = setting((), separator=",", metavar="A,B")
-    """Names of the runs; by default those of their folders."""
+    """Names of the runs; by default their folder names."""
     x: Literal["steps", "tokens"] = "steps"
     """Horizontal axis."""
     smooth: int = setting(0, metavar="N", minimum=0)
-    """Logged steps of the running mean, an odd number; 1 for none, 0 for a fiftieth of the run."""
+    """Width of the running mean in logged steps, an odd number; 1: no smoothing, 0: a fiftieth of the run."""
 
     def problems(self) -> Iterator[str]:
-        """Yield a line for an even width."""
+        """Yield a line if the width of the running mean is even."""
         if self.smooth and self.smooth % 2 == 0:
-            yield f"--smooth {self.smooth}: must be an odd number, so that as many steps lie before a step as after"
+            yield f"--smooth {self.smooth}: must be an odd number, so that the mean is centred on a step"
 
 
 def run_curves(settings: CurvesSettings) -> None:
@@ -50,7 +50,7 @@ def run_curves(settings: CurvesSettings) -> None:
 
 
 def _write_table(picture: Path, text: str) -> Path:
-    """Write what a picture draws as a table beside it."""
+    """Write the data of a picture beside it as .csv; return the path."""
     table = picture.with_suffix(".csv")
     table.write_text(text, encoding="utf-8")
     return table
@@ -68,13 +68,13 @@ class EmbeddingsSettings(Settings):
     steps: str | None = setting(None, metavar="N,N")
     """Checkpoints of a run to score; by default all."""
     points: int = setting(4096, metavar="N", minimum=32)
-    """K-mers to take, a random sample where there are more."""
+    """Number of k-mers to draw; a random sample if there are more."""
     perplexity: float = setting(30.0, metavar="P", above=0)
     """Perplexity of t-SNE."""
     metric: Literal["euclidean", "cosine"] = "euclidean"
     """Metric of t-SNE."""
     seed: int = 0
-    """Seed of t-SNE and of the sample."""
+    """Seed of t-SNE and of the random sample."""
 
 
 def run_embeddings(settings: EmbeddingsSettings) -> None:
@@ -109,24 +109,24 @@ class AttentionSettings(Settings):
     fasta: str | None = setting(None, metavar="FILE")
     """FASTA to cut windows from, plain or gzip."""
     split: str | None = None
-    """Split of --data; by default val, or train where there is no val."""
+    """Split of --data; by default val, or train if there is no val."""
     window: int | None = setting(None, metavar="N", minimum=4)
-    """Tokens per window, [CLS] and [SEP] included; by default as in pretraining, at most 512."""
+    """Tokens per window, [CLS] and [SEP] included; by default as in pretraining, but at most 512."""
     windows: int = setting(16, metavar="N", minimum=1)
     """Number of windows."""
     step: int | None = None
     """Checkpoint of this step of the run; by default the last."""
     non_overlapping: bool = False
-    """Take tokens with stride k; by default as in pretraining."""
+    """Use tokens with stride k; by default the stride of pretraining."""
     seed: int = 0
-    """Seed of the choice of windows in --data."""
+    """Seed for choosing windows from --data."""
 
     def problems(self) -> Iterator[str]:
         """Yield a line for each contradiction."""
         if (self.data is None) == (self.fasta is None):
-            yield "--data, --fasta: give one of the two"
+            yield "--data, --fasta: give exactly one of the two"
         if self.fasta and self.split:
-            yield "--split: belongs to --data; leave it out with --fasta"
+            yield "--split: applies to --data only; leave it out with --fasta"
 
 
 def run_attention(settings: AttentionSettings) -> None:
@@ -159,7 +159,7 @@ class ImagesSettings(Settings):
     data: str | None = setting(None, metavar="DIR")
     """Prepared folder for attention; by default only embeddings are drawn."""
     follow: bool = False
-    """Wait for checkpoints until that of the last step."""
+    """Wait for new checkpoints until the one of the last step."""
 
 
 def run_images(settings: ImagesSettings) -> None:
@@ -177,15 +177,15 @@ class CompareSettings(Settings):
     """Flags of `analyze compare`."""
 
     runs: tuple[Path, ...] = setting(positional=True, metavar="RUN")
-    """Run folders with results of `analyze embeddings` and `analyze attention`, or the folders with those results."""
+    """Run folders that contain results of `analyze embeddings` and `analyze attention`, or folders of such results."""
     output: Path = setting(metavar="FILE")
     """Picture (.png, .svg or .pdf); its data are written beside it as .csv."""
     names: tuple[str, ...] = setting((), separator=",", metavar="A,B")
-    """Names of the runs; by default those of their folders."""
+    """Names of the runs; by default their folder names."""
 
 
 def run_compare(settings: CompareSettings) -> None:
-    """Draw measured silhouettes and attention of several runs side by side."""
+    """Draw the silhouettes and attention of several runs side by side."""
     from dnabert_rm.analysis.compare import compare_csv, compare_figure, read_measured
     from dnabert_rm.analysis.figures import check_picture_name, save_figure
     from dnabert_rm.analysis.report import ANALYSIS_NAME
@@ -206,15 +206,15 @@ class MaskingSettings(Settings):
     output: Path = setting(metavar="FILE")
     """Picture (.png, .svg or .pdf)."""
     view: Literal["phases", "hidden"] = "phases"
-    """Masks of some windows in each phase, or the bases that one masked span of each length hides."""
+    """"phases": masks of some windows in each phase; "hidden": the bases hidden by one masked span of each length."""
     k: int = 6
     """Bases per k-mer."""
     steps: int = setting(480_000, minimum=1)
     """Steps of the run."""
     draw: Literal["uniform", "max"] = "uniform"
-    """Span of a window."""
+    """Span of a window: uniform over the spans of the phase, or always the largest."""
     replacement: Literal["token", "span"] = "token"
-    """Unit of the 80/10/10 replacement."""
+    """Unit of the 80/10/10 replacement: each token, or each united span."""
 
 
 def run_masking(settings: MaskingSettings) -> None:
@@ -242,18 +242,18 @@ class ReportSettings(Settings):
     runs: tuple[str, ...] = setting(positional=True, metavar="RUN")
     """Run folders."""
     output: Path = setting(metavar="FILE")
-    """The page, such as report.html."""
+    """The HTML page to write, such as report.html."""
     gue: tuple[Path, ...] = setting((), metavar="DIR")
     """Output folders of `dnabert-rm gue`."""
     names: tuple[str, ...] = setting((), separator=",", metavar="A,B")
-    """Names of the runs; by default those of their folders."""
+    """Names of the runs; by default their folder names."""
     x: Literal["steps", "tokens"] = "steps"
     """Horizontal axis of the curves."""
 
     def problems(self) -> Iterator[str]:
-        """Yield a line for an output that is a folder."""
+        """Yield a line if the output is a folder."""
         if self.output.is_dir():
-            yield f"--output {self.output}: is a folder; name a file in it, e.g. report.html"
+            yield f"--output {self.output}: is a folder; give the path of a file, such as report.html"
 
 
 def run_report(settings: ReportSettings) -> None:
@@ -323,12 +323,12 @@ KINDS = {
 
 @dataclass(frozen=True)
 class AnalyzeCommand(Command):
-    """`analyze`: its first word names the kind of picture."""
+    """The command `analyze`, whose first word is the kind of picture."""
 
     def main(self, prog: str, words: Sequence[str]) -> int | None:
-        """Run the kind that the first word names, or print the overview."""
+        """Run the command of the kind in the first word, or print the overview."""
         if words and words[0] in ("-h", "--help"):
-            print(overview(prog, "Pictures and a report of what runs did.", KINDS.values(), self.example))
+            print(overview(prog, "Pictures and a report of runs.", KINDS.values(), self.example))
             return 0
         name = choose_command(prog, KINDS, words)
         try:
@@ -345,7 +345,7 @@ def _no_kind(_: Any) -> None:
 
 COMMAND = AnalyzeCommand(
     name="analyze",
-    help="curves, embeddings, attention, masks as pictures; a report of runs as one page",
+    help="draw curves, embeddings, attention or masks; write a report of runs as one page",
     example=(
         "dnabert-rm analyze curves runs/randommask runs/fixed --output curves.png\n"
         "dnabert-rm analyze report runs/randommask runs/fixed --gue results --output report.html"

@@ -1,4 +1,4 @@
-"""`dnabert-rm check`: all mistakes of a run's configuration at once, in under a second, without training."""
+"""`dnabert-rm check`: report all errors of a run's configuration at once, in under a second and without training."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from dnabert_rm.config.schema import Settings, setting
 
 @dataclass(frozen=True)
 class CheckSettings(Settings):
-    """Flags of `check` beside those of a run."""
+    """Flags of `check`, in addition to the flags of a run configuration."""
 
     ranks: int = setting(1, minimum=1)
-    """Ranks (GPUs) of the run."""
+    """Number of ranks (GPUs) of the run."""
 
 
 def run(settings: CheckSettings, flags: RunFlags) -> None:
-    """Check, and print what the run would be."""
+    """Check the configuration and print a summary of the run."""
     from dnabert_rm.train.preflight import check_run
 
     print("\n".join(check_run(flags.config(), settings.ranks)))

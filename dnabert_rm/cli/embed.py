@@ -11,7 +11,7 @@ from dnabert_rm.utils.out_of_memory import explain_out_of_memory
 
 
 def run(settings: EmbeddingSettings) -> None:
-    """Embed, and print a summary on standard error."""
+    """Embed the sequences and print a summary to standard error."""
     suppress_library_output()
     from dnabert_rm.inference.embed_sequences import embed
 

@@ -1,4 +1,4 @@
-"""`dnabert-rm export`: a run's checkpoint as one checked Hugging Face folder."""
+"""`dnabert-rm export`: write a run's checkpoint as a Hugging Face folder and check it."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ class ExportSettings(Settings):
     run: str = setting(positional=True, metavar="RUN")
     """A run folder, or one of its checkpoints/step_… folders."""
     output: str = setting(metavar="HFDIR")
-    """The new folder."""
+    """The folder to create."""
     step: int | None = None
     """Export the checkpoint of this step; by default the last."""
     average: int = setting(1, metavar="N")
     """Export the mean of the last N checkpoints' weights."""
     max_shard_size: str = setting("2GB", metavar="SIZE")
-    """Largest file of weights."""
+    """Largest size of a weights file."""
 
 
 def run(settings: ExportSettings) -> None:
-    """Export, and print what was written."""
+    """Export the model and print a summary."""
     suppress_library_output()
     from dnabert_rm.export.export_model import export
 

@@ -1,4 +1,4 @@
-"""`dnabert-rm finetune`: a head of any task on any table of sequences and labels."""
+"""`dnabert-rm finetune`: fine-tune a head for any task on a table of sequences and labels."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from dnabert_rm.utils.out_of_memory import explain_out_of_memory
 
 
 def run(settings: FinetuneSettings) -> None:
-    """Fine-tune, and print the scores on standard output."""
+    """Fine-tune a model and print the scores to standard output."""
     suppress_library_output()
     from dnabert_rm.finetune import finetune_model, multiple_seeds
 
-    # Standard output is for the result alone, whatever the libraries print.
-    advice = "lower --batch-size, or --max-tokens, which cuts long sequences"
+    # Only the result goes to standard output; library output goes to standard error.
+    advice = "lower --batch-size, or lower --max-tokens to truncate long sequences"
     with contextlib.redirect_stdout(sys.stderr), explain_out_of_memory(advice):
         try:
             if settings.seeds is None:
@@ -26,7 +26,7 @@ def run(settings: FinetuneSettings) -> None:
             else:
                 scores = multiple_seeds.finetune_seeds(settings)
         finally:
-            if "torch" in sys.modules:  # the first mistakes are reported before it is imported
+            if "torch" in sys.modules:  # some errors are raised before torch is imported
                 from dnabert_rm.finetune.hf_trainer import leave_ranks
 
                 leave_ranks()

@@ -1,4 +1,4 @@
-"""`dnabert-rm gue`: every GUE data set of a folder, one table."""
+"""`dnabert-rm gue`: fine-tune on every GUE data set of a folder and print one table."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dnabert_rm.evaluate.suite_settings import SuiteSettings
 
 
 def run(settings: SuiteSettings) -> int:
-    """Run what is not finished yet, and print the table."""
+    """Run the unfinished fine-tunings and print the table."""
     from dnabert_rm.evaluate.run_suite import run_suite
 
     return run_suite(settings)

@@ -1,4 +1,4 @@
-"""`dnabert-rm COMMAND …`: find the command's module and run it; nothing heavy is imported here."""
+"""`dnabert-rm COMMAND …`: import a command's module and run it. This module imports nothing slow."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ dnabert-rm finetune --model models/first --train train.csv --dev dev.csv --test 
 
 
 def load_command(name: str) -> Command:
-    """The command of a name, from its module in this package."""
+    """Import the module of the command `name` and return the command."""
     command: Command = importlib.import_module(f"dnabert_rm.cli.{name.replace('-', '_')}").COMMAND
     return command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit code (2 for a user's mistake, after one line on standard error)."""
+    """Run one command and return its exit code. A user error prints one line to standard error and returns 2."""
     words = list(sys.argv[1:] if argv is None else argv)
     if len(words) > 1 and words[0].startswith("--local_rank="):
-        # `deepspeed --module dnabert_rm pretrain …` puts it before the command.
+        # `deepspeed --module dnabert_rm pretrain …` puts this flag before the command.
         words = [words[1], words[0], *words[2:]]
     if not words or words[0] in ("-h", "--help"):
         print(overview(PROGRAM, DESCRIPTION, map(load_command, COMMANDS), EXAMPLE) + f"\n\ndnabert_rm {__version__}")

@@ -1,4 +1,4 @@
-"""`dnabert-rm plan`: memory by ZeRO stage, operations, time and messages of a run, estimated without running it."""
+"""`dnabert-rm plan`: estimate a run's memory by ZeRO stage, FLOPs, time and communication before it starts."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ from dnabert_rm.planning.planner import USABLE_SHARE, Job, Option, advice, make_
 from dnabert_rm.utils.errors import ConfigError
 
 NOT_NEEDED = "(not needed)"
-"""Placeholder for the data and the output, which a plan does not need."""
+"""Placeholder for data.path and train.output: a plan needs neither."""
 GIB = 2**30
 
 
 @dataclass(frozen=True)
 class PlanSettings(Settings):
-    """Flags of `plan` beside those of a run: the hardware."""
+    """Flags of `plan`, in addition to the flags of a run configuration."""
 
     gpus: int = setting(1, metavar="N", minimum=1)
-    """Ranks of the run."""
+    """Number of ranks of the run."""
     gpu_memory: float | None = setting(None, metavar="GB", above=0)
-    """Memory of a GPU, as its maker states it, such as 80."""
+    """Memory of a GPU as its manufacturer states it, such as 80."""
     gpu: str | None = setting(None, metavar="NAME")
-    """GPU, for its peak: h100, a100, l40s …; cpu: ranks on CPUs."""
+    """GPU whose peak FLOP/s to use: h100, a100, l40s …; cpu: ranks on CPUs."""
     tokens: float | None = setting(None, metavar="N", above=0)
-    """Tokens to train on; by default those of the run."""
+    """Number of tokens to train on; by default as in the run."""
     mfu: float = setting(0.4, metavar="SHARE", above=0, maximum=1)
-    """Share of the peak that the run reaches."""
+    """Share of the peak FLOP/s that the run reaches."""
     bandwidth: float | None = setting(None, metavar="GB", above=0)
-    """Gigabytes (10^9) per second that a GPU sends."""
+    """Gigabytes (10^9 bytes) per second that a GPU sends."""
     k: int = setting(6, metavar="N", minimum=1)
-    """Bases per k-mer of the vocabulary."""
+    """Bases per k-mer; sets the vocabulary size if --data is not given."""
     json: bool = False
     """Print one JSON object; sizes in bytes, times in seconds."""
 
@@ -61,7 +61,7 @@ def run(settings: PlanSettings, flags: RunFlags) -> None:
 
 
 def _peak(gpu: str | None) -> float | None:
-    """Peak FLOP/s of a GPU by name; None without a name, or for CPUs."""
+    """Return the peak FLOP/s of a GPU by name; None for "cpu" or without a name."""
     if gpu in (None, "cpu"):
         return None
     if (peak := peak_flops(gpu)) is None:
@@ -70,7 +70,7 @@ def _peak(gpu: str | None) -> float | None:
 
 
 def _vocab_size(config: RunConfig, k: int) -> int:
-    """Vocabulary size of the prepared data where they are given, else of k-mers."""
+    """Return the vocabulary size of the prepared data, or that of k-mers if no data are given."""
     first = config.data.path[0]
     return kmer.vocab_size(kmer.check_k(k)) if first == NOT_NEEDED else load_manifest(first).tokenizer.vocab_size
 
@@ -78,7 +78,7 @@ def _vocab_size(config: RunConfig, k: int) -> int:
 def _report(
     settings: PlanSettings, preset: str, config: RunConfig, job: Job, found: list[Option], peak: float | None
 ) -> dict[str, Any]:
-    """The whole report as plain values."""
+    """Return the report as plain values, for JSON."""
     shape, work, window = job.shape, job.work, job.work.window_tokens
     parts = parameter_counts(shape)
     training = training_flops_per_token(shape, window, job.masked)
@@ -142,7 +142,7 @@ def _text(report: dict[str, Any]) -> str:
         f"{flops['training_with_full_head'] / 1e9:.3f} G with the head on all positions",
         _time_text(report["time"], run["gpu"]),
         "",
-        "estimates, GiB per rank at the fullest moment of a step:",
+        "estimated GiB per rank at the memory peak of a step:",
         *_table(report["options"], run["ds_config"]),
         "",
         report["advice"],
@@ -153,9 +153,9 @@ def _text(report: dict[str, Any]) -> str:
 def _time_text(time: dict[str, Any], gpu: str | None) -> str:
     if gpu == "cpu":
         tokens = f"{time['tokens']:.3g} tokens"
-        return f"{tokens}; no peak is known for CPUs: look at tokens_per_second after the first steps"
+        return f"{tokens}; no estimate of the time on CPUs: see tokens_per_second after the first steps"
     if time["seconds"] is None:
-        return f"{time['tokens']:.3g} tokens; for the time name the --gpu (in bf16 or fp16)"
+        return f"{time['tokens']:.3g} tokens; give --gpu, with bf16 or fp16, to estimate the time"
     days = time["seconds"] / 86400
     return (
         f"{time['tokens']:.3g} tokens take {days:.1f} days ({days * 24:.0f} hours) if {time['mfu']:.0%} of "
@@ -165,7 +165,7 @@ def _time_text(time: dict[str, Any], gpu: str | None) -> str:
 
 
 def _table(rows: list[dict[str, Any]], configured: str) -> list[str]:
-    """One line per option; `*` marks the configured one."""
+    """Return one line per option and a legend; `*` marks the configured option."""
     parts = ("weights", "gradients", "optimizer", "activations", "buffers", "total", "host")
     heads = ("ds-config", *parts, "fits", "micro-batch", "GB sent", "seconds", "GB/s")
     lines = [heads]
@@ -180,8 +180,8 @@ def _table(rows: list[dict[str, Any]], configured: str) -> list[str]:
     table = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines]
     return [
         *table,
-        "*: the --ds-config of the run; micro-batch: the largest that fits; seconds: of the messages at --bandwidth; "
-        "GB/s: to send them while a step computes",
+        "*: the --ds-config of the run; micro-batch: the largest that fits; seconds: communication at --bandwidth; "
+        "GB/s: bandwidth at which communication takes as long as the computation of a step",
     ]
 
 
@@ -191,7 +191,7 @@ def _number(value: float | None, form: str) -> str:
 
 COMMAND = RunCommand(
     name="plan",
-    help="estimate memory by ZeRO stage, FLOPs, time and messages of a run, and say which stage to choose",
+    help="estimate a run's memory by ZeRO stage, FLOPs, time and communication, and advise on the stage",
     example="dnabert-rm plan --preset 3b --gpus 64 --gpu-memory 80 --gpu h100 --tokens 1e12",
     settings=PlanSettings,
     run=run,

@@ -1,4 +1,4 @@
-"""`dnabert-rm predict`: a fine-tuned model on sequences of any length."""
+"""`dnabert-rm predict`: run a fine-tuned model on sequences of any length."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dnabert_rm.utils.out_of_memory import explain_out_of_memory
 
 
 def run(settings: PredictSettings) -> None:
-    """Predict, and print a summary on standard error."""
+    """Predict the sequences and print a summary to standard error."""
     suppress_library_output()
     from dnabert_rm.inference.predict_sequences import predict
 

@@ -16,16 +16,16 @@ from dnabert_rm.utils.errors import UserError
 
 @dataclass(frozen=True)
 class PretrainSettings(Settings):
-    """Flags of `pretrain` beside those of a run."""
+    """Flags of `pretrain`, in addition to the flags of a run configuration."""
 
     check: bool = False
-    """Check the configuration and the data, and end."""
+    """Check the configuration and the data, then exit."""
     local_rank: int | None = setting(None, flag="--local_rank", hidden=True)
     """This process's rank on its node, as DeepSpeed's launcher passes it."""
 
 
 def run(settings: PretrainSettings, flags: RunFlags) -> None:
-    """Train on this rank. Stop signals are handled before anything slow begins."""
+    """Train on this rank. Stop signals are handled from the start, before slow imports."""
     if settings.check:
         check_run(flags.config())
         return
@@ -34,8 +34,10 @@ def run(settings: PretrainSettings, flags: RunFlags) -> None:
     if settings.local_rank is not None:
         os.environ.setdefault("LOCAL_RANK", str(settings.local_rank))
     num_ranks = rank_info(os.environ).world_size
+    if flags.unknown:  # all ranks have the same command line, so each can end at once
+        flags.config()
     problem = None
-    # Mistakes are reported before torch is imported, which takes seconds; with several ranks, once all know of them.
+    # Check before importing torch, which takes seconds. With several ranks, `abort_all_ranks` reports the error.
     try:
         config = flags.config()
         check_run(config, num_ranks)
@@ -53,7 +55,7 @@ def run(settings: PretrainSettings, flags: RunFlags) -> None:
     try:
         pretrain(config, stop)
     except BrokenPipeError:
-        # Other commands end quietly when a pipe is closed (`… | head`). Here code 0 would claim that the run is done.
+        # On a closed pipe (`… | head`) other commands exit with 0. Here 0 would mean that the run is complete.
         raise SystemExit(1) from None
 
 

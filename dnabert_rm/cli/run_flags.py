@@ -17,21 +17,26 @@ DEFAULT_PRESET = "base"
 
 @dataclass(frozen=True)
 class RunFlags:
-    """What a command line says about the run configuration."""
+    """Settings of the run configuration on a command line, and errors in its flags."""
 
     preset: str = DEFAULT_PRESET
     config_file: str | None = None
     fields: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Sections with the fields that flags set."""
-    problems: Sequence[str] = ()
-    """Lines on flags that could not be read."""
+    """Fields set by flags, by section."""
+    unknown: Sequence[str] = ()
+    """One line for each group of unknown flags."""
+    wrong_types: Sequence[str] = ()
+    """One line for each value of the wrong type."""
 
     def config(self, placeholders: Mapping[str, Mapping[str, Any]] | None = None) -> RunConfig:
-        """The configuration: flags over the file over the preset; `ConfigError` with every mistake.
+        """Return the configuration; flags override the file, which overrides the preset.
 
-        Args: `placeholders` below the preset, for required fields that a command can do without.
+        Args:
+            placeholders: Weakest layer, with values for required fields that the command does not need.
+
+        Raises `ConfigError` with all errors.
         """
-        problems = list(self.problems)
+        problems = [*self.unknown, *self.wrong_types]
         layers = [*([load_config_file(self.config_file)] if self.config_file else []), self.fields]
         try:
             initial = _initial_model_fields(layers)
@@ -47,10 +52,10 @@ class RunFlags:
 
 @dataclass(frozen=True)
 class RunCommand(Command):
-    """A command that takes the flags of a run configuration beside its own; `run` gets (settings, RunFlags)."""
+    """A command with the flags of a run configuration besides its own; `run` takes (settings, RunFlags)."""
 
     def parser(self, prog: str) -> CommandParser:
-        """The parser; its usage names the command's own flags only, since all of them would fill a screen."""
+        """Return the parser. Its usage shows only the command's own flags, since all flags would fill a screen."""
         parser = super().parser(prog)
         parser.usage = f"%(prog)s {self.usage or ''} [--preset NAME] [--config FILE.toml] [--FIELD VALUE ...]"
         return parser
@@ -66,38 +71,37 @@ class RunCommand(Command):
             add_flag(groups[name.split(".")[0]], item, names=flag_names(name), show_empty=True)
 
     def parse(self, prog: str, words: Sequence[str]) -> tuple[Any, ...]:
-        """(settings, RunFlags); mistakes in run flags are reported by `RunFlags.config`, with all others."""
-        found, problems = self.parser(prog).parse_words(words)
-        values, more = values_of(found, run_settings().values())
+        """Return (settings, RunFlags). `RunFlags.config` reports errors in run flags later, with all others."""
+        parsed = self.parser(prog).parse_words(words)
+        settings = make_settings(self.settings, parsed.flags, parsed.missing)
+        values, wrong_types = values_of(parsed.flags, run_settings().values())
         fields: dict[str, dict[str, Any]] = {}
         for name, value in values.items():
             section, key = name.split(".")
             fields.setdefault(section, {})[key] = value
-        missing = [problem for problem in problems if "arguments are required" in problem]
-        settings = make_settings(self.settings, found, missing)
-        unknown = [problem for problem in problems if problem not in missing]
-        return settings, RunFlags(found.preset or DEFAULT_PRESET, found.config, fields, [*unknown, *more])
+        preset = DEFAULT_PRESET if parsed.flags.preset is None else parsed.flags.preset
+        return settings, RunFlags(preset, parsed.flags.config, fields, parsed.unknown, wrong_types)
 
 
 def flag_names(name: str) -> list[str]:
-    """The flags of a field by its dotted name, a short one first where it has one."""
+    """Return the flags of the field with this dotted name, the short one first if it has one."""
     return list(dict.fromkeys([run_settings()[name].flag, f"--{name}"]))
 
 
 def _model_field(layers: Sequence[Mapping[str, Any]], key: str) -> str | None:
-    """A field of `[model]` in the last layer that sets it, if any."""
+    """Return a field of `[model]` from the last layer that sets it, or None."""
     models = [layer["model"] for layer in layers if isinstance(layer.get("model"), dict)]
     return next((str(model[key]) for model in reversed(models) if key in model), None)
 
 
 def _initial_model_fields(layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The fields of `[model]` that `--init-from` sets; none where a run starts from random weights."""
+    """Return the fields of `[model]` set by `--init-from`; empty if a run starts from random weights."""
     folder = _model_field(layers, "init_from")
     return model_fields(folder) if folder else {}
 
 
 def _refuse_other_sizes(config: RunConfig, initial: Mapping[str, Any]) -> None:
-    """`ConfigError` where a flag or file asks for another architecture than that of `--init-from`."""
+    """Raise `ConfigError` if a flag or file contradicts the architecture or sizes of `--init-from`."""
     for name, value in initial.items():
         if (asked := getattr(config.model, name)) != value:
             raise ConfigError(f"model.{name}: is {asked}, but {config.model.init_from} has {value}; leave it out")

@@ -11,7 +11,7 @@ from dnabert_rm.utils.out_of_memory import explain_out_of_memory
 
 
 def run(settings: VariantSettings) -> None:
-    """Score, and print a summary on standard error."""
+    """Score the variants and print a summary to standard error."""
     suppress_library_output()
     from dnabert_rm.inference.variant_scores import score_variants
 

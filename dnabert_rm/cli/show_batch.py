@@ -1,4 +1,4 @@
-"""`dnabert-rm show-batch`: the windows of one step with coordinates, k-mers and masks, as the model sees them."""
+"""`dnabert-rm show-batch`: show the windows of one step with coordinates, k-mers and masks, as the model sees them."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ LEGEND = f"{MASKED} [MASK]   {RANDOM} random k-mer   {KEPT} predicted but unchan
 
 @dataclass(frozen=True)
 class ShowBatchSettings(Settings):
-    """Flags of `show-batch` beside those of a run."""
+    """Flags of `show-batch`, in addition to the flags of a run configuration."""
 
     step: int = setting(metavar="N", minimum=0)
-    """Optimizer step, from 0."""
+    """Optimizer step, counted from 0."""
     first: int | None = setting(None, metavar="N", minimum=1)
-    """Number of windows to show; by default 4, and all with --json."""
+    """Number of windows to show; by default 4, or all with --json."""
     json: bool = False
     """Print one JSON object per window, in the order of the global batch."""
     kmers: bool = False
@@ -53,11 +53,13 @@ class ShowBatchSettings(Settings):
 
 
 def run(settings: ShowBatchSettings, flags: RunFlags) -> None:
-    """Print the step's windows."""
+    """Print the windows of the step."""
     config = flags.config({"train": {"output": NO_RUN}})
     step = settings.step
     if step >= config.train.steps:
-        raise ConfigError(f"--step {step}: the run has steps 0 to {config.train.steps - 1}; see --steps")
+        raise ConfigError(
+            f"--step {step}: the run has steps 0 to {config.train.steps - 1}; choose one of them, or raise --steps"
+        )
     dataset = make_dataset(config)
     plan = batch_plan(config)
     schedule = make_mask_schedule(config, dataset.tokenizer.k)
@@ -76,7 +78,7 @@ def run(settings: ShowBatchSettings, flags: RunFlags) -> None:
 
 
 def batch_plan(config: RunConfig) -> BatchPlan:
-    """Global batch size of each step: from the run's newest checkpoint, else from the configuration."""
+    """Return the global batch size of each step, from the run's newest checkpoint or else the configuration."""
     states = sorted(Path(config.train.output).glob("checkpoints/step_*/state.json"))
     if not states:
         return make_batch_plan(config)
@@ -86,9 +88,9 @@ def batch_plan(config: RunConfig) -> BatchPlan:
 def step_rows(
     dataset: WindowDataset, collator: RandomMaskCollator, plan: BatchPlan, step: int, limit: int | None = None
 ) -> Iterator[dict[str, Any]]:
-    """Yield the windows of a step in the order of the global batch, by the functions of the training loop.
+    """Yield the windows of a step in global-batch order, using the training loop's own functions.
 
-    Yields `n, step, phase, genome, contig, start, end, strand, span, input_ids, labels`.
+    Each is a dictionary with `n, step, phase, genome, contig, start, end, strand, span, input_ids, labels`.
     """
     first = plan.first_sample(step)
     past = first + min(plan.batch_of_step(step), limit or plan.batch_of_step(step))
@@ -110,7 +112,7 @@ def step_rows(
 
 
 class WindowPrinter:
-    """Prints windows as text, in colour where standard output is a terminal with colours."""
+    """Formatter of windows as text, in colour if standard output is a terminal and NO_COLOR is not set."""
 
     def __init__(self, dataset: WindowDataset, *, kmers: bool) -> None:
         self.k, self.stride = dataset.tokenizer.k, dataset.stride
@@ -119,7 +121,7 @@ class WindowPrinter:
         self.width = max(40, shutil.get_terminal_size((110, 24)).columns)
 
     def text(self, row: dict[str, Any]) -> str:
-        """One window as text: a line with its coordinates, then its tokens."""
+        """Return one window as text: a line with its coordinates, then its tokens."""
         input_ids, labels = (np.array(row[name][1:-1]) for name in ("input_ids", "labels"))
         marks, original = token_marks(input_ids, labels), np.where(labels == IGNORE, input_ids, labels)
         predicted = int((labels != IGNORE).sum())
@@ -131,7 +133,7 @@ class WindowPrinter:
         return head + "\n" + body
 
     def _tokens(self, input_ids: NDArray[np.int64], marks: list[str]) -> str:
-        """The tokens as the model reads them; predicted ones in colour, or marked by `=` and `R` in front."""
+        """Return the input tokens, predicted ones in colour. Without colours, `=` or `R` precedes some of them."""
         names = vocabulary(self.k) if self.k is not None else []
         words = [names[token] if names else str(token) for token in input_ids.tolist()]
         if not self.coloured:
@@ -142,10 +144,10 @@ class WindowPrinter:
         return "\n".join(" ".join(painted[first : first + per_line]) for first in range(0, len(painted), per_line))
 
     def _bases(self, row: dict[str, Any], original: NDArray[np.int64], marks: list[str]) -> str:
-        """The bases in reading direction, each above the mark of the token that starts there."""
+        """Return the bases in reading direction. Below each base is the mark of the token that starts there."""
         assert self.k is not None
         bases = window_bases(original, self.k, self.stride)
-        # Non-overlapping tokens are drawn over their whole length.
+        # The mark of a non-overlapping token is repeated over all its bases.
         track = "".join(mark * self.stride for mark in marks).ljust(len(bases))
         first, sign = (row["end"] - 1, -1) if row["strand"] == "-" else (row["start"], 1)
         digits = len(str(row["end"]))
@@ -162,7 +164,7 @@ class WindowPrinter:
 
 
 def token_marks(input_ids: NDArray[np.int64], labels: NDArray[np.int64]) -> list[str]:
-    """One letter per token, as in `LEGEND`; arrays of shape (T,)."""
+    """Return one mark per token, as in `LEGEND`; both arrays have shape (T,)."""
     marks = np.full(len(input_ids), SEEN)
     marks[input_ids < NUM_SPECIAL] = UNKNOWN
     predicted = labels != IGNORE
@@ -171,7 +173,7 @@ def token_marks(input_ids: NDArray[np.int64], labels: NDArray[np.int64]) -> list
 
 
 def window_bases(ids: NDArray[np.int64], k: int, stride: int) -> str:
-    """Bases covered by k-mers with a stride, (T,) → (T - 1) * stride + k letters; N where only `[UNK]` covers."""
+    """Return the bases of k-mers with a stride, (T,) → (T - 1) * stride + k letters; N where only `[UNK]` covers."""
     bases = np.full((len(ids) - 1) * stride + k, ord("N"), dtype=np.uint8)
     real = np.flatnonzero(ids >= NUM_SPECIAL)
     letters = np.frombuffer(codes_to_bases(kmer_codes(ids[real], k).reshape(-1)), dtype=np.uint8)

@@ -1,4 +1,4 @@
-"""Commands and their flags, made from settings classes: every mistake is reported at once, one a line."""
+"""Commands and their flags, made from settings classes. All errors are reported together, one per line."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import textwrap
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from dnabert_rm.config.layers import did_you_mean
 from dnabert_rm.config.schema import Setting, find_problems, settings_of, value_of_text
@@ -14,40 +14,52 @@ from dnabert_rm.utils.errors import ConfigError
 
 
 class CommandParser(argparse.ArgumentParser):
-    """argparse without abbreviated flags, whose errors are `ConfigError`s that name the command's help."""
+    """argparse parser without abbreviated flags. Its errors are `ConfigError`s that point to the command's help."""
 
     def __init__(self, prog: str, **options: Any) -> None:
         super().__init__(prog, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
 
     def error(self, message: str) -> NoReturn:
-        """Raise a `ConfigError` in place of printing the usage."""
+        """Raise a `ConfigError` instead of printing the usage."""
         raise ConfigError(self.with_help(message))
 
     def with_help(self, message: str) -> str:
-        """The message with a pointer to this command's help."""
+        """Return the message with a pointer to this command's help."""
         return f"{message} (see `{self.prog} --help`)"
 
-    def parse_words(self, words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-        """Parse the words of a command line; return the flags' texts and a line for each mistake so far."""
+    def parse_words(self, words: Sequence[str]) -> ParsedWords:
+        """Parse the words of a command line without stopping at unknown or missing flags."""
         if {"-h", "--help"} & set(words):
             self.print_help()
             self.exit()
         required = [action for action in self._actions if action.required and action.option_strings]
-        for action in required:  # argparse would stop at the first kind of mistake
+        for action in required:  # otherwise argparse would not report unknown flags too
             action.required = False
-        found, unknown = self.parse_known_args(words)
-        problems = []
-        if unknown:
-            near = did_you_mean(unknown[0], self._option_string_actions) if unknown[0].startswith("-") else ""
-            problems.append(self.with_help(f"unrecognized arguments: {' '.join(unknown)}{near}"))
-        if missing := [action.option_strings[0] for action in required if getattr(found, action.dest) is None]:
-            problems.append(self.with_help(f"the following arguments are required: {', '.join(missing)}"))
-        return found, problems
+        flags, unknown = self.parse_known_args(words)
+        missing = [action.option_strings[0] for action in required if getattr(flags, action.dest) is None]
+        return ParsedWords(flags, self._unknown_problem(unknown), self._missing_problem(missing))
+
+    def _unknown_problem(self, words: Sequence[str]) -> list[str]:
+        if not words:
+            return []
+        near = did_you_mean(words[0], self._option_string_actions) if words[0].startswith("-") else ""
+        return [self.with_help(f"unrecognized arguments: {' '.join(words)}{near}")]
+
+    def _missing_problem(self, names: Sequence[str]) -> list[str]:
+        return [self.with_help(f"the following arguments are required: {', '.join(names)}")] if names else []
+
+
+class ParsedWords(NamedTuple):
+    """Flags of a command line as text, and lines on unknown and missing flags."""
+
+    flags: argparse.Namespace
+    unknown: list[str]
+    missing: list[str]
 
 
 @dataclass(frozen=True)
 class Command:
-    """One command of a program. `run` gets the settings made from the flags and returns an exit code or None."""
+    """One command of a program. `run` takes the settings made from the flags, and returns an exit code or None."""
 
     name: str
     help: str
@@ -55,13 +67,13 @@ class Command:
     example: str
     """Lines at the end of `--help`."""
     settings: type
-    """The settings class; its `GROUPS` give titles to the first field of each group of flags."""
+    """The settings class. Its optional `GROUPS` maps the first field of each flag group to the group's title."""
     run: Callable[..., int | None]
     description: str = ""
     usage: str | None = None
 
     def parser(self, prog: str) -> CommandParser:
-        """The parser of this command under the program name `prog`."""
+        """Return the parser of this command; `prog` is the program name in its messages."""
         epilog = f"example:\n{textwrap.indent(self.example.rstrip(), '  ')}"
         parser = CommandParser(prog, description=self.description or self.help, epilog=epilog, usage=self.usage)
         self.add_flags(parser)
@@ -77,19 +89,23 @@ class Command:
             add_flag(target, item)
 
     def parse(self, prog: str, words: Sequence[str]) -> tuple[Any, ...]:
-        """The arguments of `run` from the words of a command line; `ConfigError` with every mistake."""
-        found, problems = self.parser(prog).parse_words(words)
-        return (make_settings(self.settings, found, problems),)
+        """Parse the words of a command line to the arguments of `run`; raise `ConfigError` with all errors."""
+        parsed = self.parser(prog).parse_words(words)
+        return (make_settings(self.settings, parsed.flags, [*parsed.unknown, *parsed.missing]),)
 
     def main(self, prog: str, words: Sequence[str]) -> int | None:
-        """Parse the words and run the command; returns its exit code."""
+        """Parse the words, run the command and return its exit code."""
         return self.run(*self.parse(prog, words))
 
 
 def add_flag(target: Any, item: Setting, *, names: Sequence[str] = (), show_empty: bool = False) -> None:
-    """Declare one field as a flag of a parser or group, all as text: values are converted afterwards, together.
+    """Declare one field as a flag of a parser or group.
 
-    Args: `names` of the flag in place of the field's own; with them a `bool` takes an optional true or false.
+    The parser keeps strings. `values_of` converts them later, so that all errors are reported together.
+
+    Args:
+        names: Names of the flag instead of the field's own. With names, a `bool` flag takes an optional true or false.
+        show_empty: Show the default in the help even if it is empty or a `bool`.
     """
     rules = item.metadata
     if rules.get("internal"):
@@ -121,7 +137,7 @@ def _help(item: Setting, show_empty: bool) -> str:
 
 
 def values_of(found: argparse.Namespace, items: Iterable[Setting]) -> tuple[dict[str, Any], list[str]]:
-    """The values of the flags that were given, by field, and a line for each text of another type."""
+    """Return the values of the given flags by field, and one line for each value of the wrong type."""
     values, problems = {}, []
     for item in items:
         text = getattr(found, item.name, None)
@@ -137,7 +153,7 @@ def values_of(found: argparse.Namespace, items: Iterable[Setting]) -> tuple[dict
 
 
 def make_settings(cls: type, found: argparse.Namespace, problems: Sequence[str] = ()) -> Any:
-    """An object of a settings class from parsed flags; `ConfigError` with the `problems` so far and its own."""
+    """Make settings from parsed flags; raise `ConfigError` with the `problems` found before and all new ones."""
     items = settings_of(cls)
     values, wrong_types = values_of(found, items.values())
     outside = [line for name, value in values.items() for line in find_problems(items[name], value, items[name].flag)]
@@ -147,7 +163,7 @@ def make_settings(cls: type, found: argparse.Namespace, problems: Sequence[str] 
 
 
 def overview(prog: str, description: str, commands: Iterable[Command], example: str) -> str:
-    """The text of a program's own `--help`."""
+    """Return the text of a program's own `--help`."""
     lines = [f"usage: {prog} COMMAND [options]   (each has --help)", "", description, ""]
     commands = list(commands)
     width = max(14, *(len(command.name) for command in commands))
@@ -156,7 +172,7 @@ def overview(prog: str, description: str, commands: Iterable[Command], example: 
 
 
 def choose_command(prog: str, commands: Collection[str], words: Sequence[str]) -> str:
-    """The command that the first word names; `ConfigError` where it is none."""
+    """Return the command named by the first word; raise `ConfigError` if it is not a command."""
     if not words:
         raise ConfigError(f"the following arguments are required: COMMAND (see `{prog} --help`)")
     if words[0] not in commands:

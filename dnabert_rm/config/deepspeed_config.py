@@ -13,7 +13,7 @@ AUTO = "auto"
 
 
 def shipped_ds_configs(package: Path) -> Path:
-    """The folder `ds_configs/` of the checkout that holds `package`, or the copy in an installed package."""
+    """Return the folder `ds_configs/` beside `package` in a checkout, or inside `package` if it is installed."""
     checkout = package.parent / "ds_configs"
     return checkout if checkout.is_dir() else package / "ds_configs"
 
@@ -22,7 +22,10 @@ DS_CONFIGS = shipped_ds_configs(Path(__file__).resolve().parents[1])
 
 
 def find_ds_config(name: str) -> Path:
-    """Path of a DeepSpeed configuration: a file, or the name of one in `ds_configs/`; else `ConfigError`."""
+    """Return the path of a DeepSpeed configuration, given its path or its name in `ds_configs/`.
+
+    Raises `ConfigError` if there is neither.
+    """
     for path in (Path(name), DS_CONFIGS / f"{name}.json"):
         if path.is_file():
             return path
@@ -31,24 +34,27 @@ def find_ds_config(name: str) -> Path:
 
 
 def load_ds_config(name: str) -> tuple[Path, dict[str, Any]]:
-    """Read a DeepSpeed configuration; returns its path and settings. `ConfigError` where it is missing or not JSON."""
+    """Read a DeepSpeed configuration; return its path and settings.
+
+    Raises `ConfigError` if it is missing or not a JSON object.
+    """
     path = find_ds_config(name)
     try:
         settings = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise ConfigError(f"--ds-config {path}: {error}; fix the file") from None
     if not isinstance(settings, dict) or not isinstance(settings.get("zero_optimization", {}), dict):
-        raise ConfigError(f"--ds-config {path}: must hold one JSON object of DeepSpeed's settings; fix the file")
+        raise ConfigError(f"--ds-config {path}: must be a JSON object of DeepSpeed settings; fix the file")
     return path, settings
 
 
 def zero_stage(settings: dict[str, Any]) -> int:
-    """ZeRO stage of a DeepSpeed configuration; 0 where it names none."""
+    """Return the ZeRO stage of a DeepSpeed configuration, or 0 if it sets none."""
     return int(settings.get("zero_optimization", {}).get("stage", 0))
 
 
 def offloads_optimizer(settings: dict[str, Any]) -> bool:
-    """Whether optimizer states are in CPU memory or on a disk, so that the update runs on the CPU."""
+    """Return whether the optimizer states are in CPU memory or on a disk; the update then runs on the CPU."""
     device = settings.get("zero_optimization", {}).get("offload_optimizer", {}).get("device", "none")
     return device in ("cpu", "nvme")
 
@@ -71,7 +77,7 @@ class ZeroSettings:
 
     @classmethod
     def from_ds(cls, settings: dict[str, Any]) -> ZeroSettings:
-        """Take the settings from a DeepSpeed configuration, as `load_ds_config` returns it."""
+        """Make the settings from a DeepSpeed configuration, as returned by `load_ds_config`."""
         zero = settings.get("zero_optimization", {})
         stage = int(zero.get("stage", 0))
         dtype = settings.get("data_types", {}).get("grad_accum_dtype")

@@ -1,4 +1,4 @@
-"""Run configurations from layers: default < preset < TOML file < flag; all errors are reported at once."""
+"""Run configurations from layers: default < preset < TOML file < flag. All errors are reported together."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from dnabert_rm.config.schema import value_of
 from dnabert_rm.utils.errors import ConfigError
 
 Layer = Mapping[str, Any]
-"""Sections of a configuration, each a mapping of field names to values."""
+"""Sections of a configuration by name; each section maps field names to values."""
 
 
 def preset_names() -> list[str]:
-    """Names of the shipped presets, smallest model first."""
+    """Return the names of the shipped presets, smallest model first."""
     folder = resources.files("dnabert_rm") / "presets"
     models = {
         item.name.removesuffix(".toml"): tomllib.loads(item.read_text())["model"]
@@ -35,9 +35,9 @@ def preset_names() -> list[str]:
 
 
 def load_preset(name: str, architecture: str | None = None) -> dict[str, Any]:
-    """Load a shipped preset for an architecture, by default the preset's own; raise `ConfigError` for other names.
+    """Load a shipped preset for an architecture, by default the preset's own; raise `ConfigError` for an unknown name.
 
-    A preset's table `[ARCHITECTURE]` holds the model fields in which that architecture differs.
+    A table such as `[modernbert]` in a preset overrides fields of `[model]` for that architecture.
     """
     if name not in preset_names():
         raise ConfigError(f"--preset {name}: no such preset; choose one of {', '.join(preset_names())}")
@@ -49,7 +49,7 @@ def load_preset(name: str, architecture: str | None = None) -> dict[str, Any]:
 
 
 def load_config_file(path: str) -> dict[str, Any]:
-    """Read a user's TOML file; raise `ConfigError` with the file and what is wrong."""
+    """Read a user's TOML file; raise `ConfigError` with the file and the reason if it can't be read."""
     try:
         with open(path, "rb") as stream:
             return tomllib.load(stream)
@@ -60,7 +60,7 @@ def load_config_file(path: str) -> dict[str, Any]:
 
 
 def resolve(*layers: Layer) -> RunConfig:
-    """Merge layers, weakest first, into one configuration; raise `ConfigError` with all errors, one a line."""
+    """Merge layers, weakest first, into one configuration; raise `ConfigError` with all errors, one per line."""
     errors: list[str] = []
     values: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
     for layer in layers:
@@ -74,7 +74,7 @@ def resolve(*layers: Layer) -> RunConfig:
 
 
 def _merge(values: dict[str, dict[str, Any]], section: str, content: Any) -> Iterator[str]:
-    """Put one section over what is there; yield a line for each key or value that is wrong."""
+    """Merge one section of a layer into `values`; yield a line for each wrong key or value."""
     if section not in SECTIONS or not isinstance(content, Mapping):
         yield f"[{section}]: unknown section{did_you_mean(section, SECTIONS)}"
         return
@@ -91,9 +91,9 @@ def _merge(values: dict[str, dict[str, Any]], section: str, content: Any) -> Ite
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """The end of a message on an unknown word: the nearest known one, or all where they are few."""
+    """Return the end of a message about an unknown word: the nearest known word, or all of them if they are few."""
     names = list(known)
     near = difflib.get_close_matches(word, names, n=1)
     if near:
         return f"; did you mean {near[0]!r}?"
-    return f" (there are: {', '.join(names)})" if len(names) < 9 else ""
+    return f"; choose one of {', '.join(names)}" if len(names) < 9 else ""

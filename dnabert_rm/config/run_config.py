@@ -32,7 +32,7 @@ class ModelConfig:
     intermediate_size: int = 3072
     """Width of the feed-forward layer."""
     max_positions: int = 512
-    """Longest sequence in tokens, special tokens included."""
+    """Largest sequence length in tokens, special tokens included."""
     dropout: float = 0.0
     """Dropout of hidden states and attention in pretraining (DNABERT's is 0.1)."""
     attention: Literal["sdpa", "eager", "flash_attention_2"] = setting("sdpa", free_on_resume=True)
@@ -40,9 +40,9 @@ class ModelConfig:
     activation_checkpointing: bool = setting(False, free_on_resume=True)
     """Keep only the input of each layer and recompute the rest in the backward pass: less memory, a third more work."""
     compile: bool = setting(False, free_on_resume=True)
-    """Compile each layer with torch.compile; refused under ZeRO-3, whose hooks break a layer's graph."""
+    """Compile each layer with torch.compile; not allowed under ZeRO-3, because its hooks break a layer's graph."""
     init_from: str = setting("", flag="--init-from", free_on_resume=True)
-    """Hugging Face folder (an export, or DNABERT's) with initial weights; it sets the architecture and its sizes."""
+    """Hugging Face folder with initial weights (an export, or DNABERT); it sets the architecture and its sizes."""
     build: Literal["auto", "whole", "partitioned"] = setting("auto", free_on_resume=True)
     """Build the model "whole" on every rank, "partitioned" (ZeRO-3), or "auto": partitioned above 10^9 parameters."""
 
@@ -52,33 +52,33 @@ class DataConfig:
     """The data, and how windows are cut from it."""
 
     path: tuple[str, ...] = setting((), flag="--data", free_on_resume=True)
-    """Prepared folders (`python -m data_prep build`) or their URLs, mixed by data.weights. Required."""
+    """Prepared folders (from `python -m data_prep build`) or their URLs, mixed by data.weights. Required."""
     weights: tuple[float, ...] = ()
-    """Share of each folder in the samples; empty: equal shares."""
+    """Share of the samples from each folder; empty: equal shares."""
     split: str = "train"
     """The split to train on."""
     window: int = setting(512, flag="--window", minimum=3)
     """Tokens of a training sequence, [CLS] and [SEP] included."""
     lengths: Literal["full", "random"] = "full"
-    """"full" windows, or "random" (DNABERT's: half of the steps full, the others uniform from 5 tokens)."""
+    """"full" windows, or "random" (as in DNABERT: half of the steps full, the others uniform from 5 tokens)."""
     overlap: bool = True
     """Overlapping k-mers (stride 1); false: non-overlapping k-mers at a random offset."""
     strand: Literal["forward", "random", "both"] = setting("forward", flag="--strand")
     """"forward", "random" (half of the windows reverse-complemented) or "both" (each window twice per epoch)."""
     num_streams: int = setting(64, minimum=1)
-    """Streams that the windows of an epoch are dealt to; a rank reads only its own, so it has few shards open."""
+    """Streams that the windows of an epoch are divided into; a rank reads only its own, so it opens few shards."""
     block_windows: int = setting(65536, minimum=1)
-    """Windows of a stream that are shuffled together; fewer windows are closer to each other in the shards."""
+    """Windows of a stream that are shuffled together; with fewer, they are read from nearer places in the shards."""
     remainder: Literal["wrap", "drop"] = "wrap"
     """End of an epoch: "wrap" (a batch continues in the next epoch) or "drop" (an incomplete batch is left out)."""
     on_bad_shard: Literal["fail", "skip"] = setting("fail", flag="--on-bad-shard", free_on_resume=True)
-    """A damaged or missing shard: "fail", or "skip" (replacement samples are used, logged and counted)."""
+    """If a shard is damaged or missing: "fail", or "skip" (use replacement samples, logged and counted)."""
     allow_pipe: bool = setting(False, flag="--allow-pipe", free_on_resume=True)
     """Allow `pipe:` URLs in data.path, which run a shell command."""
     cache_dir: str = setting("~/.cache/dnabert_rm/shards", free_on_resume=True)
-    """Folder on a local disk for shards that come from URLs; runs may share it."""
-    cache_gb: float = setting(50.0, free_on_resume=True)
-    """Most gigabytes (10^9 bytes) in data.cache_dir; the least recently used shards are deleted first."""
+    """Folder on a local disk for shards read from URLs; runs may share it."""
+    cache_gb: float = setting(50.0, may_be_infinite=True, free_on_resume=True)
+    """Largest size of data.cache_dir in gigabytes (10^9 bytes); the least recently used shards are deleted first."""
     num_workers: int = setting(1, flag="--workers", minimum=0, free_on_resume=True)
     """Loader processes per rank; 0 loads in the training process."""
     prefetch: int = setting(4, minimum=1, free_on_resume=True)
@@ -87,12 +87,12 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class MaskingConfig:
-    """RandomMask and the policies that it is compared with (docs/randommask.md)."""
+    """RandomMask and the masking policies to compare it with (docs/randommask.md)."""
 
     policy: Literal["randommask", "randommask-matched", "fixed", "token"] = setting("randommask", flag="--masking")
     """"randommask", "randommask-matched" (same masked fraction in every phase), "fixed" (one span) or "token"."""
     phase_ends: tuple[float, ...] = setting((), flag="--phase-ends")
-    """Ends of the phases: steps, or fractions that end in 1; empty: the paper's five, scaled to the run."""
+    """Ends of the phases: steps, or fractions of which the last is 1; empty: the paper's five, scaled to the run."""
     phase_spans: tuple[int, ...] = setting((), flag="--phase-spans")
     """Largest span of each phase; empty: k, k + 2, k + 4 …"""
     centre_rate: float = 0.025
@@ -102,7 +102,7 @@ class MaskingConfig:
     replacement: Literal["token", "span"] = "token"
     """Unit of the 80/10/10 replacement: each "token", or each united "span"."""
     fixed_span: int = 0
-    """Span of policy "fixed"; 0: k, which is DNABERT's."""
+    """Span of policy "fixed"; 0: k, as in DNABERT."""
     token_rate: float = 0.15
     """Masked fraction of policy "token"."""
 
@@ -116,7 +116,7 @@ class OptimConfig:
     schedule: Literal["linear", "cosine", "wsd", "constant"] = "linear"
     """After the warm-up: "linear" or "cosine" decay to 0, "wsd" (stable, then linear decay to 0), or "constant"."""
     decay_share: float = setting(0.1, above=0, maximum=1)
-    """Share of the steps, at the end, in which schedule "wsd" decays."""
+    """Share of the steps, at the end of the run, in which schedule "wsd" decays."""
     warmup_steps: int = -1
     """Steps of linear warm-up; -1: 10,000 of 480,000 steps, scaled to the run."""
     beta1: float = 0.9
@@ -126,8 +126,8 @@ class OptimConfig:
     eps: float = 1e-6
     """AdamW's epsilon."""
     weight_decay: float = 0.01
-    """Decoupled weight decay; none on biases and norms."""
-    clip: float = 1.0
+    """Decoupled weight decay; not applied to biases and norms."""
+    clip: float = setting(1.0, may_be_infinite=True)
     """Largest global gradient norm; 0: no clipping."""
 
 
@@ -144,25 +144,25 @@ class TrainConfig:
     global_batch: int = setting(2048, flag="--global-batch", minimum=1, free_on_resume=True)
     """Windows per optimizer step, over all ranks and accumulation steps."""
     micro_batch: int = setting(0, flag="--micro-batch", minimum=0, free_on_resume=True)
-    """Windows that a rank computes at once; smaller ones are accumulated. 0: its whole share of the global batch."""
+    """Windows per forward pass of a rank; gradients are accumulated. 0: the rank's whole share of the global batch."""
     batch_start: int = setting(0, minimum=0)
-    """First global batch of a batch-size warm-up, which grows to train.global_batch; 0: no warm-up."""
+    """Initial global batch of a batch-size warm-up, which ends at train.global_batch; 0: no warm-up."""
     batch_increment: int = setting(0, minimum=0)
-    """Windows by which the global batch grows at a time; 0: as many as train.batch_start."""
+    """Windows added to the global batch at each increase of the warm-up; 0: as many as train.batch_start."""
     batch_warmup_steps: int = setting(0, minimum=0)
     """Steps of the batch-size warm-up."""
     precision: Precision = setting("auto", flag="--precision")
     """"fp32", "bf16", "fp16"; "auto": bf16 on a GPU that has it, else fp32."""
     seed: int = setting(42, flag="--seed", minimum=0)
-    """Seed of everything: order, masks, weights, dropout."""
+    """Seed of all random choices: order, masks, weights, dropout."""
     save_every: int = setting(1000, flag="--save-every", minimum=1, free_on_resume=True)
     """Steps between checkpoints; the last step always has one."""
     keep_last: int = setting(2, minimum=0, free_on_resume=True)
-    """Checkpoints to keep; 0: all."""
+    """Number of last checkpoints to keep; 0: all."""
     keep_every: int = setting(0, minimum=0, free_on_resume=True)
-    """Steps between checkpoints that are never deleted, a multiple of train.save_every; 0: none."""
+    """Steps between checkpoints that are never deleted; must be a multiple of train.save_every; 0: none."""
     log_every: int = setting(10, flag="--log-every", minimum=1, free_on_resume=True)
-    """Steps between lines of metrics.jsonl and TensorBoard."""
+    """Steps between entries in metrics.jsonl and TensorBoard."""
     ds_config: str = setting("zero3", flag="--ds-config", free_on_resume=True)
     """DeepSpeed configuration: a file, or the name of one in ds_configs/."""
     offload_dir: str = setting("", free_on_resume=True)
@@ -170,13 +170,13 @@ class TrainConfig:
     resume: str = setting("auto", flag="--resume", free_on_resume=True)
     """"auto" (continue if the run folder has a checkpoint), "never", or a run or step_… folder to start from."""
     allow_changes: bool = setting(False, flag="--allow-changes", free_on_resume=True)
-    """Resume although settings or data that change the result differ from the checkpoint's."""
+    """Resume even if settings or data that affect the result differ from the checkpoint's."""
     threads_per_rank: int = setting(0, free_on_resume=True)
-    """CPU threads per rank; 0: the cores divided among the ranks of a machine."""
-    start_timeout_seconds: float = setting(600.0, above=0, free_on_resume=True)
+    """CPU threads per rank; 0: the machine's cores divided by its ranks."""
+    start_timeout_seconds: float = setting(600.0, above=0, may_be_infinite=True, free_on_resume=True)
     """Longest wait for all ranks to start and find each other."""
-    hang_timeout_seconds: float = setting(1800.0, minimum=0, free_on_resume=True)
-    """Longest wait for a batch, a step or a save before the run ends with the stacks of all ranks; 0: no limit."""
+    hang_timeout_seconds: float = setting(1800.0, minimum=0, may_be_infinite=True, free_on_resume=True)
+    """Longest wait for a batch, step or save before the run ends and writes all ranks' stack traces; 0: no limit."""
 
 
 @dataclass(frozen=True)
@@ -184,18 +184,18 @@ class ValidationConfig:
     """Loss on held-out windows with masks that never change, so that phases and policies can be compared."""
 
     every: int = setting(1000, minimum=0, free_on_resume=True)
-    """Steps between validations, where the data have the split; the last step has one too; 0: none."""
+    """Steps between validations; the last step has one too. 0, or data without the split: none."""
     split: str = setting("val", free_on_resume=True)
     """The split to validate on."""
     windows: int = setting(256, minimum=1, free_on_resume=True)
-    """Windows, the same each time; fewer where the split has fewer."""
+    """Number of windows, the same ones each time; fewer if the split is smaller."""
     spans: tuple[int, ...] = setting((), minimum=1, free_on_resume=True)
-    """One curve per span; empty: k, k + 2 … k + 8, and single tokens where the tokens don't overlap."""
+    """Spans to validate, one curve each; empty: k, k + 2 … k + 8, or single tokens if tokens don't overlap."""
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """All sections; `layers.resolve` makes one from a preset, a file and flags."""
+    """All sections of a configuration. `layers.resolve` makes it from a preset, a file and flags."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -205,11 +205,11 @@ class RunConfig:
     validation: ValidationConfig = field(default_factory=ValidationConfig)
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
-        """Sections as plain dictionaries; tuples become lists."""
+        """Return the sections as plain dictionaries; tuples become lists."""
         return json.loads(json.dumps(asdict(self)))
 
     def to_toml(self) -> str:
-        """The configuration as TOML, which `--config` reads back."""
+        """Return the configuration as TOML text that `--config` can read."""
         lines = []
         for section, values in self.to_dict().items():
             # A JSON string, number, boolean or list of them is also valid TOML.
@@ -229,7 +229,7 @@ SECTIONS: dict[str, type] = {
 
 @cache
 def run_settings() -> dict[str, Setting]:
-    """Every field by its dotted name, such as "train.steps"."""
+    """Return every field by its dotted name, such as "train.steps"."""
     return {
         f"{section}.{item.name}": dataclasses.replace(item, name=f"{section}.{item.name}")
         for section, cls in SECTIONS.items()
@@ -239,12 +239,15 @@ def run_settings() -> dict[str, Setting]:
 
 @cache
 def free_on_resume() -> frozenset[str]:
-    """Dotted names of the fields that a resume may change; the data are compared by fingerprint, not by path."""
+    """Return the dotted names of the fields that may change on resume.
+
+    data.path is one of them, since a resume compares the data by fingerprint.
+    """
     return frozenset(name for name, item in run_settings().items() if item.metadata.get("free_on_resume"))
 
 
 def run_config_problems(config: RunConfig) -> Iterator[str]:
-    """Yield a line for each value that can't be right, alone or with another, whatever the data."""
+    """Yield a line for each value that is wrong by itself or contradicts another one. The data are not read."""
     for name, item in run_settings().items():
         section, key = name.split(".")
         yield from find_problems(item, getattr(getattr(config, section), key), name)
@@ -258,7 +261,7 @@ def run_config_problems(config: RunConfig) -> Iterator[str]:
     if not train.resume:
         yield "train.resume: must be auto, never or a folder"
     if train.batch_start and data.remainder == "drop":
-        yield "data.remainder drop: excludes a batch-size warm-up (train.batch_start); change one of them"
+        yield "data.remainder drop: not possible with a batch-size warm-up (train.batch_start); change one of them"
     if not data.path:
         yield "data.path: no prepared folder; give --data DIR (made by `python -m data_prep build`)"
     if not train.output:

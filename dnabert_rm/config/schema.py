@@ -1,6 +1,7 @@
-"""Settings as frozen dataclasses: a field's type, default and docstring are its flag, its help and its documentation.
+"""Settings as frozen dataclasses: a field's type, default and docstring define its flag, help and documentation.
 
-Types of a field: str, int, float, bool, Path, a `Literal` of words, `tuple[X, ...]` of those, and any of them `| None`.
+A field's type is str, int, float, bool, Path or a `Literal` of words, a `tuple[X, ...]` of one of these, or any of them
+`| None`.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ import ast
 import inspect
 import itertools
 import math
+import numbers
+import operator
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -21,19 +24,20 @@ from dnabert_rm.utils.errors import ConfigError
 
 
 def setting(default: Any = MISSING, **metadata: Any) -> Any:
-    """Declare a field with more than a default.
+    """Declare a field with metadata besides its default.
 
     Args:
-        default: value where the field is not set; required without one.
+        default: value if the field is not set; without one the field is required.
         minimum, above, maximum, below: bounds of a number, or of each number in a tuple.
-        flag: name of the flag, by default the field's with dashes.
-        separator: one word holds the items of a tuple, separated by this; by default each item is a word.
-        positional: the words that belong to no flag.
-        hidden: a flag that `--help` leaves out.
-        internal: no flag at all.
-        off: a `bool` that is true by default; its flag, of this name, makes it false.
-        metavar: what the help shows in place of a value.
-        parse: function from the flag's text to the value; raises ValueError.
+        may_be_infinite: allow inf, which means no limit.
+        flag: name of the flag; by default the field's name, with dashes.
+        separator: splits one word into the items of a tuple; by default each item is a separate word.
+        positional: the field takes the words that belong to no flag.
+        hidden: leave the flag out of `--help`.
+        internal: the field has no flag.
+        off: name of the flag that sets a `bool` to false; the default is then true.
+        metavar: placeholder for the value in the help.
+        parse: function that converts the flag's text to the value; raises ValueError if it can't.
     """
     return field(default=default, metadata=metadata)
 
@@ -46,13 +50,13 @@ class Setting:
     type: Any
     """The type without `None`."""
     default: Any
-    """`MISSING` where a value is required."""
+    """`MISSING` if a value is required."""
     text: str
     metadata: Mapping[str, Any]
 
     @property
     def flag(self) -> str:
-        """The flag, such as `--batch-size`; the metavar of a positional."""
+        """The flag, such as `--batch-size`; for a positional its metavar."""
         if self.metadata.get("positional"):
             return str(self.metadata.get("metavar") or self.name)
         own = self.name if "." in self.name else self.name.replace("_", "-")
@@ -60,28 +64,28 @@ class Setting:
 
     @property
     def is_list(self) -> bool:
-        """Whether the value is a tuple."""
+        """Whether the setting holds a list (stored as a tuple)."""
         return typing.get_origin(self.type) is tuple
 
     @property
     def item_type(self) -> Any:
-        """The type of one item of a tuple, or of the value itself."""
+        """The type of one item of a list, or of the value itself if it is not a list."""
         return typing.get_args(self.type)[0] if self.is_list else self.type
 
     @property
     def choices(self) -> tuple[str, ...]:
-        """The words that the value is one of; empty where any is allowed."""
+        """The allowed words; empty if any value is allowed."""
         return typing.get_args(self.item_type) if typing.get_origin(self.item_type) is Literal else ()
 
     @property
     def type_name(self) -> str:
-        """The type in messages: "int", "list of float" …"""
+        """The name of the type for messages: "int", "list of float" …"""
         name = "str" if self.choices else self.item_type.__name__
         return f"list of {name}" if self.is_list else name
 
     @property
     def shown_default(self) -> str:
-        """The default as a flag takes it; "empty" for an empty list or text."""
+        """The default as written on the command line; "empty" for an empty list or string."""
         if isinstance(self.default, bool):
             return str(self.default).lower()
         if isinstance(self.default, float):
@@ -93,10 +97,12 @@ class Setting:
 
 @cache
 def settings_of(cls: Any) -> dict[str, Setting]:
-    """Every field of a settings class by name, with the docstring under it in the source."""
+    """Return the fields of a settings class by name, each with the docstring under it in the source."""
     hints, texts = typing.get_type_hints(cls), _field_docstrings(cls)
     return {
-        item.name: Setting(item.name, _without_none(hints[item.name]), item.default, texts[item.name], item.metadata)
+        item.name: Setting(
+            item.name, _without_none(hints[item.name]), item.default, texts.get(item.name, ""), item.metadata
+        )
         for item in fields(cls)
     }
 
@@ -108,12 +114,16 @@ def _without_none(hint: Any) -> Any:
 
 
 def _field_docstrings(cls: type) -> dict[str, str]:
-    """The string literal that follows each field in the class bodies, base classes first."""
+    """Return the string literal after each field in the source of the class and its bases, base classes first."""
     texts: dict[str, str] = {}
     for base in reversed(cls.__mro__):
         if "__dataclass_fields__" not in vars(base):
             continue
-        body = ast.parse(inspect.cleandoc(inspect.getsource(base))).body[0].body  # type: ignore[attr-defined]
+        try:
+            source = inspect.cleandoc(inspect.getsource(base))
+        except (OSError, TypeError):  # an installation without sources has no help texts
+            continue
+        body = ast.parse(source).body[0].body  # type: ignore[attr-defined]
         for item, after in itertools.pairwise(body):
             if (
                 isinstance(item, ast.AnnAssign)
@@ -125,7 +135,7 @@ def _field_docstrings(cls: type) -> dict[str, str]:
 
 
 def value_of_text(text: str | list[str], item: Setting) -> Any:
-    """A flag's words as the field's value; ValueError where they are of another type."""
+    """Convert a flag's words to the field's value; raise ValueError if they are of another type."""
     if parse := item.metadata.get("parse"):
         return parse(text)
     if not item.is_list:
@@ -146,7 +156,7 @@ def _parse(text: str, kind: Any) -> Any:
 
 
 def value_of(value: Any, item: Setting) -> Any:
-    """A Python or TOML value as the field's type; TypeError where it is of another (no silent rounding)."""
+    """Convert a Python or TOML value to the field's type; raise TypeError if that would change it (no rounding)."""
     if item.is_list:
         items = value if isinstance(value, list | tuple | range) else [value]
         return tuple(_converted(part, item.item_type) for part in items)
@@ -156,16 +166,19 @@ def value_of(value: Any, item: Setting) -> Any:
 def _converted(value: Any, kind: Any) -> Any:
     if kind is Path and isinstance(value, str | Path):
         return Path(value)
-    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+    if kind in (int, float) and isinstance(value, bool):
+        raise TypeError(value)
+    if kind is int:
+        return operator.index(value)
+    if kind is float and isinstance(value, numbers.Real):
         return float(value)
-    expected = str if typing.get_origin(kind) is Literal else kind
-    if not isinstance(value, expected) or (kind is int and isinstance(value, bool)):
+    if not isinstance(value, str if typing.get_origin(kind) is Literal else kind):
         raise TypeError(value)
     return value
 
 
 def find_problems(item: Setting, value: Any, label: str) -> Iterator[str]:
-    """Yield a line for each value outside of the field's choices or bounds; `label` names the field."""
+    """Yield a line for each value outside the field's choices or bounds; `label` is the field's name in the line."""
     rules = item.metadata
     for part in value if isinstance(value, tuple) else (value,):
         if part is None:
@@ -175,7 +188,7 @@ def find_problems(item: Setting, value: Any, label: str) -> Iterator[str]:
         if not isinstance(part, int | float) or isinstance(part, bool):
             continue
         shown = f"{label} {part:g}" if isinstance(part, float) else f"{label} {part}"
-        if not math.isfinite(part):
+        if math.isnan(part) or (math.isinf(part) and not rules.get("may_be_infinite")):
             yield f"{shown}: must be a finite number"
         elif "minimum" in rules and part < rules["minimum"]:
             yield f"{shown}: must be at least {rules['minimum']}"
@@ -189,14 +202,14 @@ def find_problems(item: Setting, value: Any, label: str) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Settings:
-    """Base class of a command's settings: values are converted and checked where the object is made.
+    """Base class of a command's settings. Creating an object converts and checks its values.
 
-    Raises `ConfigError` with every problem, one a line.
+    Raises `ConfigError` with all errors, one per line.
     """
 
     def __post_init__(self) -> None:
         problems: list[str] = []
-        cls: Any = type(self)  # mypy takes no class with a __hash__ of its own for hashable
+        cls: Any = type(self)  # mypy does not treat a class with its own __hash__ as hashable
         for item in settings_of(cls).values():
             value = getattr(self, item.name)
             if value is None:
@@ -212,5 +225,5 @@ class Settings:
             raise ConfigError("\n  ".join(problems))
 
     def problems(self) -> Iterator[str]:
-        """Yield a line for each contradiction between fields; a subclass overrides it."""
+        """Yield a line for each contradiction between fields. Subclasses override this."""
         yield from ()

@@ -1,7 +1,7 @@
 """Batches as functions of integers: the samples of each step, and the samples of each rank within a step.
 
 `BatchPlan` says which samples make the global batch of a step. `BatchSplit` says how a global batch is divided into
-micro-batches over the ranks. `micro_batch` is always a size: the windows of one forward pass on one rank.
+micro-batches over the ranks. `micro_batch` is always a size: the number of windows in one forward pass on one rank.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class BatchPlan:
     """The size of the global batch of every step.
 
     The size may change at a resume or during a batch-size warm-up. `points` holds these changes as (first step, first
-    sample, global batch), in order; the first one is (0, 0, …).
+    sample, global batch), in order. The first one is (0, 0, …).
     """
 
     points: tuple[tuple[int, int, int], ...]
@@ -37,23 +37,24 @@ class BatchPlan:
     def growing(cls, start: int, increment: int, global_batch: int, warmup_steps: int) -> BatchPlan:
         """Return a plan with a batch-size warm-up from `start` to `global_batch` in equal numbers of steps.
 
-        Each change adds `increment` (0: `start`). The full size is reached at step `warmup_steps`, or a few steps
-        earlier if the increments do not divide the steps. Raises `ConfigError` if the increments do not end at
-        `global_batch`, or if there are more increments than steps.
+        Each change adds `increment`, or `start` if `increment` is 0. The full size is reached at step `warmup_steps`,
+        or a few steps earlier if the increments do not divide the steps.
+
+        Raises `ConfigError` if the increments do not end at `global_batch`, or if there are more increments than steps.
         """
         increment = increment or start
         num_stages, rest = divmod(global_batch - start, increment)
         if rest or num_stages < 1:
             raise ConfigError(
-                f"train.batch_start: from {start} by train.batch_increment {increment} the batch never becomes "
-                f"train.global_batch ({global_batch}); choose an increment that divides {global_batch - start}"
+                f"train.batch_start: from {start} in steps of {increment} (train.batch_increment), the batch never "
+                f"reaches train.global_batch ({global_batch}); choose an increment that divides {global_batch - start}"
                 if global_batch > start
                 else f"train.batch_start: {start} must be below train.global_batch ({global_batch})"
             )
         if warmup_steps < num_stages:
             raise ConfigError(
-                f"train.batch_warmup_steps: {warmup_steps} is too few for {num_stages} increments of the batch; give "
-                f"at least {num_stages}, or a larger train.batch_increment"
+                f"train.batch_warmup_steps: {warmup_steps} is too few for {num_stages} increments of the batch; set "
+                f"it to at least {num_stages}, or raise train.batch_increment"
             )
         stage_steps = warmup_steps // num_stages
         points, sample = [], 0
@@ -69,14 +70,14 @@ class BatchPlan:
             assert next_step > step and next_sample == sample + (next_step - step) * batch, self.points
 
     def changed(self, step: int, global_batch: int) -> BatchPlan:
-        """Return this plan if it ends with `global_batch`, otherwise one with that constant size from `step` on."""
+        """Return this plan if its last size is `global_batch`, otherwise one with that size from `step` on."""
         if self.points[-1][2] == global_batch:
             return self
         kept = tuple(point for point in self.points if point[0] < step)
         return BatchPlan((*kept, (step, self.first_sample(step), global_batch)))
 
     def sizes(self, first_step: int = 0) -> list[int]:
-        """Return the sizes of the global batches from `first_step` on, in ascending order."""
+        """Return the distinct sizes of the global batches from `first_step` on, in ascending order."""
         ends = [point[0] for point in self.points[1:]]
         remaining = [batch for (_, _, batch), end in zip(self.points, ends, strict=False) if end > first_step]
         return sorted({*remaining, self.points[-1][2]})
@@ -93,12 +94,12 @@ class BatchPlan:
         return self._point(step)[2]
 
     def first_sample(self, step: int) -> int:
-        """Return the index of the first sample of a step, which is also the number of samples consumed before it."""
+        """Return the index of a step's first sample. It equals the number of samples consumed before the step."""
         first_step, first_sample, batch = self._point(step)
         return first_sample + (step - first_step) * batch
 
     def step_of(self, samples: ArrayLike) -> NDArray[np.int64]:
-        """Return the step of each sample index; same shape, int64."""
+        """Return the step of each sample index, in the same shape, int64."""
         indices = np.asarray(samples, dtype=np.int64)
         steps, firsts, batches = self._columns
         point = np.searchsorted(firsts, indices, side="right") - 1
@@ -128,16 +129,16 @@ class BatchSplit:
     world_size: int
 
     def accumulation(self, global_batch: int) -> int:
-        """Return the gradient accumulation steps for a global batch. Raises `ConfigError` if it does not divide."""
+        """Return the accumulation steps for a global batch. Raises `ConfigError` if it does not divide evenly."""
         return accumulation_steps(global_batch, self.micro_batch, self.world_size)
 
 
 def split_batch(plan: BatchPlan, micro_batch: int, world_size: int, first_step: int = 0) -> BatchSplit:
-    """Return the split of a plan's batches from `first_step` on. Raises `ConfigError` if one of them does not divide.
+    """Return the split of a plan's batches from `first_step` on. Raises `ConfigError` if one does not divide evenly.
 
-    With `micro_batch` 0 the plan's smallest batch takes one forward pass, without accumulation. So a run that resumes
+    If `micro_batch` is 0, the plan's smallest batch takes one forward pass, without accumulation. So a run that resumes
     during or after a batch-size warm-up has the micro-batches of an uninterrupted run. That is impossible if an earlier
-    part of the run had another number of ranks or another batch; then the smallest batch still to come is used.
+    part of the run had another number of ranks or another batch. In that case the smallest batch still to come is used.
     """
     remaining = plan.sizes(first_step)
     if not micro_batch:
@@ -151,7 +152,7 @@ def split_batch(plan: BatchPlan, micro_batch: int, world_size: int, first_step: 
 
 
 def accumulation_steps(global_batch: int, micro_batch: int, world_size: int) -> int:
-    """Return the micro-batches that each rank takes of a global batch. Raises `ConfigError` if it does not divide."""
+    """Return the micro-batches per rank in a global batch. Raises `ConfigError` if the batch does not divide evenly."""
     if global_batch % (micro_batch * world_size):
         raise ConfigError(
             f"train.global_batch: {global_batch} is not a multiple of train.micro_batch x ranks "
@@ -161,7 +162,7 @@ def accumulation_steps(global_batch: int, micro_batch: int, world_size: int) -> 
 
 
 def micro_batch_size(global_batch: int, world_size: int, accumulation: int) -> int:
-    """Return the windows of one micro-batch. Raises `ConfigError` if the global batch does not divide."""
+    """Return the number of windows in a micro-batch. Raises `ConfigError` if the batch does not divide evenly."""
     parts = world_size * accumulation
     if global_batch % parts:
         raise ConfigError(
@@ -174,11 +175,11 @@ def micro_batch_size(global_batch: int, world_size: int, accumulation: int) -> i
 def micro_batch_samples(
     plan: BatchPlan, step: int, micro_step: int, rank: int, world_size: int, accumulation: int
 ) -> NDArray[np.int64]:
-    """Return the sample indices of one rank's micro-batch number `micro_step` of a step, (samples,) int64.
+    """Return the sample indices of micro-batch `micro_step` of a step on one rank, (samples,) int64.
 
     Sample n of the global batch belongs to micro-batch n mod (ranks x accumulation), and micro-batch m to rank m mod
-    ranks. So rank r has exactly the samples n = r (mod ranks), and reads few streams. And the micro-batches of 2 ranks
-    x 1 accumulation step are those of 1 rank x 2.
+    ranks. So rank r has exactly the samples n = r (mod ranks), and reads few streams. The micro-batches are the same
+    for 2 ranks with 1 accumulation step as for 1 rank with 2.
     """
     size = micro_batch_size(plan.batch_of_step(step), world_size, accumulation)
     first = plan.first_sample(step) + micro_step * world_size + rank

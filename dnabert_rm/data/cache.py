@@ -14,12 +14,12 @@ from dnabert_rm.utils.files import atomic_file, sha256_of_file
 from dnabert_rm.utils.lock import LockHeldError, file_lock
 
 Fetch = Callable[[BinaryIO], None]
-"""Writes a shard's bytes to the given open file, from its current position on."""
+"""Function that writes a shard's bytes to the given open file, from its current position on."""
 GIGABYTE = 10**9
 
 
 class ShardCache:
-    """A folder of `SHA256.tar` files; the least recently used are evicted when space is needed.
+    """A folder of `SHA256.tar` files. The least recently used are evicted when space is needed.
 
     One process at a time fetches a shard. It writes to a temporary file, which is renamed when its size and SHA-256
     match the manifest. Space is reserved before the fetch, so the folder never exceeds `max_bytes`. File names are
@@ -35,11 +35,11 @@ class ShardCache:
             self._locks.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(
-                f"data.cache_dir {self.folder}: can't be created ({error}); name another folder"
+                f"data.cache_dir {self.folder}: can't be created ({error}); choose another folder"
             ) from None
 
     def path(self, info: ShardInfo) -> Path:
-        """Return the path that a shard has in the cache."""
+        """Return the path of a shard in the cache, whether or not it is there yet."""
         return self.folder / f"{info.sha256}.tar"
 
     def get(self, info: ShardInfo, fetch: Fetch) -> Path:
@@ -89,13 +89,13 @@ class ShardCache:
             if used + info.bytes > self.max_bytes:
                 raise ConfigError(
                     f"data.cache_gb {self.max_bytes / GIGABYTE:g}: no space for shard {info.name} of {info.bytes} "
-                    f"bytes beside the shards that are being fetched; raise --data.cache_gb"
+                    f"bytes while other shards are being fetched; raise --data.cache_gb"
                 )
             with open(temporary, "wb") as stream:
                 stream.truncate(info.bytes)
 
     def _files(self, pattern: str) -> list[tuple[float, int, Path]]:
-        """Return time of last use, size and path of matching files. Another process may remove some meanwhile."""
+        """Return last use, size and path of each matching file. Another process may remove files meanwhile."""
         found = []
         for path in self.folder.glob(pattern):
             with contextlib.suppress(FileNotFoundError):
@@ -104,15 +104,15 @@ class ShardCache:
         return found
 
     def _remove_abandoned(self) -> None:
-        """Remove partly fetched files of killed processes: those whose lock is free."""
+        """Remove partly fetched files that killed processes left, recognized by their free lock."""
         for temporary in self.folder.glob("*.tmp"):
             with contextlib.suppress(LockHeldError), self._locked(temporary.stem, wait=False):
                 temporary.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def _locked(self, name: str, *, wait: bool = True) -> Iterator[None]:
-        """Hold a lock between processes. Raises `LockHeldError` if `wait` is false and another process holds it."""
-        with file_lock(self._locks / name, wait=wait):
+        """Hold an inter-process lock. Raises `LockHeldError` if `wait` is false and another process holds it."""
+        with file_lock(self._locks / name, wait=wait, required=True):
             yield
 
 
@@ -120,6 +120,6 @@ def _check(path: Path, info: ShardInfo) -> None:
     """Raise `DataError` unless a fetched file has the size and checksum of the manifest."""
     size = path.stat().st_size
     if size != info.bytes:
-        raise DataError(f"received {size} bytes, the manifest says {info.bytes}")
+        raise DataError(f"received {size} bytes instead of the manifest's {info.bytes}")
     if sha256_of_file(path) != info.sha256:
-        raise DataError("the SHA-256 of the received file is not the manifest's")
+        raise DataError("the SHA-256 of the received file does not match the manifest")

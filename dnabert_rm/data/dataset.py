@@ -31,7 +31,7 @@ from dnabert_rm.utils.errors import ConfigError, DataError
 NUM_SPECIAL_PER_WINDOW = 2
 """[CLS] and [SEP]."""
 VALIDATION_SEED = 0
-"""Seed of held-out windows and their masks, so that runs with different seeds are scored on the same ones."""
+"""Fixed seed of held-out windows and their masks, so that runs with different seeds are scored on the same data."""
 _MAX_REPLACEMENT_TRIES = 100
 
 
@@ -55,9 +55,9 @@ def make_dataset(config: RunConfig) -> WindowDataset:
 
 
 def make_validation_dataset(config: RunConfig) -> WindowDataset | None:
-    """Return the held-out windows of a configuration: full length, forward strand, in an order that no seed changes.
+    """Return the held-out windows of a configuration: full length, forward strand, same order for every seed.
 
-    None if validation is off, or if no data set has a held-out segment that is long enough for a window.
+    Returns None if validation is off, or if no data set has a held-out segment long enough for a window.
     """
     data, validation = config.data, config.validation
     if not validation.every:
@@ -74,7 +74,7 @@ def _storage_settings(config: RunConfig) -> StorageSettings:
 
 
 def _has_window(path: str, settings: WindowSettings, storage: StorageSettings) -> bool:
-    """Return whether the split of a prepared folder has a segment that is long enough for a window."""
+    """Return whether the split of a prepared folder has a segment long enough for a window."""
     manifest = prepared_folder(path, storage).manifest()
     stride = 1 if settings.overlap else manifest.tokenizer.k or 1
     stored_tokens = (settings.window - NUM_SPECIAL_PER_WINDOW - 1) * stride + 1
@@ -88,7 +88,7 @@ def _has_window(path: str, settings: WindowSettings, storage: StorageSettings) -
 
 @dataclass(frozen=True)
 class WindowSettings:
-    """Settings for cutting windows from the stored segments; the fields are those of `[data]` in the configuration."""
+    """Settings for cutting windows from the stored segments. The fields match `[data]` in the configuration."""
 
     split: str = "train"
     window: int = 512
@@ -104,7 +104,7 @@ class WindowSettings:
 class WindowBatch:
     """Windows without special tokens: `samples` (B,) int64, `ids` (B, T) in the stored type.
 
-    `num_replaced` of them are replacement samples for windows of bad shards.
+    `num_replaced` of the windows are replacement samples for windows of bad shards.
     """
 
     samples: NDArray[np.int64]
@@ -113,7 +113,7 @@ class WindowBatch:
 
 
 class WindowDataset:
-    """Windows as a function of sample index and step, and of which shards are bad. Torch-free."""
+    """Windows as a function of the sample index, the step and the set of bad shards. Torch-free."""
 
     def __init__(
         self,
@@ -163,17 +163,18 @@ class WindowDataset:
         """Raise `ConfigError` for settings that do not fit the data or each other."""
         settings, names = self.settings, [str(folder) for folder in folders]
         if any(reader.manifest.tokenizer != self.tokenizer for reader in self.readers):
-            raise ConfigError(f"the data sets {names} have different tokenizers; build them alike")
+            raise ConfigError(f"the data sets {names} have different tokenizers; build them with the same one")
         if self.tokenizer.k is None and (not settings.overlap or settings.strand != "forward"):
             raise ConfigError(
-                "BPE shards have no non-overlapping and no reverse view; leave data.overlap and data.strand unset"
+                "BPE shards support neither non-overlapping tokens nor the reverse strand; leave data.overlap and "
+                "data.strand unset"
             )
         if settings.window <= NUM_SPECIAL_PER_WINDOW:
             raise ConfigError(f"data.window {settings.window} must hold [CLS], a token and [SEP]; raise --window")
         if settings.lengths not in LENGTHS:
             raise ConfigError(f"data.lengths {settings.lengths!r} must be one of {', '.join(LENGTHS)}")
         if settings.drop_to_multiple_of > 1 and len(names) > 1:
-            raise ConfigError("data.remainder drop: several data sets have no common end of an epoch; set it to wrap")
+            raise ConfigError("data.remainder drop: several data sets do not end an epoch together; set it to wrap")
 
     def _stored_tokens(self, num_tokens: int) -> int:
         """Return the number of stored tokens that a window of `num_tokens` tokens covers."""
@@ -181,16 +182,16 @@ class WindowDataset:
 
     @property
     def fingerprint(self) -> str:
-        """The data's fingerprint: that of the manifest, or those of all data sets joined by "+"."""
+        """The manifest's fingerprint, or the fingerprints of all data sets joined by "+"."""
         return "+".join(reader.manifest.fingerprint for reader in self.readers)
 
     @property
     def num_windows(self) -> int:
-        """Windows of one epoch over all data sets."""
+        """Number of windows in one epoch over all data sets."""
         return sum(sampler.num_windows for sampler in self.samplers)
 
     def tokens_of_step(self, step: int) -> int:
-        """Return the tokens of each window of a step, without [CLS] and [SEP]."""
+        """Return the number of tokens per window in a step, without [CLS] and [SEP]."""
         if self.settings.lengths == "full":
             return self.num_tokens
         return int(tokens_of_steps(self.seed, step, self.num_tokens))
@@ -205,7 +206,7 @@ class WindowDataset:
     def windows(self, samples: ArrayLike, step: int, found: Windows | None = None) -> WindowBatch:
         """Read the windows of sample indices (B,), all of one step.
 
-        `found` is `locate(samples)`, if it is known already.
+        Pass the result of `locate(samples)` as `found` if it is already known.
         """
         indices = np.asarray(samples, dtype=np.int64)
         found, num_tokens, is_replaced = self._resolve(indices, step, found)
@@ -216,7 +217,7 @@ class WindowDataset:
         for row, (source, shard, segment, start) in enumerate(rows):
             ids[row] = self.readers[source].tokens(shard, segment, start, start + stored_tokens, self.stride)
         if found.reverse.any():
-            # The first and last stored tokens of a window are both in it, so the stride and the flip commute.
+            # The stride keeps both the first and the last stored token, so it can be applied before the reversal.
             ids[found.reverse] = reverse_complement_ids(ids[found.reverse], int(self.tokenizer.k or 0))
         return WindowBatch(indices, ids, int(is_replaced.sum()))
 
@@ -249,7 +250,7 @@ class WindowDataset:
         return Windows(found.source, found.shard, found.segment, start, found.reverse), num_tokens, is_replaced
 
     def _replace_bad(self, samples: NDArray[np.int64], found: Windows) -> tuple[Windows, NDArray[np.bool_]]:
-        """Replace windows of bad shards by others of the same data set. Return the windows and which are replaced."""
+        """Replace windows of bad shards within their data set. Return all windows, and a mask of the replaced ones."""
         shards = list(zip(found.source.tolist(), found.shard.tolist(), strict=True))
         bad = {(source, shard) for source, shard in set(shards) if not self.readers[source].is_usable(shard)}
         is_bad = np.array([shard in bad for shard in shards]) if bad else np.zeros(len(shards), dtype=bool)
@@ -261,7 +262,7 @@ class WindowDataset:
         return Windows.concatenate([found[good_rows], *replacements])[original_order], is_bad
 
     def _replacement(self, sample: int, source: int) -> Windows:
-        """Return a random window of the data set, by the sample index; try again until its shard is good."""
+        """Return a random window of the data set, determined by the sample index. Retry until its shard is usable."""
         sampler = self.samplers[source]
         for attempt in itertools.count():
             bits = random.fold(random.fold(self._replacement_key, sample), attempt)
@@ -270,11 +271,11 @@ class WindowDataset:
                 return found
             if attempt == _MAX_REPLACEMENT_TRIES:
                 break
-        raise DataError(f"{self.readers[source].folder.shown}: hardly any shard can be read; copy or build them again")
+        raise DataError(f"{self.readers[source].folder.shown}: hardly any shard can be read; copy or build it again")
 
 
 def consumed_tokens(dataset: WindowDataset, plan: BatchPlan, step: int) -> int:
-    """Return the tokens in the windows of all steps before `step`, [CLS] and [SEP] included."""
+    """Return the number of tokens in the windows of all steps before `step`, [CLS] and [SEP] included."""
     if dataset.settings.lengths == "full":
         return plan.first_sample(step) * dataset.settings.window
     steps = np.arange(step + 1)

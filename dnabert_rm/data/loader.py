@@ -18,21 +18,21 @@ from dnabert_rm.utils.errors import UserError
 
 Collate = Callable[[tuple[NDArray[np.int64], NDArray]], dict[str, Any]]
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-"""Signals that request a rank to stop."""
+"""Signals that ask a rank to stop."""
 LOCATED_AHEAD = 4096
-"""Samples that a worker locates at once, because `locate` has a cost per call and hardly any per sample."""
+"""Number of samples that a worker locates at once, because `locate` costs time per call and little per sample."""
 
 
 class MicroBatchSampler:
     """Sample indices of each micro-batch of one rank, from `first_step` to `last_step` (exclusive).
 
-    Every micro-batch has `micro_batch` windows. How many make a step follows from the global batch of that step.
+    Every micro-batch has `micro_batch` windows. A step's global batch determines its number of micro-batches.
     """
 
     def __init__(
         self, plan: BatchPlan, first_step: int, last_step: int, rank: int, world_size: int, micro_batch: int
     ) -> None:
-        """Raises `ConfigError` if a global batch of the plan is not a multiple of `world_size` x `micro_batch`."""
+        """Raise `ConfigError` if a global batch of the plan is not a multiple of `world_size` x `micro_batch`."""
         self.plan = plan
         self.first_step = first_step
         self.last_step = max(first_step, last_step)
@@ -43,7 +43,7 @@ class MicroBatchSampler:
         range_starts = [first_step, *(step for step, _, _ in plan.points if first_step < step < last_step)]
         self._range_starts = np.array(range_starts)
         self._accumulation = np.array([self.accumulation(step) for step in range_starts])
-        # Number of the first micro-batch of each range, and of the end.
+        # Index of the first micro-batch of each range, then the total number of micro-batches.
         range_steps = np.diff([*range_starts, self.last_step])
         self._first_numbers = np.concatenate([[0], np.cumsum(range_steps * self._accumulation)])
 
@@ -59,7 +59,7 @@ class MicroBatchSampler:
         return int(self._first_numbers[-1])
 
     def __getitem__(self, number: int) -> NDArray[np.int64]:
-        """Return the sample indices of a micro-batch, (micro_batch,) int64, numbered from `first_step` on."""
+        """Return the sample indices of a micro-batch, (micro_batch,) int64. Number 0 is the first of `first_step`."""
         step, micro_step, accumulation = self._position(number)
         return micro_batch_samples(self.plan, step, micro_step, self.rank, self.world_size, accumulation)
 
@@ -76,9 +76,9 @@ class MicroBatchSampler:
 
 
 class _BatchDataset:
-    """The map-style dataset of the worker processes: number of a micro-batch in, collated batch out.
+    """Map-style dataset for the worker processes: maps the number of a micro-batch to its collated batch.
 
-    The batch depends only on the number.
+    The batch depends only on that number.
     """
 
     def __init__(self, dataset: WindowDataset, collate: Collate, sampler: MicroBatchSampler) -> None:
@@ -91,7 +91,7 @@ class _BatchDataset:
         return len(self._sampler)
 
     def __getitem__(self, number: int) -> dict[str, Any] | UserError:
-        """Return the batch, or the user's error: if it were raised here, PyTorch would wrap it in a traceback."""
+        """Return the batch, or a `UserError` as a value: PyTorch would wrap a raised one in a traceback."""
         samples, found = self._locate(number)
         try:
             windows: WindowBatch = self._dataset.windows(samples, self._sampler.step_of(number), found)
@@ -102,7 +102,7 @@ class _BatchDataset:
         return {**batch, "num_replaced": torch.from_numpy(np.array(windows.num_replaced))}
 
     def _locate(self, number: int) -> tuple[NDArray[np.int64], Windows]:
-        """Return the samples of a micro-batch and their windows; locate those that this worker loads next as well."""
+        """Return the samples of a micro-batch and their windows. Locate this worker's next micro-batches as well."""
         if number not in self._ahead:
             worker = get_worker_info()
             numbers = range(number, len(self), worker.num_workers if worker else 1)
@@ -134,7 +134,7 @@ class Loader:
             yield batch
 
     def _start(self) -> Iterator[Any]:
-        """Start the workers, with stop signals blocked from the start if `prepare_worker` handles them."""
+        """Start the workers. If `prepare_worker` is set, they start with stop signals blocked."""
         blocked = STOP_SIGNALS if self._batches.worker_init_fn else ()
         before = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
         try:
@@ -153,7 +153,7 @@ def make_loader(
     pin_memory: bool = False,
     prepare_worker: Callable[[int], None] | None = None,
 ) -> Loader:
-    """Return the loader of one rank. Starting at a step is a seek: nothing before it is read.
+    """Return the loader of one rank. It seeks to its first step and reads nothing before it.
 
     Args:
         dataset: The windows.
@@ -162,10 +162,10 @@ def make_loader(
         num_workers: Worker processes; 0 loads in this process.
         prefetch: Batches that each worker keeps ready.
         pin_memory: Whether batches are copied to pinned memory.
-        prepare_worker: Called with the worker's number, first of all in each worker process. The process starts with
+        prepare_worker: Called first in each worker process, with the worker's index. The process starts with
             `STOP_SIGNALS` blocked.
 
-    The loader adds `num_replaced` to each batch, a scalar int64: the number of replacement samples for bad shards.
+    The loader adds `num_replaced` to each batch: the number of replacement samples for bad shards, a scalar int64.
     """
     batches: DataLoader[Any] = DataLoader(
         _BatchDataset(dataset, collate, sampler),  # type: ignore[arg-type]  # has all the methods that are called

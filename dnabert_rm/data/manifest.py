@@ -1,4 +1,4 @@
-"""The format of a prepared folder: `manifest.json`, the names of shard members, the data's fingerprint.
+"""The format of a prepared folder: `manifest.json`, the names of shard members and the data's fingerprint.
 
 A prepared folder holds `manifest.json` and the shards that it names. A shard is a tar, written by webdataset, with two
 members per segment: `KEY.ids.npy` (1-D uint16 or uint32 token ids) and `KEY.json` (`genome, contig, start, end, split`;
@@ -30,7 +30,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class TokenizerInfo:
-    """The meaning of the ids. `kind` is "kmer" or "bpe"; the file of a BPE model is in the folder, named `model`."""
+    """The tokenizer of the ids. `kind` is "kmer" or "bpe". `model` is the name of a BPE model file in the folder."""
 
     kind: str
     vocab_size: int
@@ -52,7 +52,7 @@ class SourceInfo:
 
 @dataclass(frozen=True)
 class ContigInfo:
-    """One FASTA record: `length` in bases, `tokens` stored, and bases `left_out` by reason."""
+    """One FASTA record: its `length` in bases, the number of stored `tokens`, and the bases `left_out` by reason."""
 
     genome: str
     contig: str
@@ -63,7 +63,7 @@ class ContigInfo:
 
 @dataclass(frozen=True)
 class ShardInfo:
-    """One shard: its split, size, checksum, and the tokens of each segment in order."""
+    """One shard: its split, size, checksum, and the number of tokens in each segment, in order."""
 
     name: str
     split: str
@@ -73,13 +73,13 @@ class ShardInfo:
 
     @property
     def tokens(self) -> int:
-        """Tokens in the whole shard."""
+        """Number of tokens in the whole shard."""
         return sum(self.segments)
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """The content of `manifest.json`; `options` are the build options that change the shards' bytes."""
+    """The content of `manifest.json`. `options` are the build options that change the shards' bytes."""
 
     tokenizer: TokenizerInfo
     sources: list[SourceInfo]
@@ -88,7 +88,7 @@ class Manifest:
     options: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> str:
-        """Return the manifest's text. The same content gives the same bytes."""
+        """Return the manifest as JSON text. The same content gives the same bytes."""
         content = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(self)}
         return json.dumps(content, indent=1, sort_keys=True) + "\n"
 
@@ -114,7 +114,7 @@ def segment_keys(start: int = 0) -> Iterator[str]:
 
 
 def load_manifest(folder: str | os.PathLike[str]) -> Manifest:
-    """Read and check `folder/manifest.json`. Raises `DataError` that names the fault.
+    """Read and check `folder/manifest.json`. Raises a `DataError` that names the fault.
 
     Shard names must be plain file names, so a manifest can't point outside its folder.
     """
@@ -165,7 +165,7 @@ def _check_tokenizer(tokenizer: TokenizerInfo) -> None:
         if tokenizer.base_order != BASE_ORDER or not isinstance(tokenizer.k, int) or not 3 <= tokenizer.k <= 8:
             raise ValueError("a k-mer tokenizer needs k from 3 to 8 and the base order ATCG")
         if tokenizer.vocab_size != vocab_size(tokenizer.k):
-            raise ValueError(f"vocab_size {tokenizer.vocab_size} is not that of {tokenizer.k}-mers")
+            raise ValueError(f"vocab_size {tokenizer.vocab_size} does not match {tokenizer.k}-mers")
     if tokenizer.model is not None and Path(tokenizer.model).name != tokenizer.model:
         raise ValueError("the tokenizer's model must be a plain file name")
 

@@ -5,8 +5,8 @@ every rank, worker and run computes the same order. `EpochSampler` orders one da
 
 1. Cut. A segment of L tokens gives round(L / F) windows of F tokens, by stratified jitter. The segment is divided into
    equal strata, and window t is centred on a uniform token of stratum t, then clipped to the segment. So all tokens in
-   the middle of a segment are seen equally often. Tokens within one window of an end are seen as often on average:
-   the outermost half as often, those further in up to 1.5 times as often.
+   the middle of a segment are seen equally often. Within one window of an end, only the average is the same. There,
+   the outermost tokens are seen half as often, and those further in up to 1.5 times as often.
 2. Shuffle. Shards are shuffled, and segments within their shard. The windows in that order are cut into `num_streams`
    contiguous ranges, which are assigned to the streams at random. Each stream is shuffled within blocks of
    `block_windows` windows.
@@ -43,9 +43,9 @@ SHORTEST_TOKENS = 5
 
 @dataclass(frozen=True)
 class Windows:
-    """Positions of N windows in the stored data; arrays of shape (N,), int64 and bool.
+    """Positions of N windows in the stored data. Arrays of shape (N,), int64 and bool.
 
-    `source` is the number of the data set, `shard` that of the shard in the split, and `segment` that of the segment
+    `source` is the index of the data set. `shard` is the shard's index in the split, and `segment` the segment's index
     in the shard. `start` is in stored (overlapping) tokens. `reverse` is true if the reverse strand is read.
     """
 
@@ -77,7 +77,7 @@ class Sampler(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class _Segments:
-    """The segments that are long enough for a window, numbered over the split; arrays of shape (S,), int64."""
+    """The segments that are long enough for a window, numbered over the split. Arrays of shape (S,), int64."""
 
     shard: NDArray[np.int64]
     index: NDArray[np.int64]
@@ -90,8 +90,8 @@ class _Segments:
 class _Epoch:
     """Shuffle of one epoch.
 
-    `segments` (S,) is their order, `window_ends` (S,) the number of windows up to the end of each, and `stream_starts`
-    (num_streams,) the first window of each stream.
+    `segments` (S,) holds the segment indices in shuffled order, and `window_ends` (S,) the number of windows up to the
+    end of each. `stream_starts` (num_streams,) holds the first window of each stream.
     """
 
     segments: NDArray[np.int64]
@@ -114,19 +114,20 @@ class EpochSampler:
         drop_to_multiple_of: int = 1,
         source: int = 0,
     ) -> None:
-        """Number the windows of all segments. Raises `ConfigError` if no window fits.
+        """Count the windows of all segments. Raises `ConfigError` if no window fits.
 
         Args:
-            shard_segments: Tokens of each segment of each shard.
-            stored_tokens: Stored tokens that one window covers: its length, or (length - 1) * k + 1 for non-overlapping
-                tokens.
+            shard_segments: Number of tokens in each segment, per shard.
+            stored_tokens: Number of stored tokens that one window covers. This is its length, or (length - 1) * k + 1
+                for non-overlapping tokens.
             seed: Seed of the shuffles.
             strand: "forward", "random" (reverse for half of the windows) or "both" (each window twice per epoch).
-            num_streams: Streams that the windows are divided into.
-            block_windows: Windows that are shuffled together within a stream.
-            drop_to_multiple_of: 1 keeps every window, so a batch may continue into the next epoch. A global batch size
-                drops the windows that do not fill a batch.
-            source: Number of the data set.
+            num_streams: Number of streams that the windows are divided into.
+            block_windows: Number of windows that are shuffled together within a stream.
+            drop_to_multiple_of: Drop trailing windows so that the number per epoch is a multiple of this. Pass the
+                global batch size to drop the last partial batch. 1 keeps every window, so a batch may continue into
+                the next epoch.
+            source: Index of the data set.
         """
         if strand not in STRANDS:
             raise ConfigError(f"data.strand {strand!r} must be one of {', '.join(STRANDS)}")
@@ -153,7 +154,7 @@ class EpochSampler:
         self._epochs: dict[int, _Epoch] = {}
 
     def locate(self, samples: ArrayLike) -> Windows:
-        """Return the windows of sample indices n >= 0; shape (N,) in, arrays of shape (N,) out."""
+        """Return the windows of sample indices n >= 0, (N,), as arrays of shape (N,)."""
         samples = np.asarray(samples, dtype=np.int64).reshape(-1)
         epochs, positions = np.divmod(samples, self.epoch_samples)
         numbers = self._window_numbers(epochs, positions)
@@ -169,7 +170,7 @@ class EpochSampler:
         return Windows(np.full(len(samples), self.source), table.shard[segments], table.index[segments], start, reverse)
 
     def _window_numbers(self, epochs: NDArray[np.int64], positions: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Map positions in the epoch to numbers of windows, which are counted before the shuffle within streams."""
+        """Map positions in the epoch to window numbers. Windows are numbered before the shuffle within streams."""
         rows, streams = np.divmod(positions, self.num_streams)
         stream_sizes = self._stream_sizes[streams]
         blocks, offsets = np.divmod(rows, self.block_windows)
@@ -182,7 +183,7 @@ class EpochSampler:
 
     def _epoch(self, epoch: int) -> _Epoch:
         if epoch not in self._epochs:
-            # A batch spans at most two epochs, so two are kept. A plain dictionary, unlike a cache, can be pickled.
+            # A batch spans at most two epochs, so keep two. A plain dictionary can be pickled, but a cache can't.
             kept = list(self._epochs.items())[-1:]
             self._epochs = {**dict(kept), epoch: self._make_epoch(epoch)}
         return self._epochs[epoch]
@@ -199,7 +200,7 @@ class EpochSampler:
     def _segments_and_strata(
         self, epochs: NDArray[np.int64], numbers: NDArray[np.int64]
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the segment of each window and the number of its stratum in the segment."""
+        """Return the segment of each window and the index of its stratum in the segment."""
         segments, strata = np.empty_like(numbers), np.empty_like(numbers)
         for epoch in np.unique(epochs):
             table, rows = self._epoch(int(epoch)), epochs == epoch
@@ -211,7 +212,7 @@ class EpochSampler:
     def _start(
         self, epochs: NDArray[np.int64], segments: NDArray[np.int64], strata: NDArray[np.int64]
     ) -> NDArray[np.int64]:
-        """Return the first stored token of each window: centred on a uniform token of its stratum, then clipped.
+        """Return the first stored token of each window. It is centred on a uniform token of its stratum, then clipped.
 
         Strata hold whole tokens and are longer than half a window. So at most one window is clipped at each end of a
         segment, and no two windows of an epoch are equal.
@@ -224,7 +225,7 @@ class EpochSampler:
 
 
 def _long_segments(shard_segments: Sequence[Sequence[int]], stored_tokens: int) -> tuple[_Segments, int, int]:
-    """Return the segments of at least `stored_tokens` tokens, and the number and tokens of the shorter ones."""
+    """Return the segments of at least `stored_tokens` tokens, the number of shorter segments, and their tokens."""
     counts = [len(lengths) for lengths in shard_segments]
     shard = np.repeat(np.arange(len(counts)), counts)
     index = np.concatenate([np.arange(count) for count in counts]) if counts else np.zeros(0)
@@ -245,14 +246,14 @@ def _long_segments(shard_segments: Sequence[Sequence[int]], stored_tokens: int) 
 
 
 class MixtureSampler:
-    """Assigns samples to data sets by weight; each data set keeps its own order.
+    """Sampler that assigns samples to data sets by weight. Each data set keeps its own order.
 
     Samples come in cycles of `CYCLE`. After c whole cycles every data set has had its exact share of c * `CYCLE`
     samples, rounded to whole samples. Within a cycle the data sets are shuffled.
     """
 
     def __init__(self, samplers: Sequence[EpochSampler], weights: Sequence[float], seed: int) -> None:
-        """Raises `ConfigError` unless there is one positive weight for each data set."""
+        """Raise `ConfigError` unless there is one positive weight for each data set."""
         if len(weights) != len(samplers) or not all(0 < weight < math.inf for weight in weights):
             raise ConfigError(
                 f"data.weights {list(weights)} must hold one positive number for each of {len(samplers)} data sets"
@@ -263,7 +264,7 @@ class MixtureSampler:
         self._key = random.key(seed, "mixture")
 
     def locate(self, samples: ArrayLike) -> Windows:
-        """Return the windows of sample indices, in the order given; `source` is the number of the data set."""
+        """Return the windows of sample indices, in the order given. `source` is the index of the data set."""
         sets, indices = self.assign(samples)
         parts = [(np.flatnonzero(sets == number), sampler) for number, sampler in enumerate(self._samplers)]
         found = [(rows, sampler.locate(indices[rows])) for rows, sampler in parts if len(rows)]
@@ -282,7 +283,7 @@ class MixtureSampler:
         return sets, np.diff(before)[rows, sets] + slots - first_slot
 
     def _quota_ends(self, cycles: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the samples that data sets 0 … d - 1 have together after whole cycles: (N, D + 1), rounded."""
+        """Return the total number of samples of data sets 0 … d - 1 after whole cycles, rounded, (N, D + 1)."""
         return np.rint(cycles[:, None] * (self._cumulative * CYCLE)).astype(np.int64)
 
 
@@ -330,7 +331,7 @@ def _feistel(
 
 
 def tokens_of_steps(seed: int, steps: ArrayLike, full_tokens: int) -> NDArray[np.int64]:
-    """Return the tokens per window of each step under `data.lengths` "random"; shape of `steps`, int64.
+    """Return the number of tokens per window in each step for `data.lengths` "random", in the shape of `steps`, int64.
 
     Half of the steps have `full_tokens`, the others a length uniform over 5 … `full_tokens` (DNABERT's rule). All
     windows of a step have the same length, so padding is never needed.
@@ -342,6 +343,6 @@ def tokens_of_steps(seed: int, steps: ArrayLike, full_tokens: int) -> NDArray[np
 
 
 def crop_offsets(seed: int, samples: ArrayLike, full_tokens: int, num_tokens: int) -> NDArray[np.int64]:
-    """Return the first token of each shortened window within the full one, uniform; shape of `samples`, int64."""
+    """Return a uniform random start of each shortened window within the full one, in the shape of `samples`, int64."""
     bits = random.fold(random.key(seed, "crop"), samples)
     return random.below(bits, full_tokens - num_tokens + 1)

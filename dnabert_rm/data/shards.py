@@ -35,14 +35,14 @@ _BLOCK_BYTES = 512
 _NPY_PREFIX_BYTES = 10
 """Magic string, version and length of the header in a `.npy` file of version 1.0."""
 _PARSE_ERRORS = (ValueError, RecursionError, MemoryError)
-"""Exceptions of parsing arbitrary bytes."""
+"""Exceptions that parsing arbitrary bytes can raise."""
 
 
 # The tar and the array headers
 
 
 class _Member(NamedTuple):
-    """One file in the tar; its contents are the bytes `first` … `end - 1` of the shard."""
+    """One file in the tar. Its contents are the bytes `first` … `end - 1` of the shard."""
 
     name: str
     first: int
@@ -50,7 +50,7 @@ class _Member(NamedTuple):
 
 
 class _NpyHeader(NamedTuple):
-    """Header of a `.npy` file; the numbers begin at byte `offset`."""
+    """Header of a `.npy` file. The array data begin at byte `offset`."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -67,7 +67,7 @@ def _members(view: memoryview) -> Iterator[_Member]:
 
     Shards are ustar files of regular members with short names. So a member is one block that holds its name and size,
     followed by its contents in whole blocks. The standard `tarfile` takes ten times as long. Extended headers are
-    skipped: some writers store a time of modification there, and nothing here depends on it.
+    skipped: some writers store the modification time there, and nothing here depends on it.
     """
     offset = 0
     while offset < len(view) and any(block := bytes(view[offset : offset + _BLOCK_BYTES])):
@@ -76,29 +76,29 @@ def _members(view: memoryview) -> Iterator[_Member]:
         has_name_prefix = block[345:346] != b"\0"
         is_size_octal = size and not size.strip(b"01234567")
         if block[257:262] != b"ustar" or kind not in (b"0", b"x", b"g") or has_name_prefix or not is_size_octal:
-            raise ValueError(f"member {name!r} is no plain file of a shard")
+            raise ValueError(f"member {name!r} is not a plain file")
         first = offset + _BLOCK_BYTES
         end = first + int(size, 8)
         if end > len(view):
-            raise ValueError(f"member {name!r} is cut short")
+            raise ValueError(f"member {name!r} is truncated")
         if kind == b"0":
             yield _Member(name, first, end)
         offset = -(-end // _BLOCK_BYTES) * _BLOCK_BYTES
 
 
 def _npy_header(data: memoryview) -> _NpyHeader:
-    """Parse the header of a `.npy` file. Raise one of `_PARSE_ERRORS` if it has none, or not version 1.0."""
+    """Parse the header of a `.npy` file. Raise one of `_PARSE_ERRORS` if it is missing or not version 1.0."""
     header_bytes = int.from_bytes(data[_NPY_PREFIX_BYTES - 2 : _NPY_PREFIX_BYTES], "little")
     return _parse_npy_header(bytes(data[: _NPY_PREFIX_BYTES + header_bytes]))
 
 
 @lru_cache(maxsize=1024)
 def _parse_npy_header(header: bytes) -> _NpyHeader:
-    """Cached, because parsing is slow and most segments of a shard have the same length."""
+    """Parse a header. Cached, because parsing is slow and most segments of a shard have the same length."""
     stream = io.BytesIO(header)
     version = np.lib.format.read_magic(stream)
     if version != (1, 0):
-        raise ValueError(f"version {version} of .npy, not (1, 0)")
+        raise ValueError(f".npy version {version} instead of (1, 0)")
     shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
     return _NpyHeader(shape, dtype, stream.tell())
 
@@ -110,7 +110,7 @@ def _parse_npy_header(header: bytes) -> _NpyHeader:
 class ShardIndex:
     """Byte positions of a shard's segments.
 
-    `ids` (S,) int64 holds the offset of the first token; `metas` (S, 2) int64 the offset and size of the JSON member.
+    `ids` (S,) int64 are the offsets of the first tokens. `metas` (S, 2) int64 are offset and size of the JSON members.
     """
 
     dtype: np.dtype
@@ -119,7 +119,7 @@ class ShardIndex:
 
 
 class ShardFile:
-    """A checked shard. Callers bound the memory maps of a process with `map` and `unmap`."""
+    """A checked shard. Callers limit the number of memory maps with `map` and `unmap`."""
 
     def __init__(self, path: Path, index: ShardIndex) -> None:
         self.path = path
@@ -133,7 +133,7 @@ class ShardFile:
 
     @property
     def is_mapped(self) -> bool:
-        """Whether the file is mapped; if not, each read opens it."""
+        """Whether the file is mapped. If not, each read opens it."""
         return self._words is not None
 
     def map(self) -> None:
@@ -173,14 +173,14 @@ class ShardFile:
 def open_shard(path: Path, info: ShardInfo, vocab_size: int) -> ShardFile:
     """Check one shard against its manifest entry and index it.
 
-    Raises `FileNotFoundError`, or `DataError` that names the shard and the fault.
+    Raises `FileNotFoundError`, or a `DataError` that names the shard and the fault.
     """
     try:
         size = path.stat().st_size
         if size != info.bytes:
-            raise DataError(f"{path}: has {size} bytes, the manifest says {info.bytes}; {ADVICE}")
+            raise DataError(f"{path}: has {size} bytes instead of the manifest's {info.bytes}; {ADVICE}")
         if sha256_of_file(path) != info.sha256:
-            raise DataError(f"{path}: is damaged (its SHA-256 is not the manifest's); {ADVICE}")
+            raise DataError(f"{path}: is damaged (its SHA-256 does not match the manifest); {ADVICE}")
         index, lengths = _index_members(_map_file(path))
         shard = ShardFile(path, index)
         shard.map()
@@ -189,13 +189,13 @@ def open_shard(path: Path, info: ShardInfo, vocab_size: int) -> ShardFile:
     except (OSError, *_PARSE_ERRORS) as error:
         raise DataError(f"{path}: can't be read as a shard ({error}); {ADVICE}") from None
     if lengths != info.segments:
-        raise DataError(f"{path}: its segments are not those of the manifest; {ADVICE}")
+        raise DataError(f"{path}: its segments do not match the manifest; {ADVICE}")
     _check_ids(shard, lengths, vocab_size)
     return shard
 
 
 def _index_members(view: memoryview) -> tuple[ShardIndex, list[int]]:
-    """Return the index of a shard and the tokens of each segment. Raise `ValueError` at an unexpected member."""
+    """Return a shard's index and the number of tokens per segment. Raise `ValueError` at an unexpected member."""
     ids: list[int] = []
     lengths: list[int] = []
     metas: list[tuple[int, int]] = []
@@ -204,7 +204,7 @@ def _index_members(view: memoryview) -> tuple[ShardIndex, list[int]]:
     for member in _members(view):
         name = _MEMBER.fullmatch(member.name)
         if not name:
-            raise ValueError(f"member {member.name!r} is no plain KEY.ids.npy or KEY.json")
+            raise ValueError(f"member {member.name!r} is neither KEY.ids.npy nor KEY.json")
         keys[name[2]].append(name[1])
         if name[2] == "json":
             metas.append((member.first, member.end - member.first))
@@ -214,33 +214,33 @@ def _index_members(view: memoryview) -> tuple[ShardIndex, list[int]]:
         lengths.append(header.shape[0])
         dtypes.add(header.dtype)
     if keys["ids.npy"] != keys["json"] or len(dtypes) != 1:
-        raise ValueError("every segment needs one KEY.ids.npy, all of one type, and one KEY.json, in one order")
+        raise ValueError("every segment needs KEY.ids.npy and KEY.json, in the same order, with ids of one dtype")
     return ShardIndex(dtypes.pop(), np.array(ids, dtype=np.int64), np.array(metas, dtype=np.int64)), lengths
 
 
 def _id_array_header(member: _Member, view: memoryview) -> _NpyHeader:
     """Return the header of an id array, checked so that the array can be used in place.
 
-    Only two types of integers are accepted, so an array of objects, which would be a pickle, is refused here.
+    Only two integer dtypes are accepted. So object arrays, which would have to be unpickled, are rejected.
     """
     header = _npy_header(view[member.first : member.end])
     shape, dtype = header.shape, header.dtype
     if len(shape) != 1 or dtype not in (np.uint16, np.uint32):
         raise ValueError(f"{member.name} holds {dtype} of shape {shape}, not 1-D uint16 or uint32")
     if header.offset + shape[0] * dtype.itemsize != member.end - member.first:
-        raise ValueError(f"{member.name} is cut short")
+        raise ValueError(f"{member.name} is truncated")
     if (member.first + header.offset) % dtype.itemsize:
-        raise ValueError(f"{member.name} has ids that are not aligned")
+        raise ValueError(f"{member.name} has misaligned ids")
     return header
 
 
 def _check_ids(shard: ShardFile, lengths: list[int], vocab_size: int) -> None:
-    """Raise `DataError` if an id has no embedding in the model: on a GPU that would abort the process."""
+    """Raise `DataError` if an id is outside the vocabulary, because on a GPU it would abort the process."""
     for segment, length in enumerate(lengths):
         largest = int(shard.tokens(segment, 0, length).max())
         if largest >= vocab_size:
             raise DataError(
-                f"{shard.path}: segment {segment} has the id {largest}, the vocabulary ends at {vocab_size - 1}; "
+                f"{shard.path}: segment {segment} has the id {largest}, but the vocabulary ends at {vocab_size - 1}; "
                 f"{ADVICE}"
             )
 
@@ -257,11 +257,13 @@ def read_segments(path: Path) -> Iterator[tuple[str, Meta, NDArray]]:
     for name, data in members:
         key, _, kind = name.partition(".")
         if kind != "ids.npy":
-            raise DataError(f"{path}: member {name!r}, but KEY.ids.npy is expected")
+            raise DataError(f"{path}: found member {name!r} instead of KEY.ids.npy; build the data again")
         ids = _ids(path, name, data)
         name, data = next(members, ("nothing", memoryview(b"")))
         if name != f"{key}.json":
-            raise DataError(f"{path}: member {name!r} follows {key}.ids.npy, but {key}.json is expected")
+            raise DataError(
+                f"{path}: found member {name!r} after {key}.ids.npy instead of {key}.json; build the data again"
+            )
         yield key, _meta(path, name, data), ids
 
 
@@ -271,7 +273,7 @@ def read_metas(path: Path) -> list[Meta]:
 
 
 def _contents(path: Path) -> Iterator[tuple[str, memoryview]]:
-    """Yield the name and contents of each member; the contents are views of the mapped file."""
+    """Yield the name and contents of each member. The contents are views of the mapped file."""
     try:
         view = _map_file(path)
     except (OSError, ValueError) as error:
@@ -284,14 +286,14 @@ def _contents(path: Path) -> Iterator[tuple[str, memoryview]]:
 
 
 def _ids(path: Path, name: str, data: memoryview) -> NDArray:
-    """Return the array in a `.npy` member without copying it. Only 1-D unsigned integers are accepted, so no pickle."""
+    """Return the array in a `.npy` member without copying it. Only 1-D unsigned integers are accepted."""
     try:
         header = _npy_header(data)
     except _PARSE_ERRORS as error:
-        raise DataError(f"{path}: {name} is no NumPy array ({error})") from None
+        raise DataError(f"{path}: {name} is not a NumPy array ({error}); build the data again") from None
     num_bytes = len(data) - header.offset
     if len(header.shape) != 1 or header.dtype.kind != "u" or num_bytes != header.shape[0] * header.dtype.itemsize:
-        raise DataError(f"{path}: {name} is no 1-D array of unsigned integers")
+        raise DataError(f"{path}: {name} is not a 1-D array of unsigned integers; build the data again")
     return np.frombuffer(data, dtype=header.dtype, offset=header.offset)
 
 
@@ -302,5 +304,5 @@ def _meta(path: Path, name: str, data: memoryview) -> Meta:
     except (ValueError, KeyError, TypeError):
         is_valid = False
     if not is_valid:
-        raise DataError(f"{path}: {name} is no object with {', '.join(_META_FIELDS)}")
+        raise DataError(f"{path}: {name} is not an object with {', '.join(_META_FIELDS)}; build the data again")
     return meta

@@ -1,4 +1,4 @@
-"""Reader of one split of a prepared folder: which shards are open, and what to do about a bad one."""
+"""Reader of one split of a prepared folder: opens, checks and maps its shards, and handles bad ones."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ _NUM_REFETCHES = 3
 
 
 class SplitReader:
-    """Stored tokens of one split of a prepared folder, by shard and segment number.
+    """Stored tokens of one split of a prepared folder, by shard and segment index.
 
     A process checks a shard when it first opens it: size, SHA-256, segments and ids.
 
     Shards on a local disk are memory-mapped, at most `MAX_MAPPED` at a time. The maps use page cache, which workers
     share and the system can reclaim. Each shard seen so far also takes 24 bytes per segment.
 
-    Shards in the cache of a remote folder are opened for each read instead, because a map would keep the disk space
-    of an evicted file in use. A shard that was evicted is fetched again.
+    Shards of a remote folder are in the cache, and opened for each read instead. A map would keep the disk space of an
+    evicted file in use. An evicted shard is fetched again.
     """
 
     def __init__(self, folder: str | Path, split: str, storage: StorageSettings | None = None) -> None:
@@ -52,13 +52,13 @@ class SplitReader:
 
     @property
     def shard_segments(self) -> list[list[int]]:
-        """Tokens of each segment of each shard: the input of `EpochSampler`."""
+        """Number of tokens in each segment, per shard: the input of `EpochSampler`."""
         return [shard.segments for shard in self.shards]
 
     def is_usable(self, number: int) -> bool:
         """Return whether a shard can be read.
 
-        With `on_bad_shard` "skip" a bad shard is logged once and stays unusable; otherwise its `DataError` is raised.
+        If `on_bad_shard` is "skip", a bad shard is logged once and stays unusable. Otherwise its `DataError` is raised.
         """
         if number in self._mapped:
             return True
@@ -85,8 +85,8 @@ class SplitReader:
     def coordinates(self, shard: int, segment: int, start: int, stored_tokens: int) -> dict[str, Any]:
         """Return `genome`, `contig`, `start`, `end` and `strand` of the stored tokens from `start` on.
 
-        Start and end are bases of the forward strand, half-open. BPE tokens have no fixed length, so for them the
-        coordinates are those of the whole segment.
+        Start and end are bases of the forward strand, half-open. BPE tokens have no fixed length, so their coordinates
+        cover the whole segment.
         """
         meta = self._read(shard, "meta", segment)
         coordinates = {name: meta[name] for name in ("genome", "contig", "start", "end")}
@@ -96,7 +96,7 @@ class SplitReader:
         return {**coordinates, "strand": meta.get("strand", "+")}
 
     def _read(self, number: int, method: str, *args: int) -> Any:
-        """Call a method of a shard, which is fetched again if it was evicted from the cache."""
+        """Call a method of a shard. Fetch the shard again first if it was evicted from the cache."""
         for _ in range(_NUM_REFETCHES):
             shard = self._shard(number)
             try:
@@ -107,7 +107,7 @@ class SplitReader:
         raise DataError(f"{self.folder.shown}: shard {info.name} does not stay in the cache; raise --data.cache_gb")
 
     def _shard(self, number: int) -> ShardFile:
-        """Return a shard: checked at its first use in this process, and mapped if it is local."""
+        """Return a shard. It is checked at its first use in this process, and mapped if it is local."""
         if number not in self._known:
             self._known[number] = self._open(number)
         shard = self._known[number]
@@ -126,7 +126,7 @@ class SplitReader:
                 shard = open_shard(path, info, self.manifest.tokenizer.vocab_size)
                 break
             except (DataError, FileNotFoundError) as error:
-                # The copy in the cache may be damaged or evicted by now: fetch it again.
+                # The copy in the cache may be damaged, or evicted by now, so fetch it again.
                 if not self.folder.drop(info) or attempt + 1 == _NUM_REFETCHES:
                     raise _as_data_error(error, path) from None
         if not self.folder.is_local:
@@ -134,7 +134,7 @@ class SplitReader:
         return shard
 
     def _map(self, number: int, shard: ShardFile) -> None:
-        """Map a shard and mark it as the most recently used; unmap the least recently used beyond `MAX_MAPPED`."""
+        """Map a shard and mark it as the most recently used. Unmap the least recently used one beyond `MAX_MAPPED`."""
         if not shard.is_mapped:
             try:
                 shard.map()
@@ -148,10 +148,10 @@ class SplitReader:
     def _mark_bad(self, number: int, error: DataError) -> None:
         self.bad.add(number)
         tokens = self.shards[number].tokens
-        logger.warning("%s; skipped (--on-bad-shard skip), other windows replace its %d tokens", error, tokens)
+        logger.warning("%s; skipped (--on-bad-shard skip), and other windows replace its %d tokens", error, tokens)
 
     def _check_sizes(self) -> None:
-        """Find missing and truncated shards before the run, not in the middle of it."""
+        """Raise `DataError` for a missing or truncated shard now, not in the middle of the run."""
         for info in self.shards:
             path = self.folder.fetch(info)
             try:
@@ -159,7 +159,7 @@ class SplitReader:
             except OSError as error:
                 raise _as_data_error(error, path) from None
             if size != info.bytes:
-                raise DataError(f"{path}: has {size} bytes, the manifest says {info.bytes}; {ADVICE}")
+                raise DataError(f"{path}: has {size} bytes instead of the manifest's {info.bytes}; {ADVICE}")
 
 
 def _as_data_error(error: Exception, path: Path) -> DataError:

@@ -26,7 +26,7 @@ _URL = re.compile(r"([a-z][a-z0-9+.-]+):", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class StorageSettings:
-    """Settings of shard access; the fields are those of `[data]` in the configuration."""
+    """Settings for shard access. The fields match `[data]` in the configuration."""
 
     on_bad_shard: str = "fail"
     allow_pipe: bool = False
@@ -35,7 +35,7 @@ class StorageSettings:
 
 
 class PreparedFolder(Protocol):
-    """A folder of shards with a manifest; `shown` is its name in messages."""
+    """A folder of shards with a manifest. `shown` is its name in messages."""
 
     shown: str
     is_local: bool
@@ -54,7 +54,7 @@ class PreparedFolder(Protocol):
 
 
 def prepared_folder(path: str | Path, storage: StorageSettings) -> PreparedFolder:
-    """Return the folder of a path or URL. Raises `ConfigError` if that kind of URL is not allowed."""
+    """Return the folder at a path or URL. Raises `ConfigError` if that kind of URL is not allowed."""
     scheme = _URL.match(str(path))
     if not scheme or scheme[1].lower() == "file" or os.path.exists(path):
         return LocalFolder(re.sub("^file:(//)?", "", str(path), flags=re.IGNORECASE))
@@ -87,12 +87,12 @@ class LocalFolder:
 
 
 class RemoteFolder:
-    """A prepared folder behind a URL. The file name replaces `{}` in the URL, and is otherwise appended."""
+    """A prepared folder behind a URL. A file's name replaces `{}` in the URL, or is appended if there is no `{}`."""
 
     is_local = False
 
     def __init__(self, url: str, storage: StorageSettings) -> None:
-        """Raises `ConfigError` for `pipe:` unless it is allowed, and for URLs that webdataset can't open."""
+        """Raise `ConfigError` for `pipe:` unless it is allowed, and for URLs that webdataset can't open."""
         self.shown = url
         _check_url(url, storage.allow_pipe)
         self._cache = ShardCache(Path(storage.cache_dir).expanduser(), round(storage.cache_gb * GIGABYTE))
@@ -143,7 +143,7 @@ def _check_url(url: str, allow_pipe: bool) -> None:
 
 
 def _with_retries(url: str, work: Callable[[], T]) -> T:
-    """Call `work`, again after a growing pause if it fails. Raises `DataError` with the URL after the last try."""
+    """Call `work`, and retry after a growing pause if it fails. Raises `DataError` with the URL after the last try."""
     for attempt in range(NUM_TRIES):
         try:
             return work()
@@ -159,7 +159,7 @@ def _with_retries(url: str, work: Callable[[], T]) -> T:
 
 
 def _reason(error: Exception) -> str:
-    """Return an opener's failure in a few words; webdataset's own text includes the whole command."""
+    """Return a short reason for an opener's failure. webdataset's own message includes the whole command."""
     code = re.search(r": exit (-?\d+) ", str(error))
     if code:
         return f"the opener's command ended with code {code[1]}"

@@ -22,7 +22,7 @@ def sum_over_ranks(values: list[float] | torch.Tensor, ranks: Ranks) -> torch.Te
 
 
 def any_rank(value: bool, ranks: Ranks) -> bool:
-    """Whether `value` is true on any rank."""
+    """Return whether `value` is true on any rank."""
     return bool(sum_over_ranks([float(value)], ranks)[0])
 
 
@@ -41,7 +41,7 @@ def gather_objects(value: Any) -> list[Any]:
 
 
 def on_first_rank(action: Callable[[], T], ranks: Ranks) -> T:
-    """Run `action` on rank 0 and return its result on every rank; a `UserError` in it is raised on every rank."""
+    """Run `action` on rank 0 and return its result on every rank. A `UserError` in it is raised on every rank."""
     outcome: Any = None
     if ranks.is_first:
         try:
@@ -55,9 +55,10 @@ def on_first_rank(action: Callable[[], T], ranks: Ranks) -> T:
 
 
 def on_every_rank(action: Callable[[], T]) -> T:
-    """Run `action` on every rank and return its result; the first `UserError` of any rank is raised on all.
+    """Run `action` on every rank and return each rank's own result.
 
-    `action` itself must not wait for another rank.
+    If ranks raise `UserError`, the first one in rank order is raised on all. `action` itself must not wait for another
+    rank.
     """
     outcome: Any = None
     try:

@@ -31,7 +31,7 @@ PACKAGES = ("dnabert_rm", "torch", "deepspeed", "transformers", "numpy")
 MAY_DIFFER = {"data.path", "data.cache_dir", "train.output", "train.offload_dir"}
 """Fields that may differ between nodes: paths of mounted disks. The fingerprint and the token file check these."""
 TOKEN_SECONDS = 5.0
-"""How long ranks look for rank 0's token file: a network file system may show a new file late."""
+"""How long ranks wait for rank 0's token file, because a network file system may show a new file late."""
 PROBLEM_SECONDS = 120.0
 """How long a rank with an error waits for the other ranks before it reports the error alone."""
 ADVICE = {
@@ -44,7 +44,7 @@ ADVICE = {
     "device": "start ranks only on nodes of one kind, or set DS_ACCELERATOR=cpu on all",
 }
 Report = dict[str, Any]
-"""A rank's versions, settings and devices by name, a JSON object. The first word of a name is a key of `ADVICE`."""
+"""A rank's versions, settings and devices by name, as a JSON object. The first word of a name is a key of `ADVICE`."""
 
 
 class InconsistentRanksError(ConfigError):
@@ -52,9 +52,9 @@ class InconsistentRanksError(ConfigError):
 
 
 def check_consistency(rendezvous: Rendezvous, config: RunConfig, fingerprint: str) -> None:
-    """Raise the same error on every rank unless all ranks can train together; rank 0 reports it.
+    """Raise the same error on every rank unless all ranks can train together. Rank 0 reports it.
 
-    `fingerprint` is the data's. Rank 0 makes the run folder, and in it a token file that is removed again.
+    `fingerprint` is the fingerprint of the data. Rank 0 makes the run folder and, for the check, a token file in it.
     """
     if rendezvous.info.world_size == 1:
         return
@@ -64,7 +64,7 @@ def check_consistency(rendezvous: Rendezvous, config: RunConfig, fingerprint: st
 
 
 def abort_all_ranks(problem: UserError) -> None:
-    """End all ranks because of an error on this rank, and perhaps on others; always raises."""
+    """End all ranks because of an error on this rank, and perhaps on others. Always raises."""
     try:
         rendezvous = join_rendezvous(PROBLEM_SECONDS)
     except ConfigError:
@@ -75,7 +75,7 @@ def abort_all_ranks(problem: UserError) -> None:
 
 
 def _compare_ranks(rendezvous: Rendezvous, report: Report) -> None:
-    """Compare the reports of all ranks on rank 0; raise the first difference on every rank."""
+    """Compare the reports of all ranks on rank 0, and raise the first difference on every rank."""
     texts = rendezvous.gather("facts", json.dumps({**report, "host": socket.gethostname()}))
     reports = [json.loads(text) for text in texts]
     if difference := rendezvous.broadcast("difference", next(differences(reports), "")):
@@ -83,7 +83,7 @@ def _compare_ranks(rendezvous: Rendezvous, report: Report) -> None:
 
 
 def rank_report(rendezvous: Rendezvous, config: RunConfig, fingerprint: str) -> Report:
-    """Return what must be the same on all ranks, plus this rank's GPU, which must not."""
+    """Return the values that must be equal on all ranks, and this rank's GPU, which must differ."""
     report: Report = {"python": platform.python_version()}
     report |= {f"package {name}": package_version(name) for name in PACKAGES}
     report |= {"commit": code_commit(), "code": code_digest(), "data fingerprint": fingerprint}
@@ -106,7 +106,7 @@ def rank_report(rendezvous: Rendezvous, config: RunConfig, fingerprint: str) -> 
 
 
 def code_digest() -> str:
-    """Return the SHA-256 of this package's source files, which identifies a checkout without git or with changes."""
+    """Return the SHA-256 of this package's source files, to identify a checkout without git or with changes."""
     folder = Path(__file__).resolve().parents[1]
     found = hashlib.sha256()
     for path in sorted(folder.rglob("*.py")):
@@ -116,10 +116,10 @@ def code_digest() -> str:
 
 @contextlib.contextmanager
 def shared_token(rendezvous: Rendezvous, run: Path) -> Iterator[bool]:
-    """Yield whether this rank sees, in its run folder, a token file that rank 0 writes to its own run folder.
+    """Yield whether this rank's run folder shows a token file that rank 0 writes to its own run folder.
 
-    To be called on all ranks together. The file is removed on exit, and so is a run folder that was made for it if the
-    block raises `ConfigError`.
+    All ranks must call this. The file is removed on exit. If the block raises `ConfigError`, a run folder that was made
+    for the file is removed as well.
     """
     token = ""
     is_new = False
@@ -142,7 +142,7 @@ def shared_token(rendezvous: Rendezvous, run: Path) -> Iterator[bool]:
 
 
 def _appears(run: Path, token: str) -> bool:
-    """Whether a file is in the run folder, or appears there within `TOKEN_SECONDS`; true for an empty name."""
+    """Return whether a file is in the run folder, or appears there within `TOKEN_SECONDS`. True for an empty name."""
     deadline = time.monotonic() + TOKEN_SECONDS
     while token and token not in _names_in(run):
         if time.monotonic() > deadline:
@@ -161,7 +161,7 @@ def _names_in(run: Path) -> list[str]:
 
 
 def differences(reports: Sequence[Report]) -> Iterator[str]:
-    """Yield one line for each difference between the reports of all ranks, given in rank order."""
+    """Yield one line for each difference between `reports`, which hold one report per rank, in rank order."""
     hosts = [report["host"] for report in reports]
     problems = [report.get("problem") for report in reports]
     for problem in dict.fromkeys(filter(None, problems)):
@@ -178,7 +178,7 @@ def differences(reports: Sequence[Report]) -> Iterator[str]:
             )
     if blind := [rank for rank, report in enumerate(reports) if not report["sees_token"]]:
         yield (
-            f"train.output: {name_ranks(blind, hosts)} can't see what rank 0 writes to its run folder; name one folder "
+            f"train.output: {name_ranks(blind, hosts)} can't see what rank 0 writes to its run folder; choose a folder "
             "on a disk that all nodes share"
         )
 
@@ -195,7 +195,7 @@ def _different_values(reports: Sequence[Report], hosts: Sequence[str]) -> Iterat
 
 
 def _values(values: dict[int, Any], hosts: Sequence[str]) -> str:
-    """Return "A on rank 0 (a); B on ranks 1-3 (b)" with at most three values; long ones are shortened."""
+    """Return "A on rank 0 (a); B on ranks 1-3 (b)" with at most three values. Long values are shortened."""
     groups: dict[str, list[int]] = {}
     for rank, value in values.items():
         groups.setdefault(value if isinstance(value, str) else json.dumps(value), []).append(rank)

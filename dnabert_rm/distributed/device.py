@@ -1,4 +1,4 @@
-"""Device and CPU threads of a rank: which GPU it uses, how much memory and how many cores are its share."""
+"""Device and CPU threads of a rank: which GPU it uses, and its share of memory and cores."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dnabert_rm.utils.errors import ConfigError
 
 
 def gpu_in_use() -> bool:
-    """Whether ranks train on GPUs: there is one, and DeepSpeed is not set to the CPU (DS_ACCELERATOR=cpu)."""
+    """Return whether ranks train on GPUs: one is available, and DS_ACCELERATOR is not "cpu"."""
     return torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
 
 
@@ -34,13 +34,13 @@ def select_device(info: RankInfo) -> torch.device:
 
 
 def gpu_index(local_rank: int, num_visible: int) -> int:
-    """Return the index of a rank's GPU among the visible ones; `ConfigError` if there are fewer GPUs than ranks."""
+    """Return the index of a rank's GPU among the visible ones. Raises `ConfigError` for more ranks than GPUs."""
     if num_visible == 1:
         return 0  # `srun --gpus-per-task=1` shows each rank only its own GPU
     if local_rank >= num_visible:
         raise ConfigError(
-            f"local rank {local_rank} has no GPU, this node shows {num_visible}; start at most as many ranks per node "
-            "as it has GPUs"
+            f"local rank {local_rank} has no GPU, because this node shows {num_visible}; start at most "
+            "as many ranks per node as it has GPUs"
         )
     return local_rank
 
@@ -60,9 +60,9 @@ def memory_of_rank(device: torch.device, local_world_size: int) -> float:
 
 
 def threads_of_rank(info: RankInfo, num_cores: int) -> int:
-    """Return the number of CPU threads of a rank whose process may use `num_cores`: its share of the node's cores.
+    """Return the number of CPU threads for a rank: its share of the `num_cores` that its process may use.
 
-    srun may bind each task to separate cores; these are shared only by the ranks of that task.
+    srun may bind each task to separate cores. Only the ranks of that task share these cores.
     """
     task = slurm_rank(os.environ)
     cores_per_task = os.environ.get("SLURM_CPUS_PER_TASK", "")
@@ -72,7 +72,7 @@ def threads_of_rank(info: RankInfo, num_cores: int) -> int:
 
 
 def resolve_precision(precision: Precision) -> Precision:
-    """Return "bf16" or "fp32" for "auto", by what the device supports; other values are returned unchanged.
+    """For "auto", return "bf16" if the GPU supports it, otherwise "fp32". Return other values unchanged.
 
     Raises `ConfigError` for fp16 on a CPU.
     """

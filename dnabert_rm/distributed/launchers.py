@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from dnabert_rm.utils.errors import ConfigError
 
 PORTS = range(15000, 30000)
-"""Range of MASTER_PORT when it is computed from a Slurm job's number: below the ports that systems assign freely."""
+"""Range of a MASTER_PORT that is computed from a Slurm job id: below the ephemeral ports that systems assign."""
 
 
 class LauncherError(ConfigError):
@@ -26,7 +26,7 @@ class LauncherError(ConfigError):
 
 @dataclass(frozen=True)
 class RankInfo:
-    """Rank and world size of a process; `master_addr` "" or `master_port` 0 if the ranks have to agree on it."""
+    """Rank and world size of a process. If `master_addr` is "" or `master_port` is 0, the ranks have to agree on it."""
 
     launcher: str
     rank: int
@@ -37,7 +37,7 @@ class RankInfo:
     master_port: int = 0
 
     def environment(self) -> dict[str, str]:
-        """Return the same as the environment variables that torch and DeepSpeed read."""
+        """Return these values as the environment variables that torch and DeepSpeed read."""
         return {
             "RANK": str(self.rank),
             "WORLD_SIZE": str(self.world_size),
@@ -94,9 +94,9 @@ _MPI = (
 
 
 def rank_info(environ: Mapping[str, str]) -> RankInfo:
-    """Return this process's rank and world size; a single rank if no launcher started it.
+    """Return this process's rank and world size, or a single rank if no launcher started it.
 
-    Raises `LauncherError`, which names the variables that are missing or contradict each other.
+    Raises a `LauncherError` that names the variables that are missing or contradict each other.
     """
     explicit, outer = _read(_EXPLICIT, environ), _outer_rank(environ)
     if explicit and outer:
@@ -184,7 +184,7 @@ def _with_master(info: RankInfo, environ: Mapping[str, str]) -> RankInfo:
 
 
 def slurm_rank(environ: Mapping[str, str]) -> RankInfo | None:
-    """Return the rank that srun sets for a task; None outside of srun, or for a single task."""
+    """Return the rank that srun sets for a task, or None outside of srun and for a single task."""
     if "SLURM_PROCID" not in environ:
         return None
     in_step = any(name.startswith("SLURM_STEP") for name in environ)
@@ -225,7 +225,7 @@ def _with_slurm_master(info: RankInfo, environ: Mapping[str, str]) -> RankInfo:
 
 
 def _slurm_port(environ: Mapping[str, str]) -> int:
-    """Return a port that all tasks of a job step compute alike, and other steps most likely don't."""
+    """Return a port that is the same for all tasks of a job step, and most likely different for other steps."""
     job, step = (
         int(environ[name]) if environ.get(name, "").isdigit() else 0 for name in ("SLURM_JOB_ID", "SLURM_STEP_ID")
     )
@@ -241,7 +241,7 @@ def first_host(nodes: str) -> str:
 
 
 def tasks_per_node(text: str) -> list[int]:
-    """Expand Slurm's tasks per node: "4(x2),3" → [4, 4, 3]; empty if `text` has another format."""
+    """Expand Slurm's tasks per node: "4(x2),3" → [4, 4, 3]. Return an empty list for another format."""
     counts: list[int] = []
     for part in text.split(","):
         match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part.strip())

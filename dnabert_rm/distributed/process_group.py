@@ -25,13 +25,13 @@ from dnabert_rm.utils.errors import EXIT_USER_ERROR, ConfigError
 _FAILED = "group failed"
 _POLL_SECONDS = 0.3
 _EXIT_DELAY_SECONDS = 1.5
-"""How long a failed rank waits before it exits. The others need this time to report, before a launcher or rank 0's
-end kills them."""
+"""How long a failed rank waits before it exits. The others need this time to report, before the launcher
+or the exit of rank 0 kills them."""
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """Rank, world size and device of this process; `device` holds its tensors."""
+    """Rank, world size and device of this process. `device` holds its tensors."""
 
     rank: int
     world_size: int
@@ -60,11 +60,14 @@ def process_group(
 ) -> Iterator[Ranks]:
     """Join the process group of the ranks that a launcher started, or make one of a single rank.
 
-    NCCL on GPUs, gloo on CPUs. The group is always destroyed on exit: a group that is left can end in
-    `terminate called`.
+    The backend is NCCL on GPUs and gloo on CPUs. The group is always destroyed on exit, because otherwise the process
+    can crash with `terminate called`.
 
-    Args: `timeout` of the collectives, by default torch's; `start_seconds` to wait for all ranks at the rendezvous;
-    `check` runs after the rendezvous and before the first collective.
+    Args:
+        threads_per_rank: CPU threads of this rank. 0 means its share of the cores.
+        timeout: Timeout of the collectives, by default torch's.
+        start_seconds: How long to wait for all ranks at the rendezvous.
+        check: Called after the rendezvous and before the first collective.
     """
     rendezvous = join_rendezvous(start_seconds)
     if check:
@@ -86,7 +89,7 @@ def process_group(
 
 
 def make_process_group(rendezvous: Rendezvous, device: torch.device, timeout: timedelta | None) -> None:
-    """Make the process group and test it with a first sum over the ranks; `timeout` is that of its collectives.
+    """Make the process group and test it with a first sum over the ranks. `timeout` applies to its collectives.
 
     If this fails on any rank, all ranks end with exit code 2 within seconds, and the first to fail raises a
     `ConfigError`.
@@ -109,7 +112,7 @@ def make_process_group(rendezvous: Rendezvous, device: torch.device, timeout: ti
         _end_all_ranks(rendezvous, device, " ".join(str(error).split())[:200])
     timeout = timeout or dist.distributed_c10d._get_default_timeout(dist.Backend(backend))
     set_group_timeout(timeout)
-    # Groups that are made later use this store too, perhaps after long work.
+    # Groups that are made later, perhaps after long work, use this store too.
     rendezvous.store.set_timeout(timeout)
 
 
@@ -122,7 +125,7 @@ def _test_sum(info: RankInfo, device: torch.device, timeout: timedelta) -> None:
 
 
 def _end_all_ranks(rendezvous: Rendezvous, device: torch.device, reason: str) -> None:
-    """Raise a `ConfigError` on the first rank that fails; exit silently on the others."""
+    """Raise a `ConfigError` on the first rank that fails. Exit silently on the others."""
     try:
         is_first = rendezvous.store.add(_FAILED, 1) == 1
     except RuntimeError:
@@ -132,8 +135,8 @@ def _end_all_ranks(rendezvous: Rendezvous, device: torch.device, reason: str) ->
         raise SystemExit(EXIT_USER_ERROR)
     variable = "NCCL_SOCKET_IFNAME" if device.type == "cuda" else "GLOO_SOCKET_IFNAME"
     error = ConfigError(
-        f"rank {rendezvous.info.rank} on {socket.gethostname()}: the ranks found each other, but can't exchange data "
-        f"({reason}); name the network interface between the nodes in {variable}, and check the firewall"
+        f"rank {rendezvous.info.rank} on {socket.gethostname()}: the rendezvous succeeded, but the ranks can't "
+        f"exchange data ({reason}); set {variable} to the network interface between the nodes, and check the firewall"
     )
     error.on_one_rank = True
     raise error from None
@@ -141,7 +144,7 @@ def _end_all_ranks(rendezvous: Rendezvous, device: torch.device, reason: str) ->
 
 @contextlib.contextmanager
 def _exit_if_other_rank_failed(rendezvous: Rendezvous) -> Iterator[None]:
-    """Exit this process as soon as another rank has failed; torch might wait for that rank for minutes."""
+    """Exit this process as soon as another rank has failed, because torch might wait for that rank for minutes."""
     # A separate connection, because the first one is busy while torch waits.
     store = rendezvous.store.clone()  # type: ignore[attr-defined]
     done = threading.Event()
@@ -169,14 +172,14 @@ def _watch_for_failure(store: dist.Store, done: threading.Event, info: RankInfo)
 
 
 def collective_timeout(limit: float) -> timedelta:
-    """Return a timeout for collectives that is longer than the watchdog's `limit` in seconds; a year for 0."""
+    """Return a timeout for collectives that is longer than the watchdog's `limit` in seconds, or a year if it is 0."""
     return timedelta(seconds=limit * FIRST_TIMES + 60) if limit else timedelta(days=365)
 
 
 def set_collective_timeout(timeout: timedelta) -> None:
-    """Set the timeout of all process groups; to be called after DeepSpeed has made its groups.
+    """Set the timeout of all process groups. Call this after DeepSpeed has made its groups.
 
-    Torch gives each new group its default timeout (10 minutes on GPUs), not that of the first group.
+    Torch gives each new group its default timeout (10 minutes on GPUs), not the first group's timeout.
     """
     for group in list(dist.distributed_c10d._world.pg_map):
         set_group_timeout(timeout, group)

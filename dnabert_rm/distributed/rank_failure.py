@@ -1,4 +1,4 @@
-"""Rank failures: recognize the errors that another rank's end causes, and explain them in one line."""
+"""Rank failures: recognize errors that are caused by another rank's failure, and explain them in one line."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from dnabert_rm.utils.errors import RankFailureError
 
 FOLDER_NAME = "lost_ranks"
 _LAUNCHER_POLL_SECONDS = 1.0
-# gloo raises plain RuntimeErrors, so the text has to be matched; all of these come from its TCP transport.
+# gloo raises plain RuntimeErrors, so the message has to be matched. All of these come from its TCP transport.
 _GLOO = re.compile(r"gloo.*(closed|reset|refused|timed out|broken pipe|timeout)", re.IGNORECASE | re.DOTALL)
 
 
 def is_rank_failure(error: BaseException) -> bool:
-    """Whether an error means that another rank can't be reached, rather than a fault in this rank's own work."""
+    """Return whether an error means that another rank can't be reached, not a fault in this rank's own work."""
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and bool(_GLOO.search(str(error))))
 
 
@@ -46,10 +46,10 @@ def explain_rank_failures(
         except OSError:
             print(text, file=sys.stderr)
         if under_launcher:
-            # A launcher reports the first exit code that it sees, which should be that of the failed rank.
+            # A launcher reports the first exit code that it sees, so let the failed rank exit first.
             time.sleep(1.5 * _LAUNCHER_POLL_SECONDS)
         steps = saved_steps(run)
-        saved = f"the last checkpoint is that of step {steps[-1]}" if steps else "there is no checkpoint yet"
+        saved = f"the last checkpoint is from step {steps[-1]}" if steps else "there is no checkpoint yet"
         raise RankFailureError(
             f"rank {rank}: another rank failed ({_first_sentence(error)}); {saved}; run the same command to resume "
             f"(traceback: {path})"

@@ -1,4 +1,4 @@
-"""Rendezvous: how the ranks of a run find each other, which network interface they use, and a store they share."""
+"""Rendezvous of a run's ranks: the address of rank 0, the network interface to use, and a shared store."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ CHECK_SECONDS = 120.0
 
 @dataclass(frozen=True)
 class Rendezvous:
-    """Ranks that have found each other, and a store through which they exchange texts before a process group exists."""
+    """A completed rendezvous: its ranks, and a store for exchanging strings before a process group exists."""
 
     info: RankInfo
     store: dist.Store
 
     def gather(self, key: str, text: str) -> list[str]:
-        """Return the texts of all ranks in rank order on rank 0; an empty list on the others."""
+        """Return the strings of all ranks in rank order on rank 0, and an empty list on the others."""
         with _explain_store_failure(self.info):
             self.store.set(f"{key}/{self.info.rank}", text)
             ranks = range(self.info.world_size) if self.info.rank == 0 else ()
             return [self.store.get(f"{key}/{rank}").decode() for rank in ranks]
 
     def broadcast(self, key: str, text: str = "") -> str:
-        """Return rank 0's `text` on every rank. Rank 0 waits until all ranks have read it, so that it may exit then."""
+        """Return rank 0's `text` on every rank. Rank 0 waits until all have read it, so it may exit afterwards."""
         with _explain_store_failure(self.info):
             if self.info.rank == 0:
                 self.store.set(key, text)
@@ -54,20 +54,20 @@ class Rendezvous:
 
 @contextlib.contextmanager
 def _explain_store_failure(info: RankInfo) -> Iterator[None]:
-    """Raise `ConfigError` in place of the error of a store whose other ranks ended or are silent."""
+    """Raise `ConfigError` in place of a store error that means that another rank ended or does not respond."""
     try:
         yield
     except dist.DistError:
         error = ConfigError(
-            f"rank {info.rank} on {socket.gethostname()}: another rank ended, or was silent for {CHECK_SECONDS:g} s, "
-            "during the checks at the start; look at what it printed"
+            f"rank {info.rank} on {socket.gethostname()}: another rank ended, or did not respond for "
+            f"{CHECK_SECONDS:g} s, during the checks at the start; look at what it printed"
         )
         error.on_one_rank = info.local_rank == 0
         raise error from None
 
 
 def join_rendezvous(seconds: float) -> Rendezvous:
-    """Find the other ranks that the launcher started, and return the `Rendezvous` with them.
+    """Join the rendezvous of all ranks that the launcher started.
 
     Sets the environment variables that torch and DeepSpeed read. Raises `ConfigError` if a rank is missing after
     `seconds`.
@@ -88,7 +88,7 @@ def join_rendezvous(seconds: float) -> Rendezvous:
 
 
 def _rendezvous_error(info: RankInfo, reason: str, seconds: float) -> ConfigError:
-    """Explain a failed rendezvous in one line, which one rank per node reports."""
+    """Return a one-line error for a failed rendezvous. One rank per node reports it."""
     master = f"{info.master_addr}:{info.master_port}"
     if "address already in use" in reason.lower():
         text = f"port {info.master_port} is taken on this node; set another MASTER_PORT (deepspeed --master_port)"
@@ -108,9 +108,9 @@ def _rendezvous_error(info: RankInfo, reason: str, seconds: float) -> ConfigErro
 
 
 def _agree_on_master(info: RankInfo) -> RankInfo:
-    """Add rank 0's address and port, on which the ranks agree over MPI; MPI is finalized at once, torch does the rest.
+    """Add rank 0's address and port, agreed on over MPI. MPI is then finalized, and torch does the rest.
 
-    Raises `LauncherError` if MPI can't be used, `ConfigError` if no address of rank 0 can be reached from all nodes.
+    Raises `LauncherError` if MPI can't be used, and `ConfigError` if no address of rank 0 is reachable from all nodes.
     """
     try:
         import mpi4py
@@ -119,22 +119,22 @@ def _agree_on_master(info: RankInfo) -> RankInfo:
         from mpi4py import MPI
     except ImportError:
         raise LauncherError(
-            f"{info.launcher} started this rank, but mpi4py is missing, with which ranks agree on rank 0's "
+            f"{info.launcher} started this rank, but mpi4py is missing, and the ranks need it to agree on rank 0's "
             "address; install it (pip install mpi4py), or set MASTER_ADDR and MASTER_PORT"
         ) from None
     MPI.Init()
     comm = MPI.COMM_WORLD
     if comm.size != info.world_size:
         raise LauncherError(
-            f"{info.launcher} reports {info.world_size} ranks and mpi4py {comm.size}; build mpi4py for the MPI whose "
-            "mpirun you use, or set MASTER_ADDR and MASTER_PORT"
+            f"{info.launcher} reports {info.world_size} ranks, but mpi4py {comm.size}; build mpi4py with the MPI of "
+            "your mpirun, or set MASTER_ADDR and MASTER_PORT"
         )
     try:
         found = _try_addresses(comm, info)
     except MPI.Exception as error:
         # MPI.Finalize would wait for ranks that can't be reached.
         raise LauncherError(
-            f"rank {info.rank} on {socket.gethostname()}: MPI does not reach the other ranks ({error}); name the "
+            f"rank {info.rank} on {socket.gethostname()}: MPI does not reach the other ranks ({error}); select the "
             "network (mpirun --mca btl_tcp_if_include ADDRESS/BITS), or set MASTER_ADDR and MASTER_PORT"
         ) from None
     MPI.Finalize()
@@ -149,7 +149,7 @@ def _agree_on_master(info: RankInfo) -> RankInfo:
 
 @dataclass(frozen=True)
 class _TriedAddresses:
-    """Addresses of rank 0, a free port there, and for each rank the addresses that it can reach."""
+    """Addresses of rank 0, a free port there, and for each rank which of the addresses it can reach."""
 
     addresses: list[str]
     port: int
@@ -188,7 +188,7 @@ def interface_addresses() -> dict[str, list[str]]:
 
 
 def interface_towards(host: str) -> str | None:
-    """Return the network interface that leads to `host`; None for the loopback or if there is no route."""
+    """Return the network interface that leads to `host`, or None for the loopback or without a route."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as connection:
         try:
             connection.connect((host, 9))  # sends nothing: it only looks up the route
@@ -199,7 +199,7 @@ def interface_towards(host: str) -> str | None:
 
 
 def candidate_addresses(environ: Mapping[str, str]) -> list[str]:
-    """Return this machine's IPv4 addresses, first those of the interface that the user named for collectives."""
+    """Return this machine's IPv4 addresses, starting with the interface that the user set for collectives."""
     found = interface_addresses()
     named = [name for variable in _INTERFACE_VARIABLES for name in environ.get(variable, "").split(",")]
     return [address for name in sorted(found, key=lambda name: name not in named) for address in found[name]]
@@ -213,7 +213,7 @@ def free_port() -> int:
 
 
 def reachable(addresses: Sequence[str], port: int, seconds: float = _CONNECT_SECONDS) -> list[bool]:
-    """Return for each address whether something listens on `port`; all are tried at once, within `seconds`."""
+    """Return for each address whether something listens on `port`. All are tried at once, within `seconds`."""
     connections = []
     for address in addresses:
         connection = socket.socket()
@@ -241,7 +241,7 @@ def _is_connected(connection: socket.socket) -> bool:
 
 
 def set_gloo_interface(master: str) -> None:
-    """Set GLOO_SOCKET_IFNAME to the interface that leads to `master`, unless it is set.
+    """Set GLOO_SOCKET_IFNAME to the interface that leads to `master`, unless the variable is set already.
 
     By default gloo uses the address of the machine's own name, which many systems resolve to 127.0.1.1.
     """

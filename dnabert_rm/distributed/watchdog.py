@@ -33,7 +33,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 class Watchdog:
-    """End the process with `EXIT_HANG` if `reset` is not called for `limit` seconds; 0 disables it.
+    """End the process with `EXIT_HANG` if `reset` is not called for `limit` seconds. A limit of 0 disables it.
 
     Only the time in which this process runs counts, so that a suspended job is not mistaken for a hang.
     """
@@ -135,7 +135,7 @@ def _descendants(process: int) -> list[int]:
 
 
 def _process_state(process: int) -> str:
-    """Return the system's state of a process: running, sleeping, stopped, waiting for a disk."""
+    """Return the operating system's state of a process, for example running, sleeping or waiting for a disk."""
     try:
         lines = Path(f"/proc/{process}/status").read_text().splitlines()
     except OSError:
@@ -144,11 +144,11 @@ def _process_state(process: int) -> str:
 
 
 def prepare_worker(stacks: str, _: int) -> None:
-    """Set up the signals of a loader worker; runs first in each worker.
+    """Set up the signals of a loader worker. Runs first in each worker.
 
-    Stop signals are blocked: DeepSpeed's launcher and Slurm signal whole process trees, and a worker that died of one
-    would end the run before its rank has saved. Only the parent rank may end its workers. They die with it, because
-    orphans would keep files and pipes open. SIGUSR2 writes the worker's stacks to the file `stacks`.
+    Stop signals are blocked, because DeepSpeed's launcher and Slurm signal whole process trees. If a stop signal killed
+    a worker, the run would end before its rank has saved. Only the parent rank may end its workers. They die with it,
+    because orphans would keep files and pipes open. SIGUSR2 writes the worker's stacks to the file `stacks`.
     """
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)

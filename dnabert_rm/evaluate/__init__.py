@@ -1,1 +1,1 @@
-"""Benchmark suites: fine-tuning on every data set of GUE, result tables."""
+"""The GUE benchmark: fine-tuning on every data set, and result tables."""

@@ -1,7 +1,7 @@
-"""The 28 data sets of GUE: fine-tuning settings, metrics and published scores; and the data sets of a folder.
+"""The 28 data sets of GUE with settings, metrics and published scores, and a search for data sets in a folder.
 
-Settings are those of Zhou et al. for k-mer models (DNABERT-2's repository, `finetune/scripts/run_dnabert1.sh`, with a
-batch of four GPUs × 8 rows). Published scores: Zhou et al., "DNABERT-2: Efficient Foundation Model and Benchmark for
+Fine-tuning settings: Zhou et al.'s for k-mer models (DNABERT-2's repository, `finetune/scripts/run_dnabert1.sh`, with
+a batch of four GPUs × 8 rows). Published scores: Zhou et al., "DNABERT-2: Efficient Foundation Model and Benchmark for
 Multi-Species Genome", arXiv:2306.15006.
 """
 
@@ -26,7 +26,7 @@ class SetSettings:
     eval_steps: int = 200
     warmup_steps: int = 50
     max_steps: int | None = None
-    """Number of optimizer steps, whatever `epochs` is."""
+    """Number of optimizer steps; overrides `epochs`."""
     learning_rate: float = 3e-5
     batch_size: int = 32
     weight_decay: float = 0.01
@@ -39,12 +39,12 @@ class GueSet:
     name: str
     """Official folder, e.g. `mouse/0`."""
     family: str
-    """Task that the data set belongs to; the published table has the mean of each task."""
+    """Task of the data set. The published table has the mean of each task."""
     num_classes: int
     num_bases: int
     """Length of the sequences."""
     num_tokens: int
-    """Maximum input length of the scripts, with special tokens; enough for overlapping k-mers with k from 3 to 6."""
+    """Maximum input length in the scripts, special tokens included. It fits overlapping k-mers with k from 3 to 6."""
     settings: SetSettings
 
 
@@ -74,7 +74,7 @@ FAMILIES = tuple(dict.fromkeys(gue_set.family for gue_set in GUE.values()))
 
 DEFAULT_METRIC = "mcc"
 METRICS = {"Covid": "f1_macro"}
-"""Metric of a family, if it is not `DEFAULT_METRIC`; names are those of `scores.json`."""
+"""Metric of each family that does not use `DEFAULT_METRIC`, by its name in `scores.json`."""
 METRIC_TITLES = {"mcc": "MCC", "f1_macro": "macro F1"}
 
 PUBLISHED = {
@@ -84,7 +84,7 @@ PUBLISHED = {
     "NT-2500M-multi": (58.06, 63.33, 67.02, 88.15, 71.63, 89.35, 73.04),
     "DNABERT-2": (55.98, 70.11, 68.00, 84.21, 70.53, 84.99, 71.02),
 }
-"""Mean score of each family, in the order of `FAMILIES`: MCC × 100, for Covid macro F1 × 100."""
+"""Mean score of each family, in the order of `FAMILIES`: MCC × 100, or macro F1 × 100 for Covid."""
 PUBLISHED_SOURCE = "Zhou et al. 2023, arXiv:2306.15006"
 
 
@@ -99,7 +99,7 @@ def metric_of(name: str) -> str:
 
 
 def set_settings(name: str) -> SetSettings:
-    """Return the settings of a data set; defaults if it is not in GUE."""
+    """Return the settings of a data set, or the defaults if it is not in GUE."""
     return GUE[name].settings if name in GUE else SetSettings()
 
 
@@ -107,7 +107,7 @@ def set_settings(name: str) -> SetSettings:
 
 SPLITS = ("train", "dev", "test")
 STAND_IN = "dev → test stand-in"
-"""Label of a data set without train.csv that is trained on dev.csv (`--stand-in`); its scores are no GUE scores."""
+"""Label of a data set that is trained on dev.csv because it has no train.csv (`--stand-in`); not a GUE score."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ class DataSet:
 
 
 def find_sets(root: Path) -> list[DataSet]:
-    """Return the data sets in or below `root`: those of GUE in the published order, then others by name.
+    """Return the data sets in or below `root`: GUE's in the published order, then others by name.
 
     `root` may be the folder above `GUE/`, or the folder of a family or of one data set. Raises `DataError` if there is
     no data set, or if two folders are the same data set of GUE.
@@ -152,7 +152,7 @@ def find_sets(root: Path) -> list[DataSet]:
     for folder, splits in _folders(root):
         name = _name(root, folder)
         if name in found:
-            raise DataError(f"--data {root}: {found[name].folder} and {folder} are both {name}; name the one to use")
+            raise DataError(f"--data {root}: {found[name].folder} and {folder} are both {name}; pass the one to use")
         found[name] = DataSet(name, folder, splits)
     if not found:
         raise DataError(f"--data {root}: contains no train.csv, dev.csv or test.csv, at any depth; check the path")
@@ -164,11 +164,11 @@ def _folders(root: Path) -> Iterator[tuple[Path, tuple[str, ...]]]:
     """Yield the folders with tables, and the splits of each."""
     seen = set()
     for folder, names, files in os.walk(root, followlinks=True):
-        if (real := os.path.realpath(folder)) in seen:  # a link to a folder that was visited before
+        if (real := os.path.realpath(folder)) in seen:  # a link to a folder already visited
             names.clear()
             continue
         seen.add(real)
-        # Visit links last, so that a folder with several names is found under its real one.
+        # Visit links last, so that a folder with several paths is found under its real one.
         names[:] = sorted((name for name in names if name[0] != "."), key=lambda name: (_is_link(folder, name), name))
         splits = tuple(split for split in SPLITS if f"{split}.csv" in files)
         if splits:
@@ -200,7 +200,7 @@ def choose_sets(found: Sequence[DataSet], patterns: Sequence[str]) -> list[DataS
     }
     if unmatched := [pattern for pattern, sets in matches.items() if not sets]:
         names = ", ".join(data_set.name for data_set in found)
-        raise ConfigError(f"--sets {','.join(unmatched)}: no such data set in --data, which has {names}")
+        raise ConfigError(f"--sets {','.join(unmatched)}: no such data set in --data; choose from {names}")
     chosen = {data_set.name for sets in matches.values() for data_set in sets}
     return [data_set for data_set in found if data_set.name in chosen]
 

@@ -1,4 +1,4 @@
-"""Run commands in parallel processes on the GPUs or the CPU; they end when this process ends."""
+"""Run commands in parallel child processes on the GPUs or the CPU. The children end with this process."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _TERMINATE_SECONDS = 10
 
 @dataclass(frozen=True)
 class Job:
-    """A command and the log file of its output."""
+    """A command and the log file for its output."""
 
     command: list[str]
     log: Path
@@ -34,7 +34,7 @@ class FinishedJob:
     """Result of a job."""
 
     index: int
-    """Index of the job in the order of the jobs."""
+    """Index of the job in `jobs`."""
     code: int
     """Exit code; -N if signal N ended the process."""
     seconds: float
@@ -49,7 +49,7 @@ class _Running:
 
 
 def visible_gpus() -> list[str]:
-    """Return the GPUs that a child process would see, as `CUDA_VISIBLE_DEVICES` names them; does not need torch."""
+    """Return the GPUs that a child process would see, as `CUDA_VISIBLE_DEVICES` names them. Torch-free."""
     variable = os.environ.get("CUDA_VISIBLE_DEVICES")
     if variable is not None:
         names = [name.strip() for name in variable.split(",")]
@@ -74,10 +74,10 @@ def slot_environments(num_jobs: int, gpus: Sequence[str]) -> list[dict[str, str]
 def run_jobs(jobs: Iterable[Job], slots: Sequence[dict[str, str]]) -> Generator[FinishedJob, None, None]:
     """Run the jobs in order, one per slot at a time, and yield each as it finishes.
 
-    A job is taken from the iterator `jobs` when it starts. The processes are terminated if the loop ends early, also
-    by an exception. On Linux the kernel kills them if this process is killed.
+    A job is taken from the iterator `jobs` when it starts. If the loop ends early, even by an
+    exception, the processes are terminated. On Linux the kernel kills them if this process is killed.
 
-    Args: `slots` are the environment variables of each slot.
+    Args: `slots` holds the environment variables of each slot.
     """
     waiting = enumerate(jobs)
     free_slots = deque(range(len(slots)))
@@ -135,7 +135,7 @@ def _terminate(processes: Sequence[subprocess.Popen]) -> None:
 
 
 def last_line(log: Path) -> str:
-    """Return the last line of a log that is not blank."""
+    """Return the last non-blank line of a log."""
     try:
         lines = log.read_text(errors="replace").splitlines()
     except OSError:

@@ -48,13 +48,13 @@ class UnfinishedRuns:
     """Data sets and runs without a result, with the reasons."""
 
     not_run: Mapping[str, str] = field(default_factory=dict)
-    """Reason of each data set that can't be run."""
+    """Reason why a data set can't be run, by its name."""
     failed: Mapping[str, str] = field(default_factory=dict)
-    """Reason of each failed run, by its title."""
+    """Reason why a run failed, by its title."""
 
 
 def write_tables(output: Path, results: Sequence[Result], unfinished: UnfinishedRuns) -> None:
-    """Write the three files."""
+    """Write table.csv, table.md and scores.json."""
     rows = data_set_rows(results)
     families = family_rows(rows)
     texts = {
@@ -67,7 +67,7 @@ def write_tables(output: Path, results: Sequence[Result], unfinished: Unfinished
 
 
 def to_json(value: Any) -> str:
-    """Return the text of a JSON file."""
+    """Format a value as the text of a JSON file."""
     return json.dumps(value, indent=2) + "\n"
 
 
@@ -97,7 +97,7 @@ CSV_COLUMNS = (
 
 
 def table_csv(rows: Sequence[TableRow], families: Sequence[TableRow]) -> str:
-    """Return the text of table.csv: rows of data sets, of complete families, and of published means of these."""
+    """Return the text of table.csv: rows of data sets, of complete families, and of their published means."""
     stream = io.StringIO()
     writer = csv.DictWriter(stream, CSV_COLUMNS, lineterminator="\n", restval="")
     writer.writeheader()
@@ -252,7 +252,7 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def _score(value: tuple[float, float | None] | None, sign: str = "") -> str:
-    """Format a mean and its half width; `sign` is a format specification."""
+    """Format a mean and the half-width of its confidence interval. `sign` is a format specification."""
     if value is None:
         return "–"
     mean, half_width = value
@@ -260,22 +260,22 @@ def _score(value: tuple[float, float | None] | None, sign: str = "") -> str:
 
 
 def _notes(results: Sequence[Result], rows: Sequence[TableRow], families: Sequence[TableRow]) -> Iterator[str]:
-    """Yield what a reader has to know about the scores."""
+    """Yield notes that explain the scores."""
     if results:
         model = results[0].scores["settings"]["model"]
         sha256 = results[0].record["model_sha256"]
         yield f"Model: {model} (SHA-256 {sha256[:12]}…); scratch is the same architecture with random weights."
     yield (
-        "Scores are on test, scored once per run; MCC on dev chose the checkpoint. ± is half the 95 % interval of the"
-        " mean over seeds (Student's t); a single seed has none."
+        "Scores are on test, computed once per run. The checkpoint was chosen by MCC on dev. ± is half the 95 %"
+        " interval of the mean over seeds (Student's t). A single seed has none."
     )
     if families:
-        yield f"Published means: {PUBLISHED_SOURCE}; MCC × 100, for Covid macro F1 × 100."
+        yield f"Published means: {PUBLISHED_SOURCE}; MCC × 100, or macro F1 × 100 for Covid."
     if any(row.shared_rows for row in rows):
         yield "Test rows whose sequence is also in train (last column) inflate the scores of every arm."
     if cut := [row.name for row in rows if row.cut_rows]:
         names = ", ".join(dict.fromkeys(cut))
-        yield f"Rows longer than the model's positions, of which only the middle was used: {names}."
+        yield f"Data sets with rows longer than the model's input, cut to their middle: {names}."
     if any(family_of(row.name) == "EMP" for row in rows):
         yield (
             "EMP's sequences are from the yeast genome: a model pretrained on yeast has seen them, but not their"
@@ -286,7 +286,7 @@ def _notes(results: Sequence[Result], rows: Sequence[TableRow], families: Sequen
 
 
 def _changed_settings(results: Sequence[Result]) -> dict[str, list[str]]:
-    """Return the data sets with each change of settings, by a description of the change."""
+    """Return the data sets whose settings differ from GUE's, grouped by a description of the difference."""
     changed: dict[str, list[str]] = {}
     for name, settings in {result.name: result.record["settings"] for result in results}.items():
         gue_settings = resolve_settings(name, {})

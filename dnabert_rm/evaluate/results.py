@@ -1,4 +1,4 @@
-"""Aggregate the scores of finished runs: mean and interval over seeds, of each data set and arm and of each family."""
+"""Aggregate the scores of finished runs: mean and interval over seeds, for each arm and data set or family."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from dnabert_rm.utils.errors import DataError
 from dnabert_rm.utils.statistics import mean_and_half_width
 
 ARMS = [arm_name(weights, overlapping) for overlapping in (True, False) for weights in WEIGHTS]
-"""All arms, in the order of tables."""
+"""All arms, in table order."""
 
-# Groups of rows that may be compared with each other; only those of `IN_GUE` may be compared with published scores.
+# Groups of rows. Compare rows only within a group, and only rows of `IN_GUE` with published scores.
 IN_GUE = "GUE"
 STAND_INS = "stand-in"
 """Data sets trained on dev.csv because train.csv is missing."""
@@ -43,7 +43,7 @@ class Result:
 
     @property
     def score(self) -> float:
-        """Score on test × 100, by the metric of the data set."""
+        """Test score × 100, in the metric of the data set."""
         return main_score(self.name, self.scores)[1]
 
 
@@ -63,9 +63,9 @@ class TableRow:
     shared_rows: int = 0
     """Number of test rows whose sequence is also in train."""
     cut_rows: int = 0
-    """Number of test rows that are longer than the model's input, so that only their middle was used."""
+    """Number of test rows cut to their middle because they are longer than the model's input."""
     seconds: float = 0.0
-    """Training time, the mean over seeds."""
+    """Mean training time over seeds."""
 
     @property
     def mean(self) -> float:
@@ -74,12 +74,12 @@ class TableRow:
 
     @property
     def half_width(self) -> float | None:
-        """Half width of the 95 % interval of the mean; None for one seed."""
+        """Half-width of the 95 % confidence interval of the mean; None for one seed."""
         return mean_and_half_width(self.scores.values())[1]
 
 
 def main_score(name: str, scores: Mapping[str, Any]) -> tuple[str, float]:
-    """Return title and value × 100 of a data set's metric on test; raise `DataError` if `scores` lacks it."""
+    """Return the title and value × 100 of a data set's metric on test; raise `DataError` if `scores` lacks it."""
     metric = metric_of(name)
     try:
         return METRIC_TITLES[metric], 100 * float(scores["metrics"]["test"][metric])
@@ -114,7 +114,7 @@ def data_set_rows(results: Sequence[Result]) -> list[TableRow]:
 
 
 def _row(runs: Sequence[Result]) -> TableRow:
-    """Return the row of all seeds of a data set and arm."""
+    """Return the row of one data set and arm, from the runs of all seeds."""
     record = runs[0].record
     scores = runs[0].scores
     group = IN_GUE if runs[0].name in GUE else OTHERS
@@ -133,10 +133,10 @@ def _row(runs: Sequence[Result]) -> TableRow:
 
 
 def family_rows(rows: Sequence[TableRow]) -> list[TableRow]:
-    """Return a row for each family and arm whose data sets are all in `rows`; stand-ins do not count.
+    """Return a row for each family and arm, if `rows` has all data sets of the family. Stand-ins do not count.
 
-    The score of a seed is the unweighted mean over the data sets, as in the published table. Seeds that some data set
-    lacks are left out.
+    The score of a seed is the unweighted mean over the data sets, as in the published table. Only seeds that all data
+    sets have are used.
     """
     family_means = []
     for family in FAMILIES:
@@ -153,13 +153,13 @@ def family_rows(rows: Sequence[TableRow]) -> list[TableRow]:
 
 
 def difference(row: TableRow, other: TableRow) -> tuple[float, float | None] | None:
-    """Return mean and half width of `row` − `other` over their common seeds; None if there are none."""
+    """Return the mean and half-width of `row` − `other` over their common seeds, or None if they share no seed."""
     seeds = [seed for seed in row.scores if seed in other.scores]
     return mean_and_half_width(row.scores[seed] - other.scores[seed] for seed in seeds) if seeds else None
 
 
 def published_rows(families: Sequence[TableRow]) -> list[tuple[str, str, float]]:
-    """Return published models, families and mean scores, for the families in `families`."""
+    """Return (model, family, mean score) for each published mean of the families in `families`."""
     complete = {row.name for row in families}
     return [
         (model, family, value)

@@ -24,20 +24,23 @@ from dnabert_rm.utils.lock import LockHeldError, file_lock
 
 LOCK_FILE = ".gue.lock"
 UNUSABLE_FILE = "unusable_scores.json"
-"""New name of a scores.json that lacks the metric of the table."""
+"""New file name for a scores.json that lacks the table's metric."""
 
 
 def run_suite(suite: SuiteSettings) -> int:
-    """Run what is not finished and write the tables; return 0, or 1 if a run failed.
+    """Run all unfinished runs and write the tables. Return 0, or 1 if a run failed.
 
-    Raises `DataError`, `ConfigError` or `CheckpointError` before any run starts, `StoppedError` on SIGTERM or SIGHUP.
+    Raises `DataError`, `ConfigError` or `CheckpointError` before any run starts, and `StoppedError` on SIGTERM or
+    SIGHUP.
     """
     sets = choose_sets(find_sets(suite.data), suite.sets)
     not_run = {data_set.name: reason for data_set in sets if (reason := why_not(data_set, suite.stand_in))}
     runnable = [data_set for data_set in sets if data_set.name not in not_run]
     _report_sets(sets, not_run, all_sets=not suite.sets)
     if not runnable:
-        raise DataError(f"--data {suite.data}: none of these data sets can be run")
+        raise DataError(
+            f"--data {suite.data}: none of these data sets can be run; add the tables that the warnings name"
+        )
     runs = make_runs(suite, runnable)
     output = suite.output
     if suite.dry_run:
@@ -57,14 +60,14 @@ def run_suite(suite: SuiteSettings) -> int:
 
 
 def _report_sets(sets: Sequence[DataSet], not_run: Mapping[str, str], all_sets: bool) -> None:
-    """Print notices of data sets that are not run, not in GUE, stand-ins, or absent; `all_sets` if none were chosen."""
+    """Print notices of data sets that are not run, not in GUE or stand-ins, and with `all_sets` of absent ones."""
     for name, reason in not_run.items():
         _notice(f"warning: {name}: not run: {reason}")
     for data_set in sets:
         if data_set.name in not_run:
             continue
         if not data_set.known:
-            _notice(f"note: {data_set.name} is not one of GUE's data sets: run with default settings")
+            _notice(f"note: {data_set.name} is not one of GUE's data sets; it runs with default settings")
         if data_set.may_stand_in:
             _notice(
                 f"note: {data_set.name}: {STAND_IN}: trained on dev.csv because train.csv is missing; not a GUE score"
@@ -96,9 +99,13 @@ def _lock(output: Path) -> Iterator[None]:
             output.mkdir(parents=True, exist_ok=True)
             stack.enter_context(file_lock(output / LOCK_FILE))
         except LockHeldError:
-            raise ConfigError(f"--output {output}: another gue is running there; wait, or name another") from None
+            raise ConfigError(
+                f"--output {output}: another gue is running there; wait, or choose another folder"
+            ) from None
         except OSError as error:
-            raise ConfigError(f"--output {output}: can't be written ({error.strerror}); name another folder") from None
+            raise ConfigError(
+                f"--output {output}: can't be written ({error.strerror}); choose another folder"
+            ) from None
         yield
 
 
@@ -108,7 +115,7 @@ def _lock(output: Path) -> Iterator[None]:
 def _run_all(
     suite: SuiteSettings, all_runs: Sequence[Run], pending: Sequence[Run], not_run: Mapping[str, str]
 ) -> dict[str, str]:
-    """Run the pending runs, with a notice and new tables after each; return the reasons of failed runs, by title."""
+    """Run the pending runs, with a notice and new tables after each. Return why runs failed, by title."""
     gpus = jobs.visible_gpus()
     num_jobs = min(suite.jobs or len(gpus) or 1, max(1, len(pending)))
     device = f"on {len(gpus)} GPUs" if len(gpus) > 1 else "on one GPU" if gpus else "on the CPU"
@@ -141,7 +148,7 @@ def _prepare(run: Run) -> jobs.Job:
 
 
 def _finish(run: Run, keep_model: bool) -> str:
-    """Clean up after a successful run; return its score as text."""
+    """Clean up after a successful run and return its score as text."""
     if not keep_model:
         shutil.rmtree(run.folder / MODEL_FOLDER, ignore_errors=True)
     title, score = main_score(run.data_set.name, read_run_file(run.folder / SCORES_FILE))
@@ -149,7 +156,7 @@ def _finish(run: Run, keep_model: bool) -> str:
 
 
 def _failure(run: Run, code: int) -> str | None:
-    """Return why a run failed, with its log and the log's last line; None if it succeeded."""
+    """Return why a run failed, with its log file and the log's last line, or None if it succeeded."""
     log = run.folder / LOG_FILE
     scores = run.folder / SCORES_FILE
     if code == 0 and scores.is_file():
@@ -172,7 +179,7 @@ def _stop_on_signals() -> Iterator[None]:
 
     def stop(number: int, _: object) -> NoReturn:
         name = signal.Signals(number).name
-        raise StoppedError(f"stopped by {name}; finished runs are kept, and the same command runs the others")
+        raise StoppedError(f"stopped by {name}; finished runs are kept; run the same command for the others")
 
     handlers = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:

@@ -1,4 +1,4 @@
-"""The fine-tuning runs of a suite, one per data set, arm and seed: settings, records, and runs that are finished."""
+"""The fine-tuning runs of a suite, one per data set, arm and seed: settings, records and the check of finished runs."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def arm_name(weights: str, overlapping: bool) -> str:
 
 
 def resolve_settings(name: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of a data set: `overrides`, then those of GUE, then defaults of `FinetuneSettings`.
+    """Return the settings of a data set: from `overrides`, else from GUE, else the defaults of `FinetuneSettings`.
 
     An override of `epochs` alone removes GUE's `max_steps`, which would take precedence over it.
     """
@@ -143,8 +143,8 @@ def read_run_file(path: Path) -> dict[str, Any]:
 def check_finished(runs: Sequence[Run], output: Path, overwrite: bool) -> set[Path]:
     """Return the folders of finished runs; raise `ConfigError` if one differs from this call.
 
-    All runs in a folder have the same model, and all runs of a data set have the same settings and tables. With
-    `overwrite`, runs that this call repeats are neither checked nor returned.
+    All runs in an output folder must have the same model, and all runs of a data set the same settings and tables.
+    With `overwrite`, runs that this call repeats are neither checked nor returned.
     """
     repeated = {run.folder for run in runs}
     current_records = {run.data_set.name: run.record for run in runs}
@@ -159,8 +159,8 @@ def check_finished(runs: Sequence[Run], output: Path, overwrite: bool) -> set[Pa
         if differences := list(_differences(record, current)):
             problems.append(f"{folder}: finished with {', '.join(differences)}")
     if problems:
-        more = f" (and {len(problems) - 1} more such runs)" if len(problems) > 1 else ""
-        raise ConfigError(f"{problems[0]}{more}; name another --output, or replace such runs with --overwrite")
+        more = f" (and {len(problems) - 1} more runs)" if len(problems) > 1 else ""
+        raise ConfigError(f"{problems[0]}{more}; choose another --output, or pass --overwrite to replace these runs")
     return finished
 
 

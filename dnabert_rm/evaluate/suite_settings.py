@@ -1,4 +1,4 @@
-"""Settings of `gue`: which runs to make, and settings that replace the suite's for all data sets. Imports no torch."""
+"""Settings of `gue`: which runs to launch, and overrides of the suite's settings for every data set. Torch-free."""
 
 from __future__ import annotations
 
@@ -23,7 +23,12 @@ OVERRIDES = (
     "max_tokens",
     "precision",
 )
-"""Fields of `FinetuneSettings` that one may set for all data sets."""
+"""Fields of `FinetuneSettings` that can be overridden for all data sets."""
+
+
+def _set_names(text: str) -> tuple[str, ...]:
+    """Parse the value of `--sets`: patterns of data sets, without the trailing slash that shell completion adds."""
+    return tuple(word.strip().rstrip("/") for word in text.split(",") if word.strip())
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,7 @@ class SuiteSettings(Settings):
     GROUPS: ClassVar = {
         "model": "files",
         "sets": "what to run",
-        "epochs": "settings for all data sets, in place of the suite's",
+        "epochs": "overrides of the suite's settings, for all data sets",
     }
 
     model: Path = setting(metavar="HFDIR")
@@ -46,26 +51,26 @@ class SuiteSettings(Settings):
     """Keep the fine-tuned model of each run; by default only scores, predictions and logs."""
     overwrite: bool = False
     """Repeat runs that are finished."""
-    sets: tuple[str, ...] = setting((), separator=",", metavar="NAMES")
+    sets: tuple[str, ...] = setting((), separator=",", metavar="NAMES", parse=_set_names)
     """Data sets, such as mouse/0,tf or 'EMP/H3*'; by default all in the folder."""
     seeds: tuple[int, ...] = setting((42,), separator=",", metavar="N,N")
     """One run for each seed."""
     arms: tuple[Literal["pretrained", "scratch"], ...] = setting(("pretrained",), separator=",", metavar="NAMES")
     """pretrained, scratch (random weights) or both."""
     overlapping: bool = setting(True, off="--non-overlapping")
-    """Take tokens with stride k; an arm of its own in the table."""
+    """Take tokens with stride k; a separate arm in the table."""
     stand_in: bool = False
-    """Train on dev and test on test where train.csv is missing; never a GUE number."""
+    """If only train.csv is missing, train on dev.csv and test on test.csv; not a GUE score."""
     jobs: int | None = setting(None, metavar="N", minimum=1)
-    """Runs at a time; by default one per visible GPU, else 1."""
+    """Number of parallel runs; by default one per visible GPU, or 1 without GPUs."""
     dry_run: bool = False
-    """List the runs and their settings, start none."""
+    """List the runs and their settings without starting them."""
     epochs: int | None = setting(None, metavar="N")
     """Passes over the training rows; removes the suite's --max-steps."""
     max_steps: int | None = setting(None, metavar="N")
-    """Optimizer steps, whatever --epochs says."""
+    """Optimizer steps; overrides --epochs."""
     learning_rate: float | None = setting(None, metavar="N")
-    """Peak of linear warm-up and decay."""
+    """Peak learning rate, with linear warm-up and decay."""
     batch_size: int | None = setting(None, metavar="N")
     """Rows per optimizer step."""
     warmup_steps: int | None = setting(None, metavar="N")
@@ -82,13 +87,13 @@ class SuiteSettings(Settings):
     """fp32, or bf16 for mixed precision."""
 
     def problems(self) -> Iterator[str]:
-        """Yield a line for each list that names nothing, or something twice."""
+        """Yield a line for each list that is empty or has duplicates."""
         for name in ("seeds", "arms"):
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):
-                yield f"--{name} {','.join(map(str, values))}: name at least one, and each once"
+                yield f"--{name} {','.join(map(str, values))}: pass at least one, and each only once"
 
     @property
     def overrides(self) -> dict[str, Any]:
-        """The settings given for all data sets, by the names of `FinetuneSettings`."""
+        """Settings given for all data sets, by their names in `FinetuneSettings`."""
         return {name: value for name in OVERRIDES if (value := getattr(self, name)) is not None}

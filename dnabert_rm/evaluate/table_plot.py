@@ -54,7 +54,7 @@ def table_figure(rows: Sequence[TableRow], families: Sequence[TableRow]) -> Figu
         _plot_panel(axes, panel_rows, arms, num_lines[name])
         axes.set_title(PANEL_TITLES[name], fontsize=10, loc="left", fontweight="bold")
     grid[0].set_xlim(score_limits([*rows, *families], [value for *_, value in published_rows(families)]))
-    grid[-1].set_xlabel("test score × 100: MCC, or macro F1 where the label has it", fontsize=9)
+    grid[-1].set_xlabel("test score × 100: MCC, or macro F1 where the label says so", fontsize=9)
     handles = _legend(arms, bool(families), any(len(row.scores) > 1 for row in rows))
     figure.legend(handles=handles, loc="outside upper center", ncols=4, fontsize=8, frameon=False)
     return figure
@@ -63,7 +63,7 @@ def table_figure(rows: Sequence[TableRow], families: Sequence[TableRow]) -> Figu
 def score_limits(rows: Sequence[TableRow], published: Sequence[float]) -> tuple[float, float]:
     """Return the limits of the score axis, at least 20 apart.
 
-    They include all scores and intervals, but extend at most 15 beyond the scores for an interval.
+    They include all scores. Intervals extend them by at most 15 beyond the scores.
     """
     scores = [*published, *(value for row in rows for value in row.scores.values())]
     ends = [row.mean + sign * (row.half_width or 0) for row in rows for sign in (-1, 1)]

@@ -1,7 +1,7 @@
 """Consolidate the full fp32 weights of a checkpoint, one at a time, from the files that the ranks saved.
 
-DeepSpeed's own merging holds the weights twice below stage 3, and can't read stage 0. Here the files are mapped into
-memory, so the optimizer's moments stay on disk. They are mapped again from time to time to release the pages read.
+Below stage 3, DeepSpeed's own conversion holds the weights in memory twice, and it can't read stage 0. Here the files
+are memory-mapped, so the optimizer's moments stay on disk. Remapping from time to time releases pages already read.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from dnabert_rm.utils.errors import CheckpointError
 from dnabert_rm.utils.progress import progress_bar
 
 MODULE_PREFIX = "model."
-"""Prefix of the transformers model's weights in `model.mlm.MaskedLM`."""
+"""Prefix that `model.mlm.MaskedLM` adds to the weight names of the transformers model."""
 REMAP_BYTES = 64_000_000
-"""Bytes read from all checkpoints together before their files are mapped again; at least a sixteenth of the model."""
+"""Bytes read from all checkpoints together before their files are mapped again; 1/16 of the model if that is more."""
 
 
 class SavedWeights:
-    """One checkpoint's weights by transformers' names: `weights[name]` is a new fp32 tensor.
+    """The weights of one checkpoint by their transformers names: `weights[name]` is a new fp32 tensor.
 
-    `shapes` maps each name to its shape, and `aliases` the second names of tied weights to their first. Raises
-    `CheckpointError` if the files do not match the recorded ZeRO stage, or if the weights were offloaded to disk
-    (`zero3_nvme`): DeepSpeed does not record the order of its swap files.
+    `shapes` maps each name to a shape. `aliases` maps the second name of each tied weight to its first. Raises
+    `CheckpointError` if the files do not match the recorded ZeRO stage. Weights offloaded to disk (`zero3_nvme`) also
+    raise it, because DeepSpeed does not record the order of its swap files.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -94,13 +94,13 @@ def read_weights(folder: Path, what: str, share: int = 1, quiet: bool = False) -
 
 
 def mean_weights(folders: Sequence[Path]) -> dict[str, Tensor]:
-    """Return the mean weights of checkpoints in fp32, one checkpoint at a time; memory holds the weights once."""
+    """Return the mean fp32 weights of checkpoints. Memory holds the weights once; checkpoints are read in turn."""
     mean: dict[str, Tensor] = {}
     for number, folder in enumerate(folders):
         for name, weight in read_weights(folder, f"reading {folder.name}"):
             if number and (name not in mean or mean[name].shape != weight.shape):
                 raise CheckpointError(
-                    f"{folder}: its {name} does not match that of {folders[0].name}; average fewer checkpoints"
+                    f"{folder}: its {name} is not in {folders[0].name} or has another shape; average fewer checkpoints"
                 )
             # A running mean: after all checkpoints each has the same share.
             mean[name] = mean[name].lerp_(weight, 1 / (number + 1)) if number else weight
@@ -108,7 +108,7 @@ def mean_weights(folders: Sequence[Path]) -> dict[str, Tensor]:
 
 
 def mean_weights_one_by_one(folders: Sequence[Path]) -> Iterator[tuple[str, Tensor]]:
-    """Yield the same mean computed in another way, for the self-check: weight by weight, summed in fp64."""
+    """Yield the same mean, computed differently for the self-check: one weight at a time, summed in fp64."""
     readers = [
         read_weights(folder, "comparing weights", share=len(folders), quiet=number > 0)
         for number, folder in enumerate(folders)
@@ -123,7 +123,7 @@ def mean_weights_one_by_one(folders: Sequence[Path]) -> Iterator[tuple[str, Tens
 
 
 def _mapped_vector(length: int) -> Tensor:
-    """Return an fp32 vector in memory mapped for it alone, since malloc would keep much of it after it is freed."""
+    """Return an fp32 vector in its own memory mapping, because malloc would keep much of the memory after freeing."""
     return torch.frombuffer(mmap.mmap(-1, 4 * length), dtype=torch.float32)
 
 
@@ -132,12 +132,12 @@ def _model_name(name: str) -> str:
 
 
 def _load_mapped(path: Path) -> dict[str, Any]:
-    """Load a torch file without its tensors' data, which are read from disk when they are used."""
+    """Load a torch file memory-mapped: tensor data are read from disk only when used."""
     return torch.load(path, map_location="cpu", mmap=True)
 
 
 def _rank_files(folder: Path, world_size: int) -> list[Path]:
-    """Return each rank's file of partitioned weights, in order of rank. DeepSpeed prefixes bf16 ones with "bf16_"."""
+    """Return each rank's file of partitioned weights, in rank order. In bf16, DeepSpeed adds the prefix "bf16_"."""
     found = [next(folder.glob(f"*zero_pp_rank_{rank}_mp_rank_00_optim_states.pt"), None) for rank in range(world_size)]
     if None in found:
         raise ValueError(f"the weights of rank {found.index(None)} are missing")
@@ -145,14 +145,14 @@ def _rank_files(folder: Path, world_size: int) -> list[Path]:
 
 
 def _shared_memory_names(pieces: dict[str, list[Tensor]]) -> dict[str, str]:
-    """Find names that share their memory with another tensor: {name: the first name}."""
+    """Return the names of tensors that share memory with an earlier one: {name: earlier name}."""
     first: dict[int, str] = {}
     names = {name: first.setdefault(flat.data_ptr(), name) for name, (flat,) in pieces.items() if flat.numel()}
     return {name: other for name, other in names.items() if name != other}
 
 
 def _pieces_of_stages_1_2(groups: list[dict[str, torch.Size]], states: list[dict]) -> dict[str, list[Tensor]]:
-    """Stages 1 and 2: the concatenated partitions of a group hold its weights one after another."""
+    """Return the pieces of each weight at stages 1 and 2: a group's joined partitions hold its weights in order."""
     pieces: dict[str, list[Tensor]] = {}
     paddings = states[0].get("param_alignment_paddings")
     for number, group in enumerate(groups):
@@ -165,7 +165,7 @@ def _pieces_of_stages_1_2(groups: list[dict[str, torch.Size]], states: list[dict
 
 
 def _pieces_of_stage_3(groups: list[dict[str, torch.Size]], states: list[dict]) -> dict[str, list[Tensor]]:
-    """Stage 3: each rank holds an equal part of every weight, one weight after another; the last part is padded."""
+    """Return the pieces of each weight at stage 3: each rank holds an equal part of it. The last part is padded."""
     pieces: dict[str, list[Tensor]] = {}
     start = 0
     for name, shape in chain.from_iterable(group.items() for group in groups):
@@ -180,7 +180,7 @@ def _pieces_of_stage_3(groups: list[dict[str, torch.Size]], states: list[dict]) 
 
 
 def _slice(vectors: Sequence[Tensor], start: int, length: int) -> list[Tensor]:
-    """Return views of `length` elements from `start` on in concatenated vectors; raise ValueError if too few."""
+    """Return views of `length` elements from `start` on in the concatenated vectors; raise ValueError if too short."""
     found = []
     for vector in vectors:
         if length and start < len(vector):

@@ -83,9 +83,9 @@ def find_checkpoints(path: Path, step: int | None = None, average: int = 1) -> l
         path = path.resolve().parent.parent
     steps = complete_steps(path)
     if not steps:
-        raise CheckpointError(f"{path}: holds no complete checkpoint; name a run folder or a step_… folder")
+        raise CheckpointError(f"{path}: holds no complete checkpoint; choose a run folder or a step_… folder")
     if step is not None and step not in steps:
-        raise CheckpointError(f"{path}: has no checkpoint of step {step}; it has {', '.join(map(str, steps))}")
+        raise CheckpointError(f"{path}: has no checkpoint of step {step}; choose one of {', '.join(map(str, steps))}")
     chosen = [saved for saved in steps if step is None or saved <= step][-average:]
     if len(chosen) < average:
         raise CheckpointError(
@@ -104,14 +104,14 @@ def export(
 ) -> ExportResult:
     """Export a run or checkpoint, or the mean of a run's last `average` checkpoints, to the new folder `output`.
 
-    Raises `CheckpointError` if a checkpoint is damaged or the written model differs from the trained one, and
-    `DataError` if `output` exists or can't be written; nothing is left behind then. Memory: the weights in fp32 once,
-    or twice while they are read (docs/export.md).
+    Raises `CheckpointError` if a checkpoint is damaged or the written model differs from the trained one. Raises
+    `DataError` if `output` exists or can't be written. After an error no output is left. Memory: the weights in fp32
+    once, or twice while they are read (docs/export.md).
     """
     checkpoints = find_checkpoints(Path(source), step, average)
     output = Path(output)
     if output.exists():
-        raise DataError(f"{output}: exists already; name a new folder or remove it")
+        raise DataError(f"{output}: exists already; choose a new folder or remove it")
     records = [_read_records(checkpoint) for checkpoint in checkpoints]
     steps = [record.state.step for record in records]
     last = records[-1]
@@ -133,11 +133,11 @@ def _new_folder(output: Path) -> Iterator[Path]:
         with atomic_folder(output) as temporary:
             yield temporary
     except (OSError, SafetensorError) as error:
-        raise DataError(f"{output}: cannot be written ({error}); free space or name another folder") from None
+        raise DataError(f"{output}: cannot be written ({error}); free disk space or choose another folder") from None
 
 
 def _read_records(checkpoint: Path) -> _CheckpointRecords:
-    """Verify a checkpoint and read its records; raise `CheckpointError` if one is damaged."""
+    """Verify a checkpoint and read its records; raise `CheckpointError` if it is damaged."""
     check_checkpoint(checkpoint)
     state = read_state(checkpoint)
     reference = load_reference_output(checkpoint / REFERENCE_OUTPUT_NAME)
@@ -150,7 +150,7 @@ def _read_records(checkpoint: Path) -> _CheckpointRecords:
 
 
 def _trained_weights(checkpoints: list[Path]) -> Iterator[tuple[str, Tensor]]:
-    """Read the weights for the self-check a second time, one by one; a mean in another way than `mean_weights`."""
+    """Read the weights again for the self-check, one by one. A mean is computed differently than in `mean_weights`."""
     if len(checkpoints) > 1:
         return mean_weights_one_by_one(checkpoints)
     return read_weights(checkpoints[0], "comparing weights")
@@ -184,13 +184,15 @@ def _trained_model(checkpoints: list[Path], last: _CheckpointRecords) -> PreTrai
         model.load_state_dict(weights, strict=True, assign=True)
     except (RuntimeError, KeyError) as error:
         reason = " ".join(str(error).split())
-        raise CheckpointError(f"{checkpoint}: its weights do not fit its configuration ({reason})") from None
+        raise CheckpointError(
+            f"{checkpoint}: its weights do not fit its configuration ({reason}); use another checkpoint"
+        ) from None
     model.tie_weights()
     return model.eval()
 
 
 def _reference_of_mean(model: PreTrainedModel, reference: ReferenceOutput) -> ReferenceOutput:
-    """Recompute the reference output for averaged weights, with the masked-only head of training, fp32 on the CPU."""
+    """Recompute the reference output for averaged weights, with training's masked-only head, in fp32 on the CPU."""
     with torch.no_grad():
         logits = MaskedLM(model)(torch.from_numpy(reference.input_ids), torch.from_numpy(reference.positions))
     return dataclasses.replace(reference, logits=logits.numpy(), precision="fp32", device="cpu")

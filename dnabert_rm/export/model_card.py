@@ -23,7 +23,7 @@ PROVENANCE_NAME = "pretraining.json"
 CARD_NAME = "README.md"
 CARD_TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
 _PHASE_END_ROWS = 50
-"""Logged steps averaged at the end of each phase."""
+"""Number of logged steps averaged at the end of each phase."""
 _NAMES_SHOWN = 12
 
 
@@ -67,7 +67,7 @@ def training_sources(checkpoint: Path, config: RunConfig, fingerprint: str) -> l
 
 
 def phases(metrics: Path, steps: int) -> list[dict[str, Any]]:
-    """Return loss and accuracy at the end of each phase of the first `steps` steps, means over 50 logged steps."""
+    """Return loss and accuracy of each phase in the first `steps` steps, averaged over its last 50 logged steps."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         rows = [row for row in read_json_lines(metrics) if row["step"] < steps]
         return [_phase_end(list(phase_rows)) for _, phase_rows in groupby(rows, lambda row: row["phase"])]
@@ -105,7 +105,7 @@ def model_card(facts: dict[str, Any]) -> str:
 
 
 def _names(names: list[str]) -> str:
-    """Join names read from files, once each, without characters that would break a table."""
+    """Join names from files, without duplicates or characters that would break a table."""
     known = [" ".join(name.replace("|", "/").split()) for name in dict.fromkeys(names)]
     more = f" and {len(known) - _NAMES_SHOWN} more (`{PROVENANCE_NAME}`)" if len(known) > _NAMES_SHOWN else ""
     return ", ".join(known[:_NAMES_SHOWN]) + more if known else "not recorded"

@@ -1,6 +1,6 @@
-"""Self-check of an exported folder: compare its weights, logits and tokenizer with those of training.
+"""Self-check of an exported folder: compare its weights, logits and tokenizer with the trained ones.
 
-The folder is loaded with stock transformers. Memory holds one model; trained weights are compared one at a time.
+The folder is loaded with stock transformers. Memory holds one model, and trained weights are compared one at a time.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from dnabert_rm.utils.errors import CheckpointError
 from dnabert_rm.utils.files import read_json
 
 TOLERANCE = {("fp32", "cpu"): 1e-5, ("fp32", "cuda"): 5e-3, ("bf16", "cpu"): 3e-2, ("bf16", "cuda"): 3e-2}
-"""Largest allowed difference of logits, as a share of the largest logit (at least 1).
+"""Largest allowed difference of logits, relative to the largest logit or to 1 if that is larger.
 
-Keys are the precision and device of the training. A GPU may use TF32 for fp32.
+Keys are the precision and device of training. A GPU may use TF32 for fp32.
 """
 MEAN_TOLERANCE = 1e-5
 """Largest allowed difference between two computations of a mean, as a share of the weight's largest element."""
@@ -43,13 +43,13 @@ def check_exported(
     reference: ReferenceOutput,
     exact: bool = True,
 ) -> float:
-    """Load `folder` with stock transformers and compare its weights and logits with those of training.
+    """Load `folder` with stock transformers and compare its weights and logits with the trained ones.
 
     Args:
         trained: Each trained weight once, with its name.
         aliases: Second names of tied weights: {alias: name}.
         reference: The training model's output for a fixed input.
-        exact: Require equal weights. False allows the rounding of a mean that was computed in another way.
+        exact: Require equal weights. False allows rounding differences between two computations of a mean.
 
     Returns:
         The largest difference of logits, as a share of the largest logit.
@@ -61,7 +61,7 @@ def check_exported(
         model, info = AutoModelForMaskedLM.from_pretrained(folder, output_loading_info=True, dtype=torch.float32)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"export: stock transformers cannot load it ({reason})") from None
+        raise CheckpointError(f"export: stock transformers cannot load the exported folder ({reason})") from None
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info.get(kind):
             raise CheckpointError(f"export: {kind.replace('_', ' ')}: {sorted(info[kind])[:3]}")
@@ -86,7 +86,7 @@ def _compare_weights(
             torch.equal(loaded[name], weight) if exact else _nearly_equal(loaded[name], weight)
         )
         if not same:
-            raise CheckpointError(f"export: {name} is not the trained weight")
+            raise CheckpointError(f"export: {name} differs from the trained weight")
     if loaded.keys() != seen:
         raise CheckpointError(f"export: missing or additional weights: {sorted(loaded.keys() ^ seen)[:3]}")
 
@@ -118,8 +118,8 @@ def _compare_logits(model: PreTrainedModel, reference: ReferenceOutput) -> float
 def check_tokenizer(folder: Path, trained: TokenizerInfo) -> None:
     """Raise `CheckpointError` unless our tokenizer and the stock one reproduce the ids of the training data.
 
-    `kmer.encode` wrote those ids into the shards. The check compares the whole vocabulary and a test sequence with
-    all letters that genomes have.
+    `kmer.encode` wrote those ids into the shards. The check compares the whole vocabulary, and the ids of
+    a test sequence with upper-case, lower-case and ambiguous bases.
     """
     assert trained.k is not None
     own = KmerTokenizer.from_pretrained(folder)
@@ -136,7 +136,7 @@ def check_tokenizer(folder: Path, trained: TokenizerInfo) -> None:
 
 
 def _check_vocabulary(name: str, found: Mapping[str, int], trained: TokenizerInfo, model_size: int) -> None:
-    """Raise `CheckpointError` unless `found` is the vocabulary of the training data, as large as the model's."""
+    """Raise `CheckpointError` unless `found` is the training data's vocabulary and has the model's size."""
     assert trained.k is not None
     if len(found) != trained.vocab_size or len(found) != model_size:
         raise CheckpointError(

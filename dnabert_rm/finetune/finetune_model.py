@@ -24,22 +24,22 @@ __all__ = ["FinetuneSettings", "finetune", "scores_table"]
 def finetune(settings: FinetuneSettings) -> dict[str, Any]:
     """Fine-tune one head, choose its checkpoint by the task's metric on dev, and score test once.
 
-    Writes these to `settings.output`:
+    Files in `settings.output`:
 
-    - `model/`, loadable by `AutoModelForSequenceClassification`, by `AutoModelForTokenClassification` for a class per
-      base, or with LoRA by `PeftModel.from_pretrained` on the pretrained model;
-    - `predictions.csv` and `tensorboard/`;
-    - `scores.json`, written last; its content is returned.
+    - `model/`: load it with `AutoModelForSequenceClassification`, or `AutoModelForTokenClassification` for per-base
+      tasks. With LoRA, use `PeftModel.from_pretrained` on the pretrained model.
+    - `predictions.csv` and `tensorboard/`.
+    - `scores.json`, written last. Its content is returned.
 
-    On a CPU the same settings give the same scores. Under a launcher every rank calls this; only the first writes.
-    Raises `DataError` for the tables, `CheckpointError` for the model, `ConfigError` for the settings.
+    On a CPU the same settings give the same scores. Under a launcher every rank must call this; only rank 0 writes.
+    Raises `DataError` for errors in the tables, `CheckpointError` in the model, `ConfigError` in the settings.
     """
     check_output(settings)
     check_model_folder(settings.model)
     splits = read_splits(settings)
     best_metric = chosen_metric(settings, splits)
     warn_of_shared_rows(splits)
-    # Import torch and transformers only now, because that takes seconds: errors in the tables are reported before.
+    # Importing torch and transformers takes seconds, so errors in the tables are reported first.
     from dnabert_rm.finetune import hf_trainer
     from dnabert_rm.finetune import pretrained_encoder as encoder
 
@@ -72,7 +72,7 @@ def finetune(settings: FinetuneSettings) -> dict[str, Any]:
 
 
 def chosen_metric(settings: FinetuneSettings, splits: Splits) -> str:
-    """Return the metric that chooses the checkpoint; raise `ConfigError` if it is unknown or undefined on dev."""
+    """Return the metric for choosing the checkpoint; raise `ConfigError` if it is unknown or undefined on dev."""
     task = splits.task
     metric = settings.best_metric or task.best_metric
     targets = splits.targets(splits.dev)
@@ -82,18 +82,18 @@ def chosen_metric(settings: FinetuneSettings, splits: Splits) -> str:
     else:
         scores = task.metrics(np.stack(targets), np.zeros((len(targets), len(task.labels))))
     if metric not in scores:
-        raise ConfigError(f"--best-metric {metric}: --task {task.name} has {', '.join(scores)}")
+        raise ConfigError(f"--best-metric {metric}: --task {task.name} has {', '.join(scores)}; choose one of these")
     if scores[metric] is None:
         defined = ", ".join(name for name, score in scores.items() if score is not None)
         raise ConfigError(
-            f"--best-metric {metric}: is undefined on {splits.dev.path}, where all labels are alike;"
+            f"--best-metric {metric}: is undefined on {splits.dev.path}, where all labels are the same;"
             f" pass one of {defined}"
         )
     return metric
 
 
 def allowed_tokens(settings: FinetuneSettings, config: Any) -> int:
-    """Return the maximum input length in tokens: `max_tokens`, or the model's number of positions."""
+    """Return the maximum input length in tokens: `max_tokens`, by default the model's number of positions."""
     positions = config.max_position_embeddings
     if settings.max_tokens is not None and settings.max_tokens > positions:
         raise ConfigError(f"--max-tokens {settings.max_tokens}: the model has {positions} positions; pass at most that")
@@ -116,7 +116,7 @@ def prepare_model(settings: FinetuneSettings, splits: Splits, config: Any) -> tu
 
 
 def tokenize_splits(settings: FinetuneSettings, splits: Splits, tokenizer: Any, max_tokens: int) -> dict[str, Any]:
-    """Return the `TokenRows` of each split; raise `DataError` if a table has no sequence as long as a k-mer."""
+    """Return the `TokenRows` of each split; raise `DataError` if all sequences of a table are shorter than a k-mer."""
     from dnabert_rm.finetune.token_rows import token_rows
 
     rows_by_split = {}
@@ -130,13 +130,13 @@ def tokenize_splits(settings: FinetuneSettings, splits: Splits, tokenizer: Any, 
             per_base=splits.task.per_base,
         )
         if rows.num_empty == len(table):
-            raise DataError(f"{table.path}: every sequence is shorter than one {tokenizer.k}-mer; give longer ones")
+            raise DataError(f"{table.path}: every sequence is shorter than one {tokenizer.k}-mer; provide longer ones")
         rows_by_split[name] = rows
     return rows_by_split
 
 
 def report_start(settings: FinetuneSettings, splits: Splits, rows_by_split: dict[str, Any], new: list[str]) -> None:
-    """Print notices of the model, the data and the rows that are cut or empty; `new` names new tensors."""
+    """Print notices about the model, the data and rows that are cut or empty. `new`: names of the new tensors."""
     if settings.from_scratch:
         notice(f"model: architecture of {settings.model} with random weights")
     else:
@@ -148,11 +148,13 @@ def report_start(settings: FinetuneSettings, splits: Splits, rows_by_split: dict
         if rows.num_long:
             notice(f"note: {rows.num_long} {name} rows have more tokens than the model takes; {handling}")
         if rows.num_empty:
-            notice(f"warning: {rows.num_empty} {name} rows are shorter than one k-mer; the model gets no bases of them")
+            notice(
+                f"warning: {rows.num_empty} {name} rows are shorter than one k-mer; the model sees none of their bases"
+            )
 
 
 def count_changed_rows(settings: FinetuneSettings, splits: Splits, rows_by_split: dict[str, Any]) -> dict[str, Any]:
-    """Return the entries of `scores.json` about rows that are shared with train, cut or left out."""
+    """Return the `scores.json` entries that count rows shared with train, cut or left out."""
     num_long = {name: rows.num_long for name, rows in rows_by_split.items()}
     none = dict.fromkeys(num_long, 0)
     return {
@@ -164,7 +166,7 @@ def count_changed_rows(settings: FinetuneSettings, splits: Splits, rows_by_split
 
 
 def training_summary(trainer: Any, trained: Any, best_metric: str) -> dict[str, Any]:
-    """Return the entries of `scores.json` about the training; `trained` is the result of `Trainer.train`."""
+    """Return the `scores.json` entries about training. `trained` is the result of `Trainer.train`."""
     return {
         "best_metric": best_metric,
         "steps": trainer.state.global_step,

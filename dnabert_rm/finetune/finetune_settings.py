@@ -25,7 +25,7 @@ CHECKPOINTS_FOLDER = ".finetune-checkpoints"
 
 
 def _seeds(text: str) -> int | tuple[int, ...]:
-    """The value of `--seeds`: how many, or a list of them."""
+    """Parse `--seeds`: the number of seeds, or a list of seeds."""
     try:
         numbers = tuple(int(part) for part in text.split(","))
     except ValueError:
@@ -35,6 +35,11 @@ def _seeds(text: str) -> int | tuple[int, ...]:
     if numbers[0] < 1:
         raise ValueError("must be at least 1")
     return numbers[0]
+
+
+def _columns(text: str) -> tuple[str, ...]:
+    """Parse `--label-columns`. Empty names are kept, so that the check rejects them."""
+    return tuple(name.strip() for name in text.split(","))
 
 
 @dataclass(frozen=True)
@@ -52,25 +57,25 @@ class FinetuneSettings(Settings):
     output: Path = setting(metavar="DIR")
     """Folder for the fine-tuned model, scores.json, predictions.csv and TensorBoard files."""
     dev: Path | None = setting(None, metavar="CSV")
-    """Table on which the checkpoint is chosen; by default a tenth of the training rows is held out."""
+    """Table for choosing the checkpoint; by default a tenth of the training rows is held out."""
     overwrite: bool = False
     """Replace results that are already in --output."""
     data_set: str | None = setting(None, metavar="NAME")
     """Name of the data set in scores.json; by default the name of the training table's folder."""
     task: Task = "classes"
     """Output of the head: a class, several binary labels, numbers, or a class per base."""
-    label_columns: tuple[str, ...] = setting(("label",), separator=",", metavar="A,B,C")
+    label_columns: tuple[str, ...] = setting(("label",), separator=",", metavar="A,B,C", parse=_columns)
     """Columns of the labels. multi-label (0 or 1 in each) and regression may have several."""
     bad_rows: Literal["fail", "drop"] = "fail"
     """Stop at a row that can't be used (fail), or leave it out with a warning (drop)."""
     best_metric: str | None = setting(None, metavar="NAME")
-    """Metric on dev that chooses the checkpoint; by default the task's."""
+    """Metric on dev for choosing the checkpoint; by default it depends on --task."""
     class_weights: Literal["balanced"] | None = None
-    """Weight each class by the inverse of its frequency (balanced); by default all rows weigh the same."""
+    """Weight each class by the inverse of its frequency (balanced); by default all rows have the same weight."""
     epochs: int = setting(3, metavar="N", minimum=1)
     """Number of passes over the training rows."""
     max_steps: int | None = setting(None, metavar="N", minimum=1)
-    """Number of optimizer steps, whatever --epochs is."""
+    """Number of optimizer steps; overrides --epochs."""
     learning_rate: float = setting(3e-5, metavar="N", above=0)
     """Peak learning rate of AdamW, with linear warm-up and linear decay to 0."""
     batch_size: int = setting(32, metavar="N", minimum=1)
@@ -80,13 +85,13 @@ class FinetuneSettings(Settings):
     weight_decay: float = setting(0.01, metavar="N", minimum=0)
     """Weight decay of AdamW; biases and LayerNorm have none."""
     dropout: float = setting(0.1, metavar="N", minimum=0, below=1)
-    """Dropout of hidden states and attention; replaces the value of pretraining."""
+    """Dropout of hidden states and attention; replaces the pretraining value."""
     eval_steps: int = setting(200, metavar="N", minimum=1)
     """Number of steps between evaluations on dev; the last step is also evaluated."""
     seed: int = setting(42, metavar="N", minimum=0, below=2**32)
     """Seed of the new weights, the order of rows, the dropout and the held-out rows."""
     seeds: tuple[int, ...] | None = setting(None, metavar="N|A,B,C", minimum=0, below=2**32, parse=_seeds)
-    """Several seeds, each in its own sub-folder: 5 for --seed and the 4 after it, or 1,2,3."""
+    """Several seeds, one sub-folder each: 5 means --seed and the next 4 numbers; or list them, as 1,2,3."""
     early_stopping: int | None = setting(None, metavar="N", minimum=1)
     """Stop after this many evaluations without a new best; by default never."""
     precision: Precision = "fp32"
@@ -94,15 +99,15 @@ class FinetuneSettings(Settings):
     max_tokens: int | None = setting(None, metavar="N", minimum=3)
     """Maximum input length in tokens, special tokens included; by default the model's number of positions."""
     long: Literal["middle", "window"] = "middle"
-    """Longer sequences: keep their middle, or average over overlapping windows."""
+    """How to shorten longer sequences: keep the middle, or average over overlapping windows."""
     overlapping: bool = setting(True, off="--non-overlapping")
     """Take tokens with stride k instead of 1."""
     lora: int | None = setting(None, metavar="R", minimum=1)
-    """Rank of LoRA adapters, trained in place of the encoder's weights; by default the weights are trained."""
+    """Rank of LoRA adapters to train instead of the encoder's weights; by default there are no adapters."""
     freeze_encoder: bool = False
     """Train only the head (linear probing)."""
     from_scratch: bool = False
-    """Start from random weights in the same architecture: the control that shows the effect of pretraining."""
+    """Start from random weights in the same architecture: the control for the effect of pretraining."""
 
     def __post_init__(self) -> None:
         if isinstance(self.seeds, int):
@@ -110,11 +115,11 @@ class FinetuneSettings(Settings):
         super().__post_init__()
 
     def problems(self) -> Iterator[str]:
-        """Yield a line for each contradiction."""
+        """Yield one message for each contradiction between settings."""
         if self.output.resolve() == self.model.resolve():
-            yield f"--output {self.output}: is the folder of the pretrained model; name another"
+            yield f"--output {self.output}: is the folder of the pretrained model; choose another folder"
         if self.seeds is not None and (len(self.seeds) != len(set(self.seeds)) or not self.seeds):
-            yield "--seeds: name each seed once"
+            yield "--seeds: list each seed once"
         yield from self._column_problems()
         if self.lora and self.freeze_encoder:
             yield "--lora and --freeze-encoder: pass one of them"
@@ -127,9 +132,9 @@ class FinetuneSettings(Settings):
         columns = [name.lower() for name in self.label_columns]
         shown = ",".join(self.label_columns)
         if not all(columns) or not columns or len(columns) != len(set(columns)) or "sequence" in columns:
-            yield f"--label-columns {shown}: name each label column once, separated by commas"
+            yield f"--label-columns {shown}: list each label column once, separated by commas"
         elif len(columns) > 1 and self.task not in ("multi-label", "regression"):
-            yield f"--label-columns {shown}: --task {self.task} takes one label column; name one"
+            yield f"--label-columns {shown}: --task {self.task} takes one label column; pass one"
 
     @property
     def name(self) -> str:

@@ -26,7 +26,7 @@ from dnabert_rm.utils.progress import progress_bar
 
 MODEL_INPUTS = ("input_ids", "attention_mask")
 LOWER_IS_BETTER = "mse"
-"""The only metric that is minimized; `mse_NAME` is that of one target."""
+"""Prefix of the metrics to minimize: `mse`, and `mse_NAME` for a single target."""
 
 
 # ---- construction
@@ -35,7 +35,7 @@ LOWER_IS_BETTER = "mse"
 def make_trainer(
     model: Any, task: Task, train: TokenRows, dev: TokenRows, settings: FinetuneSettings, args: TrainingArguments
 ) -> TaskTrainer:
-    """Return a Trainer that keeps the checkpoint with the best metric on `dev`, the first one of equals."""
+    """Return a Trainer that keeps the checkpoint with the best metric on `dev`, the earliest one in a tie."""
     callbacks: list[TrainerCallback] = [ProgressCallback(str(args.metric_for_best_model)), SeedDropoutPerRank()]
     if args.process_index == 0:
         callbacks.append(TensorBoardCallback(SummaryWriter(str(settings.output / TENSORBOARD_FOLDER))))
@@ -58,13 +58,15 @@ def make_trainer(
 
 
 def training_arguments(settings: FinetuneSettings, best_metric: str) -> TrainingArguments:
-    """Return Trainer's settings; under a launcher this joins the process group.
+    """Return Trainer's settings. Under a launcher this also joins the process group.
 
     Raises `ConfigError` if the batch size is not a multiple of the number of ranks.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if settings.batch_size % world_size:
-        raise ConfigError(f"--batch-size {settings.batch_size}: must be a multiple of the {world_size} ranks")
+        raise ConfigError(
+            f"--batch-size {settings.batch_size}: must be a multiple of the number of ranks ({world_size})"
+        )
     rows_per_rank = settings.batch_size // world_size
     args = TrainingArguments(
         output_dir=str(settings.output / CHECKPOINTS_FOLDER),
@@ -97,13 +99,13 @@ def training_arguments(settings: FinetuneSettings, best_metric: str) -> Training
         disable_tqdm=True,
         log_level="error",
     )
-    # With several visible GPUs and one process, Trainer would use DataParallel and so a larger batch.
+    # With several visible GPUs and one process, Trainer would use DataParallel, which enlarges the batch.
     args._n_gpu = min(args.n_gpu, 1)
     return args
 
 
 def _predicted_classes(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return class indices (B, N) of logits (B, N, L); logits of every base would take too much memory to keep."""
+    """Convert logits (B, N, L) to class indices (B, N). Keeping the logits of every base would take too much memory."""
     return logits.argmax(-1)
 
 
@@ -125,7 +127,7 @@ class TaskTrainer(Trainer):
         super().__init__(**options, data_collator=collate, compute_loss_func=task.loss, compute_metrics=self.scores)
 
     def scores(self, output: Any) -> dict[str, float | None]:
-        """Return the task's metrics of Trainer's predictions; raise `ConfigError` if they are not finite."""
+        """Compute the task's metrics from Trainer's predictions; raise `ConfigError` if a prediction is not finite."""
         if not np.isfinite(output.predictions).all():
             raise ConfigError(
                 f"--learning-rate {self.settings.learning_rate}: the model's outputs became NaN; lower it"
@@ -153,10 +155,10 @@ class TaskTrainer(Trainer):
 
 
 class RowSampler(Sampler):
-    """Shuffled row indices, the same for any number of ranks; rows are grouped by length if their lengths differ.
+    """Sampler of shuffled row indices, the same for any number of ranks. Rows of unequal length are grouped by length.
 
-    With `pad_last_batch`, the last batch of an epoch is filled with the index after the last row, whose row has no
-    loss. So every rank has a share of every batch; accelerate would repeat rows instead.
+    With `pad_last_batch`, the last batch of an epoch is filled up with the index of the padding row of `TokenRows`. So
+    every rank has a share of every batch. accelerate would repeat rows instead.
     """
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int, pad_last_batch: bool):
@@ -186,13 +188,13 @@ def wait_for_ranks() -> None:
 
 
 def leave_ranks() -> None:
-    """Destroy the process group, if there is one; torch warns of a group that still exists at exit."""
+    """Destroy the process group if there is one, because torch warns if it still exists at exit."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 
 class SeedDropoutPerRank(TrainerCallback):
-    """Give each rank different dropout; Trainer seeds all ranks alike."""
+    """Give each rank different dropout masks. Trainer gives all ranks the same seed."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if args.process_index:
@@ -207,7 +209,7 @@ class ProgressCallback(TrainerCallback):
 
     def __init__(self, metric: str) -> None:
         self.metric = metric
-        """Metric on dev that chooses the checkpoint."""
+        """Metric on dev for choosing the checkpoint."""
         self.bar: Any = None
         self.loss = float("nan")
 
@@ -218,7 +220,7 @@ class ProgressCallback(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.bar.update(state.global_step - self.bar.n)
-        # The line of the last evaluation also shows the loss up to it, even in a run shorter than `logging_steps`.
+        # Log at the last step, so that the last line shows a loss even if the run is shorter than `logging_steps`.
         control.should_log |= state.global_step >= state.max_steps
 
     def on_log(self, args: Any, state: Any, control: Any, **options: Any) -> None:

@@ -1,4 +1,4 @@
-"""LoRA adapters by peft: small low-rank matrices that are trained in place of the encoder's weights."""
+"""LoRA adapters by peft: small low-rank matrices that are trained instead of the encoder's weights."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from dnabert_rm.utils.errors import ConfigError
 ADAPTER_CONFIG = "adapter_config.json"
 """File that marks a folder of peft adapters."""
 _ATTENTION_LAYERS = {"bert": ["query", "key", "value"], "modernbert": ["Wqkv"]}
-"""Names of the linear layers with an adapter, by `model_type`."""
+"""Names of the linear layers that get an adapter, by `model_type`."""
 
 
 def add_adapters(model: PreTrainedModel, rank: int, dropout: float, base: Path) -> Any:
-    """Return a `peft.PeftModel` around `model` that trains adapters of `rank` and the whole head.
+    """Wrap `model` in a `peft.PeftModel` that trains only adapters of rank `rank` and the whole head.
 
     The adapters are on the attention projections, scaled by 2 (alpha is twice the rank). `base` is recorded as the
     folder of the pretrained model. Raises `ConfigError` if peft is not installed or the architecture is unknown.
@@ -30,7 +30,7 @@ def add_adapters(model: PreTrainedModel, rank: int, dropout: float, base: Path) 
     if architecture not in _ATTENTION_LAYERS:
         raise ConfigError(f"--lora: supports {' and '.join(_ATTENTION_LAYERS)}, not {architecture}; remove it")
     config = LoraConfig(
-        # All layers outside the encoder are trained whole; peft adds the classifier to this list.
+        # All layers outside the encoder are trained in full; peft adds the classifier to this list.
         modules_to_save=[name for name in ("pooler", "head") if _has_module(model, name)],
         task_type=TaskType.TOKEN_CLS if "TokenClassification" in type(model).__name__ else TaskType.SEQ_CLS,
         r=rank,
@@ -40,7 +40,7 @@ def add_adapters(model: PreTrainedModel, rank: int, dropout: float, base: Path) 
     )
     model.name_or_path = str(base.resolve())  # peft saves this as the base model
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # peft uses a name that transformers will change
+        warnings.simplefilter("ignore", FutureWarning)  # peft uses a deprecated transformers name
         return get_peft_model(model, config)
 
 

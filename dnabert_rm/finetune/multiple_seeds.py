@@ -22,13 +22,13 @@ _IGNORED_SETTINGS = ("output", "overwrite", "seed", "seeds")
 
 
 def finetune_seeds(settings: FinetuneSettings) -> dict[str, Any]:
-    """Fine-tune with each of `settings.seeds` in `output/seed_S`, and keep seeds that finished with the same settings.
+    """Fine-tune once for each of `settings.seeds`, in `output/seed_S`.
 
-    Writes `output/scores.json` with the scores of `aggregate` and returns its content. Raises the errors of
-    `finetune`.
+    Seeds that already finished with the same settings are not repeated. The result of `aggregate` is written to
+    `output/scores.json` and returned. Raises the same errors as `finetune`.
     """
     if not settings.overwrite and (settings.output.is_file() or (settings.output / MODEL_FOLDER).exists()):
-        raise ConfigError(f"--output {settings.output}: is a file or a run without --seeds; name another folder")
+        raise ConfigError(f"--output {settings.output}: is a file or a run without --seeds; choose another folder")
     seeds = settings.seeds or (settings.seed,)
     runs = [replace(settings, seed=seed, seeds=None, output=settings.output / f"seed_{seed}") for seed in seeds]
     finished = [None if settings.overwrite else read_finished(run) for run in runs]
@@ -44,7 +44,7 @@ def finetune_seeds(settings: FinetuneSettings) -> dict[str, Any]:
 
 
 def read_finished(settings: FinetuneSettings) -> dict[str, Any] | None:
-    """Return the scores of a finished seed, or None; raise `ConfigError` if it finished with other settings."""
+    """Return the scores of a seed, or None if it has not finished; raise `ConfigError` if its settings differ."""
     path = settings.output / SCORES_FILE
     if not path.exists():
         return None
@@ -58,17 +58,18 @@ def read_finished(settings: FinetuneSettings) -> dict[str, Any] | None:
     differing = sorted(name for name in names if wanted.get(name) != found.get(name))
     if differing:
         raise ConfigError(
-            f"{path}: finished with other settings ({', '.join(differing)}); name another --output or pass --overwrite"
+            f"{path}: finished with other settings ({', '.join(differing)});"
+            " choose another --output or pass --overwrite"
         )
     return scores
 
 
 def aggregate(results: Sequence[dict[str, Any]], seeds: Sequence[int]) -> dict[str, Any]:
-    """Return one record of scores for all seeds.
+    """Aggregate the scores of several seeds into one record.
 
-    `metrics` are means over the seeds, `metrics_interval_95` their intervals [low, high], `metrics_by_seed` the values
-    in the order of `seeds`. A metric that is undefined for one seed has the mean None. So has the interval of a
-    single seed.
+    - `metrics`: means over the seeds; None if the metric is undefined for any seed.
+    - `metrics_interval_95`: 95 % confidence intervals [low, high] of the means; also None for a single seed.
+    - `metrics_by_seed`: the values in the order of `seeds`.
     """
     first = results[0]
     common_keys = ("data_set", "task", "classes", "labels", "splits", "weights", "best_metric", "versions")
@@ -91,14 +92,14 @@ def aggregate(results: Sequence[dict[str, Any]], seeds: Sequence[int]) -> dict[s
 
 
 def mean(values: Sequence[float | None]) -> float | None:
-    """Return the mean, or None if a value is None."""
+    """Return the mean, or None if any value is None."""
     return None if None in values else float(np.mean(np.array(values, dtype=float)))
 
 
 def interval(values: Sequence[float | None]) -> list[float] | None:
     """Return the 95 % confidence interval [low, high] of the mean (Student's t with n - 1 degrees of freedom).
 
-    None for fewer than two values, or if a value is None.
+    The result is None for fewer than two values, or if any value is None.
     """
     if None in values or len(values) < 2:
         return None

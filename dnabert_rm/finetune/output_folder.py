@@ -1,4 +1,4 @@
-"""The output folder of fine-tuning: check it, clear it, write the results."""
+"""Check, clear and write the output folder of fine-tuning."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ from dnabert_rm.utils.files import writable_parent, write_text
 
 
 def check_output(settings: FinetuneSettings) -> None:
-    """Raise `ConfigError` if the folder can't be written, or results or the pretrained model would be overwritten."""
+    """Raise `ConfigError` if the folder can't be written, or if results or the pretrained model would be replaced."""
     output = settings.output
     if output.exists() and not output.is_dir():
-        raise ConfigError(f"--output {output}: is a file; name a folder")
+        raise ConfigError(f"--output {output}: is a file; choose a folder")
     writable_parent(output, f"--output {output}")
     if settings.model.resolve() == (output / MODEL_FOLDER).resolve():
         raise ConfigError(
-            f"--output {output}: the fine-tuned model would replace --model {settings.model}; name another"
+            f"--output {output}: the fine-tuned model would replace --model {settings.model}; choose another"
         )
     existing = [name for name in (SCORES_FILE, MODEL_FOLDER, PREDICTIONS_FILE) if (output / name).exists()]
     if existing and not settings.overwrite:
         raise ConfigError(
-            f"--output {output}: already contains {', '.join(existing)}; name another folder or pass --overwrite"
+            f"--output {output}: already contains {', '.join(existing)}; choose another folder or pass --overwrite"
         )
 
 
 def clear_output(settings: FinetuneSettings) -> None:
-    """Make the folder, and delete the results of an earlier run; other files are kept."""
+    """Create the folder, and delete the results of an earlier run but no other files."""
     output = settings.output
     output.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(output / CHECKPOINTS_FOLDER, ignore_errors=True)
@@ -57,7 +57,7 @@ def clear_output(settings: FinetuneSettings) -> None:
 
 
 def describe(settings: FinetuneSettings, splits: Splits, metrics: dict[str, Any]) -> dict[str, Any]:
-    """Return the entries of `scores.json` about the data, the scores and their reproduction."""
+    """Return the `scores.json` entries that record the data, the scores and how to reproduce them."""
     task = splits.task
     return {
         "data_set": settings.name,
@@ -82,15 +82,15 @@ def write_results(
     test: Any,
     scores: dict[str, Any],
 ) -> None:
-    """Write the model's folder, the predictions, and last `scores.json`, which marks the results as complete.
+    """Write the model's folder, then the predictions, then `scores.json`: its presence marks complete results.
 
-    `test` is Trainer's output for the test rows, with `predictions` and `label_ids`.
+    `test` is the output of `Trainer.predict` for the test rows, with `predictions` and `label_ids`.
     """
     from dnabert_rm.finetune.pretrained_encoder import suppress_transformers_output
 
     folder = settings.output / MODEL_FOLDER
     with suppress_transformers_output():
-        # A model with adapters saves only these and the head, so the configuration is saved separately.
+        # A model with adapters saves only the adapters and the head, so its configuration is saved separately.
         for part in (model, tokenizer, model.config):
             part.save_pretrained(folder)
     write_text(folder / FINETUNING_FILE, json.dumps(prediction_settings(settings, splits, max_tokens), indent=2) + "\n")
@@ -100,7 +100,7 @@ def write_results(
 
 
 def prediction_settings(settings: FinetuneSettings, splits: Splits, max_tokens: int) -> dict[str, Any]:
-    """Return the settings that `predict` needs, as `finetuning.json` contains them."""
+    """Return the content of `finetuning.json`: the settings that `predict` needs."""
     task = splits.task
     return {
         "task": task.name,
@@ -139,5 +139,5 @@ def scores_table(scores: dict[str, Any]) -> str:
 
 
 def format_score(value: float | None) -> str:
-    """Format a score for a table, "-" if it is undefined."""
+    """Format a score for a table, or return "-" if it is undefined."""
     return "-" if value is None else f"{value:.4f}"

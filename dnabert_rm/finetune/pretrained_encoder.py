@@ -1,7 +1,7 @@
-"""Load pretrained encoders under a new head.
+"""Load pretrained encoders with a new head.
 
-transformers initializes missing weights at random and only logs it. Here a missing, superfluous or misshapen
-tensor of the encoder is a `CheckpointError`; only the head, and a pooler, may be new.
+transformers initializes missing weights at random and only logs it. Here a missing, unexpected or misshapen encoder
+tensor raises `CheckpointError`. Only the head and a pooler may be newly initialized.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _DROPOUT_FIELDS = (
 
 
 def load_config(folder: Path) -> PreTrainedConfig:
-    """Load the configuration of an exported model; raise `CheckpointError` if there is none."""
+    """Load the configuration of an exported model; raise `CheckpointError` if it can't be loaded."""
     check_model_folder(folder)
     with as_checkpoint_error(folder):
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
@@ -58,7 +58,7 @@ def load_tokenizer(folder: Path, config: PreTrainedConfig, overlapping: bool = T
         tokenizer = KmerTokenizer.from_pretrained(folder, local_files_only=True, overlapping=overlapping)
     if tokenizer.vocab_size > config.vocab_size:
         raise CheckpointError(
-            f"{folder}: vocab.txt has {tokenizer.vocab_size} tokens, but the model embeds {config.vocab_size};"
+            f"{folder}: vocab.txt has {tokenizer.vocab_size} tokens, but the model has {config.vocab_size} embeddings;"
             " replace it with the vocabulary of pretraining"
         )
     return tokenizer
@@ -67,16 +67,16 @@ def load_tokenizer(folder: Path, config: PreTrainedConfig, overlapping: bool = T
 def load_model(
     folder: Path, config: PreTrainedConfig, task: Task, dropout: float, seed: int, from_scratch: bool = False
 ) -> tuple[PreTrainedModel, list[str]]:
-    """Load a pretrained encoder in fp32 under the head of a fitted task.
+    """Load a pretrained encoder in fp32 with the head of a fitted task.
 
     The head is a token classifier if the task is `per_base`, otherwise a sequence classifier. `from_scratch`
     initializes all weights at random, as a control. `seed` determines the new weights.
 
     Returns the model and the names of its newly initialized tensors. Raises `CheckpointError` if a tensor of the
-    encoder is missing, superfluous or of another shape.
+    encoder is missing, unexpected or has the wrong shape.
     """
     if (folder / ADAPTER_CONFIG).exists():
-        raise CheckpointError(f"{folder}: holds only LoRA adapters; name the model that they were trained on")
+        raise CheckpointError(f"{folder}: holds only LoRA adapters; pass the model that they were trained on")
     for name in _DROPOUT_FIELDS:
         if hasattr(config, name):
             setattr(config, name, dropout)
@@ -102,22 +102,22 @@ def load_model(
 
 
 def freeze_encoder(model: PreTrainedModel) -> None:
-    """Freeze all weights but those of the head and, if there is one, the pooler, which belongs to the head."""
+    """Freeze the encoder. The head stays trainable, and so does the pooler if there is one."""
     for name, parameter in model.base_model.named_parameters():
         parameter.requires_grad = "pooler." in name
 
 
 def _new_tensors(folder: Path, model: PreTrainedModel, loading_info: dict[str, Any]) -> list[str]:
-    """Return the tensors that were not loaded; raise `CheckpointError` if any is part of the encoder.
+    """Return the names of tensors that were not loaded; raise `CheckpointError` if any is part of the encoder.
 
-    `loading_info` is the report of `from_pretrained(output_loading_info=True)`.
+    `loading_info` comes from `from_pretrained(output_loading_info=True)`.
     """
     encoder = f"{model.base_model_prefix}."
-    # A fine-tuned model may be fine-tuned again: its head may have another number of classes.
+    # A fine-tuned model may be fine-tuned again for another number of classes, so its head may change shape.
     reshaped = {entry if isinstance(entry, str) else entry[0] for entry in loading_info["mismatched_keys"]}
     problems = {
         "lacks": loading_info["missing_keys"],
-        "has another shape of": reshaped,
+        "has the wrong shape for": reshaped,
         "does not use": loading_info["unexpected_keys"],
     }
     for problem, names in problems.items():
@@ -125,21 +125,23 @@ def _new_tensors(folder: Path, model: PreTrainedModel, loading_info: dict[str, A
         if wrong:
             raise CheckpointError(
                 f"{folder}: {problem} {len(wrong)} tensors of the {model.base_model_prefix} encoder, {wrong[0]} first;"
-                " config.json and the weights don't belong together: export the model again"
+                " config.json and the weights don't match; export the model again"
             )
     return sorted({*loading_info["missing_keys"], *reshaped})
 
 
 @contextlib.contextmanager
 def as_checkpoint_error(folder: Path) -> Iterator[None]:
-    """Convert errors of the libraries about a model's folder into a `CheckpointError` of one line."""
+    """Convert library errors about a model's folder into a one-line `CheckpointError`."""
     try:
         yield
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         if is_out_of_memory(error):
             raise
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise CheckpointError(f"{folder}: not a model that transformers can load ({reason})") from error
+        raise CheckpointError(
+            f"{folder}: not a model that transformers can load ({reason}); check the folder, or export the model again"
+        ) from error
 
 
 @contextlib.contextmanager

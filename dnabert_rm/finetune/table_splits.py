@@ -1,4 +1,4 @@
-"""The train, dev and test tables of one data set, checked against each other, with labels as targets."""
+"""Train, dev and test tables of one data set: reading, checks across tables, conversion of labels to targets."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Splits:
         return [self.task.target(*row) for row in zip(table.sequences, table.fields, strict=True)]
 
     def dropped(self) -> dict[str, int]:
-        """Return the number of rows left out of each split's file; a held-out dev split has the training file."""
+        """Return the number of rows left out of each split's file. A held-out dev split has the training file."""
         return {name: self.bad_rows.count(table.path) for name, table in self.items()}
 
 
@@ -49,14 +49,14 @@ def read_splits(settings: FinetuneSettings) -> Splits:
     if settings.dev is None:
         train, dev = tables.hold_out(train, DEV_ONE_IN, settings.seed)
         notice(
-            f"note: no --dev: {len(dev)} of {len(train) + len(dev)} rows of {settings.train} are held out to choose"
+            f"note: no --dev, so {len(dev)} of {len(train) + len(dev)} rows of {settings.train} are held out to choose"
             " the checkpoint"
         )
     else:
         dev = bad_rows.usable(read(settings.dev), task.target)
     test = bad_rows.usable(read(settings.test), task.target)
     for path, errors in bad_rows.errors.items():
-        notice(f"warning: {len(errors)} rows of {path} are left out; the first: {errors[0]}")
+        notice(f"warning: {len(errors)} rows of {path} are left out; the first error: {errors[0]}")
     return Splits(train, dev, test, task, bad_rows)
 
 
@@ -66,7 +66,7 @@ def shared_rows(splits: Splits) -> dict[str, int]:
 
 
 def warn_of_shared_rows(splits: Splits) -> None:
-    """Warn of sequences that are in train and in another split, because they inflate its scores."""
+    """Warn if dev or test shares sequences with train, because that inflates its scores."""
     for name, count in shared_rows(splits).items():
         if count:
             notice(

@@ -21,19 +21,19 @@ from dnabert_rm.utils.files import check_readable_file
 SEQUENCE_COLUMN = "sequence"
 LABEL_COLUMN = "label"
 LABEL_SEPARATOR = ";"
-"""Separates several labels in one column; a field with the separator alone has no label."""
+"""Separator of several labels in one column. A field with only the separator has no label."""
 
-# IUPAC codes for DNA without U: the tokenizer only knows T, so RNA would become [UNK] and teach nothing.
+# IUPAC codes for DNA, without U: the tokenizer knows only T, so every k-mer with a U would become [UNK].
 _NOT_NUCLEOTIDE = re.compile("[^ACGTRYSWKMBDHVNacgtryswkmbdhvn]")
 _INTEGER = re.compile(r"[+-]?\d+")
 
 
 class RowError(Exception):
-    """An unusable row; the caller that reads the file adds its name and the line."""
+    """An unusable row. The caller adds the file name and the line number to the message."""
 
 
 RowCheck = Callable[[str, Sequence[str]], object]
-"""Function of a row's sequence and label columns that raises `RowError` for an unusable row."""
+"""Function that takes a row's sequence and label columns, and raises `RowError` if the row is unusable."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +54,11 @@ class LabelledTable:
 
     @property
     def labels(self) -> list[str]:
-        """The first label column."""
+        """Values of the first label column."""
         return [fields[0] for fields in self.fields]
 
     def rows(self, indices: Sequence[int] | NDArray[np.int64]) -> LabelledTable:
-        """Return the table of the rows with these indices, in this order."""
+        """Return a table with only the rows at these indices, in this order."""
         columns = ([column[i] for i in indices] for column in (self.sequences, self.fields, self.lines))
         return LabelledTable(self.path, self.columns, *columns)  # type: ignore[arg-type]
 
@@ -83,7 +83,7 @@ class BadRowHandler:
         return len(self.errors.get(path, ()))
 
     def passes(self, path: Path, line: int, check: RowCheck, sequence: str, fields: Sequence[str]) -> bool:
-        """Return whether a row passes `check`; handle it as a bad row if not."""
+        """Return whether a row passes `check`. If it does not, handle it as a bad row."""
         try:
             check(sequence, fields)
         except RowError as error:
@@ -92,7 +92,7 @@ class BadRowHandler:
         return True
 
     def usable(self, table: LabelledTable, check: RowCheck) -> LabelledTable:
-        """Return the table of the rows that pass `check`; raise `DataError` if there are none."""
+        """Return a table with only the rows that pass `check`; raise `DataError` if no row does."""
         rows = enumerate(zip(table.lines, table.sequences, table.fields, strict=True))
         kept = [i for i, (line, sequence, fields) in rows if self.passes(table.path, line, check, sequence, fields)]
         return self.not_empty(table if len(kept) == len(table) else table.rows(kept))
@@ -101,7 +101,7 @@ class BadRowHandler:
         """Return the table; raise `DataError` if it has no rows."""
         if not table.sequences:
             errors = self.errors.get(table.path)
-            reason = f"no row can be used; {errors[0]}" if errors else "has a header but no rows"
+            reason = f"no row can be used; {errors[0]}" if errors else "has a header but no rows; add rows"
             raise DataError(f"{table.path}: {reason}")
         return table
 
@@ -115,8 +115,8 @@ def read_labelled(
     """Read a table with the column `sequence` and the label `columns`; other columns are ignored.
 
     The header decides whether commas or tabs separate columns. Sequences are IUPAC nucleotide codes in any case.
-    `check` is an additional check of each row. Raises `DataError` with the file, the line and the fix, unless
-    `bad_rows` drops the row.
+    `check` is applied to each row, after the built-in checks. Raises `DataError` with the file, the line and the fix,
+    unless `bad_rows` drops the row.
     """
     path = Path(path)
     bad_rows = bad_rows or BadRowHandler()
@@ -137,7 +137,7 @@ def read_labelled(
                     table.fields.append(fields)
                     table.lines.append(line)
     except UnicodeDecodeError:
-        raise DataError(f"{path}: not a text file; a CSV or TSV table in UTF-8 is expected, not compressed") from None
+        raise DataError(f"{path}: not a text file; pass a CSV or TSV table in UTF-8, not compressed") from None
     return bad_rows.not_empty(table)
 
 
@@ -148,7 +148,7 @@ def _rows(
     header = next(stream, "")
     if not header.strip():
         wanted = f"{SEQUENCE_COLUMN},{','.join(columns)}"
-        raise DataError(f"{path}: is empty; a header with the columns {wanted} is expected on line 1")
+        raise DataError(f"{path}: is empty; write a header with the columns {wanted} on line 1")
     delimiter = "\t" if "\t" in header else ","
     names = [name.strip() for name in next(csv.reader([header], delimiter=delimiter))]
     sequence_index, *label_indices = (_column_index(path, names, name) for name in (SEQUENCE_COLUMN, *columns))
@@ -167,7 +167,7 @@ def _rows(
                 continue
             yield line, fields[sequence_index].strip(), tuple(fields[index].strip() for index in label_indices)
     except csv.Error as csv_error:
-        raise DataError(f"{path}:{reader.line_num + 1}: not a valid row ({csv_error})") from None
+        raise DataError(f"{path}:{reader.line_num + 1}: not a valid row ({csv_error}); fix its quotes") from None
 
 
 def _column_index(path: Path, names: list[str], wanted: str) -> int:
@@ -176,7 +176,7 @@ def _column_index(path: Path, names: list[str], wanted: str) -> int:
         return found[0]
     if found:
         raise DataError(f"{path}:1: has {len(found)} columns named {wanted!r}; keep one of them")
-    hint = "; rename the column" + ("" if wanted == SEQUENCE_COLUMN else ", or name it with --label-columns")
+    hint = "; rename the column" + ("" if wanted == SEQUENCE_COLUMN else ", or pass its name with --label-columns")
     if len(names) == 1:
         hint = "; columns are separated by commas or tabs"
     elif any(_NOT_NUCLEOTIDE.search(name) is None and len(name) > 5 for name in names):
@@ -199,10 +199,10 @@ def _check_row(sequence: str, columns: Sequence[str], fields: Sequence[str]) -> 
 
 
 def hold_out(table: LabelledTable, every: int, seed: int) -> tuple[LabelledTable, LabelledTable]:
-    """Split a table at random into the remaining rows and one held-out row in `every`, stratified by label.
+    """Hold out a random one in `every` rows, stratified by label; return the remaining and the held-out rows.
 
-    Rows are shuffled within each label, and every `every`-th is held out; at least one is. Both tables keep the
-    order of the file.
+    Rows are sorted by label and shuffled within each label. Then every `every`-th row is held out, at least one in
+    all. Both tables keep the order of the file.
     """
     order = random.permutation(random.key(seed, "finetune dev rows"), len(table))
     by_label = np.array(sorted(order, key=lambda index: table.fields[index]))
@@ -219,7 +219,7 @@ def count_shared(table: LabelledTable, train: LabelledTable) -> int:
 def class_names(labels: Sequence[str], path: Path) -> tuple[str, ...]:
     """Return the distinct labels, sorted as numbers if all are integers, otherwise as text.
 
-    Raises `DataError` with the table's path if there are fewer than two.
+    Raises `DataError` with the table's path if there are fewer than two labels.
     """
     names = set(labels)
     if len(names) < 2:
@@ -230,10 +230,12 @@ def class_names(labels: Sequence[str], path: Path) -> tuple[str, ...]:
 
 
 def label_index(label: str, labels: Sequence[str]) -> int:
-    """Return the index of a label among those of the training table; raise `RowError` if it is not there."""
+    """Return the index of `label` in the training table's `labels`; raise `RowError` if it is not among them."""
     if label not in labels:
         known = ", ".join(labels[:8]) + (", …" if len(labels) > 8 else "")
-        raise RowError(f"the label {label!r} is not in the training table (which has {known})")
+        raise RowError(
+            f"the label {label!r} is not in the training table (its labels: {known}); fix it or remove the row"
+        )
     return labels.index(label)
 
 
@@ -246,7 +248,7 @@ def parse_binary_labels(fields: Sequence[str], columns: Sequence[str]) -> list[i
     """Parse one label per column, 0 or 1; raise `RowError` for anything else."""
     for field, column in zip(fields, columns, strict=True):
         if field not in ("0", "1"):
-            raise RowError(f"{column} is {field!r}; write 0 or 1 in each of several label columns")
+            raise RowError(f"{column} is {field!r}; with several label columns, write 0 or 1 in each")
     return [int(field) for field in fields]
 
 
@@ -259,5 +261,5 @@ def parse_numbers(fields: Sequence[str], columns: Sequence[str]) -> list[float]:
         except ValueError:
             raise RowError(f"{column} is {field!r}, not a number; regression needs numbers") from None
         if not math.isfinite(numbers[-1]):
-            raise RowError(f"{column} is {field!r}; a finite number is needed")
+            raise RowError(f"{column} is {field!r}; write a finite number")
     return numbers

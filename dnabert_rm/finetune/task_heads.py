@@ -26,7 +26,7 @@ from dnabert_rm.finetune.tables import (
 from dnabert_rm.utils.errors import DataError
 
 IGNORE_INDEX = -100
-"""Target without loss and metrics, as in PyTorch's cross entropy."""
+"""Target value that is excluded from loss and metrics, as in PyTorch's cross entropy."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,9 @@ class Task:
     problem_type: ClassVar[str | None]
     """transformers' name for the loss of a sequence head."""
     best_metric: ClassVar[str]
-    """Metric that chooses the checkpoint by default."""
+    """Default metric for choosing the checkpoint."""
     per_base: ClassVar[bool] = False
-    """Whether each base has a target, so that the head is a token classifier."""
+    """Whether each base has a target. If so, the head is a token classifier."""
 
     def check(self, sequence: str, fields: Sequence[str]) -> None:
         """Raise `RowError` if the label columns can't be parsed; called before the task is fitted."""
@@ -63,7 +63,7 @@ class Task:
         raise NotImplementedError
 
     def loss(self, logits: Any, targets: Any, weights: Any = None) -> Any:
-        """Return the sum of the losses over all targets but `IGNORE_INDEX`, a tensor ().
+        """Return the sum of the losses over all targets except `IGNORE_INDEX`, a scalar tensor.
 
         Args: `logits` (B, L), or (B, N, L) for `per_base` tasks; class `weights` (L,).
         """
@@ -193,7 +193,7 @@ class MultiLabelClassification(Task):
             return replace(self, labels=self.columns)
         names = {name for text in train.labels for name in split_labels(text)}
         if not names:
-            raise DataError(f"{train.path}: no row has a label in column {self.columns[0]!r}")
+            raise DataError(f"{train.path}: no row has a label in column {self.columns[0]!r}; fill in labels")
         return replace(self, labels=tuple(sorted(names)))
 
     def target(self, sequence: str, fields: Sequence[str]) -> NDArray:
@@ -210,7 +210,7 @@ class MultiLabelClassification(Task):
         return losses[targets != IGNORE_INDEX].sum()
 
     def class_weights(self, targets: Sequence[NDArray]) -> NDArray:
-        """Return the ratio of rows without to rows with each label, (L,): the weight of the rows with it."""
+        """Return the weight of rows with each label, (L,): number of rows without it / number of rows with it."""
         positives = np.sum(targets, axis=0)
         return (len(targets) - positives) / np.maximum(positives, 1)
 

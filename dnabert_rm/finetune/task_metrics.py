@@ -51,7 +51,7 @@ def classification_metrics(labels: NDArray[np.int64], logits: NDArray) -> Scores
     """
     scores = class_metrics(labels, np.asarray(logits).argmax(axis=-1))
     if np.shape(logits)[-1] == 2:
-        # Log-odds rank rows as probabilities do, but are not rounded to 0 and 1.
+        # Log-odds rank rows in the same order as probabilities, but do not saturate at 0 and 1.
         scores["auroc"] = _area(labels, np.asarray(logits, dtype=np.float64) @ [-1.0, 1.0])
     return scores
 
@@ -60,8 +60,8 @@ def multi_label_metrics(labels: NDArray, logits: NDArray) -> Scores:
     """Return micro and macro F1, and the means over labels of MCC and of the area under the ROC curve.
 
     Args: `labels` (N, L), 0 or 1; `logits` (N, L), where a label is predicted if its logit is positive. F1 of a label
-    that neither occurs nor is predicted is 0. The mean area is over the labels that have both values; it is None if
-    no label has.
+    that neither occurs nor is predicted is 0. The mean area covers only labels that have both values, and is None if
+    there are none.
     """
     labels = np.asarray(labels).astype(int)
     predicted = (np.asarray(logits) > 0).astype(int)
@@ -77,7 +77,7 @@ def multi_label_metrics(labels: NDArray, logits: NDArray) -> Scores:
 
 
 def regression_metrics(targets: NDArray, predicted: NDArray, names: Sequence[str]) -> Scores:
-    """Return Pearson's and Spearman's correlation, R² and mean squared error, averaged over targets and of each target.
+    """Return Pearson's and Spearman's correlation, R² and mean squared error: means over targets, then each target's.
 
     Args: `targets` and `predicted` (N, T) in the units of the table; `names` of the T targets. Correlations with a
     constant prediction are 0. Correlations and R² of a constant target are None, and so is a mean that includes one.

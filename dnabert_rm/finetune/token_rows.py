@@ -1,4 +1,4 @@
-"""Tokenized rows for Trainer: windows of each sequence, its target, batches, and the pooling of their logits.
+"""Tokenized rows for Trainer: windows and targets of sequences, batches, and pooling of logits.
 
 Shapes: B rows, V windows of at most W tokens, L labels, N bases of the longest row, P pairs of a logit and an output.
 """
@@ -21,7 +21,7 @@ from dnabert_rm.tokenizer.windows import pad_rows, windows
 
 
 class BaseTokenPairs(NamedTuple):
-    """Which token of a window predicts which base: two arrays (P,), one pair per position."""
+    """Pairs of a base and a token of a window that predicts it: two arrays (P,), pair i at index i."""
 
     bases: NDArray
     """Index of the base in the sequence."""
@@ -36,12 +36,12 @@ class TokenizedRow:
     windows: list[NDArray]
     """Token ids of each window, (T_i,) int32 with special tokens; most rows have one window."""
     pairs: list[BaseTokenPairs] | None
-    """Pairs of each window, if each base has a target."""
+    """Base-token pairs of each window if each base has a target, otherwise None."""
     target: NDArray
 
 
 class TokenRows(Dataset):
-    """The rows of one table, with a padding row at index `len(rows)`: it has no loss and completes a last batch."""
+    """Rows of one table. Index `len(rows)` is a padding row without loss, used to fill up the last batch."""
 
     def __init__(self, rows: list[TokenizedRow], num_long: int):
         self.rows = rows
@@ -84,8 +84,8 @@ def token_rows(
 ) -> TokenRows:
     """Tokenize sequences, with `[CLS]` and `[SEP]` around each window.
 
-    Of a sequence with more than `max_tokens` tokens, `long` = "middle" keeps the middle and "window" makes
-    overlapping windows. If targets are `per_base`, those of bases that no token predicts become `IGNORE_INDEX`.
+    If a sequence has more than `max_tokens` tokens, `long="middle"` keeps its middle and `long="window"` cuts it into
+    overlapping windows. With `per_base`, the targets of bases that no token predicts become `IGNORE_INDEX`.
     """
     max_kmers = max_tokens - 2
     all_ids = tokenizer.kmer_ids(sequences)
@@ -105,17 +105,17 @@ def token_rows(
 
 
 def middle(num_tokens: int, max_tokens: int) -> range:
-    """Return the middle `max_tokens` tokens of a sequence; an odd token is cut on the right."""
+    """Return the range of the middle `max_tokens` tokens. If an odd number is cut, one more is cut on the right."""
     start = max(0, num_tokens - max_tokens) // 2
     return range(start, min(num_tokens, start + max_tokens))
 
 
 def base_token_pairs(window: range, num_tokens: int, num_bases: int, k: int, step: int) -> BaseTokenPairs:
-    """Return which token of a window predicts which base.
+    """Pair each base with the tokens of a window that predict it.
 
     A k-mer predicts the k bases that it covers. With overlapping k-mers (`step` 1) up to k tokens predict a base.
-    With non-overlapping ones (`step` k), the last token of the sequence also predicts the fewer than k bases after
-    it, which are in no k-mer. `window` is a range of the sequence's `num_tokens` tokens.
+    With non-overlapping k-mers (`step` k), fewer than k bases after the last token are in no k-mer. The last token
+    predicts them too. `window` is a range of indices into the sequence's `num_tokens` tokens.
     """
     tokens = np.arange(window.start, window.stop)
     starts = tokens * step
@@ -127,10 +127,10 @@ def base_token_pairs(window: range, num_tokens: int, num_bases: int, k: int, ste
 
 
 def collate(rows: Sequence[TokenizedRow]) -> dict[str, Tensor]:
-    """Return one batch of B rows.
+    """Collate B rows into one batch.
 
     - `input_ids` (V, W).
-    - `attention_mask` (V, W), only if a window is padded: attention has faster kernels without a mask.
+    - `attention_mask` (V, W), only if a window is padded, because attention kernels are faster without a mask.
     - `labels` (B,), (B, L), or (B, N) padded with `IGNORE_INDEX`.
     - `logit_indices` (P,) and `output_indices` (P,), only if an output is a mean of logits: logit `logit_indices[i]`
       of the flattened logits is averaged into output `output_indices[i]`.
@@ -169,9 +169,9 @@ def _pad_targets(targets: Sequence[NDArray]) -> NDArray:
 
 
 def pool_logits(logits: Tensor, batch: dict[str, Tensor]) -> Tensor:
-    """Return the outputs of a batch of `collate`, (B, L) or (B, N, L); each is a mean of logits.
+    """Average logits into the outputs of a batch from `collate`, (B, L) or (B, N, L).
 
-    `logits` are (V, L) of a sequence head, or (V, W, L) of a token head. A base that no token predicts gets zeros.
+    `logits` are (V, L) from a sequence head, or (V, W, L) from a token head. A base that no token predicts gets zeros.
     """
     if "logit_indices" not in batch:
         return logits

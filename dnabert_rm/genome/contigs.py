@@ -19,8 +19,8 @@ _NO_LETTERS = np.empty(0, np.uint8)
 class Contig:
     """One FASTA record.
 
-    `gaps` (n, 2) are the half-open ranges of bases without A, C, G, T. `anchors` (m, 2) are pairs of byte offset and
-    base.
+    `gaps` (n, 2) are half-open ranges of positions without A, C, G, T. `anchors` (m, 2) map positions to the file: each
+    row is a byte offset and the position of the base there.
     """
 
     genome: str
@@ -60,7 +60,7 @@ def _join_record(genome: str, source: int, pieces: list[Piece]) -> Contig:
 
 
 def _merge_adjacent(gaps: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Merge gaps that a block's end cut in two."""
+    """Merge gaps that were split at the end of a block."""
     separate = gaps[1:, 0] > gaps[:-1, 1]
     starts = gaps[np.concatenate([[True], separate])[: len(gaps)], 0]
     ends = gaps[np.concatenate([separate, [True]])[-len(gaps) :] if len(gaps) else slice(0), 1]
@@ -68,7 +68,7 @@ def _merge_adjacent(gaps: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def check_scan(display_name: str, uncompressed: str, pieces: list[Piece]) -> None:
-    """Raise `DataError` for a file of proteins, or with a repeated record name.
+    """Raise `DataError` if a file holds proteins or repeats a record name.
 
     Args:
         display_name: The file's name in messages.
@@ -77,7 +77,7 @@ def check_scan(display_name: str, uncompressed: str, pieces: list[Piece]) -> Non
     letters = sum(piece.length for piece in pieces)
     if 2 * sum(piece.other_letters for piece in pieces) > letters:
         raise DataError(
-            f"{display_name}: more than half of its letters are none of A, C, G, T, U, N; DNA is expected, not protein"
+            f"{display_name}: more than half of its letters are not A, C, G, T, U or N; use DNA, not protein"
         )
     seen: set[str] = set()
     for piece in pieces:
@@ -91,10 +91,10 @@ def check_scan(display_name: str, uncompressed: str, pieces: list[Piece]) -> Non
 
 
 def pure_codes(letters: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return the base codes of letters that are all A, C, G, T or U in either case, with U as T; (N,) → (N,).
+    """Return the base codes of letters, (N,) → (N,); all must be A, C, G, T or U in either case, and U counts as T.
 
-    In ASCII, bit 1 of these letters is the upper bit of their code, and bit 2 the lower one. Computing the code from
-    them is several times faster than a table look-up.
+    In ASCII, bit 1 of these letters is the upper bit of their code, and bit 2 the lower one. Taking these bits is
+    several times faster than a table look-up.
     """
     codes = letters >> np.uint8(2)
     codes &= np.uint8(1)
@@ -103,7 +103,7 @@ def pure_codes(letters: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def without_whitespace(raw: bytes) -> bytes:
-    """Return `raw` without line ends and blanks."""
+    """Return `raw` without line ends, blanks and tabs."""
     for i in range(len(WHITESPACE)):
         if (blank := WHITESPACE[i : i + 1]) in raw:
             raw = raw.replace(blank, b"")
@@ -111,7 +111,7 @@ def without_whitespace(raw: bytes) -> bytes:
 
 
 class RegionReader:
-    """Reader of regions of an uncompressed FASTA; fastest if each region continues the last one.
+    """Reader of regions of an uncompressed FASTA; fastest if each region starts where the last one ended.
 
     Args:
         path: The uncompressed FASTA.
@@ -130,11 +130,11 @@ class RegionReader:
         self._stream.close()
 
     def read(self, contig: int, start: int, end: int, anchor: tuple[int, int]) -> NDArray[np.uint8]:
-        """Return letters start … end - 1 in the file's case, shape (end - start,) uint8.
+        """Return letters start … end - 1 in upper or lower case as in the file, shape (end - start,) uint8.
 
         Args:
-            contig: Any number that identifies the contig within the file.
-            anchor: A pair (byte offset, base) of the contig, at or before `start`.
+            contig: Index of the contig within the file.
+            anchor: One of the contig's `anchors`, at or before `start`.
 
         Raises `DataError` if the file ends before `end`.
         """
@@ -144,11 +144,11 @@ class RegionReader:
             self._start = anchor[1]
             self._letters = b""
         while (missing := end - self._start - len(self._letters)) > 0:
-            # A little more than the bases, to allow for line ends.
+            # Read a little more than the missing bases, to allow for line ends.
             raw = self._stream.read(missing + missing // 16 + 256)
             if not raw:
                 raise DataError(f"{self._display_name}: became shorter while it was read; rerun once it is complete")
-            # Letters before the region are dropped, so that memory holds about one region.
+            # Drop letters before the region, so that memory holds about one region.
             letters = self._letters + without_whitespace(raw)
             passed = min(len(letters), max(0, start - self._start))
             self._start += passed
@@ -173,7 +173,7 @@ class RegionReaders:
             self._reader.close()
 
     def of(self, path: str, display_name: str) -> RegionReader:
-        """Return the reader of `path`, which messages call `display_name`."""
+        """Return the reader of `path`; `display_name` is the file's name in messages."""
         if self._reader is None or path != self._path:
             self.__exit__()
             self._path = path

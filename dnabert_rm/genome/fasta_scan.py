@@ -1,8 +1,8 @@
 """Scan of a FASTA: one parallel pass that finds records, gaps and byte offsets.
 
 Byte ranges of a file are scanned independently, and the pieces of all ranges are joined. The result is small: names,
-lengths, gaps (ranges without A, C, G, T), and an anchor every quarter of a megabyte. With the anchors any region of
-any contig can be read later without an index file, even if line lengths vary.
+lengths, gaps (ranges without A, C, G, T), and an anchor every quarter of a megabyte. An anchor is a byte offset with
+the position of the base there. With anchors, any region can be read without an index file, even if line lengths vary.
 
 Offsets are in bytes of the uncompressed file; all other coordinates are in bases.
 """
@@ -20,7 +20,7 @@ from dnabert_rm.genome.kmer import AMBIGUOUS, base_codes
 from dnabert_rm.utils.errors import DataError
 
 BLOCK_BYTES = 1 << 18
-"""Bytes per read, so that a block and its base codes fit in a core's cache."""
+"""Bytes per read; a block and its base codes fit in a core's cache."""
 RANGE_BYTES = 1 << 25
 """Bytes per task of the scan."""
 MAX_HEADER_BYTES = 1 << 16
@@ -36,7 +36,7 @@ _BOM = b"\xef\xbb\xbf"
 def scan_table(rna: bool) -> bytes:
     """Return a translation table from bytes to codes.
 
-    Base codes are 0 … 3. N or a gap is 4, another letter 5, U that is not read as T 6, and an illegal byte 7.
+    Bases are 0 … 3, N and gap symbols 4, other letters 5 and illegal bytes 7. U is T if `rna`, otherwise 6.
     """
     table = np.full(256, _ILLEGAL, dtype=np.uint8)
     letters = np.array([byte for byte in range(128) if chr(byte).isalpha()])
@@ -54,7 +54,7 @@ class Piece:
     """A record, or the part of it inside the scanned byte range.
 
     `name` is None if the record began before the range. `gaps` are arrays (n, 2) of half-open ranges without A, C, G,
-    T. `anchors` are pairs of byte offset and base. Bases are counted from the piece's start.
+    T. `anchors` are pairs (byte offset, position). Positions are counted from the piece's start.
     """
 
     name: str | None
@@ -69,7 +69,7 @@ class Piece:
         """Add the sequence bytes `raw`, which start at byte `offset`; raise ValueError for an illegal byte."""
         self.anchors.append((offset, self.length))
         if not raw.translate(None, _BASES_AND_WHITESPACE[rna]):
-            # Nearly every block. Takes a third of the time of the general case. All letters are above whitespace.
+            # Fast path for nearly every block, three times as fast. Every letter is a larger byte than whitespace.
             self.length += int(np.count_nonzero(np.frombuffer(raw, np.uint8) > max(WHITESPACE)))
             return
         codes = np.frombuffer(raw.translate(scan_table(rna), WHITESPACE), dtype=np.uint8)
@@ -94,7 +94,7 @@ def true_runs(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
 def scan_range(path: str, display_name: str, start: int, stop: int, rna: bool) -> list[Piece]:
     """Scan bytes start … stop - 1 of an uncompressed FASTA; a header belongs to the range in which it begins.
 
-    `display_name` is the file's name in messages. Raises `DataError` with the line number where the file is not FASTA.
+    `display_name` is the file's name in messages. If the file is not FASTA, raises `DataError` with the line number.
     """
     pieces: list[Piece] = []
     with open(path, "rb") as stream:
@@ -119,7 +119,7 @@ def _scan_block(
     pieces: list[Piece],
     rna: bool,
 ) -> tuple[int, bool]:
-    """Scan one block; return the offset of the next, and whether it starts a line."""
+    """Scan one block; return the offset of the next block, and whether that block starts a line."""
     cursor = 0
     header = 0 if at_line_start and block.startswith(b">") else _next_header(block, 1)
     while True:
@@ -149,7 +149,7 @@ def _next_header(block: bytes, start: int) -> int:
 
 
 def _find_start(stream: BinaryIO, display_name: str, start: int) -> tuple[int, bool]:
-    """Return the first byte at or after `start` that belongs to this range, and whether it starts a line."""
+    """Return the offset of the first byte from `start` on that belongs to this range, and whether it starts a line."""
     if start == 0:
         return first_header(stream.read(BLOCK_BYTES), display_name), True
     begin = max(0, start - MAX_HEADER_BYTES)
@@ -165,12 +165,12 @@ def _find_start(stream: BinaryIO, display_name: str, start: int) -> tuple[int, b
 def first_header(head: bytes, display_name: str) -> int:
     """Return the offset of the first header in `head`, the first bytes of a file.
 
-    Blank lines and a byte order mark may precede it. Raises `DataError` if anything else does.
+    Only blank lines and a byte order mark may precede it; otherwise raises `DataError`.
     """
     body = head.removeprefix(_BOM).lstrip(WHITESPACE)
     if not body:
         problem = "is empty" if not head else "holds no record"
-        raise DataError(f"{display_name}: {problem}; a FASTA file with lines '>name' and sequence is expected")
+        raise DataError(f"{display_name}: {problem}; give a FASTA file, with '>name' lines followed by sequence")
     if body.startswith(b">"):
         return len(head) - len(body)
     line = 1 + head[: len(head) - len(body)].count(b"\n")
@@ -181,7 +181,7 @@ def first_header(head: bytes, display_name: str) -> int:
 
 
 def _record_name(stream: BinaryIO, display_name: str, line: bytes, offset: int) -> str:
-    """Return the record name in a header line; raise `DataError` if it has no valid name."""
+    """Return the record name in a header line; raise `DataError` if the line has no valid name."""
     try:
         return header_name(line)
     except ValueError as error:
@@ -206,7 +206,7 @@ def _raise_illegal_letter(stream: BinaryIO, display_name: str, raw: bytes, offse
     byte = raw[index]
     letter = chr(byte) if 32 < byte < 127 else f"\\x{byte:02x}"
     line = line_number(stream, offset + index)
-    raise DataError(f"{display_name}, line {line}: '{letter}' is no letter of a sequence; is this a FASTA of DNA?")
+    raise DataError(f"{display_name}, line {line}: '{letter}' is not a sequence letter; give a FASTA of DNA")
 
 
 def line_number(stream: BinaryIO, offset: int) -> int:

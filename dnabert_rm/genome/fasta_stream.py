@@ -19,18 +19,18 @@ from dnabert_rm.utils.files import check_readable_file
 
 STANDARD_INPUT = "-"
 NUCLEOTIDES = b"ACGTRYSWKMBDHVNacgtryswkmbdhvn"
-"""IUPAC's codes of DNA. U is excluded: RNA would become unknown tokens, from which a model learns nothing."""
+"""IUPAC codes of DNA. U is excluded, since RNA would become unknown tokens and a model would learn nothing."""
 _SEQUENCE_LETTERS = NUCLEOTIDES + b"Xx-.*"
 _GZIP_MAGIC = b"\x1f\x8b"
 
 
 class Input:
-    """A file, or standard input for "-", plain or gzip, that is read once from its start.
+    """A plain or gzip file that is read once from its start; "-" is standard input.
 
     `position` and `size` are in bytes of the (compressed) file. `size` is None if it is unknown.
 
     Args:
-        content: Expected content, for messages.
+        content: What the file should contain, for messages.
 
     Raises `DataError` if the file can't be opened.
     """
@@ -62,7 +62,7 @@ class Input:
         return 0
 
     def lines(self) -> Iterator[bytes]:
-        """Yield lines with their ends; lines longer than `BLOCK_BYTES` come in parts.
+        """Yield lines with their line ends, those longer than `BLOCK_BYTES` in parts.
 
         Raises `DataError` if the gzip data are damaged.
         """
@@ -78,16 +78,17 @@ class Input:
 def fasta_records(
     lines: Iterable[bytes], display_name: str, first_line: int = 1
 ) -> Iterator[tuple[str, Iterator[bytes]]]:
-    """Yield each record's name and an iterator of its letters, in blocks of about `BLOCK_BYTES` in the file's case.
+    """Yield each record's name and an iterator over blocks of its letters.
 
-    A record's blocks must be read before the next record is requested.
+    A block has about `BLOCK_BYTES` letters, in upper or lower case as in the file. A record's blocks must be read
+    before the next record is requested.
 
     Args:
         lines: Lines of the file; the first one must be a header.
         display_name: The file's name in messages.
         first_line: Number of the first line.
 
-    Raises `DataError` with the line number where the file is not FASTA of DNA.
+    If the file is not FASTA of DNA, raises `DataError` with the line number.
     """
     reader = _RecordReader(lines, display_name, first_line)
     while reader.header is not None:
@@ -118,7 +119,7 @@ class _RecordReader:
         return name
 
     def blocks(self) -> Iterator[bytes]:
-        """Yield letters up to the next header, which is stored in `header`."""
+        """Yield blocks of letters up to the next header, and store that header in `header`."""
         block: list[bytes] = []
         size = 0
         at_line_start = True

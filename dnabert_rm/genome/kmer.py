@@ -82,7 +82,7 @@ def codes_to_bases(codes: NDArray[np.uint8]) -> bytes:
 def encode_codes(codes: NDArray[np.uint8], k: int) -> NDArray:
     """Encode unambiguous base codes as overlapping k-mer ids.
 
-    Token i covers bases i … i + k - 1. The last k-mer is included; DNABERT loses it.
+    Token i covers bases i … i + k - 1. The last k-mer is included; DNABERT drops it.
 
     Args:
         codes: (N,) uint8 with values 0 … 3.
@@ -92,7 +92,7 @@ def encode_codes(codes: NDArray[np.uint8], k: int) -> NDArray:
     """
     num_tokens = max(0, len(codes) - k + 1)
     dtype = id_dtype(vocab_size(k))
-    # Doubling: 1-mers make 2-mers, 2-mers make 4-mers, and so on, each in the narrowest integer type that holds it.
+    # Doubling: 1-mers make 2-mers, 2-mers make 4-mers, and so on, each in the smallest integer type that fits.
     # This takes about log2(k) passes instead of k.
     words: NDArray = codes
     width = 1
@@ -112,7 +112,7 @@ def encode_codes(codes: NDArray[np.uint8], k: int) -> NDArray:
 
 
 def _join(left: NDArray[Any], left_width: int, right: NDArray[Any], right_width: int) -> NDArray[Any]:
-    """Join words of `left_width` bases at i and of `right_width` bases at i + left_width."""
+    """Join each word of `left_width` bases at i with the word of `right_width` bases at i + left_width."""
     size = max(0, min(len(left), len(right) - left_width))
     bits = 2 * (left_width + right_width)
     dtype = np.uint8 if bits <= 8 else np.uint16 if bits <= 16 else np.uint32
@@ -152,17 +152,20 @@ def decode(ids: NDArray, k: int) -> str:
         return ""
     numbers = np.asarray(ids, dtype=np.int64) - NUM_SPECIAL
     if numbers.min() < 0 or numbers.max() >= 4**k:
-        raise DataError(f"ids to decode must be {k}-mers ({NUM_SPECIAL} … {vocab_size(k) - 1})")
+        raise DataError(f"ids to decode must be {k}-mers ({NUM_SPECIAL} … {vocab_size(k) - 1}); remove special tokens")
     broken = np.flatnonzero(numbers[:-1] % 4 ** (k - 1) != numbers[1:] // 4)
     if len(broken):
-        raise DataError(f"tokens {broken[0]} and {broken[0] + 1} do not overlap by {k - 1} bases")
+        raise DataError(
+            f"tokens {broken[0]} and {broken[0] + 1} do not overlap by {k - 1} bases; "
+            "pass overlapping k-mers in sequence order"
+        )
     first = kmer_codes(np.asarray(ids[:1]), k)[0]
     return codes_to_bases(np.concatenate([first, (numbers[1:] & 3).astype(np.uint8)])).decode()
 
 
 @lru_cache
 def reverse_complement_table(k: int) -> NDArray:
-    """Return the reverse complement's id for every id, shape (vocab_size(k),); special tokens map to themselves."""
+    """Return the id of every id's reverse complement, shape (vocab_size(k),); special tokens map to themselves."""
     size = vocab_size(k)
     numbers = np.arange(4**k, dtype=np.int64)
     reverse = np.zeros_like(numbers)
@@ -174,10 +177,10 @@ def reverse_complement_table(k: int) -> NDArray:
 
 
 def reverse_complement_ids(ids: NDArray, k: int) -> NDArray:
-    """Return the overlapping ids of the opposite strand, (…, T) → (…, T), by a table look-up and a flip."""
+    """Return the ids of the opposite strand for overlapping k-mers, (…, T) → (…, T), by table look-up and flip."""
     return reverse_complement_table(k)[ids][..., ::-1]
 
 
 def reverse_complement(sequence: bytes) -> bytes:
-    """Return the opposite strand; other letters than A, C, G, T stay, since all of them encode to `[UNK]`."""
+    """Return the reverse complement. Letters other than A, C, G, T are kept, since they all encode to `[UNK]`."""
     return sequence.translate(_COMPLEMENT)[::-1]

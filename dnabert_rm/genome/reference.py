@@ -1,4 +1,4 @@
-"""Random access to the contigs of a FASTA file, with memory for a few blocks."""
+"""Random access to the contigs of a FASTA file, with only a few blocks in memory."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Genome:
         return None if number is None else self._contigs[number].length
 
     def fetch(self, name: str, start: int, end: int) -> bytes:
-        """Return bases start … end - 1 of a contig in upper case; fastest if calls go through a contig in order."""
+        """Return bases start … end - 1 of a contig in upper case; fastest if calls read a contig in order."""
         contig = self._contigs[self._numbers[name]]
         anchor = contig.anchors[max(0, int(contig.anchors[:, 1].searchsorted(start, "right")) - 1)].tolist()
         return self._reader.read(self._numbers[name], start, end, (anchor[0], anchor[1])).tobytes().upper()

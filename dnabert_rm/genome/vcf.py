@@ -1,4 +1,4 @@
-"""Read variants from a VCF, check them against the genome, and fetch the sequence around each.
+"""Read variants from a VCF, check them against the genome, and fetch the sequence around each variant.
 
 Positions are 0-based, except in the VCF and in messages, where they are 1-based.
 """
@@ -16,7 +16,7 @@ from dnabert_rm.utils.errors import DataError
 
 @dataclass(frozen=True)
 class Allele:
-    """One REF and one ALT of a VCF line; `reason` says why it gets no score and is empty otherwise."""
+    """One REF and one ALT of a VCF line. `reason` says why the allele gets no score; empty if it gets one."""
 
     contig: str
     position: int
@@ -29,7 +29,7 @@ class Allele:
 
 @dataclass(frozen=True)
 class Site:
-    """The alleles of one VCF line and the sequence around them, which is empty if none of them gets a score."""
+    """The alleles of one VCF line and the sequence around them. It is empty if no allele gets a score."""
 
     alleles: list[Allele]
     sequence: bytes = b""
@@ -39,19 +39,19 @@ class Site:
 
 @dataclass
 class VariantReader:
-    """Reader of a VCF; rows that contradict the genome raise an error, or are skipped and counted if `drop` is set."""
+    """Reader of a VCF. Rows that contradict the genome raise an error; with `drop` they are skipped and counted."""
 
     source: Input
     genome: Genome
     radius: int
-    """Bases on each side of a variant; fewer at a contig's ends."""
+    """Number of bases on each side of a variant; fewer at a contig's ends."""
     min_bases: int
     """Contigs shorter than this have no token."""
     drop: bool
     dropped: Counter[str] = field(default_factory=Counter)
 
     def sites(self) -> Iterator[Site]:
-        """Yield the lines of the VCF in order; raise `DataError` with the line number of a bad row."""
+        """Yield the variants of the VCF in file order; raise `DataError` with the line number of a bad row."""
         for number, line in enumerate(self.source.lines(), 1):
             if number == 1 and line.startswith(b"BCF"):
                 raise DataError(f"{self.source.display_name}: is BCF; convert it to VCF first (bcftools view)")
@@ -63,15 +63,15 @@ class VariantReader:
             except _BadRow as error:
                 if not self.drop:
                     raise DataError(
-                        f"{self.source.display_name}, line {number}: {error}; fix the row, or skip such rows with"
-                        " --bad-rows drop"
+                        f"{self.source.display_name}, line {number}: {error}; fix the row, or pass"
+                        " --bad-rows drop to skip such rows"
                     ) from None
                 self.dropped[error.kind] += 1
 
     def _site(self, fields: list[str]) -> Site:
         """Return the alleles and sequence of one line."""
         if len(fields) < 5 or not fields[1].isdecimal():
-            raise _BadRow("not a row of a VCF", "CHROM, POS, ID, REF, ALT expected, with tabs between")
+            raise _BadRow("not a row of a VCF", "expected CHROM, POS, ID, REF and ALT, separated by tabs")
         contig = fields[0]
         position = int(fields[1]) - 1
         ref = fields[3].upper()
@@ -122,7 +122,7 @@ class VariantReader:
 
 
 class _BadRow(Exception):  # noqa: N818 (never leaves this file)
-    """A row that can't be used; `kind` is the category under which it is counted."""
+    """A row that can't be used; `kind` is the category for counting it."""
 
     def __init__(self, kind: str, text: str):
         super().__init__(text)

@@ -1,6 +1,6 @@
-"""Embeddings of sequences of any length, one per sequence or one per token, streamed from a file to a file.
+"""Embeddings of sequences of any length, one per sequence or one per token, streamed from file to file.
 
-Shapes: B rows per batch, W tokens per padded row with special tokens, T k-mers of a row, H hidden size.
+Shapes: B rows per batch, W tokens per padded row including special tokens, T k-mers of a row, H hidden size.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from dnabert_rm.utils.errors import ConfigError
 from dnabert_rm.utils.files import atomic_outputs, check_output_file
 
 ROWS_WRITTEN = 1024
-"""Rows written at a time; one row group of a Parquet file."""
+"""Number of rows written at a time. In Parquet they form one row group."""
 
 
 @dataclass(frozen=True)
@@ -123,9 +123,9 @@ def load_embedder(settings: EmbeddingSettings) -> Embedder:
 def embed(settings: EmbeddingSettings) -> Tally:
     """Write the embedding of each record or tile of `input`, in order, to `output`: .npy, .csv or .parquet.
 
-    A .npy file is (N, H) float32, with the names of its rows in `NAME.ids.csv` beside it. With `per_token` that table
-    has a line per sequence, with its first row and its number of rows. Raises `ConfigError`, `CheckpointError` or
-    `DataError`; no output is left then.
+    A .npy file is (N, H) float32; `NAME.ids.csv` beside it names the rows. With `per_token`, that table has one line
+    per sequence: its name, first row and number of rows. Raises `ConfigError`, `CheckpointError` or `DataError`. After
+    an error no output is left.
     """
     npy = settings.output.suffix == ".npy"
     output_paths = [names_path(settings.output), settings.output] if npy else [settings.output]
@@ -176,9 +176,9 @@ def write_pooled(
 
 
 def join_windows(outputs: Iterable[WindowOutput], pooling: str) -> NDArray | None:
-    """Return a region's embedding (H,) from those of its windows: their maximum for max, otherwise their mean.
+    """Join the embeddings of a region's windows into one (H,): the maximum for "max" pooling, otherwise the mean.
 
-    The plain mean is right because all windows of a region have the same length. None if no window has an output.
+    An unweighted mean is right because all windows of a region have the same length. None if no window has an output.
     """
     num_windows = 0
     total: NDArray | None = None

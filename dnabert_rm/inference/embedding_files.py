@@ -41,13 +41,13 @@ class NpyFile:
         np.lib.format.write_array_header_1_0(self._stream, header)
 
     def write(self, names: Sequence[Sequence[Any]], vectors: NDArray[np.floating]) -> None:
-        """Append rows and names. There need not be one name per row: with `--per-token` a name covers many rows."""
+        """Append rows and names. Their numbers may differ: with `--per-token`, one name covers many rows."""
         self._writer.writerows(names)
         self._stream.write(np.ascontiguousarray(vectors, dtype="<f4").tobytes())
         self.num_rows += len(vectors)
 
     def close(self) -> None:
-        """Write the header again with the final N; numpy pads it for a first axis of any length."""
+        """Rewrite the header with the final N. It fits, because numpy pads headers for any length of the first axis."""
         self._stream.seek(0)
         self._write_header()
         assert self._stream.tell() == self._header_bytes
@@ -56,7 +56,7 @@ class NpyFile:
 
 
 class CsvFile:
-    """A table with the columns of names, then e0, e1, …; NaN becomes an empty cell."""
+    """A CSV table: the name columns, then e0, e1, …. NaN becomes an empty cell."""
 
     def __init__(self, path: Path, columns: Sequence[str], width: int):
         self._stream = open(path, "w", newline="", encoding="utf-8")  # noqa: SIM115 (closed in close)
@@ -74,7 +74,7 @@ class CsvFile:
 
 
 class ParquetFile:
-    """A Parquet file with the columns of names and `embedding`, a list of D float32; null for a row with NaN."""
+    """A Parquet file: the name columns, then `embedding`, a list of D float32 values, or null if one is NaN."""
 
     def __init__(self, path: Path, columns: Sequence[str], width: int):
         try:

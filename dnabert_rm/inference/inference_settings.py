@@ -24,20 +24,20 @@ class InferenceSettings(Settings):
     input: str = setting(metavar="FILE")
     """FASTA, or a CSV or TSV table with the column sequence; may be gzipped. - reads standard input."""
     output: Path = setting(metavar="FILE")
-    """File to write: a table (CSV), for embeddings also .npy (names in NAME.ids.csv beside it) or .parquet."""
+    """File to write: a CSV table. For embeddings also .npy (row names in NAME.ids.csv) or .parquet."""
     overwrite: bool = False
     """Replace an existing output file."""
     id_column: str | None = setting(None, metavar="NAME")
     """Column with the names of a table's rows; by default id, or row numbers if there is no such column."""
     long: Literal["window", "middle"] | None = None
-    """Sequences longer than the model's input: overlapping windows, joined, or the middle alone; by default as the
-    model was fine-tuned, and windows for embeddings."""
+    """For sequences longer than the model's input: join overlapping windows, or use only the middle. By default as in
+    fine-tuning; for embeddings, window."""
     tile: int | None = setting(None, metavar="BASES", minimum=1)
     """Bases per tile: each tile gets its own result. By default one result per record."""
     step: int | None = setting(None, metavar="BASES", minimum=1)
-    """Bases from one tile's start to the next; by default --tile, so that tiles are end to end."""
+    """Bases from one tile's start to the next; by default --tile, so that tiles do not overlap."""
     max_tokens: int | None = setting(None, metavar="N", minimum=3)
-    """Tokens per window, special tokens included; by default the model's."""
+    """Tokens per window, special tokens included; by default the model's limit."""
     batch_size: int = setting(64, metavar="N", minimum=1)
     """Windows per batch."""
     precision: Precision = "fp32"
@@ -63,8 +63,8 @@ class EmbeddingSettings(InferenceSettings):
     per_token: bool = False
     """Write one embedding per token (.npy) instead of one per sequence."""
     layer: int | None = setting(None, metavar="N")
-    """0 is the input of the first layer, 1 … the output of each layer; negative counts from the end. By default the
-    encoder's output."""
+    """Hidden state to use: 0 is the first layer's input, N the output of layer N; negative numbers count from the end.
+    By default the encoder's output."""
     both_strands: bool = False
     """Average the embeddings of the sequence and of its reverse complement."""
     overlapping: bool = setting(True, off="--non-overlapping")
@@ -76,7 +76,7 @@ class EmbeddingSettings(InferenceSettings):
         if self.output.suffix not in EMBEDDING_ENDINGS:
             yield f"--output {self.output}: must end in {', '.join(EMBEDDING_ENDINGS)}"
         elif self.per_token and self.output.suffix != ".npy":
-            yield f"--output {self.output}: --per-token writes only .npy; name a .npy file"
+            yield f"--output {self.output}: --per-token writes only .npy; choose a .npy file"
         if self.per_token and self.pooling != "mean":
             yield f"--pooling {self.pooling}: has no effect with --per-token; pass only one of them"
 
@@ -98,7 +98,7 @@ class VariantSettings(Settings):
     overwrite: bool = False
     """Replace an existing output file."""
     bad_rows: Literal["fail", "drop"] = "fail"
-    """Rows whose REF or position is not the FASTA's: stop at the first (fail), or leave them out (drop)."""
+    """Rows whose REF or position contradicts the FASTA: stop at the first (fail), or leave them out (drop)."""
     strand: Literal["both", "+", "-"] = "both"
     """Strand to score: +, -, or both for their mean."""
     span: int | None = setting(None, metavar="N", minimum=1)

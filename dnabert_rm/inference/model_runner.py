@@ -33,7 +33,7 @@ _ADAPTER_PREFIX = "base_model.model."
 
 Item = TypeVar("Item")
 Forward = Callable[[Tensor, Tensor | None], Tensor]
-"""Map `input_ids` (B, W) int64 and `attention_mask` (B, W), None without padding, to outputs (B, …)."""
+"""Map `input_ids` (B, W) int64 and `attention_mask` (B, W) to outputs (B, …). Without padding, the mask is None."""
 
 
 # ---- loading
@@ -62,7 +62,7 @@ def load_model(
     missing = [name for name in missing if optional is None or optional not in name]
     if missing:
         raise CheckpointError(
-            f"{folder}: lacks {len(missing)} tensors of a {type(model).__name__}, {missing[0]} first;"
+            f"{folder}: lacks {len(missing)} tensors of a {type(model).__name__}, such as {missing[0]};"
             f" {_FIXES.get(auto_class.__name__, 'export the model again')}"
         )
     return model.eval()
@@ -71,7 +71,7 @@ def load_model(
 _FIXES = {
     "AutoModelForSequenceClassification": NAME_FINETUNED,
     "AutoModelForTokenClassification": NAME_FINETUNED,
-    "AutoModelForMaskedLM": "name a pretrained model written by `dnabert-rm export`",
+    "AutoModelForMaskedLM": "choose a pretrained model written by `dnabert-rm export`",
 }
 
 
@@ -99,7 +99,7 @@ def adapter_base(folder: Path) -> Path | None:
     for base in (Path(str(base_name)), folder / str(base_name)):
         if (base / "config.json").is_file():
             return base
-    raise CheckpointError(f"{folder / ADAPTER_CONFIG}: its base model {base_name!r} does not exist; fix the path in it")
+    raise CheckpointError(f"{folder / ADAPTER_CONFIG}: its base model {base_name!r} does not exist; fix its path there")
 
 
 # ---- batched forward passes
@@ -107,7 +107,7 @@ def adapter_base(folder: Path) -> Path | None:
 
 @dataclass(frozen=True)
 class BatchRunner:
-    """Tokenizes sequences and runs a model on batches of rows of similar length."""
+    """A tokenizer, and forward passes over batches of rows of similar length."""
 
     tokenizer: KmerTokenizer
     device: torch.device
@@ -128,7 +128,7 @@ class BatchRunner:
     def run(
         self, rows: Sequence[NDArray | None], forward: Forward, select: Callable[[NDArray, int], NDArray]
     ) -> list[NDArray | None]:
-        """Return `select(output, T_i)` for each row, where `output` (…,) float32 is the row's slice of `forward`.
+        """Return `select(output, T_i)` for each row. `output` (…,) float32 is the row's slice of `forward`'s result.
 
         Rows are batched by length to keep padding small. Results come in the order of `rows`; None stays None.
         """
@@ -145,18 +145,18 @@ class BatchRunner:
 
     def _forward(self, rows: list[NDArray], forward: Forward) -> NDArray[np.float32]:
         ids, mask = pad_rows(rows, max(map(len, rows)))
-        # Without a mask attention runs its faster kernels.
+        # Without a mask, attention can use faster kernels.
         attention_mask = None if mask.all() else torch.from_numpy(mask).to(self.device)
         with torch.inference_mode(), self.autocast():
             return forward(torch.from_numpy(ids).to(self.device), attention_mask).float().cpu().numpy()
 
     def autocast(self) -> torch.autocast:
-        """Return the context in which the model runs."""
+        """Return the autocast context of the forward passes."""
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
 
 
 def trim_heap() -> None:
-    """Return freed memory to the system: batches of many shapes fragment glibc's heap, which then keeps growing."""
+    """Return freed memory to the system. Batches of many shapes fragment glibc's heap, which would keep growing."""
     if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
         libc.malloc_trim(0)
 

@@ -1,4 +1,4 @@
-"""Predictions of a fine-tuned model for sequences of any length, streamed from a file to a table.
+"""Predictions of a fine-tuned model for sequences of any length, streamed from file to table.
 
 Shapes: C logits of the model, T k-mers, N rows.
 """
@@ -37,7 +37,7 @@ from dnabert_rm.utils.files import atomic_outputs, check_output_file, read_json
 
 @dataclass(frozen=True)
 class Head:
-    """The task of a fine-tuned model and how it reads sequences."""
+    """The task of a fine-tuned model, and how its input is tokenized and cut."""
 
     task: Task
     """Converts logits to table cells. For `bases` it is `SequenceClassification`, because each base has its own row."""
@@ -60,9 +60,10 @@ class Head:
 
 
 def read_head(folder: Path, config: Any) -> Head:
-    """Read the head from `finetuning.json`; without that file, classes with the names in the model's configuration.
+    """Read the head from `finetuning.json`.
 
-    Raises `CheckpointError` if the file does not describe a fine-tuned model.
+    Without that file, the head is a classifier with the label names of the model's configuration. Raises
+    `CheckpointError` if the file does not describe a fine-tuned model.
     """
     path = folder / FINETUNING_FILE
     if not path.is_file():
@@ -76,7 +77,7 @@ def read_head(folder: Path, config: Any) -> Head:
         labels = tuple(str(label) for label in record["labels"])
         scales = [tuple(map(float, record.get(name) or ())) for name in ("target_mean", "target_std")]
         if not labels or {len(scale) for scale in scales} - {len(labels) if kind is Regression else 0}:
-            raise ValueError("its labels and targets don't fit together")
+            raise ValueError("labels, target_mean and target_std do not match")
         head = Head(
             task=(SequenceClassification if kind.per_base else kind)(labels, labels, *scales),
             per_base=kind.per_base,
@@ -85,7 +86,7 @@ def read_head(folder: Path, config: Any) -> Head:
             long=record.get("long") or "middle",
         )
         if head.long not in LONG:
-            raise ValueError(f"long {head.long!r} is none of {', '.join(LONG)}")
+            raise ValueError(f"long {head.long!r} is not one of {', '.join(LONG)}")
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: does not describe a fine-tuned model ({error}); fine-tune again") from None
     return head
@@ -121,7 +122,7 @@ def load_predictor(folder: Path, batch_size: int, precision: str) -> Predictor:
         config.id2label = dict(enumerate(head.labels))
     if len(head.labels) != config.num_labels:
         raise CheckpointError(
-            f"{folder / FINETUNING_FILE}: has {len(head.labels)} labels where the model has {config.num_labels} "
+            f"{folder / FINETUNING_FILE}: has {len(head.labels)} labels, but the model has {config.num_labels} "
             "outputs; fine-tune again"
         )
     auto_class = AutoModelForTokenClassification if head.per_base else AutoModelForSequenceClassification
@@ -139,7 +140,7 @@ def load_predictor(folder: Path, batch_size: int, precision: str) -> Predictor:
 def predict(settings: InferenceSettings) -> Tally:
     """Write predictions for each record or tile of `input` to the table `output`, in the order of the input.
 
-    Raises `ConfigError`, `CheckpointError`, or `DataError` with the line; no output is left then.
+    Raises `ConfigError`, `CheckpointError`, or `DataError` with the line number. After an error no output is left.
     """
     check_output_file(settings.output, settings.overwrite)
     predictor = load_predictor(settings.model, settings.batch_size, settings.precision)
@@ -149,7 +150,7 @@ def predict(settings: InferenceSettings) -> Tally:
     tokenization = Tokenization(tokenizer.k, tokenizer.step, max_kmers)
     check_token_limits(settings, tokenization, predictor.positions)
     tally = Tally()
-    # Logits per base are as large as the batch; other outputs are a few numbers per window.
+    # Per-base logits are large, so hold one batch at a time. Other outputs are a few numbers per window.
     limits = {"batches_sorted": 1} if head.per_base else {}
     outputs = model_outputs(settings, tokenization, settings.long or head.long, predictor.forward, tally, **limits)
     with (
@@ -172,14 +173,14 @@ def predict(settings: InferenceSettings) -> Tally:
 
 
 def region_rows(head: Head, outputs: Iterable[WindowOutput], with_coordinates: bool) -> Iterator[list[Any]]:
-    """Yield a row per region: its id, with `with_coordinates` also start and end, and the cells of its mean logits."""
+    """Yield a row per region: its id, then start and end if `with_coordinates`, then the cells of its mean logits."""
     for region, logits in mean_logits(outputs):
         cells = head.cells(np.full((1, len(head.labels)), np.nan) if logits is None else logits[None])[0]
         yield [region.name, *([region.start, region.end] if with_coordinates else []), *cells]
 
 
 def mean_logits(outputs: Iterable[WindowOutput]) -> Iterator[tuple[Region, NDArray | None]]:
-    """Yield each region with the mean logits (C,) of its windows; None if no window has an output."""
+    """Yield each region with the mean logits (C,) of its windows, or None if no window has an output."""
     for region, windows in group_by_region(outputs):
         total = np.zeros(0)
         num_windows = 0
@@ -191,7 +192,7 @@ def mean_logits(outputs: Iterable[WindowOutput]) -> Iterator[tuple[Region, NDArr
 
 
 def base_rows(head: Head, tokenization: Tokenization, outputs: Iterable[WindowOutput]) -> Iterator[list[Any]]:
-    """Yield a row per base that a window covers: id, position in the record, and the head's cells.
+    """Yield a row for each base covered by a window: id, position in the record, and the head's cells.
 
     A base's logits are the mean over all k-mers that cover it, in all windows.
     """

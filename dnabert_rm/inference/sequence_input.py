@@ -1,7 +1,7 @@
 """Streaming sequence input: read FASTA or tables and cut long sequences into windows, in bounded memory.
 
-A *region* gets one result: it is a record, or one tile of a record. A *window* is one model input.
-Bases are 0-based and half-open, counted from the start of the record.
+A *region* is a record, or one tile of a record, and gets one result. A *window* is one model input.
+Base positions are 0-based from the start of the record; ranges are half-open.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SEQUENCE_COLUMN = "sequence"
 ID_COLUMN = "id"
 LONG = ("window", "middle")
 _SPOOLED_BYTES = 1 << 22
-"""With `--long middle`, longer records are kept in a temporary file until their end is known."""
+"""Records above this size go to a temporary file with `--long middle`, until their end is known."""
 
 Records = Iterator[tuple[str, Iterator[bytes]]]
 """Each record's name and its sequence in blocks. Consume the blocks before asking for the next record."""
@@ -28,7 +28,7 @@ Records = Iterator[tuple[str, Iterator[bytes]]]
 
 @dataclass
 class Region:
-    """The bases `start` … `end` - 1 of a record, which get one result. `end` is set with the last window."""
+    """The bases `start` … `end` - 1 of a record, with one result. `end` is set with the last window."""
 
     name: str
     start: int = 0
@@ -37,7 +37,7 @@ class Region:
 
 @dataclass(frozen=True)
 class Window:
-    """One model input: the bases of a region's `sequence` from `start` on, exactly covered by k-mers."""
+    """One model input: `sequence` begins at base `start` of the record, and k-mers cover it exactly."""
 
     region: Region
     sequence: bytes
@@ -47,7 +47,7 @@ class Window:
 
 @dataclass(frozen=True)
 class Tokenization:
-    """How a sequence becomes k-mers."""
+    """Rules for cutting a sequence into k-mers."""
 
     k: int
     stride: int
@@ -70,8 +70,8 @@ class Tokenization:
 def read_records(source: Input, id_column: str | None = None) -> Records:
     """Return the records of a FASTA file, or the rows of a CSV or TSV table with the column `sequence`.
 
-    A row is named by `id_column`, by default `id`; without such a column by its number, from 1. Raises `DataError`
-    with the line that can't be read.
+    A row's name comes from `id_column`, by default `id`. Without such a column, rows are numbered from 1. Raises
+    `DataError` with the number of the line that can't be read.
     """
     lines = source.lines()
     number = 0
@@ -80,9 +80,7 @@ def read_records(source: Input, id_column: str | None = None) -> Records:
         if line.removeprefix(b"\xef\xbb\xbf").strip():
             break
     else:
-        raise DataError(
-            f"{source.display_name}: is empty; FASTA, or a table with the column {SEQUENCE_COLUMN}, is expected"
-        )
+        raise DataError(f"{source.display_name}: is empty; pass FASTA, or a table with the column {SEQUENCE_COLUMN}")
     if (header := line.removeprefix(b"\xef\xbb\xbf").lstrip()).startswith(b">"):
         return fasta_records(itertools.chain([header], lines), source.display_name, number)
     if line.startswith(b"@"):
@@ -114,7 +112,9 @@ def _table_records(lines: Iterable[bytes], display_name: str, lines_before: int,
             row_number = next(row_numbers)
             yield str(row_number) if id_index is None else fields[id_index], iter([sequence])
     except csv.Error as error:
-        raise DataError(f"{display_name}:{lines_before + 1 + reader.line_num}: not a valid row ({error})") from None
+        raise DataError(
+            f"{display_name}:{lines_before + 1 + reader.line_num}: not a valid row ({error}); fix the row"
+        ) from None
 
 
 def _decoded_lines(lines: Iterable[bytes], display_name: str) -> Iterator[str]:
@@ -127,7 +127,7 @@ def _decoded_lines(lines: Iterable[bytes], display_name: str) -> Iterator[str]:
                 text = b"".join(pieces).decode("utf-8-sig")
             except UnicodeDecodeError:
                 raise DataError(
-                    f"{display_name}: not a text file; FASTA, or a CSV or TSV table in UTF-8, is expected"
+                    f"{display_name}: not a text file; pass FASTA, or a CSV or TSV table in UTF-8"
                 ) from None
             if text:
                 yield text
@@ -140,7 +140,7 @@ def _column_index(where: str, names: list[str], wanted: str) -> int:
         listed = ", ".join(repr(name if len(name) <= 20 else name[:20] + "…") for name in names[:6])
         what = f"{len(found)} columns" if found else "no column"
         raise DataError(
-            f"{where}: {what} {wanted!r} (found: {listed}), and no FASTA ('>name'); name exactly one column {wanted!r}"
+            f"{where}: {what} {wanted!r} (found: {listed}), and not FASTA ('>name'); name exactly one column {wanted!r}"
         )
     return found[0]
 
@@ -192,8 +192,8 @@ def _tiles(blocks: Iterable[bytes], size: int, step: int) -> Iterator[tuple[int,
 def cut_windows(region: Region, blocks: Iterator[bytes], tokenization: Tokenization, long: str) -> Iterator[Window]:
     """Yield the windows of a region: one if it fits the model, otherwise overlapping windows or its middle.
 
-    `long` is "window" (as `tokenizer.windows.windows`, half a window apart) or "middle". A region shorter than one
-    k-mer has one window with an empty sequence.
+    `long` is "window" or "middle". Overlapping windows start half a window apart, as in `tokenizer.windows.windows`.
+    A region shorter than one k-mer has one window with an empty sequence.
     """
     cut = _overlapping_windows if long == "window" else _middle_window
     return cut(region, blocks, tokenization)

@@ -1,14 +1,14 @@
 """Masked-likelihood scores of single-base variants: log P(alt) - log P(ref) at the variant's position.
 
 All k-mers that cover the base are masked, because a single visible one would reveal it. Each masked token t then has a
-distribution over k-mers. Only k-mers that agree with the bases visible in the remaining tokens count. Their sum, by
-the base at the position and renormalised over the four bases, is the probability of base b:
+distribution over k-mers. Only k-mers that agree with the bases visible in the remaining tokens count. Summed by their
+base at the position and renormalised over the four bases, they give the probability of base b:
 
     P_t(b) = sum of P_t(k-mer with b) / sum over b' of P_t(k-mer with b')
 
 log P(b) is the mean of log P_t(b) over the tokens that cover the base. docs/predictions.md gives the reasons.
 
-Shapes: L bases, T tokens, V vocabulary, N sites. M masked tokens cover the base: k, fewer at a contig's ends.
+Shapes: L bases, T tokens, V vocabulary, N sites. M masked tokens cover the base: k, or fewer at a contig's ends.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ from dnabert_rm.utils.files import atomic_outputs, check_output_file
 from dnabert_rm.utils.progress import progress_bar
 
 BATCHES_PER_GROUP = 16
-"""Number of batches whose sites are read and scored together."""
+"""Number of batches of sites that are read and scored together."""
 
 
 @dataclass(frozen=True)
 class MaskedSite:
-    """A window whose base of interest is masked, and the k-mers that contain each possible base there."""
+    """A window with one base masked, and the k-mers for each possible base at its position."""
 
     ids: NDArray[np.int64]
     """(T + 2,) token ids with special tokens."""
@@ -54,10 +54,10 @@ class MaskedSite:
 
 
 def mask_site(sequence: bytes, target: int, k: int, span: int) -> MaskedSite:
-    """Mask `span` >= k tokens centred on those that cover base `target` of a sequence of L >= k bases.
+    """Mask `span` tokens, centred on the tokens that cover base `target`. Requires span >= k and L >= k.
 
-    With span - k odd, the extra token is masked on the right. A base is visible if a token covers it that is neither
-    masked nor `[UNK]`.
+    If span - k is odd, the extra token is masked on the right. A base is visible if at least one unmasked token other
+    than `[UNK]` covers it.
     """
     ids = kmer.encode(sequence, k).astype(np.int64)
     first = target - k + 1 - (span - k) // 2
@@ -74,7 +74,7 @@ def mask_site(sequence: bytes, target: int, k: int, span: int) -> MaskedSite:
 
 
 def _candidates(codes: NDArray[np.uint8], is_visible: NDArray[np.bool_], offset: int, k: int) -> NDArray[np.int64]:
-    """Return the ids (4, n) of all k-mers that agree with the visible codes (k,), by their base at `offset`.
+    """Return the ids (4, n) of all k-mers that agree with the visible codes (k,): one row per base at `offset`.
 
     The base at `offset` must be hidden.
     """
@@ -102,7 +102,7 @@ def base_log_probabilities(logits: Tensor, candidates: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Scorer:
-    """A masked language model on its device, with the settings of the scores."""
+    """A masked language model on its device, with the scoring settings."""
 
     model: MaskedLM
     k: int
@@ -115,7 +115,7 @@ class Scorer:
     """K-mers per window, without special tokens."""
 
     def log_probabilities(self, sites: Sequence[Site]) -> NDArray[np.float64]:
-        """Return log P of the four base codes at each site, (N, 4); for both strands, their mean."""
+        """Return log P of the four base codes at each site, (N, 4). For both strands, return the mean over them."""
         masked = []
         for site in sites:
             last = len(site.sequence) - 1
@@ -131,7 +131,7 @@ class Scorer:
         return forward if self.strand == "+" else reverse
 
     def _forward(self, sites: Sequence[MaskedSite]) -> NDArray[np.float64]:
-        """Return log P of each site, (N, 4). Rows of one length share batches, so that none is padded."""
+        """Return log P of each site, (N, 4). Only rows of the same length share a batch, so none is padded."""
         log_p = np.empty((len(sites), 4))
         lengths = np.array([len(site.ids) for site in sites])
         for length in np.unique(lengths):
@@ -205,10 +205,10 @@ def load_scorer(settings: VariantSettings) -> Scorer:
 
 
 def score_variants(settings: VariantSettings) -> VariantTally:
-    """Write a row for each allele of the VCF, in its order: chrom, pos (from 1), id, ref, alt, score, reason.
+    """Write a row for each allele, in VCF order: chrom, pos (1-based), id, ref, alt, score, reason.
 
     `score` is log P(alt) - log P(ref), natural logarithm. If it is empty, `reason` explains why. Raises `ConfigError`,
-    `CheckpointError`, or `DataError` with the line; no output is left then.
+    `CheckpointError`, or `DataError` with the line number. After an error no output is left.
     """
     check_output_file(settings.output, settings.overwrite)
     scorer = load_scorer(settings)

@@ -17,10 +17,10 @@ from dnabert_rm.utils.errors import ConfigError
 from dnabert_rm.utils.progress import progress_bar
 
 BATCHES_SORTED = 16
-"""Number of batches whose windows are sorted by length together."""
+"""Number of batches of windows that are sorted by length together."""
 
 WindowOutput = tuple[Window, NDArray | None]
-"""A window and the model's output for it; None if the window has no known k-mer."""
+"""A window and the model's output for it, or None if the window has no known k-mer."""
 
 
 @dataclass
@@ -51,7 +51,7 @@ def check_token_limits(settings: InferenceSettings, tokenization: Tokenization, 
         return
     if (num_kmers := tokenization.num_kmers(settings.tile)) > max_kmers:
         raise ConfigError(
-            f"--tile {settings.tile}: has {num_kmers} tokens, the model takes {max_kmers} at once;"
+            f"--tile {settings.tile}: has {num_kmers} tokens, but the model takes {max_kmers} at once;"
             f" pass at most {tokenization.num_bases(max_kmers)}, or --long window or middle for larger tiles"
         )
 
@@ -66,8 +66,8 @@ def model_outputs(
 ) -> Iterator[WindowOutput]:
     """Yield every window of the input, in order, with the output of `forward` for its sequence.
 
-    Shows progress and counts in `tally`. Memory holds `batches_sorted` batches of windows, however long the file and
-    its records are.
+    Shows progress and adds to `tally`. Memory holds `batches_sorted` batches of windows, whatever the length of the
+    file and its records.
     """
     start_time = time.monotonic()
     with (
@@ -89,7 +89,7 @@ def model_outputs(
 
 
 def group_by_region(outputs: Iterable[WindowOutput]) -> Iterator[tuple[Region, Iterator[WindowOutput]]]:
-    """Yield each region with its windows; consume the windows before asking for the next region."""
+    """Yield each region with its windows. Consume the windows before asking for the next region."""
     outputs = iter(outputs)
     for first in outputs:
 
@@ -103,7 +103,7 @@ def group_by_region(outputs: Iterable[WindowOutput]) -> Iterator[tuple[Region, I
 
 
 class RunningMean:
-    """Means over overlapping windows for each position, released once no later window can change them.
+    """Mean of each position over overlapping windows, released once no later window can change it.
 
     Each position has `width` values. Windows must come in order of their start. Memory holds the positions of about
     one window.
@@ -134,7 +134,7 @@ class RunningMean:
             self._counts[positions] += 1
 
     def pop(self, until: int | None = None) -> NDArray[np.float64]:
-        """Release the means (n, width) of the positions before `until`, by default of all; NaN without values."""
+        """Release and return the means (n, width) of the positions before `until`, by default all. NaN: no values."""
         n = len(self._counts) if until is None else min(len(self._counts), max(0, until - self.start))
         with np.errstate(invalid="ignore"):
             means = self._sums[:n] / self._counts[:n]

@@ -1,6 +1,6 @@
-"""Collator: makes a masked batch of windows and their sample indices.
+"""Collator that makes a masked batch from windows and their sample indices.
 
-The step follows from the sample index and not from a counter, so prefetching workers can't drift from the schedule.
+The step is computed from the sample index, not counted. So prefetching workers can't drift from the schedule.
 
 Shapes: B windows, T tokens without special tokens, L = T + 2 with [CLS] and [SEP], M masked tokens.
 """
@@ -24,15 +24,15 @@ from dnabert_rm.utils.errors import ConfigError
 IGNORE = -100
 """Label of positions without a prediction, as in PyTorch's and transformers' losses."""
 CHUNK_TOKENS = 1 << 16
-"""Tokens that are masked at once."""
+"""Number of tokens that are masked at a time."""
 
 
 @dataclass(frozen=True)
 class MaskedBatch:
     """A masked batch of int64 arrays.
 
-    `input_ids` (B, L); `positions` (M,) of the masked tokens in the flattened batch, ascending; `targets` (M,) the
-    original tokens; `span` and `phase` (B,).
+    `input_ids` (B, L). `positions` (M,) are the positions of masked tokens in the flattened batch, ascending. `targets`
+    (M,) are the original tokens. `span` and `phase` (B,) have one value per window.
     """
 
     input_ids: NDArray[np.int64]
@@ -49,7 +49,7 @@ class MaskedBatch:
 
 
 class RandomMaskCollator:
-    """Masks windows by their sample index: the same index, seed and step always give the same mask."""
+    """Collator that masks windows by sample index: the same index, seed and step always give the same mask."""
 
     def __init__(
         self,
@@ -60,14 +60,16 @@ class RandomMaskCollator:
         *,
         replacement: str = "token",
     ) -> None:
-        """Raises `ConfigError` for an unknown `replacement`.
+        """Make a collator.
 
         Args:
             schedule: Spans and rates of each step.
             step_of: Maps sample indices (N,) to steps (N,).
-            vocab_size: Tokens of the vocabulary.
+            vocab_size: Number of tokens in the vocabulary.
             seed: Seed of the masks.
             replacement: See `spans.replace`.
+
+        Raises `ConfigError` for an unknown `replacement`.
         """
         if replacement not in REPLACEMENTS:
             raise ConfigError(f"masking.replacement {replacement!r} must be one of {', '.join(REPLACEMENTS)}")
@@ -80,7 +82,7 @@ class RandomMaskCollator:
         self._keys = {purpose: random.key(seed, f"mask/{purpose}") for purpose in ("span", "centre", "replacement")}
 
     def mask(self, samples: NDArray[np.int64], ids: NDArray) -> MaskedBatch:
-        """Mask windows `ids` (B, T) of any integer dtype; `samples` (B,) are their indices."""
+        """Mask windows `ids` (B, T) of any integer dtype; `samples` (B,) are their sample indices."""
         phase = self.schedule.phase_of(self.step_of(samples))
         span = self.spans(samples)
         rate = self._rates[phase - 1]
@@ -113,7 +115,7 @@ class RandomMaskCollator:
         span: NDArray[np.int64],
         rate: NDArray[np.float64],
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Mask `input_ids` (B, L) in place. Return the masked positions, flattened, and the original tokens, (M,)."""
+        """Mask `input_ids` (B, L) in place; return the masked positions, flattened, and the original tokens, (M,)."""
         num_tokens, is_real = ids.shape[1], ids >= NUM_SPECIAL
         centres = draw_centres(random.fold(self._keys["centre"], samples), num_tokens, rate) & is_real
         masked = unite_spans(centres, span) & is_real
@@ -126,11 +128,11 @@ class RandomMaskCollator:
         return positions, targets
 
     def __call__(self, batch: tuple[NDArray[np.int64], NDArray]) -> dict[str, Any]:
-        """Return a masked batch as int64 tensors, from sample indices (B,) and windows (B, T).
+        """Return a masked batch as int64 tensors; `batch` holds sample indices (B,) and windows (B, T).
 
         The keys are `input_ids` (B, L), `positions` (M,) of masked tokens in the flattened batch, `targets` (M,),
-        `span` (B,) and `samples` (B,). If no token is masked, there is one position with target -100, because under
-        ZeRO-3 every rank has to run the head.
+        `span` (B,) and `samples` (B,). If no token is masked, one position with target -100 is returned, because
+        under ZeRO-3 every rank has to run the head.
         """
         import torch
 
@@ -152,5 +154,5 @@ class RandomMaskCollator:
 def make_collator(
     config: RunConfig, schedule: MaskSchedule, step_of: Callable[[ArrayLike], NDArray[np.int64]], vocab_size: int
 ) -> RandomMaskCollator:
-    """Return the collator of a configuration; `step_of` maps sample indices (N,) to steps (N,)."""
+    """Make the collator of a configuration; `step_of` maps sample indices (N,) to steps (N,)."""
     return RandomMaskCollator(schedule, step_of, vocab_size, config.train.seed, replacement=config.masking.replacement)

@@ -29,8 +29,8 @@ class MaskSchedule:
     """Phases of a run.
 
     Phase i (0-based) ends before step `phase_ends[i]`; the last phase has no end. A phase may be empty: a run of ten
-    steps is too short for the paper's five. In phase i the span of a window is uniform over `spans[i]`, and each token
-    is a centre with probability `rates[i]`.
+    steps is too short for the paper's five. In phase i the span of a window is drawn uniformly from `spans[i]`. Each
+    token is a centre with probability `rates[i]`.
     """
 
     phase_ends: tuple[int, ...]
@@ -39,7 +39,9 @@ class MaskSchedule:
 
     def __post_init__(self) -> None:
         if not len(self.phase_ends) == len(self.spans) == len(self.rates) > 0:
-            raise ConfigError("masking.phase_ends and masking.phase_spans must have the same length, at least 1")
+            raise ConfigError(
+                "masking.phase_ends and masking.phase_spans must have the same length and at least one entry"
+            )
         assert all(a <= b for a, b in pairwise((0, *self.phase_ends))), self.phase_ends
         if not all(spans and min(spans) >= 1 for spans in self.spans):
             raise ConfigError("masking.phase_spans and masking.fixed_span must be at least 1")
@@ -52,45 +54,46 @@ class MaskSchedule:
         return len(self.phase_ends)
 
     def phase_of(self, steps: ArrayLike) -> NDArray[np.int64]:
-        """Return the phase, 1 … num_phases, of each step; same shape. Phase 2 begins at step `phase_ends[0]`."""
+        """Return the phase (1 … num_phases) of each step, shaped like `steps`. Phase 2 begins at `phase_ends[0]`."""
         found = np.searchsorted(np.asarray(self.phase_ends), np.asarray(steps), side="right")
         return np.minimum(found, self.num_phases - 1) + 1
 
     def max_span(self, step: int) -> int:
-        """Return the largest possible span of a window of this step."""
+        """Return the largest possible span of a window at this step."""
         return max(self.spans[int(self.phase_of(step)) - 1])
 
     def expected_fraction(self, step: int) -> float:
-        """Return the expected masked fraction away from a window's ends; see the function of the same name."""
+        """Return the expected masked fraction of a step, ignoring the windows' ends; see `expected_fraction` below."""
         phase = int(self.phase_of(step)) - 1
         return expected_fraction(self.spans[phase], self.rates[phase])
 
 
 def expected_fraction(spans: Sequence[int], rate: float) -> float:
-    """Return the mean over spans m of 1 - (1 - rate)^m: the probability that one of m tokens is a centre."""
+    """Return the mean over spans m of 1 - (1 - rate)^m, the probability that at least one of m tokens is a centre."""
     return float(np.mean(1 - (1 - rate) ** np.asarray(spans, dtype=np.float64)))
 
 
 def scaled_phase_ends(total_steps: int) -> tuple[int, ...]:
-    """Return the paper's phase ends for another number of steps: 6.25, 12.5, 20.83, 31.25 and 100 %."""
+    """Return the paper's phase ends, scaled to `total_steps`: 6.25, 12.5, 20.83, 31.25 and 100 % of it."""
     return tuple(round(Fraction(end, PAPER_STEPS) * total_steps) for end in PAPER_PHASE_ENDS)
 
 
 def resolve_phase_ends(phase_ends: Sequence[float], total_steps: int) -> tuple[int, ...]:
-    """Return phase ends in steps. Raises `ConfigError`.
+    """Return phase ends in steps; raise `ConfigError` if `phase_ends` are not valid.
 
-    No `phase_ends` means the paper's, scaled to `total_steps`. Ends of at most 1, the last of them 1, are fractions of
-    `total_steps`. Anything else is in steps.
+    Empty `phase_ends` mean the paper's, scaled to `total_steps`. If the last end is 1, all ends are fractions of
+    `total_steps`. Otherwise they are steps.
     """
     if not phase_ends:
         return scaled_phase_ends(total_steps)
     if any(a >= b for a, b in pairwise((0, *phase_ends))):
-        raise ConfigError(f"masking.phase_ends {list(phase_ends)} must rise from above 0; put --phase-ends in order")
+        raise ConfigError(f"masking.phase_ends {list(phase_ends)} must be positive and increasing; change --phase-ends")
     if all(0 < end <= 1 for end in phase_ends) and phase_ends[-1] == 1:
         return tuple(round(end * total_steps) for end in phase_ends)
     if any(end != int(end) for end in phase_ends):
         raise ConfigError(
-            f"masking.phase_ends {list(phase_ends)} must be whole steps, or fractions that end in 1 (--phase-ends)"
+            f"masking.phase_ends {list(phase_ends)} must be whole steps, or fractions of which the last is 1; "
+            "change --phase-ends"
         )
     return tuple(int(end) for end in phase_ends)
 
@@ -107,16 +110,16 @@ def make_schedule(
     fixed_span: int = 0,
     token_rate: float = 0.15,
 ) -> MaskSchedule:
-    """Return the schedule of a policy. Raises `ConfigError`.
+    """Return the schedule of a policy; raise `ConfigError` for settings that are not valid.
 
     Args:
         policy: One of `POLICIES`.
-        k: Length of the k-mers.
+        k: Bases per k-mer.
         total_steps: Steps of the run.
         phase_ends: See `resolve_phase_ends`.
         phase_spans: Largest span M of each phase; by default k, k + 2, k + 4 …
         centre_rate: Probability p that a token is a centre.
-        draw: "uniform" over {k, k + 2, … M}, or "max" for always M.
+        draw: "uniform" draws a span from {k, k + 2, … M}; "max" always takes M.
         fixed_span: Span of policy "fixed"; 0 means k.
         token_rate: Masked fraction of policy "token".
     """
@@ -143,9 +146,9 @@ def make_schedule(
 
 
 def _span_choices(k: int, largest: int, draw: str) -> tuple[int, ...]:
-    """Return the spans of one phase: {k, k + 2, …} up to `largest`, or only `largest` if it is below k.
+    """Return the spans of one phase: k, k + 2, … up to `largest`.
 
-    With `draw` "max" it is always `largest` only.
+    If `largest` is below k or `draw` is "max", return `largest` only.
     """
     if draw == "max" or largest <= k:
         return (largest,)
@@ -153,7 +156,7 @@ def _span_choices(k: int, largest: int, draw: str) -> tuple[int, ...]:
 
 
 def _matched_rate(spans: Sequence[int], target: float) -> float:
-    """Return the centre rate whose expected masked fraction is `target`, by bisection."""
+    """Return the centre rate that gives the expected masked fraction `target`, found by bisection."""
     low, high = 0.0, 1.0
     for _ in range(100):
         middle = (low + high) / 2
@@ -167,11 +170,11 @@ def _matched_rate(spans: Sequence[int], target: float) -> float:
 def make_mask_schedule(config: RunConfig, k: int | None) -> MaskSchedule:
     """Return the schedule of a configuration; `k` is None for BPE.
 
-    Raises `ConfigError` if the policy needs k-mers and there are none.
+    Raises `ConfigError` if the policy needs k-mers but `k` is None.
     """
     masking = config.masking
     if k is None and masking.policy != "token":
-        raise ConfigError(f"masking.policy {masking.policy!r} needs k-mers; for BPE shards give --masking token")
+        raise ConfigError(f"masking.policy {masking.policy!r} needs k-mers; pass --masking token for BPE shards")
     return make_schedule(
         masking.policy,
         k=k or 1,

@@ -1,4 +1,4 @@
-"""Steps of masking: centres, the union of their spans, replacements. Pure numpy, without loops over tokens.
+"""Steps of masking: draw centres, unite their spans, replace tokens. Pure numpy, without loops over tokens.
 
 Shapes: B windows of a batch, T tokens of a window without special tokens, M masked tokens.
 """
@@ -21,15 +21,15 @@ _RANDOM_BELOW = np.uint64(round((MASK_SHARE + RANDOM_SHARE) * 2**32) << 32)
 
 
 def span_reach(span: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return how many tokens before and after a centre are masked.
+    """Return the number of tokens that are masked before and after a centre.
 
-    Span m around centre i covers i - ceil(m/2) + 1 … i + floor(m/2). At m = 6 that is i - 2 … i + 3, as in DNABERT.
+    Span m around centre i covers i - ceil(m/2) + 1 … i + floor(m/2). For m = 6 that is i - 2 … i + 3, as in DNABERT.
     """
     return (span + 1) // 2 - 1, span // 2
 
 
 def span_table(choices: Sequence[Sequence[int]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return lists of spans as an array padded with 0, (P, longest list) int64, and the length of each list, (P,)."""
+    """Return P lists of spans as an array (P, longest list) int64, padded with 0, and the lists' lengths, (P,)."""
     counts = np.array([len(spans) for spans in choices])
     table = np.zeros((len(choices), counts.max()), dtype=np.int64)
     for number, spans in enumerate(choices):
@@ -40,19 +40,19 @@ def span_table(choices: Sequence[Sequence[int]]) -> tuple[NDArray[np.int64], NDA
 def draw_spans(
     keys: NDArray[np.uint64], table: NDArray[np.int64], counts: NDArray[np.int64], row: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """Return one span per window, uniform over its row of a `span_table`; `keys` and `row` (B,) → (B,) int64."""
+    """Draw one span per window uniformly from its row of a `span_table`; `keys` (B,) and `row` (B,) → (B,) int64."""
     return table[row, random.below(keys, counts[row])]
 
 
 def draw_centres(keys: NDArray[np.uint64], num_tokens: int, rate: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Return which tokens are centres, independently and with the rate of their window, (B, T) bool.
+    """Draw centres: each token independently, with its window's probability. Return (B, T) bool.
 
-    One 64-bit hash serves two tokens, 32 bits each, so probabilities are exact to 2^-32.
+    One 64-bit hash is used for two tokens, 32 bits each, so probabilities are exact to 2^-32.
 
     Args:
         keys: (B,) uint64.
         num_tokens: T.
-        rate: (B,) float64.
+        rate: Probability of a centre in each window, (B,) float64.
     """
     words = random.fold(keys[:, None], np.arange((num_tokens + 1) // 2))
     halves = words.astype("<u8", copy=False).view("<u4")[:, :num_tokens]
@@ -72,7 +72,7 @@ def unite_spans(centres: NDArray[np.bool_], span: NDArray[np.int64]) -> NDArray[
     rows, columns = np.divmod(np.flatnonzero(centres), num_tokens)
     first = np.maximum(columns - before[rows], 0)
     last = np.minimum(columns + after[rows], num_tokens - 1)
-    # (C, longest span) for C centres; the surplus columns of a shorter span repeat its last token.
+    # Shape (C, longest span) for C centres. Extra columns of a shorter span repeat its last token.
     covered = np.minimum(first[:, None] + np.arange(span.max(initial=0)), last[:, None])
     masked = np.zeros_like(centres)
     masked.reshape(-1)[rows[:, None] * num_tokens + covered] = True
@@ -93,12 +93,12 @@ def replace(
 
     Args:
         targets: (M,) int64, the masked tokens, row by row.
-        rows: (M,) int64, the window of each.
-        columns: (M,) int64, its position in the window.
+        rows: (M,) int64, the window of each token.
+        columns: (M,) int64, the position of each token in its window.
         keys: (B,) uint64.
-        vocab_size: Tokens of the vocabulary, special tokens included.
+        vocab_size: Number of tokens in the vocabulary, special tokens included.
         replacement: "token" chooses for each token separately, as DNABERT does. "span" chooses once per united span,
-            so that an unchanged token can't reveal its span.
+            so that an unchanged token can't reveal the masked ones around it.
     """
     bits = random.fold(keys[rows], columns)
     choice = bits
@@ -106,7 +106,7 @@ def replace(
         is_first = np.ones(len(rows), dtype=bool)
         is_first[1:] = (rows[1:] != rows[:-1]) | (columns[1:] != columns[:-1] + 1)
         choice = choice[is_first][np.cumsum(is_first) - 1]
-    # The upper half of a word decides the choice, exact to 2^-32, and the lower half the k-mer.
+    # The upper half of the random bits decides the choice, exact to 2^-32. The lower half decides the k-mer.
     random_ids = NUM_SPECIAL + random.below(bits << np.uint64(32), vocab_size - NUM_SPECIAL)
     kept = np.where(choice < _RANDOM_BELOW, random_ids, targets)
     return np.where(choice < _MASK_BELOW, MASK_ID, kept)

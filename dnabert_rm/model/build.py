@@ -1,4 +1,4 @@
-"""Building of transformers models from the `[model]` configuration, with seeded random weights."""
+"""Build transformers models from the `[model]` configuration, with seeded random weights or pretrained ones."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ DROPOUTS = {
     "bert": ("hidden_dropout_prob", "attention_probs_dropout_prob"),
     "modernbert": ("attention_dropout", "embedding_dropout", "mlp_dropout"),
 }
-"""transformers' names of the dropout settings of each architecture."""
+"""Names of each architecture's dropout settings in transformers."""
 
 
 def architecture_of(model: ModelConfig, vocab_size: int, checkpoint: Path | None = None) -> PreTrainedConfig:
-    """Return transformers' configuration: that of the checkpoint, of `init_from`, or of the configured sizes."""
+    """Return transformers' configuration from `checkpoint`, else from `init_from`, else from the configured sizes."""
     if checkpoint or model.init_from:
         return pretrained_config(str(checkpoint or model.init_from), model.dropout)
     return transformers_config(
@@ -57,7 +57,7 @@ def transformers_config(
     max_positions: int,
     dropout: float,
 ) -> PreTrainedConfig:
-    """Return transformers' configuration of a model; the sizes are those of `config.ModelConfig`."""
+    """Return transformers' configuration of a model; for the arguments see `config.ModelConfig`."""
     common: dict[str, Any] = {
         "vocab_size": vocab_size,
         "hidden_size": hidden_size,
@@ -76,13 +76,13 @@ def transformers_config(
         common["layer_types"] = ["full_attention"] * num_layers
         # transformers' default theta for such layers, 160,000, is meant for 8,192 positions.
         common["rope_parameters"] = {"full_attention": {"rope_type": "default", "rope_theta": 10_000.0}}
-    # [CLS] is not trained in pretraining, so a classifier averages over the tokens.
+    # Pretraining does not train [CLS], so a classifier averages over the tokens.
     return ModernBertConfig(**common, **dropouts, classifier_pooling="mean")
 
 
 def pretrained_config(folder: str, dropout: float) -> PreTrainedConfig:
-    """Return transformers' configuration of the model in `folder`, with our dropout."""
-    # Not AutoConfig: DNABERT's config.json has no model_type.
+    """Return transformers' configuration of the model in `folder`, with all its dropouts set to `dropout`."""
+    # AutoConfig fails here: DNABERT's config.json has no model_type.
     kinds: dict[str, Any] = {"bert": BertConfig, "modernbert": ModernBertConfig}
     config = kinds[model_fields(folder)["architecture"]].from_pretrained(folder, local_files_only=True)
     for name in DROPOUTS[config.model_type]:
@@ -98,9 +98,10 @@ def build_model(
 ) -> PreTrainedModel:
     """Return a masked language model in fp32, with the weights of `init_from` or random ones.
 
-    Random weights depend on `config` and `seed` only. The global random state of torch is restored afterwards. Raises
-    `RankReadError` if `init_from` lacks weights of the encoder. A missing masked-language head gets random weights,
-    after a warning on standard error.
+    Random weights depend on `config` and `seed` only. Torch's global random state is restored afterwards. A missing
+    masked-language head gets random weights, with a warning on standard error.
+
+    Raises `RankReadError` if `init_from` can't be loaded or lacks encoder weights.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -122,11 +123,13 @@ def _pretrained(folder: str, config: PreTrainedConfig, attention: str) -> PreTra
         )
     except (OSError, ValueError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise RankReadError(f"{folder}: its weights cannot be loaded ({reason})") from None
+        raise RankReadError(f"{folder}: its weights cannot be loaded ({reason}); use another folder") from None
     encoder = f"{model.base_model_prefix}."
     missing = sorted(report["missing_keys"])
     if in_encoder := [name for name in missing if name.startswith(encoder)]:
-        raise RankReadError(f"{folder}: lacks {len(in_encoder)} weights of the encoder, {in_encoder[0]} first")
+        raise RankReadError(
+            f"{folder}: lacks {len(in_encoder)} weights of the encoder, such as {in_encoder[0]}; use another folder"
+        )
     if missing:
         print(f"{folder}: has no masked-language head ({missing[0]} …); it starts with random weights", file=sys.stderr)
     return model
@@ -142,10 +145,10 @@ def prepare_layers(model: PreTrainedModel, *, checkpointing: bool, compile_layer
     """Enable activation checkpointing and torch.compile, in place.
 
     Layers are compiled one by one, so that identical layers share one compiled graph. The head is not compiled, because
-    its number of masked positions differs from batch to batch.
+    the number of masked positions differs from batch to batch.
     """
     if checkpointing:
-        # Newer versions of transformers warn about the older name.
+        # Prefer the newer name; newer versions of transformers warn about the older one.
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable({"use_reentrant": False})
     if compile_layers:

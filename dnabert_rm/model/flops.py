@@ -1,7 +1,7 @@
-"""Parameters and floating-point operations of a model, computed from its sizes; peak rates of GPUs. Torch-free.
+"""Parameter counts and floating-point operations of a model, from its sizes; peak FLOP/s of GPUs. Torch-free.
 
-Conventions: the product of an (m, k) and a (k, n) matrix is 2mkn operations. Only matrix products count; norms, softmax
-and activations are below 1 %. The backward pass has two products for each product of the forward pass.
+Conventions: the product of an (m, k) and a (k, n) matrix is 2mkn operations. Only matrix products are counted; norms,
+softmax and activations are below 1 %. The backward pass has two products for each product of the forward pass.
 
 Sources:
 - Kaplan et al., "Scaling Laws for Neural Language Models" (2020), section 2.1.
@@ -23,16 +23,16 @@ from dnabert_rm.model.pretrained import model_fields
 TOKEN_TYPES = 2
 """Rows of BERT's token type embedding."""
 MAX_GLOBAL_POSITIONS = 1024
-"""Up to this length every layer of a `modernbert` is global; above it, two layers in three use a sliding window."""
+"""Up to this `max_positions`, every `modernbert` layer is global. Above, two of three use a sliding window."""
 SLIDING_REACH = 64
-"""Tokens on each side that a sliding layer of a `modernbert` attends to (transformers: local_attention 128)."""
+"""Tokens that a sliding `modernbert` layer attends to on each side (local_attention 128 in transformers)."""
 GLOBAL_EVERY = 3
-"""In a long `modernbert` the first of every three layers is global."""
+"""In a `modernbert` with sliding layers, the first of every three layers is global."""
 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """The sizes that determine parameters and operations; the names are those of `config.ModelConfig`."""
+    """Sizes that determine parameters and operations, named as in `config.ModelConfig`."""
 
     architecture: str
     vocab_size: int
@@ -44,14 +44,14 @@ class ModelShape:
 
 
 def model_shape(model: ModelConfig, vocab_size: int) -> ModelShape:
-    """Return the sizes of a configured model, which are those of the `init_from` folder if there is one."""
+    """Return the sizes of a configured model; with `init_from`, the sizes of the model in that folder."""
     sizes = model_fields(model.init_from) if model.init_from else asdict(model)
     names = [field.name for field in fields(ModelShape) if field.name != "vocab_size"]
     return ModelShape(vocab_size=vocab_size, **{name: sizes[name] for name in names})
 
 
 def parameter_tensors(shape: ModelShape) -> dict[str, list[tuple[int, int]]]:
-    """Return (number, elements) of the trained tensors by part: "embeddings", "layers", "head".
+    """Return the trained tensors as (count, elements of each) by part: "embeddings", "layers", "head".
 
     These are the tensors that transformers builds from `build.transformers_config`. The decoder's matrix is tied to the
     embedding and counted there. The final norm of a `modernbert` is counted with its layers.
@@ -66,26 +66,26 @@ def parameter_tensors(shape: ModelShape) -> dict[str, list[tuple[int, int]]]:
     assert shape.architecture == "modernbert", shape.architecture
     return {
         "embeddings": [(1, V * H), (1, H)],
-        # Wi holds both the gate and its input; the first layer has no norm before its attention.
+        # Wi holds the gate and the gated half. The first layer has no norm before its attention.
         "layers": [(N, 3 * H * H), (N, H * H), (N, 2 * H * I), (N, H * I), (2 * N - 1, H), (1, H)],
         "head": [(1, H * H), (1, H), (1, V)],
     }
 
 
 def parameter_counts(shape: ModelShape) -> dict[str, int]:
-    """Return the parameters by part; their sum is the model's `num_parameters()`."""
+    """Return the number of parameters by part; the sum is that of transformers' `num_parameters()`."""
     return {part: sum(count * numel for count, numel in tensors) for part, tensors in parameter_tensors(shape).items()}
 
 
 def num_parameters(shape: ModelShape) -> int:
-    """Return the number of all parameters, with the tied decoder counted once."""
+    """Return the total number of parameters, with the tied decoder counted once."""
     return sum(parameter_counts(shape).values())
 
 
 def attended_tokens(shape: ModelShape, window: int) -> float:
-    """Return the tokens that a token attends to, summed over the layers and averaged over the window.
+    """Return how many tokens a token attends to, summed over the layers and averaged over the window.
 
-    A sliding layer counts only its band, even if the kernel computes more and discards it.
+    For a sliding layer only its band counts, even if the kernel computes more and discards it.
     """
     if shape.architecture == "bert" or shape.max_positions <= MAX_GLOBAL_POSITIONS:
         return float(shape.num_layers * window)
@@ -98,8 +98,9 @@ def attended_tokens(shape: ModelShape, window: int) -> float:
 def forward_flops_per_token(shape: ModelShape, window: int, masked_fraction: float = 1.0) -> float:
     """Return the operations of the forward pass for one token of a window of `window` tokens.
 
-    Layers: 2N(4H² + 2HI), or 3HI with GeGLU. Attention: the scores and their product with the values, 4H for each
-    attended token. Head: 2(H² + HV) for the masked fraction; 1.0 is a head on all positions, as in transformers.
+    Layers: 2N(4H² + 2HI), or 2N(4H² + 3HI) with GeGLU. Attention: the scores and their product with the values, 4H for
+    each attended token. Head: 2(H² + HV) for each masked token. A `masked_fraction` of 1.0 is a head on all positions,
+    as in transformers.
     """
     return layer_flops_per_token(shape, window) + masked_fraction * head_flops_per_token(shape)
 
@@ -113,16 +114,16 @@ def layer_flops_per_token(shape: ModelShape, window: int) -> float:
 
 
 def head_flops_per_token(shape: ModelShape) -> float:
-    """Return the operations of the head's forward pass for one predicted token: its dense layer and the decoder."""
+    """Return the operations of the head's forward pass (dense layer and decoder) for one predicted token."""
     return 2.0 * shape.hidden_size * (shape.hidden_size + shape.vocab_size)
 
 
 def training_flops_per_token(
     shape: ModelShape, window: int, masked_fraction: float = 1.0, checkpointing: bool = False
 ) -> float:
-    """Return the operations of the forward and backward pass for one token: those of three forward passes.
+    """Return the operations of the forward and backward pass for one token, three times the forward pass.
 
-    `checkpointing` adds the second forward pass of the layers, which the hardware runs and MFU does not count.
+    `checkpointing` adds the recomputed forward pass of the layers. The hardware runs it, but MFU does not count it.
     """
     recomputed = layer_flops_per_token(shape, window) if checkpointing else 0.0
     return 3 * forward_flops_per_token(shape, window, masked_fraction) + recomputed
@@ -133,8 +134,8 @@ def training_flops_per_step(
 ) -> float:
     """Return the operations of one optimizer step on `windows` windows with `num_masked` predictions in total.
 
-    Divided by seconds, ranks and `peak_flops` this is MFU (PaLM, appendix B). With `checkpointing` it is the hardware
-    utilisation, HFU, which is higher.
+    Divide by seconds, ranks and `peak_flops` for MFU (PaLM, appendix B). With `checkpointing` the quotient is the
+    hardware utilisation (HFU), which is higher.
     """
     tokens = windows * window_tokens
     return tokens * training_flops_per_token(shape, window_tokens, num_masked / max(1, tokens), checkpointing)
@@ -165,17 +166,17 @@ _PEAK_TFLOPS: tuple[tuple[tuple[str, ...], float], ...] = (
     (("v100",), 125.0),
     (("t4",), 65.0),
 )
-"""Words of a device's name and its peak in TFLOP/s; the first match counts.
+"""Words of a device's name, and its peak in TFLOP/s. The first row whose words are all in the name applies.
 
 The figures are from NVIDIA's data sheets: dense, bf16 with fp32 accumulation. V100 (SXM2) and T4 have no bf16, so
-theirs are for fp16. Figures that a data sheet gives with sparsity are halved.
+their figures are for fp16. Figures that a data sheet gives with sparsity are halved.
 """
 
 
 def peak_flops(device_name: str) -> float | None:
-    """Return the peak of a GPU, in dense half-precision operations per second; None if it is not in the table.
+    """Return a GPU's peak in dense half-precision operations per second; None if it is not in the table.
 
-    The name is torch's or a short one such as "h100". An H100 or H200 without "PCIe" or "NVL" in its name is the SXM
+    The name is torch's, or a short one such as "h100". An H100 or H200 without "PCIe" or "NVL" in its name is the SXM
     module.
     """
     words = set(re.findall(r"[a-z0-9]+", device_name.lower()))

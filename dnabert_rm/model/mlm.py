@@ -1,4 +1,4 @@
-"""Masked language model with a head on masked positions only, and its loss.
+"""Masked language model that runs its head on masked positions only, and its loss.
 
 Shapes: B windows, L tokens per window, H hidden size, M masked tokens, V vocabulary.
 """
@@ -22,7 +22,7 @@ class MaskedLM(nn.Module):
     """
 
     def __init__(self, model: PreTrainedModel, k: int | None = None) -> None:
-        """Wrap a model; `k` is that of the k-mer vocabulary. With None (BPE) right bases are not counted."""
+        """Wrap a model with a vocabulary of k-mers. If `k` is None (BPE), right bases are not counted."""
         super().__init__()
         self.model = model
         self.k = k
@@ -30,14 +30,14 @@ class MaskedLM(nn.Module):
     def forward(
         self, input_ids: Tensor, positions: Tensor, targets: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor] | Tensor:
-        """Return the summed loss and the numbers of right predictions and right bases; without `targets` the logits.
+        """Return the summed loss and the numbers of right tokens and right bases; without `targets` return the logits.
 
         Args:
             input_ids: (B, L) int64.
             positions: (M,) int64, masked positions in the flattened batch.
             targets: (M,) int64; -100 is ignored.
 
-        Returns: The loss, a scalar in fp32, and the two counts, scalars int64; or logits (M, V) in the model's dtype.
+        Returns: The loss (scalar, fp32) and two counts (scalars, int64); or logits (M, V) in the model's dtype.
         """
         logits = self._masked_logits(input_ids, positions)
         if targets is None:
@@ -56,15 +56,15 @@ class MaskedLM(nn.Module):
 
 
 def num_right_bases(predicted: Tensor, targets: Tensor, k: int | None) -> Tensor:
-    """Return the number of bases of the predicted k-mers that equal the target's; scalar int64, 0 if `k` is None.
+    """Return how many bases of the predicted k-mers equal those of the targets; scalar int64, 0 if `k` is None.
 
-    Without the offset of the special tokens, the digits of a k-mer's id to base 4 are its bases (see kmer.py). So equal
-    bases are equal digits.
+    After subtracting `NUM_SPECIAL`, the base-4 digits of a k-mer's id are its bases (see kmer.py). So the function
+    counts equal digits.
 
     Args:
-        predicted: (M,) token ids; a special token has no right base.
-        targets: (M,) token ids; -100 has no right base.
-        k: Bases of a token.
+        predicted: (M,) token ids; special tokens have no right bases.
+        targets: (M,) token ids; special tokens and -100 have no right bases.
+        k: Bases per token.
     """
     if k is None:
         return torch.zeros((), dtype=torch.int64, device=predicted.device)

@@ -1,4 +1,4 @@
-"""Checks of Hugging Face model folders, and their sizes as fields of `[model]`. Reads config.json only; torch-free."""
+"""Check Hugging Face model folders and map the models' dimensions to `[model]` fields. Torch-free."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ _FIELDS = {
     "intermediate_size": "intermediate_size",
     "max_positions": "max_position_embeddings",
 }
-"""Our names and transformers'; DNABERT's config.json has the same ones."""
-NAME_EXPORTED = "name a folder that `dnabert-rm export` has written"
-NAME_FINETUNED = "name the model/ folder that `dnabert-rm finetune` has written"
+"""Names in `[model]` and in transformers; DNABERT's config.json uses those of transformers."""
+NAME_EXPORTED = "give a folder that `dnabert-rm export` has written"
+NAME_FINETUNED = "give the model/ folder that `dnabert-rm finetune` has written"
 
 
 def model_fields(folder: str | Path) -> dict[str, Any]:
-    """Return `architecture` and sizes of the model in `folder`, with the names of `config.ModelConfig`.
+    """Return the architecture and sizes of the model in `folder`, named as in `config.ModelConfig`.
 
-    Raises `CheckpointError` if there is no config.json, or if its model is neither BERT nor ModernBERT.
+    Raises `CheckpointError` if there is no config.json, or if the model is neither BERT nor ModernBERT.
     """
     path = Path(folder) / "config.json"
     content = read_json(
-        path, error=CheckpointError, advice="fix the file", missing="name a Hugging Face folder with --init-from"
+        path, error=CheckpointError, advice="fix the file", missing="give a Hugging Face folder with --init-from"
     )
-    # transformers 2, which saved DNABERT, wrote no model_type.
+    # DNABERT was saved by transformers 2, which wrote no model_type.
     architecture = content.get("model_type") or (
         "bert" if "BertForMaskedLM" in (content.get("architectures") or []) else ""
     )
@@ -44,7 +44,7 @@ def model_fields(folder: str | Path) -> dict[str, Any]:
 def check_vocabulary(folder: str | Path, k: int | None, vocab_size: int) -> None:
     """Raise `CheckpointError` unless the model in `folder` has the vocabulary of the data.
 
-    The size is always compared, and the order if the folder has a vocab.txt.
+    The size is always compared. The order is compared if the folder has a vocab.txt.
     """
     folder = Path(folder)
     embedded = read_json(folder / "config.json", error=CheckpointError).get("vocab_size")
@@ -55,15 +55,15 @@ def check_vocabulary(folder: str | Path, k: int | None, vocab_size: int) -> None
         )
     path = folder / "vocab.txt"
     if k is not None and path.is_file() and path.read_text().split() != kmer.vocabulary_text(k).split():
-        raise CheckpointError(f"{path}: is not the vocabulary of the data's {k}-mers; choose another model")
+        raise CheckpointError(f"{path}: is not the {k}-mer vocabulary of the data; choose another model")
 
 
 def check_model_folder(folder: Path, advice: str = NAME_EXPORTED) -> None:
-    """Raise `CheckpointError`, ending in `advice`, if `folder` has no config.json."""
+    """Raise `CheckpointError` if `folder` has no config.json; its message ends with `advice`."""
     if (folder / "config.json").is_file():
         return
     below = folder / "model"
     if (below / "config.json").is_file():
-        advice = f"name {below}"
+        advice = f"give {below}"
     fault = "it has no config.json" if folder.is_dir() else "no such folder"
     raise CheckpointError(f"{folder}: {fault}; {advice}")

@@ -1,4 +1,4 @@
-"""Patches of DeepSpeed: extension builds, checkpoint loading, gradient reduction and overflow checks."""
+"""Patches for DeepSpeed: extension builds, checkpoint loading, gradient reduction and overflow checks."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from dnabert_rm.utils.errors import RankReadError
 
 
 def import_deepspeed() -> Any:
-    """Import DeepSpeed, and return the module.
+    """Import DeepSpeed and return the module.
 
-    What is changed: torch's build lock, see `install_build_lock`. DeepSpeed also no longer compiles its shared-memory
-    collective for CPU ranks.
+    What is changed: torch's build lock is replaced (see `install_build_lock`). DeepSpeed also no longer compiles its
+    shared-memory collective for CPU ranks.
 
-    Reason: only DeepSpeed's inference uses this collective. Every rank leaves a file of 69 MB in /dev/shm.
+    Reason: only DeepSpeed's inference uses this collective, and with it every rank leaves a file of 69 MB in /dev/shm.
 
-    Upstream: the comments of deepspeedai/DeepSpeed#4115 describe the remaining files; the collective is built in
+    Upstream: the comments of deepspeedai/DeepSpeed#4115 describe these files. The collective is built in
     deepspeed/comm/torch.py, `build_shm_op`.
     """
     import deepspeed
@@ -37,14 +37,14 @@ def import_deepspeed() -> Any:
 def safe_torch_load() -> Iterator[None]:
     """Load only tensors and plain values from files during the block, so that a checkpoint can't run code.
 
-    What is changed: `torch.load` always uses `weights_only=True`, in DeepSpeed too. The few DeepSpeed classes that its
-    checkpoints contain are allowed by name.
+    What is changed: `torch.load` always uses `weights_only=True`, even when DeepSpeed calls it. The few DeepSpeed
+    classes in its checkpoints are allowed by name.
 
     Reason: DeepSpeed passes `weights_only=False`, so the argument has to be overridden.
 
     Upstream: deepspeedai/DeepSpeed#6751, which made `weights_only=False` explicit.
 
-    Raises `RankReadError` with the file's name if it contains other objects or is damaged.
+    Raises `RankReadError` with the file's name if the file contains other objects or is damaged.
     """
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
@@ -57,7 +57,7 @@ def safe_torch_load() -> Iterator[None]:
         try:
             return original_load(file, *args, **kwargs)
         except (pickle.UnpicklingError, EOFError, RuntimeError, ValueError, KeyError, AttributeError) as error:
-            # torch's message for unpickling errors is long and advises to load the file with weights_only=False.
+            # torch's message for unpickling errors is long, and recommends weights_only=False.
             reason = "" if isinstance(error, pickle.UnpicklingError) else f" ({' '.join(str(error).split())[:100]})"
             raise RankReadError(
                 f"{file}: holds more than tensors, or is damaged{reason}, and was not loaded; use another checkpoint"
@@ -72,7 +72,7 @@ def safe_torch_load() -> Iterator[None]:
 
 
 def check_tensors_only(path: Path) -> None:
-    """Raise `CheckpointError` if a torch file holds more than tensors and plain values; tensor data are not read."""
+    """Raise `CheckpointError` if a torch file holds more than tensors and plain values, without reading tensor data."""
     with safe_torch_load():
         torch.load(path, map_location="cpu", mmap=zipfile.is_zipfile(path))
 
@@ -80,11 +80,11 @@ def check_tensors_only(path: Path) -> None:
 def fuse_overflow_check(optimizer: Any) -> None:
     """Check gradients for inf and NaN with one kernel per gradient.
 
-    What is changed: `has_overflow_partitioned_grads_serial` of DeepSpeed's ZeRO-1 and ZeRO-2 optimizer, for bf16 and
-    fp16. The result is the same. Other optimizers are left unchanged.
+    What is changed: the method `has_overflow_partitioned_grads_serial` of DeepSpeed's ZeRO-1 and ZeRO-2 optimizer, for
+    bf16 and fp16. Its result is the same. Other optimizers are left unchanged.
 
-    Reason: DeepSpeed launches about twenty kernels per gradient, two thirds of all kernels in a step of BERT's base
-    size. On a GPU this takes a constant time per step, independent of the batch size.
+    Reason: DeepSpeed launches about twenty kernels per gradient. In a step of BERT base these are two thirds of all
+    kernels. On a GPU their time per step does not depend on the batch size.
 
     Upstream: no upstream issue known; deepspeed/runtime/zero/stage_1_and_2.py.
     """
@@ -94,7 +94,7 @@ def fuse_overflow_check(optimizer: Any) -> None:
     def has_overflow() -> torch.Tensor:
         groups = (optimizer.averaged_gradients[number] or () for number in range(len(optimizer.bit16_groups)))
         gradients = (gradient for group in groups for gradient in group if gradient is not None and gradient.numel())
-        # aminmax propagates NaN: both extremes are NaN then.
+        # aminmax propagates NaN: if any value is NaN, both extremes are NaN.
         extremes = [extreme for gradient in gradients for extreme in torch.aminmax(gradient)]
         return ~torch.stack(extremes).isfinite().all().reshape(1) if extremes else torch.zeros(1, dtype=torch.bool)
 
@@ -102,11 +102,11 @@ def fuse_overflow_check(optimizer: Any) -> None:
 
 
 def disable_gradient_allreduce(deepspeed_engine: Any) -> None:
-    """Skip the all-reduce of gradients; only for a single rank without ZeRO.
+    """Skip the all-reduce of gradients. Call only for a single rank without ZeRO.
 
     What is changed: the engine's attribute `enable_backward_allreduce`.
 
-    Reason: DeepSpeed would copy all gradients into a buffer and back to sum over one rank.
+    Reason: DeepSpeed would copy all gradients into a buffer and back, although there is only one rank to sum over.
 
     Upstream: no upstream issue known; deepspeed/runtime/engine.py.
     """
@@ -119,8 +119,8 @@ def universal_loading(deepspeed_engine: Any) -> Iterator[None]:
 
     What is changed: `load_universal_checkpoint` of the engine's private configuration, until the end of the block.
 
-    Reason: DeepSpeed reads this setting once, from its JSON configuration, before the run knows whether the checkpoint
-    has to be converted.
+    Reason: DeepSpeed reads this setting once, from its JSON configuration. At that time the run does not know yet
+    whether the checkpoint has to be converted.
 
     Upstream: no upstream issue known; deepspeed/runtime/engine.py, `load_universal_checkpoint`.
     """
@@ -140,8 +140,8 @@ def keep_optimizer_settings(deepspeed_engine: Any) -> Iterator[None]:
     restored, and each parameter gets a separate step count.
 
     Reason: DeepSpeed takes the settings from the checkpoint. For a universal checkpoint under ZeRO-3 it gives the first
-    group's settings, including weight decay, to all groups. It also shares one step tensor, which every group then
-    increments.
+    group's settings, including weight decay, to all groups. All groups also share one step tensor, and each of them
+    increments it.
 
     Upstream: no upstream issue known; deepspeed/runtime/zero/stage3.py,
     `load_hp_checkpoint_state_from_checkpoint_dir_stage3`.

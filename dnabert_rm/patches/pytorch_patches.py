@@ -1,4 +1,4 @@
-"""Patches of PyTorch: the lock around extension builds, and the timeout of process groups."""
+"""Patches for PyTorch: the lock around extension builds, and the timeout of process groups."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from dnabert_rm.utils.lock import LockHeldError, PosixLock
 class BuildLock:
     """Replacement for torch's `FileBaton`: one process builds an extension, the others wait.
 
-    Unlike `FileBaton`, the POSIX lock is released by the system if the process is killed. It also works in home
-    folders that nodes share. On a file system without locks every process builds.
+    Unlike `FileBaton`, the operating system releases the POSIX lock if the process is killed. The lock also works in
+    home folders that nodes share. On a file system without locks every process builds.
     """
 
     def __init__(self, lock_file_path: str, **_: Any) -> None:
-        """Open a lock file beside `lock_file_path`, the file that torch would create."""
+        """Open a lock file beside `lock_file_path`, the file that torch's `FileBaton` would create."""
         self._lock = PosixLock(Path(f"{lock_file_path}.held"))
 
     def try_acquire(self) -> bool:
@@ -60,13 +60,13 @@ def install_build_lock() -> None:
 
 
 def set_group_timeout(timeout: timedelta, group: dist.ProcessGroup | None = None) -> None:
-    """Set the timeout of the later collectives of a process group, by default the group of all ranks.
+    """Set the timeout for later collectives of a process group, by default of all ranks.
 
-    What is changed: nothing in torch; before torch 2.14 this calls the private `_set_pg_timeout`.
+    What is changed: nothing in torch. Before torch 2.14 this calls the private `_set_pg_timeout`.
 
-    Reason: torch's public API sets the timeout only when a group is created, but DeepSpeed creates groups itself.
+    Reason: torch's public API sets the timeout only when a group is created, and DeepSpeed creates groups itself.
 
-    Upstream: torch/distributed/distributed_c10d.py; public as `set_timeout` since torch 2.14.
+    Upstream: torch/distributed/distributed_c10d.py. The function is public as `set_timeout` since torch 2.14.
     """
     name = "set_timeout" if hasattr(dist.distributed_c10d, "set_timeout") else "_set_pg_timeout"
     getattr(dist.distributed_c10d, name)(timeout, group)

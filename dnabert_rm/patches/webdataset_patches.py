@@ -1,4 +1,4 @@
-"""Patches of webdataset: a `TarWriter` without torch and without tarfile's slow stream mode."""
+"""Patches for webdataset: a `TarWriter` without torch and without tarfile's slow stream mode."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ def make_tar_writer(out: Any) -> Any:
     """Return webdataset's `TarWriter` for the binary file `out`, with fixed times and owners.
 
     What is changed: the writer's attribute `tarstream` becomes a `TarFile` that writes one member at a time. The bytes
-    are the same. Closing the writer closes it.
+    are the same. Closing the writer also closes this `TarFile`.
 
-    Reason: `TarWriter` uses tarfile's stream mode, which writes blocks of 10 KB. That takes longer than encoding the
+    Reason: `TarWriter` uses tarfile's stream mode, which writes blocks of 10 KB. This takes longer than encoding the
     k-mers.
 
     Upstream: no upstream issue known; webdataset/writer.py, `TarWriter.__init__`.
@@ -37,8 +37,8 @@ def tar_writer_class() -> Any:
     webdataset's modules are removed from `sys.modules`, and a later import of webdataset finds torch. Nothing is
     changed if torch or webdataset is already imported.
 
-    Reason: webdataset imports torch if it is installed, which costs seconds and hundreds of megabytes per worker. It
-    works without torch.
+    Reason: webdataset imports torch if torch is installed. This costs seconds and hundreds of megabytes per worker, and
+    webdataset works without torch.
 
     Upstream: no upstream issue known.
     """

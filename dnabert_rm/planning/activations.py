@@ -1,8 +1,8 @@
-"""Activation memory: the bytes that a forward pass keeps for the backward pass, from a model's sizes. Torch-free.
+"""Activation memory: bytes that a forward pass keeps for the backward pass, from the sizes of a model. Torch-free.
 
-The counts are the tensors that autograd keeps for transformers' layers. For `bert` without dropout they are 32·T·H
-bytes per layer (half precision, I = 4H). This is the count of Korthikanti et al., "Reducing Activation Recomputation in
-Large Transformer Models" (2022), section 4.1, without dropout masks and attention matrices.
+The tensors counted are those that autograd keeps for transformers' layers. For `bert` without dropout they take
+32·T·H bytes per layer (half precision, I = 4H). This is the count of Korthikanti et al., "Reducing Activation
+Recomputation in Large Transformer Models" (2022), section 4.1, without dropout masks and attention matrices.
 
 Letters: T tokens of the micro-batch, H hidden size, I intermediate size, M masked tokens, V vocabulary.
 """
@@ -18,7 +18,7 @@ FP32_BYTES = 4
 
 @dataclass(frozen=True)
 class Workload:
-    """The forward pass of one micro-batch on one rank. `value_bytes` is 4 in fp32, 2 in bf16 and fp16."""
+    """Forward pass of one micro-batch on one rank. `value_bytes` is 4 in fp32, and 2 in bf16 and fp16."""
 
     windows: int
     window_tokens: int
@@ -36,12 +36,12 @@ class Workload:
 
     @property
     def dropout_bytes(self) -> int:
-        """Bytes of the dropout mask for one value: a bool on a GPU, the type of the value on a CPU."""
+        """Bytes of the dropout mask per value. On a GPU the mask is bool; on a CPU it has the type of the value."""
         return (1 if self.on_gpu else self.value_bytes) if self.dropout else 0
 
     @property
     def is_fused(self) -> bool:
-        """Whether attention never stores its whole matrix. On a CPU sdpa has no such kernel with dropout."""
+        """Whether attention avoids storing its whole matrix. On a CPU with dropout, sdpa has no such kernel."""
         return self.attention != "eager" and not (self.attention == "sdpa" and self.dropout > 0 and not self.on_gpu)
 
 
@@ -49,8 +49,8 @@ def layer_bytes(shape: ModelShape, work: Workload) -> float:
     """Return the bytes that one layer keeps.
 
     - bert: 8 TH for input, q, k, v, context, the sum before each norm, and the first norm's output; 2 TI around GELU.
-    - modernbert: 10 TH for input, the outputs of two norms, the joint qkv (all of it, since its v is a view), rotated q
-      and k, context, and the sum after attention; 4 TI for both halves of Wi, the activated half, and the product.
+    - modernbert: 10 TH for input, the outputs of two norms, the joint qkv (all of it, since v is a view), rotated q and
+      k, context, and the sum after attention; 4 TI for both halves of Wi, the activated half, and the product.
     """
     H, I, T = shape.hidden_size, shape.intermediate_size, work.tokens  # noqa: E741
     if shape.architecture == "bert":
@@ -64,8 +64,8 @@ def layer_bytes(shape: ModelShape, work: Workload) -> float:
 def _attention_bytes(shape: ModelShape, work: Workload) -> float:
     """Return the bytes that an attention kernel keeps besides its inputs and output.
 
-    Fused kernels keep one number per row. "eager" keeps the probabilities, and with dropout the mask and the product
-    too. So does sdpa on a CPU with dropout, which is not fused and computes in fp32.
+    Fused kernels keep one number per row. "eager" keeps the probabilities. With dropout it also keeps the dropout mask
+    and the masked probabilities. On a CPU with dropout, sdpa is not fused: it keeps the same tensors, in fp32.
     """
     w, half = work.value_bytes, work.value_bytes < FP32_BYTES
     rows = work.windows * shape.num_heads * work.window_tokens
@@ -74,19 +74,19 @@ def _attention_bytes(shape: ModelShape, work: Workload) -> float:
     if work.attention == "sdpa":
         each, copies = 3 * FP32_BYTES, 3 if half else 0
     else:
-        # modernbert's softmax is in fp32. Without dropout its rounded copy is kept too.
+        # modernbert's softmax is in fp32. Without dropout, its half-precision copy is kept too.
         upcast = half and shape.architecture == "modernbert"
         each = (FP32_BYTES if upcast else w) + (work.dropout_bytes + w if work.dropout else w if upcast else 0)
         copies = 0
-    # A modernbert's v is copied here, which frees the joint qkv.
+    # Here modernbert copies v, so that the joint qkv is freed.
     copies -= 2 if shape.architecture == "modernbert" else 0
     return rows * work.window_tokens * each + copies * work.tokens * shape.hidden_size * w
 
 
 def encoder_bytes(shape: ModelShape, work: Workload) -> float:
-    """Return the bytes that embeddings and layers keep at the end of the forward pass.
+    """Return the bytes that the embeddings and layers keep at the end of the forward pass.
 
-    With checkpointing each layer keeps its input only.
+    With checkpointing, each layer keeps its input only.
     """
     TH = work.tokens * shape.hidden_size
     layer = TH * work.value_bytes if work.checkpointing else layer_bytes(shape, work)
@@ -101,9 +101,9 @@ def head_bytes(shape: ModelShape, work: Workload) -> float:
 
 
 def loss_bytes(shape: ModelShape, work: Workload) -> float:
-    """Return the temporary bytes while the loss is computed and its backward pass begins.
+    """Return the temporary bytes of the loss and the beginning of its backward pass.
 
-    They hold the gradient of the logits; in half precision that gradient in both fp32 and half, and the logits.
+    They hold the gradient of the logits. In half precision they hold this gradient in fp32 and in half, and the logits.
     """
     each = FP32_BYTES if work.value_bytes == FP32_BYTES else FP32_BYTES + 2 * work.value_bytes
     return work.num_masked * shape.vocab_size * each
@@ -112,8 +112,8 @@ def loss_bytes(shape: ModelShape, work: Workload) -> float:
 def inner_gradient_bytes(shape: ModelShape, work: Workload) -> float:
     """Return the temporary bytes in the backward pass of a layer: the gradients of its inner tensors.
 
-    The peak is either in the feed-forward part, or, without a fused kernel, at two attention matrices. By then the
-    activations of the feed-forward part are freed.
+    The peak is in the feed-forward part or, without a fused kernel, in attention, at the gradients of two matrices. In
+    attention the activations of the feed-forward part are already freed.
     """
     H, T, w = shape.hidden_size, work.tokens, work.value_bytes
     wide = (1 if shape.architecture == "bert" else 2) * shape.intermediate_size

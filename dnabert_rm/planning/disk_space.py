@@ -12,21 +12,21 @@ from dnabert_rm.utils.errors import ConfigError
 from dnabert_rm.utils.files import writable_parent
 
 OPTIMIZER_BYTES = 12
-"""Per parameter in a checkpoint: AdamW's two moments and the master weight, fp32 each."""
+"""Bytes per parameter in a checkpoint: AdamW's two moments and the master weight, each in fp32."""
 
 
 def checkpoint_bytes(config: RunConfig, vocab_size: int) -> int:
-    """Return the bytes of one checkpoint, without small files. ZeRO-3 stores the weights once, in the optimizer."""
+    """Return the bytes of one checkpoint, without small files. ZeRO-3 stores weights only as master weights."""
     weight = 2 if config.train.precision in ("bf16", "fp16") else 4
     stage = zero_stage(load_ds_config(config.train.ds_config)[1])
     return num_parameters(model_shape(config.model, vocab_size)) * (OPTIMIZER_BYTES + (0 if stage == 3 else weight))
 
 
 def check_disk(config: RunConfig, vocab_size: int) -> str:
-    """Return a line about the disk space of checkpoints. Raises `ConfigError` if it is too small or not writable.
+    """Return a line about the disk space for checkpoints; raise `ConfigError` if it is too small or not writable.
 
-    The space must hold the checkpoints that are kept and the one being written. The run's existing checkpoints count as
-    part of it. Writes nothing.
+    The space must hold the checkpoints that are kept and the one being written. Space used by the run's existing
+    checkpoints counts as free. Writes nothing.
     """
     run = Path(config.train.output)
     existing_parent = writable_parent(run)
@@ -36,7 +36,7 @@ def check_disk(config: RunConfig, vocab_size: int) -> str:
     if one * number > free + used:
         raise ConfigError(
             f"train.output: {number} checkpoints of {_gb(one)} need {_gb(one * number)}, and the disk of {run} has "
-            f"{_gb(free)} free; free disk space, lower --train.keep_last, or name another --output"
+            f"{_gb(free)} free; free disk space, lower --train.keep_last, or choose another --output"
         )
     return f"checkpoints: {number} x {_gb(one)} on a disk with {_gb(free)} free"
 
@@ -46,7 +46,7 @@ def _gb(size: int) -> str:
 
 
 def num_checkpoints(config: RunConfig) -> int:
-    """Return the largest number of checkpoints on the disk at once, including the one being written."""
+    """Return the largest number of checkpoints on the disk at the same time, including the one being written."""
     train = config.train
     steps = min(train.steps, train.stop_after or train.steps)
     saves = -(-steps // train.save_every)

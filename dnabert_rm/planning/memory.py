@@ -1,12 +1,12 @@
 """Peak memory of one rank by ZeRO stage, as DeepSpeed 0.19 allocates it with our optimizer. Torch-free.
 
-The states are those of Rajbhandari et al., "ZeRO" (2020), section 3: 2 + 2 + 12 bytes per parameter in half precision
-for weights, gradients and optimizer. Stage 1 divides the 12 among W ranks, stage 2 also the gradients, stage 3 also the
-weights. The paper leaves out DeepSpeed's buffers, which dominate for small models. Their sizes come from DeepSpeed's
-code (`runtime/zero/stage_1_and_2.py`, `stage3.py`, `partition_parameters.py`) and were measured on CPU ranks
-(`tests/multiprocess/planning/test_planner_memory.py`).
+The model states follow Rajbhandari et al., "ZeRO" (2020), section 3. In half precision, weights, gradients and
+optimizer take 2 + 2 + 12 bytes per parameter. Stage 1 divides the optimizer states among W ranks, stage 2 also the
+gradients, stage 3 also the weights. The paper leaves out DeepSpeed's buffers, which dominate for small models. The
+buffer sizes come from DeepSpeed's code (`runtime/zero/stage_1_and_2.py`, `stage3.py`, `partition_parameters.py`) and
+were measured on CPU ranks (`tests/multiprocess/planning/test_planner_memory.py`).
 
-`rank_memory` computes the memory at several moments of a training step, and returns the largest.
+`rank_memory` computes the memory at several moments of a training step and returns the largest.
 
 Letters: P parameters, W ranks, w bytes per value; all sizes in bytes.
 """
@@ -32,15 +32,15 @@ from dnabert_rm.planning.activations import (
 MOMENT_BYTES = 8
 """AdamW's two moments, fp32."""
 ALL_REDUCE_ELEMENTS = 500_000_000
-"""Elements of DeepSpeed's bucket without ZeRO."""
+"""Elements of DeepSpeed's all-reduce bucket without ZeRO."""
 
 
 @dataclass(frozen=True)
 class Memory:
     """Memory of one rank at one moment of a training step, in bytes.
 
-    `weights` are those of the forward pass. `optimizer` holds fp32 master weights and moments. `buffers` holds
-    DeepSpeed's buckets, gathered weights and temporary copies. `host` is CPU memory used by offload, and not part of
+    `weights` are those that the forward pass uses. `optimizer` holds fp32 master weights and moments. `buffers` holds
+    DeepSpeed's buckets, gathered weights and temporary copies. `host` is CPU memory used by offload; it is not part of
     `total`.
     """
 
@@ -66,7 +66,7 @@ class Memory:
 def rank_memory(
     shape: ModelShape, work: Workload, zero: ZeroSettings, world_size: int, accumulation: int = 1
 ) -> Memory:
-    """Return the peak memory of one of `world_size` ranks, which runs `work` `accumulation` times per step."""
+    """Return the peak memory of one of `world_size` ranks; it runs `work` `accumulation` times per step."""
     sizes = _Sizes(shape, work, zero, world_size, accumulation)
     moments: list[Callable[[_Sizes], Memory]] = [_loss, _last_layer, _first_layer, _backward_ends, _update]
     if sizes.gathers:
@@ -111,7 +111,7 @@ class _Sizes:
             self.buckets += w * self.largest
         # Stages 1 and 2 allocate their buckets at the first gradient and free them before the update.
         self.idle_buckets = self.buckets if stage < 3 else 0.0
-        # The tied embedding gets one gradient from the input, one from the decoder, and then their sum.
+        # The tied embedding has two gradients, from the input and from the decoder, before they are summed.
         self.tied = 2 * w * shape.vocab_size * shape.hidden_size
         self.flush = w * min(P, zero.reduce_bucket)
         self.host = _host_bytes(self)
@@ -126,7 +126,10 @@ class _Sizes:
 
 
 def _host_bytes(sizes: _Sizes) -> float:
-    """Return the CPU memory of a rank: fp32 weights, moments and gradients, half-precision copies. A disk counts 0."""
+    """Return the CPU memory of a rank: fp32 weights, moments and gradients, and half-precision weights.
+
+    States that are offloaded to a disk count 0.
+    """
     zero = sizes.zero
     host = 0.0
     if zero.offload_optimizer == "cpu":
@@ -137,24 +140,24 @@ def _host_bytes(sizes: _Sizes) -> float:
 
 
 def _full_gradients(sizes: _Sizes) -> float:
-    """Return the undivided gradients at the end of a backward pass: none from stage 2 on."""
+    """Return the bytes of the whole gradients at the end of a backward pass; 0 from stage 2 on."""
     return (sizes.zero.gradient_bytes or sizes.w) * float(sizes.P) if sizes.zero.stage < 2 else 0.0
 
 
 def _own_gradients(sizes: _Sizes) -> float:
-    """Return the rank's part of the gradients, which stages 1 and 2 copy out of the bucket; 0 if copied to the CPU."""
+    """Return the bytes of the gradient part that stages 1 and 2 copy out of the bucket; 0 if it goes to the CPU."""
     return sizes.grad_part if sizes.zero.stage in (1, 2) and not sizes.offloaded else 0.0
 
 
 def _earlier_gradients(sizes: _Sizes) -> float:
-    """Return the gradients of the earlier micro-batches of the step."""
+    """Return the bytes of the gradients accumulated from earlier micro-batches of the step."""
     if sizes.accumulation == 1:
         return 0.0
     return _full_gradients(sizes) or _own_gradients(sizes)
 
 
 def _loss(sizes: _Sizes) -> Memory:
-    """The loss: all activations and the gradient of the logits, but no other gradient of this micro-batch."""
+    """Memory at the loss: all activations and the logits' gradient, but no other gradient of this micro-batch."""
     shape, work = sizes.shape, sizes.work
     kept = encoder_bytes(shape, work) + head_bytes(shape, work)
     return sizes.memory(
@@ -166,7 +169,7 @@ def _loss(sizes: _Sizes) -> Memory:
 
 
 def _last_layer(sizes: _Sizes) -> Memory:
-    """The backward pass in the last layer: all activations except the head's, and the gradients of the head."""
+    """Memory in the backward pass of the last layer: activations except the head's, and the head's gradients."""
     shape, work = sizes.shape, sizes.work
     elements = shape.hidden_size * (shape.vocab_size + shape.hidden_size)
     gradients = _earlier_gradients(sizes)
@@ -180,7 +183,7 @@ def _last_layer(sizes: _Sizes) -> Memory:
 
 
 def _first_layer(sizes: _Sizes) -> Memory:
-    """The backward pass in the first layer: its activations, and all gradients except the embeddings'."""
+    """Memory in the backward pass of the first layer: its activations, and all gradients except the embeddings'."""
     shape, work = sizes.shape, sizes.work
     embedding = shape.vocab_size * shape.hidden_size
     gradients = max(0.0, _full_gradients(sizes) - sizes.w * embedding)
@@ -194,25 +197,25 @@ def _first_layer(sizes: _Sizes) -> Memory:
 
 
 def _reduces_within(sizes: _Sizes, elements: int) -> bool:
-    """Return whether the bucket is full, and so reduced, before `elements` gradients exist."""
+    """Return whether the bucket is filled and reduced before `elements` gradients exist."""
     return _moves_gradients_early(sizes) and sizes.zero.reduce_bucket < elements
 
 
 def _moves_gradients_early(sizes: _Sizes) -> bool:
-    """Return whether gradients move into the bucket as they are computed, so that no other copy exists."""
+    """Return whether each gradient moves into the bucket when it is computed, so that no other copy exists."""
     zero = sizes.zero
     return zero.stage >= 2 or (zero.stage == 1 and zero.overlap and sizes.accumulation == 1)
 
 
 def _gathered(sizes: _Sizes) -> float:
-    """Return the weights that ZeRO-3 keeps gathered between the forward and backward pass, up to its limit."""
+    """Return the bytes of the weights that ZeRO-3 keeps gathered until the backward pass, up to its limit."""
     if not sizes.gathers:
         return 0.0
     return sizes.persistent + min(sizes.gatherable, sizes.w * sizes.zero.max_reuse)
 
 
 def _gathering(sizes: _Sizes) -> Memory:
-    """ZeRO-3's forward pass: the gathered weights, and the flat buffer that receives the last of them."""
+    """Memory in ZeRO-3's forward pass: the gathered weights, and the flat buffer that receives the last of them."""
     receiving = min(sizes.gatherable, sizes.w * max(sizes.zero.prefetch_bucket, sizes.largest))
     activations = encoder_bytes(sizes.shape, sizes.work)
     return sizes.memory(
@@ -221,12 +224,12 @@ def _gathering(sizes: _Sizes) -> Memory:
 
 
 def _backward_ends(sizes: _Sizes) -> Memory:
-    """The end of the backward pass: all gradients and the copies to reduce them; the activations are freed."""
+    """Memory at the end of the backward pass: all gradients and reduction buffers. Activations are already freed."""
     stage = sizes.zero.stage
     gradients = _full_gradients(sizes)
     temporary: float = sizes.tied
     if stage == 0 and (sizes.world_size > 1 or sizes.half):
-        # DeepSpeed flattens the gradients to reduce them. `Engine` avoids that for a single rank in fp32.
+        # DeepSpeed flattens the gradients to reduce them. Our `Engine` avoids this for a single rank in fp32.
         temporary = max(temporary, sizes.w * min(sizes.P, ALL_REDUCE_ELEMENTS))
     elif stage == 1:
         gradients = 0.0 if _moves_gradients_early(sizes) else gradients
@@ -240,7 +243,7 @@ def _backward_ends(sizes: _Sizes) -> Memory:
 
 
 def _update(sizes: _Sizes) -> Memory:
-    """The update: the flattened gradient in fp32. AdamW is fused and needs no copy; norms are computed in fp64."""
+    """Memory in the update: flattened fp32 gradients. Fused AdamW needs no copy. Norms are computed in fp64."""
     stage = sizes.zero.stage
     if sizes.offloaded:
         return sizes.memory("the update")

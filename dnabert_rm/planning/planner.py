@@ -1,4 +1,4 @@
-"""Planner of ZeRO stages: estimates memory and communication before a run, and gives advice. Torch-free."""
+"""Planner of ZeRO stages: estimates memory and communication before a run and recommends a stage. Torch-free."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from dnabert_rm.planning.memory import Memory, rank_memory
 from dnabert_rm.utils.errors import ConfigError
 
 CHOICES = ("zero0", "zero1", "zero2", "zero3", "zero3_offload")
-"""DeepSpeed configurations of this project, in order of communication, the least first."""
+"""This project's DeepSpeed configurations to choose from, those with the least communication first."""
 USABLE_SHARE = 0.92
-"""Share of a GPU's memory; the CUDA context, NCCL and gaps of the allocator take the rest. Assumed, not measured."""
+"""Usable share of a GPU's memory. CUDA context, NCCL and fragmentation take the rest. Assumed, not measured."""
 TIGHT_SHARE = 0.9
-"""Share of the usable memory above which the advice says "tightly": an estimate can be wrong by the rest."""
+"""Above this share of the usable memory, the advice says "tightly", since the estimate may be 10 % too low."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """A training job: model, micro-batch, split over the ranks, and `sizes` of the global batches.
+    """A training job: model, micro-batch, split over the ranks, and the different `sizes` of the global batch.
 
-    `masked` is the masked share of tokens over the whole run, `max_masked` that of the phase with the most.
+    `masked` is the masked share of tokens over the whole run. `max_masked` is the share in the phase with the most.
     """
 
     shape: ModelShape
@@ -44,7 +44,7 @@ class Job:
         return self.split.accumulation(self.split.global_batch)
 
     def with_micro_batch(self, micro_batch: int, checkpointing: bool | None = None) -> Job:
-        """Return the job with another micro-batch, and with another `checkpointing` if given."""
+        """Return the job with another micro-batch and, if given, another `checkpointing`."""
         old = self.work
         work = dataclasses.replace(
             old,
@@ -55,7 +55,7 @@ class Job:
         return dataclasses.replace(self, work=work, split=dataclasses.replace(self.split, micro_batch=micro_batch))
 
     def possible_micro_batches(self) -> list[int]:
-        """Return the micro-batches that divide every global batch of the run, the largest first."""
+        """Return the micro-batch sizes that divide each rank's share of every global batch, largest first."""
         largest = math.gcd(*self.sizes) // self.split.world_size
         return [size for size in range(largest, 0, -1) if largest % size == 0]
 
@@ -76,7 +76,7 @@ def make_job(config: RunConfig, vocab_size: int, world_size: int, on_gpu: bool) 
     """Return the job of a new run. Raises `ConfigError` if a batch does not divide over the ranks."""
     plan = make_batch_plan(config)
     split = split_batch(plan, config.train.micro_batch, world_size)
-    # The smallest span of the masks is k. A size that no k-mer vocabulary has is that of a BPE model.
+    # The mask schedule needs k. A size that no k-mer vocabulary has belongs to a BPE model.
     k = next((k for k in range(1, 11) if kmer.vocab_size(k) == vocab_size), None)
     return job_of_run(config, vocab_size, plan, split, make_mask_schedule(config, k), on_gpu=on_gpu)
 
@@ -91,7 +91,7 @@ def job_of_run(
     on_gpu: bool,
     first_step: int = 0,
 ) -> Job:
-    """Return the job of a run from `first_step` on. Precision "auto" is bf16 on a GPU and fp32 on a CPU."""
+    """Return the job of a run from `first_step` on. Precision "auto" means bf16 on a GPU and fp32 on a CPU."""
     model, data, train = config.model, config.data, config.train
     steps = range(0, train.steps, max(1, train.steps // 1000))
     fractions = [schedule.expected_fraction(step) * (data.window - 2) / data.window for step in steps]
@@ -121,14 +121,14 @@ def job_of_run(
 def message_bytes(job: Job, zero: ZeroSettings) -> float:
     """Return the bytes that a rank sends in a step, with ring algorithms.
 
-    The unit is (W - 1) / W times the bytes of all weights:
+    In units of (W - 1) / W times the bytes of all weights:
 
     - Stage 0: 2, for one all-reduce.
-    - Stage 1: 3, for the same and a gather of the updated weights. It would be 2 with the reduce-scatter of the ZeRO
-      paper, but DeepSpeed 0.19 reduces whole buckets.
-    - Stage 2: 2 per micro-batch, and 1.
-    - Stage 3: 3 per micro-batch, for weights gathered in the forward and backward pass and the reduced gradients; 2 if
-      all weights can be kept between the two passes.
+    - Stage 1: 3, for one all-reduce and a gather of the updated weights. It would be 2 with the reduce-scatter of the
+      ZeRO paper, but DeepSpeed 0.19 reduces whole buckets.
+    - Stage 2: 2 per micro-batch for the gradients, plus 1 to gather the updated weights.
+    - Stage 3: 3 per micro-batch, for gathering weights in the forward and backward pass and reducing gradients. It is 2
+      if all weights can be kept between the two passes.
     """
     P, W = num_parameters(job.shape), job.split.world_size
     kept = min(zero.max_live, zero.max_reuse) >= P
@@ -143,18 +143,18 @@ def message_bytes(job: Job, zero: ZeroSettings) -> float:
 
 
 def estimate(job: Job, zero: ZeroSettings) -> Memory:
-    """Return the peak memory of a rank of a job."""
+    """Return the estimated peak memory of one rank of a job."""
     return rank_memory(job.shape, job.work, zero, job.split.world_size, job.accumulation)
 
 
 def largest_micro_batch(job: Job, zero: ZeroSettings, usable_bytes: float) -> int:
-    """Return the largest micro-batch that fits and divides the run's batches, or 0."""
+    """Return the largest possible micro-batch that fits in `usable_bytes`, or 0 if none fits."""
     sizes = job.possible_micro_batches()
     return next((m for m in sizes if estimate(job.with_micro_batch(m), zero).total <= usable_bytes), 0)
 
 
 def options(job: Job, memory_bytes: float | None, ds_config: str = "") -> list[Option]:
-    """Return the options of a job, lowest stage first; a `ds_config` that is not one of `CHOICES` is the last."""
+    """Return the options of a job, lowest stage first. A `ds_config` outside `CHOICES` is appended."""
     names = _choices(job)
     if ds_config and ds_config not in names:
         names.append(ds_config)
@@ -169,7 +169,7 @@ def _is_half(job: Job) -> bool:
 
 
 def _choices(job: Job) -> list[str]:
-    """Return those of `CHOICES` that the job's precision allows."""
+    """Return the `CHOICES` that are possible in the job's precision."""
     return [name for name in CHOICES if not (_is_half(job) and name == "zero0")]
 
 
@@ -191,15 +191,15 @@ def _option(job: Job, name: str, memory_bytes: float | None) -> Option:
 
 
 def best_option(found: list[Option]) -> Option | None:
-    """Return the option with the least communication that fits."""
+    """Among the options that fit in memory, return the one with the least communication; None if none fits."""
     return next((option for option in found if option.fits), None)
 
 
 def advice(job: Job, found: list[Option], memory_bytes: float | None, configured: str) -> str:
-    """Return what to choose and why, in one line; `configured` is the run's current DeepSpeed configuration."""
+    """Return a line on what to choose and why; `configured` is the run's current DeepSpeed configuration."""
     current = next(option for option in found if option.name == configured)
     if memory_bytes is None:
-        return f"{_uses(current)}; give --gpu-memory (with --gpu cpu: the memory of a rank) for advice"
+        return f"{_uses(current)}; for advice, give --gpu-memory (with --gpu cpu, the memory of a rank)"
     usable, best = f"of {_gib(memory_bytes * USABLE_SHARE)} usable", best_option(found)
     if best is None:
         return f"{_uses(current)} {usable}, and no stage fits: {_flags_that_fit(job, memory_bytes)}"
@@ -212,7 +212,7 @@ def advice(job: Job, found: list[Option], memory_bytes: float | None, configured
     if not current.fits:
         reason = f"{_uses(current)}, which does not fit"
     elif current.zero.stage == 3 and best.zero.stage < 2:
-        reason = f"ZeRO-3 ({current.name}) is pointless at this size"
+        reason = f"ZeRO-3 ({current.name}) is not needed at this size"
     else:
         reason = f"{current.name} fits too, with more communication"
     return f"{text}; {reason}: choose --ds-config {best.name}"
@@ -227,7 +227,7 @@ def _gib(size: float) -> str:
 
 
 def _flags_that_fit(job: Job, memory_bytes: float) -> str:
-    """Return flags that make a stage fit: a smaller micro-batch, then checkpointing too, then offload too."""
+    """Return flags that make a stage fit. Try a smaller micro-batch, then also checkpointing, then also offload."""
     names = _choices(job)
     on_device = [name for name in names if "offload" not in name]
     for checkpointing, candidates in ((job.work.checkpointing, on_device), (True, on_device), (True, names)):
@@ -239,12 +239,12 @@ def _flags_that_fit(job: Job, memory_bytes: float) -> str:
                 flags = f"--ds-config {name} --micro-batch {size}"
                 extra = " --model.activation_checkpointing" if checkpointing and not job.work.checkpointing else ""
                 return f"choose {flags}{extra}"
-    return "take more GPUs, or a smaller model"
+    return "use more GPUs, or choose a smaller model"
 
 
 def advice_line(job: Job, memory_bytes: float, ds_config: str) -> str:
-    """Return the advice of `dnabert-rm plan` at the start of a run, in one line.
+    """Return the advice of `dnabert-rm plan` as one line, for the start of a run.
 
-    `memory_bytes` is that of a rank's GPU, or on CPUs the rank's share of the node.
+    `memory_bytes` is the memory of a rank's GPU, or on CPUs the rank's share of the node's memory.
     """
     return f"plan: {advice(job, options(job, memory_bytes, ds_config), memory_bytes, ds_config)}"

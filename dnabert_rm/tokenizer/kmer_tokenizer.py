@@ -5,15 +5,15 @@ How text is encoded:
 - A k-mer that covers any other letter (N, other IUPAC codes, U, …) is `[UNK]`.
 - A run of fewer than k letters has no token: "ACG" at k = 6 is `[CLS] [SEP]`.
 - White space separates runs, and no k-mer crosses it. So DNABERT's notation, k-mers separated by spaces
-  ("ACGTAC CGTACG"), gives one token per word, and both notations give the same ids.
+  ("ACGTAC CGTACG"), gives one token per word. It gives the same ids as the raw sequence.
 - A special token in the text is encoded as that token, and no k-mer crosses it. So "ACGTAC[MASK]GTACGT" is two k-mers
   around one masked token, which stands for unknown bases.
 
-Decoding joins k-mers that overlap and writes N for a base that only `[UNK]` tokens cover. It puts a space between
-neighbours that do not overlap. Encoding the result gives the same ids.
+Decoding joins k-mers that overlap and writes N for a base that only `[UNK]` tokens cover. It writes a space between
+adjacent tokens that do not overlap. Encoding the result gives the same ids.
 
 `save_pretrained` writes `vocab.txt`, identical to DNABERT's, and a `tokenizer.json` for users without this package. A
-stock `AutoTokenizer` loads it without remote code and encodes raw DNA, only much more slowly. Once this module is
+stock `AutoTokenizer` loads it without remote code and encodes raw DNA, but much more slowly. Once this module is
 imported, `AutoTokenizer` loads the same folder as a `KmerTokenizer`.
 """
 
@@ -42,7 +42,7 @@ _GENERAL_OPTIONS = ("is_split_into_words", "return_overflowing_tokens", "return_
 
 @lru_cache
 def _vocabulary(k: int) -> dict[str, int]:
-    """Return the id of every token, in order; shared, so callers must not change it."""
+    """Return the id of every token, in order. The dictionary is cached, so callers must not change it."""
     return {token: index for index, token in enumerate(kmer.vocabulary(k))}
 
 
@@ -54,15 +54,15 @@ def _tokens(k: int) -> tuple[str, ...]:
 class KmerTokenizer(PreTrainedTokenizer):
     """K-mer tokenizer; the module's docstring describes how text is encoded.
 
-    `token_type_ids`, all 0 for a single sequence, are returned only on request. BERT assumes zeros without them, and
-    ModernBERT has none.
+    `token_type_ids`, all 0 for a single sequence, are returned only on request. Without them BERT assumes zeros, and
+    ModernBERT does not use them.
 
     Args:
         k: Bases per token; by default read from `vocab_file`.
         vocab_file: A `vocab.txt`.
         overlapping: Whether tokens have stride 1; otherwise stride k.
 
-    Raises `CheckpointError` if k is missing or contradicts the file, or the file is not a k-mer vocabulary.
+    Raises `CheckpointError` if k is missing or contradicts the file, or if the file is not a k-mer vocabulary.
     """
 
     vocab_files_names = {"vocab_file": VOCAB_FILE}  # noqa: RUF012 (as transformers requires)
@@ -72,10 +72,12 @@ class KmerTokenizer(PreTrainedTokenizer):
         file_k = k if vocab_file is None else read_k(vocab_file)
         if file_k is None:
             name = kwargs.get("name_or_path") or "KmerTokenizer"
-            raise CheckpointError(f"{name}: no {VOCAB_FILE} found and no k given")
+            raise CheckpointError(
+                f"{name}: no {VOCAB_FILE} found and no k given; pass k, or a folder with {VOCAB_FILE}"
+            )
         if k not in (None, file_k):
             raise CheckpointError(
-                f"{vocab_file}: holds {file_k}-mers, but k = {k} is given or in tokenizer_config.json; make them agree"
+                f"{vocab_file}: holds {file_k}-mers, but k = {k} is given or in tokenizer_config.json; change k"
             )
         self.k = kmer.check_k(file_k)
         self.overlapping = overlapping
@@ -88,7 +90,7 @@ class KmerTokenizer(PreTrainedTokenizer):
 
     @property
     def vocab_size(self) -> int:
-        """Number of ids, without those of tokens that a user has added."""
+        """Number of ids, not counting tokens that a user has added."""
         return kmer.vocab_size(self.k)
 
     @property
@@ -105,7 +107,7 @@ class KmerTokenizer(PreTrainedTokenizer):
     def kmer_ids(self, texts: Sequence[str]) -> list[NDArray]:
         """Return the token ids of each text without `[CLS]` and `[SEP]`: arrays (T_i,), uint16 or uint32.
 
-        All texts are encoded as one array, with one numpy call per batch, and then split.
+        All texts of a batch are encoded together as one array, which is then split.
         """
         letters = [_letters(text) for text in texts]
         joined = b"".join(letters)
@@ -127,7 +129,7 @@ class KmerTokenizer(PreTrainedTokenizer):
         return np.concatenate(parts)
 
     def _encode_plus(self, text: Any, text_pair: Any = None, **options: Any) -> BatchEncoding:  # type: ignore[override]
-        """Implement `tokenizer(…)`: plain texts take the fast path, everything else the general one."""
+        """Implement `tokenizer(…)`: plain strings take the fast path, all other inputs the general one."""
         texts = [text] if isinstance(text, str) else text
         plain = text_pair is None and isinstance(texts, list | tuple) and all(isinstance(one, str) for one in texts)
         general = any(options.get(name) for name in _GENERAL_OPTIONS) or options["truncation_strategy"] == "only_second"
@@ -144,7 +146,7 @@ class KmerTokenizer(PreTrainedTokenizer):
         return BatchEncoding(columns, tensor_type=tensors)
 
     def _rows(self, texts: Sequence[str], options: dict[str, Any]) -> list[NDArray[np.int64]]:
-        """Return the ids of each text with special tokens, truncated on request: arrays (T_i,) int64."""
+        """Return the ids of each text, with special tokens and truncation if requested: arrays (T_i,) int64."""
         num_special = 2 if options.get("add_special_tokens", True) else 0
         ids = self.kmer_ids(texts)
         max_length = options.get("max_length")
@@ -162,7 +164,7 @@ class KmerTokenizer(PreTrainedTokenizer):
         return [np.concatenate((first, row, last), dtype=np.int64) for row in ids]
 
     def _columns(self, rows: list[NDArray[np.int64]], as_lists: bool, options: dict[str, Any]) -> dict[str, Any]:
-        """Return `input_ids` and the other requested columns, padded on request: lists, or matrices (B, W) int64."""
+        """Return `input_ids` and the other requested columns, padded if requested: lists, or matrices (B, W) int64."""
         ids: Any
         mask: Any
         multiple = options.get("pad_to_multiple_of") or 1
@@ -188,7 +190,7 @@ class KmerTokenizer(PreTrainedTokenizer):
         return name in self.model_input_names if requested is None else requested
 
     def _tokenize(self, text: str, **_: Any) -> list[str]:
-        """Return the k-mers of a text without special tokens, one by one: the general path's slow encoding."""
+        """Return the k-mers of a text without special tokens: the slow encoding of the general path."""
         runs = re.split(f"[{_WHITE_SPACE.decode()}]", text)
         return [run[i : i + self.k] for run in runs for i in range(0, len(run) - self.k + 1, self.step)]
 
@@ -201,13 +203,13 @@ class KmerTokenizer(PreTrainedTokenizer):
         return _tokens(self.k)[index if 0 <= index < self.vocab_size else kmer.UNK_ID]
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
-        """Return the bases of tokens, as `decode` writes them."""
+        """Return the text of tokens, in the format of `decode`."""
         return self._decode([self._convert_token_to_id_with_added_voc(token) for token in tokens])
 
     def _decode(  # type: ignore[override]
         self, token_ids: int | list[int], skip_special_tokens: bool = False, **_: Any
     ) -> str:
-        """Decode ids to text; `skip_special_tokens` skips all special tokens but `[UNK]`, which stands for bases."""
+        """Decode ids to text. `skip_special_tokens` keeps `[UNK]`, since it stands for bases."""
         words: list[str] = []
         ids = [token_ids] if isinstance(token_ids, int) else token_ids
         for is_added, group in groupby(ids, lambda i: i in self._added_tokens_decoder and i != kmer.UNK_ID):
@@ -218,10 +220,10 @@ class KmerTokenizer(PreTrainedTokenizer):
         return " ".join(words)
 
     def _bases(self, ids: list[int]) -> str:
-        """Return the bases of k-mers and `[UNK]`s, with a space wherever tokens do not fit together.
+        """Return the bases of k-mers and `[UNK]` tokens, with a space where adjacent tokens do not overlap.
 
-        With u unknown tokens between two k-mers, u - k + 1 bases are covered by no k-mer and become N. With fewer than
-        k of them the k-mers would overlap, so each unknown token is written as "[UNK]" instead.
+        With u unknown tokens between two k-mers, u - k + 1 bases are covered by no k-mer and become N. If u < k,
+        the k-mers would overlap, so each unknown token is written as "[UNK]" instead.
         """
         if not self.overlapping:
             return "".join("N" * self.k if i == kmer.UNK_ID else self._convert_id_to_token(i) for i in ids)
@@ -254,7 +256,7 @@ class KmerTokenizer(PreTrainedTokenizer):
 
 
 def _letters(text: str) -> bytes:
-    """Encode text with one byte per letter; letters outside Latin-1 become "?", which is not a base."""
+    """Encode text as one byte per letter; letters outside Latin-1 become "?", which is not a base."""
     return text.encode("latin-1", errors="replace")
 
 

@@ -21,7 +21,9 @@ def read_k(vocab_file: str | os.PathLike[str]) -> int:
     try:
         tokens = Path(vocab_file).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{vocab_file}: cannot be read as a vocabulary ({error})") from None
+        raise CheckpointError(
+            f"{vocab_file}: not a readable vocabulary ({error}); give a text file with one token per line"
+        ) from None
     k = len(tokens[-1]) if tokens else 0
     if not kmer.MIN_K <= k <= kmer.MAX_K or tokens != kmer.vocabulary(k):
         raise CheckpointError(
@@ -43,10 +45,10 @@ def write_tokenizer_files(
 
 
 def stock_tokenizer(k: int, overlapping: bool = True) -> Tokenizer:
-    """Return a tokenizer of the `tokenizers` library that gives the same ids as `KmerTokenizer`.
+    """Return a tokenizer from the `tokenizers` library that gives the same ids as `KmerTokenizer`.
 
     That library splits text into pieces that never overlap. So for overlapping tokens, its normaliser first writes
-    out every k-mer (`_write_out_kmers`), and only words of k letters remain to be split.
+    out every k-mer (`_write_out_kmers`). The split then only has to find words of k letters.
     """
     steps = [normalizers.Replace(Regex(r"[^ACGTacgt \t\n\r\x0b\x0c]"), "N"), *_upper_case()]
     if overlapping:
@@ -71,8 +73,8 @@ def _write_out_kmers(k: int) -> list[normalizers.Normalizer]:
     """Return normaliser steps that turn "ACGT" into "AC|CG|GT|T" (k = 2): one record per base.
 
     Records of k letters become tokens. The first step makes records of one base, "A|C|G|T". Each of k - 1 rounds
-    appends the last base of the next record to every complete record. A round tests for one letter at a time. It
-    appends the letter in lower case, so that no later test of the round matches it. The round ends by converting to
+    appends the last base of the next record to every complete record. A round handles one letter at a time. It
+    appends the letter in lower case, so that no later step of the round matches it. The round ends by converting to
     upper case.
     """
     steps: list[normalizers.Normalizer] = [normalizers.Replace(Regex(rf"(?<=[{_LETTERS}])(?=[{_LETTERS}])"), "|")]

@@ -1,4 +1,4 @@
-"""Padding of token rows, and windows over long rows (numpy)."""
+"""Padding of token rows, and windows over long sequences (numpy)."""
 
 from __future__ import annotations
 
@@ -15,12 +15,11 @@ def pad_rows(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return ids and attention mask of rows (T_i,), both (B, W) int64, padded with `[PAD]` on the right or left.
 
-    W is `width`, which no row may exceed. If it is None, all rows must have the same length, otherwise ValueError is
-    raised.
+    W is `width`; no row may be longer. If `width` is None, raises ValueError unless all rows have the same length.
     """
     lengths = np.array([len(row) for row in rows])
     if width is None and lengths.min() < lengths.max():
-        raise ValueError("rows of different lengths make no tensor: pass padding=True, and truncation=True if needed")
+        raise ValueError("rows of different lengths can't form a tensor: pass padding=True, and maybe truncation=True")
     width = int(lengths.max()) if width is None else width
     coordinates = np.arange(width)
     is_token = coordinates >= width - lengths[:, None] if left else coordinates < lengths[:, None]
@@ -30,22 +29,22 @@ def pad_rows(
 
 
 def padded_width(rows: Sequence[NDArray], strategy: str, max_length: int | None, multiple: int) -> int | None:
-    """Return the tokens per padded row under a padding strategy of transformers, or None for no padding."""
+    """Return the length of padded rows for a padding strategy of transformers, or None for no padding."""
     longest = max(map(len, rows))
     width = {"longest": longest, "max_length": max_length}.get(strategy)
     return None if width is None else -(-max(width, longest) // multiple) * multiple
 
 
 def windows(num_tokens: int, length: int, stride: int | None = None) -> Iterator[range]:
-    """Yield windows of `length` tokens over `num_tokens` tokens, `stride` apart, by default half a window.
+    """Yield windows of `length` tokens over `num_tokens` tokens, `stride` apart; the default is half a window.
 
-    Every token is in at least one window. The last window ends with the last token, so it may overlap its predecessor
-    by more. If all tokens fit in one window, or there are none, there is a single window.
+    Every token is in at least one window. The last window ends with the last token, so its overlap with the
+    previous one may be larger. If all tokens fit in one window, or there are none, there is a single window.
 
     Raises ValueError for a stride that would skip tokens.
     """
     if not 0 < (stride := stride or max(1, length // 2)) <= length:
-        raise ValueError(f"stride {stride} of windows of {length} tokens leaves tokens out")
+        raise ValueError(f"stride {stride} of windows of {length} tokens leaves tokens out; choose 1 to {length}")
     last = max(0, num_tokens - length)
     for start in range(0, last, stride):
         yield range(start, start + length)

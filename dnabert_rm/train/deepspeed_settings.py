@@ -20,16 +20,16 @@ def ds_settings(
     precision: str | None = None,
     local_world_size: int | None = None,
 ) -> dict[str, Any]:
-    """Return DeepSpeed's configuration of a run, with "auto" filled in.
+    """Return a run's DeepSpeed configuration, with "auto" filled in.
 
-    `split`, `precision` and `local_world_size` are known only on a started rank; settings that depend on a missing one
-    are left unchanged. Raises `ConfigError` for a value that contradicts the run configuration.
+    `split`, `precision` and `local_world_size` are known only once the rank has started. Settings that depend on a
+    missing argument are left unchanged. Raises `ConfigError` for a value that contradicts the run configuration.
     """
     path, settings = load_ds_config(config.train.ds_config)
-    # Key path → value, and the run setting that it comes from.
+    # Key path → (value, the run setting that it comes from).
     ours: dict[tuple[str, ...], tuple[Any, str]] = {
         ("gradient_clipping",): (config.optim.clip, "optim.clip"),
-        ("steps_per_print",): (_NEVER_PRINT, "nothing"),
+        ("steps_per_print",): (_NEVER_PRINT, "the run"),
     }
     if split:
         accumulation = split.accumulation(split.global_batch)
@@ -61,14 +61,14 @@ def _fill_offload_dir(zero: dict[str, Any], folder: str, path: Path) -> None:
         if zero.get(part, {}).get("nvme_path") != AUTO:
             continue
         if not folder:
-            raise ConfigError(f"train.offload_dir: {path} offloads to a disk; name a folder on a local NVMe disk")
+            raise ConfigError(f"train.offload_dir: {path} offloads to a disk; set it to a folder on a local NVMe disk")
         if not Path(folder).is_dir():
             raise ConfigError(f"train.offload_dir: the folder {folder} does not exist; create it on every node")
         zero[part]["nvme_path"] = folder
 
 
 def _fill(settings: dict[str, Any], keys: tuple[str, ...], value: Any, source: str, path: Path) -> None:
-    """Set the value at a key path; `ConfigError` if the file has another one. `source` names our setting."""
+    """Set the value at a key path; raise `ConfigError` if the file sets another one. `source` names the run setting."""
     for key in keys[:-1]:
         settings = settings.setdefault(key, {})
     given = settings.get(keys[-1], AUTO)
@@ -97,13 +97,13 @@ def _check_stage(config: RunConfig, stage: int, precision: str | None, path: Pat
     """Raise `ConfigError` for settings that the ZeRO stage does not allow."""
     if stage == 0 and precision in ("bf16", "fp16"):
         raise ConfigError(
-            f"train.ds_config: {path} has ZeRO stage 0, where DeepSpeed's {precision} updates differ from those of all "
-            "other stages; choose zero1, which costs no more"
+            f"train.ds_config: {path} has ZeRO stage 0, where DeepSpeed's {precision} updates differ from all other "
+            "stages; choose zero1, which costs no more"
         )
     if config.model.compile and stage == 3:
         raise ConfigError(
             f"model.compile: ZeRO-3 ({path}) gathers weights inside each layer, which torch.compile cannot see; "
-            "choose --ds-config zero1 or zero2, or leave it out"
+            "choose --ds-config zero1 or zero2, or turn model.compile off"
         )
     if config.model.build == "partitioned" and stage != 3:
         raise ConfigError(f"model.build: partitioned needs ZeRO-3, but {path} has stage {stage}; choose zero3")

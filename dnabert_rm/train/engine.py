@@ -1,4 +1,4 @@
-"""DeepSpeed engine of a run, and whether its model is built whole or partitioned over the ranks."""
+"""DeepSpeed engine of a run, and construction of the model, whole or partitioned over the ranks."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ PARTITIONED_FROM = 1_000_000_000
 
 
 def is_built_partitioned(model: ModelConfig, vocab_size: int, settings: dict[str, Any]) -> bool:
-    """Whether the model is partitioned over the ranks while it is built, which only ZeRO-3 can.
+    """Return whether the model is partitioned over the ranks while it is built. Only ZeRO-3 supports this.
 
-    `model.build` decides; "auto" means above `PARTITIONED_FROM` parameters.
+    `model.build` decides. With "auto", ZeRO-3 models above `PARTITIONED_FROM` parameters are partitioned.
     """
     if model.build == "auto":
         return zero_stage(settings) == 3 and num_parameters(model_shape(model, vocab_size)) > PARTITIONED_FROM
@@ -35,9 +35,9 @@ def is_built_partitioned(model: ModelConfig, vocab_size: int, settings: dict[str
 def partitioned_build(settings: dict[str, Any]) -> Iterator[None]:
     """Make transformers partition each module over the ranks as soon as it is built, so no rank holds the whole model.
 
-    `settings` is a ZeRO-3 configuration without "auto"; parameters get its precision. The order in which weights are
-    initialized differs from a whole build, and so do the weights for the same seed. The number of ranks does not change
-    them.
+    `settings` is a ZeRO-3 configuration with no "auto" left; parameters get its precision. Weights are initialized in
+    another order than in a whole build, so the same seed gives other weights. They do not depend on the number of
+    ranks.
     """
     from transformers.integrations import HfDeepSpeedConfig
 
@@ -55,9 +55,9 @@ class Engine:
     """DeepSpeed engine over all ranks, for a `MaskedLM`."""
 
     def __init__(self, module: MaskedLM, config: RunConfig, settings: dict[str, Any], ranks: Ranks) -> None:
-        """Wrap `module` by DeepSpeed's `settings`, with AdamW by `config.optim`.
+        """Wrap `module` in a DeepSpeed engine with `settings`, and AdamW with `config.optim`.
 
-        The module is partitioned here, unless it was built partitioned.
+        ZeRO-3 partitions the module here, unless it was built partitioned.
         """
         deepspeed = import_deepspeed()
         if not any(hasattr(parameter, "ds_id") for parameter in module.parameters()):
@@ -78,20 +78,20 @@ class Engine:
         return self.deepspeed(*inputs)
 
     def backward(self, loss_sum: torch.Tensor, num_targets: torch.Tensor, is_last: bool) -> None:
-        """Add the gradient of `loss_sum / num_targets`, both scalars.
+        """Accumulate the gradient of `loss_sum / num_targets`, both scalars.
 
         DeepSpeed divides the loss by the accumulation steps and averages gradients over ranks. Both are undone here, so
         that a global batch gives the same gradient however it is split.
 
-        Args: `num_targets` masked tokens of the global batch; `is_last` whether this is the step's last batch.
-        DeepSpeed would count batches from the start of the run, which is wrong once their number per step changes.
+        Args: `num_targets` is the number of masked tokens in the global batch. `is_last` marks the step's last batch.
+        DeepSpeed's own count of batches would be wrong once the number per step changes.
         """
         self.deepspeed.set_gradient_accumulation_boundary(is_last)
         undo = self.deepspeed.gradient_accumulation_steps() * self.ranks.world_size
         self.deepspeed.backward(loss_sum * (undo / num_targets.to(loss_sum.dtype)))
 
     def set_accumulation(self, num_batches: int) -> None:
-        """Set how many batches this rank has in the next step; a batch-size warm-up changes it."""
+        """Set the number of batches of this rank in the next step. Batch-size warm-up changes it."""
         micro_batch = self.deepspeed.train_micro_batch_size_per_gpu()
         self.deepspeed.set_train_batch_size(micro_batch * num_batches * self.ranks.world_size)
 
@@ -138,7 +138,7 @@ def _adam(module: nn.Module, optim: OptimConfig) -> torch.optim.Optimizer:
 
 
 def _cpu_adam(module: nn.Module, optim: OptimConfig) -> torch.optim.Optimizer:
-    """Return DeepSpeed's vectorized AdamW for optimizer states in CPU memory; its first use compiles it."""
+    """Return DeepSpeed's vectorized AdamW for optimizer states in CPU memory. The first use compiles it."""
     from deepspeed.ops.adam import DeepSpeedCPUAdam
 
     groups = parameter_groups(module, optim.weight_decay)

@@ -1,4 +1,4 @@
-"""Metrics of a run: the sums and means of a step, and their writer to metrics.jsonl and TensorBoard."""
+"""Metrics of a run: sums and means of each step, written to metrics.jsonl and TensorBoard."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ TAGS = {
 }
 
 VALIDATION = "validation"
-"""Key of a row's validation results by curve; their tags are `validation_loss/span_6` and so on."""
+"""Key of the validation results in a metrics row, by curve. Their tags are `validation_loss/span_6` and so on."""
 BY_TOKENS_NAME = "by_tokens"
 BY_TOKENS = ("loss", "masked_accuracy", "base_accuracy")
 LAYOUT = {
@@ -64,18 +64,18 @@ LAYOUT = {
 }
 """Layout of TensorBoard's page "Custom Scalars"."""
 COMPARED = ("train/loss", "train/base_accuracy", "validation_loss/span_6", "validation_loss/span_14")
-"""Columns of TensorBoard's page "HParams", beside the settings."""
+"""Metrics next to the settings on TensorBoard's page "HParams"."""
 
 
 class BatchCounts(NamedTuple):
-    """Counts over batches, known before their forward pass."""
+    """Counts over batches, available before their forward pass."""
 
     num_masked: float
     num_tokens: float
     span_sum: float
     num_windows: float
     num_replaced: float
-    """Replacement samples for windows in bad shards."""
+    """Number of replacement samples for windows in bad shards."""
 
 
 def count_batches(batches: list[dict[str, torch.Tensor]]) -> BatchCounts:
@@ -91,20 +91,20 @@ def count_batches(batches: list[dict[str, torch.Tensor]]) -> BatchCounts:
 
 @dataclass(frozen=True)
 class StepSums:
-    """Sums of one step over its global batch, that is over all batches of all ranks."""
+    """Sums over the global batch of one step: all batches of all ranks."""
 
     loss: float
     num_right: float
-    """Masked tokens that were predicted right."""
+    """Number of masked tokens that were predicted correctly."""
     num_right_bases: float
     num_stopping: float
-    """Ranks that were asked to stop."""
+    """Number of ranks that were asked to stop."""
     counts: BatchCounts
 
     def to_result(
         self, step: int, k: int | None, grad_norm: float, *, seconds: float, data_seconds: float
     ) -> StepResult:
-        """Return the means over masked tokens; `k` is the k-mer length, None for other tokenizers."""
+        """Return the result of the step. `k` is the k-mer length, or None for other tokenizers."""
         counts = self.counts
         divisor = max(1.0, counts.num_masked)
         return StepResult(
@@ -129,13 +129,13 @@ class StepResult:
 
     step: int
     loss: float
-    """Mean over the masked tokens of the global batch, nats."""
+    """Mean over the masked tokens of the global batch, in nats."""
     masked_accuracy: float
     base_accuracy: float | None
-    """Share of right bases in masked k-mers; None without k-mers."""
+    """Share of correct bases in masked k-mers; None for other tokenizers."""
     num_masked: int
     num_tokens: int
-    """Tokens of all windows, [CLS] and [SEP] included."""
+    """Number of tokens in all windows, including [CLS] and [SEP]."""
     mean_span: float
     num_replaced: int
     grad_norm: float
@@ -160,7 +160,7 @@ def metrics_row(
     epoch_windows: int,
     consumed_tokens: int,
 ) -> dict[str, Any]:
-    """Return the row of metrics.jsonl for a step; `state` is the one after the step."""
+    """Return a step's row of metrics.jsonl. `state` is the training state after the step."""
     ranks = engine.ranks
     num_windows = state.plan.batch_of_step(result.step)
     flops = training_flops_per_step(shape, num_windows, result.num_tokens // num_windows, result.num_masked)
@@ -196,13 +196,15 @@ def metrics_row(
 class MetricsWriter:
     """Writer of metrics.jsonl and TensorBoard events, on rank 0. A resumed run continues the same curves.
 
-    TensorBoard has the curves by step in the run's folder, and the losses by number of tokens in a subfolder.
+    TensorBoard's curves by step are in `tensorboard/`. Losses and accuracies by consumed tokens are in its subfolder
+    `by_tokens/`.
     """
 
     def __init__(self, run: Path, first_step: int, first_tokens: int = 0, settings: str = "") -> None:
-        """Open both records and drop their points at `first_step` and later, which a killed run left.
+        """Open both outputs, and drop the points that a killed run left at `first_step` and later.
 
-        Args: `first_tokens` consumed before `first_step`; `settings` the configuration as TOML, for TensorBoard.
+        Args: `first_tokens` is the number of tokens consumed before `first_step`. `settings` is the configuration as
+        TOML, for TensorBoard.
         """
         self._path = run / METRICS_NAME
         self._events = run / TENSORBOARD_NAME
@@ -217,7 +219,7 @@ class MetricsWriter:
             _add_hyperparameters(self._board, settings)
 
     def log(self, row: dict[str, Any], spans: NDArray[np.int64] | None = None) -> None:
-        """Write one row, whose step is `row["step"]`; `spans` of its windows become a histogram."""
+        """Write the row of step `row["step"]`. `spans`, one per window, becomes a histogram."""
         self._lines.write(json.dumps(row) + "\n")
         self._lines.flush()
         step = row["step"]
@@ -239,7 +241,7 @@ class MetricsWriter:
             self._board.add_histogram("masking/spans", spans, step, bins=np.arange(spans.max() + 2) - 0.5)
 
     def flush(self) -> None:
-        """Flush all rows to disk; to be called before a checkpoint of these steps becomes visible."""
+        """Flush all rows to disk. Call this before a checkpoint of these steps becomes visible."""
         os.fsync(self._lines.fileno())
         for writer in (self._board, self._by_tokens):
             writer.flush()
@@ -254,9 +256,9 @@ class MetricsWriter:
 
 
 def _summary_writer(folder: Path, first: int) -> SummaryWriter:
-    """Return a TensorBoard writer that replaces earlier points from `first` on.
+    """Return a TensorBoard writer that replaces existing points at `first` and later.
 
-    A run that was killed before its first checkpoint starts again at step 0, and also has points to drop.
+    `first` may be 0: a run killed before its first checkpoint restarts there, and also has points to drop.
     """
     from torch.utils.tensorboard import SummaryWriter
 
@@ -265,7 +267,7 @@ def _summary_writer(folder: Path, first: int) -> SummaryWriter:
 
 
 def _add_hyperparameters(board: SummaryWriter, settings: str) -> None:
-    """Add the configuration to the page "HParams", where runs can be sorted by it.
+    """Add the configuration to TensorBoard's page "HParams", which can sort runs by a setting.
 
     `SummaryWriter.add_hparams` is not used, because it would open another event file and list it as a separate run.
     """
@@ -281,7 +283,7 @@ def _add_hyperparameters(board: SummaryWriter, settings: str) -> None:
 
 
 def drop_later_rows(path: Path, first_step: int) -> None:
-    """Keep only whole rows of steps before `first_step`; an incomplete last line is dropped too."""
+    """Drop the rows of `first_step` and later, and an incomplete last line."""
     if not path.exists():
         return
     rows = [row for row in read_json_lines(path) if row["step"] < first_step]

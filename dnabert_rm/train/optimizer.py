@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 PAPER_WARMUP_SHARE = 10_000 / 480_000
-"""Warm-up steps of all steps in the paper."""
+"""Share of the paper's training steps that are warm-up."""
 
 
 def warmup_length(warmup_steps: int, total_steps: int) -> int:
@@ -20,9 +20,9 @@ def warmup_length(warmup_steps: int, total_steps: int) -> int:
 def learning_rate(
     step: int, *, peak: float, schedule: str, warmup_steps: int, total_steps: int, decay_share: float = 0.1
 ) -> float:
-    """Return the learning rate of a 0-based step: a linear warm-up to `peak`, then a `schedule`.
+    """Return the learning rate of a 0-based step: linear warm-up to `peak`, then `schedule`.
 
-    The first step has peak / warmup_steps, not 0. "linear" and "cosine" decay to 0 at `total_steps`, one step after the
+    The first step has peak / warmup_steps, not 0. "linear" and "cosine" reach 0 at `total_steps`, one step after the
     last. "wsd" (warm-up, stable, decay; Hu et al., "MiniCPM", 2024) stays at `peak` until the last `decay_share` of the
     steps, then decays linearly. "constant" stays at `peak`.
     """
@@ -50,12 +50,12 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
 
 def _num_dims(parameter: nn.Parameter) -> int:
-    """Return a parameter's number of dimensions. One that ZeRO-3 has partitioned is empty; its shape is `ds_shape`."""
+    """Return a parameter's number of dimensions. ZeRO-3 empties a partitioned one and keeps its shape in `ds_shape`."""
     return len(getattr(parameter, "ds_shape", parameter.shape))
 
 
 def make_optimizer(
     model: nn.Module, *, lr: float, betas: tuple[float, float], eps: float, weight_decay: float
 ) -> torch.optim.Optimizer:
-    """Return torch's AdamW, fused: one pass over weights, gradients and moments, on GPUs and CPUs."""
+    """Return torch's fused AdamW: one pass over weights, gradients and moments, on GPUs and CPUs."""
     return torch.optim.AdamW(parameter_groups(model, weight_decay), lr=lr, betas=betas, eps=eps, fused=True)

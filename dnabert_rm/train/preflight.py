@@ -24,14 +24,14 @@ from dnabert_rm.utils.errors import CheckpointError, ConfigError
 
 
 def check_run(config: RunConfig, num_ranks: int = 1) -> list[str]:
-    """Check everything that needs no other rank, and return lines that describe the run; `UserError` for a mistake.
+    """Check what needs no other rank, and return lines that describe the run.
 
-    Nothing is written, and no shard is read.
+    Raises `UserError` for a mistake. Nothing is written, and no shard is read.
     """
     dataset = make_dataset(config)
     vocab_size = dataset.tokenizer.vocab_size
     schedule = make_mask_schedule(config, dataset.tokenizer.k)
-    # "auto" becomes known only on the run's own device.
+    # Precision "auto" is resolved only on the run's device.
     ds_settings(config, precision=None if config.train.precision == "auto" else config.train.precision)
     make_validation_dataset(config)
     candidates(config.train.resume, Path(config.train.output))
@@ -46,7 +46,7 @@ def check_run(config: RunConfig, num_ranks: int = 1) -> list[str]:
         check_vocabulary(config.model.init_from, dataset.tokenizer.k, vocab_size)
     if config.model.attention == "flash_attention_2" and not importlib.util.find_spec("flash_attn"):
         raise ConfigError("model.attention: flash_attention_2 needs the package flash-attn; install it or choose sdpa")
-    # The device is unknown here: it is taken for a GPU, unless ZeRO-0 requires fp32.
+    # The device is unknown here. Assume a GPU, except at ZeRO stage 0, which requires fp32.
     zero = ZeroSettings.from_ds(load_ds_config(config.train.ds_config)[1])
     on_gpu = zero.stage != 0
     job = job_of_run(config, vocab_size, plan, split, schedule, on_gpu=on_gpu, first_step=first_step)
@@ -61,9 +61,9 @@ def check_run(config: RunConfig, num_ranks: int = 1) -> list[str]:
 
 
 def newest_state(config: RunConfig) -> tuple[TrainState, Path] | None:
-    """Return the state and folder of the newest readable checkpoint that the run would resume, if there is one.
+    """Return the state and folder of the newest readable checkpoint that the run would resume, or None.
 
-    Whether that checkpoint is undamaged is checked only by the run itself.
+    Only the run itself checks that checkpoint for damage.
     """
     train = config.train
     if train.resume == "never":
@@ -78,7 +78,7 @@ def newest_state(config: RunConfig) -> tuple[TrainState, Path] | None:
 
 
 def remaining_plan(config: RunConfig, state: TrainState | None) -> tuple[BatchPlan, int]:
-    """Return the run's batch plan and its first step, from the state that it resumes, if any."""
+    """Return the run's batch plan and first step. `state` is the one that it resumes, or None."""
     if state is None:
         return make_batch_plan(config), 0
     return state.plan.changed(state.step, config.train.global_batch), state.step
@@ -107,7 +107,7 @@ def _batches_line(config: RunConfig, split: BatchSplit) -> str:
     """Return a line on how the ranks share the work.
 
     Any number of shards works with any number of ranks and loader workers, because windows are distributed, not shards.
-    The numbers only change how many streams, and so how many open shards, each rank reads at a time.
+    These numbers only determine how many streams, and so how many shards, each rank reads at a time.
     """
     num_ranks = split.world_size
     num_streams = config.data.num_streams

@@ -23,9 +23,10 @@ class RunLockedError(UserError):
 
 @contextlib.contextmanager
 def run_lock(run: Path, ranks: Ranks) -> Iterator[None]:
-    """Lock the run folder during the block, on all ranks together; `RunLockedError` names the run that holds it.
+    """Lock the run folder during the block, for all ranks.
 
-    Rank 0 creates the folder and takes the lock before anything else is written there.
+    Rank 0 creates the folder and takes the lock before anything else is written there. If another run holds the lock,
+    every rank raises `RunLockedError`, which names that run.
     """
     locks: list[PosixLock] = []
     on_first_rank(lambda: locks.append(lock_run_folder(run)), ranks)
@@ -37,7 +38,7 @@ def run_lock(run: Path, ranks: Ranks) -> Iterator[None]:
 
 
 def lock_run_folder(run: Path) -> PosixLock:
-    """Create and lock a run folder for this process; `RunLockedError` if another process holds it.
+    """Create a run folder and lock it for this process; raise `RunLockedError` if another process holds the lock.
 
     On a file system without locks the run continues unprotected, after a warning.
     """

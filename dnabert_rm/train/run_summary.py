@@ -38,8 +38,8 @@ def start_summary(
     ]
     if config.validation.every and not has_validation:
         lines.append(
-            f"no validation: the data have no split {config.validation.split} with a segment as long as a window "
-            "(data_prep build --val-contigs or --val-fraction holds one out)"
+            f"no validation: no segment of the split {config.validation.split} is as long as a window; hold out more "
+            "data with data_prep build --val-contigs or --val-fraction"
         )
     device = engine.ranks.device
     job = job_of_run(
@@ -56,12 +56,12 @@ def start_summary(
 
 
 def end_summary(config: RunConfig, step: int, loss: float | None) -> str:
-    """Return the last line of a run that ended after `step`, for standard error.
+    """Return the last line that a run prints on standard error, after `step` steps.
 
-    `step` is the run's last one or that of `--stop-after`. `loss` is that of the last step, None if no step was left.
+    `step` is the run's last step or `--stop-after`. `loss` is the loss of the last step, or None if no step was left.
     """
     train = config.train
-    outcome = "by an earlier call" if loss is None else f"loss {loss:.3f}"
+    outcome = "reached by an earlier call" if loss is None else f"loss {loss:.3f}"
     if step < train.steps:
         advice = "run the same command without --stop-after to continue"
     else:

@@ -1,7 +1,7 @@
 """Stop requests of a run: signals, a stop file, or the end of the launcher. Torch-free.
 
-A request on any rank stops all ranks after the same step. The training loop counts the ranks with a request in a sum
-over ranks that each step needs anyway. docs/stopping.md lists the effect of each request.
+A request on any rank stops all ranks after the same step. Each step counts the ranks with a request
+in an all-reduce that it needs anyway. docs/stopping.md lists the effect of each request.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dnabert_rm.utils.errors import StoppedError, is_first_rank
 
 STOP_NAME = "stop"
 STOP_FILE_VARIABLE = "DNABERT_RM_STOP_FILE"
-"""Environment variable with a second stop file, which the caller (launch_scripts/pretrain.sh) creates and removes."""
+"""Environment variable with the path of a second stop file, created and removed by launch_scripts/pretrain.sh."""
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
@@ -29,9 +29,9 @@ class StopRequests:
         self._files: list[Path] = []
 
     def listen(self) -> None:
-        """Install the signal handlers; call this in the main thread, before anything slow."""
+        """Install the signal handlers. Call this in the main thread, before anything slow."""
         for number in SIGNALS:
-            # A shell makes background processes ignore Ctrl-C; that is kept.
+            # Shells make background processes ignore Ctrl-C; keep it so.
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._remember)
 
@@ -42,26 +42,26 @@ class StopRequests:
             return
         self.signal = signal.Signals(number)
         if is_first_rank():
-            hint = "; Ctrl-C again ends at once" if number == signal.SIGINT else ""
-            # Not `print`, which the signal may have interrupted. Ctrl-C may have ended the reader (`… | tee log`).
+            hint = "; press Ctrl-C again to end at once" if number == signal.SIGINT else ""
+            # Not `print`: the signal may have interrupted one. Ctrl-C may also have ended the reader of `… | tee log`.
             with contextlib.suppress(OSError):
                 os.write(2, f"\n{self.signal.name}: finishing the step, then saving{hint}\n".encode())
 
     def watch_files(self, run: Path) -> None:
-        """Watch for stop files and delete an old one; to be called on rank 0, once it holds the run's lock."""
+        """Watch for stop files, and delete an old one. Call this on rank 0, once it holds the run's lock."""
         (run / STOP_NAME).unlink(missing_ok=True)
         self._files = [run / STOP_NAME]
         if STOP_FILE_VARIABLE in os.environ:
             self._files.append(Path(os.environ[STOP_FILE_VARIABLE]))
 
     def wanted(self) -> bool:
-        """Whether this rank was asked to stop. Takes a few microseconds; rank 0 also looks for stop files."""
+        """Return whether this rank was asked to stop. Takes a few microseconds; rank 0 also looks for stop files."""
         if self.signal is not None or any(path.exists() for path in self._files):
             return True
         return self.launchers != launcher_processes()[: len(self.launchers)]
 
     def obey(self, steps_done: int, last_step: int) -> None:
-        """Raise `StoppedError` if steps are left; to be called on all ranks, after they have saved.
+        """Raise `StoppedError` if steps are left. Call this on all ranks, after they have saved.
 
         Deletes the run folder's stop file, so that the next start does not find it.
         """
@@ -76,8 +76,8 @@ class StopRequests:
 def launcher_processes() -> list[int]:
     """Return the process ids of DeepSpeed's launcher: the process that starts ranks, then the `deepspeed` command.
 
-    Empty if this process has another parent. If a signal kills the launcher, its ranks keep running; they notice it by
-    comparing these ids.
+    Empty if the parent is not that launcher. If a signal kills the launcher, its ranks keep running. They detect this
+    by comparing these ids.
     """
     node = os.getppid()
     if "deepspeed.launcher.launch" not in _command_line(node):
@@ -88,7 +88,7 @@ def launcher_processes() -> list[int]:
 
 
 def _command_line(process: int) -> list[str]:
-    """Return the words of a process's command line; empty if the process has ended."""
+    """Return the arguments of a process's command line; empty if the process has ended."""
     try:
         return Path(f"/proc/{process}/cmdline").read_bytes().decode(errors="replace").split("\0")
     except OSError:
@@ -96,7 +96,7 @@ def _command_line(process: int) -> list[str]:
 
 
 def _parent(process: int) -> int:
-    """Return the process id of a process's parent; 0 if the process has ended."""
+    """Return the process id of a process's parent, or 0 if the process has ended."""
     try:
         return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
     except OSError:

@@ -1,4 +1,4 @@
-"""Pretraining: `pretrain()` runs one rank of a run, `Trainer` holds the training loop, `training_step()` one update."""
+"""Pretraining: `pretrain()` runs one rank, `Trainer` holds the training loop, `training_step()` makes one update."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ from dnabert_rm.utils.progress import progress_bar
 from dnabert_rm.utils.system_info import ENVIRONMENT_NAME, describe_environment
 
 Batch = dict[str, torch.Tensor]
-"""Tensors of one micro-batch, as `RandomMaskCollator` returns them, and `num_replaced`."""
+"""Tensors of one micro-batch: the output of `RandomMaskCollator`, and `num_replaced`."""
 
 MEMORY_ADVICE = (
     "lower --micro-batch (accumulation keeps the global batch), pass --model.activation_checkpointing, or choose "
@@ -71,9 +71,9 @@ MEMORY_ADVICE = (
 def pretrain(config: RunConfig, stop: StopRequests | None = None) -> StepResult | None:
     """Start or resume a pretraining run on this process's rank.
 
-    Returns the result of the last step, None if no step was left. Raises `UserError` for a mistake in the
-    configuration, data or checkpoints, `StoppedError` if `stop` ended the run before its last step, and
-    `RankFailureError` if another rank failed. The ranks compare their configurations before they form a group.
+    Returns the result of the last step, or None if no step was left. Raises `UserError` for a mistake in the
+    configuration, data or checkpoints. Raises `StoppedError` if `stop` ended the run before its last step, and
+    `RankFailureError` if another rank failed. The ranks compare configurations before they form a process group.
     """
     train = config.train
     folder = Path(train.output)
@@ -104,7 +104,7 @@ class Trainer:
     def __init__(
         self, config: RunConfig, dataset: WindowDataset, ranks: Ranks, stop: StopRequests, watchdog: Watchdog
     ) -> None:
-        """Load the model, from a checkpoint if there is one. Every rank must call this together."""
+        """Build the model, and load a checkpoint if there is one. All ranks must call this together."""
         precision = resolve_precision(config.train.precision)
         config = dataclasses.replace(config, train=dataclasses.replace(config.train, precision=precision))
         self.config = config
@@ -127,7 +127,7 @@ class Trainer:
         barrier()
         watchdog.reset("loading")
         self.engine = self._build_engine()
-        # DeepSpeed has made its process groups by now.
+        # DeepSpeed has created its process groups by now, so the timeout applies to them too.
         set_collective_timeout(collective_timeout(config.train.hang_timeout_seconds))
         if self.checkpoint:
             load_checkpoint(self.engine.deepspeed, self.checkpoint, self.folder, ranks)
@@ -142,8 +142,8 @@ class Trainer:
     def run(self) -> StepResult | None:
         """Train to the last step, with a summary on standard error before and after.
 
-        Raises `StoppedError` on all ranks if one of them was asked to stop before the last step; the run has then saved
-        a checkpoint.
+        Raises `StoppedError` on all ranks if any rank was asked to stop before the last step. Completed steps
+        are in a checkpoint by then.
         """
         self._print_start()
         try:
@@ -160,7 +160,7 @@ class Trainer:
         return result
 
     def train(self) -> StepResult | None:
-        """Run the remaining steps and return the result of the last one, None if no step was left."""
+        """Run the remaining steps and return the result of the last one, or None if no step was left."""
         config = self.config
         loader = iter(self.loader)
         result: StepResult | None = None
@@ -208,7 +208,7 @@ class Trainer:
         )
 
     def validate(self) -> dict[str, Any]:
-        """Return the validation's entries of a metrics row; empty if the data have no held-out windows."""
+        """Validate, and return the entries for a metrics row; empty if there is no validation."""
         if self.validation is None:
             return {}
         start = time.perf_counter()
@@ -249,12 +249,12 @@ class Trainer:
             remove_old_checkpoints(self.folder, self.config.train.keep_last, self.config.train.keep_every)
 
     def _is_due(self, every: int) -> bool:
-        """Whether the steps done are a multiple of `every`, or all steps of the run are done."""
+        """Return whether the number of completed steps is a multiple of `every`, or all steps are done."""
         done = self.state.step
         return done == self.last_step or (every > 0 and done % every == 0)
 
     def _prepare_folder(self) -> None:
-        """Remove what a killed run left half-written, and write the configuration and environment; rank 0 only."""
+        """Remove incomplete files of a killed run, and write the configuration and environment. Rank 0 only."""
         remove_leftovers(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         write_text(self.folder / CONFIG_NAME, self.config.to_toml())
@@ -311,7 +311,7 @@ class Trainer:
         )
 
     def _print_start(self) -> None:
-        """Print the summary of the start, on rank 0."""
+        """Print the start summary of the run on rank 0."""
         if self.ranks.is_first:
             summary = start_summary(
                 self.config,
@@ -326,7 +326,7 @@ class Trainer:
             print(summary, file=sys.stderr, flush=True)
 
     def _print_end(self, result: StepResult | None) -> None:
-        """Print the summary of the end, on rank 0."""
+        """Print the final summary of the run on rank 0."""
         if self.ranks.is_first:
             summary = end_summary(self.config, self.state.step, result.loss if result else None)
             print(summary, file=sys.stderr, flush=True)
@@ -335,14 +335,14 @@ class Trainer:
 def training_step(
     engine: Engine, batches: list[Batch], step: int, seed: int, stop_wanted: Callable[[], bool]
 ) -> StepSums:
-    """Run forward, backward and update on this rank's batches of one step; return the sums over the global batch.
+    """Run one optimizer step on this rank's batches and return the sums over the global batch.
 
     The loss is a mean over the masked tokens of the global batch, not a mean of means over ranks or batches:
 
         loss = sum of cross-entropy over masked tokens / number of masked tokens in the GLOBAL batch
 
-    So the divisor is summed over the ranks before the first backward pass, and the gradient does not depend on how the
-    global batch is split. Raises `NonFiniteLossError` on every rank before the update if the loss is inf or NaN.
+    The divisor is therefore summed over the ranks before the first backward pass. The gradient does not depend on how
+    the global batch is split. Raises `NonFiniteLossError` on every rank, before the update, if the loss is inf or NaN.
     """
     device = engine.ranks.device
     summed_counts = sum_over_ranks(list(count_batches(batches)), engine.ranks)
@@ -356,7 +356,7 @@ def training_step(
         is_last = number == len(batches) - 1
         engine.backward(loss_sum, divisor, is_last)
         if is_last:
-            # Stop requests are read as late as this last sum allows, so that a stop does not wait for another step.
+            # Read stop requests late, right before the last sum, so that a stop does not wait for another step.
             stopping = sums.new_tensor([stop_wanted()])
             totals = sum_over_ranks(torch.cat([sums, stopping]), engine.ranks).tolist()
             counts = BatchCounts(*summed_counts.tolist())
@@ -378,7 +378,7 @@ class NonFiniteLossError(UserError):
 def check_finite(loss_sum: float, batches: list[Batch], step: int, num_windows: int) -> None:
     """Raise `NonFiniteLossError` if the summed loss of the global batch is inf or NaN.
 
-    It is the same on every rank, and rank 0 reports it. Rank 0 also has the first sample of the global batch.
+    The sum is the same on every rank, so all ranks raise it. Rank 0 reports it, and has the batch's first sample.
     """
     if not math.isfinite(loss_sum):
         first = min(int(batch["samples"].min()) for batch in batches)

@@ -1,4 +1,4 @@
-"""Validation: loss and accuracy on held-out windows at fixed spans, the same in every run on the data."""
+"""Validation: loss and accuracy on held-out windows at fixed spans, comparable between runs on the same data."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from dnabert_rm.utils.errors import UserError
 
 
 class Validation:
-    """Validation on one rank, whose windows are rank, rank + world size, rank + 2 world size …"""
+    """Validation on one rank. Its windows are number rank, rank + world size, rank + 2 world size …"""
 
     def __init__(self, dataset: WindowDataset, config: RunConfig, ranks: Ranks, micro_batch: int) -> None:
-        """Args: `micro_batch` windows per forward pass. No shard is read before the first validation."""
+        """Set up the validation without reading a shard. `micro_batch` is the number of windows per forward pass."""
         self.ranks = ranks
         self._dataset = dataset
         self._collators = make_validation_collators(config, dataset)
@@ -32,15 +32,15 @@ class Validation:
 
     @classmethod
     def from_config(cls, config: RunConfig, ranks: Ranks, micro_batch: int) -> Validation | None:
-        """Return the validation of a configuration, None if it is off or the data have no held-out windows."""
+        """Return the validation of a configuration, or None if it is off or the data have no held-out windows."""
         dataset = make_validation_dataset(config)
         return None if dataset is None else cls(dataset, config, ranks, micro_batch)
 
     def run(self, engine: Engine, reset_watchdog: Callable[[str], None]) -> dict[str, dict[str, float | None]]:
-        """Return loss, masked and base accuracy of each curve ("span_6" …), computed without dropout.
+        """Return the loss, masked accuracy and base accuracy of each curve ("span_6" …), without dropout.
 
-        Every rank must call this. Each value is a mean over the masked tokens of all ranks, so the number of ranks
-        changes it by rounding only.
+        Every rank must call this. Each value is a mean over the masked tokens of all ranks. The number of ranks changes
+        it only by rounding.
         """
         sums = torch.zeros(len(self._collators), 4, dtype=torch.float64, device=self.ranks.device)
         engine.deepspeed.eval()
@@ -64,7 +64,7 @@ class Validation:
         return self._windows
 
     def _forward(self, engine: Engine, batch: dict[str, Any], is_counted: bool) -> torch.Tensor:
-        """Return sums over a batch, (4,) float64: loss, right tokens, right bases, masked tokens."""
+        """Return the sums over a batch, (4,) float64: loss, correct tokens, correct bases, masked tokens."""
         if not is_counted:
             batch["targets"].fill_(IGNORE)
         device = self.ranks.device
@@ -77,7 +77,7 @@ def validation_batches(num_windows: int, ranks: Ranks, micro_batch: int) -> list
     """Return the sample indices of each forward pass of a rank, and whether they are counted.
 
     All ranks have the same number of batches, because under ZeRO-3 each forward pass gathers weights from all ranks.
-    A rank without windows left runs the first one again, uncounted.
+    A rank with no windows left runs window 0 again, uncounted.
     """
     samples = np.arange(ranks.rank, num_windows, ranks.world_size)
     most_samples = -(-num_windows // ranks.world_size)
@@ -97,9 +97,9 @@ def _means(sums: list[float], k: int | None) -> dict[str, float | None]:
 
 
 def make_validation_collators(config: RunConfig, dataset: WindowDataset) -> dict[str, RandomMaskCollator]:
-    """Return a collator for each validation curve, by name: "span_6" …, or "token".
+    """Return a collator for each validation curve, by the curve's name: "span_6" …, or "token".
 
-    Spans and centre rates are the same for all runs on the data, whatever masking they train with.
+    Spans and centre rates do not depend on the masking that a run trains with.
     """
     k = dataset.tokenizer.k
     spans = config.validation.spans

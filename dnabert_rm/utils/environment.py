@@ -12,7 +12,7 @@ def suppress_library_output() -> None:
 
     Call before importing transformers or DeepSpeed. Child processes inherit the environment variables.
 
-    Hidden are torch's deprecation warnings for the collectives that DeepSpeed calls, DeepSpeed's notes on its set-up,
+    This hides torch's deprecation warnings for the collectives that DeepSpeed calls, DeepSpeed's notes on its set-up,
     and the progress bars of transformers.
     """
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
@@ -32,7 +32,7 @@ def _is_error(record: logging.LogRecord) -> bool:
 SPIN_COUNT = "10000"
 """Loop iterations that an OpenMP thread spins before it sleeps.
 
-Measured with two threads on two cores (dev/LOG.md, "A busy laptop"). On idle cores it is as fast as OpenMP's default of
+Measured with two threads on two cores (dev/LOG.md, "A busy laptop"). On idle cores it is as fast as OpenMP's default,
 300,000. On cores shared with two other programs, fine-tuning is 2.5 times faster and pretraining three times.
 """
 
@@ -42,8 +42,8 @@ def limit_openmp_spinning() -> None:
 
     Call before importing torch. Child processes inherit the setting.
 
-    Torch divides each operation among threads that wait for each other at its end. While one of them waits for a core,
-    the others spin. By default they spin for longer than the scheduler needs to give their core to that thread.
+    Torch divides each operation among threads, which wait for each other at its end. While one thread waits for a core,
+    the others spin. By default they spin long enough to delay the thread that needs their core.
     """
     if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
         os.environ["GOMP_SPINCOUNT"] = SPIN_COUNT

@@ -9,20 +9,20 @@ from collections.abc import Callable
 
 EXIT_USER_ERROR = 2
 EXIT_HANG = 70
-"""A wait took longer than `train.hang_timeout_seconds`; the stacks are in the run folder."""
+"""A wait took longer than `train.hang_timeout_seconds`; the stack traces are in the run folder."""
 EXIT_RANK_FAILURE = 71
 """Another rank of the run has failed."""
 EXIT_STOPPED = 75
-"""A run was asked to stop and has saved a checkpoint (EX_TEMPFAIL of sysexits.h: try again)."""
+"""A run was asked to stop and has saved a checkpoint (EX_TEMPFAIL in sysexits.h)."""
 RANK_VARIABLES = ("RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")
 """Environment variables in which launchers store a process's rank, innermost launcher first."""
 
 
 class UserError(Exception):
-    """A mistake that the user can fix; its text is one line that names what to change."""
+    """An error that the user can fix. Its message is one line and says what to change."""
 
     on_one_rank = False
-    """Whether it can occur on a single rank, so that every rank has to report it."""
+    """Whether the error can occur on some ranks only. Then each of these ranks reports it, not only rank 0."""
 
 
 class ConfigError(UserError):
@@ -30,11 +30,11 @@ class ConfigError(UserError):
 
 
 class DataError(UserError):
-    """A FASTA, CSV, shard or manifest is wrong; the text names the file, and the line if it is known."""
+    """A FASTA, CSV, shard or manifest is wrong. The message names the file, and the line if it is known."""
 
 
 class CheckpointError(UserError):
-    """A checkpoint or exported model is missing, damaged or does not fit."""
+    """A checkpoint or exported model is missing, damaged or incompatible."""
 
 
 class RankReadError(CheckpointError):
@@ -44,14 +44,14 @@ class RankReadError(CheckpointError):
 
 
 class EndedEarlyError(Exception):
-    """A run ended before its last step, through no mistake of the user; the same command resumes it.
+    """A run ended before its last step, but not because of a user error. The same command resumes it.
 
-    Its text is one line.
+    The message is one line.
     """
 
     exit_code = EXIT_STOPPED
     on_one_rank = False
-    """Whether each rank on which it occurs has to report it."""
+    """Whether the error can occur on some ranks only, as in `UserError`."""
 
 
 class StoppedError(EndedEarlyError):
@@ -66,12 +66,12 @@ class RankFailureError(EndedEarlyError):
 
 
 def is_first_rank() -> bool:
-    """Whether this process is rank 0 of its launcher, or was started without a launcher."""
+    """Return whether this process is rank 0 of its launcher, or was started without a launcher."""
     return next((os.environ[name] for name in RANK_VARIABLES if name in os.environ), "0") == "0"
 
 
 def run_command(program: str, command: Callable[[], int | None]) -> int:
-    """Run `command` and return its exit code, reporting expected errors in one line on standard error.
+    """Run `command` and return its exit code, reporting expected errors as one line on standard error.
 
     A `UserError` gives exit code 2, an `EndedEarlyError` its own code, and Ctrl-C 130. A closed pipe (`… | head`)
     ends the command without a message. Only rank 0 reports an error, unless the error is `on_one_rank`.

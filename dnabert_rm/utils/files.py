@@ -15,11 +15,11 @@ from dnabert_rm.utils.errors import ConfigError, DataError, UserError
 
 
 def check_readable_file(path: str | os.PathLike[str], content: str) -> None:
-    """Raise `DataError` unless `path` is a readable file; `content` describes its expected content."""
+    """Raise `DataError` unless `path` is a readable file; `content` describes what it should contain."""
     if not os.path.exists(path):
         raise DataError(f"{path}: no such file ({content} expected); check the path")
     if os.path.isdir(path):
-        raise DataError(f"{path}: is a folder, but {content} was expected; name a file")
+        raise DataError(f"{path}: is a folder, but {content} was expected; give the path of a file")
     if not os.access(path, os.R_OK):
         raise DataError(f"{path}: cannot be read; check its permissions")
 
@@ -36,8 +36,8 @@ def read_json(
     """Read a JSON file that holds an object; raise `error` if it does not.
 
     Args:
-        advice: What to do; the end of the message.
-        missing: Replaces `advice` in the message for a missing file.
+        advice: What the user should do; ends the message.
+        missing: Used in place of `advice` if the file is missing.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -108,7 +108,7 @@ def write_json(path: Path, content: Any) -> Path:
 def atomic_outputs(*paths: Path) -> Iterator[list[Path]]:
     """Yield temporary paths for a command's output files; if the block succeeds, rename all of them, in order.
 
-    Raises `DataError` if a write fails; no output has changed then.
+    If a write fails, raises `DataError` and leaves the outputs unchanged.
     """
     temporaries = [temporary_path(path) for path in paths]
     try:
@@ -148,13 +148,13 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 def check_output_file(path: Path, overwrite: bool) -> None:
     """Raise `ConfigError` if `path` can't be created, or exists and `overwrite` is false."""
     if path.is_dir():
-        raise ConfigError(f"--output {path}: is a folder; name a file")
+        raise ConfigError(f"--output {path}: is a folder; give the path of a file")
     if not path.parent.is_dir():
         raise ConfigError(f"--output {path}: the folder {path.parent} does not exist; create it first")
     if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise ConfigError(f"--output {path}: {path.parent} can't be written; name a file in another folder")
+        raise ConfigError(f"--output {path}: {path.parent} can't be written; choose another folder")
     if path.exists() and not overwrite:
-        raise ConfigError(f"--output {path}: exists already; name another file or pass --overwrite")
+        raise ConfigError(f"--output {path}: exists already; choose another file or pass --overwrite")
 
 
 def writable_parent(folder: Path, name: str = "train.output") -> Path:
@@ -162,7 +162,7 @@ def writable_parent(folder: Path, name: str = "train.output") -> Path:
     candidates = (folder.absolute(), *folder.absolute().parents)
     parent = next(path for path in candidates if path.exists() or path.is_symlink())
     if not parent.is_dir():
-        raise ConfigError(f"{name}: {parent} is a file, but must be a folder; name another --output")
+        raise ConfigError(f"{name}: {parent} is a file, but must be a folder; choose another --output")
     if not os.access(parent, os.W_OK | os.X_OK):
-        raise ConfigError(f"{name}: {parent} can't be written; change its permissions or name another --output")
+        raise ConfigError(f"{name}: {parent} can't be written; change its permissions or choose another --output")
     return parent

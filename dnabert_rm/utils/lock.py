@@ -10,13 +10,13 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 _HELD = (errno.EAGAIN, errno.EACCES)
+_UNSUPPORTED = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.EIO, errno.EPERM)
+"""Errors of `flock` on file systems without locks."""
 
 
 class LockHeldError(Exception):
-    """Another process holds the lock; `holder` is the text that it wrote into the lock file, or empty."""
+    """Another process holds the lock. `holder` is its description of itself in the lock file, or empty."""
 
     def __init__(self, path: Path, holder: str = "") -> None:
         super().__init__(f"{path} is locked")
@@ -24,19 +24,24 @@ class LockHeldError(Exception):
 
 
 @contextlib.contextmanager
-def file_lock(path: Path, *, wait: bool = False) -> Iterator[None]:
+def file_lock(path: Path, *, wait: bool = False, required: bool = False) -> Iterator[None]:
     """Hold a lock on a local disk during the block (filelock, which uses `flock`).
 
     Raises `LockHeldError` if another process holds it and `wait` is false. On a file system without locks the block
-    runs unprotected, after a warning on standard error.
+    runs unprotected, after a warning on standard error; with `required` it raises `OSError` instead.
     """
-    lock = FileLock(path, timeout=-1 if wait else 0)
+    # On a file system without flock, filelock would use a marker file, which remains if its process is killed.
+    from filelock import FileLock, Timeout  # takes a quarter of a second, which `--help` need not wait for
+
+    lock = FileLock(path, timeout=-1 if wait else 0, fallback_to_soft=False)
     try:
         lock.acquire()
     except Timeout:
         raise LockHeldError(path) from None
     except (NotImplementedError, OSError) as error:
-        if isinstance(error, OSError) and error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+        if required and isinstance(error, NotImplementedError):
+            raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), str(path)) from None
+        if required or (isinstance(error, OSError) and error.errno not in _UNSUPPORTED):
             raise
         report_unlocked(path.parent, error)
     try:
@@ -48,12 +53,12 @@ def file_lock(path: Path, *, wait: bool = False) -> Iterator[None]:
 class PosixLock:
     """POSIX record lock (`lockf`) for folders that nodes share.
 
-    Unlike filelock's `flock`, it is not inherited by forked loader workers, which would hold it after their rank has
-    ended. It also works on every NFS server that has a lock manager.
+    Unlike filelock's `flock`, forked loader workers do not inherit it. A worker with an inherited lock would hold it
+    after its rank has ended. It also works on every NFS server that has a lock manager.
     """
 
     def __init__(self, path: Path) -> None:
-        """Open `path`, and create it if it is missing."""
+        """Open `path`, creating it if it is missing."""
         self.path = path
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
 
@@ -71,7 +76,7 @@ class PosixLock:
             raise LockHeldError(self.path, os.read(self._descriptor, 1000).decode(errors="replace").strip()) from None
 
     def note_holder(self, text: str) -> None:
-        """Write a description of this process into the lock file; errors are ignored, since the lock works without."""
+        """Write a description of this process into the lock file. Ignore errors, since the lock works without it."""
         with contextlib.suppress(OSError):
             os.ftruncate(self._descriptor, 0)
             os.write(self._descriptor, text.encode())

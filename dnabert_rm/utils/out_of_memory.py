@@ -15,14 +15,14 @@ _REQUESTED = re.compile(r"tried to allocate ([\d.]+) (bytes|[KMG]iB)", re.IGNORE
 
 
 class NotEnoughMemoryError(UserError):
-    """A process ran out of memory; the last checkpoint of a run is intact."""
+    """A process ran out of memory. The last checkpoint of a run is not affected."""
 
     on_one_rank = True
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that a GPU or this machine has run out of memory."""
-    torch = sys.modules.get("torch")  # not imported here: some commands get by without torch
+    """Return whether an error means that a GPU or this machine has run out of memory."""
+    torch = sys.modules.get("torch")  # not imported here: some commands don't need torch
     if isinstance(error, MemoryError) or (torch and isinstance(error, torch.OutOfMemoryError)):
         return True
     return isinstance(error, RuntimeError) and bool(_CPU_ERROR.search(str(error)))
@@ -41,7 +41,7 @@ def explain_out_of_memory(advice: str, rank: int | None = None) -> Iterator[None
 
 
 def _requested_memory(text: str) -> str:
-    """The size of the failed allocation, with torch's bytes converted to GiB; empty if `text` does not name it."""
+    """Return the size of the failed allocation for the message, with bytes as GiB; empty if `text` does not give it."""
     found = _REQUESTED.search(text)
     if not found:
         return ""

@@ -6,7 +6,7 @@ import sys
 from typing import Any, TextIO
 
 LINE_INTERVAL_SECONDS = 30
-"""Seconds between two lines where standard error is not a terminal; shorter work writes none."""
+"""Seconds between lines if standard error is not a terminal. Shorter work prints no line."""
 
 
 def progress_bar(
@@ -24,7 +24,7 @@ def progress_bar(
     Args:
         total: Number of units; None if it is unknown.
         done: Units completed before the bar starts.
-        scaled: Write large numbers as 12.1M.
+        scaled: Abbreviate large numbers, such as 12.1M.
         leave: Keep the bar on the terminal when it is closed.
         quiet: Show nothing.
     """

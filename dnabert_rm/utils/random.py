@@ -1,8 +1,8 @@
 """Counter-based random numbers: pure functions of (seed, purpose, index).
 
-Every random choice of the project is a 64-bit hash of its indices. So it does not depend on workers, prefetching,
-ranks or a resume. The hash is SplitMix64's finaliser (Steele, Lea and Flood, "Fast splittable pseudorandom number
-generators", OOPSLA 2014), applied once per index.
+Every random choice of the project comes from a 64-bit hash of its indices. So it does not depend on workers,
+prefetching, ranks or a resume. The hash is SplitMix64's finaliser (Steele, Lea and Flood, "Fast splittable pseudorandom
+number generators", OOPSLA 2014), applied once per index.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def fold(parent: ArrayLike, index: ArrayLike) -> NDArray[np.uint64]:
 
     Args:
         parent: Keys, uint64.
-        index: Non-negative integers; the shapes of `parent` and `index` broadcast.
+        index: Non-negative integers; the its shape broadcasts with that of `parent`.
 
     Returns: uint64 of the broadcast shape.
     """
@@ -66,5 +66,5 @@ def below(bits: NDArray[np.uint64], bound: ArrayLike) -> NDArray[np.int64]:
 
 
 def permutation(parent: ArrayLike, size: int) -> NDArray[np.int64]:
-    """Return a random permutation of 0 … size - 1, by sorting hashed keys (ties by index)."""
+    """Return a random permutation of 0 … size - 1, by sorting hashes of the indices (ties by index)."""
     return np.argsort(fold(parent, np.arange(size)), kind="stable")

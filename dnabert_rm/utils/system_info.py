@@ -34,7 +34,7 @@ def describe_environment(world_size: int) -> dict[str, Any]:
 
 
 def package_version(package: str) -> str | None:
-    """Return the installed version of a package, or None."""
+    """Return the version of a package, or None if it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -42,10 +42,10 @@ def package_version(package: str) -> str | None:
 
 
 def code_commit() -> str | None:
-    """Return the commit of the package's checkout, with "+changes" if files differ from it, or None."""
+    """Return the commit of the package's Git checkout, or None; "+changes" is appended if files differ from it."""
     folder = Path(__file__).resolve().parents[2]
     if not (folder / "setup.py").is_file():
-        # An installed copy. A repository around it is another project's.
+        # An installed copy: a Git repository around it belongs to another project.
         return None
     command = ["git", "describe", "--always", "--abbrev=40", "--dirty=+changes", "--exclude=*"]
     try:

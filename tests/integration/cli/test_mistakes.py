@@ -73,7 +73,7 @@ MISTAKES = {
     "an image": ([*PREP, "build", "{tmp}/image.fa", "--out", "{tmp}/out"], "image.fa"),
     "k too large": ([*PREP, "build", "{tmp}/good.fa", "--out", "{tmp}/out", "--k", "12"], "between 3 and 8"),
     "FASTQ": ([*PREP, "build", "{tmp}/reads.fastq", "--out", "{tmp}/out"], "starts with '@' like FASTQ"),
-    "protein": ([*PREP, "build", "{tmp}/protein.fa", "--out", "{tmp}/out"], "DNA is expected, not protein"),
+    "protein": ([*PREP, "build", "{tmp}/protein.fa", "--out", "{tmp}/out"], "use DNA, not protein"),
     "a contig twice": ([*PREP, "build", "{tmp}/twice.fa", "--out", "{tmp}/out"], "line 3: a second record"),
     "a download cut short": ([*PREP, "build", "{tmp}/cut.fa.gz", "--out", "{tmp}/out"], "download the file again"),
     "held-out contig that is not there": (
@@ -108,16 +108,16 @@ MISTAKES = {
     ),
     "predicting with the folder above the model": (
         [*CLI, "predict", "--model", "{tmp}/above", "--input", "{tmp}/good.fa", "--output", "{tmp}/p.csv"],
-        "above: it has no config.json; name {tmp}/above/model",
+        "above: it has no config.json; give {tmp}/above/model",
     ),
     "predicting with a model that is not there": (
         [*CLI, "predict", "--model", "{tmp}/nothing", "--input", "{tmp}/good.fa", "--output", "{tmp}/p.csv"],
-        "no such folder; name the model/ folder that `dnabert-rm finetune` has written",
+        "no such folder; give the model/ folder that `dnabert-rm finetune` has written",
     ),
     "fine-tuning a model that is not there": (
         [*CLI, "finetune", "--model", "{tmp}/nothing", "--output", "{tmp}/o", "--train", "{tmp}/good.csv", "--test",
          "{tmp}/dev.csv"],
-        "no such folder; name a folder that `dnabert-rm export` has written",
+        "no such folder; give a folder that `dnabert-rm export` has written",
     ),
     "missing table": (
         [*CLI, "finetune", "--model", "{tmp}/model", "--output", "{tmp}/o", "--train", "{tmp}/a.csv", "--test",

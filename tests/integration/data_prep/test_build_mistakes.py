@@ -41,12 +41,12 @@ def write_files(folder: Path) -> None:
         (["{}/empty.fa"], "empty.fa: is empty"),
         (["{}/text.fa"], "text.fa, line 1: not FASTA: '>name' expected, but it starts with 'chromosome"),
         (["{}/binary.fa"], "binary.fa, line 1: not FASTA"),
-        (["{}/later.fa"], r"later.fa, line 3: '\x00' is no letter"),
+        (["{}/later.fa"], r"later.fa, line 3: '\x00' is not a sequence letter"),
         (["{}/protein.fa"], "protein.fa: more than half of its letters"),
         (["{}/cut.fa.gz"], "cut.fa.gz: the gzip data are damaged or end too early"),
         (["{}/gaps.fa"], "no segment is left"),
         (["--list", "{}/list.txt"], "missing.fa: no such file"),
-        ([], "no FASTA file; name at least one"),
+        ([], "no FASTA file; pass at least one"),
         (["{}/good.fa", "--k", "9"], "--k 9: k must be between 3 and 8"),
         (["{}/good.fa", "--k", "six"], "--k six: must be of type int"),
         (["{}/good.fa", "--workers", "0"], "--workers 0: must be at least 1"),
@@ -84,7 +84,7 @@ def test_a_folder_with_another_build_is_refused_with_the_differences(
     before = content(tmp_path / "out")
     assert main(["build", str(good), "--k", "5", "--seed", "1", *out]) == 2
     err = capsys.readouterr().err
-    assert "--k 6 there, 5 here" in err and "--seed 0 there, 1 here" in err and err.count("\n") == 1
+    assert "--k was 6, now 5" in err and "--seed was 0, now 1" in err and err.count("\n") == 1
     good.write_text(good.read_text() + "ACGT\n")
     assert main(["build", str(good), *out]) == 2
     assert "good.fa (genome good) has changed" in capsys.readouterr().err
@@ -104,7 +104,7 @@ def test_an_unfinished_build_of_something_else_is_refused_too(
     record = {"options": {**manifest.options, "k": 4}, "sources": [asdict(source) for source in manifest.sources]}
     (scratch / "plan.json").write_text(json.dumps(record))
     assert main(["build", str(good), "--out", str(tmp_path / "out"), "--workers", "1"]) == 2
-    assert "--k 4 there, 6 here" in capsys.readouterr().err
+    assert "--k was 4, now 6" in capsys.readouterr().err
 
 
 def test_an_out_folder_that_is_a_file_is_refused(good: Path, capsys: pytest.CaptureFixture[str]) -> None:

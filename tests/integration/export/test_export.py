@@ -180,10 +180,10 @@ FAULTS = {
     "untied decoder": (untie, f"{DECODER} is not tied to {EMBEDDING}"),
     "dropped tensor": (lambda f: change_weights(f, lambda w: w.pop(OBLONG)), "missing keys"),
     "added tensor": (lambda f: change_weights(f, lambda w: w.update({"more": w[SQUARE].clone()})), "unexpected keys"),
-    "transposed square": (lambda f: change_weights(f, lambda w: w.update({SQUARE: w[SQUARE].T})), f"{SQUARE} is not"),
-    "transposed oblong": (lambda f: change_weights(f, lambda w: w.update({OBLONG: w[OBLONG].T})), "cannot load it"),
+    "transposed square": (lambda f: change_weights(f, lambda w: w.update({SQUARE: w[SQUARE].T})), f"{SQUARE} differs"),
+    "transposed oblong": (lambda f: change_weights(f, lambda w: w.update({OBLONG: w[OBLONG].T})), "cannot load the"),
     "vocabulary in another order": (reorder_tokenizer, "tokenizer.json gives AAAT the id"),
-    "embeddings in another order": (lambda f: change_weights(f, reorder_embeddings), f"{EMBEDDING} is not"),
+    "embeddings in another order": (lambda f: change_weights(f, reorder_embeddings), f"{EMBEDDING} differs"),
     "larger vocabulary": (enlarge_vocabulary, f"{EMBEDDING} is not"),
     "other k": (lambda f: (f / "tokenizer.json").write_text(stock_tokenizer(3).to_str()), "has 69 tokens, the tr"),
     "other vocab.txt": (lambda f: (f / "vocab.txt").write_text(kmer.vocabulary_text(3)), "holds 3-mers"),
@@ -249,7 +249,7 @@ def test_mean_of_checkpoints(run: Path, tmp_path: Path) -> None:
         torch.testing.assert_close(weight, torch.stack([one[name] for one in saved]).mean(0), rtol=1e-6, atol=1e-7)
     assert not torch.allclose(found[SQUARE], saved[-1][SQUARE], rtol=1e-3)
     card = (tmp_path / "model" / "README.md").read_text()
-    assert "mean of the checkpoints of the steps 2, 4, 6" in card and "No run had this mean" in card
+    assert "mean of the checkpoints of the steps 2, 4, 6" in card and "No run trained this mean" in card
 
 
 def test_a_long_export_reports_progress(run: Path, tmp_path: Path, monkeypatch, capsys) -> None:
@@ -277,7 +277,7 @@ def test_a_wrong_mean_is_rejected(run: Path, tmp_path: Path, monkeypatch: pytest
     """The mean leaves out the first checkpoint."""
     mean = export_model.mean_weights
     monkeypatch.setattr(export_model, "mean_weights", lambda folders: mean(folders[1:]))
-    with pytest.raises(CheckpointError, match="is not the trained weight"):
+    with pytest.raises(CheckpointError, match="differs from the trained weight"):
         export_model.export(run, tmp_path / "model", average=3)
     assert not list(tmp_path.iterdir())
 

@@ -112,7 +112,7 @@ def test_mistakes_are_one_line(model: Path, tmp_path: Path, capsys: pytest.Captu
         return error
 
     assert "must end in .npy, .csv, .parquet" in error_of("e.txt")
-    assert "--per-token writes only .npy; name a .npy file" in error_of("e.csv", "--per-token")
+    assert "--per-token writes only .npy; choose a .npy file" in error_of("e.csv", "--per-token")
     assert "--layer 3: the model has 2 layers; pass 0 … 2, or -1 … -3" in error_of("e.npy", "--layer", 3)
     (tmp_path / "e.ids.csv").touch()
     assert "e.ids.csv: exists already" in error_of("e.npy")

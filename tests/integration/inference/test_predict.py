@@ -209,16 +209,16 @@ def test_mistakes_are_one_line_and_leave_no_output(
         return error
 
     out.write_text("mine")
-    assert "exists already; name another file or pass --overwrite" in error_of()
+    assert "exists already; choose another file or pass --overwrite" in error_of()
     predict(classifier, fasta, out, "--overwrite")
     assert len(read_table(out)) == len(sequences)
     out.unlink()
     capsys.readouterr()
     assert "--step 5: is the distance between tiles; pass --tile as well" in error_of("--step", 5)
-    assert "--tile 25: has 23 tokens, the model takes 22 at once; pass at most 24" in error_of("--tile", 25)
+    assert "--tile 25: has 23 tokens, but the model takes 22 at once; pass at most 24" in error_of("--tile", 25)
     assert "--max-tokens 25: the model has 24 positions" in error_of("--max-tokens", 25)
     mlm = save_bert(tmp_path / "mlm", BertForMaskedLM)
-    assert "lacks 4 tensors of a BertForSequenceClassification, bert.pooler.dense.bias first" in error_of(model=mlm)
+    assert "lacks 4 tensors of a BertForSequenceClassification, such as bert.pooler.dense.bias" in error_of(model=mlm)
     bad = tmp_path / "bad.csv"
     bad.write_text("sequence\n" + "ACGT\n" * 200 + "ACGX\n")
     assert f"{bad}:202: 'X' is not a nucleotide" in error_of("--batch-size", 1, source=bad)

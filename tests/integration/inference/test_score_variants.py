@@ -265,7 +265,7 @@ def test_rows_that_contradict_the_genome(
     assert "4 left out (2 position outside, 1 REF disagrees, 1 not in the FASTA)" in capsys.readouterr().err
     vcf.write_text("chr1 41 . A C\n")
     score(model, vcf, fasta, tmp_path / "t.csv", code=2)
-    assert "line 1: CHROM, POS, ID, REF, ALT expected, with tabs between" in capsys.readouterr().err
+    assert "line 1: expected CHROM, POS, ID, REF and ALT, separated by tabs" in capsys.readouterr().err
     score(model, vcf, fasta, tmp_path / "t.csv", "--span", 2, code=2)
     assert "--span 2: 3 tokens cover a base, and the model takes 22; pass 3 … 22" in capsys.readouterr().err
 

@@ -145,15 +145,15 @@ def test_the_newest_undamaged_checkpoint_is_chosen(finished: Path, tmp_path: Pat
         ("auto", two_damaged, str(step_folder(two_damaged, 4))),
         ("auto", new, "None"),
         ("never", new, "None"),
-        ("never", finished, "--resume is never; name another --output"),
+        ("never", finished, "--resume is never; choose another --output"),
         (str(finished), new, str(step_folder(finished, 12))),
         (str(step_folder(finished, 4)), new, str(step_folder(finished, 4))),
         (str(step_folder(finished, 4)), finished, "already has checkpoints (step 12)"),
         (str(step_folder(early, 4)), early, str(step_folder(early, 4))),
         (str(step_folder(finished, 12)), early, "already has checkpoints (step 4)"),
-        ("auto", all_damaged, "and so are 2 others; no usable checkpoint is left"),
+        ("auto", all_damaged, "(2 others are damaged too); no usable checkpoint is left"),
         (damaged, new, "no usable checkpoint is left"),
-        (str(tmp_path / "nowhere"), new, "holds no checkpoint; name a run folder"),
+        (str(tmp_path / "nowhere"), new, "holds no checkpoint; pass a run folder"),
     ]
     [found] = on_ranks(1, find_starts, [(resume, run) for resume, run, _ in cases])
     for (resume, run, expected), (chosen, _) in zip(cases, found, strict=True):

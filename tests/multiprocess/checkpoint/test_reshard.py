@@ -51,7 +51,7 @@ def test_two_one_three_and_four_ranks_give_the_same_losses(unchanged, flags, tmp
     run_ranks(2, *words, "--stop-after", 3)
     for before, ranks, stop in ((2, 1, 6), (1, 3, 9), (3, 4, 12)):
         printed = run_ranks(ranks, *words, "--stop-after", stop)
-        assert f"saved by {before} ranks under ZeRO stage 3; converting it for {ranks} under stage 3" in printed
+        assert f"saved by {before} ranks under ZeRO stage 3; converting it for {ranks} ranks under stage 3" in printed
     compare(tmp_path / "run", unchanged["fp32"], rtol=2e-6)
     left = {path.name for path in (tmp_path / "run" / "checkpoints").iterdir() if path.suffix != ".py"}
     assert left == {"latest", "step_00000009", "step_00000012"}
@@ -73,7 +73,7 @@ def test_another_stage_gives_the_same_losses(
     words = [*flags, "--precision", precision, "--output", tmp_path / "run"]
     run_ranks(2, *words, "--ds-config", first, "--stop-after", 5)
     printed = run_ranks(ranks, *words, "--ds-config", then)
-    assert f"under ZeRO stage {first[-1]}; converting it for {ranks} under stage {then[-1]}" in printed
+    assert f"under ZeRO stage {first[-1]}; converting it for {ranks} ranks under stage {then[-1]}" in printed
     compare(tmp_path / "run", unchanged[precision], rtol={"fp32": 2e-6, "bf16": 1e-3}[precision])
 
 
@@ -81,7 +81,7 @@ def test_stage_0_resumes_on_any_number_of_ranks_but_not_under_another_stage(unch
     words = [*flags, "--output", tmp_path / "run"]
     run_ranks(2, *words, "--ds-config", "zero0", "--stop-after", 5)
     printed = run_ranks(1, *words, "--ds-config", "zero3", codes=[2])
-    assert printed.count("error") == 1 and "between stage 0 and the others: give --ds-config with stage 0" in printed
+    assert printed.count("error") == 1 and "between stage 0 and the others: pass --ds-config with stage 0" in printed
     run_ranks(1, *words, "--ds-config", "zero0")
     compare(tmp_path / "run", unchanged["fp32"], rtol=2e-6)
 

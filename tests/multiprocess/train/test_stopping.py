@@ -155,7 +155,7 @@ def test_a_second_run_is_refused_and_the_first_continues(prepared: Path, tmp_pat
     printed = first.printed(0)
     errors = [line for line in printed.splitlines() if "another rank failed" in line]
     assert len(errors) == 1 and "Traceback" not in printed
-    assert f"the last checkpoint is that of step {complete_steps(run)[-1]}; run the same command" in errors[0]
+    assert f"the last checkpoint is from step {complete_steps(run)[-1]}; run the same command" in errors[0]
     (trace,) = (run / "lost_ranks").iterdir()
     assert "Traceback" in trace.read_text() and str(trace) in errors[0]
 

@@ -1,4 +1,4 @@
-"""Checkpoint manifest: any change of the files is found and named, and no name in it leads out of the folder."""
+"""Checkpoint manifest: any change of the files is found and named, and no name in it points outside the folder."""
 
 from __future__ import annotations
 
@@ -72,8 +72,8 @@ def test_an_undamaged_checkpoint_passes_for_any_number_of_ranks(folder: Path, nu
     ("change", "fault"),
     [
         (lambda path: path.unlink(), "is missing"),
-        (lambda path: os.truncate(path, 1), "has 1 bytes where"),
-        (flip_a_bit, "its SHA-256 is not"),
+        (lambda path: os.truncate(path, 1), "has 1 bytes, but"),
+        (flip_a_bit, "its SHA-256 does not match"),
         (point_elsewhere, "is a link to another location"),
         (lambda path: (path.unlink(), path.mkdir()), "is missing"),
         (lambda path: (path.unlink(), path.symlink_to(path.name)), ""),
@@ -100,7 +100,7 @@ def test_a_name_that_leads_out_of_the_folder_is_refused(folder: Path, name: str)
     content = json.loads((folder / "complete.json").read_text())
     content["files"][name] = content["files"]["state.json"]
     (folder / "complete.json").write_text(json.dumps(content))
-    with pytest.raises(CheckpointError, match=r"complete\.json: is damaged \(the name .* leads out of the folder\)"):
+    with pytest.raises(CheckpointError, match=r"complete\.json: is damaged \(the name .* points outside the folder\)"):
         read_checkpoint_manifest(folder)
 
 

@@ -46,7 +46,7 @@ def test_examples_parse(name: str, command: Command) -> None:
         assert rest[: len(own)] == own
         parsed = command.parse(name, rest[len(own) :])
         if isinstance(parsed[-1], RunFlags):
-            assert not parsed[-1].problems
+            assert not parsed[-1].unknown and not parsed[-1].wrong_types
 
 
 @pytest.mark.parametrize("name", ["pretrain", "check", "plan", "show-batch"])
@@ -81,3 +81,28 @@ def test_missing_wrong_and_unknown_flags_are_reported_together() -> None:
     assert "--batch-size q: must be of type int" in text
     assert "--task x: must be one of classes, multi-label, regression, bases" in text
     assert "--epochs 0: must be at least 1" in text
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "reason"),
+    [
+        ("--label-columns", "a,,b", "list each label column once"),
+        ("--seeds", "0", "must be at least 1"),
+        ("--weight-decay", "inf", "must be a finite number"),
+    ],
+)
+def test_values_that_are_refused(flag: str, value: str, reason: str) -> None:
+    files = ["--model", "m", "--train", "a", "--test", "b", "--output", "o"]
+    with pytest.raises(ConfigError) as raised:
+        load_command("finetune").parse("finetune", [*files, flag, value])
+    assert str(raised.value).startswith(f"{flag} {value}: {reason}")
+
+
+def test_values_that_are_taken() -> None:
+    run = ["--data", "d", "--output", "o", "--train.hang_timeout_seconds", "inf", "--optim.clip", "inf", "--lr=1e-3"]
+    config = load_command("check").parse("check", run)[1].config()
+    assert config.train.hang_timeout_seconds == config.optim.clip == float("inf") and config.optim.lr == 1e-3
+    files = ["--model", "m", "--data", "d", "--output", "o"]
+    assert load_command("gue").parse("gue", [*files, "--sets", "mouse/0/, tf"])[0].sets == ("mouse/0", "tf")
+    with pytest.raises(ConfigError, match="--preset : no such preset"):
+        load_command("check").parse("check", [*run, "--preset", ""])[1].config()

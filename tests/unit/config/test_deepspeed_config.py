@@ -25,8 +25,8 @@ def config_with(ds_config: Path | str, **sections: dict[str, Any]) -> RunConfig:
     ("text", "message"),
     [
         ("{", "fix the file"),
-        ("[]", "must hold one JSON object"),
-        ('{"zero_optimization": 2}', "must hold one JSON object"),
+        ("[]", "must be a JSON object"),
+        ('{"zero_optimization": 2}', "must be a JSON object"),
         ('{"optimizer": {"type": "Adam"}}', r"optimizer: is set by \[optim\]"),
         ('{"scheduler": {}}', r"scheduler: is set by \[optim\]"),
         ('{"gradient_clipping": 7}', 'gradient_clipping is 7, but optim.clip makes it 1.0; set it to "auto"'),
@@ -46,7 +46,7 @@ def test_an_unusable_file_is_refused(tmp_path: Path, text: str, message: str) ->
 def test_a_disk_to_offload_to_is_named_and_exists(tmp_path: Path) -> None:
     path = tmp_path / "nvme.json"
     path.write_text(json.dumps(NVME))
-    with pytest.raises(ConfigError, match=r"train\.offload_dir: .*nvme.json offloads to a disk; name a folder"):
+    with pytest.raises(ConfigError, match=r"train\.offload_dir: .*nvme.json offloads to a disk; set it to a folder"):
         ds_settings(config_with(path))
     with pytest.raises(ConfigError, match="absent does not exist; create it on every node"):
         ds_settings(config_with(path, train={"offload_dir": str(tmp_path / "absent")}))

@@ -64,7 +64,7 @@ def test_a_value_that_cannot_be_right_is_named(section: str, key: str, value: ob
 
 
 def test_a_batch_warm_up_leaves_no_remainder_to_drop() -> None:
-    with pytest.raises(ConfigError, match=r"data\.remainder drop: excludes a batch-size warm-up"):
+    with pytest.raises(ConfigError, match=r"data\.remainder drop: not possible with a batch-size warm-up"):
         resolve(NEEDED, {"data": {"remainder": "drop"}, "train": {"batch_start": 8}})
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import pytest
 
 from dnabert_rm.config.command_line import Command
@@ -96,6 +97,7 @@ def test_both_sides_of_each_rule(words: list[str], message: str) -> None:
 
 def test_python_values_are_checked_like_flags() -> None:
     assert Example(inputs=["x"], output="o", sizes=[3]).output == Path("o")  # type: ignore[arg-type]
+    assert type(Example(inputs=("x",), output=Path("o"), limit=np.int64(3), rate=np.float32(0.5)).limit) is int
     with pytest.raises(ConfigError, match="--limit True: must be of type int"):
         Example(inputs=("x",), output=Path("o"), limit=True)
     with pytest.raises(ConfigError) as raised:

@@ -91,15 +91,18 @@ def segment_members(arrays: list[np.ndarray], content: bytes | None = None) -> l
     ("members", "message"),
     [
         (lambda p: [("0.ids.npy", npy(np.array([Bomb(p)], dtype=object))), ("0.json", record())], "holds object"),
-        (lambda p: [("../0.ids.npy", npy(np.ones(900, np.uint16))), ("../0.json", record())], "no plain KEY"),
-        (lambda p: [("/tmp/0.ids.npy", npy(np.ones(900, np.uint16)))], "no plain KEY"),
-        (lambda p: [("0.ids.pyd", pickle.dumps(Bomb(p)))], "no plain KEY"),
+        (
+            lambda p: [("../0.ids.npy", npy(np.ones(900, np.uint16))), ("../0.json", record())],
+            "is neither KEY.ids.npy nor KEY",
+        ),
+        (lambda p: [("/tmp/0.ids.npy", npy(np.ones(900, np.uint16)))], "is neither KEY.ids.npy nor KEY"),
+        (lambda p: [("0.ids.pyd", pickle.dumps(Bomb(p)))], "is neither KEY.ids.npy nor KEY"),
         (lambda p: [("0.ids.npy", npy(np.ones(900, np.int64))), ("0.json", record())], "holds int64"),
         (lambda p: [("0.ids.npy", npy(np.ones((9, 100), np.uint16))), ("0.json", record())], r"shape \(9, 100\)"),
-        (lambda p: [("0.ids.npy", npy(np.ones(900, np.uint16))[:-9]), ("0.json", record())], "is cut short"),
+        (lambda p: [("0.ids.npy", npy(np.ones(900, np.uint16))[:-9]), ("0.json", record())], "is truncated"),
         (lambda p: [("0.ids.npy", b"nothing"), ("0.json", record())], "can't be read as a shard"),
-        (lambda p: [("0.ids.npy", npy(np.ones(900, np.uint16))), ("1.json", record())], "one KEY.json"),
-        (lambda p: [("0.ids.npy", npy(np.full(900, 4101, np.uint16))), ("0.json", record())], "not those of the man"),
+        (lambda p: [("0.ids.npy", npy(np.ones(900, np.uint16))), ("1.json", record())], "KEY.ids.npy and KEY.json"),
+        (lambda p: [("0.ids.npy", npy(np.full(900, 4101, np.uint16))), ("0.json", record())], "do not match the man"),
     ],
 )
 def test_a_malicious_shard_is_refused_without_effect(folder, tmp_path, members, message):
@@ -118,7 +121,7 @@ def test_ids_beyond_the_vocabulary_are_refused(folder):
     lengths = load_manifest(folder).shards[0].segments
     arrays = [np.full(length, 5 + number * 4096, np.uint16) for number, length in enumerate(lengths)]
     rewrite(folder / "shard-000000.tar", segment_members(arrays))
-    with pytest.raises(DataError, match=r"segment 1 has the id 4101, the vocabulary ends at 4100"):
+    with pytest.raises(DataError, match=r"segment 1 has the id 4101, but the vocabulary ends at 4100"):
         read_all(folder)
 
 

@@ -98,8 +98,8 @@ def truncate(path: Path) -> None:
 
 
 DAMAGE = {
-    "flipped": (flip_byte, r"shard-000001\.tar: is damaged \(its SHA-256 is not the manifest's\)"),
-    "truncated": (truncate, r"shard-000001\.tar: has \d+ bytes, the manifest says \d+; copy or build"),
+    "flipped": (flip_byte, r"shard-000001\.tar: is damaged \(its SHA-256 does not match the manifest\)"),
+    "truncated": (truncate, r"shard-000001\.tar: has \d+ bytes instead of the manifest's \d+; copy or build"),
     "missing": (Path.unlink, r"shard-000001\.tar: no such shard, but the manifest names it; copy or build"),
 }
 

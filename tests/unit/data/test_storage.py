@@ -117,7 +117,7 @@ def test_a_wrong_shard_is_detected_and_fetched_again(folder, server, tmp_path, c
     server.respond = lambda name, count: (200, bad[count - 1] if name == "shard-000001.tar" and count <= 3 else None)
     assert (windows(server.url, tmp_path) == windows(folder, tmp_path)).all()
     assert server.requests["shard-000001.tar"] == 4
-    assert [text in caplog.text for text in ("bytes, the manifest says", "more than the", "SHA-256")] == [True] * 3
+    assert [text in caplog.text for text in ("bytes instead of", "more than the", "SHA-256")] == [True] * 3
     assert not list((tmp_path / "cache").glob("*.tmp"))
 
 

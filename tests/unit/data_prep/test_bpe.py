@@ -98,7 +98,7 @@ def test_verify_finds_a_changed_model(genome: Path, model: Path, tmp_path: Path)
     with open_executor(1) as executor:
         assert executor is not None
         (fault,) = find_faults(load_manifest(tmp_path / "out"), tmp_path / "out", executor)
-    assert fault.startswith("tokenizer.model: is missing or has another checksum")
+    assert fault.startswith("tokenizer.model: is missing, or its checksum does not match")
 
 
 def test_a_sample_comes_from_the_genome_and_depends_only_on_the_seed(genome: Path) -> None:

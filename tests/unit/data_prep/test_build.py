@@ -148,7 +148,7 @@ def test_u_is_t_with_rna_and_a_gap_without(tmp_path: Path, capsys: pytest.Captur
     (tmp_path / "yes").mkdir()
     ranges = [(meta["start"], meta["end"]) for meta, _ in build_text(text, tmp_path / "no", BuildOptions(k=3))]
     assert ranges == [(0, 3), (4, 7), (10, 13)]
-    assert "4 letters U are left out; --rna reads them as T" in capsys.readouterr().err
+    assert "4 letters U are left out; pass --rna to read them as T" in capsys.readouterr().err
     ((_, ids),) = build_text(text, tmp_path / "yes", BuildOptions(k=3, rna=True))
     assert ids.tolist() == slow_ids("ACGTACGTTTACG", 3)
 

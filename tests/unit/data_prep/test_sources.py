@@ -47,7 +47,7 @@ def test_files_share_a_genome_only_if_all_name_it(folder: Path) -> None:
     one, two = str(folder / "fly.fasta"), str(folder / "plain")
     assert [source.genome for source in find_sources([f"g={one}", f"g={two}"])] == ["g", "g"]
     for files in ([one, one], [one, f"fly={two}"], [f"fly={two}", one]):
-        with pytest.raises(ConfigError, match="genome 'fly' is also the name of"):
+        with pytest.raises(ConfigError, match="genome 'fly' is already the genome of"):
             find_sources(files)
 
 

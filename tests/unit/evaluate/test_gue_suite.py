@@ -120,5 +120,5 @@ def test_chooses_sets_by_name_family_and_pattern(tmp_path):
     assert chosen("mouse") == ["mouse/0", "mouse/1"]
     assert chosen("mouse/1", "EMP/H3") == ["EMP/H3", "mouse/1"]
     assert chosen("EMP/H3*") == ["EMP/H3", "EMP/H3K4me1"]
-    with pytest.raises(ConfigError, match="--sets tf/2: no such data set in --data, which has EMP/H3, "):
+    with pytest.raises(ConfigError, match="--sets tf/2: no such data set in --data; choose from EMP/H3, "):
         chosen("mouse", "tf/2")

@@ -83,7 +83,7 @@ def test_finished_runs_are_kept_only_with_the_same_settings(tmp_path, model):
     with pytest.raises(ConfigError, match=r"dropout 0\.1, not 0\.0"):
         check_finished(scratch, output, True)  # the table would show it beside the kept arm with other settings
     (tmp_path / "data/mouse/0/dev.csv").write_text("sequence,label\nACGTA,0\n")
-    with pytest.raises(ConfigError, match="mouse/0/pretrained/seed-1: finished with other tables; name an"):
+    with pytest.raises(ConfigError, match="mouse/0/pretrained/seed-1: finished with other tables; choose an"):
         check_finished(runs(), output, False)
     assert check_finished(runs(sets[:1]), output, False), "this call does not run mouse/0"
     (model / "model.safetensors").write_text("other")

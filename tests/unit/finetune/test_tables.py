@@ -106,7 +106,7 @@ def test_refuses_a_single_class_and_unknown_labels(tmp_path):
         class_names(["a", "a"], tmp_path)
     train, test = rows(tmp_path, ["a", "b"]), rows(tmp_path, ["a", "c"], "test.csv")
     task = TASK_CLASSES["classes"](("label",)).fitted(train)
-    with pytest.raises(DataError, match=r"test.csv:3: the label 'c' is not in the training table \(which has a, b\)"):
+    with pytest.raises(DataError, match=r"test.csv:3: the label 'c' is not in the training table \(its labels: a, b\)"):
         BadRowHandler().usable(test, task.target)
 
 
@@ -136,8 +136,8 @@ def test_bad_rows_are_dropped_and_counted(tmp_path):
     ("task", "columns", "row", "message"),
     [
         ("regression", "label", "ACGT,high", ":3: label is 'high', not a number"),
-        ("regression", "label", "ACGT,nan", ":3: label is 'nan'; a finite number"),
-        ("multi-label", "a,b", "ACGT,1,yes", ":3: b is 'yes'; write 0 or 1 in each of several label columns"),
+        ("regression", "label", "ACGT,nan", ":3: label is 'nan'; write a finite number"),
+        ("multi-label", "a,b", "ACGT,1,yes", ":3: b is 'yes'; with several label columns, write 0 or 1 in each"),
         ("bases", "label", "ACGT,011", ":3: 3 labels for 4 bases"),
     ],
 )

@@ -197,7 +197,7 @@ def test_tokenizer_json_contains_the_stock_tokenizer(tmp_path):
     ("make", "message"),
     [
         (lambda folder: (folder / "vocab.txt").write_text("[PAD]\n[UNK]\nthe\nhouse\n"), "not a k-mer vocabulary"),
-        (lambda folder: (folder / "vocab.txt").write_bytes(b"\xff\xfe\x00"), "cannot be read"),
+        (lambda folder: (folder / "vocab.txt").write_bytes(b"\xff\xfe\x00"), "not a readable vocabulary"),
         (lambda folder: (folder / "vocab.txt").write_text(""), "not a k-mer vocabulary"),
         (lambda folder: (folder / "config.json").write_text("{}"), "no vocab.txt"),
         (

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import os
 import subprocess
 import sys
 import time
@@ -49,3 +52,20 @@ def test_posix_lock_names_its_holder_and_is_not_inherited(tmp_path: Path) -> Non
     lock.acquire(wait=True)
     assert time.monotonic() - start < 5
     lock.release()
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EIO])
+def test_a_file_system_without_locks_is_reported_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int
+) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with file_lock(tmp_path / "l"):
+        pass
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"warning: {tmp_path}: can't be locked") and len(printed.splitlines()) == 1
+    assert not list(tmp_path.glob("*.soft")), "no marker that a kill would leave"
+    with pytest.raises(OSError, match=os.strerror(number)), file_lock(tmp_path / "l", required=True):
+        pass
