@@ -107,18 +107,26 @@ def damaged_copy(dnabert: Path, folder: Path, fault: str) -> Path:
                 return (open, (str(folder / "evil"), "w"))
 
         torch.save({"bert.pooler": Evil()}, folder / "pytorch_model.bin")
-    elif fault == "embeds 4101":
+    elif fault == "has a vocabulary of 4101 tokens":
         config = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps({**config, "vocab_size": 4101}))
-    elif fault == "no JSON object":
+    elif fault == "does not hold a JSON object":
         (folder / "config.json").write_text("[]")
-    elif fault == "only BERT":
+    elif fault == "choose a BERT or ModernBERT model":
         (folder / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
     return folder
 
 
 @pytest.mark.parametrize(
-    "fault", ["vocabulary", "lacks", "cannot be loaded", "embeds 4101", "only BERT", "no JSON object"]
+    "fault",
+    [
+        "vocabulary",
+        "lacks",
+        "cannot be loaded",
+        "has a vocabulary of 4101 tokens",
+        "choose a BERT or ModernBERT model",
+        "does not hold a JSON object",
+    ],
 )
 def test_a_folder_that_does_not_fit_is_one_line(prepared: Path, dnabert: Path, tmp_path: Path, fault: str) -> None:
     folder = damaged_copy(dnabert, tmp_path / "model", fault)

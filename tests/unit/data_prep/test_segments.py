@@ -201,7 +201,7 @@ def test_an_input_with_nothing_to_store_is_refused() -> None:
         ({"segment_tokens": 0}, "--segment-tokens 0: must be at least 1"),
         ({"segment_tokens": 10, "min_tokens": 6}, "--min-tokens 6: must be at most half"),
         ({"shard_tokens": 10}, "--shard-tokens 10: must be at least --segment-tokens"),
-        ({"val_fraction": 1.0}, "--val-fraction 1.0"),
+        ({"val_fraction": 1.0}, "--val-fraction 1"),
         ({"val_fraction": float("nan")}, "--val-fraction nan"),
         ({"val_fraction": 0.5, "test_fraction": 0.5}, "--test-fraction 0.5"),
         ({"val_fraction": 0.5, "val_contigs": ("a",)}, "choose one of the two"),

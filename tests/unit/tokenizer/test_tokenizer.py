@@ -8,6 +8,7 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
@@ -219,6 +220,7 @@ def test_rejects_a_k_that_contradicts_the_file(tmp_path):
 
 
 def test_fill_mask_pipeline():
+    torch.manual_seed(0)
     config = BertConfig(
         vocab_size=kmer.vocab_size(3), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
     )
