@@ -29,13 +29,13 @@ def run(settings: PretrainSettings, flags: RunFlags) -> None:
     if settings.check:
         check_run(flags.config())
         return
+    if flags.unknown:  # all ranks have the same command line, so each can end at once
+        flags.config()
     stop = StopRequests()
     stop.listen()
     if settings.local_rank is not None:
         os.environ.setdefault("LOCAL_RANK", str(settings.local_rank))
     num_ranks = rank_info(os.environ).world_size
-    if flags.unknown:  # all ranks have the same command line, so each can end at once
-        flags.config()
     problem = None
     # Check before importing torch, which takes seconds. With several ranks, `abort_all_ranks` reports the error.
     try:

@@ -36,7 +36,7 @@ MISTAKES = {
     "missing data": ([*PRETRAIN, "--data", "{tmp}/nothing"], "manifest.json: no such file"),
     "window over positions": ([*PRETRAIN, *DATA, "--window", "1024"], "more than model.max_positions (512)"),
     "no window fits": ([*PRETRAIN, *DATA, "--window", "500"], "lower --window"),
-    "phases out of order": ([*PRETRAIN, *DATA, "--window", "64", "--phase-ends", "9,5"], "must be positive and increasing"),
+    "phases out of order": ([*PRETRAIN, *DATA, "--window", "64", "--phase-ends", "9,5"], "positive and increasing"),
     "unknown policy": ([*PRETRAIN, *DATA, "--window", "64", "--masking", "all"], "one of randommask"),
     "missing DeepSpeed file": ([*PRETRAIN, *DATA, "--window", "64", "--ds-config", "zero9"], "zero3"),
     "stage 0 in bf16": (

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -58,7 +60,9 @@ def test_usage_fits(name: str) -> None:
 
 def test_a_launcher_may_put_the_local_rank_before_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     """As `deepspeed --module dnabert_rm pretrain …` does."""
+    before = os.environ.get("LOCAL_RANK"), signal.getsignal(signal.SIGTERM)
     assert main(["--local_rank=0", "pretrain", "--stepps", "3"]) == 2
+    assert (os.environ.get("LOCAL_RANK"), signal.getsignal(signal.SIGTERM)) == before, "the process is as it was"
     assert "unrecognized arguments: --stepps 3" in capsys.readouterr().err
 
 
