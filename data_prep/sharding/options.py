@@ -44,7 +44,7 @@ class SegmentOptions(Settings):
     """Seed for choosing blocks."""
 
     def problems(self) -> Iterator[str]:
-        """Yield a line for each contradiction."""
+        """Yield an error message for each conflict between settings."""
         if self.min_tokens > max(1, self.segment_tokens // 2):
             yield f"--min-tokens {self.min_tokens}: must be at most half of --segment-tokens"
         if self.shard_tokens < self.strands * self.segment_tokens:
@@ -75,7 +75,7 @@ class BuildOptions(SegmentOptions):
     """Checksum of the BPE model, or None for k-mers."""
 
     def problems(self) -> Iterator[str]:
-        """Yield a line for each contradiction."""
+        """Yield an error message for each conflict between settings."""
         if self.k is not None:
             from dnabert_rm.genome.kmer import check_k  # imports numpy, which `--help` need not wait for
 

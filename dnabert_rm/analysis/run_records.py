@@ -153,7 +153,7 @@ def _read(path: Path, parse: Any) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read ({error}); fix or remove the file") from None
     if not isinstance(content, dict):
-        raise DataError(f"{path}: does not contain an object; fix or remove the file")
+        raise DataError(f"{path}: does not contain a JSON object; fix or remove the file")
     return content
 
 

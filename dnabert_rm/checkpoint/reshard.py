@@ -33,7 +33,7 @@ def check_convertible(folder: Path, saved: CheckpointLayout, current: Checkpoint
     if saved.nvme or current.nvme:
         on_disk = " with its optimizer on a disk" if saved.nvme else ""
         raise CheckpointError(
-            f"{was}{on_disk}; DeepSpeed can't convert to or from disk offload: start {saved.world_size} ranks "
+            f"{was}{on_disk}; DeepSpeed can't reshard a checkpoint with disk offload: start {saved.world_size} ranks "
             "with the DeepSpeed configuration of that run"
         )
     if 0 in (saved.zero_stage, current.zero_stage):

@@ -37,7 +37,7 @@ class CurvesSettings(Settings):
 
 
 def run_curves(settings: CurvesSettings) -> None:
-    """Draw several runs in one picture."""
+    """Plot the curves of several runs in one figure."""
     from dnabert_rm.analysis.curves import curves_csv, curves_figure, make_curves
     from dnabert_rm.analysis.figures import check_picture_name, save_figure
     from dnabert_rm.analysis.run_records import read_runs
@@ -122,7 +122,7 @@ class AttentionSettings(Settings):
     """Seed for choosing windows from --data."""
 
     def problems(self) -> Iterator[str]:
-        """Yield a line for each contradiction."""
+        """Yield an error message for each conflict between settings."""
         if (self.data is None) == (self.fasta is None):
             yield "--data, --fasta: give exactly one of the two"
         if self.fasta and self.split:
@@ -340,7 +340,7 @@ class AnalyzeCommand(Command):
 
 
 def _no_kind(_: Any) -> None:
-    raise ConfigError("name a kind of picture")
+    raise ConfigError("no kind of figure given; see `dnabert-rm analyze --help`")
 
 
 COMMAND = AnalyzeCommand(

@@ -133,7 +133,7 @@ class WindowPrinter:
         return head + "\n" + body
 
     def _tokens(self, input_ids: NDArray[np.int64], marks: list[str]) -> str:
-        """Return the input tokens, predicted ones in colour. Without colours, `=` or `R` precedes some of them."""
+        """Return the input tokens, targets in colour. Without colours `=` marks unchanged targets, `R` random ones."""
         names = vocabulary(self.k) if self.k is not None else []
         words = [names[token] if names else str(token) for token in input_ids.tolist()]
         if not self.coloured:

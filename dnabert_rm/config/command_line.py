@@ -137,7 +137,7 @@ def _help(item: Setting, show_empty: bool) -> str:
 
 
 def values_of(found: argparse.Namespace, items: Iterable[Setting]) -> tuple[dict[str, Any], list[str]]:
-    """Return the values of the given flags by field, and one line for each value of the wrong type."""
+    """Return the flag values by field, and an error message for each value of the wrong type."""
     values, problems = {}, []
     for item in items:
         text = getattr(found, item.name, None)
@@ -176,5 +176,5 @@ def choose_command(prog: str, commands: Collection[str], words: Sequence[str]) -
     if not words:
         raise ConfigError(f"the following arguments are required: COMMAND (see `{prog} --help`)")
     if words[0] not in commands:
-        raise ConfigError(f"no command {words[0]!r}; there are {', '.join(commands)}")
+        raise ConfigError(f"unknown command {words[0]!r}; choose one of {', '.join(commands)}")
     return words[0]

@@ -35,7 +35,7 @@ class BatchPlan:
 
     @classmethod
     def growing(cls, start: int, increment: int, global_batch: int, warmup_steps: int) -> BatchPlan:
-        """Return a plan with a batch-size warm-up from `start` to `global_batch` in equal numbers of steps.
+        """Return a plan whose batch grows from `start` to `global_batch`, with the same number of steps at each size.
 
         Each change adds `increment`, or `start` if `increment` is 0. The full size is reached at step `warmup_steps`,
         or a few steps earlier if the increments do not divide the steps.

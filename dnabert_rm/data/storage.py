@@ -82,7 +82,7 @@ class LocalFolder:
         """Do nothing: local shards are never evicted."""
 
     def drop(self, info: ShardInfo) -> bool:
-        """Return false: there is no other copy."""
+        """Return False: local shards are read in place, so there is no copy to delete."""
         return False
 
 

@@ -97,7 +97,7 @@ CSV_COLUMNS = (
 
 
 def table_csv(rows: Sequence[TableRow], families: Sequence[TableRow]) -> str:
-    """Return the text of table.csv: rows of data sets, of complete families, and of their published means."""
+    """Return table.csv as text: a row per data set and complete family, then the published means of these families."""
     stream = io.StringIO()
     writer = csv.DictWriter(stream, CSV_COLUMNS, lineterminator="\n", restval="")
     writer.writeheader()

@@ -76,7 +76,7 @@ class SavedWeights:
 def read_weights(folder: Path, what: str, share: int = 1, quiet: bool = False) -> Iterator[tuple[str, Tensor]]:
     """Yield each name and weight of a checkpoint once, with a progress bar labelled `what` unless `quiet`.
 
-    `share` is the number of checkpoints that are read at the same time.
+    `share` checkpoints are read at the same time, each with that part of the memory for mapped files.
     """
     saved = SavedWeights(folder)
     bytes_read = 0

@@ -140,7 +140,8 @@ def _check_vocabulary(name: str, found: Mapping[str, int], trained: TokenizerInf
     assert trained.k is not None
     if len(found) != trained.vocab_size or len(found) != model_size:
         raise CheckpointError(
-            f"export: {name} has {len(found)} tokens, the training data {trained.vocab_size}, the model {model_size}"
+            f"export: vocabulary sizes differ: {name} {len(found)}, training data {trained.vocab_size}, "
+            f"model {model_size}"
         )
     for index, token in enumerate(kmer.vocabulary(trained.k)):
         if found.get(token) != index:

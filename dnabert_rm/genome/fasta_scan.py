@@ -206,7 +206,7 @@ def _raise_illegal_letter(stream: BinaryIO, display_name: str, raw: bytes, offse
     byte = raw[index]
     letter = chr(byte) if 32 < byte < 127 else f"\\x{byte:02x}"
     line = line_number(stream, offset + index)
-    raise DataError(f"{display_name}, line {line}: '{letter}' is not a sequence letter; give a FASTA of DNA")
+    raise DataError(f"{display_name}, line {line}: '{letter}' is not a nucleotide code; give a FASTA of DNA")
 
 
 def line_number(stream: BinaryIO, offset: int) -> int:

@@ -44,7 +44,7 @@ class InferenceSettings(Settings):
     """fp32, or bf16 to run under autocast."""
 
     def problems(self) -> Iterator[str]:
-        """Yield a line for each contradiction."""
+        """Yield an error message for each conflict between settings."""
         if self.step is not None and self.tile is None:
             yield f"--step {self.step}: is the distance between tiles; pass --tile as well"
 
@@ -71,7 +71,7 @@ class EmbeddingSettings(InferenceSettings):
     """Take tokens with stride k instead of 1."""
 
     def problems(self) -> Iterator[str]:
-        """Yield a line for each contradiction."""
+        """Yield an error message for each conflict between settings."""
         yield from super().problems()
         if self.output.suffix not in EMBEDDING_ENDINGS:
             yield f"--output {self.output}: must end in {', '.join(EMBEDDING_ENDINGS)}"

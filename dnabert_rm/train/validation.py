@@ -32,7 +32,7 @@ class Validation:
 
     @classmethod
     def from_config(cls, config: RunConfig, ranks: Ranks, micro_batch: int) -> Validation | None:
-        """Return the validation of a configuration, or None if it is off or the data have no held-out windows."""
+        """Build the validation of a run; None if validation is off or there are no held-out windows."""
         dataset = make_validation_dataset(config)
         return None if dataset is None else cls(dataset, config, ranks, micro_batch)
 

@@ -67,7 +67,7 @@ MISTAKES = {
     "RANK without WORLD_SIZE": (["-c", RANK_ALONE, *DATA], "RANK is set, but WORLD_SIZE is not"),
     "missing config file": ([*PRETRAIN, *DATA, "--config", "{tmp}/none.toml"], "no such file"),
     "export of no run": ([*CLI, "export", "{tmp}/nothing", "--output", "{tmp}/model"], "no complete checkpoint"),
-    "unknown command": ([*CLI, "trian"], "no command 'trian'"),
+    "unknown command": ([*CLI, "trian"], "unknown command 'trian'"),
     "missing FASTA": ([*PREP, "build", "{tmp}/none.fa", "--out", "{tmp}/out"], "none.fa"),
     "not FASTA": ([*PREP, "build", "{tmp}/notes.txt", "--out", "{tmp}/out"], "notes.txt"),
     "an image": ([*PREP, "build", "{tmp}/image.fa", "--out", "{tmp}/out"], "image.fa"),

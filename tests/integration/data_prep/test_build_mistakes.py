@@ -41,7 +41,7 @@ def write_files(folder: Path) -> None:
         (["{}/empty.fa"], "empty.fa: is empty"),
         (["{}/text.fa"], "text.fa, line 1: not FASTA: '>name' expected, but it starts with 'chromosome"),
         (["{}/binary.fa"], "binary.fa, line 1: not FASTA"),
-        (["{}/later.fa"], r"later.fa, line 3: '\x00' is not a sequence letter"),
+        (["{}/later.fa"], r"later.fa, line 3: '\x00' is not a nucleotide code"),
         (["{}/protein.fa"], "protein.fa: more than half of its letters"),
         (["{}/cut.fa.gz"], "cut.fa.gz: the gzip data are damaged or end too early"),
         (["{}/gaps.fa"], "no segment is left"),

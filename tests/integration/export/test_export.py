@@ -185,7 +185,7 @@ FAULTS = {
     "vocabulary in another order": (reorder_tokenizer, "tokenizer.json gives AAAT the id"),
     "embeddings in another order": (lambda f: change_weights(f, reorder_embeddings), f"{EMBEDDING} differs"),
     "larger vocabulary": (enlarge_vocabulary, f"{EMBEDDING} differs"),
-    "other k": (lambda f: (f / "tokenizer.json").write_text(stock_tokenizer(3).to_str()), "has 69 tokens, the tr"),
+    "other k": (lambda f: (f / "tokenizer.json").write_text(stock_tokenizer(3).to_str()), "tokenizer.json 69, tr"),
     "other vocab.txt": (lambda f: (f / "vocab.txt").write_text(kmer.vocabulary_text(3)), "holds 3-mers"),
     "other activation": (lambda f: change_config(f, hidden_act="relu"), "logits differ"),
 }
