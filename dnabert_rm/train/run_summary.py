@@ -38,8 +38,8 @@ def start_summary(
     ]
     if config.validation.every and not has_validation:
         lines.append(
-            f"no validation: no segment of the split {config.validation.split} is as long as a window; hold out more "
-            "data with data_prep build --val-contigs or --val-fraction"
+            f"no validation: the data have no split {config.validation.split} with a segment as long as a window; "
+            "hold out data with data_prep build --val-contigs or --val-fraction"
         )
     device = engine.ranks.device
     job = job_of_run(

@@ -172,7 +172,7 @@ def test_stand_ins_have_a_table_of_their_own(output):
     assert [(run["data_set"], run["stand_in"]) for run in runs] == [("mouse/0", False)] * 4 + [("EMP/H3", True)]
     before, after = (folder / "table.md").read_text().split("## Stand-ins: trained on dev, tested on test")
     assert "EMP/H3" not in before and "| EMP/H3 (dev → test stand-in) | MCC × 100 |" in after
-    assert "only the middle was used: EMP/H3" in after
+    assert "cut to their middle: EMP/H3" in after
     assert (folder / "table.png").read_bytes()[:4] == b"\x89PNG"
 
 

@@ -85,7 +85,7 @@ def test_settings_are_checked_when_made(tmp_path, option, message):
 
 
 def test_all_wrong_settings_are_reported_at_once(tmp_path):
-    with pytest.raises(ConfigError, match=r"--epochs 0: .*\n  --dropout 2\.0: "):
+    with pytest.raises(ConfigError, match=r"--epochs 0: .*\n  --dropout 2: "):
         settings_for(tmp_path, tmp_path, tmp_path / "out", epochs=0, dropout=2)
 
 

@@ -34,7 +34,7 @@ def test_commands_parse(path: Path) -> None:
         ("dnabert-rm check --data d --output r --steps many", "must be of type int"),
         ("dnabert-rm finetune --modell m …", "unrecognized arguments: --modell m"),
         ("dnabert-rm trian x", "no command"),
-        ("python -m data_prep build --kk 3 …", "unrecognized arguments: --kk 3"),
+        ("python -m data_prep build --kk 3 …", "unrecognized arguments: --kk"),
         ("deepspeed --num_gpus 2 launch_scripts/pretrain.sh --data d --output r --window", "expected one argument"),
         ("launch_scripts/pretrain_mpi.sh -n 2 -- --data d --output r --steps 1.5", "must be of type int"),
     ],
