@@ -342,9 +342,10 @@ def memory(field: str) -> int:
 
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="peak memory is read from Linux's /proc")
 @pytest.mark.parametrize("stage", [2, 3])
-def test_memory_is_little_more_than_the_weights(tmp_path: Path, stage: int) -> None:
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    from export_memory import TINY, enlarge
+def test_memory_is_little_more_than_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: int) -> None:
+    with monkeypatch.context() as patch:  # benchmarks/data_prep.py must not hide the package from later tests
+        patch.syspath_prepend(str(ROOT / "benchmarks"))
+        from export_memory import TINY, enlarge
 
     write_prepared(tmp_path / "data", [[random_bases(np.random.default_rng(0), 4000)]])
     words = [*TINY, "--data", tmp_path / "data", "--output", tmp_path / "run", "--ds-config", f"zero{stage}"]
