@@ -135,7 +135,7 @@ def held_out_rows(runs: Sequence[Run]) -> list[list[Any]]:
 
 
 def phase_rows(run: Run) -> list[list[Any]]:
-    """Return one row per phase: number, largest span, steps, loss at its start and end, logged steps per mean."""
+    """Return a row per phase: number, largest span, steps, mean loss at start and end, logged steps in each mean."""
     losses = run.curve("loss")
     rows = []
     for phase in run.phases:

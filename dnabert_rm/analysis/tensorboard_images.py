@@ -31,7 +31,7 @@ _POLL_SECONDS = 20.0
 
 
 def write_images(run: Path, *, data: str | None = None, follow: bool = False) -> Path:
-    """Add the figures of checkpoints that have none yet, and return the TensorBoard folder.
+    """Add figures for checkpoints that have none yet, and return the TensorBoard folder.
 
     `data`: prepared folder for the attention figures. Without it, only the embeddings are drawn.
     `follow`: keep waiting for new checkpoints until the run's last step has its figures.

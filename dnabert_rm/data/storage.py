@@ -122,7 +122,7 @@ class RemoteFolder:
         self._cache.touch(info)
 
     def drop(self, info: ShardInfo) -> bool:
-        """Remove a shard from the cache and return true: it can be fetched again."""
+        """Remove a shard from the cache; return True because it can be fetched again."""
         self._cache.drop(info)
         return True
 

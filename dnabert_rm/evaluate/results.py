@@ -49,7 +49,7 @@ class Result:
 
 @dataclass(frozen=True)
 class TableRow:
-    """Scores of a data set, or the mean of a complete family, in one arm."""
+    """One row of the table: scores on a data set, or the mean over a family if all its data sets have scores."""
 
     name: str
     arm: str

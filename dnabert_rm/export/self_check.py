@@ -130,9 +130,9 @@ def check_tokenizer(folder: Path, trained: TokenizerInfo) -> None:
     sequence = _test_sequence()
     expected = [kmer.CLS_ID, *kmer.encode(sequence, trained.k).tolist(), kmer.SEP_ID]
     if own(sequence, verbose=False)["input_ids"] != expected:
-        raise CheckpointError("export: KmerTokenizer does not give the training data's ids")
+        raise CheckpointError("export: KmerTokenizer produces token ids that differ from the training data's")
     if stock.encode(sequence).ids != expected:
-        raise CheckpointError(f"export: {STOCK_FILE} does not give the training data's ids")
+        raise CheckpointError(f"export: {STOCK_FILE} produces token ids that differ from the training data's")
 
 
 def _check_vocabulary(name: str, found: Mapping[str, int], trained: TokenizerInfo, model_size: int) -> None:

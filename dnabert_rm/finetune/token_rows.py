@@ -21,7 +21,7 @@ from dnabert_rm.tokenizer.windows import pad_rows, windows
 
 
 class BaseTokenPairs(NamedTuple):
-    """Pairs of a base and a token of a window that predicts it: two arrays (P,), pair i at index i."""
+    """Pairs of a base and a token that predicts it, in one window: two arrays (P,), pair i at index i."""
 
     bases: NDArray
     """Index of the base in the sequence."""
