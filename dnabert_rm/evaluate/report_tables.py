@@ -186,7 +186,7 @@ FAMILY_HEADING = "Mean of each task whose data sets were all run, with published
 def table_markdown(
     results: Sequence[Result], rows: Sequence[TableRow], families: Sequence[TableRow], unfinished: UnfinishedRuns
 ) -> str:
-    """Return the text of table.md: tables of GUE data sets, families, stand-ins and others, then notes."""
+    """Return the text of table.md: tables of GUE data sets, families, those trained on dev, others; then notes."""
     tables = {group: _group_table(group, [row for row in rows if row.group == group]) for group in HEADINGS}
     sections = [
         (HEADINGS[IN_GUE], tables[IN_GUE]),

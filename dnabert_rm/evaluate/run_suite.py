@@ -60,7 +60,7 @@ def run_suite(suite: SuiteSettings) -> int:
 
 
 def _report_sets(sets: Sequence[DataSet], not_run: Mapping[str, str], all_sets: bool) -> None:
-    """Print notices of data sets that are not run, not in GUE or stand-ins, and with `all_sets` of absent ones."""
+    """Print notices of data sets that are not run, not in GUE or trained on dev, and with `all_sets` of absent ones."""
     for name, reason in not_run.items():
         _notice(f"warning: {name}: not run: {reason}")
     for data_set in sets:
