@@ -133,10 +133,10 @@ def _row(runs: Sequence[Result]) -> TableRow:
 
 
 def family_rows(rows: Sequence[TableRow]) -> list[TableRow]:
-    """Return a row for each family and arm, if `rows` has all data sets of the family. Data sets trained on dev do not count.
+    """Return a row for each family and arm, if `rows` has all data sets of the family.
 
-    The score of a seed is the unweighted mean over the data sets, as in the published table. Only seeds that all data
-    sets have are used.
+    Data sets trained on dev do not count. The score of a seed is the unweighted mean over the data sets, as in the
+    published table. Only seeds that all data sets have are used.
     """
     family_means = []
     for family in FAMILIES:
