@@ -1,1 +1,1 @@
-"""Whole genomes to WebDataset shards of k-mer or BPE token ids. CPU only, never imports torch."""
+"""Conversion of whole genomes to WebDataset shards of k-mer or BPE token ids. Runs on CPUs and never imports torch."""

@@ -1,4 +1,4 @@
-"""`python -m data_prep …`."""
+"""Entry point of `python -m data_prep`."""
 
 import sys
 

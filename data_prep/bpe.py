@@ -1,7 +1,7 @@
-"""SentencePiece BPE model of DNA, trained on a sample of the genome: the tokenizer of DNABERT-2, as a baseline.
+"""Training of a SentencePiece BPE model on a sample of the genome. This tokenizer of DNABERT-2 is a baseline here.
 
-BPE ids give no other view at load time. The ids of the reverse strand are not the reversed ids, and a window can't
-start inside a token. With `build --strand both` the reverse strand is stored as well.
+BPE ids can't be reverse-complemented or shifted at load time. The reverse strand has other tokens, and a window can't
+start inside a token. Therefore `build --strand both` also stores the reverse strand.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def train_from_files(
 ) -> None:
     """Run `train-bpe`: scan the files, sample sentences, train, and write `out`.
 
-    Raises `ConfigError` or `DataError`, and then writes nothing.
+    Raises `ConfigError` or `DataError`. After an error, `out` is not written.
     """
     if sample_bases < 1:
         raise ConfigError(f"--sample-bases {sample_bases}: must be at least 1")
@@ -56,19 +56,20 @@ def train_from_files(
         temporary = Path(scratch) / MODEL_NAME
         temporary.write_bytes(model)
         temporary.replace(out)
-    print(f"{out}: {vocab_size:,} ids, trained on at most {min(sample_bases, sum(c.length for c in contigs)):,} bases")
+    print(f"{out}: {vocab_size:,} ids, trained on about {min(sample_bases, sum(c.length for c in contigs)):,} bases")
 
 
 def sample_sentences(
     contigs: Sequence[Contig], paths: Sequence[tuple[str, str]], sample_bases: int, seed: int
 ) -> Iterator[str]:
-    """Yield random sentences of about `SENTENCE_BASES` bases of A, C, G, T from all contigs, in input order.
+    """Yield random sentences from all contigs, in input order.
 
-    Memory holds one sentence at a time and the table of all coordinates.
+    A sentence has at most `SENTENCE_BASES` bases, all of them A, C, G or T. Memory holds one sentence at a time, and
+    the coordinates of all sentences.
 
     Args:
-        paths: For each source, the path of its uncompressed file and its name in messages.
-        sample_bases: Total length of the sentences, exceeded by less than one sentence.
+        paths: For each source, the path of its uncompressed file and the name shown in error messages.
+        sample_bases: Total number of bases to sample, rounded up to whole sentences.
     """
     table = np.concatenate([_sentence_table(number, contig) for number, contig in enumerate(contigs)])
     order = random.permutation(random.key(seed, "bpe sample"), len(table))
@@ -84,7 +85,8 @@ def sample_sentences(
 def _sentence_table(number: int, contig: Contig) -> NDArray[np.int64]:
     """Return one row per sentence of a contig, shape (n, 5).
 
-    Columns: contig index, start, end, and the offset in bytes and in bases of a known position at or before the start.
+    Columns: contig index, start, end, a file offset in bytes, and the base at that offset. The offset is at or before
+    the start.
     """
     runs = runs_between(contig.gaps, contig.length)
     pieces = cut_runs(runs[long_enough(runs, 1, _MAX_PIECE_BASES)], 1, SENTENCE_BASES)
@@ -92,9 +94,9 @@ def _sentence_table(number: int, contig: Contig) -> NDArray[np.int64]:
 
 
 def train(sentences: Iterator[str], vocab_size: int) -> bytes:
-    """Train a BPE model with `vocab_size` ids, special tokens included. Return the bytes of the model file.
+    """Train a BPE model with `vocab_size` ids, special tokens included. Return the content of the model file.
 
-    Raises `ConfigError` if the sample is too small for that vocabulary.
+    Raises `ConfigError` if the sample is too small for `vocab_size`.
     """
     import sentencepiece
 
@@ -129,15 +131,15 @@ def train(sentences: Iterator[str], vocab_size: int) -> bytes:
         )
     except RuntimeError as error:
         # The message has the form "INTERNAL: file(line) [condition] Reason."
-        reason = " ".join(str(error).rpartition("] ")[2].split()) or "there is too little to train on"
+        reason = " ".join(str(error).rpartition("] ")[2].split()) or "the sample is too small"
         raise ConfigError(
-            f"--vocab-size {vocab_size}: {reason.rstrip('.')}; lower it, or raise --sample-bases"
+            f"--vocab-size {vocab_size}: {reason.rstrip('.')}; lower --vocab-size or raise --sample-bases"
         ) from None
     return out.getvalue()
 
 
 def load_model(path: str | Path) -> Any:
-    """Load a SentencePiece model. Raises `DataError` unless its first ids are the special tokens."""
+    """Load a SentencePiece model. Raises `DataError` unless its first tokens are the special tokens."""
     import sentencepiece
 
     check_readable_file(path, "a SentencePiece model")
@@ -147,11 +149,11 @@ def load_model(path: str | Path) -> Any:
         raise DataError(f"{path}: not a SentencePiece model; make one with `python -m data_prep train-bpe`") from None
     pieces = tuple(model.id_to_piece(i) for i in range(min(NUM_SPECIAL, model.vocab_size())))
     if pieces != SPECIAL_TOKENS:
-        raise DataError(f"{path}: its first pieces must be {' '.join(SPECIAL_TOKENS)}; make it with train-bpe")
+        raise DataError(f"{path}: its first tokens must be {' '.join(SPECIAL_TOKENS)}; make it with train-bpe")
     return model
 
 
 def piece_bases(model: Any) -> NDArray[np.int64]:
-    """Return the number of bases of each id, shape (vocabulary,). Special tokens have 0."""
+    """Return the number of bases in each token, shape (vocabulary,). Special tokens have 0 bases."""
     sizes = [0 if i < NUM_SPECIAL else len(model.id_to_piece(i)) for i in range(model.vocab_size())]
     return np.array(sizes, dtype=np.int64)

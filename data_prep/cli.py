@@ -1,4 +1,4 @@
-"""The commands of `python -m data_prep` (also `dnabert-prep`). Each imports what it needs when it runs."""
+"""Commands of `python -m data_prep` (also `dnabert-prep`). Each command imports its modules only when it runs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DEFAULT_UNK_BASES = 10
 
 @dataclass(frozen=True, kw_only=True)
 class BuildSettings(SegmentOptions):
-    """Flags of `build`: the options that change the shards' bytes, and the inputs and output."""
+    """Flags of `build`: inputs, output folder, and the options that change the shards' bytes."""
 
     GROUPS: ClassVar = {
         "segment_tokens": "segments (units are tokens; with BPE, bases)",
@@ -34,7 +34,7 @@ class BuildSettings(SegmentOptions):
     fasta: tuple[str, ...] = setting((), positional=True, metavar="GENOME.fa")
     """FASTA files (plain, gzip or bgzip). NAME=FILE sets the genome's name."""
     list: str | None = setting(None, metavar="FILE")
-    """A file with one FASTA, or NAME=FASTA, per line."""
+    """Text file with one FASTA path per line, as PATH or NAME=PATH."""
     out: Path = setting(metavar="DIR")
     """Output folder."""
     tokenizer: str = setting("kmer", metavar="kmer|FILE.model")
@@ -42,11 +42,11 @@ class BuildSettings(SegmentOptions):
     k: int | None = setting(None, metavar="K")
     """Bases per k-mer, 3 to 8 (default: 6)."""
     ambiguous: Literal["split", "unk"] = "split"
-    """At letters other than A, C, G, T: split the segment, or keep short runs as [UNK]."""
+    """Letters other than A, C, G, T: split the segment there, or keep short runs of them as [UNK]."""
     unk_bases: int | None = setting(None, metavar="N")
-    """Longest run that --ambiguous unk keeps (default: 10)."""
+    """Longest run of such letters, in bases, that --ambiguous unk keeps (default: 10)."""
     workers: int | None = setting(None, metavar="N", minimum=1)
-    """Worker processes (default: one per core). Under mpirun, the ranks work instead."""
+    """Number of worker processes (default: one per core). Under mpirun, the MPI ranks are the workers."""
 
     @property
     def bpe_model(self) -> str | None:
@@ -54,12 +54,12 @@ class BuildSettings(SegmentOptions):
         return None if self.tokenizer == "kmer" else self.tokenizer
 
     def build_options(self) -> BuildOptions:
-        """Return the options that change the shards' bytes. Raises `ConfigError` if flags contradict each other."""
+        """Return the options that change the shards' bytes. Raises `ConfigError` if flags conflict."""
         model = self.bpe_model
         if self.unk_bases is not None and self.ambiguous != "unk":
-            raise ConfigError("--unk-bases: needs --ambiguous unk")
+            raise ConfigError("--unk-bases: requires --ambiguous unk; pass both or neither")
         if self.k is not None and model is not None:
-            raise ConfigError(f"--k {self.k}: is for k-mers, not for a BPE model; omit one of them")
+            raise ConfigError(f"--k {self.k}: applies to k-mers, not to a BPE model; omit --k or --tokenizer")
         if model is not None:
             check_readable_file(model, "kmer or a SentencePiece model")
         k = DEFAULT_K if self.k is None else self.k
@@ -96,13 +96,16 @@ class VerifySettings(Settings):
     folder: Path = setting(positional=True, metavar="DIR")
     """Folder of a finished build."""
     leakage: int | None = setting(None, metavar="BASES", minimum=1)
-    """Also report sequences of this length that occur in more than one split."""
+    """Also report the fraction of val and test sequences of this length that another split contains."""
     workers: int | None = setting(None, metavar="N", minimum=1)
-    """Worker processes (default: one per core). Under mpirun, the ranks work instead."""
+    """Number of worker processes (default: one per core). Under mpirun, the MPI ranks are the workers."""
 
 
 def verify(settings: VerifySettings) -> int:
-    """Check a folder and return 1 on any fault. With --leakage, also report what splits share."""
+    """Check a folder of shards. Return 1 if it has a fault, else 0.
+
+    With --leakage, also report the overlap of splits, but only if there is no fault.
+    """
     from data_prep import leakage
     from data_prep import verify as checks
     from data_prep.parallel import open_executor
@@ -125,13 +128,13 @@ class InspectSettings(Settings):
     json: bool = False
     """Print one JSON object."""
     samples: int = setting(3, metavar="N")
-    """Samples to show as bases."""
+    """Number of random samples to show as bases."""
     seed: int = setting(0, metavar="N")
     """Seed for choosing samples."""
 
 
 def inspect(settings: InspectSettings) -> int:
-    """Print a summary of a folder, with samples."""
+    """Print a summary of a folder of shards, with random samples as bases."""
     from data_prep import inspect as view
 
     return view.run(settings.folder, settings.json, settings.samples, settings.seed)
@@ -148,11 +151,11 @@ class StatsSettings(Settings):
     plot: str | None = setting(None, metavar="FILE.png")
     """Write the histogram of segment lengths to this image."""
     workers: int | None = setting(None, metavar="N", minimum=1)
-    """Worker processes (default: one per core). Under mpirun, the ranks work instead."""
+    """Number of worker processes (default: one per core). Under mpirun, the MPI ranks are the workers."""
 
 
 def stats(settings: StatsSettings) -> None:
-    """Print base counts, GC content and the histogram of segment lengths."""
+    """Print base counts, GC content and the histogram of segment lengths of a folder of shards."""
     from data_prep import stats as counts
     from data_prep.parallel import open_executor
 
@@ -168,23 +171,23 @@ class TrainBpeSettings(Settings):
     fasta: tuple[str, ...] = setting((), positional=True, metavar="GENOME.fa")
     """FASTA files (plain, gzip or bgzip). NAME=FILE sets the genome's name."""
     list: str | None = setting(None, metavar="FILE")
-    """A file with one FASTA, or NAME=FASTA, per line."""
+    """Text file with one FASTA path per line, as PATH or NAME=PATH."""
     out: Path = setting(metavar="FILE.model")
-    """The model to write."""
+    """Model file to write."""
     vocab_size: int = setting(4096, metavar="N")
     """Number of ids, special tokens included."""
     sample_bases: int = setting(10_000_000, metavar="N")
     """Number of bases to train on. Each takes about 50 bytes of memory."""
     seed: int = setting(0, metavar="N")
-    """Seed of the sample."""
+    """Seed for choosing the sample."""
     rna: bool = False
     """Read U as T."""
     workers: int | None = setting(None, metavar="N", minimum=1)
-    """Worker processes (default: one per core). Under mpirun, the ranks work instead."""
+    """Number of worker processes (default: one per core). Under mpirun, the MPI ranks are the workers."""
 
 
 def train_bpe(settings: TrainBpeSettings) -> None:
-    """Train a BPE model on a sample of the input."""
+    """Train a BPE model on a sample of the FASTA files."""
     from data_prep.bpe import train_from_files
     from data_prep.parallel import open_executor
     from data_prep.sharding.sources import find_sources
@@ -209,9 +212,9 @@ class SimulateSettings(Settings):
     out: Path = setting(metavar="DIR")
     """Output folder."""
     bases: int = setting(4_000_000, metavar="N")
-    """Size of the genome."""
+    """Size of the genome in bases."""
     rows: int = setting(1500, metavar="N")
-    """Rows of train.csv."""
+    """Number of rows in train.csv."""
     seed: int = setting(0, metavar="N")
     """Random seed."""
 
@@ -224,7 +227,7 @@ def simulate(settings: SimulateSettings) -> int:
 
 
 def num_workers(workers: int | None) -> int:
-    """Return the given number, or the number of cores that this process may use."""
+    """Return `workers`, or by default the number of CPU cores available to this process."""
     if workers is None:
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return workers
@@ -244,7 +247,7 @@ COMMANDS = {
             build,
             "yeast.fa.gz --out yeast --val-fraction 0.05\n"
             "mpirun -n 64 python -m data_prep build --list genomes.txt --out shards --test-contigs 'human:chr8'",
-            "Convert FASTA files to shards and a manifest. The shards' bytes depend only on files and options,\n"
+            "Convert FASTA files to shards and a manifest. The shards' bytes depend only on the files and options,\n"
             "not on the number of workers or ranks. An unfinished build in DIR continues where it stopped.",
         ),
         _command(
@@ -253,8 +256,8 @@ COMMANDS = {
             VerifySettings,
             verify,
             "yeast --leakage 100",
-            "Check every shard against the manifest: checksums, counts, ids in range, every base accounted for,\n"
-            "splits disjoint. Prints every fault with its shard or contig, and exits with 1 on any fault.",
+            "Check every shard against the manifest: checksums, counts, range of ids, coverage of every base,\n"
+            "and disjoint splits. Prints every fault with its shard or contig, and exits with 1 if there is a fault.",
         ),
         _command("inspect", "Summarize a folder of shards", InspectSettings, inspect, "yeast --json"),
         _command("stats", "Count bases, GC and segment lengths", StatsSettings, stats, "yeast --plot lengths.png"),

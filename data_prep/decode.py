@@ -1,4 +1,4 @@
-"""Decode stored segments to bases with any tokenizer, for inspect, stats and leakage."""
+"""Decode stored segments of k-mer or BPE ids to bases, for inspect, stats and leakage."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from dnabert_rm.data.manifest import TokenizerInfo
 from dnabert_rm.genome.kmer import AMBIGUOUS, NUM_SPECIAL, UNK_ID, base_codes, kmer_codes
 
 Decoder = Callable[[NDArray], NDArray[np.uint8]]
-"""Function from ids (T,) to base codes (N,). A code is `AMBIGUOUS` where only [UNK] covers the base."""
+"""Function from ids (T,) to base codes (N,). A base covered only by [UNK] has the code `AMBIGUOUS`."""
 
 
 def make_decoder(tokenizer: TokenizerInfo, folder: Path) -> Decoder:
-    """Return the function that decodes the ids of a segment, or of a part of it, to base codes."""
+    """Return a function that decodes the ids of a whole or partial segment to base codes."""
     if tokenizer.model is not None:
         model = load_model(folder / tokenizer.model)
         return lambda ids: base_codes(model.decode(ids.tolist()))
@@ -27,9 +27,9 @@ def make_decoder(tokenizer: TokenizerInfo, folder: Path) -> Decoder:
 
 
 def kmer_base_codes(ids: NDArray, k: int) -> NDArray[np.uint8]:
-    """Return the base codes of overlapping ids (T,), shape (T + k - 1,).
+    """Return the base codes of overlapping k-mer ids (T,), shape (T + k - 1,).
 
-    A code is `AMBIGUOUS` where only [UNK] covers the base.
+    A base covered only by [UNK] has the code `AMBIGUOUS`.
     """
     if not len(ids):
         return np.empty(0, np.uint8)

@@ -1,4 +1,4 @@
-"""`inspect`: a summary of a folder of shards with random samples as bases, as text or JSON."""
+"""Command `inspect`: print a summary of a folder of shards, with random samples as bases, as text or JSON."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def run(folder: Path, as_json: bool, num_samples: int, seed: int) -> int:
 
 
 def describe(manifest: Manifest, folder: Path) -> dict[str, Any]:
-    """Return the JSON object of `inspect` without samples: tokenizer, splits, bases left out, fingerprint."""
+    """Read all shards and return a summary for JSON: tokenizer, splits, bases left out, fingerprint."""
     bases = {
         split: unique_bases(meta for shard in shards for meta in read_metas(folder / shard.name))
         for split in SPLITS
@@ -39,7 +39,7 @@ def describe(manifest: Manifest, folder: Path) -> dict[str, Any]:
 
 
 def summary(manifest: Manifest, bases_of_split: dict[str, int]) -> dict[str, Any]:
-    """Return the object of `describe` for known numbers of bases, without reading shards."""
+    """Return the same summary as `describe` from the number of bases in each split, without reading shards."""
     splits = {}
     for split, bases in bases_of_split.items():
         shards = manifest.shards_of(split)
@@ -64,7 +64,7 @@ def summary(manifest: Manifest, bases_of_split: dict[str, int]) -> dict[str, Any
 
 
 def unique_bases(metas: Iterable[Meta]) -> int:
-    """Return the number of bases covered by segments. The k - 1 bases that neighbours share count once."""
+    """Return the number of bases covered by segments. Bases shared by neighbouring segments count once."""
     ranges = sorted({(meta["genome"], meta["contig"], meta["start"], meta["end"]) for meta in metas})
     total = 0
     contig = ("", "")
@@ -81,7 +81,7 @@ def unique_bases(metas: Iterable[Meta]) -> int:
 def random_samples(manifest: Manifest, folder: Path, count: int, seed: int) -> list[dict[str, Any]]:
     """Return `count` random parts of segments, as forward-strand bases with coordinates.
 
-    Each segment is equally probable, whatever its length.
+    All segments are equally probable, whatever their length.
     """
     segments = [(shard.name, i) for shard in manifest.shards for i in range(len(shard.segments))]
     bits = random.fold(random.key(seed, "inspect"), np.arange(2 * count))
@@ -91,7 +91,7 @@ def random_samples(manifest: Manifest, folder: Path, count: int, seed: int) -> l
         name, number = segments[index]
         segment = next((segment for i, segment in enumerate(read_segments(folder / name)) if i == number), None)
         if segment is None:
-            raise DataError(f"{folder / name}: has fewer segments than in the manifest; run verify")
+            raise DataError(f"{folder / name}: has fewer segments than the manifest lists; run verify")
         _, meta, ids = segment
         codes = decode(ids)
         codes = (codes ^ np.uint8(1))[::-1] if meta.get("strand") == "-" else codes
@@ -113,7 +113,7 @@ def random_samples(manifest: Manifest, folder: Path, count: int, seed: int) -> l
 
 
 def as_text(folder: str, content: dict[str, Any]) -> str:
-    """Format the object of `inspect` as lines of text."""
+    """Format a summary as text, with samples if it has any."""
     tokenizer = content["tokenizer"]
     genomes = content["genomes"]
     kind = f"{tokenizer['k']}-mers" if tokenizer["kind"] == "kmer" else "BPE"

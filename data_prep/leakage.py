@@ -1,9 +1,9 @@
-"""`verify --leakage`: the fraction of val and test that also occurs, letter for letter, in another split.
+"""Command `verify --leakage`: print the fraction of val and test sequences with an exact copy in another split.
 
-All subsequences of L bases are compared by a hash that is the same for both strands. Only hashes below a limit are
-kept, the same ones in every split (FracMinHash: Irber et al., "Lightweight compositional analysis of metagenomes with
-FracMinHash", 2022). So memory is bounded, and the estimate of the shared fraction is unbiased. For small genomes all
-hashes are kept, and the fraction is exact.
+Subsequences of L bases are compared by a hash that is equal for both strands. Only hashes up to a limit are kept, with
+the same limit in every split (FracMinHash: Irber et al., "Lightweight compositional analysis of metagenomes with
+FracMinHash", 2022). This bounds the memory, and the estimated fraction is unbiased. For small genomes all hashes are
+kept, so the fraction is exact.
 """
 
 from __future__ import annotations
@@ -49,16 +49,16 @@ class HashTask:
 
 
 def run(folder: Path, length_bases: int, executor: Executor) -> int:
-    """Run `verify --leakage`: print the fraction of val and test that other splits contain."""
+    """Run `verify --leakage`: print the fraction of val and test subsequences that occur in other splits."""
     manifest = load_manifest(folder)
-    print(f"exact sequences of {length_bases} bases, on either strand, that two splits share:")
+    print(f"sequences of {length_bases} bases that occur in two splits, on either strand:")
     for split, other, shared, compared in find_overlaps(manifest, folder, length_bases, executor):
         print(f"  {split} in {other}: {100 * shared / max(1, compared):.3f} % ({shared:,} of {compared:,} compared)")
     return 0
 
 
 def find_overlaps(manifest: Manifest, folder: Path, length_bases: int, executor: Executor) -> list[Overlap]:
-    """Return the overlap of each pair of splits in the manifest, by subsequences of `length_bases` bases."""
+    """Compare subsequences of `length_bases` bases and return the overlap of each pair of splits."""
     tokens = sum(shard.tokens for shard in manifest.shards)
     limit = min(2**64 - 1, 2**64 * MAX_HASHES // max(MAX_HASHES, tokens))
     tasks = [HashTask(folder / shard.name, manifest.tokenizer, length_bases, limit) for shard in manifest.shards]
@@ -76,7 +76,7 @@ def find_overlaps(manifest: Manifest, folder: Path, length_bases: int, executor:
 
 
 def hash_shard(task: HashTask) -> NDArray[np.uint64]:
-    """Return the kept hashes of all subsequences in a shard, (n,)."""
+    """Return the hashes of a shard's forward-strand subsequences, except those above the limit, shape (n,)."""
     decode = make_decoder(task.tokenizer, task.path.parent)
     kept = [np.empty(0, np.uint64)]
     for _, meta, ids in read_segments(task.path):
@@ -89,7 +89,7 @@ def hash_shard(task: HashTask) -> NDArray[np.uint64]:
 def subsequence_hashes(codes: NDArray[np.uint8], length_bases: int) -> NDArray[np.uint64]:
     """Return a strand-independent hash of each subsequence of `length_bases` bases.
 
-    Subsequences with an ambiguous base are dropped. codes (N,) → at most (N - length_bases + 1,) uint64.
+    Subsequences with an ambiguous base are dropped. Shapes: codes (N,) → at most (N - length_bases + 1,), uint64.
     """
     if len(codes) < length_bases:
         return np.empty(0, dtype=np.uint64)
@@ -101,7 +101,7 @@ def subsequence_hashes(codes: NDArray[np.uint8], length_bases: int) -> NDArray[n
 
 
 def _forward_hashes(codes: NDArray[np.uint8], length: int) -> NDArray[np.uint64]:
-    """Hash all subsequences of `length` bases, by joining the hashes of 1, 2, 4, … bases."""
+    """Return a hash of each subsequence of `length` bases, combined from hashes of 1, 2, 4, … bases."""
     words = _mix(codes.astype(np.uint64) + np.uint64(1))
     word_length = 1
     result: NDArray[np.uint64] | None = None
@@ -120,7 +120,7 @@ def _forward_hashes(codes: NDArray[np.uint8], length: int) -> NDArray[np.uint64]
 
 
 def _join(left: NDArray[np.uint64], right: NDArray[np.uint64], shift: int) -> NDArray[np.uint64]:
-    """Combine the hashes at i and at i + shift."""
+    """Return one hash per position i, combined from `left[i]` and `right[i + shift]`."""
     size = max(0, min(len(left), len(right) - shift))
     return _mix(left[:size] * _MULTIPLIER + right[shift : shift + size])
 

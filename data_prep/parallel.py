@@ -1,4 +1,4 @@
-"""One executor interface for work in this process, in child processes, or on MPI ranks."""
+"""Common executor interface for work in this process, in child processes, or on MPI ranks."""
 
 from __future__ import annotations
 
@@ -21,10 +21,12 @@ R = TypeVar("R")
 
 @contextlib.contextmanager
 def open_executor(workers: int) -> Iterator[Executor | None]:
-    """Yield an executor for `run_all`. MPI ranks other than the first get None, after they have served as workers.
+    """Yield an executor for `run_all`.
 
-    With one worker the work is done in this process. Under an MPI launcher the ranks are the workers, and `workers` is
-    ignored. Raises `ConfigError` if a launcher is present but mpi4py is not installed.
+    With one worker, this process does the work. Under an MPI launcher the ranks are the workers, and `workers` is
+    ignored. Rank 0 gets the executor. The other ranks first work for rank 0, and get None when it has finished.
+
+    Raises `ConfigError` under an MPI launcher if mpi4py is not installed.
     """
     if any(name in os.environ for name in _MPI_VARIABLES):
         with _mpi_executor() as executor:
@@ -42,8 +44,8 @@ def open_executor(workers: int) -> Iterator[Executor | None]:
 def run_all(executor: Executor, function: Callable[[T], R], items: Sequence[T]) -> Iterator[tuple[int, R]]:
     """Yield (index, `function(items[index])`) in order of completion. The first exception ends the iteration.
 
-    Under MPI this rank also works, starting from the end of the list, so that n ranks do n shares of the work. Raises
-    `DataError` if a worker process died.
+    Under MPI, rank 0 also works: it takes items from the end of the list, so that it is not idle. Raises `DataError`
+    if a worker process died.
     """
     if isinstance(executor, _SerialExecutor):
         for index, item in enumerate(items):
@@ -71,7 +73,7 @@ def run_all(executor: Executor, function: Callable[[T], R], items: Sequence[T]) 
 
 
 class _SerialExecutor(Executor):
-    """Executor of this process. `run_all` recognizes it and calls the function itself, one item at a time."""
+    """Executor without worker processes. `run_all` calls the function in this process, one item at a time."""
 
     def submit(self, function: Callable[..., R], /, *args: Any, **kwargs: Any) -> Future[R]:
         future: Future[R] = Future()
@@ -80,9 +82,10 @@ class _SerialExecutor(Executor):
 
 
 def _start_method() -> Any:
-    """Return the multiprocessing context: "fork" where it is safe, since forked workers inherit all imports.
+    """Return the multiprocessing context: "fork" where it is safe, else "spawn".
 
-    Fork is unsafe in a process with threads, because it copies locks that other threads hold. "spawn" is used there.
+    Forked workers inherit all imports. In a process with several threads fork is unsafe, because it copies locks that
+    other threads hold. Outside Linux, "spawn" is always used.
     """
     import multiprocessing
 
@@ -93,7 +96,7 @@ def _start_method() -> Any:
 def _start_worker() -> None:
     """Make a worker ignore Ctrl-C, which the parent handles, and exit when its parent dies.
 
-    Without the second part a worker would wait forever after its parent was killed by SIGKILL.
+    Otherwise a worker would wait forever after SIGKILL had killed its parent.
     """
     import multiprocessing
     import signal
@@ -116,7 +119,9 @@ def _mpi_executor() -> Iterator[Executor | None]:
         from mpi4py import MPI
         from mpi4py.futures import MPICommExecutor
     except ImportError:
-        raise ConfigError("started by an MPI launcher, but mpi4py is missing; pip install 'dnabert_rm[mpi]'") from None
+        raise ConfigError(
+            "started by an MPI launcher, but mpi4py is missing; run pip install 'dnabert_rm[mpi]'"
+        ) from None
     if MPI.COMM_WORLD.Get_size() == 1:
         yield _SerialExecutor()
         return

@@ -1,9 +1,9 @@
-"""`simulate`: a simulated genome with learnable structure, and labelled sequences that depend on it.
+"""Command `simulate`: write a genome with learnable structure, and labelled sequences with the same structure.
 
 The genome is a third-order Markov background with repeat families, runs of N, lower-case repeats and planted elements.
 An element is a few motifs in a fixed order at nearly fixed distances.
 
-A labelled sequence has the same background and contains an element. With label 0 the letters within each motif are
+A labelled sequence has the same background and contains one element. For label 0 the bases within each motif are
 shuffled, so base composition does not reveal the label. All random numbers are counter-based (`utils/random.py`).
 """
 
@@ -35,7 +35,7 @@ _CHUNK_BASES = 2000
 
 
 def run(folder: Path, bases: int, rows: int, seed: int) -> int:
-    """Run `simulate`: write genome.fa and train.csv, dev.csv, test.csv into `folder`."""
+    """Run `simulate`: write genome.fa, train.csv, dev.csv and test.csv into `folder`."""
     if bases < 20_000:
         raise ConfigError(f"--bases {bases}: must be at least 20000")
     if rows < 2:
@@ -64,13 +64,13 @@ class SequentialRandom:
         self._calls = 0
 
     def uniform(self, *shape: int) -> NDArray[np.float64]:
-        """Return uniform numbers in [0, 1) of the given shape."""
+        """Return an array of this shape with uniform random numbers in [0, 1)."""
         self._calls += 1
         key = random.fold(self._key, self._calls)
         return random.uniform(random.fold(key, np.arange(int(np.prod(shape))))).reshape(shape)
 
     def below(self, bound: int, *shape: int) -> NDArray[np.int64]:
-        """Return uniform integers 0 … bound - 1 of the given shape."""
+        """Return an array of this shape with uniform random integers from 0 to bound - 1."""
         return (self.uniform(*shape) * bound).astype(np.int64)
 
 
@@ -78,7 +78,7 @@ class SequentialRandom:
 
 
 def _transition_probabilities(rng: SequentialRandom) -> NDArray[np.float64]:
-    """Return random probabilities of the next base after each three bases, shape (64, 4)."""
+    """Return random probabilities of a base, given the three bases before it, shape (64, 4)."""
     weights = 0.1 + rng.uniform(64, 4) ** 2
     return weights / weights.sum(axis=1, keepdims=True)
 
@@ -86,7 +86,7 @@ def _transition_probabilities(rng: SequentialRandom) -> NDArray[np.float64]:
 def background(size: int, cumulative: NDArray[np.float64], rng: SequentialRandom) -> NDArray[np.uint8]:
     """Return a third-order Markov sequence as base codes, shape (size,).
 
-    Independent chunks are generated in parallel, one base per chunk and step, and then joined.
+    Independent chunks grow in parallel by one base per loop iteration. Then they are joined.
 
     Args:
         cumulative: Cumulative transition probabilities, (64, 4).
@@ -103,21 +103,21 @@ def background(size: int, cumulative: NDArray[np.float64], rng: SequentialRandom
 
 @dataclass(frozen=True)
 class Element:
-    """Motifs (MOTIFS_PER_ELEMENT, MOTIF_BASES) as base codes, and the number of bases between them."""
+    """Planted element: its motifs (MOTIFS_PER_ELEMENT, MOTIF_BASES) as base codes, and the bases after each motif."""
 
     motifs: NDArray[np.uint8]
     spacers: tuple[int, ...]
 
     @property
     def max_bases(self) -> int:
-        """Length of the longest copy."""
+        """Largest possible length of a copy, in bases."""
         return len(self.motifs) * (MOTIF_BASES + 1) + sum(self.spacers)
 
     def plant(self, codes: NDArray[np.uint8], start: int, rng: SequentialRandom, shuffled: bool = False) -> None:
-        """Write one copy, slightly mutated and with jittered spacers, into `codes` from `start` on.
+        """Write one copy into `codes` from `start` on. Mutate a few bases and vary the spacers by at most one base.
 
         Args:
-            shuffled: Shuffle the letters within each motif.
+            shuffled: Whether to shuffle the bases within each motif.
         """
         jitter = rng.below(3, len(self.motifs)) - 1
         mutated = rng.uniform(*self.motifs.shape) < 0.05
@@ -138,7 +138,7 @@ def _random_element(rng: SequentialRandom) -> Element:
 
 
 def _genome(size: int, cumulative: NDArray, elements: list[Element], rng: SequentialRandom) -> NDArray[np.uint8]:
-    """Return the letters of the genome, shape (size,): background, repeats, elements, lower case, N."""
+    """Return the genome as letters (size,): background, lower-case repeats, elements and runs of N."""
     codes = background(size, cumulative, rng)
     lower = np.zeros(size, dtype=bool)
     _plant_repeats(codes, lower, rng)
@@ -156,7 +156,7 @@ def _genome(size: int, cumulative: NDArray, elements: list[Element], rng: Sequen
 def _plant_repeats(codes: NDArray[np.uint8], lower: NDArray[np.bool_], rng: SequentialRandom) -> None:
     """Overwrite about `REPEAT_FRACTION` of the genome with copies of repeat families, and mark them as lower case.
 
-    Copies differ from their family's consensus in 5 to 20 % of the bases, and are on either strand.
+    A copy can be on either strand. In each copy, 5 to 20 % of the bases are replaced by random bases.
     """
     families = [rng.below(4, int(length)).astype(np.uint8) for length in 200 + rng.below(800, NUM_FAMILIES)]
     size = len(codes)

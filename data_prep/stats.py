@@ -1,4 +1,4 @@
-"""`stats`: bases left out by reason, GC content, bases per token, and a histogram of segment lengths."""
+"""Command `stats`: report bases left out by reason, GC content, bases per token, and a histogram of segment lengths."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class CountTask(NamedTuple):
 
 
 def run(folder: Path, as_json: bool, plot: str | None, executor: Executor) -> int:
-    """Run `stats`: print a table or one JSON object. `plot` is the image file for the histogram, if any."""
+    """Run `stats`: print a table or one JSON object. If `plot` is given, also write the histogram to this file."""
     manifest = load_manifest(folder)
     content = collect(manifest, folder, executor)
     if plot is not None:
@@ -40,7 +40,7 @@ def run(folder: Path, as_json: bool, plot: str | None, executor: Executor) -> in
 
 
 def collect(manifest: Manifest, folder: Path, executor: Executor) -> dict[str, Any]:
-    """Return the object of `inspect` plus the histogram. Each split also has base counts, GC and bases per token."""
+    """Return the summary of `inspect` with the histogram, and with base counts, GC and bases per token per split."""
     content = describe(manifest, folder)
     letters = {split: np.zeros(AMBIGUOUS + 1, dtype=np.int64) for split in SPLITS}
     tasks = [CountTask(folder / shard.name, manifest.tokenizer) for shard in manifest.shards]
@@ -59,9 +59,9 @@ def collect(manifest: Manifest, folder: Path, executor: Executor) -> dict[str, A
 
 
 def count_letters(task: CountTask) -> NDArray[np.int64]:
-    """Return the number of each base code in a shard's forward segments, shape (5,).
+    """Return how often each base code occurs in a shard's forward-strand segments, shape (5,).
 
-    Bases that a segment shares with its predecessor in the shard count once.
+    Bases that a segment shares with the segment before it count once.
     """
     decode = make_decoder(task.tokenizer, task.path.parent)
     counts = np.zeros(AMBIGUOUS + 1, dtype=np.int64)
@@ -79,9 +79,9 @@ def count_letters(task: CountTask) -> NDArray[np.int64]:
 
 
 def histogram(lengths: NDArray[np.int64]) -> list[dict[str, int]]:
-    """Count segments and their tokens by length.
+    """Return the histogram of segment lengths: the number of `segments` and their `tokens` in each bin.
 
-    Returns: one object per bin with `from` and `to` (powers of two, half-open), `segments` and `tokens`.
+    A bin holds lengths of at least `from` and less than `to` tokens. Both are powers of two.
     """
     power = np.floor(np.log2(lengths)).astype(int)
     return [
@@ -96,7 +96,7 @@ def histogram(lengths: NDArray[np.int64]) -> list[dict[str, int]]:
 
 
 def as_text(folder: Path, content: dict[str, Any]) -> str:
-    """Format the object of `stats` as a table and a histogram."""
+    """Format the result of `collect` as a table and a histogram."""
     lines = [f"{folder}: {content['bases']:,} bases in {content['contigs']} contigs", ""]
     lines.append(f"{'split':8}{'shards':>8}{'segments':>12}{'tokens':>16}{'bases':>16}{'bases/token':>13}{'GC %':>8}")
     for split, row in content["splits"].items():
@@ -117,15 +117,15 @@ def as_text(folder: Path, content: dict[str, Any]) -> str:
 
 
 def draw_histogram(rows: list[dict[str, int]], path: Path) -> None:
-    """Write the histogram of segment lengths as an image (PNG, PDF or SVG, by the file's suffix)."""
+    """Write the histogram of segment lengths as an image. The suffix of `path` chooses PNG, PDF or SVG."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise ConfigError("--plot: needs matplotlib; pip install 'dnabert_rm[plots]'") from None
+        raise ConfigError("--plot: requires matplotlib; run pip install 'dnabert_rm[plots]'") from None
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()
     axes.bar([str(row["from"]) for row in rows], [row["segments"] for row in rows], color="#4477aa")
-    axes.set(xlabel="tokens per segment (from … to twice that)", ylabel="segments", title="Segment lengths")
+    axes.set(xlabel="tokens per segment (lower bound of the bin)", ylabel="segments", title="Segment lengths")
     axes.tick_params(axis="x", rotation=60)
     try:
         figure.savefig(path, dpi=150)

@@ -1,4 +1,4 @@
-"""`verify`: check a folder of shards against its manifest, each shard separately and then all contigs."""
+"""Command `verify`: check a folder of shards against its manifest, first every shard and then every contig."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _CHUNK_TOKENS = 1 << 15
 
 @dataclass(frozen=True)
 class StoredSegment:
-    """Coordinates, split, number of tokens and strand of one segment."""
+    """Coordinates, split, number of tokens and strand of one stored segment."""
 
     start: int
     end: int
@@ -37,7 +37,7 @@ class StoredSegment:
 
 
 SegmentsByContig = dict[tuple[str, str], list[StoredSegment]]
-"""The segments of each (genome, contig)."""
+"""Segments keyed by (genome, contig)."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class ShardCheck:
 
 
 def run(folder: Path, executor: Executor) -> int:
-    """Run `verify`: print every fault with the name of its shard or contig. Return 1 if there is any."""
+    """Run `verify`: print every fault with the name of its shard or contig. Return 1 if there is a fault, else 0."""
     manifest = load_manifest(folder)
     faults = list(find_faults(manifest, folder, executor))
     for fault in faults:
@@ -98,13 +98,13 @@ def _has_model(folder: Path, tokenizer: TokenizerInfo) -> bool:
 
 
 def check_shard(check: ShardCheck) -> tuple[str | None, SegmentsByContig]:
-    """Return the first fault of a shard as a description, or None, and the shard's segments."""
+    """Check one shard. Return a description of its first fault, or None, and its segments (none after a fault)."""
     segments: SegmentsByContig = defaultdict(list)
     path = check.folder / check.info.name
     info = check.info
     try:
         if not path.is_file() or path.stat().st_size != info.bytes:
-            raise DataError(f"{path}: is missing, or does not have the manifest's {info.bytes:,} bytes")
+            raise DataError(f"{path}: is missing, or its size differs from the manifest's {info.bytes:,} bytes")
         if sha256_of_file(path) != info.sha256:
             raise DataError(f"{path}: its checksum does not match the manifest")
         ids_check = _IdsCheck(check)
@@ -112,7 +112,9 @@ def check_shard(check: ShardCheck) -> tuple[str | None, SegmentsByContig]:
         lengths = []
         for key, meta, ids in read_segments(path):
             if key != next(keys) or meta["split"] != info.split:
-                raise DataError(f"{path}: segment {key} is out of order or of split {meta['split']!r}")
+                raise DataError(
+                    f"{path}: segment {key} is out of order, or its split {meta['split']!r} does not match the manifest"
+                )
             if (fault := ids_check.fault(ids, meta)) is not None:
                 raise DataError(f"{path}: segment {key} {fault}")
             lengths.append(len(ids))
@@ -126,7 +128,7 @@ def check_shard(check: ShardCheck) -> tuple[str | None, SegmentsByContig]:
 
 
 class _IdsCheck:
-    """Check that a segment's ids have the right type, are in range, and decode to the right number of bases."""
+    """Check of a segment's ids: their data type, range, consistency and number of bases."""
 
     def __init__(self, check: ShardCheck) -> None:
         tokenizer = check.tokenizer
@@ -144,7 +146,7 @@ class _IdsCheck:
         if ids.dtype != self._dtype or len(ids) == 0:
             return f"holds {len(ids)} ids of {ids.dtype}, but {self._dtype} is expected"
         if self._k is not None and len(ids) != bases - self._k + 1:
-            return f"holds {len(ids)} tokens, but {bases} bases make {bases - self._k + 1}"
+            return f"holds {len(ids)} tokens, but {bases} bases give {bases - self._k + 1}"
         for start in range(0, len(ids), _CHUNK_TOKENS):
             # Chunks overlap by one token, so that neighbours in different chunks are compared too.
             if (fault := self._chunk_fault(ids[start : start + _CHUNK_TOKENS + 1])) is not None:
@@ -154,7 +156,7 @@ class _IdsCheck:
         return None
 
     def _chunk_fault(self, ids: NDArray) -> str | None:
-        """Check that ids are in range, and that neighbouring k-mers agree in their k - 1 shared bases."""
+        """Return a description of an id out of range or of neighbouring k-mers that do not overlap, or None."""
         # The subtraction is unsigned, so special tokens wrap around to values above every other id.
         numbers = ids - self._dtype.type(NUM_SPECIAL)
         known = numbers[ids != UNK_ID] if self._unk_allowed else numbers
@@ -165,14 +167,18 @@ class _IdsCheck:
         broken = (numbers[:-1] & self._dtype.type(4 ** (self._k - 1) - 1)) != numbers[1:] >> self._dtype.type(2)
         if self._unk_allowed:
             broken &= (ids[:-1] != UNK_ID) & (ids[1:] != UNK_ID)
-        return f"breaks between tokens {broken.argmax()} and {broken.argmax() + 1}" if broken.any() else None
+        return (
+            f"has k-mers that do not overlap at tokens {broken.argmax()} and {broken.argmax() + 1}"
+            if broken.any()
+            else None
+        )
 
 
 # Checks of the contigs
 
 
 def contig_faults(manifest: Manifest, segments: SegmentsByContig) -> Iterator[str]:
-    """Yield the faults of every contig: each base must be accounted for, and be in one split only."""
+    """Yield a description of each contig fault. Every base must be in one split only, or counted as left out."""
     k = manifest.tokenizer.k or 1
     strands = {"+", "-"} if manifest.options.get("strand") == "both" else {None}
     for contig in manifest.contigs:
@@ -183,18 +189,18 @@ def contig_faults(manifest: Manifest, segments: SegmentsByContig) -> Iterator[st
             if (fault := _coverage_fault(contig, on_strand, k)) is not None:
                 yield f"{contig.genome}:{contig.contig}: {fault}"
         if sum(segment.tokens for segment in found) != contig.tokens:
-            yield f"{contig.genome}:{contig.contig}: its segments do not have the manifest's {contig.tokens:,} tokens"
+            yield f"{contig.genome}:{contig.contig}: its number of tokens differs from the manifest's {contig.tokens:,}"
     for genome, name in segments:
-        yield f"{genome}:{name}: has segments, but is not in the manifest's contigs"
+        yield f"{genome}:{name}: has segments, but is not listed in the manifest"
 
 
 def _coverage_fault(contig: ContigInfo, segments: list[StoredSegment], k: int) -> str | None:
-    """Return a description of the first fault in the sorted segments of one strand of a contig, or None."""
+    """Check a contig's segments on one strand, sorted by start. Return a description of the first fault, or None."""
     covered = reached = 0
     for before, segment in zip([None, *segments], segments, strict=False):
         if before is not None:
             if before.split != segment.split and segment.start < before.end:
-                return f"{before.split} and {segment.split} share bases {segment.start} to {before.end}"
+                return f"{before.split} and {segment.split} both contain bases {segment.start} to {before.end}"
             if segment.start < before.end - k + 1:
                 return f"bases {segment.start} to {before.end} are stored twice"
         covered += segment.end - max(segment.start, reached)

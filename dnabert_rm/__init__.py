@@ -1,3 +1,3 @@
-"""Pretrain DNA BERTs with RandomMask, export them, fine-tune and evaluate them."""
+"""Pretraining of DNA BERTs with RandomMask, and their export, fine-tuning and evaluation."""
 
 __version__ = "0.1.0"

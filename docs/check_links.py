@@ -1,11 +1,12 @@
-"""Find broken links and paths in the project's Markdown. Print one line for each, and exit with 1 if there are any.
+"""Search for broken links and paths in the project's Markdown files.
 
-Checked without network access, in README.md, CHANGELOG.md, dev/*.md, docs/*.md and ds_configs/README.md:
+The script prints one line per broken link or path, and exits with 1 if there are any. It needs no network access. It
+reads README.md, CHANGELOG.md, dev/*.md, docs/*.md and ds_configs/README.md, and checks:
 
-- relative links and images, and their #anchors, which GitHub derives from headings;
-- paths in the text that begin with a folder of the project, and patterns with *: `tests/unit/data/test_sampler.py`;
-- every path in backticks in the tables of docs/architecture.md. It may be relative to dnabert_rm/, or to the path
-  before it in its row.
+- relative links and images, and their #anchors. GitHub derives the anchors from headings;
+- paths that begin with a folder of the project, such as `tests/unit/data/test_sampler.py`. They may be patterns with *;
+- every path in backticks in the tables of docs/architecture.md. It may be relative to dnabert_rm/, or to a path
+  before it in the same row.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ _PARSER = MarkdownIt("commonmark").enable("table")
 
 
 def faults(root: Path) -> Iterator[str]:
-    """Yield one line for each link or path below `root` that does not exist."""
+    """Yield a message for each broken link or path in the Markdown files below `root`."""
     for page in sorted(path for pattern in PAGES for path in root.glob(pattern)):
         name, tokens = page.relative_to(root).as_posix(), _PARSER.parse(page.read_text())
         for line, target in links(tokens):
@@ -46,7 +47,7 @@ def faults(root: Path) -> Iterator[str]:
 
 
 def links(tokens: list[Token]) -> Iterator[tuple[int, str]]:
-    """Yield the targets of links and images, except URLs, with the first line of their paragraph."""
+    """Yield (line, target) for each link and image, except URLs. `line` is the first line of the paragraph."""
     for block in tokens:
         for token in block.children or []:
             target = str(token.attrGet("href") or token.attrGet("src") or "")
@@ -68,7 +69,10 @@ def link_problem(root: Path, page: Path, target: str) -> str:
 
 
 def anchors(text: str) -> set[str]:
-    """Return the anchors of a page's headings: lower case, no punctuation, hyphens for spaces, -1, -2 … for repeats."""
+    """Return the anchors of a page's headings, as GitHub derives them.
+
+    An anchor is in lower case, without punctuation, and has hyphens for spaces. Repeated headings get -1, -2 …
+    """
     tokens, found = _PARSER.parse(text), set()
     for before, token in itertools.pairwise(tokens):
         if before.type == "heading_open":
@@ -84,7 +88,7 @@ def _numbered(slug: str) -> Iterator[str]:
 
 
 def paths_in_tables(tokens: list[Token], root: Path) -> Iterator[tuple[int, str]]:
-    """Yield missing files and folders in backticks in a page's tables, with the line of their row."""
+    """Yield (line, path) for each path in backticks in a page's tables if no such file or folder exists."""
     line, bases = 0, [root, root / "dnabert_rm"]
     for block in tokens:
         if block.type == "tr_open":
@@ -101,7 +105,7 @@ def paths_in_tables(tokens: list[Token], root: Path) -> Iterator[tuple[int, str]
 
 
 def main() -> int:
-    """Print the broken links and paths, and return 1 if there are any."""
+    """Print the broken links and paths. Return the exit code, which is 1 if there are any."""
     lines = list(faults(ROOT))
     print("\n".join(lines), end="\n" if lines else "", file=sys.stderr)
     return int(bool(lines))

@@ -1,4 +1,4 @@
-"""Write docs/configuration.md from the dataclasses of `dnabert_rm/config/`, the flags and the presets.
+"""Generator of docs/configuration.md from the dataclasses of `dnabert_rm/config/`, the flags and the presets.
 
 With `--check`, write nothing and exit with 1 if the page is not up to date.
 """
@@ -111,7 +111,7 @@ def page() -> str:
 
 
 def example_text() -> str:
-    """Return an example file and command, with the source of each value."""
+    """Return the Markdown section with an example file, a command, and the source of each value."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "mine.toml"
         file.write_text(EXAMPLE_FILE)
@@ -139,7 +139,7 @@ def _dotted(layer: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def _value(config: RunConfig, name: str) -> str:
-    """Return the value of a field, given its dotted name, as written after a flag."""
+    """Return the value of a field as text for the command line. `name` is the dotted name of the field."""
     section, key = name.split(".")
     value = getattr(getattr(config, section), key)
     items = value if isinstance(value, tuple) else (value,)
@@ -147,7 +147,7 @@ def _value(config: RunConfig, name: str) -> str:
 
 
 def section_text(name: str, cls: type) -> str:
-    """Return the text of a section: its purpose, a table of its fields, and the fields that a resume may change."""
+    """Return the text of a section: its purpose, a table of its fields, and the fields that may change on resume."""
     infos = [info for info in run_settings().values() if info.name.startswith(f"{name}.")]
     free = ", ".join(f"`{info.name}`" for info in infos if info.name in free_on_resume()) or "none of these fields"
     return "\n".join(
@@ -164,7 +164,7 @@ def field_row(info: Setting) -> str:
 
 
 def presets_text() -> str:
-    """Return the table of presets by architecture: the fields that each sets, and its number of parameters."""
+    """Return the table of presets, with one row per preset and architecture."""
     pairs = [(preset, architecture) for preset in preset_names() for architecture in own_first(preset)]
     named = {name for pair in pairs for name in _dotted(load_preset(*pair))} - {"model.architecture"}
     columns = [name for name in run_settings() if name in named]
@@ -181,7 +181,10 @@ def presets_text() -> str:
 
 
 def preset_row(preset: str, architecture: str, columns: list[str]) -> str:
-    """Format a preset with one architecture as a row. Only the row of its default architecture shows its purpose."""
+    """Format a preset with one architecture as a row of the presets table.
+
+    Only the row with the preset's default architecture shows the purpose of the preset.
+    """
     config = resolve(load_preset(preset, architecture), {"model": {"architecture": architecture}, **NEEDED})
     own = load_preset(preset)["model"]["architecture"] == architecture
     flags = f"--preset {preset}" + ("" if own else f" --model.architecture {architecture}")
@@ -197,19 +200,19 @@ def preset_row(preset: str, architecture: str, columns: list[str]) -> str:
 
 
 def own_first(preset: str) -> list[str]:
-    """Return all architectures, the preset's default first."""
+    """Return all architectures, starting with the default of the preset."""
     own = load_preset(preset)["model"]["architecture"]
     return [own, *(name for name in ARCHITECTURES if name != own)]
 
 
 def purpose(preset: str) -> str:
-    """Return the purpose of a preset: the first line of its file, without the number of parameters."""
+    """Return the purpose of a preset: the text after the colon in the first line of its file."""
     first = (resources.files("dnabert_rm") / "presets" / f"{preset}.toml").read_text().splitlines()[0]
     return first.partition(": ")[2].rstrip(".")
 
 
 def main() -> int:
-    """Write the page, or compare it if `--check` is passed."""
+    """Write the page, or compare it with the code if `--check` is passed. Return the exit code."""
     parser = argparse.ArgumentParser(description="Write docs/configuration.md from the code.")
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if the page is not up to date")
     if not parser.parse_args().check:

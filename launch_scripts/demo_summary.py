@@ -1,4 +1,4 @@
-"""Print the summary of `make demo`: the loss at the end of each phase, and the fine-tuning scores."""
+"""Summary of `make demo`: the loss at the end of each phase, and the fine-tuning scores."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ LAST_STEPS = 50
 
 
 class PhaseRow(NamedTuple):
-    """A phase, its largest span, and its mean loss and mean masked accuracy over the last `LAST_STEPS` steps."""
+    """Results of one phase: largest span, and mean loss and accuracy over the phase's last `LAST_STEPS` steps."""
 
     phase: int
     max_span: int
@@ -20,7 +20,7 @@ class PhaseRow(NamedTuple):
 
 
 def phase_rows(metrics: list[dict]) -> list[PhaseRow]:
-    """Return one row per phase in the lines of metrics.jsonl."""
+    """Return one row per phase. `metrics` contains the parsed lines of metrics.jsonl."""
     rows = []
     for phase in sorted({row["phase"] for row in metrics}):
         in_phase = [row for row in metrics if row["phase"] == phase]
@@ -32,7 +32,7 @@ def phase_rows(metrics: list[dict]) -> list[PhaseRow]:
 
 
 def main(folder: Path) -> None:
-    """Print the summary of a demo folder."""
+    """Print the summary of the results in a demo folder."""
     metrics = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
     print("\nphase  spans up to  loss at its end  masked accuracy")
     for phase, span, loss, accuracy in phase_rows(metrics):

@@ -1,1 +1,1 @@
-"""`build`: FASTA files to a folder of shards with a manifest."""
+"""Command `build`: convert FASTA files to a folder of shards with a manifest."""

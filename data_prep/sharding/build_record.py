@@ -1,4 +1,4 @@
-"""Record of an unfinished build, from which the same command resumes it.
+"""Record of an unfinished build. The same command resumes the build from its record.
 
 The record is the hidden folder `.build` in the output folder. It holds a lock, the options, the inputs' checksums, the
 `ShardInfo` of every finished shard, and decompressed inputs. It is removed when the build is complete.
@@ -26,7 +26,7 @@ _LOCK_NAME = "lock"
 
 
 class BuildRecord:
-    """The record of the build in `folder`. Its files are in `scratch`."""
+    """Record of the build in `folder`. Its files are in `scratch`, which is the subfolder `.build`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -34,16 +34,16 @@ class BuildRecord:
 
     @contextlib.contextmanager
     def open(self, options: BuildOptions, sources: list[SourceInfo]) -> Iterator[None]:
-        """Lock the folder and record the build. Remove the record on success.
+        """Lock the folder and record the build during the `with` block. Remove the record on success.
 
-        After a `UserError` or `OSError` the record is kept if a shard is finished. Otherwise it is removed, and so is
-        the folder if it is new.
+        After a `UserError` or `OSError` the record is kept if at least one shard is finished. Otherwise the record is
+        removed, and the folder too if this call created it.
 
         Raises `ConfigError` if the folder holds a different build, or if another process is building in it.
         """
         is_new = not self.folder.exists()
         if not is_new and not self.folder.is_dir():
-            raise ConfigError(f"--out {self.folder}: is not a folder; choose another one")
+            raise ConfigError(f"--out {self.folder}: is not a folder; choose another output folder")
         inputs = {"options": options.to_json(), "sources": [asdict(source) for source in sources]}
         self._check_same_build(inputs)
         self.scratch.mkdir(parents=True, exist_ok=True)
@@ -61,7 +61,7 @@ class BuildRecord:
                 raise
 
     def finished_shards(self) -> dict[str, ShardInfo]:
-        """Return the shards recorded as finished, by name, from the manifest or the scratch folder."""
+        """Return the finished shards keyed by name, as recorded in the manifest or else in the scratch folder."""
         if (self.folder / MANIFEST_NAME).exists():
             return {shard.name: shard for shard in load_manifest(self.folder).shards}
         found = {}
@@ -87,7 +87,7 @@ class BuildRecord:
             )
 
     def _load(self) -> dict[str, Any] | None:
-        """Return the options and sources of the folder's build, finished or not, or None if there is none."""
+        """Return the options and sources of the folder's build, finished or not. Return None if there is no build."""
         if (self.folder / MANIFEST_NAME).exists():
             manifest = load_manifest(self.folder)
             return {"options": manifest.options, "sources": [asdict(source) for source in manifest.sources]}
@@ -103,7 +103,9 @@ class BuildRecord:
             try:
                 stack.enter_context(file_lock(self.scratch / _LOCK_NAME))
             except LockHeldError:
-                raise ConfigError(f"--out {self.folder}: another build is running there; wait until it ends") from None
+                raise ConfigError(
+                    f"--out {self.folder}: another build is running in this folder; wait until it ends"
+                ) from None
             yield
 
     def _save(self, inputs: dict[str, Any]) -> None:
@@ -111,7 +113,7 @@ class BuildRecord:
         self._remove_temporary_files()
 
     def _remove_temporary_files(self) -> None:
-        """Remove files that a killed or failed process had begun to write."""
+        """Remove temporary files of a killed or failed process."""
         for path in [*self.scratch.glob("*.tmp"), *self.folder.glob(f".{MANIFEST_NAME}.*.tmp")]:
             path.unlink(missing_ok=True)
 
@@ -123,7 +125,7 @@ def is_intact(folder: Path, info: ShardInfo) -> bool:
 
 
 def _differences(earlier: dict[str, Any], inputs: dict[str, Any]) -> list[str]:
-    """Describe how two builds differ: options first, then files."""
+    """Return a description of each difference between two builds: options first, then files."""
     there = earlier["options"]
     here = inputs["options"]
     differences = [

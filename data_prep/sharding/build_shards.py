@@ -1,4 +1,4 @@
-"""`build` from start to end: scan, decompress, plan, write shards, write the manifest."""
+"""Command `build`: scan and decompress the inputs, plan the shards, and write the shards and the manifest."""
 
 from __future__ import annotations
 
@@ -49,15 +49,15 @@ class Job:
 
 
 def build(job: Job, executor: Executor) -> dict[str, Any]:
-    """Build a folder of shards, or resume an unfinished build. Return the object of `inspect`.
+    """Build a folder of shards, or resume an unfinished build. Return the summary that `inspect` prints.
 
-    Raises `ConfigError` or `DataError`. Finished shards are then kept for the next run. If there are none, nothing is
-    left behind.
+    Raises `ConfigError` or `DataError`. After an error, finished shards are kept for the next run. Without finished
+    shards, no files remain.
     """
     try:
         return _build(job, BuildRecord(job.folder), executor)
     except OSError as error:
-        fix = "free some space" if error.errno in _NO_SPACE else "fix that"
+        fix = "free disk space" if error.errno in _NO_SPACE else "fix the cause"
         raise DataError(
             f"{error.filename or job.folder}: {error.strerror}; {fix} and run the same command again "
             "(finished shards are kept)"
@@ -92,19 +92,19 @@ def _build(job: Job, record: BuildRecord, executor: Executor) -> dict[str, Any]:
 
 
 def _sizes_and_times(sources: Sequence[Source]) -> list[tuple[int, int]]:
-    """Return the size and modification time of every input."""
+    """Return the size and modification time of every input file, to detect changes during the build."""
     return [(stat.st_size, stat.st_mtime_ns) for stat in (os.stat(source.path) for source in sources)]
 
 
 def _prepare_tokenizer(job: Job, scratch: Path) -> tuple[TokenizerInfo, str | None]:
-    """Return the manifest's tokenizer entry, and the path of a copy of the BPE model in the scratch folder."""
+    """Return the manifest's tokenizer entry and, for BPE, the path of the model's copy in `scratch` (else None)."""
     if job.options.k is not None:
         return TokenizerInfo("kmer", vocab_size(job.options.k), job.options.k), None
     assert job.bpe_model is not None
     size = load_model(job.bpe_model).vocab_size()
     if job.options.strand == "forward":
         notice(
-            "BPE shards have no reverse strand, shifted starts or non-overlapping tokens; "
+            "with BPE, training can't use the reverse strand, shifted starts or non-overlapping tokens; "
             "pass --strand both to store both strands"
         )
     copy = scratch / MODEL_NAME
@@ -120,10 +120,10 @@ def _write_shards(
     bpe_model: str | None,
     executor: Executor,
 ) -> list[ShardInfo]:
-    """Write the shards that are not finished yet. Return all shards of the plan, in order."""
+    """Write the shards that are not finished yet. Return the `ShardInfo` of all shards, in the plan's order."""
     infos = _finished_shards(plan, record, executor)
     if infos:
-        notice(f"{record.folder}: {len(infos)} of {len(plan.shards)} shards exist already")
+        notice(f"{record.folder}: {len(infos)} of {len(plan.shards)} shards are already finished")
     missing = [shard for shard in plan.shards if shard.name not in infos]
     tasks = [_shard_task(shard, refs, options, record, bpe_model) for shard in missing]
     bases = [int((shard.segments.end - shard.segments.start).sum()) for shard in missing]
@@ -135,7 +135,7 @@ def _write_shards(
 
 
 def _finished_shards(plan: Plan, record: BuildRecord, executor: Executor) -> dict[str, ShardInfo]:
-    """Return the plan's shards that an earlier run finished, if their checksum is still right."""
+    """Return the planned shards that an earlier run finished and that are still intact, keyed by name."""
     recorded = record.finished_shards()
     known = [recorded[shard.name] for shard in plan.shards if shard.name in recorded]
     checks = run_all(executor, functools.partial(is_intact, record.folder), known)
@@ -152,7 +152,7 @@ def _shard_task(
 def _contig_infos(
     contigs: Sequence[Contig], plan: Plan, shards: Sequence[ShardInfo], options: BuildOptions
 ) -> list[ContigInfo]:
-    """Return the manifest's entry of every contig: length, tokens, and bases left out."""
+    """Return the manifest entry of every contig: length, number of tokens, and bases left out."""
     tokens = np.zeros(len(contigs), dtype=np.int64)
     for shard, info in zip(plan.shards, shards, strict=True):
         np.add.at(tokens, np.repeat(shard.segments.contig, options.strands), info.segments)

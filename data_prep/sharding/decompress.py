@@ -1,7 +1,7 @@
 """Decompress gzip and bgzip inputs once, with htslib (pysam), into the scratch folder.
 
-The build reads every part of a file twice, in all workers, but gzip can be read from its start only. Bgzip is gzip in
-small blocks of known sizes, so workers share its decompression.
+Workers read parts of a file, but a gzip file can only be read from its start. A bgzip file consists of small gzip
+blocks of known sizes, so several workers decompress it together.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ _PART_BYTES = 1 << 26
 
 @dataclass(frozen=True)
 class Part:
-    """One task of the decompression.
+    """Part of a compressed file, decompressed by one worker.
 
-    It reads `path` from byte `compressed_offset` on, where a block starts. It writes `size` bytes (None: all) to
-    `output` from byte `output_offset` on.
+    Reading starts at byte `compressed_offset` of `path`, which is the start of a block. Writing starts at byte
+    `output_offset` of `output`. `size` is the number of bytes to write, or None for the whole file.
     """
 
     path: str
@@ -43,13 +43,13 @@ class Part:
 
 
 def is_gzip(path: str) -> bool:
-    """Return whether a file has the magic number of gzip and bgzip, whatever its name."""
+    """Return whether a file is gzip or bgzip, by its magic number and not by its name."""
     with open(path, "rb") as stream:
         return stream.read(2) == _GZIP_MAGIC
 
 
 def check_headers(sources: Sequence[Source]) -> None:
-    """Raise `DataError` for the first file that does not begin like FASTA, before any long work is done on it."""
+    """Check that every file begins like FASTA, before the slow scan. Raise `DataError` for the first that does not."""
     for source in sources:
         try:
             with _open_compressed(source.path) if is_gzip(source.path) else open(source.path, "rb") as stream:
@@ -62,7 +62,7 @@ def check_headers(sources: Sequence[Source]) -> None:
 
 
 def _open_compressed(path: str) -> Any:
-    """Open a gzip or bgzip file with htslib. Its OSError for damaged data has no errno."""
+    """Open a gzip or bgzip file with htslib. Damaged data raise an OSError without errno."""
     import pysam
 
     # Otherwise htslib prints its own messages in addition to ours.
@@ -71,9 +71,9 @@ def _open_compressed(path: str) -> Any:
 
 
 def decompress_sources(sources: Sequence[Source], scratch: Path, executor: Executor) -> dict[int, str]:
-    """Decompress every gzip or bgzip source into `scratch`. Return the output paths by source index.
+    """Decompress every gzip or bgzip source into `scratch`. Return the output paths, keyed by source index.
 
-    Files that an earlier run finished are reused. Raises `DataError` for damaged files.
+    Files that an earlier run decompressed are reused. Raises `DataError` for damaged files.
     """
     outputs = {i: str(scratch / f"source-{i}.fa") for i, source in enumerate(sources) if is_gzip(source.path)}
     temporaries = {i: f"{path}.tmp" for i, path in outputs.items() if not Path(path).exists()}
@@ -109,9 +109,9 @@ def cut_parts(path: str, output: str) -> list[Part]:
 
 
 def bgzip_blocks(path: str) -> list[tuple[int, int]] | None:
-    """Return (offset, uncompressed bytes) of every block of a bgzip file, or None for plain gzip.
+    """Return (offset, uncompressed size) in bytes for every block of a bgzip file, or None for plain gzip.
 
-    Raises `DataError` if the empty block that ends a complete file is missing.
+    A complete file ends with an empty block. Raises `DataError` if this block is missing.
     """
     blocks: list[tuple[int, int]] = []
     with open(path, "rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:

@@ -1,4 +1,4 @@
-"""Encode the letters of a segment as k-mers, k-mers with [UNK], or BPE on one or both strands."""
+"""Encode the letters of a segment as k-mers, as k-mers with [UNK], or as BPE tokens of one or both strands."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dnabert_rm.genome.contigs import pure_codes
 from dnabert_rm.genome.kmer import codes_to_bases, encode, encode_codes, id_dtype, vocab_size
 
 Encoder = Callable[[NDArray[np.uint8]], Iterator[tuple[str | None, NDArray]]]
-"""Function from the letters (N,) of a segment to pairs of strand and ids (T,).
+"""Function from a segment's letters (N,) to (strand, ids) pairs. The ids have shape (T,).
 
 The strand is "+" or "-", or None if only the forward strand is stored.
 """
@@ -35,10 +35,10 @@ def make_encoder(options: BuildOptions, bpe_model: str | None) -> Encoder:
 
 
 def encode_in_chunks(letters: NDArray[np.uint8], k: int) -> NDArray:
-    """Return the overlapping ids of letters that are all bases, (N,) → (N - k + 1,).
+    """Return the overlapping k-mer ids of letters without ambiguous bases, (N,) → (N - k + 1,).
 
-    Chunks fit in a core's cache. Their arrays are also small enough for the allocator to reuse memory. That is
-    three times as fast as requesting new pages from the system each time.
+    Chunks fit in a core's cache, and the allocator reuses the memory of such small arrays. This is three times as fast
+    as requesting new pages from the system for large arrays.
     """
     num_tokens = len(letters) - k + 1
     ids = np.empty(num_tokens, dtype=id_dtype(vocab_size(k)))

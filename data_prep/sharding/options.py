@@ -1,4 +1,4 @@
-"""Options of a build that change the shards' bytes, checked where they are made."""
+"""Build options that change the shards' bytes. They are checked when they are created."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from dnabert_rm.utils.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentOptions(Settings):
-    """Options that are both flags of `build` and part of `BuildOptions`: segments, contigs, splits."""
+    """Options for segments, contigs and splits, shared by the flags of `build` and `BuildOptions`."""
 
     segment_tokens: int = setting(1 << 16, metavar="N", minimum=1)
-    """Longest segment."""
+    """Largest length of a segment."""
     min_tokens: int = setting(1, metavar="N", minimum=1)
-    """Leave out runs of A, C, G, T that are shorter."""
+    """Shortest run of A, C, G, T to keep."""
     shard_tokens: int = setting(1 << 25, metavar="N", minimum=1)
-    """Largest shard, the unit of work of one process."""
+    """Largest size of a shard. Each shard is written by one worker."""
     rna: bool = False
     """Read U as T."""
     record_soft_mask: bool = False
-    """Store the lower-case ranges of each segment with it."""
+    """Store the lower-case (soft-masked) ranges of each segment."""
     strand: Literal["forward", "both"] = "forward"
-    """For BPE only: "both" also stores reverse complements, because BPE ids can't be reversed at load time."""
+    """For BPE only: "both" also stores reverse complements, which can't be made from BPE ids at load time."""
     include: tuple[str, ...] = setting((), metavar="NAME")
-    """Take only these contigs."""
+    """Use only these contigs."""
     exclude: tuple[str, ...] = setting((), metavar="NAME")
     """Leave out these contigs."""
     val_contigs: tuple[str, ...] = setting((), metavar="NAME")
@@ -50,27 +50,27 @@ class SegmentOptions(Settings):
         if self.shard_tokens < self.strands * self.segment_tokens:
             yield (
                 f"--shard-tokens {self.shard_tokens}: must be at least --segment-tokens, "
-                "and twice that with --strand both"
+                "or twice --segment-tokens with --strand both"
             )
         if self.val_fraction + self.test_fraction >= 1:
-            yield f"--test-fraction {self.test_fraction}: must be below 1 together with --val-fraction"
+            yield f"--test-fraction {self.test_fraction}: the sum with --val-fraction must be below 1"
         if (self.val_contigs or self.test_contigs) and (self.val_fraction or self.test_fraction):
-            yield "--val-contigs/--test-contigs and --val-fraction/--test-fraction: choose one of the two"
+            yield "--val-contigs/--test-contigs and --val-fraction/--test-fraction: can't be combined; pass one kind"
 
     @property
     def strands(self) -> int:
-        """How many times a segment is stored."""
+        """Number of strands stored per segment: 1 or 2."""
         return 2 if self.strand == "both" else 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class BuildOptions(SegmentOptions):
-    """Everything that changes the shards' bytes, apart from the input files."""
+    """All options that change the shards' bytes."""
 
     k: int | None = 6
     """Bases per token, or None for BPE."""
     unk_bases: int = setting(0, minimum=0)
-    """Ambiguous runs of at most this many bases stay inside a segment as `[UNK]`. 0 splits at all of them."""
+    """Runs of at most this many ambiguous letters stay inside a segment as `[UNK]`. Longer runs split the segment."""
     bpe_sha256: str | None = None
     """Checksum of the BPE model, or None for k-mers."""
 
@@ -85,13 +85,13 @@ class BuildOptions(SegmentOptions):
                 yield str(error)
         yield from super().problems()
         if self.strand == "both" and self.k is not None:
-            yield "--strand both: is for BPE only; omit it, because k-mer ids give the reverse strand at load time"
+            yield "--strand both: applies to BPE only; omit it, because k-mers are reverse-complemented at load time"
         if self.k is None and self.unk_bases:
-            yield "--ambiguous unk: is for k-mers only; leave it out with a BPE model"
+            yield "--ambiguous unk: applies to k-mers only; omit it with a BPE model"
 
     @property
     def unit_bases(self) -> int:
-        """Bases per unit of length: k, or 1 for BPE, because its tokens are not known in advance."""
+        """Unit of segment lengths, in bases: k, or 1 for BPE, because BPE tokens are not known before encoding."""
         return self.k or 1
 
     def to_json(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""First pass over all inputs: compute checksums and scan in parallel, then check the result."""
+"""First pass over all inputs: compute checksums and find contigs in parallel, then check the result."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from dnabert_rm.utils.progress import notice, progress_bar
 def scan_files(
     sources: Sequence[Source], paths: Mapping[int, str], rna: bool, executor: Executor, checksums: bool = False
 ) -> tuple[list[SourceInfo], dict[int, list[Piece]]]:
-    """Scan uncompressed files. Return the sources' checksums and the pieces of each scanned file.
+    """Scan uncompressed files. Return the sources' checksums, and the scanned pieces of each file by source index.
 
-    Checksums are computed alongside the scans: one checksum occupies one worker, while all workers share the scan of a
-    file.
+    Checksums are computed at the same time as the scans. One worker computes the checksum of a file, but several
+    workers share its scan.
 
     Args:
-        paths: Path of the uncompressed file of each source to scan, by source index.
+        paths: Paths of the uncompressed files to scan, keyed by source index.
         rna: Read U as T.
         checksums: Also compute the `SourceInfo` of every source. Otherwise the first result is empty.
 
@@ -53,9 +53,9 @@ def scan_files(
 def join_contigs(
     sources: Sequence[Source], paths: Mapping[int, str], pieces: Mapping[int, list[Piece]]
 ) -> list[Contig]:
-    """Return the contigs of every file, in input order.
+    """Join the scanned pieces and return the contigs of all files, in input order.
 
-    Raises `DataError` for a file of proteins, and for a contig that occurs twice in a genome.
+    Raises `DataError` for a file of proteins, and for a contig name that occurs twice in a genome.
     """
     contigs: list[Contig] = []
     for number, source in enumerate(sources):
@@ -68,7 +68,7 @@ def join_contigs(
 
 
 def _check_names(sources: Sequence[Source], contigs: Sequence[Contig]) -> None:
-    """Raise `DataError` if two files of one genome contain the same contig."""
+    """Raise `DataError` if two contigs of a genome have the same name."""
     seen: dict[tuple[str, str], Contig] = {}
     for contig in contigs:
         other = seen.setdefault((contig.genome, contig.name), contig)

@@ -1,7 +1,7 @@
-"""Runs of A, C, G, T, and the segments that they are cut into.
+"""Division of runs of A, C, G, T into segments.
 
-Pure functions of integers. Lengths are in tokens of k bases. Consecutive segments of a run share k - 1 bases, so no
-token is lost. For BPE k is 1, and lengths are in bases.
+All functions are pure functions of integers. Lengths are in tokens of k bases. Consecutive segments of a run
+share k - 1 bases, so no token is lost. For BPE k is 1, and lengths are in bases.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class ContigAxis:
-    """One coordinate axis for all contigs, laid end to end with one unused position after each.
+    """One coordinate axis for all contigs. There is one unused position after each contig.
 
     Runs of all contigs are then rows of one array, so planning 100,000 scaffolds is as fast as planning one chromosome.
 
-    `starts` (contigs,) are positions on the axis, `lengths` (contigs,) are in bases.
+    `starts` holds the contigs' first positions on the axis, `lengths` their lengths in bases. Both have shape
+    (contigs,).
     """
 
     starts: NDArray[np.int64]
@@ -27,21 +28,21 @@ class ContigAxis:
 
     @classmethod
     def from_lengths(cls, lengths: Sequence[int]) -> ContigAxis:
-        """Return the axis of contigs with these lengths."""
+        """Return the axis for contigs of these lengths, in bases."""
         sizes = np.array(lengths, dtype=np.int64)
         return cls(np.cumsum(sizes + 1) - sizes - 1, sizes)
 
     def contig_of(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the index of the contig at each of `positions` (n,)."""
+        """Return the contig index at each of `positions` (n,), shape (n,)."""
         return np.searchsorted(self.starts, positions, "right") - 1
 
     def runs(self, gaps: Sequence[NDArray[np.int64]], included: NDArray[np.bool_], unk_bases: int) -> NDArray[np.int64]:
-        """Return the runs between gaps, in positions on the axis, shape (runs, 2).
+        """Return the start and end of each run between gaps, as positions on the axis, shape (runs, 2).
 
         Args:
-            gaps: Gaps (n, 2) of each contig, in its own coordinates.
-            included: Which contigs are included, (contigs,). The others have no runs.
-            unk_bases: Gaps of at most this many bases, with bases on both sides, remain inside their run.
+            gaps: Start and end of the gaps of each contig, (n, 2), as positions in the contig.
+            included: Whether each contig is included, (contigs,). Excluded contigs have no runs.
+            unk_bases: Gaps of at most this many bases do not end a run, except at the ends of a contig.
         """
         contig = np.repeat(np.arange(len(gaps)), [len(rows) for rows in gaps])
         table = np.concatenate([np.empty((0, 2), np.int64), *gaps])
@@ -60,14 +61,17 @@ class ContigAxis:
 
 
 def runs_between(gaps: NDArray[np.int64], length: int) -> NDArray[np.int64]:
-    """Return the runs between sorted, disjoint gaps (n, 2) in 0 … `length` - 1, shape (runs, 2)."""
+    """Return the runs between gaps on an axis of `length` positions, shape (runs, 2).
+
+    The gaps (n, 2) must be sorted and disjoint.
+    """
     starts = np.concatenate([[0], gaps[:, 1]])
     ends = np.concatenate([gaps[:, 0], [length]])
     return np.stack([starts, ends], axis=1)[ends > starts]
 
 
 def cut_at(runs: NDArray[np.int64], cuts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Cut runs (n, 2) at the positions `cuts`. The results neither overlap nor lose a base."""
+    """Return the parts of runs (n, 2) that are cut at the positions `cuts`, shape (m, 2). All bases are kept."""
     inside = cuts[(np.searchsorted(runs[:, 0], cuts, "left") > np.searchsorted(runs[:, 1], cuts, "right"))]
     starts = np.sort(np.concatenate([runs[:, 0], inside]))
     ends = np.sort(np.concatenate([runs[:, 1], inside]))
@@ -75,7 +79,7 @@ def cut_at(runs: NDArray[np.int64], cuts: NDArray[np.int64]) -> NDArray[np.int64
 
 
 def long_enough(runs: NDArray[np.int64], k: int, min_tokens: int) -> NDArray[np.bool_]:
-    """Return which runs (n, 2) hold at least `min_tokens` tokens, and at least one."""
+    """Return whether each run (n, 2) holds at least `min_tokens` tokens, and at least one token, shape (n,)."""
     return runs[:, 1] - runs[:, 0] - k + 1 >= max(1, min_tokens)
 
 

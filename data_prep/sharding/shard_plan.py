@@ -1,4 +1,4 @@
-"""Plan of a build: divide the scanned contigs into segments and shards, the same way on every machine."""
+"""Plan of a build: the division of contigs into segments and shards. It is the same on every machine."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from dnabert_rm.utils.errors import ConfigError, DataError
 
 @dataclass(frozen=True)
 class Segments:
-    """A table of segments in storage order. Every array has shape (segments,).
+    """Table of segments in storage order. Every array has shape (segments,).
 
-    `contig` is the contig's index, `start` and `end` are in bases of the contig, and `split` is an index into
+    `contig` is the contig's index, `start` and `end` are base positions in the contig, and `split` is an index into
     `SPLITS`. Reading can start at byte `anchor_byte` of the file, where base `anchor_base` of the contig is stored.
     """
 
@@ -41,7 +41,7 @@ class Segments:
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """One shard to write: its name, split, segments, and the number of its first key."""
+    """One shard to write. `first_key` is the number of segments stored in earlier shards."""
 
     name: str
     split: str
@@ -51,7 +51,7 @@ class ShardPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """All segments, the shards that contain them, and each contig's bases left out by reason."""
+    """Plan of a build: all segments, their shards, and the number of bases left out of each contig, keyed by reason."""
 
     segments: Segments
     shards: list[ShardPlan]
@@ -77,14 +77,14 @@ def make_plan(contigs: Sequence[Contig], options: BuildOptions) -> Plan:
 
 
 def _included(contigs: Sequence[Contig], options: BuildOptions) -> NDArray[np.bool_]:
-    """Return which contigs remain after --include and --exclude, shape (contigs,)."""
+    """Return whether --include and --exclude keep each contig, shape (contigs,)."""
     if options.include:
         included = matching(contigs, options.include, "--include")
     else:
         included = np.ones(len(contigs), dtype=bool)
     included &= ~matching(contigs, options.exclude, "--exclude")
     if not included.any():
-        raise ConfigError("--include/--exclude: no contig is left; exclude fewer of them")
+        raise ConfigError("--include/--exclude: no contig is left; exclude fewer contigs")
     return included
 
 
@@ -95,7 +95,7 @@ def _make_segments(
     split: NDArray[np.int64],
     options: BuildOptions,
 ) -> Segments:
-    """Cut runs on the axis into segments, in input order and in the coordinates of their contigs."""
+    """Cut runs on the axis into segments. Return them in input order, with positions in their contigs."""
     pieces = cut_runs(runs, options.unit_bases, options.segment_tokens)
     contig = axis.contig_of(pieces[:, 0])
     start, end = (pieces - axis.starts[contig, None]).T
@@ -134,7 +134,7 @@ def _make_shards(segments: Segments, options: BuildOptions) -> list[ShardPlan]:
 def _left_out(
     axis: ContigAxis, runs: NDArray[np.int64], long: NDArray[np.bool_], included: NDArray[np.bool_]
 ) -> list[dict[str, int]]:
-    """Return the bases of every contig that are in no segment, by reason. Reasons without a base are omitted."""
+    """Return each contig's number of bases outside all segments, keyed by reason. Reasons with 0 bases are omitted."""
     sizes = runs[:, 1] - runs[:, 0]
     contig = axis.contig_of(runs[:, 0])
     in_runs = np.zeros_like(axis.lengths)
@@ -151,7 +151,7 @@ def _left_out(
 
 
 def bases_of_splits(segments: Segments) -> dict[str, int]:
-    """Return the number of bases in the segments of each split. Bases that neighbours share count once."""
+    """Return the number of bases in the segments of each split. Bases shared by neighbouring segments count once."""
     tables = {name: segments.take(np.flatnonzero(segments.split == split)) for split, name in enumerate(SPLITS)}
     return {name: _covered_bases(table) for name, table in tables.items() if len(table)}
 

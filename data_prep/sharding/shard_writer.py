@@ -26,7 +26,7 @@ from dnabert_rm.utils.files import atomic_file, write_text
 
 @dataclass(frozen=True)
 class ContigRef:
-    """A contig's names, the uncompressed file that holds it, and that file's name in messages."""
+    """Names of a contig, the path of its uncompressed file, and the file name shown in messages."""
 
     genome: str
     name: str
@@ -47,7 +47,7 @@ class ShardTask:
 
 
 def write_shard(task: ShardTask) -> ShardInfo:
-    """Write one shard, and then record its `ShardInfo` in the scratch folder.
+    """Write one shard, record its `ShardInfo` in the scratch folder, and return the `ShardInfo`.
 
     The shard is flushed to disk and renamed, so it is complete or absent. If writing fails (`OSError`), no partial file
     is left behind.
@@ -62,7 +62,7 @@ def write_shard(task: ShardTask) -> ShardInfo:
 
 
 def _write_tar(out: _HashingFile, task: ShardTask) -> list[int]:
-    """Write every segment of the shard. Return the number of tokens in each."""
+    """Write all segments of the shard to a tar file. Return the number of tokens in each segment."""
     writer = make_tar_writer(out)
     keys = segment_keys(task.shard.first_key)
     lengths = []
@@ -77,7 +77,7 @@ def _write_tar(out: _HashingFile, task: ShardTask) -> list[int]:
 
 
 def _read_segments(task: ShardTask) -> Iterator[tuple[dict[str, Any], NDArray[np.uint8]]]:
-    """Yield the JSON member and the letters of every segment of a shard, in order."""
+    """Yield the metadata and the letters of each segment in a shard, in order."""
     segments = task.shard.segments
     columns = (segments.contig, segments.start, segments.end, segments.anchor_byte, segments.anchor_base)
     with RegionReaders() as readers:
@@ -98,19 +98,19 @@ def _read_segments(task: ShardTask) -> Iterator[tuple[dict[str, Any], NDArray[np
 
 
 def npy_bytes(ids: NDArray) -> bytes:
-    """Return the `.npy` file of a 1-D array, copying the array only once."""
+    """Return the content of an `.npy` file for a 1-D array. The array is copied only once."""
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(ids))
     return b"".join([header.getvalue(), ids.data])
 
 
 def json_bytes(content: dict[str, Any]) -> bytes:
-    """Return the JSON member. Its keys are sorted, so that equal content gives equal bytes."""
+    """Return a segment's metadata as JSON. Keys are sorted, so that equal content gives equal bytes."""
     return json.dumps(content, sort_keys=True).encode()
 
 
 class _HashingFile:
-    """A binary file that hashes (SHA-256) and counts the bytes written to it."""
+    """Binary file that computes the SHA-256 and the size of the data written to it."""
 
     def __init__(self, raw: BinaryIO) -> None:
         self._raw = raw

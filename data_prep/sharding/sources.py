@@ -1,4 +1,4 @@
-"""Input files of a build: their genomes and checksums."""
+"""Input files of a build, with their genomes and checksums."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ class Source:
 def find_sources(files: Sequence[str], list_file: str | None = None) -> list[Source]:
     """Return the sources named on a command line and in a list file.
 
-    A file's genome is NAME if it is given as `NAME=PATH`, otherwise the file's name without its suffixes. Files share a
-    genome only if all of them give the same NAME.
+    An entry `NAME=PATH` assigns the file to the genome NAME. For an entry `PATH`, the genome is the file name without
+    suffixes. Several files can share a genome only if every entry has the same NAME.
 
     Args:
         files: Entries of the form `PATH` or `NAME=PATH`.
         list_file: A file with one such entry per line. Lines that start with `#` are comments.
 
-    Raises a `ConfigError` or `DataError` that says what to change, for example for a missing file.
+    Raises `ConfigError` or `DataError`, for example for a missing file.
     """
     entries = [(item, Path()) for item in files]
     if list_file is not None:
@@ -41,7 +41,9 @@ def find_sources(files: Sequence[str], list_file: str | None = None) -> list[Sou
         lines = Path(list_file).read_text(encoding="utf-8").splitlines()
         entries += [(line.strip(), Path(list_file).parent) for line in lines if line.strip() and line.strip()[0] != "#"]
     if not entries:
-        raise ConfigError("no FASTA file; pass at least one before flags that take several values, or pass --list FILE")
+        raise ConfigError(
+            "no FASTA file given; pass one before any flag that takes several values, or pass --list FILE"
+        )
     sources: list[Source] = []
     # For each genome, the file whose name it was derived from; None if the user gave the name.
     derived_from: dict[str, str | None] = {}
@@ -50,17 +52,21 @@ def find_sources(files: Sequence[str], list_file: str | None = None) -> list[Sou
         check_readable_file(path, "a FASTA file")
         genome = name or _SUFFIX.sub("", Path(path).name)
         if not _NAME.fullmatch(genome):
-            raise ConfigError(f"{path}: {genome!r} can't name a genome; write NAME={path} with letters, digits, . _ -")
+            raise ConfigError(
+                f"{path}: {genome!r} is not a valid genome name; write NAME={path} with letters, digits, . _ -"
+            )
         if genome in derived_from and (not name or derived_from[genome] is not None):
             other = derived_from[genome] or "another file"
-            raise ConfigError(f"{path}: genome {genome!r} is already the genome of {other}; write NAME={path}")
+            raise ConfigError(
+                f"{path}: genome name {genome!r} is already used by {other}; write NAME={path} with another NAME"
+            )
         derived_from[genome] = None if name else path
         sources.append(Source(genome, path))
     return sources
 
 
 def _split_name(item: str, folder: Path) -> tuple[str, str]:
-    """Return (NAME, PATH) of `NAME=PATH`, and ("", PATH) of a plain path. Paths are relative to `folder`."""
+    """Return (NAME, PATH) for `NAME=PATH`, and ("", PATH) for a plain path. PATH is relative to `folder`."""
     name, equals, path = item.partition("=")
     if not equals or not _NAME.fullmatch(name) or (folder / item).exists():
         name = ""
@@ -69,6 +75,6 @@ def _split_name(item: str, folder: Path) -> tuple[str, str]:
 
 
 def source_info(source: Source) -> SourceInfo:
-    """Return the size and SHA-256 of the file on disk, compressed or not."""
+    """Return a file's genome, name, size and SHA-256. A compressed file is not decompressed for this."""
     path = Path(source.path)
     return SourceInfo(source.genome, path.name, path.stat().st_size, sha256_of_file(path))

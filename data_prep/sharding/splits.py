@@ -20,10 +20,10 @@ TRAIN, VAL, TEST = range(3)
 
 
 def matching(contigs: Sequence[Contig], patterns: Sequence[str], flag: str) -> NDArray[np.bool_]:
-    """Return which contigs match any of `patterns`, shape (contigs,).
+    """Return whether each contig matches any of `patterns`, shape (contigs,).
 
-    A pattern is NAME or GENOME:NAME, with wildcards * ? [ ]. An exact name takes precedence over a wildcard.
-    Raises `ConfigError` for a pattern that matches no contig.
+    A pattern is NAME or GENOME:NAME and may contain the wildcards * ? [ ]. An exact name takes precedence over a
+    wildcard. Raises `ConfigError` for a pattern that matches no contig.
     """
     matched = np.zeros(len(contigs), dtype=bool)
     names = [(contig.name, f"{contig.genome}:{contig.name}") for contig in contigs]
@@ -39,7 +39,7 @@ def matching(contigs: Sequence[Contig], patterns: Sequence[str], flag: str) -> N
 
 
 def split_of_contigs(contigs: Sequence[Contig], options: BuildOptions) -> NDArray[np.int64]:
-    """Return the split of each contig by `--val-contigs` and `--test-contigs`, shape (contigs,)."""
+    """Return the split of each contig according to --val-contigs and --test-contigs, shape (contigs,)."""
     val = matching(contigs, options.val_contigs, "--val-contigs")
     test = matching(contigs, options.test_contigs, "--test-contigs")
     if (val & test).any():
@@ -51,10 +51,10 @@ def split_of_contigs(contigs: Sequence[Contig], options: BuildOptions) -> NDArra
 def split_by_blocks(
     runs: NDArray[np.int64], axis: ContigAxis, options: BuildOptions
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Cut runs (n, 2) on the axis so that each is in one split. Return them, (m, 2), and their splits, (m,).
+    """Cut runs (n, 2) on the axis so that each part is in one split. Return the parts (m, 2) and their splits (m,).
 
     Contigs are divided into blocks of about `block_bases`. Blocks that contain a long enough run are shuffled. The
-    first of them become val, the next ones test, and the others train. Segments of different splits never share a base.
+    first blocks become val, the next ones test, and the rest train. Segments of different splits never share a base.
 
     Raises `ConfigError` if there are too few blocks for the fractions.
     """
@@ -73,7 +73,7 @@ def split_by_blocks(
 def _block_starts(axis: ContigAxis, block_bases: int) -> NDArray[np.int64]:
     """Return the positions on the axis where blocks start, shape (blocks,).
 
-    Each contig has at least one block, and its blocks are nearly equal.
+    Each contig has at least one block. The blocks of a contig have nearly equal lengths.
     """
     counts = np.maximum(1, np.round(axis.lengths / block_bases).astype(np.int64))
     contig = np.repeat(np.arange(len(counts)), counts)
@@ -85,7 +85,7 @@ def _assign_blocks(sizes: NDArray[np.int64], options: BuildOptions) -> NDArray[n
     """Return the split of every block, shape (blocks,). Each requested split has at least one block.
 
     Args:
-        sizes: Usable bases of every block, (blocks,).
+        sizes: Number of usable bases in each block, (blocks,).
     """
     candidates = np.flatnonzero(sizes)
     order = candidates[random.permutation(random.key(options.seed, "split blocks"), len(candidates))]
@@ -106,16 +106,16 @@ def _assign_blocks(sizes: NDArray[np.int64], options: BuildOptions) -> NDArray[n
     wanted = {TRAIN, *([VAL] if options.val_fraction else []), *([TEST] if options.test_fraction else [])}
     if set(split[order].tolist()) != wanted:
         raise ConfigError(
-            f"--val-fraction/--test-fraction: only {len(candidates)} blocks of --block-bases {options.block_bases} "
-            "hold sequence, too few to split; choose smaller blocks"
+            f"--val-fraction/--test-fraction: only {len(candidates)} blocks of {options.block_bases} bases "
+            "contain sequence, too few to split; lower --block-bases"
         )
     return split
 
 
 def _warn_if_far(flag: str, fraction: float, actual: float, block_bases: int) -> None:
-    """Warn if the fraction that whole blocks reach is far from the requested one."""
+    """Warn if the actual fraction is off by more than half of the requested fraction."""
     if abs(actual - fraction) > fraction / 2:
         notice(
-            f"warning: {flag} {fraction:g}: whole blocks of {block_bases:,} bases make it {actual:.2g}; "
-            "choose smaller --block-bases"
+            f"warning: {flag} {fraction:g}: with whole blocks of {block_bases:,} bases the fraction is {actual:.2g}; "
+            "lower --block-bases"
         )

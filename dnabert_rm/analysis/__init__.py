@@ -1,1 +1,1 @@
-"""Figures and reports of runs and models."""
+"""Figures and reports of pretraining runs and models."""

@@ -1,4 +1,4 @@
-"""Attention of an encoder's layers: input windows, weights, and their entropy, concentration and mean maps."""
+"""Attention of an encoder: input windows, attention weights, and statistics of these weights per layer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dnabert_rm.genome.kmer import CLS_ID, SEP_ID, UNK_ID, encode
 from dnabert_rm.utils.errors import ConfigError, DataError
 
 TOP = 5
-"""Number of most attended tokens to sum over."""
+"""Number of most attended tokens for the concentration measures."""
 MAX_BATCH_WEIGHTS = 1 << 27
 """Maximum number of attention weights in one batch: half a gigabyte in fp32."""
 
@@ -25,10 +25,10 @@ MAX_BATCH_WEIGHTS = 1 << 27
 def windows_of_data(
     path: str, *, split: str | None, window: int, num_windows: int, overlapping: bool, seed: int
 ) -> tuple[NDArray[np.int64], str, int | None]:
-    """Cut unmasked windows of the forward strand from a prepared folder.
+    """Return unmasked windows of the forward strand from a prepared folder, the split used, and k.
 
-    Returns ids (N, window) with [CLS] and [SEP], the split used, and k. The default split is val, or train if there
-    is no val. Raises `ConfigError` for a split that the folder does not have.
+    The windows are token ids (N, window) with [CLS] and [SEP]. The default split is val, or train if the folder has
+    no val. Raise `ConfigError` if the folder does not have the requested split.
     """
     manifest = prepared_folder(path, StorageSettings()).manifest()
     splits = {shard.split for shard in manifest.shards}
@@ -49,10 +49,11 @@ def windows_of_records(
     num_windows: int,
     overlapping: bool,
 ) -> NDArray[np.int64]:
-    """Cut consecutive windows (N, window) from FASTA records, each a name and its sequence in blocks.
+    """Return consecutive windows of token ids (N, window) from FASTA records.
 
-    Windows with letters other than A, C, G, T are skipped. So is the end of a record if it is shorter than a window.
-    Raises `DataError` if no window is left. `source` is the file's name for that message.
+    A record is a name and the blocks of its sequence. Windows with letters other than A, C, G, T are skipped. The end
+    of a record is skipped if it is shorter than a window. Raise `DataError` if no window is left. The error message
+    names the file as `source`.
     """
     stride = 1 if overlapping else k
     num_bases = (window - 3) * stride + k  # bases that the window's tokens cover
@@ -60,14 +61,12 @@ def windows_of_records(
     valid = (ids for piece in pieces if UNK_ID not in (ids := encode(piece, k)[::stride]))
     windows = list(itertools.islice(valid, num_windows))
     if not windows:
-        raise DataError(
-            f"{source}: no {num_bases} consecutive bases A, C, G, T to fill one window; lower --window {window}"
-        )
+        raise DataError(f"{source}: no window of {num_bases} bases with only A, C, G, T; lower --window (now {window})")
     return with_ends(np.stack(windows))
 
 
 def _pieces(blocks: Iterable[bytes], size: int) -> Iterator[bytes]:
-    """Yield consecutive pieces of `size` letters, and drop a shorter remainder."""
+    """Join the blocks and yield consecutive pieces of `size` letters. A shorter remainder is dropped."""
     buffer = b""
     for block in blocks:
         buffer += block
@@ -77,21 +76,22 @@ def _pieces(blocks: Iterable[bytes], size: int) -> Iterator[bytes]:
 
 
 def with_ends(ids: NDArray) -> NDArray[np.int64]:
-    """Put [CLS] before each row and [SEP] after it, (N, T) → (N, T + 2)."""
+    """Return token ids with [CLS] before and [SEP] after each row, (N, T) → (N, T + 2)."""
     return np.pad(ids.astype(np.int64), ((0, 0), (1, 1)), constant_values=((0, 0), (CLS_ID, SEP_ID)))
 
 
 def attention_batches(model: Any, input_ids: NDArray[np.int64]) -> Iterator[list[NDArray[np.float32]]]:
-    """Run a transformers encoder on (N, L) ids in batches, and yield each batch's weights (B, H, L, L) by layer.
+    """Run a transformers encoder on token ids (N, L) in batches. Yield one list of attention weights per batch.
 
-    Raises `ConfigError` if the model does not return weights: load it with `attn_implementation="eager"`.
+    The list has one array (B, H, L, L) per layer. Raise `ConfigError` if an id is outside the model's
+    vocabulary, or if the model returns no weights. A model loaded with `attn_implementation="eager"` returns weights.
     """
     import torch
 
     config, length = model.config, input_ids.shape[1]
     if input_ids.max() >= config.vocab_size:
         raise ConfigError(
-            f"the data have token ids up to {input_ids.max()}, but the model has only {config.vocab_size} tokens; "
+            f"the data have token ids up to {input_ids.max()}, but the model has {config.vocab_size} tokens; "
             "use data with the model's k"
         )
     num_heads = config.num_attention_heads * config.num_hidden_layers
@@ -100,20 +100,22 @@ def attention_batches(model: Any, input_ids: NDArray[np.int64]) -> Iterator[list
         with torch.no_grad():
             outputs = model(input_ids=torch.from_numpy(input_ids[first : first + batch_size]), output_attentions=True)
         if not outputs.attentions:
-            raise ConfigError(f"{type(model).__name__} returns no attention weights; load it with eager attention")
+            raise ConfigError(
+                f'{type(model).__name__} returns no attention weights; load it with attn_implementation="eager"'
+            )
         yield [weights.float().cpu().numpy() for weights in outputs.attentions]
 
 
 @dataclass(frozen=True)
 class LayerAttention:
-    """Attention of one layer with H heads, averaged over windows of L tokens, [CLS] and [SEP] included."""
+    """Attention statistics of one layer with H heads, averaged over windows of L tokens. L includes [CLS] and [SEP]."""
 
     entropy: NDArray[np.float64]
-    """(H,) nats: entropy of each query's weights, mean over queries and windows. Uniform attention: log L."""
+    """(H,) entropy of a query's weights in nats, mean over queries and windows. It is log L for uniform attention."""
     top_mass: NDArray[np.float64]
-    """(H,) attention that a query gives to its own 5 most attended tokens, mean over queries and windows."""
+    """(H,) sum of a query's 5 largest weights, mean over queries and windows."""
     top_mass_of_window: NDArray[np.float64]
-    """(H,) attention on the 5 tokens of a window that receive the most over all its queries, mean over windows."""
+    """(H,) share of all attention that goes to a window's 5 most attended tokens, mean over windows."""
     mean_map: NDArray[np.float64]
     """(L, L) weight of each query (row) for each key (column), mean over heads and windows."""
     cls_map: NDArray[np.float64]
@@ -121,7 +123,7 @@ class LayerAttention:
 
 
 class AttentionSums:
-    """Running sums of the attention over windows, so that only one batch is held in memory."""
+    """Running sums of attention statistics over windows. Only one batch is in memory at a time."""
 
     def __init__(self) -> None:
         self.num_windows = 0
@@ -142,7 +144,7 @@ class AttentionSums:
         self.num_windows += len(attentions[0])
 
     def layers(self) -> list[LayerAttention]:
-        """Return each layer's means over all windows."""
+        """Return the attention statistics of each layer, averaged over all added windows."""
         assert self.num_windows, "no windows were added"
         return [
             LayerAttention(**{name: values / self.num_windows for name, values in sums.items()}) for sums in self._sums
@@ -150,7 +152,7 @@ class AttentionSums:
 
 
 def summarize(batches: Iterable[Sequence[NDArray]]) -> list[LayerAttention]:
-    """Average the batches that `attention_batches` yields; return each layer's means."""
+    """Return the attention statistics of each layer, averaged over the batches from `attention_batches`."""
     sums = AttentionSums()
     for attentions in batches:
         sums.add(attentions)
@@ -158,7 +160,7 @@ def summarize(batches: Iterable[Sequence[NDArray]]) -> list[LayerAttention]:
 
 
 def _layer_sums(weights: NDArray[np.float32]) -> dict[str, NDArray[np.float64]]:
-    """Return sums over the windows of a batch, keyed by the fields of `LayerAttention`."""
+    """Return the sums of one layer's statistics over a batch of windows, keyed by field of `LayerAttention`."""
     top = min(TOP, weights.shape[-1])
     received = weights.mean(axis=2)  # (B, H, L): each key's share of all queries' attention
     return {
@@ -171,17 +173,17 @@ def _layer_sums(weights: NDArray[np.float32]) -> dict[str, NDArray[np.float64]]:
 
 
 def entropy(weights: NDArray) -> NDArray:
-    """Return the Shannon entropy in nats over the last axis, (…, L) → (…); 0 log 0 is 0."""
+    """Return the Shannon entropy in nats over the last axis, (…, L) → (…). Zero weights contribute 0."""
     return -(weights * np.log(np.where(weights > 0, weights, 1))).sum(axis=-1)
 
 
 def _sum_largest(weights: NDArray, count: int) -> NDArray:
-    """Sum the largest `count` values over the last axis, (…, L) → (…)."""
+    """Return the sum of the `count` largest values on the last axis, (…, L) → (…)."""
     return np.partition(weights, -count, axis=-1)[..., -count:].sum(axis=-1)
 
 
 def attention_record(layers: Sequence[LayerAttention]) -> list[dict[str, Any]]:
-    """Return the entries of `attention.json`, one per layer: means over heads, and values by head."""
+    """Return the entries of `attention.json`, one per layer, with means over heads and the values of each head."""
     max_entropy = math.log(layers[0].mean_map.shape[0])
     return [
         {

@@ -1,4 +1,4 @@
-"""Figures of attention: entropy and concentration by layer, mean maps, and the attention of [CLS]."""
+"""Figures of attention: entropy and concentration per layer, mean maps, and the attention of [CLS]."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ _COLOUR_MAP = "viridis"
 
 
 def layers_figure(layers: Sequence[LayerAttention], title: str) -> Figure:
-    """Plot the entropy as a share of log L, and the attention on 5 tokens, by layer. Lines are means over heads."""
+    """Plot two measures against the layer: entropy divided by log L, and attention on the 5 most attended tokens.
+
+    Lines are means over heads. Small marks are single heads.
+    """
     max_entropy = math.log(layers[0].mean_map.shape[0])
     numbers = np.arange(1, len(layers) + 1)
     figure = new_figure(8.6, 4.0)
@@ -60,7 +63,7 @@ def _draw_heads(panel: Any, numbers: Any, by_head: Any, colour: str, marker: str
 
 
 def maps_figure(layers: Sequence[LayerAttention], title: str) -> Figure:
-    """Draw the mean map of every layer. All panels share one logarithmic colour scale."""
+    """Draw the mean attention map of every layer. All panels share one logarithmic colour scale."""
     from matplotlib.colors import LogNorm
 
     columns = min(_COLUMNS, len(layers))
@@ -86,7 +89,7 @@ def maps_figure(layers: Sequence[LayerAttention], title: str) -> Figure:
 
 
 def cls_figure(layers: Sequence[LayerAttention], title: str) -> Figure:
-    """Draw the attention of [CLS]: one row per head, layers from top to bottom, one column per token."""
+    """Draw the attention of [CLS] with one column per token and one row per head. The first layer is at the top."""
     from matplotlib.colors import LogNorm
 
     length = layers[0].mean_map.shape[0]

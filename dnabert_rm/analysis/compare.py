@@ -1,4 +1,4 @@
-"""Compare runs by the results of `analyze embeddings` and `analyze attention`. Torch-free."""
+"""Comparison of runs by their results from `analyze embeddings` and `analyze attention`. Torch-free."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ BY_LAYER = {
     "top5_mass": "attention on the top 5\ntokens of each query",
     "top5_mass_of_window": "attention on the top 5\ntokens of the window",
 }
-"""Measures by layer: key in `attention.json` and panel title."""
+"""Panel titles of the measures per layer, keyed as in `attention.json`."""
 COLUMNS = ("run", "what", "at", "value")
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Results of one run."""
+    """Embedding and attention measures of one run."""
 
     name: str
     silhouettes: list[tuple[int, float]]
-    """Pairs of a step and a silhouette score, minus the score of shuffled labels."""
+    """Pairs (step, score). The score is the silhouette minus the silhouette of shuffled labels."""
     layers: list[dict[str, float]]
-    """One dict per layer, with each measure of `BY_LAYER`."""
+    """One dict per layer, keyed like `BY_LAYER`."""
 
 
 def read_measured(folder: Path, name: str) -> Measured:
-    """Read a folder with `embeddings.json` and `attention.json`. Raises `DataError` if one is missing or damaged.
+    """Read `embeddings.json` and `attention.json` in a folder. Raise `DataError` if a file is missing or damaged.
 
-    The score of shuffled labels is below 0 for many groups, so it is subtracted from the silhouette.
+    The silhouette score of shuffled labels is subtracted as a baseline, because it is below 0 for many groups.
     """
     embeddings, attention = (_read(folder, kind) for kind in ("embeddings", "attention"))
     try:
@@ -62,7 +62,7 @@ def _read(folder: Path, kind: str) -> Any:
 
 
 def compare_csv(runs: Sequence[Measured]) -> str:
-    """Return the plotted values as a table; the column `at` is a step or a layer number."""
+    """Return the plotted values as CSV text. The column `at` is a step or a layer number."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(COLUMNS)
@@ -74,7 +74,7 @@ def compare_csv(runs: Sequence[Measured]) -> str:
 
 
 def compare_figure(runs: Sequence[Measured]) -> Figure:
-    """Plot one panel per measure, one line per run. Raises `ConfigError` without matplotlib."""
+    """Plot one panel per measure, with one line per run. Raise `ConfigError` if matplotlib is not installed."""
     figure = new_figure(11, 3.9)
     panels = figure.subplots(1, 1 + len(BY_LAYER), width_ratios=[1.7, *[1] * len(BY_LAYER)])
     for number, run in enumerate(runs):

@@ -1,4 +1,4 @@
-"""Training curves of several runs in one figure: losses with their phases, masked accuracy, learning rate."""
+"""Training curves of several runs in one figure: losses, masked accuracy, learning rate and phases."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MAX_PANELS_PER_ROW = 5
 
 @dataclass(frozen=True)
 class Curve:
-    """One curve of the figure."""
+    """Values of one metric of one run, as recorded and as plotted."""
 
     run: Run
     name: str
@@ -37,7 +37,10 @@ class Curve:
 
 
 def make_curves(runs: Sequence[Run], width: int = 0) -> list[Curve]:
-    """Return the runs' non-empty curves. Loss and accuracy are smoothed over `width` points (0: `default_width`)."""
+    """Return the non-empty curves of all runs.
+
+    Training loss and masked accuracy are smoothed over `width` points. If `width` is 0, `default_width` is used.
+    """
     curves = []
     for run in runs:
         for name in (LOSS, ACCURACY, RATE):
@@ -52,12 +55,12 @@ def make_curves(runs: Sequence[Run], width: int = 0) -> list[Curve]:
 
 
 def default_width(run: Run) -> int:
-    """Return the number of points to smooth over: a fiftieth of the run's logged steps, rounded to odd."""
+    """Return the default number of points to smooth over: 2 % of the run's logged steps, rounded to an odd number."""
     return 2 * (len(run.rows) // 100) + 1
 
 
 def curves_csv(curves: Sequence[Curve]) -> str:
-    """Return the curves as a table: run, curve, step, tokens, recorded value, drawn value."""
+    """Return the curves as CSV text. The columns `value` and `drawn` are the recorded and the plotted value."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(COLUMNS)
@@ -70,19 +73,19 @@ def curves_csv(curves: Sequence[Curve]) -> str:
 
 
 def held_out_title(name: str) -> str:
-    """Return a panel title: "span_6" → "span 6"."""
+    """Return the panel title of a held-out loss, e.g. "span 6" for "span_6"."""
     return name.replace("_", " ") if name.startswith("span_") else f"single tokens ({name})"
 
 
 def curves_figure(runs: Sequence[Run], curves: Sequence[Curve], axis: str = "steps", width: int = 0) -> Figure:
-    """Plot the curves: the training loss on top, then held-out losses, then accuracy and learning rate.
+    """Plot the training loss at the top, held-out losses below it, and accuracy and learning rate at the bottom.
 
-    `axis` is "steps" or "tokens". `width` is the one passed to `make_curves`; the caption shows it. Raises
-    `ConfigError` if a run has not recorded its tokens, or if matplotlib is missing.
+    `axis` is the x axis, "steps" or "tokens". `width` is the value passed to `make_curves`, shown in the caption.
+    Raise `ConfigError` if `axis` is "tokens" and a run did not record tokens, or if matplotlib is not installed.
     """
     for run in runs:
         if axis == "tokens" and np.isnan(run.curve(LOSS).tokens).any():
-            raise ConfigError(f"{run.folder}: its metrics have no consumed_tokens; pass --x steps")
+            raise ConfigError(f"{run.folder}: metrics.jsonl has no consumed_tokens; pass --x steps")
     spans = sorted({curve.name for curve in curves} - set(TITLES), key=lambda name: (len(name), name))
     num_rows = -(-len(spans) // MAX_PANELS_PER_ROW)
     per_row = -(-len(spans) // num_rows) if spans else 1
@@ -110,7 +113,7 @@ def curves_figure(runs: Sequence[Run], curves: Sequence[Curve], axis: str = "ste
 
 
 def _held_out_panels(part: Any, names: Sequence[str], per_row: int) -> dict[str, Any]:
-    """Return one panel per name in a row of `per_row` panels; the rest of the row stays empty."""
+    """Draw a row of `per_row` panels and return one per name, keyed by name. Remaining panels stay empty."""
     row = part.subplots(1, per_row, sharey=True, squeeze=False)[0]
     for panel in row[len(names) :]:
         panel.set_axis_off()
@@ -118,7 +121,7 @@ def _held_out_panels(part: Any, names: Sequence[str], per_row: int) -> dict[str,
 
 
 def caption(runs: Sequence[Run], width: int = 0) -> str:
-    """Return the caption: smoothing, phases, and runs without held-out losses."""
+    """Return the caption. It explains smoothing and phases, and lists runs without held-out losses."""
     widths = sorted({width or default_width(run) for run in runs})
     text = "Training loss and accuracy: "
     if widths[-1] == 1:
@@ -182,7 +185,10 @@ def _borders(run: Run) -> list[tuple[int, int]]:
 
 
 def _draw_phases(panels: dict[str, Any], runs: Sequence[Run], axis: str) -> None:
-    """Shade the phases of the first run that has any and label their spans; triangles mark other runs' phases."""
+    """Shade the phases of the first run with phases, and label them with their largest spans.
+
+    Triangles mark the phases of other runs if they differ.
+    """
     shaded = _first_with_phases(runs)
     if shaded is None:
         return

@@ -1,4 +1,4 @@
-"""Load the encoder of an exported model or a checkpoint, to inspect its weights and attention."""
+"""Loading of encoders from exported models and checkpoints, for analysis of their weights and attention."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from dnabert_rm.utils.files import read_json
 
 @dataclass(frozen=True)
 class Encoder:
-    """A model without its head, in fp32 on the CPU, in evaluation mode."""
+    """A model without its head, in fp32 on the CPU and in evaluation mode, with its pretraining window and k."""
 
     model: PreTrainedModel
     k: int | None
@@ -33,26 +33,26 @@ class Encoder:
     overlapping: bool
     """Whether the model was pretrained on overlapping tokens."""
     window: int
-    """Pretraining window in tokens, [CLS] and [SEP] included. If it is not recorded: the number of positions."""
+    """Pretraining window in tokens, including [CLS] and [SEP]. If not recorded, the model's number of positions."""
 
     @property
     def embeddings(self) -> NDArray:
-        """The token embeddings, (V, H) float32."""
+        """Token embeddings, (V, H) float32."""
         weight: torch.Tensor = self.model.get_input_embeddings().weight  # type: ignore[union-attr, assignment]
         return weight.detach().numpy()
 
 
 def is_run(path: Path) -> bool:
-    """Return whether a folder is a run folder, and not a checkpoint or a model."""
+    """Return whether `path` is a run folder. Checkpoint folders and exported models are not."""
     return (path / FOLDER_NAME).is_dir()
 
 
 def load_encoder(path: Path, step: int | None = None, attention: str = "sdpa") -> Encoder:
-    """Load the encoder of a Hugging Face folder, a checkpoint folder or a run folder.
+    """Load the encoder from a Hugging Face folder, a checkpoint folder or a run folder.
 
-    `step` selects a run's checkpoint (default: the last). A checkpoint is first exported into a temporary folder, so
-    its weights pass the export's check. `attention` names transformers' implementation; only "eager" returns weights.
-    Raises `CheckpointError` if loading fails.
+    `step` selects a checkpoint of a run; the default is the last. A checkpoint is first exported to a temporary folder,
+    because the export checks the weights. `attention` is the `attn_implementation` of transformers. Only "eager"
+    returns attention weights. Raise `CheckpointError` if loading fails.
     """
     with _model_folder(path, step) as folder:
         # A masked-LM export has no pooler, and the analysis uses none.
@@ -71,7 +71,7 @@ def load_encoder(path: Path, step: int | None = None, attention: str = "sdpa") -
 
 @contextlib.contextmanager
 def _model_folder(path: Path, step: int | None) -> Iterator[Path]:
-    """Yield `path` if it is a model's folder, otherwise a temporary export of the checkpoint."""
+    """Yield `path` if it is an exported model, otherwise the temporary folder of an exported checkpoint."""
     if not path.is_dir():
         raise CheckpointError(f"{path}: no such folder; pass a run folder, a step_… folder or an exported model")
     if not is_run(path) and not (path / CONFIG_NAME).is_file():
@@ -82,7 +82,7 @@ def _model_folder(path: Path, step: int | None) -> Iterator[Path]:
 
 
 def _pretraining_data(folder: Path) -> dict[str, Any]:
-    """Return the pretraining's `[data]` settings from the export's metadata, or an empty dict if they are missing."""
+    """Return the `[data]` settings of pretraining from a model folder's metadata, or an empty dict if missing."""
     try:
         return dict(read_json(folder / PROVENANCE_NAME)["config"]["data"])
     except (DataError, KeyError, TypeError):

@@ -1,4 +1,4 @@
-"""Colours, line styles, font sizes and file writing for all figures. matplotlib is imported lazily."""
+"""Colours, line styles, font sizes and file output of all figures. matplotlib is imported lazily."""
 
 from __future__ import annotations
 
@@ -29,7 +29,10 @@ _NO_DATE: dict[str, dict[str, None]] = {
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """Return an empty figure that needs no display; sizes in inches. Raises `ConfigError` without matplotlib."""
+    """Return an empty figure of the given size in inches. It needs no display.
+
+    Raise `ConfigError` if matplotlib is not installed.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -38,13 +41,16 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def check_picture_name(path: Path) -> None:
-    """Raise `ConfigError` unless the file name ends in a supported format."""
+    """Raise `ConfigError` unless the file name ends in .png, .svg or .pdf."""
     if path.suffix.lower() not in FORMATS:
-        raise ConfigError(f"--output {path}: must end in one of {', '.join(FORMATS)}")
+        raise ConfigError(f"--output {path}: the file name must end in one of {', '.join(FORMATS)}")
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure, the same bytes each time, and create its folder. Raises `DataError` if that fails."""
+    """Write a figure to `path` and create its folder. Raise `DataError` if writing fails.
+
+    The file contains no date, so that the same figure gives the same bytes.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=120, metadata=_NO_DATE.get(path.suffix.lower()))
@@ -53,7 +59,7 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 
 def data_uri(picture: Figure | Path) -> str:
-    """Return a figure, or a PNG file, as a `data:` URI for an HTML page."""
+    """Return a figure or a PNG file as a `data:` URI for an HTML page."""
     if isinstance(picture, Path):
         content = picture.read_bytes()
     else:

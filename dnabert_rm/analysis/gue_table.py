@@ -1,4 +1,4 @@
-"""Read the tables of `dnabert-rm gue` for the report, with the arms of several folders side by side. Torch-free."""
+"""Tables of `dnabert-rm gue` for the report, with the results of several folders side by side. Torch-free."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ _REQUIRED_COLUMNS = (
 
 @dataclass(frozen=True)
 class GueTable:
-    """The table of one folder."""
+    """The results in one output folder of `dnabert-rm gue`."""
 
     name: str
     rows: list[dict[str, str]]
-    """Cells as text, by the columns of table.csv."""
+    """Rows of table.csv: text of each cell, keyed by column."""
     remarks: list[str] = field(default_factory=list)
-    """Sentences about data sets that were not run or failed."""
+    """Sentences about data sets that were not run and runs that failed."""
 
 
 def read_gue(folder: Path, name: str) -> GueTable:
-    """Read the output folder of `dnabert-rm gue`. Raises `DataError` if its table is missing or damaged."""
+    """Read an output folder of `dnabert-rm gue`. Raise `DataError` if its table is missing or damaged."""
     path = folder / TABLE_NAME
     try:
         with open(path, newline="", encoding="utf-8") as stream:
@@ -49,11 +49,11 @@ def read_gue(folder: Path, name: str) -> GueTable:
             rows = [{key: value or "" for key, value in row.items() if key} for row in reader]
     except OSError as error:
         why = "no such file" if isinstance(error, FileNotFoundError) else error.strerror
-        raise DataError(f"{path}: {why}; pass the --output of `dnabert-rm gue` with --gue") from None
+        raise DataError(f"{path}: {why}; pass an output folder of `dnabert-rm gue` to --gue") from None
     except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: cannot be read as a table ({error}); run `dnabert-rm gue` again") from None
+        raise DataError(f"{path}: not a valid CSV file ({error}); run `dnabert-rm gue` again") from None
     if missing := [column for column in _REQUIRED_COLUMNS if column not in (reader.fieldnames or [])]:
-        raise DataError(f"{path}: has no column {missing[0]}; pass the --output of `dnabert-rm gue` with --gue")
+        raise DataError(f"{path}: has no column {missing[0]}; pass an output folder of `dnabert-rm gue` to --gue")
     for line, row in enumerate(rows, 2):
         try:
             row |= {"mean": f"{float(row['mean']):.2f}"}
@@ -74,14 +74,17 @@ def _remarks(path: Path) -> list[str]:
 
 
 def group_of(row: dict[str, str]) -> str:
-    """Return the comparison group: `IN_GUE`, `STAND_IN` (trained on dev, not comparable with GUE), or `OTHER`."""
+    """Return the comparison group of a table row: `IN_GUE`, `STAND_IN` or `OTHER`.
+
+    Rows of `STAND_IN` were trained on dev.csv, so their scores are not comparable with GUE scores.
+    """
     if "stand-in" in row["trained_on"]:
         return STAND_IN
     return IN_GUE if row["task"] else OTHER
 
 
 def columns(tables: Sequence[GueTable]) -> list[tuple[int, str]]:
-    """Return the arms to show, without published models, as pairs (table index, arm)."""
+    """Return the score columns of the report as pairs (table index, arm). Published models are excluded."""
     return [
         (number, arm)
         for number, table in enumerate(tables)
@@ -90,12 +93,15 @@ def columns(tables: Sequence[GueTable]) -> list[tuple[int, str]]:
 
 
 def column_titles(tables: Sequence[GueTable]) -> list[str]:
-    """Return a title for each of `columns`: the arm, preceded by the folder's name if there are several folders."""
+    """Return the title of each score column: the arm, after the folder's name if there are several folders."""
     return [f"{tables[number].name}: {arm}" if len(tables) > 1 else arm for number, arm in columns(tables)]
 
 
 def pivot(tables: Sequence[GueTable], kind: str, group: str = IN_GUE) -> list[list[str | None]]:
-    """Return rows of one kind and group: name, metric, score ± half-width per arm, seeds, train rows, test rows."""
+    """Return the report's rows of one kind, `DATA_SET` or `FAMILY`, and one comparison group.
+
+    The cells of a row are: name, metric, score ± half-width for each arm, seeds, train rows, test rows.
+    """
     # Rows by (name, metric), then by column.
     arms: dict[tuple[str, str], dict[tuple[int, str], dict[str, str]]] = {}
     for number, table in enumerate(tables):
@@ -112,7 +118,7 @@ def pivot(tables: Sequence[GueTable], kind: str, group: str = IN_GUE) -> list[li
 
 
 def published(tables: Sequence[GueTable]) -> list[list[str | None]]:
-    """Return published means of complete families as rows: family, metric, model, mean, source."""
+    """Return the published family means as rows with family, metric, model, mean and source."""
     rows = [row for table in tables for row in table.rows if row["row"] == PUBLISHED]
     unique = {(row["name"], row["arm"]): row for row in rows}
     return [

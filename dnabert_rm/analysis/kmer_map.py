@@ -1,4 +1,4 @@
-"""t-SNE map and silhouette scores of k-mer embeddings, grouped by their two central bases."""
+"""t-SNE map and silhouette scores of k-mer embeddings. K-mers with the same two central bases form a group."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MAX_KMERS = 4096
-"""Maximum number of points of a map: all k-mers up to k = 6, a random sample for larger k."""
+"""Maximum number of k-mers in a map. It allows all k-mers up to k = 6, and a random sample for larger k."""
 COSINE, EUCLIDEAN, PLANE = "silhouette_cosine", "silhouette_euclidean", "silhouette_tsne"
 SHUFFLED = "_shuffled"
-"""Name suffix of a score of shuffled labels. With many groups, such a score is below 0."""
+"""Suffix of score names for shuffled labels. With many groups, the score of shuffled labels is below 0."""
 METRICS = ("euclidean", "cosine")
 TITLES = {
     COSINE: "embedding space, cosine distance",
@@ -34,19 +34,19 @@ TITLES = {
 
 @dataclass(frozen=True)
 class KmerMap:
-    """Scored k-mer embeddings, with their t-SNE coordinates if those were computed."""
+    """Silhouette scores and optional t-SNE coordinates of k-mer embeddings."""
 
     k: int
     ids: NDArray[np.int64]
     """(N,) vocabulary ids."""
     labels: NDArray[np.int64]
-    """(N,) 0 … 15: 4 × code of the first central base + code of the second. A, T, C, G have the codes 0 … 3."""
+    """(N,) 0 … 15: 4 × code of the first central base + code of the second. The codes are A 0, T 1, C 2, G 3."""
     scores: dict[str, float]
-    """Silhouette scores over the labels, -1 … 1, by `COSINE`, `EUCLIDEAN` and `PLANE`."""
+    """Silhouette scores, keyed by `COSINE`, `EUCLIDEAN` and `PLANE`. The suffix `SHUFFLED` is for shuffled labels."""
     plane: NDArray[np.float64] | None = None
     """(N, 2) t-SNE coordinates."""
     perplexity: float | None = None
-    """t-SNE's perplexity; at most a third of the points."""
+    """t-SNE perplexity, at most a third of the number of points."""
 
 
 def central_bases(k: int) -> tuple[int, int]:
@@ -58,7 +58,7 @@ def central_bases(k: int) -> tuple[int, int]:
 
 
 def central_labels(ids: NDArray, k: int) -> NDArray[np.int64]:
-    """Return the label of each k-mer id, (N,) → (N,); see `KmerMap.labels`."""
+    """Return the label of each k-mer id as defined in `KmerMap.labels`, (N,) → (N,)."""
     codes = kmer_codes(ids, k).astype(np.int64)
     first, second = central_bases(k)
     return 4 * codes[:, first] + codes[:, second]
@@ -74,18 +74,18 @@ def map_kmers(
     max_kmers: int = MAX_KMERS,
     seed: int = 0,
 ) -> KmerMap:
-    """Score the embeddings of k-mers and, with `plane`, map them to two dimensions by t-SNE.
+    """Compute silhouette scores of k-mer embeddings. If `plane` is true, also compute a t-SNE map.
 
-    `matrix` (V, H) holds the embeddings of the vocabulary, special tokens first; V ≥ 5 + 4^k, and further rows are
-    padding. `metric` and `perplexity` are t-SNE's (scikit-learn). More than `max_kmers` k-mers are sampled at random.
-    Raises `ConfigError` if the matrix has too few rows or values that are not finite.
+    `matrix` (V, H) contains the embeddings of 5 special tokens, then of 4^k k-mers. Any further rows are padding.
+    `metric` and `perplexity` are parameters of scikit-learn's t-SNE. If there are more than `max_kmers` k-mers, a
+    random sample is used. Raise `ConfigError` if the matrix has too few rows or k-mers, or values that are not finite.
     """
     from sklearn.metrics import silhouette_score
 
     if len(matrix) < NUM_SPECIAL + 4**k:
         raise ConfigError(
-            f"{len(matrix)} embeddings are fewer than the {NUM_SPECIAL + 4**k} tokens of k = {k}; "
-            "the vocabulary and the weights don't match; export the model again"
+            f"{len(matrix)} embeddings are fewer than the {NUM_SPECIAL + 4**k} tokens for k = {k}; "
+            "vocabulary and weights do not match, so export the model again"
         )
     chosen = np.arange(4**k)
     if len(chosen) > max_kmers:
@@ -93,7 +93,7 @@ def map_kmers(
     ids = NUM_SPECIAL + chosen
     points, labels = np.asarray(matrix, dtype=np.float64)[ids], central_labels(ids, k)
     if not np.isfinite(points).all():
-        raise ConfigError("the embeddings have values that are not finite; choose an earlier checkpoint")
+        raise ConfigError("the embeddings contain values that are not finite; choose an earlier checkpoint")
     if len(set(labels.tolist())) >= len(labels):
         raise ConfigError(f"{len(labels)} k-mers are too few for {len(set(labels.tolist()))} groups; raise --points")
     shuffled = labels[random.permutation(random.key(seed, "shuffled labels"), len(labels))]
@@ -117,7 +117,7 @@ def _tsne(points: NDArray, metric: str, perplexity: float, seed: int) -> NDArray
 
 
 def map_csv(kmer_map: KmerMap) -> str:
-    """Return the map as a table: k-mer, its central bases, x and y."""
+    """Return the t-SNE map as CSV text with the columns kmer, central_bases, x and y."""
     assert kmer_map.plane is not None
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
@@ -128,12 +128,15 @@ def map_csv(kmer_map: KmerMap) -> str:
 
 
 def pair_name(label: int) -> str:
-    """Return the bases of a label, e.g. "AT" for 1."""
+    """Return the two central bases that a label encodes, e.g. "AT" for 1."""
     return BASE_ORDER[label // 4] + BASE_ORDER[label % 4]
 
 
 def map_figure(kmer_map: KmerMap, title: str) -> Figure:
-    """Plot the t-SNE map: colour for the first central base, marker for the second. The title gives the scores."""
+    """Plot the t-SNE map. The colour shows the first central base and the marker shape the second.
+
+    The scores are printed above the map.
+    """
     assert kmer_map.plane is not None
     figure = new_figure(7.6, 6.6)
     panel = figure.subplots()
@@ -169,12 +172,12 @@ def _score_text(kmer_map: KmerMap) -> str:
 
 
 def _marker_area(num_points: int) -> float:
-    """Return the area of a marker in square points: larger for fewer points."""
+    """Return the area of a scatter marker in pt². It grows as the number of k-mers falls."""
     return float(np.clip(16000 / num_points, 7, 45))
 
 
 def _base_legends(figure: Figure, k: int) -> None:
-    """Add a legend for the colours (first central base) and one for the markers (second central base)."""
+    """Add a legend that explains the colours (first central base) and the markers (second central base)."""
     from matplotlib.lines import Line2D
 
     names = [f"base {position + 1} of {k}" for position in central_bases(k)]
@@ -192,7 +195,10 @@ def _base_legends(figure: Figure, k: int) -> None:
 
 
 def steps_figure(by_step: Mapping[int, Mapping[str, float]], title: str) -> Figure:
-    """Plot silhouette scores against steps. t-SNE's score is omitted if only one of several steps has it."""
+    """Plot silhouette scores against the steps of the checkpoints.
+
+    The t-SNE score is omitted if only one of several checkpoints has it.
+    """
     figure = new_figure(7.6, 4.0)
     panel = figure.subplots()
     for number, (name, text) in enumerate(TITLES.items()):
@@ -218,11 +224,14 @@ def steps_figure(by_step: Mapping[int, Mapping[str, float]], title: str) -> Figu
 
 
 def parse_steps(text: str, saved: Sequence[int]) -> list[int]:
-    """Parse the steps of a flag, e.g. "1000,2000". Raises `ConfigError` for a step without a checkpoint."""
+    """Return the sorted steps in the value of `--steps`, e.g. "1000,2000".
+
+    Raise `ConfigError` if the text is not a list of integers, or if a step has no checkpoint.
+    """
     try:
         steps = sorted({int(word) for word in text.split(",")})
     except ValueError:
-        raise ConfigError(f"--steps {text}: give steps separated by commas, e.g. 1000,2000") from None
+        raise ConfigError(f"--steps {text}: not a list of integers; separate steps by commas, e.g. 1000,2000") from None
     if absent := [step for step in steps if step not in saved]:
         raise ConfigError(f"--steps {absent[0]}: no checkpoint of that step; choose from {', '.join(map(str, saved))}")
     return steps

@@ -25,7 +25,7 @@ SEEN, MASKED, RANDOM, KEPT = range(4)
 COLOURS = ("#eef1f5", "#b3261e", "#f2a33a", "#2e7d5b")
 LABELS = ("seen", "[MASK]", "random k-mer", "predicted, but unchanged")
 NUM_BASES = 40
-"""Number of bases in the figure of hidden bases."""
+"""Number of bases in each panel of the figure of hidden bases."""
 _SEEN_BAR = "#c9d3e0"
 """Colour of the bars of seen tokens: darker than the background colour `COLOURS[SEEN]`."""
 
@@ -39,7 +39,10 @@ def masks_figure(
     replacement: str = "token",
     seed: int = 42,
 ) -> Figure:
-    """Draw one panel per phase, one row per window, one column per token. Raises `ConfigError` without matplotlib."""
+    """Draw the masks of random windows with one panel per phase, one row per window and one column per token.
+
+    Raise `ConfigError` if matplotlib is not installed.
+    """
     ranges = enumerate(pairwise((0, *schedule.phase_ends)), 1)
     phases = [(number, first, end) for number, (first, end) in ranges if first < end]
     figure = new_figure(11, 0.5 + 1.35 * len(phases))
@@ -73,9 +76,10 @@ def masks_figure(
 def mask_kinds(
     schedule: MaskSchedule, step: int, *, k: int, num_windows: int, num_tokens: int, replacement: str, seed: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Mask windows of random k-mers as the collator does at a step.
+    """Mask windows of random k-mers in the same way as the collator does at `step`.
 
-    Returns kinds (num_windows, num_tokens) int64, `SEEN` … `KEPT`, and spans (num_windows,), sorted by span.
+    Return the kind of each token, (num_windows, num_tokens) int64, and the span of each window, (num_windows,). The
+    windows are sorted by span. The kinds are `SEEN`, `MASKED`, `RANDOM` and `KEPT`.
     """
     bits = random.fold(random.key(seed, "picture"), np.arange(num_windows * num_tokens))
     ids = (NUM_SPECIAL + random.below(bits, 4**k)).reshape(num_windows, num_tokens)
@@ -89,9 +93,9 @@ def mask_kinds(
 
 
 def hidden_figure(spans: Sequence[int], *, k: int = 6, seed: int = 42) -> Figure:
-    """Draw one panel per span: one masked span, and its tokens as bars below the bases they cover.
+    """Draw the bases that one masked span hides, with one panel per span length.
 
-    Raises `ConfigError` without matplotlib.
+    Each token is a bar below the bases that the token covers. Raise `ConfigError` if matplotlib is not installed.
     """
     bits = random.fold(random.key(seed, "picture"), np.arange(NUM_BASES))
     letters = np.array(list(BASE_ORDER))[random.below(bits, 4)]
@@ -108,7 +112,7 @@ def hidden_figure(spans: Sequence[int], *, k: int = 6, seed: int = 42) -> Figure
 
 
 def hidden_bases(masked: NDArray[np.bool_], k: int) -> NDArray[np.bool_]:
-    """Return a mask of the bases that no seen token covers, (num_tokens,) → (num_tokens + k - 1,) bool.
+    """Return True for each base that no unmasked token covers, (num_tokens,) → (num_tokens + k - 1,) bool.
 
     Token i covers bases i … i + k - 1. Inside a window, m consecutive masked tokens hide max(0, m - k + 1) bases.
     """

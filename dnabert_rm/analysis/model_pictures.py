@@ -1,4 +1,4 @@
-"""Figures and JSON records of a model's k-mer embeddings and attention (`dnabert-rm analyze embeddings|attention`)."""
+"""Figures and JSON files for `dnabert-rm analyze embeddings` and `dnabert-rm analyze attention`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,10 @@ MAX_DEFAULT_WINDOW = 512
 
 
 def output_folder(model: Path, output: Path | None) -> Path:
-    """Return `--output`; by default, the folder for figures in a run folder."""
+    """Return the output folder: `output`, or by default the folder for figures in the run folder `model`.
+
+    Raise `ConfigError` if there is no default because `model` is not a run folder.
+    """
     if output is not None:
         if output.exists() and not output.is_dir():
             raise DataError(f"--output {output}: is a file; choose a folder")
@@ -41,7 +44,7 @@ def output_folder(model: Path, output: Path | None) -> Path:
 
 
 def model_title(model: Path, step: int | None = None) -> str:
-    """Return the model's name for a figure title. For a checkpoint folder, return the name of its run."""
+    """Return the name of a model or run for a figure title. A checkpoint folder has the name of its run."""
     model = model.resolve()
     name = model.parent.parent.name if step_of(model) is not None else model.name
     return name if step is None else f"{name} after {step:,} steps"
@@ -57,9 +60,10 @@ def draw_embeddings(
     max_kmers: int = 4096,
     seed: int = 0,
 ) -> list[Path]:
-    """Score the k-mer embeddings of a run's checkpoints, draw those of the last one, and return the files written.
+    """Score the k-mer embeddings of a run's checkpoints, and draw the embeddings of the last checkpoint.
 
-    `steps` names checkpoints of a run, e.g. "1000,2000" (default: all). See `map_kmers` for the other options.
+    Return the paths of the files written. `steps` selects checkpoints of a run, e.g. "1000,2000". The default is all.
+    See `map_kmers` for the other options.
     """
     folder = output_folder(model, output)
     new_figure(1, 1)  # A missing matplotlib is reported here, not after minutes of t-SNE.
@@ -93,7 +97,7 @@ def draw_embeddings(
 
 
 def _chosen_steps(model: Path, steps: str | None) -> list[int | None]:
-    """Return the checkpoints to score, oldest first."""
+    """Return the steps of the checkpoints to score, in ascending order. The list is [None] if `model` has no steps."""
     if is_run(model):
         saved = complete_steps(model)
         # [None] if there is no checkpoint: loading the model then reports the mistake.
@@ -123,10 +127,11 @@ def draw_attention(
     non_overlapping: bool = False,
     seed: int = 0,
 ) -> list[Path]:
-    """Measure and draw the attention on windows of prepared `data` or of a FASTA file; return the files written.
+    """Measure and draw the attention on windows of a prepared folder or a FASTA file.
 
-    `step` is a run's checkpoint (default: the last). `window` is in tokens, [CLS] and [SEP] included (default: as in
-    pretraining, at most 512). `split` and `seed` choose windows of `data` (default split: see `windows_of_data`).
+    Return the paths of the files written. `step` selects a checkpoint of a run; the default is the last. `window` is a
+    number of tokens, including [CLS] and [SEP]. The default is the pretraining window, but at most 512. `data` is the
+    prepared folder. `split` and `seed` select its windows as in `windows_of_data`.
     """
     folder = output_folder(model, output)
     new_figure(1, 1)  # A missing matplotlib is reported here, before the model is loaded.
@@ -138,7 +143,7 @@ def draw_attention(
     positions = encoder.model.config.max_position_embeddings
     window = window or min(MAX_DEFAULT_WINDOW, encoder.window)
     if window > positions:
-        raise ConfigError(f"--window {window}: the model has {positions} positions; lower --window")
+        raise ConfigError(f"--window {window}: the model has {positions} positions; pass at most that")
     overlapping = encoder.overlapping and not non_overlapping
     options: dict[str, Any] = {"window": window, "num_windows": num_windows, "overlapping": overlapping}
     if fasta:
@@ -153,7 +158,7 @@ def draw_attention(
 
 
 def _fasta_windows(model: Path, encoder: Encoder, fasta: str, **options: Any) -> tuple[NDArray, dict[str, Any]]:
-    """Return token ids (N, window) of a FASTA file, and their source for the record."""
+    """Return token ids (N, window) from a FASTA file, and the `attention.json` entry that names the file."""
     if encoder.k is None:
         raise ConfigError(f"{model}: its tokens are not k-mers; pass prepared data with --data")
     with Input(fasta, "a FASTA file") as source:
@@ -162,7 +167,7 @@ def _fasta_windows(model: Path, encoder: Encoder, fasta: str, **options: Any) ->
 
 
 def _prepared_windows(encoder: Encoder, data: str, **options: Any) -> tuple[NDArray, dict[str, Any]]:
-    """Return token ids (N, window) of a prepared folder, and their source for the record."""
+    """Return token ids (N, window) from a prepared folder, and the `attention.json` entries for its source."""
     input_ids, split, k = windows_of_data(data, **options)
     check_same_k(data, k, encoder)
     return input_ids, {"data": data, "split": split}

@@ -1,4 +1,4 @@
-"""HTML report of one or more runs: results, figures, speed, settings. Torch-free; the page is report.html.jinja."""
+"""HTML report of one or more runs: results, figures, speed, settings. Torch-free. Template: report.html.jinja."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ PICTURES = {
         "attention_cls.png": "attention of [CLS], by layer and head",
     },
 }
-"""Figures of a run, with their descriptions, by the command that writes them."""
+"""Descriptions of the figures of a run, keyed by `analyze` command and file name."""
 _TEMPLATE = "report.html.jinja"
 
 
 class Picture(NamedTuple):
-    """An image of the page, and its alternative text for screen readers."""
+    """An image of the report, with its alternative text for screen readers."""
 
     uri: str
     description: str
@@ -42,7 +42,7 @@ class Picture(NamedTuple):
 
 @dataclass(frozen=True)
 class GueSection:
-    """Tables of fine-tuning results, with rows from `gue_table.pivot`."""
+    """Tables and remarks for the report section on fine-tuning results."""
 
     arms: list[str]
     families: list[list[str | None]]
@@ -54,15 +54,15 @@ class GueSection:
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is no finished run."""
+        """Whether all tables are empty."""
         return not (self.families or self.published or self.data_sets or self.stand_ins or self.others)
 
 
 def write_report(path: Path, runs: Sequence[Run], gue: Sequence[Path] = (), axis: str = "steps") -> list[str]:
-    """Write the page, and return one sentence for each missing part.
+    """Write the HTML report. Return one sentence for each missing part of the report.
 
-    `gue`: output folders of `dnabert-rm gue`; `axis`: "steps" or "tokens" for the curves. Raises `ConfigError`
-    without matplotlib, and `DataError` for a folder without a GUE table.
+    `gue` contains output folders of `dnabert-rm gue`. `axis` is the x axis of the curves, "steps" or "tokens". Raise
+    `ConfigError` if matplotlib is not installed, and `DataError` if a folder in `gue` has no valid table.
     """
     names = short_names(gue) if gue else []
     tables = [gue_table.read_gue(folder, name) for folder, name in zip(gue, names, strict=True)]
@@ -75,7 +75,7 @@ def write_report(path: Path, runs: Sequence[Run], gue: Sequence[Path] = (), axis
 
 
 def report_content(runs: Sequence[Run], tables: Sequence[GueTable] = (), axis: str = "steps") -> dict[str, Any]:
-    """Return the values of the template's variables."""
+    """Return the variables of the HTML template, keyed by name."""
     content = {
         "run_names": [run.name for run in runs],
         "folders": [run.folder for run in runs],
@@ -112,7 +112,7 @@ def _curves_picture(runs: Sequence[Run], axis: str) -> Picture:
 
 
 def _pictures_by_run(runs: Sequence[Run], kind: str) -> list[tuple[str, list[Picture]]]:
-    """Return the figures that `analyze embeddings` or `analyze attention` wrote to the run folders, if any."""
+    """Return pairs (run name, figures) for the runs that have figures of one kind, "embeddings" or "attention"."""
     by_run = []
     for run in runs:
         paths = {run.folder / ANALYSIS_NAME / name: description for name, description in PICTURES[kind].items()}
@@ -142,7 +142,7 @@ def _missing(content: dict[str, Any], runs: Sequence[Run]) -> list[str]:
     """Return one sentence for each part of the report that has no data, in the order of the sections."""
     sentences = []
     if not content["held_out_rows"]:
-        sentences.append("No run has held-out losses: its data had no validation split, or --validation.every was 0.")
+        sentences.append("No run has held-out losses. The data had no validation split, or --validation.every was 0.")
     else:
         sentences += [f"{run.name} has no held-out losses." for run in runs if not run.held_out_names]
     for kind in PICTURES:
@@ -150,7 +150,7 @@ def _missing(content: dict[str, Any], runs: Sequence[Run]) -> list[str]:
         for run in runs:
             if run.name not in with_pictures:
                 command = f"dnabert-rm analyze {kind} {run.folder}" + (" --data DIR" if kind == "attention" else "")
-                sentences.append(f"No figures of the {kind} of {run.name}; `{command}` draws them.")
+                sentences.append(f"{run.name} has no {kind} figures; run `{command}` to draw them.")
     if content["gue"] is None:
         sentences.append("No GUE table; pass an output folder of `dnabert-rm gue` with `--gue DIR`.")
     elif content["gue"].is_empty:

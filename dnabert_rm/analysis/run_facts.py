@@ -1,4 +1,4 @@
-"""Rows of the report's tables: results, speed, checkpoints, settings. Torch-free."""
+"""Table rows of the report: results, speed, checkpoints, settings. Torch-free."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ SPEED = {
     "seconds per checkpoint": ("save_seconds", "{:.3g}"),
     "seconds per validation": ("validation_seconds", "{:.3g}"),
 }
-"""Rows of the speed table: key in metrics.jsonl and number format."""
+"""Rows of the speed table: title, key in metrics.jsonl, and number format."""
 
 
 def last_mean(run: Run, name: str) -> float | None:
-    """Return the mean of a recorded metric over the run's last `LAST_ROWS` logged steps."""
+    """Return the mean of the last `LAST_ROWS` logged values of a metric, or None if no value was logged."""
     values = run.curve(name).values[-LAST_ROWS:]
     return float(values.mean()) if len(values) else None
 
 
 def median(run: Run, name: str) -> float | None:
-    """Return the median of a recorded metric over all logged steps that have it."""
+    """Return the median of all logged values of a metric, or None if no value was logged."""
     values = run.curve(name).values
     return statistics.median(values.tolist()) if len(values) else None
 
 
 def number(value: float | None, form: str) -> str | None:
-    """Format a number, or return None for None."""
+    """Format a number as `form` specifies. Return None for None."""
     return None if value is None else form.format(value)
 
 
 def bytes_text(count: int) -> str:
-    """Format a size in GB, MB, kB or bytes."""
+    """Format a number of bytes in GB, MB, kB or bytes."""
     for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if count >= size:
             return f"{count / size:.3g} {unit}"
@@ -82,7 +82,7 @@ def hardware_text(run: Run) -> str | None:
 
 
 def summary_rows(runs: Sequence[Run]) -> list[list[Any]]:
-    """Return the summary table: one row per fact, one column per run."""
+    """Return the rows of the summary table: one row per fact, with its name and one value per run."""
     last = [run.rows[-1] for run in runs]
     facts: dict[str, list[Any]] = {
         "model": [model_text(run) for run in runs],
@@ -115,7 +115,7 @@ def _steps_text(run: Run) -> str:
 
 
 def short_commit(commit: str | None) -> str | None:
-    """Return the first 12 digits of a commit, with its "+changes" if there is one."""
+    """Return a commit hash shortened to 12 digits. The suffix "+changes" for modified files is kept."""
     if not commit:
         return None
     digits, plus, changes = commit.partition("+")
@@ -123,7 +123,7 @@ def short_commit(commit: str | None) -> str | None:
 
 
 def held_out_rows(runs: Sequence[Run]) -> list[list[Any]]:
-    """Return the held-out losses of the last validation: one row per span, one column per run."""
+    """Return the held-out losses of the last validation: one row per span, with one value per run."""
     rows = []
     for name in dict.fromkeys(name for run in runs for name in run.held_out_names):
         curves = [run.curve("validation", name, "loss") for run in runs]
@@ -135,7 +135,11 @@ def held_out_rows(runs: Sequence[Run]) -> list[list[Any]]:
 
 
 def phase_rows(run: Run) -> list[list[Any]]:
-    """Return a row per phase: number, largest span, steps, mean loss at start and end, logged steps in each mean."""
+    """Return one row per phase of a run.
+
+    The cells of a row are: phase number, largest span, steps, mean loss at the start, mean loss at the end, and number
+    of logged steps in each mean.
+    """
     losses = run.curve("loss")
     rows = []
     for phase in run.phases:
@@ -148,12 +152,12 @@ def phase_rows(run: Run) -> list[list[Any]]:
 
 
 def speed_rows(runs: Sequence[Run]) -> list[list[Any]]:
-    """Return medians over the logged steps: one row per quantity, one column per run."""
+    """Return the rows of the speed table: one row per quantity, with its median over the logged steps of each run."""
     return [[title, *(number(median(run, key), form) for run in runs)] for title, (key, form) in SPEED.items()]
 
 
 def checkpoint_rows(folder: Path) -> list[list[Any]]:
-    """Return one row per checkpoint: step, size, and whether its write was completed."""
+    """Return one row per checkpoint: step, size, and "complete" or "unfinished"."""
     complete = set(complete_steps(folder))
     return [
         [f"{step:,}", bytes_text(_size(step_folder(folder, step))), "complete" if step in complete else "unfinished"]
@@ -166,9 +170,9 @@ def _size(folder: Path) -> int:
 
 
 def setting_rows(contents: Sequence[dict[str, Any]]) -> tuple[list[list[Any]], int]:
-    """Flatten nested settings of several runs into rows of a dotted name and one value per run.
+    """Flatten the nested settings of several runs into one row per setting: dotted name, then one value per run.
 
-    Rows that differ between the runs come first. Also returns the number of these rows.
+    Return the rows, and the number of settings that differ between runs. Rows of differing settings come first.
     """
     flat = [_flat(content) for content in contents]
     names = dict.fromkeys(name for settings in flat for name in settings)

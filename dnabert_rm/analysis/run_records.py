@@ -1,4 +1,4 @@
-"""Read a run folder for figures and reports: metrics.jsonl, config.toml, environment.json. Torch-free."""
+"""Content of a run folder for figures and reports: metrics.jsonl, config.toml, environment.json. Torch-free."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TOKENS = "consumed_tokens"
 
 @dataclass(frozen=True)
 class Phase:
-    """A phase of a run: steps `first` … `end` - 1, and the largest span of their masks."""
+    """A masking phase of a run: steps `first` … `end` - 1, and the largest span in these steps."""
 
     number: int
     first: int
@@ -35,21 +35,21 @@ class Phase:
 
 @dataclass(frozen=True)
 class Points:
-    """The recorded points (N,) of one curve."""
+    """The N recorded points of one curve, as arrays of shape (N,)."""
 
     steps: NDArray[np.int64]
     tokens: NDArray[np.float64]
-    """Tokens consumed after each step; NaN if not recorded."""
+    """Total number of tokens consumed by the end of each step; NaN if not recorded."""
     values: NDArray[np.float64]
 
     def x(self, axis: str) -> NDArray:
-        """Return the coordinates on the axis "steps" or "tokens"."""
+        """Return the x coordinates of the points. `axis` is "steps" or "tokens"."""
         return self.steps if axis == "steps" else self.tokens
 
 
 @dataclass(frozen=True)
 class Run:
-    """The records of a run folder."""
+    """Content of a run folder: logged steps, configuration and environment."""
 
     folder: Path
     name: str
@@ -60,11 +60,14 @@ class Run:
     environment: dict[str, Any] = field(default_factory=dict)
 
     def setting(self, section: str, name: str) -> Any:
-        """Return a field of the configuration, or None if it is unknown."""
+        """Return the value of a configuration field, or None if the configuration does not have the field."""
         return self.config.get(section, {}).get(name)
 
     def curve(self, *path: str) -> Points:
-        """Return the points of a metric, given by its keys in a row: `"loss"` or `"validation", "span_6", "loss"`."""
+        """Return the recorded points of a metric.
+
+        `path` contains the keys of the metric in a row: `"loss"`, or `"validation", "span_6", "loss"`.
+        """
         recorded = [(row, value) for row in self.rows if (value := _at(row, path)) is not None]
         steps = np.array([row["step"] for row, _ in recorded], dtype=np.int64)
         tokens = np.array([row.get(TOKENS, np.nan) for row, _ in recorded], dtype=np.float64)
@@ -72,14 +75,15 @@ class Run:
 
     @cached_property
     def held_out_names(self) -> list[str]:
-        """Names of the validation's curves, "span_6" … or "token", in the order of the records."""
+        """Names of the held-out losses, such as "span_6" or "token", in order of first appearance."""
         return list(dict.fromkeys(name for row in self.rows for name in row.get("validation") or {}))
 
     @cached_property
     def phases(self) -> list[Phase]:
-        """Phases with at least one step, up to the last logged step; empty if the masking has no phases.
+        """Masking phases with at least one step. The list is empty if the masking policy has no phases.
 
-        The ends are from the configuration, the spans from the logged steps.
+        The last phase ends at the last logged step. The other ends are from the configuration. The spans are from the
+        logged steps.
         """
         if not str(self.setting("masking", "policy")).startswith("randommask"):
             return []
@@ -96,7 +100,7 @@ class Run:
         ]
 
     def position(self, step: int, axis: str) -> float:
-        """Return the coordinate of the start of a step on the axis "steps" or "tokens"."""
+        """Return the x coordinate of the start of a step. `axis` is "steps" or "tokens"."""
         if axis == "steps":
             return float(step)
         points = self.curve("loss")
@@ -111,13 +115,14 @@ def _at(row: Mapping[str, Any], path: Sequence[str]) -> float | None:
 
 
 def read_run(folder: str | Path, name: str | None = None) -> Run:
-    """Read a run folder. Raises `DataError` if it is not a run folder or its records are damaged.
+    """Read a run folder. Raise `DataError` if `folder` is not a run folder or one of its files is damaged.
 
-    An incomplete last line is skipped: the run may be writing it. config.toml and environment.json may be missing.
+    An incomplete last line of metrics.jsonl is skipped, because the run may still be writing it. config.toml and
+    environment.json may be missing.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder; pass a run folder, the --output of a pretraining run")
+        raise DataError(f"{folder}: no such folder; pass the --output of a pretraining run")
     rows = _read_rows(folder / METRICS_NAME)
     config = _read(folder / CONFIG_NAME, tomllib.loads)
     return Run(folder, name or folder.resolve().name, rows, config, _read(folder / ENVIRONMENT_NAME, json.loads))
@@ -127,7 +132,7 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
-        raise DataError(f"{path}: no such file; pass a run folder, the --output of a pretraining run") from None
+        raise DataError(f"{path}: no such file; pass the --output of a pretraining run") from None
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read ({error}); check the file") from None
     rows = []
@@ -138,14 +143,14 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
         except (ValueError, KeyError, TypeError):
             if number == len(lines):
                 break
-            raise DataError(f"{path}:{number}: not a logged step; remove the line") from None
+            raise DataError(f"{path}:{number}: not the JSON record of a step; remove the line") from None
     if not rows:
-        raise DataError(f"{path}: has no logged step yet; wait for the run's first step")
+        raise DataError(f"{path}: no step is logged yet; wait until the run logs its first step")
     return rows
 
 
 def _read(path: Path, parse: Any) -> dict[str, Any]:
-    """Return the parsed content of a file, or an empty dict if there is no such file."""
+    """Return the parsed content of a file, or an empty dict if the file does not exist."""
     if not path.exists():
         return {}
     try:
@@ -158,24 +163,27 @@ def _read(path: Path, parse: Any) -> dict[str, Any]:
 
 
 def read_runs(folders: Sequence[str | Path], names: Sequence[str] = ()) -> list[Run]:
-    """Read runs and name them by `names`, by default by distinct parts of their paths."""
+    """Read several run folders. The runs are named after `names`, or by default after their paths."""
     return [read_run(folder, name) for folder, name in zip(folders, own_names(folders, names), strict=True)]
 
 
 def own_names(folders: Sequence[str | Path], names: Sequence[str] = ()) -> Sequence[str]:
-    """Return `names`, by default short names of the folders. Raises `ConfigError` unless all are distinct."""
+    """Return `names`, or short names of the folders if `names` is empty.
+
+    Raise `ConfigError` unless all names are distinct and there is one name per folder.
+    """
     if names and len(names) != len(folders):
         raise ConfigError(
-            f"--names: {len(names)} names for {len(folders)} runs; give one name per run, separated by commas"
+            f"--names: {len(names)} names for {len(folders)} runs; pass one name per run, separated by commas"
         )
     names = names or short_names(folders)
     if len(set(names)) < len(names):
-        raise ConfigError(f"--names {','.join(names)}: two runs have the same name; give each run a different name")
+        raise ConfigError(f"--names {','.join(names)}: two runs have the same name; use a different name for each run")
     return names
 
 
 def short_names(folders: Sequence[str | Path]) -> list[str]:
-    """Return the shortest ends of the folders' paths that make all names distinct."""
+    """Return a distinct name for each folder: the last parts of its path, as few as possible."""
     parts = [Path(folder).resolve().parts for folder in folders]
     names: list[str] = []
     for depth in range(1, max(map(len, parts)) + 1):
@@ -186,9 +194,10 @@ def short_names(folders: Sequence[str | Path]) -> list[str]:
 
 
 def smooth(points: Points, width: int, phases: Sequence[Phase] = ()) -> NDArray[np.float64]:
-    """Return the running mean (N,) over `width` points, an odd number; fewer points at the ends of a run or phase.
+    """Return the centred running mean (N,) over `width` points. `width` is odd.
 
-    The jump at the start of a phase is kept. A value that is not finite affects only the means around it.
+    A mean contains only points of one phase, so the jump at the start of a phase is kept. Near the ends of a phase it
+    contains fewer points. A value that is not finite affects only the means that contain it.
     """
     smoothed = np.empty(len(points.values))
     cuts = np.searchsorted(points.steps, [phase.first for phase in phases])

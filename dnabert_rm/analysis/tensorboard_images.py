@@ -1,6 +1,6 @@
-"""Write figures of a run's checkpoints to its TensorBoard, during training or later (`dnabert-rm analyze images`).
+"""TensorBoard figures of a run's checkpoints, drawn during training or later (`dnabert-rm analyze images`).
 
-The command is a separate process, so no GPU waits for a t-SNE.
+The command is a separate process, so training does not wait for t-SNE.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ _POLL_SECONDS = 20.0
 
 
 def write_images(run: Path, *, data: str | None = None, follow: bool = False) -> Path:
-    """Add figures for checkpoints that have none yet, and return the TensorBoard folder.
+    """Add figures of each checkpoint without figures to TensorBoard. Return the TensorBoard folder.
 
-    `data`: prepared folder for the attention figures. Without it, only the embeddings are drawn.
-    `follow`: keep waiting for new checkpoints until the run's last step has its figures.
+    `data` is the prepared folder for the attention figures. If it is None, only the embeddings are drawn. If `follow`
+    is true, wait for new checkpoints until the last step of the run has its figures.
     """
     if not is_run(run):
         raise ConfigError(f"{run}: not a run folder; pass the --output of a pretraining run")
@@ -56,7 +56,7 @@ def write_images(run: Path, *, data: str | None = None, follow: bool = False) ->
 
 
 def add_images(writer: SummaryWriter, run: Path, step: int, data: str | None) -> bool:
-    """Add the figures and scores of one checkpoint. Return False if the run has deleted it in the meantime."""
+    """Add the figures and scores of one checkpoint. Return False if the run has deleted the checkpoint."""
     try:
         encoder = load_encoder(run, step, attention="eager")
     except CheckpointError as error:

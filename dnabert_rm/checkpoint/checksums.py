@@ -1,7 +1,7 @@
-"""Checkpoint manifest `complete.json`: the files of a checkpoint with size and SHA-256.
+"""Checkpoint manifest `complete.json`: the files of a checkpoint, each with its size and SHA-256.
 
-The manifest is written last and checked first. Each rank hashes the files that it wrote, and rank 0 collects all
-hashes in the manifest.
+The manifest is written last and checked first. Each rank hashes the files that it wrote, and rank 0 writes all hashes
+to the manifest.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class CheckpointLayout:
-    """Partitioning of the tensors over files. A run with another layout has to convert the checkpoint."""
+    """Partitioning of a checkpoint's tensors over its files. A run with another layout must convert the checkpoint."""
 
     world_size: int
     zero_stage: int
@@ -33,25 +33,29 @@ class CheckpointLayout:
 
 @dataclass(frozen=True)
 class CheckpointManifest:
-    """Content of `complete.json`: the layout, and (bytes, SHA-256) of every file by its path within the folder."""
+    """Content of `complete.json`: the layout, and a map from each file's relative path to (size in bytes, SHA-256)."""
 
     layout: CheckpointLayout
     files: dict[str, tuple[int, str]]
 
     @property
     def num_bytes(self) -> int:
-        """Size of the whole checkpoint in bytes."""
+        """Total size of the checkpoint's files in bytes."""
         return sum(size for size, _ in self.files.values())
 
 
 def is_own_file(name: str, rank: int, world_size: int) -> bool:
-    """Return whether `rank` hashes this file. The rank in the file name does, or rank 0 if the name has none."""
+    """Return whether this rank has to hash the file `name`.
+
+    The file name contains the rank that wrote the file, which counts modulo `world_size`. Rank 0 hashes all files
+    without a rank in their name.
+    """
     writer = _RANK.search(name)
     return (int(writer[1]) if writer else 0) % world_size == rank
 
 
 def hash_own_files(folder: Path, rank: int, world_size: int) -> dict[str, tuple[int, str]]:
-    """Flush a rank's share of the files to disk (fsync), and return size and SHA-256 of each by name."""
+    """Flush one rank's share of the files to disk. Return a map from file name to (size in bytes, SHA-256)."""
     names = [name for name in file_names(folder) if is_own_file(name, rank, world_size)]
     for parent in {(folder / name).parent for name in names}:
         flush_to_disk(parent)
@@ -64,7 +68,7 @@ def _flush_and_hash(path: Path) -> tuple[int, str]:
 
 
 def file_names(folder: Path) -> list[str]:
-    """Return the sorted relative paths of a checkpoint's files, with "/" and without the manifest."""
+    """Return the sorted relative paths of all files in a checkpoint except the manifest, with "/" as separator."""
     found = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()]
     return sorted(name for name in found if name != COMPLETE_NAME)
 
@@ -86,40 +90,44 @@ def read_checkpoint_manifest(folder: Path) -> CheckpointManifest:
     try:
         return _parse_manifest(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
-        raise CheckpointError(f"{folder}: is not a complete checkpoint (no {COMPLETE_NAME}); use another one") from None
+        raise CheckpointError(
+            f"{folder}: is not a complete checkpoint (no {COMPLETE_NAME}); use another checkpoint"
+        ) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path}: is damaged ({error}); use another checkpoint") from None
 
 
 def _parse_manifest(content: dict[str, Any]) -> CheckpointManifest:
     if content["format_version"] != FORMAT_VERSION:
-        raise ValueError(f"format version {content['format_version']}, but this version reads {FORMAT_VERSION}")
+        raise ValueError(
+            f"format version {content['format_version']}, but this version of dnabert_rm reads {FORMAT_VERSION}"
+        )
     layout = CheckpointLayout(int(content["world_size"]), int(content["zero_stage"]), bool(content["nvme"]))
     if layout.world_size < 1 or layout.zero_stage not in range(4):
         raise ValueError(f"invalid layout: {layout.world_size} ranks, ZeRO stage {layout.zero_stage}")
     files = {}
     for name, entry in content["files"].items():
         if not is_inside(name):
-            raise ValueError(f"the name {name!r} points outside the folder")
+            raise ValueError(f"the file name {name!r} points outside the folder")
         if not _SHA256.fullmatch(entry["sha256"]):
-            raise ValueError(f"{name} has no SHA-256")
+            raise ValueError(f"the entry of {name} has no valid SHA-256")
         files[name] = (int(entry["bytes"]), entry["sha256"])
     return CheckpointManifest(layout, files)
 
 
 def is_inside(name: str) -> bool:
-    """Return whether a name is a plain relative path, so that it stays inside the folder that it is joined to."""
+    """Return whether `name` is a plain relative path without "..", which can't point outside a folder."""
     path = PurePosixPath(name)
     plain = path.as_posix() == name and not path.is_absolute() and bool(path.parts)
     return plain and ".." not in path.parts and "\\" not in name and "\0" not in name
 
 
 def find_damage(folder: Path, manifest: CheckpointManifest, rank: int = 0, world_size: int = 1) -> str | None:
-    """Return the first damaged file in a rank's share of a checkpoint and its fault, or None."""
+    """Check one rank's share of a checkpoint's files. Return a message on the first damaged file, or None."""
     for name, (size, digest) in sorted(manifest.files.items()):
         if is_own_file(name, rank, world_size) and (fault := _fault(folder, name, size, digest)):
             return f"{folder / name} {fault}"
-    # DeepSpeed finds its files by pattern, so it would read one that is not in the manifest.
+    # DeepSpeed finds its files by pattern, so it would also read a file that is not in the manifest.
     for name in file_names(folder) if rank == 0 else []:
         if name.endswith(".pt") and name not in manifest.files:
             return f"{folder / name} is not in {COMPLETE_NAME}"

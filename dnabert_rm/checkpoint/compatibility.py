@@ -22,19 +22,19 @@ def stored_config(folder: Path) -> RunConfig:
 def check_compatible(folder: Path, state: TrainState, config: RunConfig, fingerprint: str) -> None:
     """Raise `CheckpointError` if resuming from `folder` with this configuration and data would change the results.
 
-    Fields in `free_on_resume()` may differ. `fingerprint` is the fingerprint of the data.
+    Only fields in `free_on_resume()` may differ. `fingerprint` is the fingerprint of this run's data.
     """
-    override = "change it back, choose another --output, or accept the change with --allow-changes"
+    override = "undo the change, choose another --output, or accept the change with --allow-changes"
     if state.fingerprint != fingerprint:
         raise CheckpointError(
             f"{folder}: was trained on other data (fingerprint {state.fingerprint[:12]}, now "
-            f"{fingerprint[:12]}); samples would be repeated or skipped: {override}"
+            f"{fingerprint[:12]}), so samples would be repeated or skipped; {override}"
         )
     stored = stored_config(folder).to_dict()
     current = config.to_dict()
     if current["train"]["precision"] == "auto":  # before the run has selected its device
         current["train"]["precision"] = stored["train"]["precision"]
-    # If remainders are dropped, an epoch's length depends on the batch size: another size would shift every sample.
+    # If remainders are dropped, an epoch's length depends on the batch size. Another size would shift every sample.
     fixed = {"train.global_batch"} if config.data.remainder == "drop" else set()
     may_differ = free_on_resume() - fixed
     changed = [
@@ -44,4 +44,4 @@ def check_compatible(folder: Path, state: TrainState, config: RunConfig, fingerp
         if f"{section}.{name}" not in may_differ and stored[section][name] != value
     ]
     if changed:
-        raise CheckpointError(f"{folder}: {'; '.join(changed)}: {override}")
+        raise CheckpointError(f"{folder}: {'; '.join(changed)}; {override}")

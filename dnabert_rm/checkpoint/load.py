@@ -35,9 +35,9 @@ from dnabert_rm.utils.errors import CheckpointError, RankReadError
 
 
 def find_damage_on_all_ranks(folder: Path, ranks: Ranks) -> str | None:
-    """Return a checkpoint's damage, or None, the same on all ranks. Each rank checks its share of the files.
+    """Check a checkpoint's files on all ranks. Return the same message on the first damage, or None, on every rank.
 
-    Sizes and hashes are checked first, then whether torch's files hold only tensors and no code.
+    Each rank checks its share of the files: first sizes and hashes, then that torch files contain only tensors.
     """
     try:
         manifest = on_first_rank(lambda: read_checkpoint_manifest(folder), ranks)
@@ -60,9 +60,9 @@ def _find_code(folder: Path, manifest: CheckpointManifest, ranks: Ranks) -> str 
 def load_checkpoint(engine: Any, folder: Path, run: Path, ranks: Ranks) -> None:
     """Load weights and optimizer state of a verified checkpoint into DeepSpeed's `engine`, on all ranks together.
 
-    A checkpoint with another number of ranks or ZeRO stage is first converted in a temporary folder of `run`.
+    A checkpoint with another number of ranks or ZeRO stage is first converted in a temporary folder inside `run`.
 
-    Raises `CheckpointError` if it can't be converted, and `RankReadError` if it does not fit the model.
+    Raises `CheckpointError` if the checkpoint can't be converted, and `RankReadError` if it does not fit the model.
     """
     saved = on_first_rank(lambda: read_checkpoint_manifest(folder), ranks).layout
     current = checkpoint_layout(engine, ranks)
@@ -74,7 +74,7 @@ def load_checkpoint(engine: Any, folder: Path, run: Path, ranks: Ranks) -> None:
         else:
             path = _convert_and_load(engine, folder, run, ranks, saved, current)
     if path is None:
-        raise RankReadError(f"{folder}: DeepSpeed found no checkpoint in it; use an earlier one")
+        raise RankReadError(f"{folder}: DeepSpeed found no checkpoint in this folder; use an earlier checkpoint")
 
 
 def _convert_and_load(
@@ -99,7 +99,7 @@ def _convert_and_load(
 
 @contextlib.contextmanager
 def _explain_misfit(folder: Path) -> Iterator[None]:
-    """Raise `RankReadError` in place of DeepSpeed's errors for a checkpoint that does not fit the model."""
+    """Raise `RankReadError` instead of the errors that DeepSpeed raises if a checkpoint does not fit the model."""
     try:
         yield
     except (KeyError, IndexError, TypeError, AttributeError, ValueError, AssertionError) as error:

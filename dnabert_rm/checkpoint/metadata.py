@@ -16,9 +16,10 @@ from dnabert_rm.utils.files import write_text
 
 
 def write_metadata(engine: Any, config: RunConfig, dataset: WindowDataset, ranks: Ranks, folder: Path) -> None:
-    """Write the metadata files into a checkpoint's folder.
+    """Write the metadata files of a checkpoint to `folder`.
 
-    `engine` is DeepSpeed's. Every rank must call this, because the reference output needs all. Only rank 0 writes.
+    `engine` is a DeepSpeed engine. Every rank must call this, because all ranks compute the reference output together.
+    Only rank 0 writes files.
     """
     reference = compute_reference_output(
         engine, dataset.tokenizer.vocab_size, config.data.window, config.train.precision, ranks.device

@@ -1,4 +1,4 @@
-"""Reference output: the training model's logits for a fixed input, saved in a checkpoint to check exports against."""
+"""Reference output: the training model's logits for a fixed input, saved in a checkpoint for checking exports."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NUM_POSITIONS = 8
 
 @dataclass(frozen=True)
 class ReferenceOutput:
-    """Fixed `input_ids` (2, L), `positions` (8,) in the flattened input, and the `logits` (8, V) at those positions."""
+    """Fixed `input_ids` (2, L), `positions` (8,) in the flattened ids, and the `logits` (8, V) at these positions."""
 
     input_ids: NDArray[np.int64]
     positions: NDArray[np.int64]
@@ -32,7 +32,10 @@ class ReferenceOutput:
 
 
 def reference_input(vocab_size: int, window: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the fixed input ids (2, L) and the positions (8,) to predict. The ids are random k-mers, some masked."""
+    """Return the fixed input ids (2, L) and the positions (8,) to predict.
+
+    The ids are random tokens, some of them masked. Positions are indices into the flattened ids.
+    """
     length = min(window, MAX_TOKENS)
     bits = random.fold(random.key(0, "probe"), np.arange(NUM_WINDOWS * length))
     input_ids = (NUM_SPECIAL + random.below(bits, vocab_size - NUM_SPECIAL)).reshape(NUM_WINDOWS, length)
@@ -45,9 +48,9 @@ def reference_input(vocab_size: int, window: int) -> tuple[NDArray[np.int64], ND
 def compute_reference_output(
     engine: Any, vocab_size: int, window: int, precision: str, device: torch.device
 ) -> ReferenceOutput:
-    """Return the output of DeepSpeed's `engine` for the fixed input, without dropout.
+    """Return the reference output that DeepSpeed's `engine` computes for the fixed input, without dropout.
 
-    Every rank must call this, because ZeRO-3 gathers the weights.
+    Every rank must call this, because ZeRO-3 gathers the weights from all ranks.
     """
     input_ids, positions = reference_input(vocab_size, window)
     engine.eval()
@@ -58,7 +61,7 @@ def compute_reference_output(
 
 
 def save_reference_output(path: Path, output: ReferenceOutput) -> None:
-    """Write a reference output as .npz, without pickle."""
+    """Write a reference output as an .npz file."""
     np.savez(path, **output.__dict__)
 
 
@@ -80,15 +83,21 @@ def load_reference_output(path: Path) -> ReferenceOutput:
 
 
 def _check(output: ReferenceOutput) -> None:
-    """Raise ValueError unless arrays from a file have the types, shapes and ranges of a reference output."""
+    """Raise ValueError unless the types, shapes and value ranges of the loaded arrays are valid."""
     for array, kind, dimensions in ((output.input_ids, "i", 2), (output.positions, "i", 1), (output.logits, "f", 2)):
         if array.dtype.kind != kind or array.ndim != dimensions:
-            raise ValueError(f"unexpected array of {array.dtype} with {array.ndim} dimensions")
+            raise ValueError(
+                f"expected an array of kind {kind} with {dimensions} dimensions, found {array.dtype} with {array.ndim}"
+            )
     if len(output.logits) != len(output.positions) or not len(output.positions) or not output.input_ids.size:
-        raise ValueError(f"{len(output.logits)} rows of logits for {len(output.positions)} positions")
+        raise ValueError(
+            f"expected one row of logits per position, found {len(output.logits)} for {len(output.positions)}"
+        )
     if output.positions.min() < 0 or output.positions.max() >= output.input_ids.size:
-        raise ValueError("positions outside the input")
+        raise ValueError(f"a position is not between 0 and {output.input_ids.size - 1}, the last index of the input")
     if output.input_ids.min() < 0 or output.input_ids.max() >= output.logits.shape[1]:
-        raise ValueError("ids outside the vocabulary")
+        raise ValueError(
+            f"an input id is not between 0 and {output.logits.shape[1] - 1}, the last id of the vocabulary"
+        )
     if output.precision not in ("fp32", "bf16", "fp16"):
-        raise ValueError(f"unknown precision {output.precision!r}")
+        raise ValueError(f"unknown precision {output.precision!r}, expected fp32, bf16 or fp16")

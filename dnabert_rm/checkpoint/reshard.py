@@ -1,8 +1,8 @@
 """Convert a checkpoint to another number of ranks or another ZeRO stage, through DeepSpeed's universal checkpoint.
 
-DeepSpeed's converter splits the partitions of any stage into one folder per parameter. Each rank of any stage loads its
-part from there. Stages 1 and 2 write these folders in a slightly different format than stage 3, and each stage reads
-only its own format. `_make_loadable` adds what the other stages need.
+DeepSpeed's converter writes one folder per parameter, whatever the ZeRO stage. Each rank of the new run loads its part
+from these folders. The folders from stages 1 and 2 have a slightly different format than those from stage 3, and each
+stage reads only its own format. `_make_loadable` rewrites the folders for the other format.
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ _MODEL_FILES = {True: "zero_pp_rank_0_mp_rank_00_model_states.pt", False: "mp_ra
 
 
 def check_convertible(folder: Path, saved: CheckpointLayout, current: CheckpointLayout) -> None:
-    """Raise `CheckpointError` if DeepSpeed can't convert from one layout to the other."""
+    """Raise `CheckpointError` if DeepSpeed can't convert a checkpoint with layout `saved` to layout `current`."""
     was = f"{folder}: was saved by {saved.world_size} ranks under ZeRO stage {saved.zero_stage}"
     if saved.nvme or current.nvme:
-        on_disk = " with its optimizer on a disk" if saved.nvme else ""
+        on_disk = " with its optimizer states on disk" if saved.nvme else ""
         raise CheckpointError(
-            f"{was}{on_disk}; DeepSpeed can't reshard a checkpoint with disk offload: start {saved.world_size} ranks "
-            "with the DeepSpeed configuration of that run"
+            f"{was}{on_disk}; DeepSpeed can't convert checkpoints to or from disk (NVMe) offload; resume with "
+            f"{saved.world_size} ranks and the original run's DeepSpeed configuration"
         )
     if 0 in (saved.zero_stage, current.zero_stage):
         raise CheckpointError(
             f"{was}, and this run has stage {current.zero_stage}; DeepSpeed can't convert between stage 0 and the "
-            f"others: pass --ds-config with stage {saved.zero_stage}"
+            f"other stages; pass a --ds-config with stage {saved.zero_stage}"
         )
 
 
 def convert(folder: Path, run: Path, module: nn.Module, saved: CheckpointLayout, current: CheckpointLayout) -> None:
-    """Convert the checkpoint in `folder` to `universal/` in `converted_folder(run)`, in this process.
+    """Convert the checkpoint in `folder` in this process. Write the result to `converted_folder(run)/universal/`.
 
-    `module` is the model of DeepSpeed's engine. Call this inside `safe_torch_load`. Raises `CheckpointError` if the
+    `module` is the module of DeepSpeed's engine. Call this inside `safe_torch_load`. Raises `CheckpointError` if the
     conversion fails, for example on a full disk.
     """
     from deepspeed.checkpoint import ds_to_universal
@@ -74,8 +74,8 @@ def convert(folder: Path, run: Path, module: nn.Module, saved: CheckpointLayout,
         remove_converted(run)
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(
-            f"{folder}: can't be converted ({type(error).__name__}: {reason}); start {saved.world_size} ranks under "
-            f"ZeRO stage {saved.zero_stage}, as when it was saved"
+            f"{folder}: can't be converted ({type(error).__name__}: {reason}); resume with {saved.world_size} ranks "
+            f"and ZeRO stage {saved.zero_stage}, as in the run that saved it"
         ) from None
 
 
@@ -90,9 +90,9 @@ def remove_converted(run: Path) -> None:
 
 
 def _check_names(folder: Path, module: nn.Module) -> None:
-    """Raise `CheckpointError` if a file has a parameter that the model lacks.
+    """Raise `CheckpointError` if a checkpoint file contains a parameter that the model does not have.
 
-    The converter makes folders named after parameters, so a forged name could point outside its output folder.
+    The converter makes folders named after parameters, so a forged name could point outside the output folder.
     """
     known = set(module.state_dict())
     for path in sorted(folder.glob("*_states.pt")):
@@ -105,14 +105,14 @@ def _check_names(folder: Path, module: nn.Module) -> None:
             names |= set(group)
         if unknown := sorted(names - known):
             raise CheckpointError(
-                f"{path}: has a parameter {unknown[0]!r}, which this run's model lacks; choose another checkpoint"
+                f"{path}: has a parameter {unknown[0]!r} that this run's model does not have; choose another checkpoint"
             )
 
 
 def _make_loadable(output: Path, module: nn.Module, saved_stage: int, stage: int) -> None:
-    """Add to a converted folder what `stage` needs and `saved_stage` leaves out.
+    """Rewrite a checkpoint converted from `saved_stage` in the format that `stage` reads.
 
-    The optimizer's state is reduced to what all parameters have in common, including the step count.
+    In the optimizer state file, only entries that all parameters share are kept, such as the step count.
     """
     step = _common_state(output / "zero" / "optimizer_state.pt", saved_stage, output / "zero")
     if (saved_stage == 3) == (stage == 3):
@@ -128,7 +128,7 @@ def _make_loadable(output: Path, module: nn.Module, saved_stage: int, stage: int
 
 
 def _common_state(path: Path, saved_stage: int, parameters: Path) -> torch.Tensor:
-    """Rewrite the converted optimizer's state in a form that every stage can load. Return the step count."""
+    """Rewrite the optimizer state file in a form that every stage can load. Return the step count."""
     from deepspeed import __version__
 
     content = torch.load(path, map_location="cpu")

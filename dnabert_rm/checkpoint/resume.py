@@ -20,9 +20,10 @@ from dnabert_rm.utils.errors import CheckpointError
 
 
 def first_state(config: RunConfig, dataset: WindowDataset, ranks: Ranks) -> tuple[TrainState, Path | None]:
-    """Return the state that the run starts from, and its checkpoint or None at step 0. All ranks must call this.
+    """Return the state that the run starts from, and its checkpoint. All ranks must call this.
 
-    Raises `CheckpointError` if all checkpoints are damaged, or if the chosen one does not fit configuration or data.
+    A new run starts at step 0, and its checkpoint is None. Raises `CheckpointError` if all checkpoints are damaged, or
+    if the newest undamaged one does not fit the configuration or the data.
     """
     train = config.train
     folder = find_start(train.resume, Path(train.output), ranks)
@@ -36,8 +37,8 @@ def first_state(config: RunConfig, dataset: WindowDataset, ranks: Ranks) -> tupl
 def find_start(resume: str, run: Path, ranks: Ranks) -> Path | None:
     """Return the newest undamaged checkpoint, or None if there are no checkpoints. All ranks must call this.
 
-    Damaged checkpoints are skipped and reported in one line on standard error. Raises `CheckpointError` if all are
-    damaged.
+    Damaged checkpoints are skipped and reported in one line on standard error. If all checkpoints are damaged, raises
+    `CheckpointError`.
     """
     damages: list[tuple[Path, str]] = []
     # Another node may have mounted the run folder at a different path than rank 0.
@@ -51,19 +52,19 @@ def find_start(resume: str, run: Path, ranks: Ranks) -> Path | None:
     if damages:
         others = f" ({len(damages) - 1} others are damaged too)" if len(damages) > 1 else ""
         raise CheckpointError(
-            f"{damages[0][1]}{others}; no usable checkpoint is left: restore a copy, choose one with --resume, or "
+            f"{damages[0][1]}{others}; no usable checkpoint is left; restore a copy, choose another with --resume, or "
             "start a new run with another --output"
         )
     return None
 
 
 def _relative_to_run(run: Path, path: Path) -> Path:
-    """Return a path inside the run folder as relative, any other as absolute, so that `run / path` fits every node."""
+    """Return a relative path if `path` is inside `run`, else an absolute path. Then `run / path` fits every node."""
     return path.relative_to(run) if path.is_relative_to(run) else path.absolute()
 
 
 def _prepare_resume(folder: Path, damages: list[tuple[Path, str]], resume: str, run: Path) -> None:
-    """Report and rename the damaged checkpoints that were skipped, and set `latest` to the chosen one.
+    """Report and rename the skipped damaged checkpoints, and set `latest` to the chosen checkpoint `folder`.
 
     Raises `CheckpointError` if resuming from `folder` would overwrite other checkpoints of `run`.
     """
@@ -87,10 +88,12 @@ def _prepare_resume(folder: Path, damages: list[tuple[Path, str]], resume: str, 
 
 
 def _compatible_state(folder: Path, config: RunConfig, fingerprint: str) -> TrainState:
-    """Read a checkpoint's state. Raises `CheckpointError` if it is not compatible with the configuration and data."""
+    """Read a checkpoint's state. Raises `CheckpointError` if it does not fit the configuration, data or folder name."""
     state = read_state(folder)
     if (step := step_of(folder)) not in (None, state.step):
-        raise CheckpointError(f"{folder}: holds the state of step {state.step}, not {step}; restore its original name")
+        raise CheckpointError(
+            f"{folder}: contains the state of step {state.step}, not of step {step}; restore the folder's original name"
+        )
     if not config.train.allow_changes:
         check_compatible(folder, state, config, fingerprint)
     return state

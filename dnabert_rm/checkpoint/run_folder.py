@@ -21,29 +21,32 @@ _STEP_FOLDER = re.compile(r"step_(\d{8,})")
 
 
 def step_folder(run: Path, step: int) -> Path:
-    """Return the folder of the checkpoint after `step` steps."""
+    """Return the folder of the checkpoint that is saved after `step` steps."""
     return run / FOLDER_NAME / f"step_{step:08d}"
 
 
 def temporary_folder(path: Path) -> Path:
-    """Return the hidden path where a folder is written or deleted. `remove_leftovers` deletes it after a kill."""
+    """Return the hidden path that a folder has while it is being written or deleted.
+
+    If a run is killed meanwhile, `remove_leftovers` deletes this path at the next start.
+    """
     return path.with_name(f".{path.name}.tmp")
 
 
 def step_of(folder: Path) -> int | None:
-    """Return the step in a checkpoint folder's name, or None if the name has another form."""
+    """Return the step in a checkpoint folder's name, or None if the name does not have the form "step_…"."""
     match = _STEP_FOLDER.fullmatch(folder.name)
     return int(match[1]) if match else None
 
 
 def saved_steps(run: Path) -> list[int]:
-    """Return the steps of all checkpoints of a run in ascending order, damaged ones included."""
+    """Return the steps of a run's checkpoints in ascending order, without checking the files."""
     steps = (step_of(path) for path in (run / FOLDER_NAME).glob("step_*"))
     return sorted(step for step in steps if step is not None)
 
 
 def complete_steps(run: Path) -> list[int]:
-    """Return the steps of a run's checkpoints that have a manifest, in ascending order. Files are not checked."""
+    """Return the steps of a run's checkpoints with a manifest, in ascending order, without checking the files."""
     return [step for step in saved_steps(run) if (step_folder(run, step) / COMPLETE_NAME).is_file()]
 
 
@@ -56,11 +59,11 @@ def read_state(folder: Path) -> TrainState:
 
 
 def candidates(resume: str, run: Path) -> list[Path]:
-    """Return the checkpoints that a run may resume, best first, or an empty list if it starts at step 0.
+    """Return the checkpoints that a run may resume, newest first, or an empty list if the run starts at step 0.
 
     `resume` is "auto", "never", or the path of a run folder or checkpoint.
 
-    Raises `CheckpointError` if `run` has checkpoints and `resume` is "never", or if the path holds no checkpoint.
+    Raises `CheckpointError` if `run` has checkpoints and `resume` is "never", or if the path contains no checkpoint.
     """
     if resume == "never" and saved_steps(run):
         raise CheckpointError(f"{run}: has checkpoints, and --resume is never; choose another --output")

@@ -1,8 +1,8 @@
 """Save, verify and delete checkpoints. A checkpoint gets its final name only after all of it is on disk.
 
 `checkpoints/step_00001000/` holds DeepSpeed's files, `state.json` (`TrainState`), `probe.npz` (the model's output for a
-fixed input, to check exports against) and the metadata. `complete.json` (`checksums.py`) is written last. All of
-this is written to a temporary folder, which is then renamed. `resume.py` and `load.py` read it back.
+fixed input, for checking exports) and the metadata. `complete.json` (`checksums.py`) is written last. All files are
+written to a temporary folder, which is then renamed. `resume.py` and `load.py` read the checkpoint.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ BYTES_PER_PARAMETER = 16
 OVERHEAD_BYTES = 1_000_000
 """Space for the files without tensors and for file system metadata."""
 DISK_ADVICE = (
-    "free space, or keep fewer checkpoints (--train.keep_last), and start again; the earlier checkpoints are unchanged"
+    "free space on disk, or keep fewer checkpoints (--train.keep_last), and start again; "
+    "the earlier checkpoints are unchanged"
 )
 
 
@@ -55,12 +56,12 @@ class SaveError(CheckpointError):
 def save_checkpoint(
     engine: Any, state: TrainState, run: Path, ranks: Ranks, write_metadata: Callable[[Path], None]
 ) -> float:
-    """Save a checkpoint of DeepSpeed's `engine`, and return the time in seconds. All ranks must call this.
+    """Save a checkpoint of DeepSpeed's `engine`, and return the duration in seconds. All ranks must call this.
 
     `write_metadata(folder)` is called on every rank.
 
-    Raises `CheckpointError` before anything is written if the disk is too full, and `SaveError` on a rank that can't
-    write. Earlier checkpoints stay unchanged.
+    Raises `CheckpointError` before anything is written if the disk has too little space. Raises `SaveError` on a rank
+    that can't write. Earlier checkpoints stay unchanged.
     """
     start = time.perf_counter()
     final = step_folder(run, state.step)
@@ -88,7 +89,7 @@ def checkpoint_layout(engine: Any, ranks: Ranks) -> CheckpointLayout:
 
 
 def _make_temporary(temporary: Path, run: Path, engine: Any) -> None:
-    """Make an empty temporary folder. Raises `CheckpointError` if the disk has too little space for a checkpoint."""
+    """Create an empty temporary folder. Raises `CheckpointError` if the disk has too little space for a checkpoint."""
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
@@ -105,7 +106,10 @@ def _make_temporary(temporary: Path, run: Path, engine: Any) -> None:
 
 
 def expected_bytes(run: Path, engine: Any) -> int:
-    """Return the bytes for the next checkpoint: slightly more than the last one, or a bound by parameter count."""
+    """Return the expected size of the next checkpoint in bytes, slightly more than that of the last checkpoint.
+
+    Without earlier checkpoints, return an upper bound computed from the number of parameters.
+    """
     for step in reversed(complete_steps(run)):
         with contextlib.suppress(CheckpointError):
             return int(1.02 * read_checkpoint_manifest(step_folder(run, step)).num_bytes) + OVERHEAD_BYTES
@@ -115,7 +119,7 @@ def expected_bytes(run: Path, engine: Any) -> int:
 
 @contextlib.contextmanager
 def _explain_write_failure(temporary: Path, ranks: Ranks) -> Iterator[None]:
-    """Raise a one-line `SaveError` in place of a failed write, and delete the temporary folder."""
+    """If a write fails in the block, delete the temporary folder and raise a one-line `SaveError`."""
     try:
         yield
     except (OSError, RuntimeError) as error:
@@ -129,7 +133,7 @@ def _explain_write_failure(temporary: Path, ranks: Ranks) -> Iterator[None]:
 
 
 def _publish(temporary: Path, final: Path) -> None:
-    """Rename a finished checkpoint to its final name, after deleting an older one of the same step."""
+    """Rename a finished checkpoint to its final name, after deleting an older checkpoint of the same step."""
     if final.exists():
         _delete(final, temporary_folder(final.with_name(f"{final.name}.old")))
     os.rename(temporary, final)
@@ -138,7 +142,7 @@ def _publish(temporary: Path, final: Path) -> None:
 
 
 def write_latest(folder: Path) -> None:
-    """Write the newest checkpoint's name to `checkpoints/latest`, for users and other programs. We never read it."""
+    """Write the newest checkpoint's name to `checkpoints/latest`, which only users and other programs read."""
     write_text(folder.parent / LATEST_NAME, f"{folder.name}\n")
 
 
@@ -148,7 +152,7 @@ def rename_damaged(folder: Path) -> None:
 
 
 def remove_old_checkpoints(run: Path, keep_last: int, keep_every: int = 0) -> None:
-    """Delete all checkpoints except the last `keep_last` and those at multiples of `keep_every`.
+    """Delete all checkpoints except the last `keep_last` and those at steps that are multiples of `keep_every`.
 
     If `keep_last` is 0, all are kept. If `keep_every` is 0, only the last ones are kept.
     """
@@ -169,13 +173,13 @@ def remove_leftovers(run: Path) -> None:
 
 
 def _delete(folder: Path, temporary: Path) -> None:
-    """Delete a checkpoint. A kill at any moment leaves either all of it or nothing under its name."""
+    """Delete a checkpoint. If this process is killed, the checkpoint's folder is either still complete or gone."""
     _move(folder, temporary)
     shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _move(folder: Path, target: Path) -> None:
-    """Rename a folder to `target`, replacing a folder of that name."""
+    """Rename a folder to `target`, and replace any folder with that name."""
     shutil.rmtree(target, ignore_errors=True)
     os.rename(folder, target)
 

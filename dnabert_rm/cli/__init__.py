@@ -1,1 +1,1 @@
-"""The commands of `dnabert-rm`, one short file each."""
+"""Commands of `dnabert-rm`, one file per command."""

@@ -1,4 +1,4 @@
-"""`dnabert-rm analyze KIND`: pictures and a report of runs; one command per kind of picture."""
+"""Command `dnabert-rm analyze KIND`: plot figures or write a report of runs. Each kind is a subcommand."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class CurvesSettings(Settings):
     runs: tuple[str, ...] = setting(positional=True, metavar="RUN")
     """Run folders."""
     output: Path = setting(metavar="FILE")
-    """Picture (.png, .svg or .pdf); its data are written beside it as .csv."""
+    """Figure file (.png, .svg or .pdf). Its data are written beside it as .csv."""
     names: tuple[str, ...] = setting((), separator=",", metavar="A,B")
     """Names of the runs; by default their folder names."""
     x: Literal["steps", "tokens"] = "steps"
@@ -31,7 +31,7 @@ class CurvesSettings(Settings):
     """Width of the running mean in logged steps, an odd number; 1: no smoothing, 0: a fiftieth of the run."""
 
     def problems(self) -> Iterator[str]:
-        """Yield a line if the width of the running mean is even."""
+        """Yield an error message if the width of the running mean is even."""
         if self.smooth and self.smooth % 2 == 0:
             yield f"--smooth {self.smooth}: must be an odd number, so that the mean is centred on a step"
 
@@ -50,7 +50,7 @@ def run_curves(settings: CurvesSettings) -> None:
 
 
 def _write_table(picture: Path, text: str) -> Path:
-    """Write the data of a picture beside it as .csv; return the path."""
+    """Write the data of a figure to a .csv file beside the figure. Return the path of the .csv file."""
     table = picture.with_suffix(".csv")
     table.write_text(text, encoding="utf-8")
     return table
@@ -66,7 +66,7 @@ class EmbeddingsSettings(Settings):
     """Folder for embeddings.png, .csv, .json; by default RUN/analysis, where the report finds them. Required for an
     exported model."""
     steps: str | None = setting(None, metavar="N,N")
-    """Checkpoints of a run to score; by default all."""
+    """Steps of the checkpoints to score; by default all."""
     points: int = setting(4096, metavar="N", minimum=32)
     """Number of k-mers to draw; a random sample if there are more."""
     perplexity: float = setting(30.0, metavar="P", above=0)
@@ -78,7 +78,7 @@ class EmbeddingsSettings(Settings):
 
 
 def run_embeddings(settings: EmbeddingsSettings) -> None:
-    """Score and draw k-mer embeddings."""
+    """Score and plot k-mer embeddings, and print the paths of the files."""
     suppress_library_output()
     from dnabert_rm.analysis.model_pictures import draw_embeddings
 
@@ -102,7 +102,7 @@ class AttentionSettings(Settings):
     model: Path = setting(positional=True, metavar="MODEL")
     """An exported model, a run folder (its last checkpoint), or one of its step_… folders."""
     output: Path | None = setting(None, metavar="DIR")
-    """Folder for attention.json and three pictures; by default RUN/analysis, where the report finds them. Required for
+    """Folder for attention.json and three figures; by default RUN/analysis, where the report finds them. Required for
     an exported model."""
     data: str | None = setting(None, metavar="DIR")
     """Prepared folder to take windows from."""
@@ -124,13 +124,13 @@ class AttentionSettings(Settings):
     def problems(self) -> Iterator[str]:
         """Yield an error message for each conflict between settings."""
         if (self.data is None) == (self.fasta is None):
-            yield "--data, --fasta: give exactly one of the two"
+            yield "--data, --fasta: pass exactly one of the two"
         if self.fasta and self.split:
-            yield "--split: applies to --data only; leave it out with --fasta"
+            yield "--split: applies to --data only; omit it with --fasta"
 
 
 def run_attention(settings: AttentionSettings) -> None:
-    """Measure and draw attention."""
+    """Measure and plot attention, and print the paths of the files."""
     suppress_library_output()
     from dnabert_rm.analysis.model_pictures import draw_attention
 
@@ -163,7 +163,7 @@ class ImagesSettings(Settings):
 
 
 def run_images(settings: ImagesSettings) -> None:
-    """Add pictures of checkpoints to a run's TensorBoard."""
+    """Add figures of each checkpoint to a run's TensorBoard."""
     suppress_library_output()
     from dnabert_rm.analysis.tensorboard_images import write_images
 
@@ -179,13 +179,13 @@ class CompareSettings(Settings):
     runs: tuple[Path, ...] = setting(positional=True, metavar="RUN")
     """Run folders that contain results of `analyze embeddings` and `analyze attention`, or folders of such results."""
     output: Path = setting(metavar="FILE")
-    """Picture (.png, .svg or .pdf); its data are written beside it as .csv."""
+    """Figure file (.png, .svg or .pdf). Its data are written beside it as .csv."""
     names: tuple[str, ...] = setting((), separator=",", metavar="A,B")
     """Names of the runs; by default their folder names."""
 
 
 def run_compare(settings: CompareSettings) -> None:
-    """Draw the silhouettes and attention of several runs side by side."""
+    """Plot silhouette scores and attention measures of several runs side by side."""
     from dnabert_rm.analysis.compare import compare_csv, compare_figure, read_measured
     from dnabert_rm.analysis.figures import check_picture_name, save_figure
     from dnabert_rm.analysis.report import ANALYSIS_NAME
@@ -204,7 +204,7 @@ class MaskingSettings(Settings):
     """Flags of `analyze masking`."""
 
     output: Path = setting(metavar="FILE")
-    """Picture (.png, .svg or .pdf)."""
+    """Figure file (.png, .svg or .pdf)."""
     view: Literal["phases", "hidden"] = "phases"
     """"phases": masks of some windows in each phase; "hidden": the bases hidden by one masked span of each length."""
     k: int = 6
@@ -214,11 +214,11 @@ class MaskingSettings(Settings):
     draw: Literal["uniform", "max"] = "uniform"
     """Span of a window: uniform over the spans of the phase, or always the largest."""
     replacement: Literal["token", "span"] = "token"
-    """Unit of the 80/10/10 replacement: each token, or each united span."""
+    """Unit of the 80/10/10 replacement: each token, or each span (overlapping spans are merged)."""
 
 
 def run_masking(settings: MaskingSettings) -> None:
-    """Draw RandomMask's masks."""
+    """Plot the masks of RandomMask."""
     from dnabert_rm.analysis.figures import check_picture_name, save_figure
     from dnabert_rm.analysis.mask_figures import hidden_figure, masks_figure
     from dnabert_rm.genome.kmer import check_k
@@ -251,9 +251,9 @@ class ReportSettings(Settings):
     """Horizontal axis of the curves."""
 
     def problems(self) -> Iterator[str]:
-        """Yield a line if the output is a folder."""
+        """Yield an error message if the output is a folder."""
         if self.output.is_dir():
-            yield f"--output {self.output}: is a folder; give the path of a file, such as report.html"
+            yield f"--output {self.output}: is a folder; pass the path of a file, such as report.html"
 
 
 def run_report(settings: ReportSettings) -> None:
@@ -276,43 +276,43 @@ KINDS = {
     for command in (
         _kind(
             "curves",
-            "several runs in one picture: losses with their phases, accuracy, learning rate",
+            "plot several runs in one figure: losses with their phases, accuracy, learning rate",
             CurvesSettings,
             run_curves,
             "runs/randommask runs/fixed --names RandomMask,fixed --output curves.png",
         ),
         _kind(
             "embeddings",
-            "t-SNE and silhouette of the k-mer embeddings by the two central bases",
+            "plot the k-mer embeddings by t-SNE, with the silhouette of groups that share the two central bases",
             EmbeddingsSettings,
             run_embeddings,
             "runs/first",
         ),
         _kind(
             "attention",
-            "entropy, mass on 5 tokens and maps of every layer's attention",
+            "plot every layer's attention: entropy, share of the 5 highest weights, and maps",
             AttentionSettings,
             run_attention,
             "runs/first --data prepared",
         ),
         _kind(
             "images",
-            "embeddings and attention of each checkpoint as pictures in the run's TensorBoard",
+            "add figures of each checkpoint's embeddings and attention to the run's TensorBoard",
             ImagesSettings,
             run_images,
             "runs/first --data prepared --follow",
         ),
         _kind(
             "compare",
-            "runs side by side: silhouettes over steps, attention by layer",
+            "plot runs side by side: silhouette by step, attention by layer",
             CompareSettings,
             run_compare,
             "runs/randommask runs/fixed --output compare.png",
         ),
-        _kind("masking", "RandomMask's masks in each phase", MaskingSettings, run_masking, "--output masks.png"),
+        _kind("masking", "plot RandomMask's masks in each phase", MaskingSettings, run_masking, "--output masks.png"),
         _kind(
             "report",
-            "one HTML page on runs: results, figures, settings, speed, GUE",
+            "write one HTML page about runs: results, figures, settings, speed, GUE",
             ReportSettings,
             run_report,
             "runs/randommask runs/fixed --gue results --output report.html",
@@ -323,12 +323,12 @@ KINDS = {
 
 @dataclass(frozen=True)
 class AnalyzeCommand(Command):
-    """The command `analyze`, whose first word is the kind of picture."""
+    """Command `analyze`. Its first argument is the name of a subcommand."""
 
     def main(self, prog: str, words: Sequence[str]) -> int | None:
-        """Run the command of the kind in the first word, or print the overview."""
+        """Run the subcommand that the first word names. For `--help`, print an overview of the subcommands."""
         if words and words[0] in ("-h", "--help"):
-            print(overview(prog, "Pictures and a report of runs.", KINDS.values(), self.example))
+            print(overview(prog, "Plot figures of runs and models, or write a report.", KINDS.values(), self.example))
             return 0
         name = choose_command(prog, KINDS, words)
         try:
@@ -345,7 +345,7 @@ def _no_kind(_: Any) -> None:
 
 COMMAND = AnalyzeCommand(
     name="analyze",
-    help="draw curves, embeddings, attention or masks; write a report of runs as one page",
+    help="plot curves, embeddings, attention or masks, or write a report of runs",
     example=(
         "dnabert-rm analyze curves runs/randommask runs/fixed --output curves.png\n"
         "dnabert-rm analyze report runs/randommask runs/fixed --gue results --output report.html"

@@ -1,4 +1,4 @@
-"""`dnabert-rm check`: report all errors of a run's configuration at once, in under a second and without training."""
+"""Command `dnabert-rm check`: report all errors of a run's configuration at once, without training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`dnabert-rm embed`: a model's embeddings of sequences of any length."""
+"""Command `dnabert-rm embed`: write a model's embeddings of sequences of any length."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dnabert_rm.utils.out_of_memory import explain_out_of_memory
 
 
 def run(settings: EmbeddingSettings) -> None:
-    """Embed the sequences and print a summary to standard error."""
+    """Write the embeddings of the sequences, and print a summary to standard error."""
     suppress_library_output()
     from dnabert_rm.inference.embed_sequences import embed
 
@@ -21,7 +21,7 @@ def run(settings: EmbeddingSettings) -> None:
 
 COMMAND = Command(
     name="embed",
-    help="embeddings of FASTA or a table, one per sequence or one per token, to .npy, .csv or .parquet",
+    help="embed sequences of a FASTA or table, as one vector per sequence or token, into .npy, .csv or .parquet",
     example="dnabert-rm embed --model exported/ --input genes.fa --both-strands --output genes.npy",
     settings=EmbeddingSettings,
     run=run,

@@ -1,4 +1,4 @@
-"""`dnabert-rm export`: write a run's checkpoint as a Hugging Face folder and check it."""
+"""Command `dnabert-rm export`: write a run's checkpoint as a Hugging Face folder and check it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ExportSettings(Settings):
     step: int | None = None
     """Export the checkpoint of this step; by default the last."""
     average: int = setting(1, metavar="N")
-    """Export the mean of the last N checkpoints' weights."""
+    """Export the mean weights of the last N checkpoints."""
     max_shard_size: str = setting("2GB", metavar="SIZE")
     """Largest size of a weights file."""
 

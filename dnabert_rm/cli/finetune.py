@@ -1,4 +1,4 @@
-"""`dnabert-rm finetune`: fine-tune a head for any task on a table of sequences and labels."""
+"""Command `dnabert-rm finetune`: fine-tune a head for any task on a table of sequences and labels."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def run(settings: FinetuneSettings) -> None:
 
 COMMAND = Command(
     name="finetune",
-    help="fine-tune a head (classes, labels, numbers, a class per base) on a CSV or TSV table",
+    help="fine-tune a head (for classes, multiple labels, numbers, or a class per base) on a CSV or TSV table",
     example=(
         "dnabert-rm finetune --model exported/ --train train.csv --dev dev.csv --test test.csv --output runs/promoters"
     ),

@@ -1,4 +1,4 @@
-"""`dnabert-rm gue`: fine-tune on every GUE data set of a folder and print one table."""
+"""Command `dnabert-rm gue`: fine-tune on every GUE data set in a folder and print one table of scores."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dnabert_rm.evaluate.suite_settings import SuiteSettings
 
 
 def run(settings: SuiteSettings) -> int:
-    """Run the unfinished fine-tunings and print the table."""
+    """Run all fine-tuning runs that are not finished, and print the table of scores."""
     from dnabert_rm.evaluate.run_suite import run_suite
 
     return run_suite(settings)
@@ -15,10 +15,10 @@ def run(settings: SuiteSettings) -> int:
 
 COMMAND = Command(
     name="gue",
-    help="fine-tune on every GUE data set of a folder, several seeds and arms; one table and picture",
+    help="fine-tune on every GUE data set in a folder, with several seeds and initial weights; write one table",
     example=(
         "dnabert-rm gue --model exported/ --data GUE/ --output runs/gue --seeds 1,2,3 --arms pretrained,scratch\n\n"
-        "A second call continues where the first ended. Settings of each data set: docs/gue.md."
+        "The same command continues where an earlier one ended. Settings of each data set: docs/gue.md."
     ),
     settings=SuiteSettings,
     run=run,

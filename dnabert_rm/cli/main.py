@@ -1,4 +1,4 @@
-"""`dnabert-rm COMMAND …`: import a command's module and run it. This module imports nothing slow."""
+"""Entry point of `dnabert-rm COMMAND …`: import a command's module and run it. Imports nothing slow itself."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run_one(name: str, prog: str, words: Sequence[str]) -> int:
-    """Run the command `name` under the program name `prog`."""
+    """Run the command `name` and return its exit code. Messages start with the program name `prog`."""
     limit_openmp_spinning()
     return run_command(prog, lambda: load_command(name).main(prog, words))
 

@@ -1,4 +1,4 @@
-"""`dnabert-rm plan`: estimate a run's memory by ZeRO stage, FLOPs, time and communication before it starts."""
+"""Command `dnabert-rm plan`: estimate a run's memory by ZeRO stage, FLOPs, time and communication before it starts."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ class PlanSettings(Settings):
     gpus: int = setting(1, metavar="N", minimum=1)
     """Number of ranks of the run."""
     gpu_memory: float | None = setting(None, metavar="GB", above=0)
-    """Memory of a GPU as its manufacturer states it, such as 80."""
+    """Memory of a GPU in GB as its manufacturer states it, such as 80."""
     gpu: str | None = setting(None, metavar="NAME")
-    """GPU whose peak FLOP/s to use: h100, a100, l40s …; cpu: ranks on CPUs."""
+    """Name of the GPU, which sets the peak FLOP/s: h100, a100, l40s … or cpu for ranks on CPUs."""
     tokens: float | None = setting(None, metavar="N", above=0)
     """Number of tokens to train on; by default as in the run."""
     mfu: float = setting(0.4, metavar="SHARE", above=0, maximum=1)
@@ -49,7 +49,7 @@ class PlanSettings(Settings):
 
 
 def run(settings: PlanSettings, flags: RunFlags) -> None:
-    """Print the plan."""
+    """Print the plan as text or JSON."""
     config = flags.config({"train": {"output": NOT_NEEDED}, "data": {"path": [NOT_NEEDED]}})
     peak = _peak(settings.gpu)
     job = make_job(config, _vocab_size(config, settings.k), settings.gpus, settings.gpu != "cpu")
@@ -61,16 +61,16 @@ def run(settings: PlanSettings, flags: RunFlags) -> None:
 
 
 def _peak(gpu: str | None) -> float | None:
-    """Return the peak FLOP/s of a GPU by name; None for "cpu" or without a name."""
+    """Return the peak FLOP/s of the named GPU, or None for "cpu" or no name."""
     if gpu in (None, "cpu"):
         return None
     if (peak := peak_flops(gpu)) is None:
-        raise ConfigError(f"--gpu {gpu}: is not in the table; choose one of {', '.join(known_gpus())}, or cpu")
+        raise ConfigError(f"--gpu {gpu}: unknown GPU; choose one of {', '.join(known_gpus())}, or cpu")
     return peak
 
 
 def _vocab_size(config: RunConfig, k: int) -> int:
-    """Return the vocabulary size of the prepared data, or that of k-mers if no data are given."""
+    """Return the vocabulary size of the prepared data, or of k-mers if no data are given."""
     first = config.data.path[0]
     return kmer.vocab_size(kmer.check_k(k)) if first == NOT_NEEDED else load_manifest(first).tokenizer.vocab_size
 
@@ -78,7 +78,7 @@ def _vocab_size(config: RunConfig, k: int) -> int:
 def _report(
     settings: PlanSettings, preset: str, config: RunConfig, job: Job, found: list[Option], peak: float | None
 ) -> dict[str, Any]:
-    """Return the report as plain values, for JSON."""
+    """Return the plan as a dictionary of plain values, for JSON."""
     shape, work, window = job.shape, job.work, job.work.window_tokens
     parts = parameter_counts(shape)
     training = training_flops_per_token(shape, window, job.masked)
@@ -155,7 +155,7 @@ def _time_text(time: dict[str, Any], gpu: str | None) -> str:
         tokens = f"{time['tokens']:.3g} tokens"
         return f"{tokens}; no estimate of the time on CPUs: see tokens_per_second after the first steps"
     if time["seconds"] is None:
-        return f"{time['tokens']:.3g} tokens; give --gpu, with bf16 or fp16, to estimate the time"
+        return f"{time['tokens']:.3g} tokens; pass --gpu, with bf16 or fp16, to estimate the time"
     days = time["seconds"] / 86400
     return (
         f"{time['tokens']:.3g} tokens take {days:.1f} days ({days * 24:.0f} hours) if {time['mfu']:.0%} of "
@@ -165,7 +165,7 @@ def _time_text(time: dict[str, Any], gpu: str | None) -> str:
 
 
 def _table(rows: list[dict[str, Any]], configured: str) -> list[str]:
-    """Return one line per option and a legend; `*` marks the configured option."""
+    """Return the table as lines: a header, one line per option, and a legend. `*` marks the configured option."""
     parts = ("weights", "gradients", "optimizer", "activations", "buffers", "total", "host")
     heads = ("ds-config", *parts, "fits", "micro-batch", "GB sent", "seconds", "GB/s")
     lines = [heads]

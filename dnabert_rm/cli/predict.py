@@ -1,4 +1,4 @@
-"""`dnabert-rm predict`: run a fine-tuned model on sequences of any length."""
+"""Command `dnabert-rm predict`: run a fine-tuned model on sequences of any length."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dnabert_rm.utils.out_of_memory import explain_out_of_memory
 
 
 def run(settings: PredictSettings) -> None:
-    """Predict the sequences and print a summary to standard error."""
+    """Write predictions for the sequences, and print a summary to standard error."""
     suppress_library_output()
     from dnabert_rm.inference.predict_sequences import predict
 
@@ -21,7 +21,7 @@ def run(settings: PredictSettings) -> None:
 
 COMMAND = Command(
     name="predict",
-    help="predictions of a fine-tuned model for FASTA or a table, sequences of any length",
+    help="predict with a fine-tuned model on sequences of any length in a FASTA or table",
     example=(
         "dnabert-rm predict --model runs/promoters/model --input genome.fa.gz --tile 300 --step 100 --output scan.csv"
     ),

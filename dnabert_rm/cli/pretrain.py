@@ -1,4 +1,4 @@
-"""`dnabert-rm pretrain`: one rank of a pretraining run; `launch_scripts/pretrain.sh` starts them all."""
+"""Command `dnabert-rm pretrain`: run one rank of a pretraining run. `launch_scripts/pretrain.sh` starts all ranks."""
 
 from __future__ import annotations
 

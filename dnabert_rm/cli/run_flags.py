@@ -1,4 +1,4 @@
-"""Flags of a run configuration: `--window 512` or `--data.window 512`, with `--preset` and `--config`."""
+"""Flags of a run configuration, such as `--window 512` or `--data.window 512`, and `--preset` and `--config`."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ DEFAULT_PRESET = "base"
 
 @dataclass(frozen=True)
 class RunFlags:
-    """Settings of the run configuration on a command line, and errors in its flags."""
+    """Run configuration settings from a command line, and the errors in their flags."""
 
     preset: str = DEFAULT_PRESET
     config_file: str | None = None
     fields: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Fields set by flags, by section."""
+    """Values set by flags, keyed by section and field."""
     unknown: Sequence[str] = ()
-    """One line for each group of unknown flags."""
+    """Error messages for unknown flags."""
     wrong_types: Sequence[str] = ()
-    """One line for each value of the wrong type."""
+    """Error messages for values of the wrong type."""
 
     def config(self, placeholders: Mapping[str, Mapping[str, Any]] | None = None) -> RunConfig:
-        """Return the configuration; flags override the file, which overrides the preset.
+        """Return the run configuration. Flags override the file, and the file overrides the preset.
 
         Args:
-            placeholders: Weakest layer, with values for required fields that the command does not need.
+            placeholders: Values for required fields that the command does not need. Every other layer overrides them.
 
         Raises `ConfigError` with all errors.
         """
@@ -52,7 +52,7 @@ class RunFlags:
 
 @dataclass(frozen=True)
 class RunCommand(Command):
-    """A command with the flags of a run configuration besides its own; `run` takes (settings, RunFlags)."""
+    """Command that also takes the flags of a run configuration. Its `run` takes (settings, RunFlags)."""
 
     def parser(self, prog: str) -> CommandParser:
         """Return the parser. Its usage shows only the command's own flags, since all flags would fill a screen."""
@@ -61,7 +61,7 @@ class RunCommand(Command):
         return parser
 
     def add_flags(self, parser: CommandParser) -> None:
-        """Declare the command's own flags, `--preset`, `--config`, and one flag for each field, by section."""
+        """Add the command's own flags, `--preset`, `--config`, and the flags of all fields, grouped by section."""
         super().add_flags(parser)
         sizes = ", ".join(preset_names())
         parser.add_argument("--preset", metavar="NAME", help=f"model size: {sizes} (default: {DEFAULT_PRESET})")
@@ -71,7 +71,7 @@ class RunCommand(Command):
             add_flag(groups[name.split(".")[0]], item, names=flag_names(name), show_empty=True)
 
     def parse(self, prog: str, words: Sequence[str]) -> tuple[Any, ...]:
-        """Return (settings, RunFlags). `RunFlags.config` reports errors in run flags later, with all others."""
+        """Parse the words and return (settings, RunFlags). `RunFlags.config` later raises the errors in run flags."""
         parsed = self.parser(prog).parse_words(words)
         settings = make_settings(self.settings, parsed.flags, parsed.missing)
         values, wrong_types = values_of(parsed.flags, run_settings().values())
@@ -84,24 +84,24 @@ class RunCommand(Command):
 
 
 def flag_names(name: str) -> list[str]:
-    """Return the flags of the field with this dotted name, the short one first if it has one."""
+    """Return the flag names of the field with this dotted name. A short flag comes first."""
     return list(dict.fromkeys([run_settings()[name].flag, f"--{name}"]))
 
 
 def _model_field(layers: Sequence[Mapping[str, Any]], key: str) -> str | None:
-    """Return a field of `[model]` from the last layer that sets it, or None."""
+    """Return the value of a field of `[model]` from the last layer that sets it, or None."""
     models = [layer["model"] for layer in layers if isinstance(layer.get("model"), dict)]
     return next((str(model[key]) for model in reversed(models) if key in model), None)
 
 
 def _initial_model_fields(layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the fields of `[model]` set by `--init-from`; empty if a run starts from random weights."""
+    """Return the fields of `[model]` that `--init-from` sets. Without `--init-from`, return none."""
     folder = _model_field(layers, "init_from")
     return model_fields(folder) if folder else {}
 
 
 def _refuse_other_sizes(config: RunConfig, initial: Mapping[str, Any]) -> None:
-    """Raise `ConfigError` if a flag or file contradicts the architecture or sizes of `--init-from`."""
+    """Raise `ConfigError` if a flag or file contradicts the architecture or sizes of the `--init-from` model."""
     for name, value in initial.items():
         if (asked := getattr(config.model, name)) != value:
-            raise ConfigError(f"model.{name}: is {asked}, but {config.model.init_from} has {value}; leave it out")
+            raise ConfigError(f"model.{name}: is {asked}, but {config.model.init_from} has {value}; omit this setting")

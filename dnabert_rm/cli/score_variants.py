@@ -1,4 +1,4 @@
-"""`dnabert-rm score-variants`: log-likelihood of each variant against the reference under a pretrained model."""
+"""Command `dnabert-rm score-variants`: compare variant and reference by their likelihood under a pretrained model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def run(settings: VariantSettings) -> None:
 
 COMMAND = Command(
     name="score-variants",
-    help="masked-likelihood scores of single-base variants: VCF and FASTA in, log P(alt) - log P(ref) out",
+    help="score single-base variants of a VCF by log P(alt) - log P(ref), with the position masked",
     example="dnabert-rm score-variants --model exported/ --vcf my.vcf.gz --fasta genome.fa.gz --output scores.csv",
     settings=VariantSettings,
     run=run,

@@ -1,4 +1,4 @@
-"""`dnabert-rm show-batch`: show the windows of one step with coordinates, k-mers and masks, as the model sees them."""
+"""Command `dnabert-rm show-batch`: print the windows of one step with coordinates, k-mers and masks."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def run(settings: ShowBatchSettings, flags: RunFlags) -> None:
 
 
 def batch_plan(config: RunConfig) -> BatchPlan:
-    """Return the global batch size of each step, from the run's newest checkpoint or else the configuration."""
+    """Return the plan of global batch sizes from the run's newest checkpoint, or else from the configuration."""
     states = sorted(Path(config.train.output).glob("checkpoints/step_*/state.json"))
     if not states:
         return make_batch_plan(config)
@@ -90,7 +90,7 @@ def step_rows(
 ) -> Iterator[dict[str, Any]]:
     """Yield the windows of a step in global-batch order, using the training loop's own functions.
 
-    Each is a dictionary with `n, step, phase, genome, contig, start, end, strand, span, input_ids, labels`.
+    A window is a dictionary with keys `n, step, phase, genome, contig, start, end, strand, span, input_ids, labels`.
     """
     first = plan.first_sample(step)
     past = first + min(plan.batch_of_step(step), limit or plan.batch_of_step(step))
@@ -121,7 +121,7 @@ class WindowPrinter:
         self.width = max(40, shutil.get_terminal_size((110, 24)).columns)
 
     def text(self, row: dict[str, Any]) -> str:
-        """Return one window as text: a line with its coordinates, then its tokens."""
+        """Return one window as text: a line with its coordinates, then its tokens or bases."""
         input_ids, labels = (np.array(row[name][1:-1]) for name in ("input_ids", "labels"))
         marks, original = token_marks(input_ids, labels), np.where(labels == IGNORE, input_ids, labels)
         predicted = int((labels != IGNORE).sum())
@@ -133,7 +133,10 @@ class WindowPrinter:
         return head + "\n" + body
 
     def _tokens(self, input_ids: NDArray[np.int64], marks: list[str]) -> str:
-        """Return the input tokens, targets in colour. Without colours `=` marks unchanged targets, `R` random ones."""
+        """Return the input tokens as text, with prediction targets in colour.
+
+        Without colour, `=` marks unchanged targets and `R` marks targets replaced by a random token.
+        """
         names = vocabulary(self.k) if self.k is not None else []
         words = [names[token] if names else str(token) for token in input_ids.tolist()]
         if not self.coloured:
@@ -164,7 +167,7 @@ class WindowPrinter:
 
 
 def token_marks(input_ids: NDArray[np.int64], labels: NDArray[np.int64]) -> list[str]:
-    """Return one mark per token, as in `LEGEND`; both arrays have shape (T,)."""
+    """Return one mark per token, as explained in `LEGEND`. Both arrays have shape (T,)."""
     marks = np.full(len(input_ids), SEEN)
     marks[input_ids < NUM_SPECIAL] = UNKNOWN
     predicted = labels != IGNORE
@@ -173,7 +176,7 @@ def token_marks(input_ids: NDArray[np.int64], labels: NDArray[np.int64]) -> list
 
 
 def window_bases(ids: NDArray[np.int64], k: int, stride: int) -> str:
-    """Return the bases of k-mers with a stride, (T,) → (T - 1) * stride + k letters; N where only `[UNK]` covers."""
+    """Return the bases of k-mers at a stride, (T,) → (T - 1) * stride + k letters. Bases that no k-mer covers are N."""
     bases = np.full((len(ids) - 1) * stride + k, ord("N"), dtype=np.uint8)
     real = np.flatnonzero(ids >= NUM_SPECIAL)
     letters = np.frombuffer(codes_to_bases(kmer_codes(ids[real], k).reshape(-1)), dtype=np.uint8)

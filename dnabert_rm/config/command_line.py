@@ -1,4 +1,4 @@
-"""Commands and their flags, made from settings classes. All errors are reported together, one per line."""
+"""Commands whose flags are defined by settings classes. All errors are reported together, one per line."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class CommandParser(argparse.ArgumentParser):
         raise ConfigError(self.with_help(message))
 
     def with_help(self, message: str) -> str:
-        """Return the message with a pointer to this command's help."""
+        """Return the message followed by a pointer to this command's `--help`."""
         return f"{message} (see `{self.prog} --help`)"
 
     def parse_words(self, words: Sequence[str]) -> ParsedWords:
-        """Parse the words of a command line without stopping at unknown or missing flags."""
+        """Parse the words of a command line. Collect errors for unknown and missing flags instead of raising them."""
         if {"-h", "--help"} & set(words):
             self.print_help()
             self.exit()
@@ -50,7 +50,7 @@ class CommandParser(argparse.ArgumentParser):
 
 
 class ParsedWords(NamedTuple):
-    """Flags of a command line as text, and lines on unknown and missing flags."""
+    """Flags of a command line as text, and error messages for unknown and missing flags."""
 
     flags: argparse.Namespace
     unknown: list[str]
@@ -73,14 +73,14 @@ class Command:
     usage: str | None = None
 
     def parser(self, prog: str) -> CommandParser:
-        """Return the parser of this command; `prog` is the program name in its messages."""
+        """Return the parser of this command. Its messages show `prog` as the program name."""
         epilog = f"example:\n{textwrap.indent(self.example.rstrip(), '  ')}"
         parser = CommandParser(prog, description=self.description or self.help, epilog=epilog, usage=self.usage)
         self.add_flags(parser)
         return parser
 
     def add_flags(self, parser: CommandParser) -> None:
-        """Declare the flags."""
+        """Add the flags of this command to `parser`."""
         groups: Mapping[str, str] = getattr(self.settings, "GROUPS", {})
         target: Any = parser
         for item in settings_of(self.settings).values():
@@ -89,22 +89,22 @@ class Command:
             add_flag(target, item)
 
     def parse(self, prog: str, words: Sequence[str]) -> tuple[Any, ...]:
-        """Parse the words of a command line to the arguments of `run`; raise `ConfigError` with all errors."""
+        """Parse the words of a command line and return the arguments of `run`. Raise `ConfigError` with all errors."""
         parsed = self.parser(prog).parse_words(words)
         return (make_settings(self.settings, parsed.flags, [*parsed.unknown, *parsed.missing]),)
 
     def main(self, prog: str, words: Sequence[str]) -> int | None:
-        """Parse the words, run the command and return its exit code."""
+        """Parse the words of a command line, run the command, and return its exit code or None."""
         return self.run(*self.parse(prog, words))
 
 
 def add_flag(target: Any, item: Setting, *, names: Sequence[str] = (), show_empty: bool = False) -> None:
-    """Declare one field as a flag of a parser or group.
+    """Add the flag of one field to a parser or argument group.
 
     The parser keeps strings. `values_of` converts them later, so that all errors are reported together.
 
     Args:
-        names: Names of the flag instead of the field's own. With names, a `bool` flag takes an optional true or false.
+        names: Flag names to use instead of the field's name. With them, a `bool` flag takes an optional true or false.
         show_empty: Show the default in the help even if it is empty or a `bool`.
     """
     rules = item.metadata
@@ -137,7 +137,7 @@ def _help(item: Setting, show_empty: bool) -> str:
 
 
 def values_of(found: argparse.Namespace, items: Iterable[Setting]) -> tuple[dict[str, Any], list[str]]:
-    """Return the flag values by field, and an error message for each value of the wrong type."""
+    """Return flag values keyed by field name, and an error message for each value of the wrong type."""
     values, problems = {}, []
     for item in items:
         text = getattr(found, item.name, None)
@@ -153,7 +153,7 @@ def values_of(found: argparse.Namespace, items: Iterable[Setting]) -> tuple[dict
 
 
 def make_settings(cls: type, found: argparse.Namespace, problems: Sequence[str] = ()) -> Any:
-    """Make settings from parsed flags; raise `ConfigError` with the `problems` found before and all new ones."""
+    """Make settings from parsed flags. If there are errors, raise `ConfigError` with `problems` and all new errors."""
     items = settings_of(cls)
     values, wrong_types = values_of(found, items.values())
     outside = [line for name, value in values.items() for line in find_problems(items[name], value, items[name].flag)]
@@ -163,7 +163,7 @@ def make_settings(cls: type, found: argparse.Namespace, problems: Sequence[str] 
 
 
 def overview(prog: str, description: str, commands: Iterable[Command], example: str) -> str:
-    """Return the text of a program's own `--help`."""
+    """Return the `--help` text of a program that has several commands."""
     lines = [f"usage: {prog} COMMAND [options]   (each has --help)", "", description, ""]
     commands = list(commands)
     width = max(14, *(len(command.name) for command in commands))
@@ -172,7 +172,7 @@ def overview(prog: str, description: str, commands: Iterable[Command], example: 
 
 
 def choose_command(prog: str, commands: Collection[str], words: Sequence[str]) -> str:
-    """Return the command named by the first word; raise `ConfigError` if it is not a command."""
+    """Return the first word, which names the command. Raise `ConfigError` if it is missing or unknown."""
     if not words:
         raise ConfigError(f"the following arguments are required: COMMAND (see `{prog} --help`)")
     if words[0] not in commands:

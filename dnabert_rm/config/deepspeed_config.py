@@ -1,4 +1,4 @@
-"""Read DeepSpeed's configuration files, with the settings that determine memory and communication. Torch-free."""
+"""Read DeepSpeed configuration files, and their settings for memory and communication. Does not import torch."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ DS_CONFIGS = shipped_ds_configs(Path(__file__).resolve().parents[1])
 def find_ds_config(name: str) -> Path:
     """Return the path of a DeepSpeed configuration, given its path or its name in `ds_configs/`.
 
-    Raises `ConfigError` if there is neither.
+    Raises `ConfigError` if there is no such file.
     """
     for path in (Path(name), DS_CONFIGS / f"{name}.json"):
         if path.is_file():
             return path
     shipped = ", ".join(sorted(path.stem for path in DS_CONFIGS.glob("*.json")))
-    raise ConfigError(f"--ds-config {name}: no such file; give a path or one of {shipped}")
+    raise ConfigError(f"--ds-config {name}: no such file; pass a path or one of {shipped}")
 
 
 def load_ds_config(name: str) -> tuple[Path, dict[str, Any]]:
-    """Read a DeepSpeed configuration; return its path and settings.
+    """Read a DeepSpeed configuration, and return its path and settings.
 
     Raises `ConfigError` if it is missing or not a JSON object.
     """
@@ -54,14 +54,14 @@ def zero_stage(settings: dict[str, Any]) -> int:
 
 
 def offloads_optimizer(settings: dict[str, Any]) -> bool:
-    """Return whether the optimizer states are in CPU memory or on a disk; the update then runs on the CPU."""
+    """Return whether the optimizer is offloaded to CPU memory or a disk. If so, the CPU runs the update."""
     device = settings.get("zero_optimization", {}).get("offload_optimizer", {}).get("device", "none")
     return device in ("cpu", "nvme")
 
 
 @dataclass(frozen=True)
 class ZeroSettings:
-    """Settings that determine memory and communication; sizes in elements, not bytes. Defaults are DeepSpeed's."""
+    """ZeRO settings for memory and communication. Sizes are in elements, not bytes. Defaults are DeepSpeed's."""
 
     stage: int = 0
     reduce_bucket: int = 500_000_000
@@ -77,7 +77,7 @@ class ZeroSettings:
 
     @classmethod
     def from_ds(cls, settings: dict[str, Any]) -> ZeroSettings:
-        """Make the settings from a DeepSpeed configuration, as returned by `load_ds_config`."""
+        """Return the ZeRO settings of a DeepSpeed configuration that `load_ds_config` has read."""
         zero = settings.get("zero_optimization", {})
         stage = int(zero.get("stage", 0))
         dtype = settings.get("data_types", {}).get("grad_accum_dtype")

@@ -1,4 +1,4 @@
-"""Run configurations from layers: default < preset < TOML file < flag. All errors are reported together."""
+"""Merge a run configuration from defaults, preset, TOML file and flags. Later layers override earlier ones."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dnabert_rm.config.schema import value_of
 from dnabert_rm.utils.errors import ConfigError
 
 Layer = Mapping[str, Any]
-"""Sections of a configuration by name; each section maps field names to values."""
+"""Sections of a configuration, keyed by name. Each section maps field names to values."""
 
 
 def preset_names() -> list[str]:
@@ -35,9 +35,10 @@ def preset_names() -> list[str]:
 
 
 def load_preset(name: str, architecture: str | None = None) -> dict[str, Any]:
-    """Load a shipped preset for an architecture, by default the preset's own; raise `ConfigError` for an unknown name.
+    """Load a shipped preset for an architecture, which is by default the preset's own.
 
-    A table such as `[modernbert]` in a preset overrides fields of `[model]` for that architecture.
+    A table such as `[modernbert]` in a preset overrides fields of `[model]` for that architecture. Raises
+    `ConfigError` for an unknown name.
     """
     if name not in preset_names():
         raise ConfigError(f"--preset {name}: no such preset; choose one of {', '.join(preset_names())}")
@@ -49,7 +50,7 @@ def load_preset(name: str, architecture: str | None = None) -> dict[str, Any]:
 
 
 def load_config_file(path: str) -> dict[str, Any]:
-    """Read a user's TOML file; raise `ConfigError` with the file and the reason if it can't be read."""
+    """Read a user's TOML file. Raise `ConfigError` with the path and the reason if it can't be read."""
     try:
         with open(path, "rb") as stream:
             return tomllib.load(stream)
@@ -60,7 +61,10 @@ def load_config_file(path: str) -> dict[str, Any]:
 
 
 def resolve(*layers: Layer) -> RunConfig:
-    """Merge layers, weakest first, into one configuration; raise `ConfigError` with all errors, one per line."""
+    """Merge layers into one configuration. Later layers override earlier ones.
+
+    Raises `ConfigError` with all errors, one per line.
+    """
     errors: list[str] = []
     values: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
     for layer in layers:
@@ -74,7 +78,7 @@ def resolve(*layers: Layer) -> RunConfig:
 
 
 def _merge(values: dict[str, dict[str, Any]], section: str, content: Any) -> Iterator[str]:
-    """Merge one section of a layer into `values`; yield a line for each wrong key or value."""
+    """Merge one section of a layer into `values`. Yield an error message for each wrong key or value."""
     if section not in SECTIONS or not isinstance(content, Mapping):
         yield f"[{section}]: unknown section{did_you_mean(section, SECTIONS)}"
         return
@@ -91,7 +95,7 @@ def _merge(values: dict[str, dict[str, Any]], section: str, content: Any) -> Ite
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return the end of a message about an unknown word: the nearest known word, or all of them if they are few."""
+    """Return a suggestion to end an error message: the most similar known word, or all words if there are few."""
     names = list(known)
     near = difflib.get_close_matches(word, names, n=1)
     if near:

@@ -1,4 +1,4 @@
-"""The configuration of a pretraining run. A field's docstring is its `--help` and its row in docs/configuration.md."""
+"""Configuration of a pretraining run. A field's docstring is its `--help` text and its row in docs/configuration.md."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class ModelConfig:
     num_layers: int = setting(12, minimum=1)
     """Number of transformer layers."""
     num_heads: int = setting(12, minimum=1)
-    """Attention heads per layer; model.hidden_size must be a multiple of it."""
+    """Attention heads per layer. model.hidden_size must be a multiple of this number."""
     intermediate_size: int = 3072
     """Width of the feed-forward layer."""
     max_positions: int = 512
@@ -38,18 +38,18 @@ class ModelConfig:
     attention: Literal["sdpa", "eager", "flash_attention_2"] = setting("sdpa", free_on_resume=True)
     """Attention kernel: "sdpa", "eager" or "flash_attention_2" (flash-attn, a GPU, bf16 or fp16)."""
     activation_checkpointing: bool = setting(False, free_on_resume=True)
-    """Keep only the input of each layer and recompute the rest in the backward pass: less memory, a third more work."""
+    """Keep only each layer's input and recompute the rest in the backward pass. Less memory, a third more work."""
     compile: bool = setting(False, free_on_resume=True)
-    """Compile each layer with torch.compile; not allowed under ZeRO-3, because its hooks break a layer's graph."""
+    """Compile each layer with torch.compile. Not allowed with ZeRO-3, whose hooks break the graph of a layer."""
     init_from: str = setting("", flag="--init-from", free_on_resume=True)
-    """Hugging Face folder with initial weights (an export, or DNABERT); it sets the architecture and its sizes."""
+    """Hugging Face folder with initial weights (an export, or DNABERT). It also sets the architecture and sizes."""
     build: Literal["auto", "whole", "partitioned"] = setting("auto", free_on_resume=True)
     """Build the model "whole" on every rank, "partitioned" (ZeRO-3), or "auto": partitioned above 10^9 parameters."""
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """The data, and how windows are cut from it."""
+    """The data, and how to cut windows from them."""
 
     path: tuple[str, ...] = setting((), flag="--data", free_on_resume=True)
     """Prepared folders (from `python -m data_prep build`) or their URLs, mixed by data.weights. Required."""
@@ -58,17 +58,17 @@ class DataConfig:
     split: str = "train"
     """The split to train on."""
     window: int = setting(512, flag="--window", minimum=3)
-    """Tokens of a training sequence, [CLS] and [SEP] included."""
+    """Tokens per training sequence, [CLS] and [SEP] included."""
     lengths: Literal["full", "random"] = "full"
-    """"full" windows, or "random" (as in DNABERT: half of the steps full, the others uniform from 5 tokens)."""
+    """"full" windows, or "random" (as in DNABERT: full in half of the steps, else uniform from 5 tokens)."""
     overlap: bool = True
     """Overlapping k-mers (stride 1); false: non-overlapping k-mers at a random offset."""
     strand: Literal["forward", "random", "both"] = setting("forward", flag="--strand")
     """"forward", "random" (half of the windows reverse-complemented) or "both" (each window twice per epoch)."""
     num_streams: int = setting(64, minimum=1)
-    """Streams that the windows of an epoch are divided into; a rank reads only its own, so it opens few shards."""
+    """Number of streams of windows in an epoch. A rank reads only its own streams, so it opens few shards."""
     block_windows: int = setting(65536, minimum=1)
-    """Windows of a stream that are shuffled together; with fewer, they are read from nearer places in the shards."""
+    """Windows of a stream that are shuffled together. With fewer windows, reads from a shard are closer together."""
     remainder: Literal["wrap", "drop"] = "wrap"
     """End of an epoch: "wrap" (a batch continues in the next epoch) or "drop" (an incomplete batch is left out)."""
     on_bad_shard: Literal["fail", "skip"] = setting("fail", flag="--on-bad-shard", free_on_resume=True)
@@ -92,15 +92,15 @@ class MaskingConfig:
     policy: Literal["randommask", "randommask-matched", "fixed", "token"] = setting("randommask", flag="--masking")
     """"randommask", "randommask-matched" (same masked fraction in every phase), "fixed" (one span) or "token"."""
     phase_ends: tuple[float, ...] = setting((), flag="--phase-ends")
-    """Ends of the phases: steps, or fractions of which the last is 1; empty: the paper's five, scaled to the run."""
+    """Ends of the phases, as steps or as fractions of the run up to 1. Empty: the paper's five, scaled to the run."""
     phase_spans: tuple[int, ...] = setting((), flag="--phase-spans")
     """Largest span of each phase; empty: k, k + 2, k + 4 …"""
     centre_rate: float = 0.025
     """Probability p that a token is the centre of a span."""
     draw: Literal["uniform", "max"] = "uniform"
-    """Span of a window: "uniform" over {k, k + 2 … largest} or "max"."""
+    """Span of a window: "uniform" (random from k, k + 2 … largest of the phase) or "max" (the largest)."""
     replacement: Literal["token", "span"] = "token"
-    """Unit of the 80/10/10 replacement: each "token", or each united "span"."""
+    """Unit of the 80/10/10 replacement: each "token", or each "span" (overlapping spans are merged)."""
     fixed_span: int = 0
     """Span of policy "fixed"; 0: k, as in DNABERT."""
     token_rate: float = 0.15
@@ -109,7 +109,7 @@ class MaskingConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW and its schedule; the defaults are DNABERT's."""
+    """AdamW and the learning-rate schedule. The defaults are DNABERT's."""
 
     lr: float = setting(4e-4, flag="--lr", above=0)
     """Peak learning rate."""
@@ -138,7 +138,7 @@ class TrainConfig:
     output: str = setting("", flag="--output", free_on_resume=True)
     """Run folder: checkpoints, TensorBoard, metrics. Required."""
     steps: int = setting(480_000, flag="--steps", minimum=1)
-    """Optimizer steps; the phases and the learning rate are scaled to them."""
+    """Number of optimizer steps. The phases and the learning-rate schedule are scaled to it."""
     stop_after: int = setting(0, flag="--stop-after", minimum=0, free_on_resume=True)
     """End after this many steps, with a checkpoint and unchanged schedules; 0: after train.steps."""
     global_batch: int = setting(2048, flag="--global-batch", minimum=1, free_on_resume=True)
@@ -152,15 +152,15 @@ class TrainConfig:
     batch_warmup_steps: int = setting(0, minimum=0)
     """Steps of the batch-size warm-up."""
     precision: Precision = setting("auto", flag="--precision")
-    """"fp32", "bf16", "fp16"; "auto": bf16 on a GPU that has it, else fp32."""
+    """"fp32", "bf16", "fp16"; "auto": bf16 on a GPU that supports it, else fp32."""
     seed: int = setting(42, flag="--seed", minimum=0)
     """Seed of all random choices: order, masks, weights, dropout."""
     save_every: int = setting(1000, flag="--save-every", minimum=1, free_on_resume=True)
     """Steps between checkpoints; the last step always has one."""
     keep_last: int = setting(2, minimum=0, free_on_resume=True)
-    """Number of last checkpoints to keep; 0: all."""
+    """Number of newest checkpoints to keep; 0: all."""
     keep_every: int = setting(0, minimum=0, free_on_resume=True)
-    """Steps between checkpoints that are never deleted; must be a multiple of train.save_every; 0: none."""
+    """Steps between checkpoints that are never deleted, a multiple of train.save_every. 0: none."""
     log_every: int = setting(10, flag="--log-every", minimum=1, free_on_resume=True)
     """Steps between entries in metrics.jsonl and TensorBoard."""
     ds_config: str = setting("zero3", flag="--ds-config", free_on_resume=True)
@@ -174,7 +174,7 @@ class TrainConfig:
     threads_per_rank: int = setting(0, free_on_resume=True)
     """CPU threads per rank; 0: the machine's cores divided by its ranks."""
     start_timeout_seconds: float = setting(600.0, above=0, may_be_infinite=True, free_on_resume=True)
-    """Longest wait for all ranks to start and find each other."""
+    """Longest wait for all ranks to start and join the rendezvous."""
     hang_timeout_seconds: float = setting(1800.0, minimum=0, may_be_infinite=True, free_on_resume=True)
     """Longest wait for a batch, step or save before the run ends and writes all ranks' stack traces; 0: no limit."""
 
@@ -184,13 +184,13 @@ class ValidationConfig:
     """Loss on held-out windows with masks that never change, so that phases and policies can be compared."""
 
     every: int = setting(1000, minimum=0, free_on_resume=True)
-    """Steps between validations; the last step has one too. 0, or data without the split: none."""
+    """Steps between validations. The last step is also validated. 0, or data without the split: none."""
     split: str = setting("val", free_on_resume=True)
     """The split to validate on."""
     windows: int = setting(256, minimum=1, free_on_resume=True)
     """Number of windows, the same ones each time; fewer if the split is smaller."""
     spans: tuple[int, ...] = setting((), minimum=1, free_on_resume=True)
-    """Spans to validate, one curve each; empty: k, k + 2 … k + 8, or single tokens if tokens don't overlap."""
+    """Spans to validate, with one curve each. Empty: k, k + 2 … k + 8, or single tokens if tokens don't overlap."""
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,7 @@ class RunConfig:
     validation: ValidationConfig = field(default_factory=ValidationConfig)
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
-        """Return the sections as plain dictionaries; tuples become lists."""
+        """Return the sections as plain dictionaries. Tuples become lists."""
         return json.loads(json.dumps(asdict(self)))
 
     def to_toml(self) -> str:
@@ -229,7 +229,7 @@ SECTIONS: dict[str, type] = {
 
 @cache
 def run_settings() -> dict[str, Setting]:
-    """Return every field by its dotted name, such as "train.steps"."""
+    """Return all fields, keyed by dotted name such as "train.steps"."""
     return {
         f"{section}.{item.name}": dataclasses.replace(item, name=f"{section}.{item.name}")
         for section, cls in SECTIONS.items()
@@ -241,13 +241,13 @@ def run_settings() -> dict[str, Setting]:
 def free_on_resume() -> frozenset[str]:
     """Return the dotted names of the fields that may change on resume.
 
-    data.path is one of them, since a resume compares the data by fingerprint.
+    The field data.path may change, since a resume compares the fingerprint of the data instead.
     """
     return frozenset(name for name, item in run_settings().items() if item.metadata.get("free_on_resume"))
 
 
 def run_config_problems(config: RunConfig) -> Iterator[str]:
-    """Yield a line for each value that is wrong by itself or contradicts another one. The data are not read."""
+    """Yield an error message for each wrong value and each conflict between values. The data are not read."""
     for name, item in run_settings().items():
         section, key = name.split(".")
         yield from find_problems(item, getattr(getattr(config, section), key), name)
@@ -263,6 +263,6 @@ def run_config_problems(config: RunConfig) -> Iterator[str]:
     if train.batch_start and data.remainder == "drop":
         yield "data.remainder drop: not possible with a batch-size warm-up (train.batch_start); change one of them"
     if not data.path:
-        yield "data.path: no prepared folder; give --data DIR (made by `python -m data_prep build`)"
+        yield "data.path: no prepared folder; pass --data DIR (made by `python -m data_prep build`)"
     if not train.output:
-        yield "train.output: no run folder; give --output DIR"
+        yield "train.output: no run folder; pass --output DIR"

@@ -1,7 +1,7 @@
 """Settings as frozen dataclasses: a field's type, default and docstring define its flag, help and documentation.
 
-A field's type is str, int, float, bool, Path or a `Literal` of words, a `tuple[X, ...]` of one of these, or any of them
-`| None`.
+Simple types are str, int, float, bool, Path and a `Literal` of strings. A field has a simple type or a `tuple[X, ...]`
+of one, optionally with `| None`.
 """
 
 from __future__ import annotations
@@ -27,14 +27,15 @@ def setting(default: Any = MISSING, **metadata: Any) -> Any:
     """Declare a field with metadata besides its default.
 
     Args:
-        default: value if the field is not set; without one the field is required.
+        default: value if the field is not set. A field without a default is required.
         minimum, above, maximum, below: bounds of a number, or of each number in a tuple.
         may_be_infinite: allow inf, which means no limit.
         flag: name of the flag; by default the field's name, with dashes.
         separator: splits one word into the items of a tuple; by default each item is a separate word.
-        positional: the field takes the words that belong to no flag.
+        positional: the field takes the words of a command line that belong to no flag.
         hidden: leave the flag out of `--help`.
         internal: the field has no flag.
+        free_on_resume: the field may change when a run resumes.
         off: name of the flag that sets a `bool` to false; the default is then true.
         metavar: placeholder for the value in the help.
         parse: function that converts the flag's text to the value; raises ValueError if it can't.
@@ -48,7 +49,7 @@ class Setting:
 
     name: str
     type: Any
-    """The type without `None`."""
+    """Type of the value, without `None`."""
     default: Any
     """`MISSING` if a value is required."""
     text: str
@@ -56,7 +57,7 @@ class Setting:
 
     @property
     def flag(self) -> str:
-        """The flag, such as `--batch-size`; for a positional its metavar."""
+        """Name of the flag, such as `--batch-size`. A positional setting has its metavar instead."""
         if self.metadata.get("positional"):
             return str(self.metadata.get("metavar") or self.name)
         own = self.name if "." in self.name else self.name.replace("_", "-")
@@ -64,28 +65,28 @@ class Setting:
 
     @property
     def is_list(self) -> bool:
-        """Whether the setting holds a list (stored as a tuple)."""
+        """Whether the value of the setting is a list, which is stored as a tuple."""
         return typing.get_origin(self.type) is tuple
 
     @property
     def item_type(self) -> Any:
-        """The type of one item of a list, or of the value itself if it is not a list."""
+        """Type of a list's items, or of the value itself if it is not a list."""
         return typing.get_args(self.type)[0] if self.is_list else self.type
 
     @property
     def choices(self) -> tuple[str, ...]:
-        """The allowed words; empty if any value is allowed."""
+        """Allowed values, or empty if any value is allowed."""
         return typing.get_args(self.item_type) if typing.get_origin(self.item_type) is Literal else ()
 
     @property
     def type_name(self) -> str:
-        """The name of the type for messages: "int", "list of float" …"""
+        """Name of the type in messages, such as "int" or "list of float"."""
         name = "str" if self.choices else self.item_type.__name__
         return f"list of {name}" if self.is_list else name
 
     @property
     def shown_default(self) -> str:
-        """The default as written on the command line; "empty" for an empty list or string."""
+        """Default as written on the command line, or "empty" for an empty list or string."""
         if isinstance(self.default, bool):
             return str(self.default).lower()
         if isinstance(self.default, float):
@@ -97,7 +98,7 @@ class Setting:
 
 @cache
 def settings_of(cls: Any) -> dict[str, Setting]:
-    """Return the fields of a settings class by name, each with the docstring under it in the source."""
+    """Return the fields of a settings class, keyed by name. A field's text is the docstring below it in the source."""
     hints, texts = typing.get_type_hints(cls), _field_docstrings(cls)
     return {
         item.name: Setting(
@@ -114,7 +115,7 @@ def _without_none(hint: Any) -> Any:
 
 
 def _field_docstrings(cls: type) -> dict[str, str]:
-    """Return the string literal after each field in the source of the class and its bases, base classes first."""
+    """Return the docstrings below the fields of a class and its bases, keyed by field. The class has precedence."""
     texts: dict[str, str] = {}
     for base in reversed(cls.__mro__):
         if "__dataclass_fields__" not in vars(base):
@@ -135,7 +136,7 @@ def _field_docstrings(cls: type) -> dict[str, str]:
 
 
 def value_of_text(text: str | list[str], item: Setting) -> Any:
-    """Convert a flag's words to the field's value; raise ValueError if they are of another type."""
+    """Convert a flag's words to the field's value. Raise ValueError if they have the wrong type."""
     if parse := item.metadata.get("parse"):
         return parse(text)
     if not item.is_list:
@@ -156,7 +157,7 @@ def _parse(text: str, kind: Any) -> Any:
 
 
 def value_of(value: Any, item: Setting) -> Any:
-    """Convert a Python or TOML value to the field's type; raise TypeError if that would change it (no rounding)."""
+    """Convert a Python or TOML value to the field's type. Raise TypeError instead of rounding or parsing."""
     if item.is_list:
         items = value if isinstance(value, list | tuple | range) else [value]
         return tuple(_converted(part, item.item_type) for part in items)
@@ -178,7 +179,7 @@ def _converted(value: Any, kind: Any) -> Any:
 
 
 def find_problems(item: Setting, value: Any, label: str) -> Iterator[str]:
-    """Yield a line for each value outside the field's choices or bounds; `label` is the field's name in the line."""
+    """Yield an error message for each value outside the field's choices or bounds. `label` names the field in it."""
     rules = item.metadata
     for part in value if isinstance(value, tuple) else (value,):
         if part is None:
@@ -225,5 +226,5 @@ class Settings:
             raise ConfigError("\n  ".join(problems))
 
     def problems(self) -> Iterator[str]:
-        """Yield a line for each contradiction between fields. Subclasses override this."""
+        """Yield an error message for each conflict between fields. Subclasses override this."""
         yield from ()

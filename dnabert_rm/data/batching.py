@@ -1,6 +1,6 @@
 """Batches as functions of integers: the samples of each step, and the samples of each rank within a step.
 
-`BatchPlan` says which samples make the global batch of a step. `BatchSplit` says how a global batch is divided into
+`BatchPlan` determines which samples form the global batch of a step. `BatchSplit` divides a global batch into
 micro-batches over the ranks. `micro_batch` is always a size: the number of windows in one forward pass on one rank.
 """
 
@@ -20,17 +20,17 @@ from dnabert_rm.utils.errors import ConfigError
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """The size of the global batch of every step.
+    """Global batch size of every step.
 
-    The size may change at a resume or during a batch-size warm-up. `points` holds these changes as (first step, first
-    sample, global batch), in order. The first one is (0, 0, …).
+    The size may change on a resume or during a batch-size warm-up. `points` lists the sizes in order, each as (first
+    step, first sample, global batch). The first entry is (0, 0, …).
     """
 
     points: tuple[tuple[int, int, int], ...]
 
     @classmethod
     def constant(cls, global_batch: int) -> BatchPlan:
-        """Return a plan with one size: step = n // global_batch."""
+        """Return a plan with a constant batch size: sample n belongs to step n // global_batch."""
         return cls(((0, 0, global_batch),))
 
     @classmethod
@@ -38,9 +38,10 @@ class BatchPlan:
         """Return a plan whose batch grows from `start` to `global_batch`, with the same number of steps at each size.
 
         Each change adds `increment`, or `start` if `increment` is 0. The full size is reached at step `warmup_steps`,
-        or a few steps earlier if the increments do not divide the steps.
+        or a few steps earlier if the number of increments does not divide `warmup_steps`.
 
-        Raises `ConfigError` if the increments do not end at `global_batch`, or if there are more increments than steps.
+        Raises `ConfigError` if the increments do not end at `global_batch`, or if `warmup_steps` is smaller than the
+        number of increments.
         """
         increment = increment or start
         num_stages, rest = divmod(global_batch - start, increment)
@@ -70,14 +71,17 @@ class BatchPlan:
             assert next_step > step and next_sample == sample + (next_step - step) * batch, self.points
 
     def changed(self, step: int, global_batch: int) -> BatchPlan:
-        """Return this plan if its last size is `global_batch`, otherwise one with that size from `step` on."""
+        """Return a plan whose batch size is `global_batch` from `step` on.
+
+        If this plan already ends with that size, return it unchanged.
+        """
         if self.points[-1][2] == global_batch:
             return self
         kept = tuple(point for point in self.points if point[0] < step)
         return BatchPlan((*kept, (step, self.first_sample(step), global_batch)))
 
     def sizes(self, first_step: int = 0) -> list[int]:
-        """Return the distinct sizes of the global batches from `first_step` on, in ascending order."""
+        """Return the distinct global batch sizes from `first_step` on, in ascending order."""
         ends = [point[0] for point in self.points[1:]]
         remaining = [batch for (_, _, batch), end in zip(self.points, ends, strict=False) if end > first_step]
         return sorted({*remaining, self.points[-1][2]})
@@ -90,7 +94,7 @@ class BatchPlan:
         return max(point for point in self.points if point[0] <= step)
 
     def batch_of_step(self, step: int) -> int:
-        """Return the size of the global batch of a step."""
+        """Return the global batch size of a step."""
         return self._point(step)[2]
 
     def first_sample(self, step: int) -> int:
@@ -99,7 +103,7 @@ class BatchPlan:
         return first_sample + (step - first_step) * batch
 
     def step_of(self, samples: ArrayLike) -> NDArray[np.int64]:
-        """Return the step of each sample index, in the same shape, int64."""
+        """Return the step that each sample index belongs to, int64 in the shape of `samples`."""
         indices = np.asarray(samples, dtype=np.int64)
         steps, firsts, batches = self._columns
         point = np.searchsorted(firsts, indices, side="right") - 1
@@ -107,7 +111,7 @@ class BatchPlan:
 
 
 def make_batch_plan(config: RunConfig) -> BatchPlan:
-    """Return the plan of a new run. Raises `ConfigError` if its batch-size warm-up is impossible."""
+    """Return the batch plan of a new run. Raises `ConfigError` if its batch-size warm-up is impossible."""
     train = config.train
     if not train.batch_start:
         return BatchPlan.constant(train.global_batch)
@@ -121,7 +125,7 @@ def make_batch_plan(config: RunConfig) -> BatchPlan:
 class BatchSplit:
     """The division of a run's global batches into micro-batches over the ranks.
 
-    `global_batch` is the largest size still to come in the run.
+    `global_batch` is the largest global batch size in the remaining steps.
     """
 
     global_batch: int
@@ -129,16 +133,22 @@ class BatchSplit:
     world_size: int
 
     def accumulation(self, global_batch: int) -> int:
-        """Return the accumulation steps for a global batch. Raises `ConfigError` if it does not divide evenly."""
+        """Return the number of accumulation steps for a global batch.
+
+        Raises `ConfigError` if the batch does not divide evenly.
+        """
         return accumulation_steps(global_batch, self.micro_batch, self.world_size)
 
 
 def split_batch(plan: BatchPlan, micro_batch: int, world_size: int, first_step: int = 0) -> BatchSplit:
-    """Return the split of a plan's batches from `first_step` on. Raises `ConfigError` if one does not divide evenly.
+    """Return the split of a plan's global batches from `first_step` on.
 
-    If `micro_batch` is 0, the plan's smallest batch takes one forward pass, without accumulation. So a run that resumes
-    during or after a batch-size warm-up has the micro-batches of an uninterrupted run. That is impossible if an earlier
-    part of the run had another number of ranks or another batch. In that case the smallest batch still to come is used.
+    If `micro_batch` is 0, its size is chosen so that the plan's smallest global batch needs no accumulation. A run that
+    resumes during or after a batch-size warm-up then has the same micro-batches as an uninterrupted run. If the
+    smallest batch does not divide evenly over the ranks, or does not divide every remaining batch, the smallest
+    remaining batch is used instead.
+
+    Raises `ConfigError` if a remaining batch does not divide evenly.
     """
     remaining = plan.sizes(first_step)
     if not micro_batch:
@@ -152,7 +162,10 @@ def split_batch(plan: BatchPlan, micro_batch: int, world_size: int, first_step: 
 
 
 def accumulation_steps(global_batch: int, micro_batch: int, world_size: int) -> int:
-    """Return the micro-batches per rank in a global batch. Raises `ConfigError` if the batch does not divide evenly."""
+    """Return the number of micro-batches per rank in a global batch.
+
+    Raises `ConfigError` if the batch does not divide evenly.
+    """
     if global_batch % (micro_batch * world_size):
         raise ConfigError(
             f"train.global_batch: {global_batch} is not a multiple of train.micro_batch x ranks "
@@ -162,7 +175,7 @@ def accumulation_steps(global_batch: int, micro_batch: int, world_size: int) -> 
 
 
 def micro_batch_size(global_batch: int, world_size: int, accumulation: int) -> int:
-    """Return the number of windows in a micro-batch. Raises `ConfigError` if the batch does not divide evenly."""
+    """Return the number of windows in a micro-batch. Raises `ConfigError` if `global_batch` does not divide evenly."""
     parts = world_size * accumulation
     if global_batch % parts:
         raise ConfigError(
@@ -175,11 +188,11 @@ def micro_batch_size(global_batch: int, world_size: int, accumulation: int) -> i
 def micro_batch_samples(
     plan: BatchPlan, step: int, micro_step: int, rank: int, world_size: int, accumulation: int
 ) -> NDArray[np.int64]:
-    """Return the sample indices of micro-batch `micro_step` of a step on one rank, (samples,) int64.
+    """Return the sample indices of one rank's micro-batch `micro_step` in a step, (micro_batch,) int64.
 
-    Sample n of the global batch belongs to micro-batch n mod (ranks x accumulation), and micro-batch m to rank m mod
-    ranks. So rank r has exactly the samples n = r (mod ranks), and reads few streams. The micro-batches are the same
-    for 2 ranks with 1 accumulation step as for 1 rank with 2.
+    Sample n of the global batch belongs to micro-batch n mod (ranks x accumulation). Micro-batch m belongs to rank m
+    mod ranks. So rank r reads the samples with n mod ranks = r, which come from few streams. Two ranks with one
+    accumulation step have the same micro-batches as one rank with two.
     """
     size = micro_batch_size(plan.batch_of_step(step), world_size, accumulation)
     first = plan.first_sample(step) + micro_step * world_size + rank

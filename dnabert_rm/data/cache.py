@@ -19,11 +19,12 @@ GIGABYTE = 10**9
 
 
 class ShardCache:
-    """A folder of `SHA256.tar` files. The least recently used are evicted when space is needed.
+    """A folder of `SHA256.tar` files. When space is needed, the least recently used files are evicted.
 
-    One process at a time fetches a shard. It writes to a temporary file, which is renamed when its size and SHA-256
-    match the manifest. Space is reserved before the fetch, so the folder never exceeds `max_bytes`. File names are
-    checksums, so fetched content can't choose its path. Use a local disk: the locks use `flock`.
+    Only one process at a time fetches a given shard. It writes to a temporary file, and renames the file when its size
+    and SHA-256 match the manifest. Space is reserved before the fetch, so the folder never exceeds `max_bytes`. File
+    names are checksums, so a remote manifest can't choose a path. The folder must be on a local disk, because the
+    locks use `flock`.
     """
 
     def __init__(self, folder: str | Path, max_bytes: int) -> None:
@@ -39,14 +40,14 @@ class ShardCache:
             ) from None
 
     def path(self, info: ShardInfo) -> Path:
-        """Return the path of a shard in the cache, whether or not it is there yet."""
+        """Return the path of a shard in the cache. The file may not exist yet."""
         return self.folder / f"{info.sha256}.tar"
 
     def get(self, info: ShardInfo, fetch: Fetch) -> Path:
-        """Return the path of a shard, after fetching it if necessary.
+        """Return the path of a shard. Fetch the shard first if it is not in the cache.
 
-        Raises `DataError` if the fetched file does not match the manifest, `ConfigError` if the cache is too small, and
-        whatever `fetch` raises.
+        Raises `DataError` if the fetched file does not match the manifest, and `ConfigError` if the cache is too small.
+        Exceptions of `fetch` are passed on.
         """
         path = self.path(info)
         if self.touch(info):
@@ -63,7 +64,7 @@ class ShardCache:
         return path
 
     def touch(self, info: ShardInfo) -> bool:
-        """Mark a shard as used now. Return false if it is not in the cache."""
+        """Mark a shard as used now. Return False if it is not in the cache."""
         try:
             os.utime(self.path(info))
             return True
@@ -95,7 +96,7 @@ class ShardCache:
                 stream.truncate(info.bytes)
 
     def _files(self, pattern: str) -> list[tuple[float, int, Path]]:
-        """Return last use, size and path of each matching file. Another process may remove files meanwhile."""
+        """Return (last use, size, path) of each matching file. Skip files that another process removes meanwhile."""
         found = []
         for path in self.folder.glob(pattern):
             with contextlib.suppress(FileNotFoundError):
@@ -104,22 +105,22 @@ class ShardCache:
         return found
 
     def _remove_abandoned(self) -> None:
-        """Remove partly fetched files that killed processes left, recognized by their free lock."""
+        """Remove partial files of killed processes. Such a file has a lock that no process holds."""
         for temporary in self.folder.glob("*.tmp"):
             with contextlib.suppress(LockHeldError), self._locked(temporary.stem, wait=False):
                 temporary.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def _locked(self, name: str, *, wait: bool = True) -> Iterator[None]:
-        """Hold an inter-process lock. Raises `LockHeldError` if `wait` is false and another process holds it."""
+        """Hold an inter-process lock. Raises `LockHeldError` if another process holds it and `wait` is False."""
         with file_lock(self._locks / name, wait=wait, required=True):
             yield
 
 
 def _check(path: Path, info: ShardInfo) -> None:
-    """Raise `DataError` unless a fetched file has the size and checksum of the manifest."""
+    """Raise `DataError` unless a fetched file has the size and SHA-256 given in the manifest."""
     size = path.stat().st_size
     if size != info.bytes:
-        raise DataError(f"received {size} bytes instead of the manifest's {info.bytes}")
+        raise DataError(f"received {size} bytes, but the manifest gives {info.bytes}")
     if sha256_of_file(path) != info.sha256:
         raise DataError("the SHA-256 of the received file does not match the manifest")

@@ -1,4 +1,4 @@
-"""Training windows by sample index: the sampler's order combined with the readers of the data sets."""
+"""Training windows, addressed by sample index: positions from the sampler, tokens from the shard readers."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _MAX_REPLACEMENT_TRIES = 100
 
 
 def make_dataset(config: RunConfig) -> WindowDataset:
-    """Return the training windows of a configuration."""
+    """Return the dataset of training windows for a configuration."""
     data = config.data
     settings = WindowSettings(
         split=data.split,
@@ -55,7 +55,9 @@ def make_dataset(config: RunConfig) -> WindowDataset:
 
 
 def make_validation_dataset(config: RunConfig) -> WindowDataset | None:
-    """Return the held-out windows of a configuration: full length, forward strand, same order for every seed.
+    """Return the dataset of held-out windows for a configuration.
+
+    The windows have full length and the forward strand. Their order does not depend on the seed of the run.
 
     Returns None if validation is off, or if no data set has a held-out segment long enough for a window.
     """
@@ -74,7 +76,7 @@ def _storage_settings(config: RunConfig) -> StorageSettings:
 
 
 def _has_window(path: str, settings: WindowSettings, storage: StorageSettings) -> bool:
-    """Return whether the split of a prepared folder has a segment long enough for a window."""
+    """Return whether a prepared folder has a segment of `settings.split` that is long enough for a window."""
     manifest = prepared_folder(path, storage).manifest()
     stride = 1 if settings.overlap else manifest.tokenizer.k or 1
     stored_tokens = (settings.window - NUM_SPECIAL_PER_WINDOW - 1) * stride + 1
@@ -104,7 +106,7 @@ class WindowSettings:
 class WindowBatch:
     """Windows without special tokens: `samples` (B,) int64, `ids` (B, T) in the stored type.
 
-    `num_replaced` of the windows are replacement samples for windows of bad shards.
+    `num_replaced` counts the windows that replace a window of a bad shard.
     """
 
     samples: NDArray[np.int64]
@@ -123,14 +125,14 @@ class WindowDataset:
         seed: int,
         storage: StorageSettings | None = None,
     ) -> None:
-        """Read the manifests, but no shard yet. Raises `DataError` or `ConfigError`.
+        """Read the manifests, but no shards. Raises `DataError` for bad data, `ConfigError` for bad settings.
 
         Args:
             folders: Paths or URLs of prepared folders.
-            weights: Share of samples of each folder; empty for equal shares.
-            settings: How windows are cut.
-            seed: Seed of the order, lengths and crops.
-            storage: How shards are accessed.
+            weights: Relative number of samples from each folder; empty for equal numbers.
+            settings: Settings for cutting windows.
+            seed: Seed of the window order, lengths and crops.
+            storage: Settings for shard access.
         """
         self.settings = settings
         self.seed = seed
@@ -160,29 +162,29 @@ class WindowDataset:
         self._replacement_key = random.key(seed, "stand-in")
 
     def _check(self, folders: Sequence[str | Path]) -> None:
-        """Raise `ConfigError` for settings that do not fit the data or each other."""
+        """Raise `ConfigError` if the settings contradict the data or each other."""
         settings, names = self.settings, [str(folder) for folder in folders]
         if any(reader.manifest.tokenizer != self.tokenizer for reader in self.readers):
-            raise ConfigError(f"the data sets {names} have different tokenizers; build them with the same one")
+            raise ConfigError(f"the data sets {names} have different tokenizers; build them with the same tokenizer")
         if self.tokenizer.k is None and (not settings.overlap or settings.strand != "forward"):
             raise ConfigError(
                 "BPE shards support neither non-overlapping tokens nor the reverse strand; leave data.overlap and "
                 "data.strand unset"
             )
         if settings.window <= NUM_SPECIAL_PER_WINDOW:
-            raise ConfigError(f"data.window {settings.window} must hold [CLS], a token and [SEP]; raise --window")
+            raise ConfigError(f"data.window {settings.window} can't hold [CLS], a token and [SEP]; raise --window")
         if settings.lengths not in LENGTHS:
             raise ConfigError(f"data.lengths {settings.lengths!r} must be one of {', '.join(LENGTHS)}")
         if settings.drop_to_multiple_of > 1 and len(names) > 1:
-            raise ConfigError("data.remainder drop: several data sets do not end an epoch together; set it to wrap")
+            raise ConfigError("data.remainder 'drop' needs a single data set; set data.remainder to wrap")
 
     def _stored_tokens(self, num_tokens: int) -> int:
-        """Return the number of stored tokens that a window of `num_tokens` tokens covers."""
+        """Return the number of consecutive stored tokens that a window of `num_tokens` tokens covers."""
         return (num_tokens - 1) * self.stride + 1
 
     @property
     def fingerprint(self) -> str:
-        """The manifest's fingerprint, or the fingerprints of all data sets joined by "+"."""
+        """Fingerprint of the manifest. For several data sets, their fingerprints joined by "+"."""
         return "+".join(reader.manifest.fingerprint for reader in self.readers)
 
     @property
@@ -197,14 +199,14 @@ class WindowDataset:
         return int(tokens_of_steps(self.seed, step, self.num_tokens))
 
     def locate(self, samples: ArrayLike) -> Windows:
-        """Return the positions of the samples' full windows.
+        """Return the positions of the full-length windows of sample indices.
 
-        One call costs nearly the same for one sample and for a thousand, so locate many at a time.
+        A call for a thousand samples takes little longer than for one, so locate many samples in one call.
         """
         return self.order.locate(samples)
 
     def windows(self, samples: ArrayLike, step: int, found: Windows | None = None) -> WindowBatch:
-        """Read the windows of sample indices (B,), all of one step.
+        """Read the windows of sample indices (B,), which must all belong to `step`.
 
         Pass the result of `locate(samples)` as `found` if it is already known.
         """
@@ -224,7 +226,7 @@ class WindowDataset:
     def coordinates(self, samples: ArrayLike, step: int) -> list[dict[str, Any]]:
         """Return `genome, contig, start, end, strand` of each window.
 
-        Start and end are bases of the forward strand, half-open; strand is "+" or "-".
+        Start and end are 0-based half-open positions on the forward strand. The strand is "+" or "-".
         """
         found, num_tokens, _ = self._resolve(np.asarray(samples, dtype=np.int64), step)
         stored_tokens = self._stored_tokens(num_tokens)
@@ -239,7 +241,7 @@ class WindowDataset:
     def _resolve(
         self, samples: NDArray[np.int64], step: int, found: Windows | None = None
     ) -> tuple[Windows, int, NDArray[np.bool_]]:
-        """Return the windows to read, their number of tokens, and which of them are replacement samples."""
+        """Return the windows to read, the number of tokens per window, and a mask (B,) of replacement samples."""
         found = self.locate(samples) if found is None else found
         found, is_replaced = self._replace_bad(samples, found)
         num_tokens = self.tokens_of_step(step)
@@ -250,7 +252,10 @@ class WindowDataset:
         return Windows(found.source, found.shard, found.segment, start, found.reverse), num_tokens, is_replaced
 
     def _replace_bad(self, samples: NDArray[np.int64], found: Windows) -> tuple[Windows, NDArray[np.bool_]]:
-        """Replace windows of bad shards within their data set. Return all windows, and a mask of the replaced ones."""
+        """Replace windows of bad shards by other windows of the same data set.
+
+        Return all windows, and a mask (B,) of the replaced ones.
+        """
         shards = list(zip(found.source.tolist(), found.shard.tolist(), strict=True))
         bad = {(source, shard) for source, shard in set(shards) if not self.readers[source].is_usable(shard)}
         is_bad = np.array([shard in bad for shard in shards]) if bad else np.zeros(len(shards), dtype=bool)
@@ -262,7 +267,10 @@ class WindowDataset:
         return Windows.concatenate([found[good_rows], *replacements])[original_order], is_bad
 
     def _replacement(self, sample: int, source: int) -> Windows:
-        """Return a random window of the data set, determined by the sample index. Retry until its shard is usable."""
+        """Return a random window from a usable shard of data set `source`. The sample index determines the choice.
+
+        Raises `DataError` if too many tries find a bad shard.
+        """
         sampler = self.samplers[source]
         for attempt in itertools.count():
             bits = random.fold(random.fold(self._replacement_key, sample), attempt)
@@ -271,7 +279,9 @@ class WindowDataset:
                 return found
             if attempt == _MAX_REPLACEMENT_TRIES:
                 break
-        raise DataError(f"{self.readers[source].folder.shown}: hardly any shard can be read; copy or build it again")
+        raise DataError(
+            f"{self.readers[source].folder.shown}: hardly any shard can be read; copy or build the data again"
+        )
 
 
 def consumed_tokens(dataset: WindowDataset, plan: BatchPlan, step: int) -> int:

@@ -26,7 +26,7 @@ LOCATED_AHEAD = 4096
 class MicroBatchSampler:
     """Sample indices of each micro-batch of one rank, from `first_step` to `last_step` (exclusive).
 
-    Every micro-batch has `micro_batch` windows. A step's global batch determines its number of micro-batches.
+    Every micro-batch has `micro_batch` windows. The number of micro-batches in a step depends on its global batch size.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class MicroBatchSampler:
         self.rank = rank
         self.world_size = world_size
         self.micro_batch = micro_batch
-        # Ranges of steps with one batch size: the first step and the accumulation of each range.
+        # Ranges of steps with one batch size: the first step and the number of accumulation steps of each range.
         range_starts = [first_step, *(step for step, _, _ in plan.points if first_step < step < last_step)]
         self._range_starts = np.array(range_starts)
         self._accumulation = np.array([self.accumulation(step) for step in range_starts])
@@ -48,7 +48,7 @@ class MicroBatchSampler:
         self._first_numbers = np.concatenate([[0], np.cumsum(range_steps * self._accumulation)])
 
     def accumulation(self, step: int) -> int:
-        """Return the number of micro-batches that a rank takes in a step."""
+        """Return the number of micro-batches per rank in a step."""
         return accumulation_steps(self.plan.batch_of_step(step), self.micro_batch, self.world_size)
 
     def __iter__(self) -> Iterator[NDArray[np.int64]]:
@@ -59,7 +59,7 @@ class MicroBatchSampler:
         return int(self._first_numbers[-1])
 
     def __getitem__(self, number: int) -> NDArray[np.int64]:
-        """Return the sample indices of a micro-batch, (micro_batch,) int64. Number 0 is the first of `first_step`."""
+        """Return the sample indices of micro-batch `number`, (micro_batch,) int64. Numbers start at `first_step`."""
         step, micro_step, accumulation = self._position(number)
         return micro_batch_samples(self.plan, step, micro_step, self.rank, self.world_size, accumulation)
 
@@ -68,7 +68,7 @@ class MicroBatchSampler:
         return self._position(number)[0]
 
     def _position(self, number: int) -> tuple[int, int, int]:
-        """Return the step of a micro-batch, its micro-step within the step, and the accumulation of the step."""
+        """Return the step of a micro-batch, its index within the step, and the step's number of accumulation steps."""
         index = int(np.searchsorted(self._first_numbers[:-1], number, side="right")) - 1
         accumulation = int(self._accumulation[index])
         steps, micro_step = divmod(number - int(self._first_numbers[index]), accumulation)
@@ -76,7 +76,7 @@ class MicroBatchSampler:
 
 
 class _BatchDataset:
-    """Map-style dataset for the worker processes: maps the number of a micro-batch to its collated batch.
+    """Map-style dataset for the worker processes: maps a micro-batch number to a collated batch.
 
     The batch depends only on that number.
     """
@@ -91,7 +91,7 @@ class _BatchDataset:
         return len(self._sampler)
 
     def __getitem__(self, number: int) -> dict[str, Any] | UserError:
-        """Return the batch, or a `UserError` as a value: PyTorch would wrap a raised one in a traceback."""
+        """Return a batch. Return a `UserError` instead of raising it, because PyTorch would wrap it in a traceback."""
         samples, found = self._locate(number)
         try:
             windows: WindowBatch = self._dataset.windows(samples, self._sampler.step_of(number), found)
@@ -102,7 +102,7 @@ class _BatchDataset:
         return {**batch, "num_replaced": torch.from_numpy(np.array(windows.num_replaced))}
 
     def _locate(self, number: int) -> tuple[NDArray[np.int64], Windows]:
-        """Return the samples of a micro-batch and their windows. Locate this worker's next micro-batches as well."""
+        """Return the sample indices and windows of a micro-batch. Also locate this worker's next micro-batches."""
         if number not in self._ahead:
             worker = get_worker_info()
             numbers = range(number, len(self), worker.num_workers if worker else 1)
@@ -118,7 +118,7 @@ class _BatchDataset:
 
 
 class Loader:
-    """Collated batches in the sampler's order, for any number of workers."""
+    """Iterable of collated batches. Their order does not depend on the number of workers."""
 
     def __init__(self, batches: DataLoader) -> None:
         self._batches = batches
@@ -127,14 +127,17 @@ class Loader:
         return len(self._batches)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Yield the batches. A `UserError` of a worker is raised when its micro-batch is due."""
+        """Yield the batches in order. Raise a worker's `UserError` in place of the batch that failed."""
         for batch in self._start():
             if isinstance(batch, UserError):
                 raise batch
             yield batch
 
     def _start(self) -> Iterator[Any]:
-        """Start the workers. If `prepare_worker` is set, they start with stop signals blocked."""
+        """Start the workers and return an iterator over their batches.
+
+        If `prepare_worker` is set, the workers start with `STOP_SIGNALS` blocked.
+        """
         blocked = STOP_SIGNALS if self._batches.worker_init_fn else ()
         before = signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
         try:
@@ -153,19 +156,20 @@ def make_loader(
     pin_memory: bool = False,
     prepare_worker: Callable[[int], None] | None = None,
 ) -> Loader:
-    """Return the loader of one rank. It seeks to its first step and reads nothing before it.
+    """Return the data loader of one rank. It starts at the sampler's first step and reads no earlier data.
 
     Args:
         dataset: The windows.
-        collate: Makes a batch from (samples (B,), ids (B, T)).
+        collate: Function that makes a batch from (samples (B,), ids (B, T)).
         sampler: The micro-batches of this rank.
-        num_workers: Worker processes; 0 loads in this process.
-        prefetch: Batches that each worker keeps ready.
+        num_workers: Number of worker processes; 0 loads batches in this process.
+        prefetch: Number of batches that each worker prepares in advance.
         pin_memory: Whether batches are copied to pinned memory.
-        prepare_worker: Called first in each worker process, with the worker's index. The process starts with
-            `STOP_SIGNALS` blocked.
+        prepare_worker: Function that each worker process calls first, with the worker's index. If it is given,
+            workers start with `STOP_SIGNALS` blocked.
 
-    The loader adds `num_replaced` to each batch: the number of replacement samples for bad shards, a scalar int64.
+    The loader adds `num_replaced`, a scalar int64, to each batch. It counts the windows that replace a window of a bad
+    shard.
     """
     batches: DataLoader[Any] = DataLoader(
         _BatchDataset(dataset, collate, sampler),  # type: ignore[arg-type]  # has all the methods that are called

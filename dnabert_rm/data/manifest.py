@@ -30,7 +30,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class TokenizerInfo:
-    """The tokenizer of the ids. `kind` is "kmer" or "bpe". `model` is the name of a BPE model file in the folder."""
+    """The tokenizer that produced the ids. `kind` is "kmer" or "bpe". `model` is the file name of a BPE model."""
 
     kind: str
     vocab_size: int
@@ -42,7 +42,7 @@ class TokenizerInfo:
 
 @dataclass(frozen=True)
 class SourceInfo:
-    """One input file: its genome, base name, size and SHA-256."""
+    """One input file: name of its genome, file name without folder, size and SHA-256."""
 
     genome: str
     file: str
@@ -52,7 +52,11 @@ class SourceInfo:
 
 @dataclass(frozen=True)
 class ContigInfo:
-    """One FASTA record: its `length` in bases, the number of stored `tokens`, and the bases `left_out` by reason."""
+    """One FASTA record.
+
+    `length` is in bases. `tokens` is the number of stored tokens. `left_out` maps each reason for leaving bases out to
+    the number of bases.
+    """
 
     genome: str
     contig: str
@@ -63,7 +67,7 @@ class ContigInfo:
 
 @dataclass(frozen=True)
 class ShardInfo:
-    """One shard: its split, size, checksum, and the number of tokens in each segment, in order."""
+    """One shard: its file name, split, size, SHA-256, and the number of tokens in each segment, in order."""
 
     name: str
     split: str
@@ -88,7 +92,7 @@ class Manifest:
     options: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> str:
-        """Return the manifest as JSON text. The same content gives the same bytes."""
+        """Return the manifest as JSON text. Equal manifests give identical text."""
         content = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(self)}
         return json.dumps(content, indent=1, sort_keys=True) + "\n"
 
@@ -98,16 +102,18 @@ class Manifest:
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
     def shards_of(self, split: str) -> list[ShardInfo]:
-        """Return the shards of one split, in order. Raises `DataError` if there are none."""
+        """Return the shards of one split, in order. Raises `DataError` if the split has none."""
         found = [shard for shard in self.shards if shard.split == split]
         if not found:
             have = ", ".join(sorted({shard.split for shard in self.shards})) or "none"
-            raise DataError(f"no shard of split {split!r} (the data has: {have}); choose another split or build one")
+            raise DataError(
+                f"no shards for split {split!r} (the data has: {have}); choose another split, or build this one"
+            )
         return found
 
 
 def segment_keys(start: int = 0) -> Iterator[str]:
-    """Yield the keys of segments: "0000000", "0000001", …"""
+    """Yield segment keys without end, from number `start` on: "0000000", "0000001", …"""
     while True:
         yield f"{start:07d}"
         start += 1
@@ -122,9 +128,9 @@ def load_manifest(folder: str | os.PathLike[str]) -> Manifest:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise DataError(f"{path}: no such file; name a folder that `python -m data_prep build` has finished") from None
+        raise DataError(f"{path}: no such file; pass a folder that `python -m data_prep build` completed") from None
     except NotADirectoryError:
-        raise DataError(f"{folder}: is a file; name a folder that `python -m data_prep build` has finished") from None
+        raise DataError(f"{folder}: is a file; pass a folder that `python -m data_prep build` completed") from None
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read ({error}); build the data again") from None
     try:
@@ -134,12 +140,12 @@ def load_manifest(folder: str | os.PathLike[str]) -> Manifest:
 
 
 def parse_manifest(content: dict[str, Any]) -> Manifest:
-    """Return the manifest of a JSON object. Raises ValueError, TypeError or KeyError if it is invalid."""
+    """Return the manifest in a JSON object. Raises ValueError, TypeError or KeyError if the object is invalid."""
     if content.pop("format") != FORMAT:
-        raise ValueError(f"format is not {FORMAT!r}")
+        raise ValueError(f"its format is not {FORMAT!r}")
     version = content.pop("format_version")
     if version != FORMAT_VERSION:
-        raise ValueError(f"format version {version}, but this version of dnabert_rm reads {FORMAT_VERSION}")
+        raise ValueError(f"format version {version} is not supported, only version {FORMAT_VERSION}")
     manifest = Manifest(
         tokenizer=TokenizerInfo(**content.pop("tokenizer")),
         sources=[SourceInfo(**item) for item in content.pop("sources")],
@@ -154,13 +160,13 @@ def parse_manifest(content: dict[str, Any]) -> Manifest:
         _check_shard(shard)
     names = [shard.name for shard in manifest.shards]
     if len(set(names)) != len(names):
-        raise ValueError("a shard is named twice")
+        raise ValueError("two shards have the same name")
     return manifest
 
 
 def _check_tokenizer(tokenizer: TokenizerInfo) -> None:
     if tokenizer.kind not in ("kmer", "bpe"):
-        raise ValueError(f"unknown tokenizer {tokenizer.kind!r}")
+        raise ValueError(f"unknown tokenizer kind {tokenizer.kind!r}, neither kmer nor bpe")
     if tokenizer.kind == "kmer":
         if tokenizer.base_order != BASE_ORDER or not isinstance(tokenizer.k, int) or not 3 <= tokenizer.k <= 8:
             raise ValueError("a k-mer tokenizer needs k from 3 to 8 and the base order ATCG")
@@ -176,6 +182,6 @@ def _check_shard(shard: ShardInfo) -> None:
     if shard.split not in SPLITS:
         raise ValueError(f"shard {shard.name} has the unknown split {shard.split!r}")
     if not _SHA256.fullmatch(shard.sha256):
-        raise ValueError(f"shard {shard.name} has no SHA-256")
+        raise ValueError(f"the sha256 of shard {shard.name} is not 64 lower-case hexadecimal digits")
     if not all(isinstance(length, int) and length > 0 for length in shard.segments):
         raise ValueError(f"shard {shard.name} has a segment length that is not a positive integer")

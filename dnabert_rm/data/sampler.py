@@ -1,21 +1,23 @@
 """Order of the training windows: a pure function of the seed, the manifest and the sample index n.
 
-`(seed, segment lengths, n) → (shard, segment, start, strand)`. There is no state but n, so a resume is a seek, and
-every rank, worker and run computes the same order. `EpochSampler` orders one data set, in three steps per epoch:
+`(seed, segment lengths, n) → (shard, segment, start, strand)`. The sample index n is the only state, so a run resumes
+at n without reading earlier windows. Every rank, worker and run computes the same order. `EpochSampler` orders one data
+set, in three steps per epoch:
 
 1. Cut. A segment of L tokens gives round(L / F) windows of F tokens, by stratified jitter. The segment is divided into
-   equal strata, and window t is centred on a uniform token of stratum t, then clipped to the segment. So all tokens in
-   the middle of a segment are seen equally often. Within one window of an end, only the average is the same. There,
-   the outermost tokens are seen half as often, and those further in up to 1.5 times as often.
-2. Shuffle. Shards are shuffled, and segments within their shard. The windows in that order are cut into `num_streams`
-   contiguous ranges, which are assigned to the streams at random. Each stream is shuffled within blocks of
-   `block_windows` windows.
+   equal strata. Window t is centred on a uniform random token of stratum t, then clipped to the segment. So all tokens
+   in the middle of a segment are seen equally often. For tokens less than F tokens from an end, this holds only on
+   average. There the outermost tokens are seen half as often, and tokens further in up to 1.5 times as often.
+2. Shuffle. The shards are shuffled, and so are the segments within each shard. The windows, in that order, are split
+   into `num_streams` contiguous ranges. Each range becomes one stream, chosen at random. The windows of a stream are
+   then shuffled within blocks of `block_windows` windows.
 3. Interleave. Sample q of the epoch is window q // num_streams of stream q mod num_streams.
 
 So neighbours in a batch come from different streams, while each stream reads few shards at a time. Segments shorter
 than F give no window; `num_short_segments` counts them.
 
-`MixtureSampler` combines several data sets by weight. Window lengths under `data.lengths` "random" are at the end.
+`MixtureSampler` combines several data sets by weight. The last two functions serve `data.lengths` "random": they draw
+the window lengths and the start of each shortened window.
 """
 
 from __future__ import annotations
@@ -46,7 +48,8 @@ class Windows:
     """Positions of N windows in the stored data. Arrays of shape (N,), int64 and bool.
 
     `source` is the index of the data set. `shard` is the shard's index in the split, and `segment` the segment's index
-    in the shard. `start` is in stored (overlapping) tokens. `reverse` is true if the reverse strand is read.
+    in the shard. `start` is the index of the window's first stored token in the segment. `reverse` is true if the
+    reverse strand is read.
     """
 
     source: NDArray[np.int64]
@@ -66,7 +69,7 @@ class Windows:
 
 
 class Sampler(Protocol):
-    """The order of one data set, or of several."""
+    """Window order of one or several data sets."""
 
     def locate(self, samples: ArrayLike) -> Windows:
         """Return the windows of sample indices, in the order given."""
@@ -77,7 +80,11 @@ class Sampler(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class _Segments:
-    """The segments that are long enough for a window, numbered over the split. Arrays of shape (S,), int64."""
+    """Segments that are long enough for a window, in the order of the split. Arrays of shape (S,), int64.
+
+    `shard` is the shard's index in the split, and `index` the segment's index in the shard. `length` is in stored
+    tokens. `windows` is the number of windows in the segment, and `first_window` the number before the segment.
+    """
 
     shard: NDArray[np.int64]
     index: NDArray[np.int64]
@@ -88,10 +95,10 @@ class _Segments:
 
 @dataclass(frozen=True, eq=False)
 class _Epoch:
-    """Shuffle of one epoch.
+    """Shuffled order of one epoch.
 
-    `segments` (S,) holds the segment indices in shuffled order, and `window_ends` (S,) the number of windows up to the
-    end of each. `stream_starts` (num_streams,) holds the first window of each stream.
+    `segments` (S,) holds the segment indices in shuffled order. `window_ends` (S,) holds, for each of them, the number
+    of windows up to its end. `stream_starts` (num_streams,) holds the index of the first window in each stream.
     """
 
     segments: NDArray[np.int64]
@@ -100,7 +107,7 @@ class _Epoch:
 
 
 class EpochSampler:
-    """The order of one data set's windows over all epochs."""
+    """Window order of one data set over all epochs."""
 
     def __init__(
         self,
@@ -114,19 +121,21 @@ class EpochSampler:
         drop_to_multiple_of: int = 1,
         source: int = 0,
     ) -> None:
-        """Count the windows of all segments. Raises `ConfigError` if no window fits.
+        """Count the windows of all segments.
+
+        Raises `ConfigError` for an unknown `strand`, or if an epoch would have no samples.
 
         Args:
-            shard_segments: Number of tokens in each segment, per shard.
-            stored_tokens: Number of stored tokens that one window covers. This is its length, or (length - 1) * k + 1
-                for non-overlapping tokens.
+            shard_segments: Number of tokens in each segment, as one sequence per shard.
+            stored_tokens: Number of stored tokens that one window covers. For a window of T tokens this is T, or
+                (T - 1) * k + 1 if its tokens do not overlap.
             seed: Seed of the shuffles.
             strand: "forward", "random" (reverse for half of the windows) or "both" (each window twice per epoch).
             num_streams: Number of streams that the windows are divided into.
             block_windows: Number of windows that are shuffled together within a stream.
-            drop_to_multiple_of: Drop trailing windows so that the number per epoch is a multiple of this. Pass the
-                global batch size to drop the last partial batch. 1 keeps every window, so a batch may continue into
-                the next epoch.
+            drop_to_multiple_of: Drop windows at the end of each epoch, so that the number of samples per epoch is a
+                multiple of this. Pass the global batch size to drop the last partial batch. 1 keeps every window,
+                so a batch may continue into the next epoch.
             source: Index of the data set.
         """
         if strand not in STRANDS:
@@ -142,7 +151,7 @@ class EpochSampler:
         if self.epoch_samples == 0:
             longest = max((max(lengths) for lengths in shard_segments if len(lengths)), default=0)
             raise ConfigError(
-                f"no full batch of windows of {stored_tokens} stored tokens can be cut ({self.num_windows} windows; "
+                f"windows of {stored_tokens} stored tokens do not fill a batch ({self.num_windows} windows; "
                 f"the longest segment has {longest} tokens); lower --window or --global-batch, or build more data"
             )
         self._num_shards = len(shard_segments)
@@ -154,7 +163,7 @@ class EpochSampler:
         self._epochs: dict[int, _Epoch] = {}
 
     def locate(self, samples: ArrayLike) -> Windows:
-        """Return the windows of sample indices n >= 0, (N,), as arrays of shape (N,)."""
+        """Return the windows of non-negative sample indices (N,), in the order given."""
         samples = np.asarray(samples, dtype=np.int64).reshape(-1)
         epochs, positions = np.divmod(samples, self.epoch_samples)
         numbers = self._window_numbers(epochs, positions)
@@ -170,7 +179,7 @@ class EpochSampler:
         return Windows(np.full(len(samples), self.source), table.shard[segments], table.index[segments], start, reverse)
 
     def _window_numbers(self, epochs: NDArray[np.int64], positions: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Map positions in the epoch to window numbers. Windows are numbered before the shuffle within streams."""
+        """Map positions in an epoch to window numbers. Numbers are assigned before the shuffle within streams."""
         rows, streams = np.divmod(positions, self.num_streams)
         stream_sizes = self._stream_sizes[streams]
         blocks, offsets = np.divmod(rows, self.block_windows)
@@ -183,7 +192,7 @@ class EpochSampler:
 
     def _epoch(self, epoch: int) -> _Epoch:
         if epoch not in self._epochs:
-            # A batch spans at most two epochs, so keep two. A plain dictionary can be pickled, but a cache can't.
+            # A batch spans at most two epochs, so keep two. A dictionary can be pickled, but an `lru_cache` can't.
             kept = list(self._epochs.items())[-1:]
             self._epochs = {**dict(kept), epoch: self._make_epoch(epoch)}
         return self._epochs[epoch]
@@ -200,7 +209,7 @@ class EpochSampler:
     def _segments_and_strata(
         self, epochs: NDArray[np.int64], numbers: NDArray[np.int64]
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the segment of each window and the index of its stratum in the segment."""
+        """Return each window's segment, and the index of its stratum in that segment."""
         segments, strata = np.empty_like(numbers), np.empty_like(numbers)
         for epoch in np.unique(epochs):
             table, rows = self._epoch(int(epoch)), epochs == epoch
@@ -212,10 +221,11 @@ class EpochSampler:
     def _start(
         self, epochs: NDArray[np.int64], segments: NDArray[np.int64], strata: NDArray[np.int64]
     ) -> NDArray[np.int64]:
-        """Return the first stored token of each window. It is centred on a uniform token of its stratum, then clipped.
+        """Return the index of each window's first stored token in its segment.
 
-        Strata hold whole tokens and are longer than half a window. So at most one window is clipped at each end of a
-        segment, and no two windows of an epoch are equal.
+        Each window is centred on a uniform random token of its stratum, then clipped to the segment. Strata hold whole
+        tokens and are longer than half a window. So at most one window is clipped at each end of a segment, and no two
+        windows of an epoch are equal.
         """
         length, windows = self._segments.length[segments], self._segments.windows[segments]
         bits = random.fold(random.fold(self._keys["jitter"], epochs), self._segments.first_window[segments] + strata)
@@ -225,7 +235,10 @@ class EpochSampler:
 
 
 def _long_segments(shard_segments: Sequence[Sequence[int]], stored_tokens: int) -> tuple[_Segments, int, int]:
-    """Return the segments of at least `stored_tokens` tokens, the number of shorter segments, and their tokens."""
+    """Return the segments of at least `stored_tokens` tokens.
+
+    Also return the number of shorter segments and the number of tokens in them.
+    """
     counts = [len(lengths) for lengths in shard_segments]
     shard = np.repeat(np.arange(len(counts)), counts)
     index = np.concatenate([np.arange(count) for count in counts]) if counts else np.zeros(0)
@@ -248,8 +261,8 @@ def _long_segments(shard_segments: Sequence[Sequence[int]], stored_tokens: int) 
 class MixtureSampler:
     """Sampler that assigns samples to data sets by weight. Each data set keeps its own order.
 
-    Samples come in cycles of `CYCLE`. After c whole cycles every data set has had its exact share of c * `CYCLE`
-    samples, rounded to whole samples. Within a cycle the data sets are shuffled.
+    The order consists of cycles of `CYCLE` samples. After c whole cycles, every data set has had its exact share of
+    c * `CYCLE` samples, rounded to whole samples. Within a cycle, samples of the data sets are mixed at random.
     """
 
     def __init__(self, samplers: Sequence[EpochSampler], weights: Sequence[float], seed: int) -> None:
@@ -272,7 +285,7 @@ class MixtureSampler:
         return Windows.concatenate([windows for _, windows in found])[original_order]
 
     def assign(self, samples: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the data set of each sample index, and its sample index within that data set, both (N,)."""
+        """Return each sample's data set, and its sample index within that data set, both (N,)."""
         cycles, positions = np.divmod(np.asarray(samples, dtype=np.int64).reshape(-1), CYCLE)
         before, after = self._quota_ends(cycles), self._quota_ends(cycles + 1)
         quota_ends = np.cumsum(np.diff(after) - np.diff(before), axis=1)
@@ -283,22 +296,26 @@ class MixtureSampler:
         return sets, np.diff(before)[rows, sets] + slots - first_slot
 
     def _quota_ends(self, cycles: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the total number of samples of data sets 0 … d - 1 after whole cycles, rounded, (N, D + 1)."""
+        """Return the cumulative quotas of the D data sets after `cycles` (N,) whole cycles, (N, D + 1) int64.
+
+        Column d is the total number of samples from data sets 0 … d - 1, rounded to whole samples.
+        """
         return np.rint(cycles[:, None] * (self._cumulative * CYCLE)).astype(np.int64)
 
 
-# The shuffle that both use
+# The shuffle that both samplers use
 
 
 def permute(keys: NDArray[np.uint64], values: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the image of each value under the random permutation of 0 … size - 1 that its key selects.
+    """Return the image of each value under a random permutation of 0 … size - 1.
 
-    This is an alternating Feistel network on a rectangle of a x b >= size cells, with cycle walking (Black and Rogaway,
-    "Ciphers with arbitrary finite domains", 2002). A second walk is rare, because a * b < size + a.
+    The value's key selects the permutation. The method is an alternating Feistel network on a rectangle of a x b cells,
+    with cycle walking (Black and Rogaway, "Ciphers with arbitrary finite domains", 2002). The rectangle has at least
+    `size` cells but fewer than size + a, so a second walk is rare.
 
     Args:
-        keys: (N,) uint64. Elements with the same key and size share one permutation.
-        values: (N,) int64, 0 <= value < size.
+        keys: (N,) uint64. Values with the same key and size share one permutation.
+        values: (N,) int64, each from 0 to size - 1.
         sizes: (N,) int64.
 
     Returns: (N,) int64.
@@ -316,7 +333,7 @@ def permute(keys: NDArray[np.uint64], values: NDArray[np.int64], sizes: NDArray[
 def _feistel(
     keys: NDArray[np.uint64], values: NDArray[np.int64], height: NDArray[np.int64], width: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """Apply a bijection of 0 … height * width - 1: each round shifts one coordinate by a hash of the other."""
+    """Apply a bijection of 0 … height * width - 1. Rounds shift rows by a hash of columns and vice versa."""
     row, column = np.divmod(values, width)
     for number in range(NUM_ROUNDS):
         round_keys = random.fold(keys, number)
@@ -331,10 +348,11 @@ def _feistel(
 
 
 def tokens_of_steps(seed: int, steps: ArrayLike, full_tokens: int) -> NDArray[np.int64]:
-    """Return the number of tokens per window in each step for `data.lengths` "random", in the shape of `steps`, int64.
+    """Return the number of tokens per window in each step, int64 in the shape of `steps`.
 
-    Half of the steps have `full_tokens`, the others a length uniform over 5 … `full_tokens` (DNABERT's rule). All
-    windows of a step have the same length, so padding is never needed.
+    This applies to `data.lengths` "random". A step has `full_tokens` tokens with probability 1/2. Otherwise its length
+    is uniform over 5 … `full_tokens`, as in DNABERT. All windows of a step have the same length, so padding is never
+    needed.
     """
     bits = random.fold(random.key(seed, "length"), steps)
     num_lengths = max(1, full_tokens - SHORTEST_TOKENS + 1)
@@ -343,6 +361,6 @@ def tokens_of_steps(seed: int, steps: ArrayLike, full_tokens: int) -> NDArray[np
 
 
 def crop_offsets(seed: int, samples: ArrayLike, full_tokens: int, num_tokens: int) -> NDArray[np.int64]:
-    """Return a uniform random start of each shortened window within the full one, in the shape of `samples`, int64."""
+    """Return a uniform random start for each shortened window in its full window, int64 in the shape of `samples`."""
     bits = random.fold(random.key(seed, "crop"), samples)
     return random.below(bits, full_tokens - num_tokens + 1)

@@ -2,8 +2,8 @@
 
 There are two entry points. Training calls `open_shard`, which checks a shard against its manifest entry once and
 returns a `ShardFile` for random access. `data_prep` calls `read_segments` and `read_metas`, which go through a shard in
-order. Both walk the tar with `_members` and parse array headers with `_npy_header`. Files are memory-mapped; nothing is
-extracted and nothing is unpickled.
+order. Both walk the tar with `_members` and parse array headers with `_npy_header`. Files are memory-mapped. Nothing is
+extracted or unpickled.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _MEMBER = re.compile(r"([A-Za-z0-9_-]+)\.(ids\.npy|json)")
 _META_FIELDS = {"genome": str, "contig": str, "start": int, "end": int, "split": str}
 _BLOCK_BYTES = 512
 _NPY_PREFIX_BYTES = 10
-"""Magic string, version and length of the header in a `.npy` file of version 1.0."""
+"""Number of bytes before the header of a `.npy` 1.0 file: magic string, version and header length."""
 _PARSE_ERRORS = (ValueError, RecursionError, MemoryError)
 """Exceptions that parsing arbitrary bytes can raise."""
 
@@ -63,11 +63,11 @@ def _map_file(path: Path) -> memoryview:
 
 
 def _members(view: memoryview) -> Iterator[_Member]:
-    """Walk the members of a tar, in order. Raise `ValueError` at the first one that is not a plain file.
+    """Yield the members of a tar, in order. Raise `ValueError` for a member that is truncated or not a plain file.
 
     Shards are ustar files of regular members with short names. So a member is one block that holds its name and size,
     followed by its contents in whole blocks. The standard `tarfile` takes ten times as long. Extended headers are
-    skipped: some writers store the modification time there, and nothing here depends on it.
+    skipped, because they hold nothing that is needed here. Some writers store the modification time in them.
     """
     offset = 0
     while offset < len(view) and any(block := bytes(view[offset : offset + _BLOCK_BYTES])):
@@ -87,14 +87,14 @@ def _members(view: memoryview) -> Iterator[_Member]:
 
 
 def _npy_header(data: memoryview) -> _NpyHeader:
-    """Parse the header of a `.npy` file. Raise one of `_PARSE_ERRORS` if it is missing or not version 1.0."""
+    """Parse the header of a `.npy` file. Raise one of `_PARSE_ERRORS` if it is invalid or not version 1.0."""
     header_bytes = int.from_bytes(data[_NPY_PREFIX_BYTES - 2 : _NPY_PREFIX_BYTES], "little")
     return _parse_npy_header(bytes(data[: _NPY_PREFIX_BYTES + header_bytes]))
 
 
 @lru_cache(maxsize=1024)
 def _parse_npy_header(header: bytes) -> _NpyHeader:
-    """Parse a header. Cached, because parsing is slow and most segments of a shard have the same length."""
+    """Parse a header. Results are cached, because parsing is slow and most segments of a shard have equal headers."""
     stream = io.BytesIO(header)
     version = np.lib.format.read_magic(stream)
     if version != (1, 0):
@@ -110,7 +110,8 @@ def _parse_npy_header(header: bytes) -> _NpyHeader:
 class ShardIndex:
     """Byte positions of a shard's segments.
 
-    `ids` (S,) int64 are the offsets of the first tokens. `metas` (S, 2) int64 are offset and size of the JSON members.
+    `ids` (S,) int64 holds the offset of each segment's first token. `metas` (S, 2) int64 holds the offset and size of
+    each segment's JSON member.
     """
 
     dtype: np.dtype
@@ -119,7 +120,7 @@ class ShardIndex:
 
 
 class ShardFile:
-    """A checked shard. Callers limit the number of memory maps with `map` and `unmap`."""
+    """A checked shard. Callers map and unmap the file with `map` and `unmap`, to limit the number of maps."""
 
     def __init__(self, path: Path, index: ShardIndex) -> None:
         self.path = path
@@ -128,21 +129,21 @@ class ShardFile:
         self._first_words: list[int] = []
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out the map, which can't be sent to another process."""
+        """Return the state to pickle, without the map. A map can't be sent to another process."""
         return {**self.__dict__, "_words": None, "_first_words": []}
 
     @property
     def is_mapped(self) -> bool:
-        """Whether the file is mapped. If not, each read opens it."""
+        """Whether the file is memory-mapped. If not, each read opens the file."""
         return self._words is not None
 
     def map(self) -> None:
-        """Map the file. Raise `FileNotFoundError` if it no longer exists."""
+        """Memory-map the file. Raise `FileNotFoundError` if the file no longer exists."""
         self._words = np.frombuffer(_map_file(self.path), dtype=self.index.dtype)
         self._first_words = (self.index.ids // self.index.dtype.itemsize).tolist()
 
     def unmap(self) -> None:
-        """Release the map as soon as no window refers to it."""
+        """Drop the map. Its memory is released once no window refers to it."""
         self._words = None
         self._first_words = []
 
@@ -156,7 +157,7 @@ class ShardFile:
         return np.frombuffer(data, dtype=self.index.dtype)[::step]
 
     def meta(self, segment: int) -> Meta:
-        """Return the source of a segment: `genome, contig, start, end, split`. Raise `DataError` if it is missing."""
+        """Return a segment's source: `genome, contig, start, end, split`. Raise `DataError` if it is invalid."""
         try:
             meta = json.loads(self._read(*self.index.metas[segment].tolist()))
             names = {name: str(meta[name]) for name in ("genome", "contig")}
@@ -178,7 +179,7 @@ def open_shard(path: Path, info: ShardInfo, vocab_size: int) -> ShardFile:
     try:
         size = path.stat().st_size
         if size != info.bytes:
-            raise DataError(f"{path}: has {size} bytes instead of the manifest's {info.bytes}; {ADVICE}")
+            raise DataError(f"{path}: has {size} bytes, but the manifest gives {info.bytes}; {ADVICE}")
         if sha256_of_file(path) != info.sha256:
             raise DataError(f"{path}: is damaged (its SHA-256 does not match the manifest); {ADVICE}")
         index, lengths = _index_members(_map_file(path))
@@ -195,7 +196,7 @@ def open_shard(path: Path, info: ShardInfo, vocab_size: int) -> ShardFile:
 
 
 def _index_members(view: memoryview) -> tuple[ShardIndex, list[int]]:
-    """Return a shard's index and the number of tokens per segment. Raise `ValueError` at an unexpected member."""
+    """Return a shard's index and the number of tokens per segment. Raise `ValueError` for an unexpected member."""
     ids: list[int] = []
     lengths: list[int] = []
     metas: list[tuple[int, int]] = []
@@ -219,9 +220,9 @@ def _index_members(view: memoryview) -> tuple[ShardIndex, list[int]]:
 
 
 def _id_array_header(member: _Member, view: memoryview) -> _NpyHeader:
-    """Return the header of an id array, checked so that the array can be used in place.
+    """Return the header of an id array. Raise `ValueError` unless the array can be used in place.
 
-    Only two integer dtypes are accepted. So object arrays, which would have to be unpickled, are rejected.
+    Only uint16 and uint32 are accepted. So object arrays, which would have to be unpickled, are rejected.
     """
     header = _npy_header(view[member.first : member.end])
     shape, dtype = header.shape, header.dtype
@@ -235,7 +236,7 @@ def _id_array_header(member: _Member, view: memoryview) -> _NpyHeader:
 
 
 def _check_ids(shard: ShardFile, lengths: list[int], vocab_size: int) -> None:
-    """Raise `DataError` if an id is outside the vocabulary, because on a GPU it would abort the process."""
+    """Raise `DataError` if an id is outside the vocabulary. On a GPU such an id would abort the process."""
     for segment, length in enumerate(lengths):
         largest = int(shard.tokens(segment, 0, length).max())
         if largest >= vocab_size:
@@ -249,9 +250,9 @@ def _check_ids(shard: ShardFile, lengths: list[int], vocab_size: int) -> None:
 
 
 def read_segments(path: Path) -> Iterator[tuple[str, Meta, NDArray]]:
-    """Yield (key, JSON member, ids) of every segment of a shard, in order.
+    """Yield (key, JSON member, ids) for every segment of a shard, in order.
 
-    Raises `DataError` if members are missing, of another kind, or out of order.
+    Raises `DataError` if members are missing, unexpected or out of order.
     """
     members = _contents(path)
     for name, data in members:
@@ -286,7 +287,7 @@ def _contents(path: Path) -> Iterator[tuple[str, memoryview]]:
 
 
 def _ids(path: Path, name: str, data: memoryview) -> NDArray:
-    """Return the array in a `.npy` member without copying it. Only 1-D unsigned integers are accepted."""
+    """Return the array in a `.npy` member as a view. Raise `DataError` unless it holds 1-D unsigned integers."""
     try:
         header = _npy_header(data)
     except _PARSE_ERRORS as error:
@@ -304,5 +305,5 @@ def _meta(path: Path, name: str, data: memoryview) -> Meta:
     except (ValueError, KeyError, TypeError):
         is_valid = False
     if not is_valid:
-        raise DataError(f"{path}: {name} is not an object with {', '.join(_META_FIELDS)}; build the data again")
+        raise DataError(f"{path}: {name} is not a JSON object with {', '.join(_META_FIELDS)}; build the data again")
     return meta

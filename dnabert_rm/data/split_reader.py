@@ -1,4 +1,4 @@
-"""Reader of one split of a prepared folder: opens, checks and maps its shards, and handles bad ones."""
+"""Reader of one split of a prepared folder: opens, checks and maps its shards, and handles bad shards."""
 
 from __future__ import annotations
 
@@ -23,19 +23,22 @@ _NUM_REFETCHES = 3
 
 
 class SplitReader:
-    """Stored tokens of one split of a prepared folder, by shard and segment index.
+    """Reader of the stored tokens in one split of a prepared folder, addressed by shard and segment index.
 
-    A process checks a shard when it first opens it: size, SHA-256, segments and ids.
+    Each process checks a shard's size, SHA-256, segments and ids when it first opens the shard.
 
     Shards on a local disk are memory-mapped, at most `MAX_MAPPED` at a time. The maps use page cache, which workers
-    share and the system can reclaim. Each shard seen so far also takes 24 bytes per segment.
+    share and the system can reclaim. Each shard opened so far also takes 24 bytes of memory per segment.
 
-    Shards of a remote folder are in the cache, and opened for each read instead. A map would keep the disk space of an
-    evicted file in use. An evicted shard is fetched again.
+    Shards of a remote folder are fetched into the cache. They are not mapped but opened for each read, because a map
+    would keep the disk space of an evicted file in use. An evicted shard is fetched again.
     """
 
     def __init__(self, folder: str | Path, split: str, storage: StorageSettings | None = None) -> None:
-        """Read the manifest and check that all local shards exist. Raises `DataError` or `ConfigError`."""
+        """Read the manifest. Unless bad shards are skipped, also check the sizes of local shards.
+
+        Raises `DataError` for bad data, `ConfigError` for bad settings.
+        """
         storage = storage or StorageSettings()
         if storage.on_bad_shard not in BAD_SHARD_RULES:
             raise ConfigError(f"data.on_bad_shard {storage.on_bad_shard!r} must be one of {', '.join(BAD_SHARD_RULES)}")
@@ -52,7 +55,7 @@ class SplitReader:
 
     @property
     def shard_segments(self) -> list[list[int]]:
-        """Number of tokens in each segment, per shard: the input of `EpochSampler`."""
+        """Number of tokens in each segment, as one list per shard. This is the input of `EpochSampler`."""
         return [shard.segments for shard in self.shards]
 
     def is_usable(self, number: int) -> bool:
@@ -83,10 +86,10 @@ class SplitReader:
         return self._read(shard, "tokens", segment, start, stop, step)
 
     def coordinates(self, shard: int, segment: int, start: int, stored_tokens: int) -> dict[str, Any]:
-        """Return `genome`, `contig`, `start`, `end` and `strand` of the stored tokens from `start` on.
+        """Return `genome`, `contig`, `start`, `end` and `strand` of `stored_tokens` tokens from index `start` on.
 
-        Start and end are bases of the forward strand, half-open. BPE tokens have no fixed length, so their coordinates
-        cover the whole segment.
+        The returned start and end are 0-based half-open positions on the forward strand. BPE tokens have no fixed
+        length, so their coordinates cover the whole segment.
         """
         meta = self._read(shard, "meta", segment)
         coordinates = {name: meta[name] for name in ("genome", "contig", "start", "end")}
@@ -96,7 +99,7 @@ class SplitReader:
         return {**coordinates, "strand": meta.get("strand", "+")}
 
     def _read(self, number: int, method: str, *args: int) -> Any:
-        """Call a method of a shard. Fetch the shard again first if it was evicted from the cache."""
+        """Call a method of a shard. If the shard was evicted from the cache, fetch it again and retry."""
         for _ in range(_NUM_REFETCHES):
             shard = self._shard(number)
             try:
@@ -104,7 +107,9 @@ class SplitReader:
             except FileNotFoundError:
                 self.folder.fetch(self.shards[number])
         info = self.shards[number]
-        raise DataError(f"{self.folder.shown}: shard {info.name} does not stay in the cache; raise --data.cache_gb")
+        raise DataError(
+            f"{self.folder.shown}: shard {info.name} is evicted from the cache before it is read; raise --data.cache_gb"
+        )
 
     def _shard(self, number: int) -> ShardFile:
         """Return a shard. It is checked at its first use in this process, and mapped if it is local."""
@@ -134,7 +139,7 @@ class SplitReader:
         return shard
 
     def _map(self, number: int, shard: ShardFile) -> None:
-        """Map a shard and mark it as the most recently used. Unmap the least recently used one beyond `MAX_MAPPED`."""
+        """Map a shard and mark it as most recently used. Above `MAX_MAPPED` maps, unmap the least recently used one."""
         if not shard.is_mapped:
             try:
                 shard.map()
@@ -151,7 +156,7 @@ class SplitReader:
         logger.warning("%s; skipped (--on-bad-shard skip), and other windows replace its %d tokens", error, tokens)
 
     def _check_sizes(self) -> None:
-        """Raise `DataError` for a missing or truncated shard now, not in the middle of the run."""
+        """Raise `DataError` for a missing shard or a wrong shard size, so that the run stops before it starts."""
         for info in self.shards:
             path = self.folder.fetch(info)
             try:
@@ -159,12 +164,12 @@ class SplitReader:
             except OSError as error:
                 raise _as_data_error(error, path) from None
             if size != info.bytes:
-                raise DataError(f"{path}: has {size} bytes instead of the manifest's {info.bytes}; {ADVICE}")
+                raise DataError(f"{path}: has {size} bytes, but the manifest gives {info.bytes}; {ADVICE}")
 
 
 def _as_data_error(error: Exception, path: Path) -> DataError:
     if isinstance(error, DataError):
         return error
     if isinstance(error, FileNotFoundError):
-        return DataError(f"{path}: no such shard, but the manifest names it; {ADVICE}")
+        return DataError(f"{path}: is listed in the manifest, but the file is missing; {ADVICE}")
     return DataError(f"{path}: can't be read as a shard ({error}); {ADVICE}")

@@ -44,17 +44,17 @@ class PreparedFolder(Protocol):
         """Read and check the manifest."""
 
     def fetch(self, info: ShardInfo) -> Path:
-        """Return a local path of a shard."""
+        """Return the local path of a shard. Fetch the shard first if necessary."""
 
     def touch(self, info: ShardInfo) -> None:
-        """Mark a shard as in use."""
+        """Mark a shard as recently used."""
 
     def drop(self, info: ShardInfo) -> bool:
-        """Remove a damaged copy. Return whether another one can be fetched."""
+        """Remove the cached copy of a shard. Return whether the shard can be fetched again."""
 
 
 def prepared_folder(path: str | Path, storage: StorageSettings) -> PreparedFolder:
-    """Return the folder at a path or URL. Raises `ConfigError` if that kind of URL is not allowed."""
+    """Return the folder at a path or URL. Raises `ConfigError` if the URL is not allowed."""
     scheme = _URL.match(str(path))
     if not scheme or scheme[1].lower() == "file" or os.path.exists(path):
         return LocalFolder(re.sub("^file:(//)?", "", str(path), flags=re.IGNORECASE))
@@ -62,7 +62,7 @@ def prepared_folder(path: str | Path, storage: StorageSettings) -> PreparedFolde
 
 
 class LocalFolder:
-    """A prepared folder on a disk of this machine, or on a mounted file system."""
+    """A prepared folder on a local disk or a mounted file system."""
 
     is_local = True
 
@@ -98,7 +98,7 @@ class RemoteFolder:
         self._cache = ShardCache(Path(storage.cache_dir).expanduser(), round(storage.cache_gb * GIGABYTE))
 
     def url_of(self, name: str) -> str:
-        """Return the URL of one file of the folder."""
+        """Return the URL of a file in the folder."""
         return self.shown.replace("{}", name) if "{}" in self.shown else f"{self.shown.rstrip('/')}/{name}"
 
     def manifest(self) -> Manifest:
@@ -118,11 +118,11 @@ class RemoteFolder:
         return _with_retries(url, lambda: self._cache.get(info, lambda stream: _copy(url, stream, info.bytes)))
 
     def touch(self, info: ShardInfo) -> None:
-        """Mark a shard as in use, so that others are evicted first."""
+        """Mark a shard as recently used, so that other shards are evicted first."""
         self._cache.touch(info)
 
     def drop(self, info: ShardInfo) -> bool:
-        """Remove a shard from the cache; return True because it can be fetched again."""
+        """Remove a shard from the cache. Return True, because the shard can be fetched again."""
         self._cache.drop(info)
         return True
 
@@ -134,16 +134,16 @@ def _check_url(url: str, allow_pipe: bool) -> None:
     scheme = _URL.match(rewrite_url(url))
     name = scheme[1].lower() if scheme else ""
     if name == "pipe" and not allow_pipe:
-        raise ConfigError(f"data.path {url}: pipe: runs a shell command; allow it with --allow-pipe if you trust it")
+        raise ConfigError(f"data.path {url}: a pipe: URL runs a shell command; pass --allow-pipe if you trust it")
     if name not in gopen_schemes:
         known = ", ".join(sorted(set(gopen_schemes) - {"__default__"}))
         raise ConfigError(f"data.path {url}: webdataset can't open {name or 'such'} URLs; choose one of {known}")
     if name != "pipe" and re.search(r"\s|^-", url):
-        raise ConfigError(f"data.path {url!r}: a URL can't contain blanks; write them as %20")
+        raise ConfigError(f"data.path {url!r}: a URL can't contain spaces or begin with '-'; write spaces as %20")
 
 
 def _with_retries(url: str, work: Callable[[], T]) -> T:
-    """Call `work`, and retry after a growing pause if it fails. Raises `DataError` with the URL after the last try."""
+    """Call `work`. If it fails, retry after growing pauses. Raises `DataError` with the URL after the last try."""
     for attempt in range(NUM_TRIES):
         try:
             return work()
@@ -159,10 +159,10 @@ def _with_retries(url: str, work: Callable[[], T]) -> T:
 
 
 def _reason(error: Exception) -> str:
-    """Return a short reason for an opener's failure. webdataset's own message includes the whole command."""
+    """Return a short reason for a failed transfer. webdataset's own message includes the whole command."""
     code = re.search(r": exit (-?\d+) ", str(error))
     if code:
-        return f"the opener's command ended with code {code[1]}"
+        return f"the command that opens the URL failed with exit code {code[1]}"
     if isinstance(error, FileNotFoundError) and "/" not in str(error.filename):
         return f"{error.filename} is not installed"
     text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
@@ -177,7 +177,7 @@ def _read_all(url: str) -> bytes:
 
 
 def _copy(url: str, out: BinaryIO, num_bytes: int) -> None:
-    """Copy the file at `url`. Raises `DataError` as soon as it exceeds `num_bytes`."""
+    """Copy the file at `url` to `out`. Raises `DataError` if the file is larger than `num_bytes`."""
     from webdataset.gopen import gopen
 
     remaining = num_bytes
@@ -185,5 +185,5 @@ def _copy(url: str, out: BinaryIO, num_bytes: int) -> None:
         while piece := stream.read(1 << 20):
             remaining -= len(piece)
             if remaining < 0:
-                raise DataError(f"received more than the {num_bytes} bytes of the manifest")
+                raise DataError(f"received more than the {num_bytes} bytes that the manifest gives")
             out.write(piece)

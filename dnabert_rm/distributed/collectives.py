@@ -1,4 +1,4 @@
-"""Small collectives over all ranks: sums, broadcasts, gathers, and errors that every rank raises together."""
+"""Collectives for small values: sums, broadcasts, gathers, and errors that every rank raises together."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 def sum_over_ranks(values: list[float] | torch.Tensor, ranks: Ranks) -> torch.Tensor:
-    """Return the element-wise sum of a small vector over all ranks, float64, on the rank's device."""
+    """Return the element-wise sum of a small tensor over all ranks, as float64 on this rank's device."""
     total = torch.as_tensor(values, dtype=torch.float64, device=ranks.device)
     dist.all_reduce(total)
     return total
@@ -27,21 +27,21 @@ def any_rank(value: bool, ranks: Ranks) -> bool:
 
 
 def broadcast_object(value: Any) -> Any:
-    """Return rank 0's `value`, a small picklable object, on every rank."""
+    """Return rank 0's `value` on every rank. `value` must be a small picklable object."""
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
 
 
 def gather_objects(value: Any) -> list[Any]:
-    """Return every rank's `value`, a small picklable object, in rank order, on every rank."""
+    """Return the values of all ranks in rank order, on every rank. `value` must be a small picklable object."""
     values = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values
 
 
 def on_first_rank(action: Callable[[], T], ranks: Ranks) -> T:
-    """Run `action` on rank 0 and return its result on every rank. A `UserError` in it is raised on every rank."""
+    """Run `action` on rank 0 and return its result on every rank. A `UserError` in `action` is raised on every rank."""
     outcome: Any = None
     if ranks.is_first:
         try:
@@ -57,8 +57,8 @@ def on_first_rank(action: Callable[[], T], ranks: Ranks) -> T:
 def on_every_rank(action: Callable[[], T]) -> T:
     """Run `action` on every rank and return each rank's own result.
 
-    If ranks raise `UserError`, the first one in rank order is raised on all. `action` itself must not wait for another
-    rank.
+    If `action` raises `UserError` on some ranks, every rank raises the error of the lowest of these ranks. `action`
+    itself must not wait for another rank.
     """
     outcome: Any = None
     try:

@@ -1,7 +1,7 @@
-"""Check that all ranks agree: versions, code, data, configuration, device and one shared run folder.
+"""Check that all ranks have the same versions, code, data, configuration, device type and run folder.
 
 Each rank sends a report to rank 0 through the rendezvous' store. This happens before a process group or model is made
-and before any GPU memory is used. A difference ends all ranks, and rank 0 reports it in one line.
+and before any GPU memory is used. A difference ends all ranks, and rank 0 reports the difference in one line.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ class InconsistentRanksError(ConfigError):
 
 
 def check_consistency(rendezvous: Rendezvous, config: RunConfig, fingerprint: str) -> None:
-    """Raise the same error on every rank unless all ranks can train together. Rank 0 reports it.
+    """Raise the same error on every rank unless all ranks can train together. Rank 0 reports the error.
 
-    `fingerprint` is the fingerprint of the data. Rank 0 makes the run folder and, for the check, a token file in it.
+    `fingerprint` is the fingerprint of the data. Rank 0 creates the run folder and a temporary token file in it.
     """
     if rendezvous.info.world_size == 1:
         return
@@ -64,7 +64,7 @@ def check_consistency(rendezvous: Rendezvous, config: RunConfig, fingerprint: st
 
 
 def abort_all_ranks(problem: UserError) -> None:
-    """End all ranks because of an error on this rank, and perhaps on others. Always raises."""
+    """End all ranks because this rank has the error `problem`. Other ranks may have errors too. Always raises."""
     try:
         rendezvous = join_rendezvous(PROBLEM_SECONDS)
     except ConfigError:
@@ -83,7 +83,7 @@ def _compare_ranks(rendezvous: Rendezvous, report: Report) -> None:
 
 
 def rank_report(rendezvous: Rendezvous, config: RunConfig, fingerprint: str) -> Report:
-    """Return the values that must be equal on all ranks, and this rank's GPU, which must differ."""
+    """Return the values that must be equal on all ranks, and this rank's GPU id, which must differ."""
     report: Report = {"python": platform.python_version()}
     report |= {f"package {name}": package_version(name) for name in PACKAGES}
     report |= {"commit": code_commit(), "code": code_digest(), "data fingerprint": fingerprint}
@@ -106,7 +106,7 @@ def rank_report(rendezvous: Rendezvous, config: RunConfig, fingerprint: str) -> 
 
 
 def code_digest() -> str:
-    """Return the SHA-256 of this package's source files, to identify a checkout without git or with changes."""
+    """Return the SHA-256 of this package's source files. The hash also identifies uncommitted code."""
     folder = Path(__file__).resolve().parents[1]
     found = hashlib.sha256()
     for path in sorted(folder.rglob("*.py")):
@@ -116,10 +116,10 @@ def code_digest() -> str:
 
 @contextlib.contextmanager
 def shared_token(rendezvous: Rendezvous, run: Path) -> Iterator[bool]:
-    """Yield whether this rank's run folder shows a token file that rank 0 writes to its own run folder.
+    """Yield whether this rank sees the token file that rank 0 writes to the run folder.
 
-    All ranks must call this. The file is removed on exit. If the block raises `ConfigError`, a run folder that was made
-    for the file is removed as well.
+    All ranks must call this. The file is removed on exit. If the block raises `ConfigError`, a run folder that was
+    created for the file is removed as well.
     """
     token = ""
     is_new = False
@@ -142,7 +142,7 @@ def shared_token(rendezvous: Rendezvous, run: Path) -> Iterator[bool]:
 
 
 def _appears(run: Path, token: str) -> bool:
-    """Return whether a file is in the run folder, or appears there within `TOKEN_SECONDS`. True for an empty name."""
+    """Return whether the file `token` is in `run` or appears within `TOKEN_SECONDS`. Return True for an empty name."""
     deadline = time.monotonic() + TOKEN_SECONDS
     while token and token not in _names_in(run):
         if time.monotonic() > deadline:
@@ -152,7 +152,7 @@ def _appears(run: Path, token: str) -> bool:
 
 
 def _names_in(run: Path) -> list[str]:
-    """Return the file names in the run folder. Listing it and its parent makes a network file system refresh them."""
+    """Return the file names in `run`. List the parent folder first, so that a network file system refreshes both."""
     try:
         os.listdir(run.absolute().parent)
         return os.listdir(run)
@@ -161,7 +161,7 @@ def _names_in(run: Path) -> list[str]:
 
 
 def differences(reports: Sequence[Report]) -> Iterator[str]:
-    """Yield one line for each difference between `reports`, which hold one report per rank, in rank order."""
+    """Yield an error message for each problem or difference in `reports`, the list of all ranks' reports."""
     hosts = [report["host"] for report in reports]
     problems = [report.get("problem") for report in reports]
     for problem in dict.fromkeys(filter(None, problems)):
@@ -186,7 +186,7 @@ def differences(reports: Sequence[Report]) -> Iterator[str]:
 def _different_values(reports: Sequence[Report], hosts: Sequence[str]) -> Iterator[str]:
     for name in dict.fromkeys(name for report in reports for name in report):
         values = {rank: report.get(name) for rank, report in enumerate(reports)}
-        if name == "commit":  # unknown where git is not installed; the code digest is compared as well
+        if name == "commit":  # unknown where git is not installed, but the code digest is compared as well
             values = {rank: value for rank, value in values.items() if value}
         if name in ("host", "gpu", "sees_token") or len({json.dumps(value) for value in values.values()}) < 2:
             continue
@@ -195,7 +195,7 @@ def _different_values(reports: Sequence[Report], hosts: Sequence[str]) -> Iterat
 
 
 def _values(values: dict[int, Any], hosts: Sequence[str]) -> str:
-    """Return "A on rank 0 (a); B on ranks 1-3 (b)" with at most three values. Long values are shortened."""
+    """Return up to three values with their ranks: "A on rank 0 (a); B on ranks 1-3 (b)". Shorten long values."""
     groups: dict[str, list[int]] = {}
     for rank, value in values.items():
         groups.setdefault(value if isinstance(value, str) else json.dumps(value), []).append(rank)
@@ -208,7 +208,7 @@ def _shorten(text: str, length: int = 60) -> str:
 
 
 def name_ranks(ranks: Sequence[int], hosts: Sequence[str]) -> str:
-    """Return "rank 3 (node b)" or "ranks 0-2, 5 (a, b)", with at most three hosts."""
+    """Return ranks and at most three of their hosts as text: "rank 3 (a)" or "ranks 0-2, 5 (a, b)"."""
     spans: list[list[int]] = []
     for rank in ranks:
         if spans and spans[-1][-1] == rank - 1:

@@ -1,4 +1,4 @@
-"""Device and CPU threads of a rank: which GPU it uses, and its share of memory and cores."""
+"""Device and CPU threads of a rank: its GPU, its share of the node's memory and cores, and its precision."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from dnabert_rm.utils.errors import ConfigError
 
 
 def gpu_in_use() -> bool:
-    """Return whether ranks train on GPUs: one is available, and DS_ACCELERATOR is not "cpu"."""
+    """Return whether ranks train on GPUs: a GPU is available, and DS_ACCELERATOR is not "cpu"."""
     return torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
 
 
 def select_device(info: RankInfo) -> torch.device:
-    """Return this rank's device and make it the current one.
+    """Return this rank's device. A GPU also becomes torch's current device.
 
     Raises `ConfigError` if the node has no GPU for this rank.
     """
@@ -34,35 +34,35 @@ def select_device(info: RankInfo) -> torch.device:
 
 
 def gpu_index(local_rank: int, num_visible: int) -> int:
-    """Return the index of a rank's GPU among the visible ones. Raises `ConfigError` for more ranks than GPUs."""
+    """Return the index of a rank's GPU among the visible GPUs. Raises `ConfigError` for more ranks than GPUs."""
     if num_visible == 1:
         return 0  # `srun --gpus-per-task=1` shows each rank only its own GPU
     if local_rank >= num_visible:
         raise ConfigError(
-            f"local rank {local_rank} has no GPU, because this node shows {num_visible}; start at most "
-            "as many ranks per node as it has GPUs"
+            f"local rank {local_rank} has no GPU, because only {num_visible} are visible on this node; start at "
+            "most as many ranks per node as it has GPUs"
         )
     return local_rank
 
 
 def peak_memory(device: torch.device) -> int:
-    """Return this process's peak memory in bytes: allocated by torch on a GPU, resident memory on the CPU."""
+    """Return this process's peak memory in bytes: GPU memory allocated by torch, or resident memory on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
 
 
 def memory_of_rank(device: torch.device, local_world_size: int) -> float:
-    """Return the bytes available to a rank: its GPU's memory, or on CPUs its share of the node's memory."""
+    """Return a rank's memory in bytes: all memory of its GPU, or on CPUs its share of the node's memory."""
     if device.type == "cuda":
         return float(torch.cuda.get_device_properties(device).total_memory)
     return psutil.virtual_memory().total / local_world_size
 
 
 def threads_of_rank(info: RankInfo, num_cores: int) -> int:
-    """Return the number of CPU threads for a rank: its share of the `num_cores` that its process may use.
+    """Return the number of CPU threads for a rank: its share of the `num_cores` cores that this process may use.
 
-    srun may bind each task to separate cores. Only the ranks of that task share these cores.
+    srun may bind each task to separate cores, which only the ranks of that task share.
     """
     task = slurm_rank(os.environ)
     cores_per_task = os.environ.get("SLURM_CPUS_PER_TASK", "")
@@ -72,7 +72,7 @@ def threads_of_rank(info: RankInfo, num_cores: int) -> int:
 
 
 def resolve_precision(precision: Precision) -> Precision:
-    """For "auto", return "bf16" if the GPU supports it, otherwise "fp32". Return other values unchanged.
+    """Return "bf16" for "auto" if the GPU supports bf16, and "fp32" if not. Return other values unchanged.
 
     Raises `ConfigError` for fp16 on a CPU.
     """

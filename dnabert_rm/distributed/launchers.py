@@ -1,8 +1,8 @@
-"""Rank, world size, local rank and master address, read from the variables that launchers set. Pure, torch-free.
+"""Rank, world size, local rank and master address, read from launchers' environment variables. Pure, torch-free.
 
-DeepSpeed's launcher and torchrun set RANK, WORLD_SIZE …; mpirun and srun use other names. If the variables of several
-launchers are set, the innermost launcher counts. torchrun and `deepspeed` start ranks below srun or mpirun, and mpirun
-starts its daemons through srun.
+DeepSpeed's launcher and torchrun set RANK, WORLD_SIZE and so on. mpirun and srun use other names. If several launchers
+have set variables, those of the innermost launcher are used. For example, srun or mpirun can start torchrun or
+`deepspeed`, which then starts the ranks. mpirun itself can start its daemons through srun.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ PORTS = range(15000, 30000)
 
 
 class LauncherError(ConfigError):
-    """The variables of a launcher are incomplete or contradict each other."""
+    """A launcher's environment variables are incomplete or contradict each other."""
 
     # Before the rendezvous each rank has to report its own error.
     on_one_rank = True
@@ -26,7 +26,10 @@ class LauncherError(ConfigError):
 
 @dataclass(frozen=True)
 class RankInfo:
-    """Rank and world size of a process. If `master_addr` is "" or `master_port` is 0, the ranks have to agree on it."""
+    """Rank and world size of a process, and the address and port of rank 0.
+
+    `master_addr` is "" and `master_port` is 0 if the launcher did not set them. The ranks then have to agree on them.
+    """
 
     launcher: str
     rank: int
@@ -37,7 +40,7 @@ class RankInfo:
     master_port: int = 0
 
     def environment(self) -> dict[str, str]:
-        """Return these values as the environment variables that torch and DeepSpeed read."""
+        """Return the environment variables that torch and DeepSpeed read, with their values for this rank."""
         return {
             "RANK": str(self.rank),
             "WORLD_SIZE": str(self.world_size),
@@ -50,7 +53,7 @@ class RankInfo:
 
 @dataclass(frozen=True)
 class _Variables:
-    """Names of the variables in which a launcher sets rank, world size, local rank and local world size."""
+    """Names of the environment variables in which a launcher sets rank, world size, local rank and local world size."""
 
     launcher: str
     rank: str
@@ -82,7 +85,7 @@ _MPI = (
         local_rank="MV2_COMM_WORLD_LOCAL_RANK",
         local_sizes=("MV2_COMM_WORLD_LOCAL_SIZE",),
     ),
-    # `srun --mpi=pmi2` sets PMI_RANK too, but no local rank: then Slurm's variables count.
+    # `srun --mpi=pmi2` sets PMI_RANK too, but no local rank. In this case Slurm's variables are used.
     _Variables(
         launcher="MPICH or Intel MPI",
         rank="PMI_RANK",
@@ -94,9 +97,9 @@ _MPI = (
 
 
 def rank_info(environ: Mapping[str, str]) -> RankInfo:
-    """Return this process's rank and world size, or a single rank if no launcher started it.
+    """Return this process's rank and world size, or rank 0 of 1 if no launcher started the process.
 
-    Raises a `LauncherError` that names the variables that are missing or contradict each other.
+    Raises `LauncherError` with the names of variables that are missing or contradict each other.
     """
     explicit, outer = _read(_EXPLICIT, environ), _outer_rank(environ)
     if explicit and outer:
@@ -114,7 +117,7 @@ def rank_info(environ: Mapping[str, str]) -> RankInfo:
 
 
 def _outer_rank(environ: Mapping[str, str]) -> RankInfo | None:
-    """Return the rank that MPI or Slurm sets, if any."""
+    """Return the rank that MPI or Slurm sets for this process, or None."""
     for variables in _MPI:
         if variables.local_rank in environ and (found := _read(variables, environ)):
             return found
@@ -148,14 +151,15 @@ def _checked(info: RankInfo, variables: _Variables) -> RankInfo:
 def _number(environ: Mapping[str, str], name: str, default: str | None = None) -> int:
     text = environ.get(name, default)
     if text is None or not re.fullmatch(r"\d+", text.strip()):
-        raise LauncherError(f"{name} is {text!r}, but must be a number; fix or unset it")
+        raise LauncherError(f"{name} is {text!r}, but must be a number; correct or unset the variable")
     return int(text)
 
 
 def _check_nested(inner: RankInfo, outer: RankInfo) -> None:
-    """Raise `LauncherError` if `inner` can't be a rank that was started below the process `outer`.
+    """Raise `LauncherError` if the process `outer` can't have started the rank `inner`.
 
-    An outer launcher starts either the ranks themselves, or one launcher per node that starts the ranks of its node.
+    An outer launcher starts either the ranks themselves, or one launcher per node. Each of these launchers then starts
+    the ranks of its node.
     """
     if outer.world_size == 1 or (inner.rank, inner.world_size) == (outer.rank, outer.world_size):
         return
@@ -167,7 +171,7 @@ def _check_nested(inner: RankInfo, outer: RankInfo) -> None:
 
 
 def _with_master(info: RankInfo, environ: Mapping[str, str]) -> RankInfo:
-    """Add the address and port of rank 0, as far as the launcher sets them."""
+    """Return `info` with the address and port of rank 0, if the launcher sets them."""
     address, port = environ.get("MASTER_ADDR", ""), environ.get("MASTER_PORT", "")
     if port and not 0 < _number(environ, "MASTER_PORT") < 65536:
         raise LauncherError(f"MASTER_PORT is {port}, but must be between 1 and 65535")
@@ -175,7 +179,9 @@ def _with_master(info: RankInfo, environ: Mapping[str, str]) -> RankInfo:
         return info
     if info.launcher == _EXPLICIT.launcher and not (address and port):
         missing = "MASTER_PORT" if address else "MASTER_ADDR"
-        raise LauncherError(f"RANK is set, but {missing} is not; set it to the {missing[7:].lower()} of rank 0")
+        raise LauncherError(
+            f"RANK is set, but {missing} is not; set MASTER_ADDR and MASTER_PORT to rank 0's address and port"
+        )
     info = replace(info, master_addr=address, master_port=int(port or 0))
     return _with_slurm_master(info, environ) if info.launcher == "Slurm" else info
 
@@ -184,7 +190,7 @@ def _with_master(info: RankInfo, environ: Mapping[str, str]) -> RankInfo:
 
 
 def slurm_rank(environ: Mapping[str, str]) -> RankInfo | None:
-    """Return the rank that srun sets for a task, or None outside of srun and for a single task."""
+    """Return the rank that srun sets for this task, or None outside srun or if there is only one task."""
     if "SLURM_PROCID" not in environ:
         return None
     in_step = any(name.startswith("SLURM_STEP") for name in environ)
@@ -200,7 +206,7 @@ def slurm_rank(environ: Mapping[str, str]) -> RankInfo | None:
 
 
 def _slurm_local_size(environ: Mapping[str, str], size: int, local_rank: int) -> int:
-    """Return the number of tasks on this node."""
+    """Return the number of Slurm tasks on this node."""
     for name in ("SLURM_STEP_TASKS_PER_NODE", "SLURM_TASKS_PER_NODE"):
         if name in environ:
             counts = tasks_per_node(environ[name])
@@ -225,7 +231,7 @@ def _with_slurm_master(info: RankInfo, environ: Mapping[str, str]) -> RankInfo:
 
 
 def _slurm_port(environ: Mapping[str, str]) -> int:
-    """Return a port that is the same for all tasks of a job step, and most likely different for other steps."""
+    """Return a port that is the same for all tasks of a job step. Other job steps most likely get another port."""
     job, step = (
         int(environ[name]) if environ.get(name, "").isdigit() else 0 for name in ("SLURM_JOB_ID", "SLURM_STEP_ID")
     )
@@ -233,15 +239,17 @@ def _slurm_port(environ: Mapping[str, str]) -> int:
 
 
 def first_host(nodes: str) -> str:
-    """Return the first name of a Slurm node list: "gpu[003-005,9],login1" → "gpu003"."""
+    """Return the first host of a Slurm node list, for example "gpu[003-005,9],login1" → "gpu003"."""
     first = re.match(r"(?:\[[^\]]*\]|[^,\[])+", nodes.strip())
     if not first:
-        raise LauncherError(f"SLURM_STEP_NODELIST is {nodes!r}, which names no node; set MASTER_ADDR to rank 0's node")
+        raise LauncherError(
+            f"SLURM_STEP_NODELIST is {nodes!r}, which contains no node; set MASTER_ADDR to rank 0's node"
+        )
     return re.sub(r"\[([^,\]-]*)[^\]]*\]", r"\1", first[0])
 
 
 def tasks_per_node(text: str) -> list[int]:
-    """Expand Slurm's tasks per node: "4(x2),3" → [4, 4, 3]. Return an empty list for another format."""
+    """Return Slurm's number of tasks on each node: "4(x2),3" → [4, 4, 3]. Return [] for any other format."""
     counts: list[int] = []
     for part in text.split(","):
         match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part.strip())

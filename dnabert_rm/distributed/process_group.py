@@ -1,4 +1,4 @@
-"""Process group: `Ranks`, `process_group()` and the timeouts of collectives."""
+"""Process group of a run: `Ranks`, `process_group()` and the timeouts of collectives."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from dnabert_rm.utils.errors import EXIT_USER_ERROR, ConfigError
 _FAILED = "group failed"
 _POLL_SECONDS = 0.3
 _EXIT_DELAY_SECONDS = 1.5
-"""How long a failed rank waits before it exits. The others need this time to report, before the launcher
-or the exit of rank 0 kills them."""
+"""How long a failed rank waits before it exits. The other ranks need this time to report their errors, before
+the launcher or the exit of rank 0 kills them."""
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """Rank, world size and device of this process. `device` holds its tensors."""
+    """Rank, world size and device of this process."""
 
     rank: int
     world_size: int
@@ -41,7 +41,7 @@ class Ranks:
 
     @property
     def device_name(self) -> str:
-        """The GPU's product name, or "cpu"."""
+        """Product name of the GPU, or "cpu"."""
         return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
 
     @property
@@ -58,15 +58,15 @@ def process_group(
     start_seconds: float = 600.0,
     check: Callable[[Rendezvous], None] | None = None,
 ) -> Iterator[Ranks]:
-    """Join the process group of the ranks that a launcher started, or make one of a single rank.
+    """Join the process group of the ranks that a launcher started, or make a process group with a single rank.
 
     The backend is NCCL on GPUs and gloo on CPUs. The group is always destroyed on exit, because otherwise the process
     can crash with `terminate called`.
 
     Args:
-        threads_per_rank: CPU threads of this rank. 0 means its share of the cores.
-        timeout: Timeout of the collectives, by default torch's.
-        start_seconds: How long to wait for all ranks at the rendezvous.
+        threads_per_rank: Number of CPU threads for this rank. 0 means its share of the cores.
+        timeout: Timeout of collectives. None means torch's default.
+        start_seconds: Timeout of the rendezvous in seconds.
         check: Called after the rendezvous and before the first collective.
     """
     rendezvous = join_rendezvous(start_seconds)
@@ -80,7 +80,7 @@ def process_group(
         yield Ranks(info.rank, info.world_size, info.local_rank, info.local_world_size, device)
     except BaseException as error:
         if dist.is_initialized() and dist.get_backend() == "nccl" and getattr(error, "on_one_rank", True):
-            # The other ranks don't know of the error. Destroying NCCL's groups would wait for them, and hide it.
+            # The other ranks don't know of the error. Destroying NCCL's groups would wait for them, and hide the error.
             dist.distributed_c10d._abort_process_group()
         raise
     finally:
@@ -89,9 +89,9 @@ def process_group(
 
 
 def make_process_group(rendezvous: Rendezvous, device: torch.device, timeout: timedelta | None) -> None:
-    """Make the process group and test it with a first sum over the ranks. `timeout` applies to its collectives.
+    """Make the process group and test it with a sum over the ranks. `timeout` applies to all later collectives.
 
-    If this fails on any rank, all ranks end with exit code 2 within seconds, and the first to fail raises a
+    If this fails on any rank, all ranks end with exit code 2 within seconds. The first rank that fails raises
     `ConfigError`.
     """
     backend, device_id = ("nccl", device) if device.type == "cuda" else ("gloo", None)
@@ -125,7 +125,7 @@ def _test_sum(info: RankInfo, device: torch.device, timeout: timedelta) -> None:
 
 
 def _end_all_ranks(rendezvous: Rendezvous, device: torch.device, reason: str) -> None:
-    """Raise a `ConfigError` on the first rank that fails. Exit silently on the others."""
+    """Raise `ConfigError` if this rank is the first to fail, otherwise exit silently."""
     try:
         is_first = rendezvous.store.add(_FAILED, 1) == 1
     except RuntimeError:
@@ -144,7 +144,7 @@ def _end_all_ranks(rendezvous: Rendezvous, device: torch.device, reason: str) ->
 
 @contextlib.contextmanager
 def _exit_if_other_rank_failed(rendezvous: Rendezvous) -> Iterator[None]:
-    """Exit this process as soon as another rank has failed, because torch might wait for that rank for minutes."""
+    """Exit this process as soon as another rank fails during the block. Otherwise torch might wait for minutes."""
     # A separate connection, because the first one is busy while torch waits.
     store = rendezvous.store.clone()  # type: ignore[attr-defined]
     done = threading.Event()
@@ -163,7 +163,10 @@ def _watch_for_failure(store: dist.Store, done: threading.Event, info: RankInfo)
             has_failed = store.check([_FAILED])
         except RuntimeError:
             if info.local_rank == 0:
-                print(f"rank {info.rank} on {socket.gethostname()}: rank 0 ended during the start", file=sys.stderr)
+                print(
+                    f"rank {info.rank} on {socket.gethostname()}: rank 0 ended during startup; see its output",
+                    file=sys.stderr,
+                )
             os._exit(EXIT_USER_ERROR)
         if has_failed:
             if info.rank == 0:
@@ -172,12 +175,12 @@ def _watch_for_failure(store: dist.Store, done: threading.Event, info: RankInfo)
 
 
 def collective_timeout(limit: float) -> timedelta:
-    """Return a timeout for collectives that is longer than the watchdog's `limit` in seconds, or a year if it is 0."""
+    """Return a timeout that exceeds the watchdog's `limit` in seconds. If `limit` is 0, return a year."""
     return timedelta(seconds=limit * FIRST_TIMES + 60) if limit else timedelta(days=365)
 
 
 def set_collective_timeout(timeout: timedelta) -> None:
-    """Set the timeout of all process groups. Call this after DeepSpeed has made its groups.
+    """Set the timeout of all existing process groups. Call this after DeepSpeed has made its groups.
 
     Torch gives each new group its default timeout (10 minutes on GPUs), not the first group's timeout.
     """

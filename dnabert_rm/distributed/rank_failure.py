@@ -1,4 +1,4 @@
-"""Rank failures: recognize errors that are caused by another rank's failure, and explain them in one line."""
+"""Rank failures: errors caused by the failure of another rank, and their explanation in one line."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _GLOO = re.compile(r"gloo.*(closed|reset|refused|timed out|broken pipe|timeout)"
 
 
 def is_rank_failure(error: BaseException) -> bool:
-    """Return whether an error means that another rank can't be reached, not a fault in this rank's own work."""
+    """Return whether an error means that another rank can't be reached, rather than a fault of this rank."""
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and bool(_GLOO.search(str(error))))
 
 
@@ -29,9 +29,9 @@ def is_rank_failure(error: BaseException) -> bool:
 def explain_rank_failures(
     run: Path, rank: int, under_launcher: bool, saved_steps: Callable[[Path], list[int]]
 ) -> Iterator[None]:
-    """Raise a one-line `RankFailureError` in place of an error that another rank's failure causes.
+    """Raise a one-line `RankFailureError` in place of an error that another rank's failure caused.
 
-    The traceback is written to the run folder, because it may hide another cause.
+    The original traceback is written to the run folder, in case the error had another cause.
     """
     try:
         yield
@@ -57,5 +57,5 @@ def explain_rank_failures(
 
 
 def _first_sentence(error: Exception) -> str:
-    """Return an error's first sentence, without the source file that gloo puts before it."""
+    """Return the first sentence of an error, without the source location at the start of gloo's messages."""
     return re.sub(r"^\[\S+:\d+\] ", "", re.split(r"\. |\n", str(error).strip())[0])

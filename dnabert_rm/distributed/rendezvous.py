@@ -27,20 +27,20 @@ CHECK_SECONDS = 120.0
 
 @dataclass(frozen=True)
 class Rendezvous:
-    """A completed rendezvous: its ranks, and a store for exchanging strings before a process group exists."""
+    """A completed rendezvous: this process's rank, and a store for exchanging strings before a process group exists."""
 
     info: RankInfo
     store: dist.Store
 
     def gather(self, key: str, text: str) -> list[str]:
-        """Return the strings of all ranks in rank order on rank 0, and an empty list on the others."""
+        """Collect each rank's `text`. Return all texts in rank order on rank 0, and an empty list on other ranks."""
         with _explain_store_failure(self.info):
             self.store.set(f"{key}/{self.info.rank}", text)
             ranks = range(self.info.world_size) if self.info.rank == 0 else ()
             return [self.store.get(f"{key}/{rank}").decode() for rank in ranks]
 
     def broadcast(self, key: str, text: str = "") -> str:
-        """Return rank 0's `text` on every rank. Rank 0 waits until all have read it, so it may exit afterwards."""
+        """Return rank 0's `text` on every rank. Rank 0 returns only after all ranks have read `text`."""
         with _explain_store_failure(self.info):
             if self.info.rank == 0:
                 self.store.set(key, text)
@@ -54,13 +54,13 @@ class Rendezvous:
 
 @contextlib.contextmanager
 def _explain_store_failure(info: RankInfo) -> Iterator[None]:
-    """Raise `ConfigError` in place of a store error that means that another rank ended or does not respond."""
+    """Raise `ConfigError` in place of a store error, which means that another rank ended or does not respond."""
     try:
         yield
     except dist.DistError:
         error = ConfigError(
             f"rank {info.rank} on {socket.gethostname()}: another rank ended, or did not respond for "
-            f"{CHECK_SECONDS:g} s, during the checks at the start; look at what it printed"
+            f"{CHECK_SECONDS:g} s, during the startup checks; see the output of the other ranks"
         )
         error.on_one_rank = info.local_rank == 0
         raise error from None
@@ -88,19 +88,19 @@ def join_rendezvous(seconds: float) -> Rendezvous:
 
 
 def _rendezvous_error(info: RankInfo, reason: str, seconds: float) -> ConfigError:
-    """Return a one-line error for a failed rendezvous. One rank per node reports it."""
+    """Return a one-line error for a failed rendezvous, which one rank per node reports."""
     master = f"{info.master_addr}:{info.master_port}"
     if "address already in use" in reason.lower():
-        text = f"port {info.master_port} is taken on this node; set another MASTER_PORT (deepspeed --master_port)"
+        text = f"port {info.master_port} is in use on this node; set another MASTER_PORT (deepspeed --master_port)"
     elif match := re.search(r"(\d+)/\d+ clients joined", reason):
         text = (
-            f"only {match[1]} of {info.world_size} ranks came to {master} within {seconds:g} s; check why the "
+            f"only {match[1]} of {info.world_size} ranks connected to {master} within {seconds:g} s; check why the "
             "others did not start, or raise train.start_timeout_seconds"
         )
     else:
         text = (
             f"rank {info.rank} on {socket.gethostname()} found no rank 0 at {master} within {seconds:g} s; check that "
-            "it has started, that MASTER_ADDR is its node, and that no firewall is between them"
+            "rank 0 has started, that MASTER_ADDR is its node, and that no firewall blocks the port"
         )
     error = ConfigError(text)
     error.on_one_rank = info.local_rank == 0
@@ -108,7 +108,9 @@ def _rendezvous_error(info: RankInfo, reason: str, seconds: float) -> ConfigErro
 
 
 def _agree_on_master(info: RankInfo) -> RankInfo:
-    """Add rank 0's address and port, agreed on over MPI. MPI is then finalized, and torch does the rest.
+    """Return `info` with the address and port of rank 0, on which all ranks agree over MPI.
+
+    Afterwards MPI is finalized, because all further communication uses torch.
 
     Raises `LauncherError` if MPI can't be used, and `ConfigError` if no address of rank 0 is reachable from all nodes.
     """
@@ -120,14 +122,14 @@ def _agree_on_master(info: RankInfo) -> RankInfo:
     except ImportError:
         raise LauncherError(
             f"{info.launcher} started this rank, but mpi4py is missing, and the ranks need it to agree on rank 0's "
-            "address; install it (pip install mpi4py), or set MASTER_ADDR and MASTER_PORT"
+            "address; install mpi4py (pip install mpi4py), or set MASTER_ADDR and MASTER_PORT"
         ) from None
     MPI.Init()
     comm = MPI.COMM_WORLD
     if comm.size != info.world_size:
         raise LauncherError(
-            f"{info.launcher} reports {info.world_size} ranks, but mpi4py {comm.size}; build mpi4py with the MPI of "
-            "your mpirun, or set MASTER_ADDR and MASTER_PORT"
+            f"{info.launcher} reports {info.world_size} ranks, but mpi4py reports {comm.size}; build mpi4py with "
+            "the MPI of your mpirun, or set MASTER_ADDR and MASTER_PORT"
         )
     try:
         found = _try_addresses(comm, info)
@@ -143,13 +145,13 @@ def _agree_on_master(info: RankInfo) -> RankInfo:
             return replace(info, master_addr=address, master_port=found.port)
     raise ConfigError(
         f"no address of rank 0's node ({', '.join(found.addresses) or 'it has none'}) can be reached from all nodes; "
-        "set MASTER_ADDR to one that can, or fix the network"
+        "set MASTER_ADDR to a reachable address, or fix the network"
     )
 
 
 @dataclass(frozen=True)
 class _TriedAddresses:
-    """Addresses of rank 0, a free port there, and for each rank which of the addresses it can reach."""
+    """Addresses of rank 0, a free port on its node, and for each rank whether it can reach each address."""
 
     addresses: list[str]
     port: int
@@ -176,7 +178,7 @@ _CONNECT_SECONDS = 3.0
 
 
 def interface_addresses() -> dict[str, list[str]]:
-    """Return the IPv4 addresses of each interface that is up, without the loopback."""
+    """Return the IPv4 addresses of each active network interface, without loopback addresses."""
     up = {name for name, state in psutil.net_if_stats().items() if state.isup}
     found = {}
     for name, entries in psutil.net_if_addrs().items():
@@ -188,7 +190,7 @@ def interface_addresses() -> dict[str, list[str]]:
 
 
 def interface_towards(host: str) -> str | None:
-    """Return the network interface that leads to `host`, or None for the loopback or without a route."""
+    """Return the network interface on the route to `host`, or None if the route is missing or uses the loopback."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as connection:
         try:
             connection.connect((host, 9))  # sends nothing: it only looks up the route
@@ -199,7 +201,7 @@ def interface_towards(host: str) -> str | None:
 
 
 def candidate_addresses(environ: Mapping[str, str]) -> list[str]:
-    """Return this machine's IPv4 addresses, starting with the interface that the user set for collectives."""
+    """Return this machine's IPv4 addresses. Interfaces in GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME come first."""
     found = interface_addresses()
     named = [name for variable in _INTERFACE_VARIABLES for name in environ.get(variable, "").split(",")]
     return [address for name in sorted(found, key=lambda name: name not in named) for address in found[name]]
@@ -213,7 +215,7 @@ def free_port() -> int:
 
 
 def reachable(addresses: Sequence[str], port: int, seconds: float = _CONNECT_SECONDS) -> list[bool]:
-    """Return for each address whether something listens on `port`. All are tried at once, within `seconds`."""
+    """Try to connect to `port` on all addresses at once. Return for each whether it connects within `seconds`."""
     connections = []
     for address in addresses:
         connection = socket.socket()
@@ -241,9 +243,9 @@ def _is_connected(connection: socket.socket) -> bool:
 
 
 def set_gloo_interface(master: str) -> None:
-    """Set GLOO_SOCKET_IFNAME to the interface that leads to `master`, unless the variable is set already.
+    """Set GLOO_SOCKET_IFNAME to the interface on the route to `master`, unless the variable is already set.
 
-    By default gloo uses the address of the machine's own name, which many systems resolve to 127.0.1.1.
+    By default gloo uses the address of the machine's host name, which many systems resolve to 127.0.1.1.
     """
     if "GLOO_SOCKET_IFNAME" not in os.environ and (name := interface_towards(master)):
         os.environ["GLOO_SOCKET_IFNAME"] = name

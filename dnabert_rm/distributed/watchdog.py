@@ -1,7 +1,8 @@
-"""Watchdog: end a run that waits too long, and write the stacks of every thread and loader worker.
+"""Watchdog: ends a run that waits too long, and writes the stacks of every thread and loader worker.
 
-Each rank has its own watchdog. The training loop resets it before each stage; a thread counts the time since then.
-A rank that hangs and the ranks that wait for it in a collective reach the limit together, so the run folder shows both.
+Each rank has its own watchdog. The training loop resets the watchdog before each stage. A thread measures the time
+since the last reset. A rank that hangs reaches the limit together with the ranks that wait for it in a collective. The
+run folder therefore has the stacks of all these ranks.
 """
 
 from __future__ import annotations
@@ -26,16 +27,17 @@ from dnabert_rm.utils.errors import EXIT_HANG
 
 FOLDER_NAME = "hangs"
 FIRST_TIMES = 4
-"""Factor on the limit for stages that happen once: loading, the first batch, the first step (compilation)."""
+"""Factor by which the limit is longer for stages that happen once, such as loading or the first step (compilation)."""
 ONCE = ("starting", "loading", "first batch", "first step")
 _WORKER_TIMEOUT_SECONDS = 2.0
 _PR_SET_PDEATHSIG = 1
 
 
 class Watchdog:
-    """End the process with `EXIT_HANG` if `reset` is not called for `limit` seconds. A limit of 0 disables it.
+    """Timer that ends the process with exit code `EXIT_HANG` if `reset` is not called for `limit` seconds.
 
-    Only the time in which this process runs counts, so that a suspended job is not mistaken for a hang.
+    A limit of 0 disables the timer. Stages in `ONCE` have a longer limit. Time in which the process is suspended does
+    not count, so a suspended job is not mistaken for a hang.
     """
 
     def __init__(self, run: Path, rank: int, limit: float) -> None:
@@ -54,12 +56,12 @@ class Watchdog:
             threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     def reset(self, stage: str) -> None:
-        """Restart the timer before a wait for `stage`: "loader", "step", "save", "validation", or one of `ONCE`."""
+        """Restart the timer at the start of `stage`: "loader", "step", "save", "validation", or one of `ONCE`."""
         self._stage = stage
         self._num_resets += 1
 
     def close(self) -> None:
-        """Stop watching."""
+        """Stop the timer."""
         self._closed.set()
         self._stacks.close()
 
@@ -126,7 +128,7 @@ class Watchdog:
 
 
 def _descendants(process: int) -> list[int]:
-    """Return the process ids of all descendants, such as the command of a `pipe:` URL."""
+    """Return the ids of all descendants of a process, for example loader workers and `pipe:` commands."""
     found = []
     for children in Path(f"/proc/{process}/task").glob("*/children"):
         for child in map(int, children.read_text().split()):
@@ -144,11 +146,12 @@ def _process_state(process: int) -> str:
 
 
 def prepare_worker(stacks: str, _: int) -> None:
-    """Set up the signals of a loader worker. Runs first in each worker.
+    """Set up the signal handling of a loader worker. Each worker calls this first.
 
     Stop signals are blocked, because DeepSpeed's launcher and Slurm signal whole process trees. If a stop signal killed
-    a worker, the run would end before its rank has saved. Only the parent rank may end its workers. They die with it,
-    because orphans would keep files and pipes open. SIGUSR2 writes the worker's stacks to the file `stacks`.
+    a worker, the run would end before saving a checkpoint. Only the worker's parent rank may end the worker. Workers
+    die with their parent, because orphans would keep files and pipes open. On SIGUSR2 the worker writes its stacks to
+    the file `stacks`.
     """
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)

@@ -1,1 +1,1 @@
-"""The GUE benchmark: fine-tuning on every data set, and result tables."""
+"""The GUE benchmark: fine-tuning runs on its data sets, and tables of their scores."""

@@ -1,8 +1,8 @@
-"""The 28 data sets of GUE with settings, metrics and published scores, and a search for data sets in a folder.
+"""The 28 GUE data sets: their settings, metrics and published scores, and functions that find them in a folder.
 
-Fine-tuning settings: Zhou et al.'s for k-mer models (DNABERT-2's repository, `finetune/scripts/run_dnabert1.sh`, with
-a batch of four GPUs × 8 rows). Published scores: Zhou et al., "DNABERT-2: Efficient Foundation Model and Benchmark for
-Multi-Species Genome", arXiv:2306.15006.
+The fine-tuning settings are from Zhou et al.'s script for k-mer models, `finetune/scripts/run_dnabert1.sh` in the
+DNABERT-2 repository. The script's batch of 32 rows is four GPUs × 8 rows. The published scores are from the paper:
+Zhou et al., "DNABERT-2: Efficient Foundation Model and Benchmark for Multi-Species Genome", arXiv:2306.15006.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dnabert_rm.utils.errors import ConfigError, DataError
 
 @dataclass(frozen=True)
 class SetSettings:
-    """Fine-tuning settings of a data set; the names are fields of `FinetuneSettings`."""
+    """Fine-tuning settings of one data set. The fields have the same names as in `FinetuneSettings`."""
 
     epochs: int = 3
     eval_steps: int = 200
@@ -34,17 +34,17 @@ class SetSettings:
 
 @dataclass(frozen=True)
 class GueSet:
-    """One data set of GUE."""
+    """One GUE data set."""
 
     name: str
-    """Official folder, e.g. `mouse/0`."""
+    """Official folder name, e.g. `mouse/0`."""
     family: str
-    """Task of the data set. The published table has the mean of each task."""
+    """Task of the data set. The published table has one mean score per task."""
     num_classes: int
     num_bases: int
-    """Length of the sequences."""
+    """Sequence length in bases."""
     num_tokens: int
-    """Maximum input length in the scripts, special tokens included. It fits overlapping k-mers with k from 3 to 6."""
+    """Maximum input length in the script, including special tokens. It fits overlapping k-mers with k from 3 to 6."""
     settings: SetSettings
 
 
@@ -74,7 +74,7 @@ FAMILIES = tuple(dict.fromkeys(gue_set.family for gue_set in GUE.values()))
 
 DEFAULT_METRIC = "mcc"
 METRICS = {"Covid": "f1_macro"}
-"""Metric of each family that does not use `DEFAULT_METRIC`, by its name in `scores.json`."""
+"""Families that do not use `DEFAULT_METRIC`, and the names of their metrics in `scores.json`."""
 METRIC_TITLES = {"mcc": "MCC", "f1_macro": "macro F1"}
 
 PUBLISHED = {
@@ -89,17 +89,17 @@ PUBLISHED_SOURCE = "Zhou et al. 2023, arXiv:2306.15006"
 
 
 def family_of(name: str) -> str | None:
-    """Return the family of a data set, or None if it is not in GUE."""
+    """Return the family of a data set, or None if GUE does not have the data set."""
     return GUE[name].family if name in GUE else None
 
 
 def metric_of(name: str) -> str:
-    """Return the metric of a data set, by its name in `scores.json`."""
+    """Return the key of a data set's metric in `scores.json`."""
     return METRICS.get(family_of(name) or "", DEFAULT_METRIC)
 
 
 def set_settings(name: str) -> SetSettings:
-    """Return the settings of a data set, or the defaults if it is not in GUE."""
+    """Return the GUE settings of a data set, or default settings if GUE does not have the data set."""
     return GUE[name].settings if name in GUE else SetSettings()
 
 
@@ -107,18 +107,18 @@ def set_settings(name: str) -> SetSettings:
 
 SPLITS = ("train", "dev", "test")
 STAND_IN = "dev → test stand-in"
-"""Label of a data set that is trained on dev.csv because it has no train.csv (`--stand-in`); not a GUE score."""
+"""Label of results without train.csv: trained on dev.csv with `--stand-in`. They are not GUE scores."""
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """A folder with at least one of train.csv, dev.csv, test.csv."""
+    """A data set folder, which contains at least one of train.csv, dev.csv and test.csv."""
 
     name: str
     """`family/name` as in GUE, otherwise the path relative to the searched folder."""
     folder: Path
     splits: tuple[str, ...]
-    """Splits whose tables exist."""
+    """Splits whose CSV files exist."""
 
     @property
     def known(self) -> bool:
@@ -127,41 +127,43 @@ class DataSet:
 
     @property
     def missing(self) -> list[str]:
-        """Names of the missing tables."""
+        """File names of the missing tables, e.g. "train.csv"."""
         return [f"{split}.csv" for split in SPLITS if split not in self.splits]
 
     @property
     def may_stand_in(self) -> bool:
-        """Whether only train.csv is missing, so that dev.csv can be used for training."""
+        """Whether train.csv is the only missing table, so that dev.csv can replace it for training."""
         return self.missing == ["train.csv"]
 
     def file(self, split: str) -> Path:
-        """Return the path of a split's table."""
+        """Return the path of a split's CSV file."""
         return self.folder / f"{split}.csv"
 
 
 def find_sets(root: Path) -> list[DataSet]:
-    """Return the data sets in or below `root`: GUE's in the published order, then others by name.
+    """Return the data sets in `root` and its subfolders, first those of GUE in published order, then others by name.
 
-    `root` may be the folder above `GUE/`, or the folder of a family or of one data set. Raises `DataError` if there is
-    no data set, or if two folders are the same data set of GUE.
+    `root` may be a single data set, or any folder above data sets. Raise `DataError` if `root` contains no data set,
+    or if two folders have the same data set name.
     """
     if not root.is_dir():
-        raise DataError(f"--data {root}: no such folder; name the folder of <family>/<name>/train.csv")
+        raise DataError(f"--data {root}: no such folder; pass the folder that contains <family>/<name>/train.csv")
     found: dict[str, DataSet] = {}
     for folder, splits in _folders(root):
         name = _name(root, folder)
         if name in found:
-            raise DataError(f"--data {root}: {found[name].folder} and {folder} are both {name}; pass the one to use")
+            raise DataError(f"--data {root}: {found[name].folder} and {folder} are both {name}; pass only one of them")
         found[name] = DataSet(name, folder, splits)
     if not found:
-        raise DataError(f"--data {root}: contains no train.csv, dev.csv or test.csv, at any depth; check the path")
+        raise DataError(
+            f"--data {root}: no train.csv, dev.csv or test.csv in this folder or its subfolders; check the path"
+        )
     order = {name: index for index, name in enumerate(GUE)}
     return sorted(found.values(), key=lambda data_set: (order.get(data_set.name, len(order)), data_set.name))
 
 
 def _folders(root: Path) -> Iterator[tuple[Path, tuple[str, ...]]]:
-    """Yield the folders with tables, and the splits of each."""
+    """Yield each folder that contains tables, with the names of its splits."""
     seen = set()
     for folder, names, files in os.walk(root, followlinks=True):
         if (real := os.path.realpath(folder)) in seen:  # a link to a folder already visited
@@ -180,7 +182,7 @@ def _is_link(folder: str, name: str) -> bool:
 
 
 def _name(root: Path, folder: Path) -> str:
-    """Return the last two parts of the path if GUE has a data set of that name, otherwise the path below `root`."""
+    """Return the name of a data set: `family/name` as in GUE, otherwise the path relative to `root`."""
     official = "/".join(folder.absolute().parts[-2:])
     if official in GUE:
         return official
@@ -188,9 +190,10 @@ def _name(root: Path, folder: Path) -> str:
 
 
 def choose_sets(found: Sequence[DataSet], patterns: Sequence[str]) -> list[DataSet]:
-    """Return the data sets whose name or first folder matches one of `patterns` (with `*` and `?`).
+    """Return the data sets that match at least one pattern, or all data sets if there are no patterns.
 
-    Without patterns all are returned. Raises `ConfigError` for a pattern without a match.
+    A pattern is a data set's name or a folder of data sets, and may contain `*` and `?`. Raise `ConfigError` if a
+    pattern matches no data set.
     """
     if not patterns:
         return list(found)
@@ -206,8 +209,11 @@ def choose_sets(found: Sequence[DataSet], patterns: Sequence[str]) -> list[DataS
 
 
 def why_not(data_set: DataSet, stand_in: bool) -> str | None:
-    """Return the reason why a data set can't be run, or None if it can."""
+    """Return the reason why fine-tuning on a data set is impossible, or None if it is possible.
+
+    The reason names the missing tables. With `stand_in`, dev.csv may replace a missing train.csv.
+    """
     if not data_set.missing or (stand_in and data_set.may_stand_in):
         return None
-    hint = "; --stand-in trains on dev and tests on test" if data_set.may_stand_in else ""
+    hint = "; pass --stand-in to train on dev.csv and test on test.csv" if data_set.may_stand_in else ""
     return f"{' and '.join(data_set.missing)} missing{hint}"

@@ -1,4 +1,4 @@
-"""Run commands in parallel child processes on the GPUs or the CPU. The children end with this process."""
+"""Parallel child processes on the GPUs or the CPU. They end when this process ends."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _TERMINATE_SECONDS = 10
 
 @dataclass(frozen=True)
 class Job:
-    """A command and the log file for its output."""
+    """A command line, and the log file for its output."""
 
     command: list[str]
     log: Path
@@ -31,10 +31,10 @@ class Job:
 
 @dataclass(frozen=True)
 class FinishedJob:
-    """Result of a job."""
+    """Exit code and duration of a job."""
 
     index: int
-    """Index of the job in `jobs`."""
+    """Position of the job in the argument `jobs` of `run_jobs`."""
     code: int
     """Exit code; -N if signal N ended the process."""
     seconds: float
@@ -49,7 +49,7 @@ class _Running:
 
 
 def visible_gpus() -> list[str]:
-    """Return the GPUs that a child process would see, as `CUDA_VISIBLE_DEVICES` names them. Torch-free."""
+    """Return the GPUs visible to a child process, in the format of `CUDA_VISIBLE_DEVICES`, without importing torch."""
     variable = os.environ.get("CUDA_VISIBLE_DEVICES")
     if variable is not None:
         names = [name.strip() for name in variable.split(",")]
@@ -63,7 +63,11 @@ def visible_gpus() -> list[str]:
 
 
 def slot_environments(num_jobs: int, gpus: Sequence[str]) -> list[dict[str, str]]:
-    """Return the environment variables of each of `num_jobs` parallel slots: its GPU, or its share of CPU threads."""
+    """Return one dict of environment variables for each of `num_jobs` parallel slots.
+
+    With GPUs, the dict assigns one GPU to the slot. Without GPUs, it limits the slot to its share of the CPU cores,
+    unless `OMP_NUM_THREADS` is set already.
+    """
     if gpus:
         return [{"CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]} for slot in range(num_jobs)]
     if num_jobs == 1 or "OMP_NUM_THREADS" in os.environ:
@@ -72,12 +76,13 @@ def slot_environments(num_jobs: int, gpus: Sequence[str]) -> list[dict[str, str]
 
 
 def run_jobs(jobs: Iterable[Job], slots: Sequence[dict[str, str]]) -> Generator[FinishedJob, None, None]:
-    """Run the jobs in order, one per slot at a time, and yield each as it finishes.
+    """Run the jobs in order, one per slot at a time, and yield the result of each job when it finishes.
 
-    A job is taken from the iterator `jobs` when it starts. If the loop ends early, even by an
-    exception, the processes are terminated. On Linux the kernel kills them if this process is killed.
+    The next job is taken from `jobs` only when a slot is free. If the generator is closed early or raises an
+    exception, the running processes are terminated. On Linux the kernel kills them if this process is killed.
 
-    Args: `slots` holds the environment variables of each slot.
+    Args:
+        slots: Environment variables of each slot.
     """
     waiting = enumerate(jobs)
     free_slots = deque(range(len(slots)))
@@ -135,7 +140,7 @@ def _terminate(processes: Sequence[subprocess.Popen]) -> None:
 
 
 def last_line(log: Path) -> str:
-    """Return the last non-blank line of a log."""
+    """Return the last non-blank line of a log file, or "(no log)" or "(the log is empty)"."""
     try:
         lines = log.read_text(errors="replace").splitlines()
     except OSError:

@@ -45,16 +45,16 @@ ALL_SCORES_FILE = "scores.json"
 
 @dataclass(frozen=True)
 class UnfinishedRuns:
-    """Data sets and runs without a result, with the reasons."""
+    """Reasons why data sets or runs have no result."""
 
     not_run: Mapping[str, str] = field(default_factory=dict)
-    """Reason why a data set can't be run, by its name."""
+    """Reason for each data set that was not run, keyed by its name."""
     failed: Mapping[str, str] = field(default_factory=dict)
-    """Reason why a run failed, by its title."""
+    """Reason for each failed run, keyed by `Run.title`."""
 
 
 def write_tables(output: Path, results: Sequence[Result], unfinished: UnfinishedRuns) -> None:
-    """Write table.csv, table.md and scores.json."""
+    """Write table.csv, table.md and scores.json to the folder `output`."""
     rows = data_set_rows(results)
     families = family_rows(rows)
     texts = {
@@ -67,7 +67,7 @@ def write_tables(output: Path, results: Sequence[Result], unfinished: Unfinished
 
 
 def to_json(value: Any) -> str:
-    """Format a value as the text of a JSON file."""
+    """Return a value as indented JSON text that ends in a newline."""
     return json.dumps(value, indent=2) + "\n"
 
 
@@ -97,7 +97,11 @@ CSV_COLUMNS = (
 
 
 def table_csv(rows: Sequence[TableRow], families: Sequence[TableRow]) -> str:
-    """Return table.csv as text: a row per data set and complete family, then the published means of these families."""
+    """Return the text of table.csv.
+
+    It has a row per data set and arm, then a row per family and arm. The last rows are the published means of these
+    families. An arm is `pretrained` or `scratch`, with overlapping or non-overlapping k-mers.
+    """
     stream = io.StringIO()
     writer = csv.DictWriter(stream, CSV_COLUMNS, lineterminator="\n", restval="")
     writer.writeheader()
@@ -123,7 +127,7 @@ def table_csv(rows: Sequence[TableRow], families: Sequence[TableRow]) -> str:
 
 
 def _columns(kind: str, row: TableRow) -> dict[str, Any]:
-    """Return the values of a row by the names of `CSV_COLUMNS`; counts are None for a family mean."""
+    """Return the cells of a row, keyed by column name. Row counts and training time are None for a family mean."""
     is_family = kind == FAMILY_ROW
     columns = {
         "row": kind,
@@ -155,7 +159,7 @@ def _csv_cell(value: Any) -> Any:
 def all_scores(
     results: Sequence[Result], rows: Sequence[TableRow], families: Sequence[TableRow], unfinished: UnfinishedRuns
 ) -> dict[str, Any]:
-    """Return the content of scores.json: every run with its arm, and the rows of table.csv."""
+    """Return the content of scores.json: all runs, the rows of table.csv, and reasons for missing results."""
     return {
         "runs": [
             result.scores
@@ -186,7 +190,11 @@ FAMILY_HEADING = "Mean of each task whose data sets were all run, with published
 def table_markdown(
     results: Sequence[Result], rows: Sequence[TableRow], families: Sequence[TableRow], unfinished: UnfinishedRuns
 ) -> str:
-    """Return the text of table.md: tables of GUE data sets, families, those trained on dev, others; then notes."""
+    """Return the text of table.md.
+
+    The tables are, in order: GUE data sets, family means, data sets trained on dev.csv, and data sets outside GUE.
+    Notes follow the tables.
+    """
     tables = {group: _group_table(group, [row for row in rows if row.group == group]) for group in HEADINGS}
     sections = [
         (HEADINGS[IN_GUE], tables[IN_GUE]),
@@ -201,7 +209,7 @@ def table_markdown(
 
 
 def _group_table(group: str, rows: Sequence[TableRow]) -> str:
-    """Return a table with a line per data set and a column per arm; empty if there are no rows."""
+    """Return a Markdown table with a line per data set and a column per arm, e.g. "scratch", or "" without rows."""
     if not rows:
         return ""
     arms = [arm for arm in ARMS if any(row.arm == arm for row in rows)]
@@ -231,7 +239,7 @@ def _group_table(group: str, rows: Sequence[TableRow]) -> str:
 
 
 def _family_table(families: Sequence[TableRow]) -> str:
-    """Return a table with a line per arm and per published model, and a column per complete family."""
+    """Return a Markdown table of family means, with a line per arm or published model and a column per family."""
     names = [family for family in FAMILIES if any(row.name == family for row in families)]
     lines = [_line(["", *names]), _line(["---", *["---:"] * len(names)])]
     for arm in ARMS:
@@ -252,7 +260,10 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def _score(value: tuple[float, float | None] | None, sign: str = "") -> str:
-    """Format a mean and the half-width of its confidence interval. `sign` is a format specification."""
+    """Format a mean and the half-width of its confidence interval. Return a dash for None.
+
+    `sign` is the sign option of the number format, e.g. "+".
+    """
     if value is None:
         return "–"
     mean, half_width = value
@@ -260,14 +271,14 @@ def _score(value: tuple[float, float | None] | None, sign: str = "") -> str:
 
 
 def _notes(results: Sequence[Result], rows: Sequence[TableRow], families: Sequence[TableRow]) -> Iterator[str]:
-    """Yield notes that explain the scores."""
+    """Yield the notes of table.md that explain the scores."""
     if results:
         model = results[0].scores["settings"]["model"]
         sha256 = results[0].record["model_sha256"]
         yield f"Model: {model} (SHA-256 {sha256[:12]}…); scratch is the same architecture with random weights."
     yield (
-        "Scores are on test, computed once per run. The checkpoint was chosen by MCC on dev. ± is half the 95 %"
-        " interval of the mean over seeds (Student's t). A single seed has none."
+        "Scores are on test, computed once per run. The checkpoint was chosen by MCC on dev. ± is the half-width of"
+        " the 95 % confidence interval of the mean over seeds (Student's t). A single seed has no interval."
     )
     if families:
         yield f"Published means: {PUBLISHED_SOURCE}; MCC × 100, or macro F1 × 100 for Covid."
@@ -275,7 +286,7 @@ def _notes(results: Sequence[Result], rows: Sequence[TableRow], families: Sequen
         yield "Test rows whose sequence is also in train (last column) inflate the scores of every arm."
     if cut := [row.name for row in rows if row.cut_rows]:
         names = ", ".join(dict.fromkeys(cut))
-        yield f"Data sets with rows longer than the model's input, cut to their middle: {names}."
+        yield f"Sequences longer than the model's input were cut to their middle: {names}."
     if any(family_of(row.name) == "EMP" for row in rows):
         yield (
             "EMP's sequences are from the yeast genome: a model pretrained on yeast has seen them, but not their"
@@ -286,7 +297,7 @@ def _notes(results: Sequence[Result], rows: Sequence[TableRow], families: Sequen
 
 
 def _changed_settings(results: Sequence[Result]) -> dict[str, list[str]]:
-    """Return the data sets whose settings differ from GUE's, grouped by a description of the difference."""
+    """Return the names of data sets whose settings differ from GUE's, keyed by a description of the difference."""
     changed: dict[str, list[str]] = {}
     for name, settings in {result.name: result.record["settings"] for result in results}.items():
         gue_settings = resolve_settings(name, {})
@@ -303,4 +314,4 @@ def _unfinished_notes(unfinished: UnfinishedRuns, rows: Sequence[TableRow]) -> I
         yield f"Failed: {title}: {reason}."
     mentioned = {row.name for row in rows} | set(unfinished.not_run)
     if absent := [name for name in GUE if name not in mentioned]:
-        yield f"Without a result, of GUE's {len(GUE)} data sets: {', '.join(absent)}."
+        yield f"GUE data sets without a result ({len(absent)} of {len(GUE)}): {', '.join(absent)}."

@@ -1,4 +1,4 @@
-"""Aggregate the scores of finished runs: mean and interval over seeds, for each arm and data set or family."""
+"""Scores of finished runs: mean and confidence interval over seeds, per data set or family, for each arm."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dnabert_rm.utils.errors import DataError
 from dnabert_rm.utils.statistics import mean_and_half_width
 
 ARMS = [arm_name(weights, overlapping) for overlapping in (True, False) for weights in WEIGHTS]
-"""All arms, in table order."""
+"""Names of all arms, in table order. An arm is a choice of initial weights and k-mer overlap."""
 
 # Groups of rows. Compare rows only within a group, and only rows of `IN_GUE` with published scores.
 IN_GUE = "GUE"
@@ -28,7 +28,7 @@ OTHERS = "other"
 
 @dataclass(frozen=True)
 class Result:
-    """One finished run."""
+    """One finished fine-tuning run."""
 
     folder: Path
     record: dict[str, Any]
@@ -49,7 +49,7 @@ class Result:
 
 @dataclass(frozen=True)
 class TableRow:
-    """One row of the table: scores on a data set, or the mean over a family if all its data sets have scores."""
+    """One row of the table: the scores of one arm on a data set, or its mean scores over a family."""
 
     name: str
     arm: str
@@ -79,16 +79,21 @@ class TableRow:
 
 
 def main_score(name: str, scores: Mapping[str, Any]) -> tuple[str, float]:
-    """Return the title and value × 100 of a data set's metric on test; raise `DataError` if `scores` lacks it."""
+    """Return the title of a data set's metric and the test score × 100. Raise `DataError` if the score is missing."""
     metric = metric_of(name)
     try:
         return METRIC_TITLES[metric], 100 * float(scores["metrics"]["test"][metric])
     except (KeyError, TypeError, ValueError):
-        raise DataError(f"{SCORES_FILE} of {name} has no metrics.test.{metric}; remove it to repeat the run") from None
+        raise DataError(
+            f"{SCORES_FILE} of {name} has no metrics.test.{metric}; remove the file to repeat the run"
+        ) from None
 
 
 def load_results(output: Path) -> list[Result]:
-    """Return the finished runs of an output folder, in the order of the tables: by data set, arm and seed."""
+    """Return the finished runs of an output folder, sorted by data set, then by arm, then by seed.
+
+    Data sets trained on dev.csv come last.
+    """
     order = {name: index for index, name in enumerate(GUE)}
     results = [
         Result(folder, record, read_run_file(folder / SCORES_FILE)) for folder, record in finished_records(output)
@@ -106,7 +111,7 @@ def load_results(output: Path) -> list[Result]:
 
 
 def data_set_rows(results: Sequence[Result]) -> list[TableRow]:
-    """Return a row for each data set and arm, in the order of the results."""
+    """Return one row per data set and arm, in the order of `results`."""
     grouped: dict[tuple[str, str], list[Result]] = {}
     for result in results:
         grouped.setdefault((result.name, result.record["arm"]), []).append(result)
@@ -114,7 +119,7 @@ def data_set_rows(results: Sequence[Result]) -> list[TableRow]:
 
 
 def _row(runs: Sequence[Result]) -> TableRow:
-    """Return the row of one data set and arm, from the runs of all seeds."""
+    """Return the row of one data set and arm. `runs` has one run per seed."""
     record = runs[0].record
     scores = runs[0].scores
     group = IN_GUE if runs[0].name in GUE else OTHERS
@@ -133,10 +138,10 @@ def _row(runs: Sequence[Result]) -> TableRow:
 
 
 def family_rows(rows: Sequence[TableRow]) -> list[TableRow]:
-    """Return a row for each family and arm, if `rows` has all data sets of the family.
+    """Return one row per family and arm, with the mean over the family's data sets for each seed.
 
-    Data sets trained on dev do not count. The score of a seed is the unweighted mean over the data sets, as in the
-    published table. Only seeds that all data sets have are used.
+    The mean is unweighted, as in the published table. A family is omitted unless the arm has a row for each of its
+    data sets. Rows of data sets trained on dev.csv do not count. A seed is omitted unless all have a score for it.
     """
     family_means = []
     for family in FAMILIES:
@@ -153,13 +158,16 @@ def family_rows(rows: Sequence[TableRow]) -> list[TableRow]:
 
 
 def difference(row: TableRow, other: TableRow) -> tuple[float, float | None] | None:
-    """Return the mean and half-width of `row` − `other` over their common seeds, or None if they share no seed."""
+    """Return the mean difference `row` − `other` over common seeds, and the half-width of its confidence interval.
+
+    Return None if the rows have no common seed.
+    """
     seeds = [seed for seed in row.scores if seed in other.scores]
     return mean_and_half_width(row.scores[seed] - other.scores[seed] for seed in seeds) if seeds else None
 
 
 def published_rows(families: Sequence[TableRow]) -> list[tuple[str, str, float]]:
-    """Return (model, family, mean score) for each published mean of the families in `families`."""
+    """Return the published means of the families in `families`, as tuples (model, family, mean)."""
     complete = {row.name for row in families}
     return [
         (model, family, value)

@@ -1,4 +1,4 @@
-"""Run the suite: fine-tune on every data set in parallel processes, keep finished runs, and write the tables."""
+"""Execution of the GUE suite: parallel fine-tuning processes on every data set, and tables of their scores."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ UNUSABLE_FILE = "unusable_scores.json"
 
 
 def run_suite(suite: SuiteSettings) -> int:
-    """Run all unfinished runs and write the tables. Return 0, or 1 if a run failed.
+    """Execute the unfinished runs and write the tables. Return the exit code: 0, or 1 if a run failed.
 
-    Raises `DataError`, `ConfigError` or `CheckpointError` before any run starts, and `StoppedError` on SIGTERM or
-    SIGHUP.
+    Before any run starts, raise `DataError`, `ConfigError` or `CheckpointError` if an input is invalid. Raise
+    `StoppedError` on SIGTERM or SIGHUP.
     """
     sets = choose_sets(find_sets(suite.data), suite.sets)
     not_run = {data_set.name: reason for data_set in sets if (reason := why_not(data_set, suite.stand_in))}
@@ -39,7 +39,7 @@ def run_suite(suite: SuiteSettings) -> int:
     _report_sets(sets, not_run, all_sets=not suite.sets)
     if not runnable:
         raise DataError(
-            f"--data {suite.data}: none of these data sets can be run; add the tables that the warnings name"
+            f"--data {suite.data}: none of these data sets can be run; add the tables listed in the warnings"
         )
     runs = make_runs(suite, runnable)
     output = suite.output
@@ -52,7 +52,7 @@ def run_suite(suite: SuiteSettings) -> int:
         _plot_table(output)
     print((output / tables.MARKDOWN_FILE).read_text(encoding="utf-8"), end="")
     if failed:
-        _notice(f"{len(failed)} of {len(runs)} runs failed; the same command tries them again")
+        _notice(f"{len(failed)} of {len(runs)} runs failed; repeat the command to retry them")
     return 1 if failed else 0
 
 
@@ -60,14 +60,17 @@ def run_suite(suite: SuiteSettings) -> int:
 
 
 def _report_sets(sets: Sequence[DataSet], not_run: Mapping[str, str], all_sets: bool) -> None:
-    """Print notices of data sets that are not run, not in GUE or trained on dev, and with `all_sets` of absent ones."""
+    """Print a notice for each data set that is not run, is not in GUE, or is trained on dev.csv.
+
+    With `all_sets`, also list the GUE data sets that are absent.
+    """
     for name, reason in not_run.items():
         _notice(f"warning: {name}: not run: {reason}")
     for data_set in sets:
         if data_set.name in not_run:
             continue
         if not data_set.known:
-            _notice(f"note: {data_set.name} is not one of GUE's data sets; it runs with default settings")
+            _notice(f"note: {data_set.name} is not a GUE data set, so its settings are the defaults")
         if data_set.may_stand_in:
             _notice(
                 f"note: {data_set.name}: {STAND_IN}: trained on dev.csv because train.csv is missing; not a GUE score"
@@ -83,7 +86,7 @@ def absent_sets(sets: Sequence[DataSet]) -> list[str]:
 
 
 def _print_runs(runs: Sequence[Run], finished: set[Path], not_run: Mapping[str, str]) -> None:
-    """Print the output of `--dry-run`: one line per run."""
+    """Print the output of `--dry-run`: one line per run, and one per data set that can't be run."""
     for run in runs:
         settings = ", ".join(f"{name} {value}" for name, value in run.record["settings"].items() if value is not None)
         print(f"{'finished' if run.folder in finished else 'to do':<8}  {run.title}: {settings}")
@@ -93,14 +96,14 @@ def _print_runs(runs: Sequence[Run], finished: set[Path], not_run: Mapping[str, 
 
 @contextlib.contextmanager
 def _lock(output: Path) -> Iterator[None]:
-    """Lock the output folder; raise `ConfigError` if another process has the lock or the folder can't be written."""
+    """Hold a lock on the output folder. Raise `ConfigError` if the folder is already locked or can't be written."""
     with contextlib.ExitStack() as stack:
         try:
             output.mkdir(parents=True, exist_ok=True)
             stack.enter_context(file_lock(output / LOCK_FILE))
         except LockHeldError:
             raise ConfigError(
-                f"--output {output}: another gue is running there; wait, or choose another folder"
+                f"--output {output}: another `dnabert-rm gue` is using it; wait, or choose another folder"
             ) from None
         except OSError as error:
             raise ConfigError(
@@ -115,7 +118,10 @@ def _lock(output: Path) -> Iterator[None]:
 def _run_all(
     suite: SuiteSettings, all_runs: Sequence[Run], pending: Sequence[Run], not_run: Mapping[str, str]
 ) -> dict[str, str]:
-    """Run the pending runs, with a notice and new tables after each. Return why runs failed, by title."""
+    """Execute the pending runs. After each run, print its result and rewrite the tables.
+
+    Return the reason for each failed run, keyed by `Run.title`.
+    """
     gpus = jobs.visible_gpus()
     num_jobs = min(suite.jobs or len(gpus) or 1, max(1, len(pending)))
     device = f"on {len(gpus)} GPUs" if len(gpus) > 1 else "on one GPU" if gpus else "on the CPU"
@@ -137,9 +143,10 @@ def _run_all(
 
 
 def _prepare(run: Run) -> jobs.Job:
-    """Write the record of a run and return its job.
+    """Write the record file of a run and return the job that executes the run.
 
-    The scores of an earlier run are removed first. Otherwise a kill would leave them beside the new record.
+    Scores of an earlier run are removed first. Otherwise, if this run is killed, they would
+    look like scores of the new record.
     """
     (run.folder / SCORES_FILE).unlink(missing_ok=True)
     run.folder.mkdir(parents=True, exist_ok=True)
@@ -148,7 +155,7 @@ def _prepare(run: Run) -> jobs.Job:
 
 
 def _finish(run: Run, keep_model: bool) -> str:
-    """Clean up after a successful run and return its score as text."""
+    """Return the test score of a successful run as text. Delete its model unless `keep_model` is true."""
     if not keep_model:
         shutil.rmtree(run.folder / MODEL_FOLDER, ignore_errors=True)
     title, score = main_score(run.data_set.name, read_run_file(run.folder / SCORES_FILE))
@@ -156,7 +163,7 @@ def _finish(run: Run, keep_model: bool) -> str:
 
 
 def _failure(run: Run, code: int) -> str | None:
-    """Return why a run failed, with its log file and the log's last line, or None if it succeeded."""
+    """Return the reason why a run failed, with the path and last line of its log, or None if it succeeded."""
     log = run.folder / LOG_FILE
     scores = run.folder / SCORES_FILE
     if code == 0 and scores.is_file():
@@ -175,11 +182,11 @@ def _failure(run: Run, code: int) -> str | None:
 
 @contextlib.contextmanager
 def _stop_on_signals() -> Iterator[None]:
-    """Raise `StoppedError` on SIGTERM and SIGHUP, so that the child processes are terminated first."""
+    """Raise `StoppedError` on SIGTERM or SIGHUP, so that child processes are terminated before this process ends."""
 
     def stop(number: int, _: object) -> NoReturn:
         name = signal.Signals(number).name
-        raise StoppedError(f"stopped by {name}; finished runs are kept; run the same command for the others")
+        raise StoppedError(f"stopped by {name}; repeat the command to continue (finished runs are kept)")
 
     handlers = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
@@ -208,7 +215,7 @@ def _plot_table(output: Path) -> None:
 
 
 def duration(seconds: float) -> str:
-    """Format seconds: `42 s`, `3 min 5 s`, `2 h 10 min`."""
+    """Format a duration in seconds, e.g. as `42 s`, `3 min 5 s` or `2 h 10 min`."""
     seconds = round(seconds)
     if seconds < 60:
         return f"{seconds} s"

@@ -1,4 +1,4 @@
-"""The fine-tuning runs of a suite, one per data set, arm and seed: settings, records and the check of finished runs."""
+"""Fine-tuning runs of the GUE suite, one per data set, arm and seed: their settings, records and checks."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LOG_FILE = "log.txt"
 
 @dataclass(frozen=True)
 class Run:
-    """One process of `finetune`."""
+    """One `dnabert-rm finetune` process, with its settings and record."""
 
     data_set: DataSet
     arm: str
@@ -34,17 +34,17 @@ class Run:
 
     @property
     def folder(self) -> Path:
-        """Output folder."""
+        """Output folder of the run."""
         return self.settings.output
 
     @property
     def title(self) -> str:
-        """Name of the run in notices."""
+        """Name of the run in messages: data set, arm and seed."""
         stand_in = f" ({STAND_IN})" if self.record["stand_in"] else ""
         return f"{self.data_set.name}{stand_in} {self.arm} seed {self.settings.seed}"
 
     def command(self) -> list[str]:
-        """Return the command line of the process."""
+        """Return the command line of the process as a list of arguments."""
         settings = self.settings
         words = [sys.executable, "-m", "dnabert_rm.cli.main", "finetune", "--overwrite"]
         options = {name: getattr(settings, name) for name in ("model", "train", "dev", "test", "output", "data_set")}
@@ -56,14 +56,15 @@ class Run:
 
 
 def arm_name(weights: str, overlapping: bool) -> str:
-    """Return the name of an arm: `pretrained` or `scratch`, with `-non-overlapping` for non-overlapping k-mers."""
+    """Return the name of an arm: "pretrained" or "scratch", plus "-non-overlapping" if `overlapping` is false."""
     return weights if overlapping else f"{weights}-non-overlapping"
 
 
 def resolve_settings(name: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of a data set: from `overrides`, else from GUE, else the defaults of `FinetuneSettings`.
+    """Return the fine-tuning settings of a data set.
 
-    An override of `epochs` alone removes GUE's `max_steps`, which would take precedence over it.
+    `overrides` take precedence over GUE's settings, and GUE's settings over the defaults of `FinetuneSettings`. If
+    `overrides` has `epochs` but not `max_steps`, GUE's `max_steps` is removed, because it would override `epochs`.
     """
     gue_settings = asdict(set_settings(name))
     if "epochs" in overrides and "max_steps" not in overrides:
@@ -73,7 +74,7 @@ def resolve_settings(name: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def make_runs(suite: SuiteSettings, sets: Sequence[DataSet]) -> list[Run]:
-    """Return the runs of all data sets, seeds and arms; raise `ConfigError` for a setting that is out of range."""
+    """Return one run per data set, seed and arm. Raise `ConfigError` if a setting is out of range."""
     model_sha256 = hash_model(suite.model)
     return [run for data_set in sets for run in _runs_of_set(suite, data_set, model_sha256)]
 
@@ -110,7 +111,10 @@ def _runs_of_set(suite: SuiteSettings, data_set: DataSet, model_sha256: str) -> 
 
 
 def hash_model(folder: Path) -> str:
-    """Return the SHA-256 of the files that a model is loaded from; raise `CheckpointError` if there is no model."""
+    """Return one SHA-256 for a model folder, computed from its configuration, vocabulary and weight files.
+
+    Raise `CheckpointError` if the folder contains no model.
+    """
     check_model_folder(folder)
     patterns = ("config.json", "vocab.txt", "*.safetensors", "*.bin")
     names = sorted({path.name for pattern in patterns for path in folder.glob(pattern)})
@@ -119,11 +123,13 @@ def hash_model(folder: Path) -> str:
 
 
 def hash_tables(data_set: DataSet) -> dict[str, str]:
-    """Return the SHA-256 of each table of a data set; raise `DataError` if one can't be read."""
+    """Return the SHA-256 of each table of a data set, keyed by split. Raise `DataError` if a table can't be read."""
     try:
         return {split: sha256_of_file(data_set.file(split)) for split in SPLITS if split in data_set.splits}
     except OSError as error:
-        raise DataError(f"{data_set.folder}: {error.filename} can't be read ({error.strerror})") from None
+        raise DataError(
+            f"{data_set.folder}: {error.filename} can't be read ({error.strerror}); check the file"
+        ) from None
 
 
 # ---- runs in the output folder
@@ -136,15 +142,15 @@ def finished_records(output: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
 
 
 def read_run_file(path: Path) -> dict[str, Any]:
-    """Read a JSON file of a finished run; the error says how to repeat the run."""
+    """Return the content of a JSON file of a finished run. The error message says how to repeat the run."""
     return read_json(path, advice=f"remove {path.parent} to repeat the run")
 
 
 def check_finished(runs: Sequence[Run], output: Path, overwrite: bool) -> set[Path]:
-    """Return the folders of finished runs; raise `ConfigError` if one differs from this call.
+    """Return the folders of finished runs. Raise `ConfigError` if a finished run does not match `runs`.
 
-    All runs in an output folder must have the same model, and all runs of a data set the same settings and tables.
-    With `overwrite`, runs that this call repeats are neither checked nor returned.
+    All runs in an output folder must have the same model. All runs of a data set must have the same settings and
+    tables. With `overwrite`, finished runs that are also in `runs` are neither checked nor returned.
     """
     repeated = {run.folder for run in runs}
     current_records = {run.data_set.name: run.record for run in runs}
@@ -165,9 +171,9 @@ def check_finished(runs: Sequence[Run], output: Path, overwrite: bool) -> set[Pa
 
 
 def _differences(record: Mapping[str, Any], current: Mapping[str, Any]) -> Iterator[str]:
-    """Yield a description of each difference between a finished run's record and the current one.
+    """Yield a description of each difference between the record of a finished run and the record `current`.
 
-    Only the model is compared if `current` has no settings.
+    If `current` has no settings, only the models are compared.
     """
     if record.get("model_sha256") != current["model_sha256"]:
         yield "another model"
@@ -178,4 +184,4 @@ def _differences(record: Mapping[str, Any], current: Mapping[str, Any]) -> Itera
     finished_settings = record.get("settings", {})
     for name in sorted({*finished_settings, *current["settings"]}):
         if finished_settings.get(name) != current["settings"].get(name):
-            yield f"{name} {finished_settings.get(name)}, not {current['settings'].get(name)}"
+            yield f"{name} {finished_settings.get(name)} instead of {current['settings'].get(name)}"

@@ -1,4 +1,4 @@
-"""Settings of `gue`: which runs to launch, and overrides of the suite's settings for every data set. Torch-free."""
+"""Settings of `dnabert-rm gue`: which runs to launch, and overrides of GUE's fine-tuning settings. Torch-free."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ OVERRIDES = (
 
 
 def _set_names(text: str) -> tuple[str, ...]:
-    """Parse the value of `--sets`: patterns of data sets, without the trailing slash that shell completion adds."""
+    """Parse the comma-separated patterns of `--sets`. Remove trailing slashes, which shell completion adds."""
     return tuple(word.strip().rstrip("/") for word in text.split(",") if word.strip())
 
 
 @dataclass(frozen=True)
 class SuiteSettings(Settings):
-    """One call of `gue`: a model, a folder of data sets, seeds and arms."""
+    """Settings of one `dnabert-rm gue` call, such as the model, the data sets, seeds and arms."""
 
     GROUPS: ClassVar = {
         "model": "files",
@@ -48,52 +48,52 @@ class SuiteSettings(Settings):
     output: Path = setting(metavar="DIR")
     """Folder for table.csv, table.md, table.png, scores.json and runs/."""
     keep_models: bool = False
-    """Keep the fine-tuned model of each run; by default only scores, predictions and logs."""
+    """Keep the fine-tuned model of each run. By default it is deleted after scoring."""
     overwrite: bool = False
-    """Repeat runs that are finished."""
+    """Repeat finished runs and replace their results."""
     sets: tuple[str, ...] = setting((), separator=",", metavar="NAMES", parse=_set_names)
-    """Data sets, such as mouse/0,tf or 'EMP/H3*'; by default all in the folder."""
+    """Data sets to run, such as mouse/0,tf or 'EMP/H3*'. By default, all in the folder."""
     seeds: tuple[int, ...] = setting((42,), separator=",", metavar="N,N")
-    """One run for each seed."""
+    """Random seeds. There is one run per seed."""
     arms: tuple[Literal["pretrained", "scratch"], ...] = setting(("pretrained",), separator=",", metavar="NAMES")
-    """pretrained, scratch (random weights) or both."""
+    """Initial weights to compare: pretrained, scratch (random weights) or both."""
     overlapping: bool = setting(True, off="--non-overlapping")
-    """Take tokens with stride k; a separate arm in the table."""
+    """Use non-overlapping k-mers (stride k). Their scores get separate columns in the table."""
     stand_in: bool = False
-    """If only train.csv is missing, train on dev.csv and test on test.csv; not a GUE score."""
+    """If only train.csv is missing, train on dev.csv and test on test.csv. The result is not a GUE score."""
     jobs: int | None = setting(None, metavar="N", minimum=1)
-    """Number of parallel runs; by default one per visible GPU, or 1 without GPUs."""
+    """Number of parallel runs. By default one per visible GPU, or 1 without GPUs."""
     dry_run: bool = False
     """List the runs and their settings without starting them."""
     epochs: int | None = setting(None, metavar="N")
-    """Passes over the training rows; removes the suite's --max-steps."""
+    """Passes over the training rows. GUE's own number of steps is then ignored."""
     max_steps: int | None = setting(None, metavar="N")
-    """Optimizer steps; overrides --epochs."""
+    """Number of optimizer steps; overrides --epochs."""
     learning_rate: float | None = setting(None, metavar="N")
     """Peak learning rate, with linear warm-up and decay."""
     batch_size: int | None = setting(None, metavar="N")
     """Rows per optimizer step."""
     warmup_steps: int | None = setting(None, metavar="N")
-    """Steps of warm-up."""
+    """Number of learning-rate warm-up steps."""
     weight_decay: float | None = setting(None, metavar="N")
     """Weight decay of AdamW."""
     dropout: float | None = setting(None, metavar="N")
-    """Dropout of hidden states and attention."""
+    """Dropout probability of hidden states and attention."""
     eval_steps: int | None = setting(None, metavar="N")
-    """Steps between evaluations on dev."""
+    """Number of steps between evaluations on dev.csv."""
     max_tokens: int | None = setting(None, metavar="N")
-    """Tokens per sequence; longer ones keep their middle."""
+    """Maximum tokens per sequence. Longer sequences are cut to their middle."""
     precision: Precision | None = None
     """fp32, or bf16 for mixed precision."""
 
     def problems(self) -> Iterator[str]:
-        """Yield a line for each list that is empty or has duplicates."""
+        """Yield an error message for each of `seeds` and `arms` that is empty or has duplicates."""
         for name in ("seeds", "arms"):
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):
-                yield f"--{name} {','.join(map(str, values))}: pass at least one, and each only once"
+                yield f"--{name} {','.join(map(str, values))}: pass at least one value, and no value twice"
 
     @property
     def overrides(self) -> dict[str, Any]:
-        """Settings given for all data sets, by their names in `FinetuneSettings`."""
+        """Settings that override GUE's settings for all data sets, keyed by field of `FinetuneSettings`."""
         return {name: value for name in OVERRIDES if (value := getattr(self, name)) is not None}

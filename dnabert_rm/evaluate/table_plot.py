@@ -1,4 +1,4 @@
-"""Plot of the `gue` table: a row per data set, a point per arm, and published means of complete families."""
+"""Plot of the `gue` table: a row per data set or family, a point per arm, and published family means."""
 
 from __future__ import annotations
 
@@ -28,12 +28,15 @@ _ARM_INCHES = 0.17
 
 
 def plot_table(path: Path, rows: Sequence[TableRow], families: Sequence[TableRow]) -> None:
-    """Write the plot; raise `ImportError` without matplotlib."""
+    """Write the plot of the table to `path`. Raise `ImportError` if matplotlib is not installed."""
     table_figure(rows, families).savefig(path, dpi=150, metadata={"Software": None})
 
 
 def table_figure(rows: Sequence[TableRow], families: Sequence[TableRow]) -> Figure:
-    """Return a figure with a panel for each group of rows; raise `ImportError` without matplotlib."""
+    """Return a figure with one panel per group of rows, such as GUE data sets or family means.
+
+    Raise `ImportError` if matplotlib is not installed.
+    """
     from matplotlib.figure import Figure
 
     panels = {
@@ -61,9 +64,10 @@ def table_figure(rows: Sequence[TableRow], families: Sequence[TableRow]) -> Figu
 
 
 def score_limits(rows: Sequence[TableRow], published: Sequence[float]) -> tuple[float, float]:
-    """Return the limits of the score axis, at least 20 apart.
+    """Return the lower and upper limit of the score axis.
 
-    They include all scores. Intervals extend them by at most 15 beyond the scores.
+    The limits are at least 20 apart and include all scores. Confidence intervals widen the axis by at most 15 on each
+    side.
     """
     scores = [*published, *(value for row in rows for value in row.scores.values())]
     ends = [row.mean + sign * (row.half_width or 0) for row in rows for sign in (-1, 1)]
@@ -104,7 +108,7 @@ def _plot_panel(axes: Any, rows: Sequence[TableRow], arms: Sequence[str], num_li
 
 
 def _label(row: TableRow) -> str:
-    """Return the data set's name, its metric if that is not MCC, and its task if the name does not contain it."""
+    """Return the label of a row: its name, its metric unless MCC, and its task unless part of the name."""
     metric = "" if row.metric == DEFAULT_METRIC else f" ({METRIC_TITLES[row.metric]})"
     task = family_of(row.name) or ""
     return f"{row.name}{metric}" + (f"\n{task}" if task.lower() not in row.name.lower() else "")

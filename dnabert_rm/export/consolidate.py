@@ -1,7 +1,8 @@
-"""Consolidate the full fp32 weights of a checkpoint, one at a time, from the files that the ranks saved.
+"""Consolidate a checkpoint's full fp32 weights, one at a time, from the files that the ranks saved.
 
-Below stage 3, DeepSpeed's own conversion holds the weights in memory twice, and it can't read stage 0. Here the files
-are memory-mapped, so the optimizer's moments stay on disk. Remapping from time to time releases pages already read.
+Below ZeRO stage 3, DeepSpeed's own conversion holds the weights in memory twice. It can't read stage 0 at all. Here the
+files are memory-mapped, so the optimizer's moments stay on disk. Mapping the files again from time to time releases the
+pages that were already read.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ REMAP_BYTES = 64_000_000
 
 
 class SavedWeights:
-    """The weights of one checkpoint by their transformers names: `weights[name]` is a new fp32 tensor.
+    """The weights of one checkpoint, keyed by transformers name. `weights[name]` returns a new fp32 tensor.
 
-    `shapes` maps each name to a shape. `aliases` maps the second name of each tied weight to its first. Raises
-    `CheckpointError` if the files do not match the recorded ZeRO stage. Weights offloaded to disk (`zero3_nvme`) also
-    raise it, because DeepSpeed does not record the order of its swap files.
+    `shapes` maps each name to a shape. `aliases` maps the second name of each tied weight to its first name. The
+    constructor raises `CheckpointError` if the files do not match the recorded ZeRO stage. It raises the same error for
+    weights offloaded to disk (`zero3_nvme`), because DeepSpeed does not record the order of its swap files.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -74,9 +75,9 @@ class SavedWeights:
 
 
 def read_weights(folder: Path, what: str, share: int = 1, quiet: bool = False) -> Iterator[tuple[str, Tensor]]:
-    """Yield each name and weight of a checkpoint once, with a progress bar labelled `what` unless `quiet`.
+    """Yield the name and tensor of each weight of a checkpoint. Show a progress bar labelled `what` unless `quiet`.
 
-    `share` checkpoints are read at the same time, each with that part of the memory for mapped files.
+    If several checkpoints are read concurrently, pass their number as `share`. They share the memory for mapped files.
     """
     saved = SavedWeights(folder)
     bytes_read = 0
@@ -94,13 +95,13 @@ def read_weights(folder: Path, what: str, share: int = 1, quiet: bool = False) -
 
 
 def mean_weights(folders: Sequence[Path]) -> dict[str, Tensor]:
-    """Return the mean fp32 weights of checkpoints. Memory holds the weights once; checkpoints are read in turn."""
+    """Return the fp32 weights averaged over checkpoints, which are read in turn. Memory holds one set of weights."""
     mean: dict[str, Tensor] = {}
     for number, folder in enumerate(folders):
         for name, weight in read_weights(folder, f"reading {folder.name}"):
             if number and (name not in mean or mean[name].shape != weight.shape):
                 raise CheckpointError(
-                    f"{folder}: its {name} is not in {folders[0].name} or has another shape; average fewer checkpoints"
+                    f"{folder}: {name} is missing in {folders[0].name} or has another shape; average fewer checkpoints"
                 )
             # A running mean: after all checkpoints each has the same share.
             mean[name] = mean[name].lerp_(weight, 1 / (number + 1)) if number else weight
@@ -108,7 +109,7 @@ def mean_weights(folders: Sequence[Path]) -> dict[str, Tensor]:
 
 
 def mean_weights_one_by_one(folders: Sequence[Path]) -> Iterator[tuple[str, Tensor]]:
-    """Yield the same mean, computed differently for the self-check: one weight at a time, summed in fp64."""
+    """Yield the weights of `mean_weights`, computed differently for the self-check: one at a time, summed in fp64."""
     readers = [
         read_weights(folder, "comparing weights", share=len(folders), quiet=number > 0)
         for number, folder in enumerate(folders)
@@ -123,7 +124,7 @@ def mean_weights_one_by_one(folders: Sequence[Path]) -> Iterator[tuple[str, Tens
 
 
 def _mapped_vector(length: int) -> Tensor:
-    """Return an fp32 vector in its own memory mapping, because malloc would keep much of the memory after freeing."""
+    """Return an fp32 vector in its own memory mapping. malloc would keep much of the memory after it is freed."""
     return torch.frombuffer(mmap.mmap(-1, 4 * length), dtype=torch.float32)
 
 
@@ -132,12 +133,12 @@ def _model_name(name: str) -> str:
 
 
 def _load_mapped(path: Path) -> dict[str, Any]:
-    """Load a torch file memory-mapped: tensor data are read from disk only when used."""
+    """Load a torch file as a memory mapping, so that tensor data are read from disk only when used."""
     return torch.load(path, map_location="cpu", mmap=True)
 
 
 def _rank_files(folder: Path, world_size: int) -> list[Path]:
-    """Return each rank's file of partitioned weights, in rank order. In bf16, DeepSpeed adds the prefix "bf16_"."""
+    """Return each rank's file of partitioned weights, in rank order. In bf16, its name starts with "bf16_"."""
     found = [next(folder.glob(f"*zero_pp_rank_{rank}_mp_rank_00_optim_states.pt"), None) for rank in range(world_size)]
     if None in found:
         raise ValueError(f"the weights of rank {found.index(None)} are missing")
@@ -145,14 +146,17 @@ def _rank_files(folder: Path, world_size: int) -> list[Path]:
 
 
 def _shared_memory_names(pieces: dict[str, list[Tensor]]) -> dict[str, str]:
-    """Return the names of tensors that share memory with an earlier one: {name: earlier name}."""
+    """Return {name: earlier name} for each tensor that shares memory with an earlier tensor."""
     first: dict[int, str] = {}
     names = {name: first.setdefault(flat.data_ptr(), name) for name, (flat,) in pieces.items() if flat.numel()}
     return {name: other for name, other in names.items() if name != other}
 
 
 def _pieces_of_stages_1_2(groups: list[dict[str, torch.Size]], states: list[dict]) -> dict[str, list[Tensor]]:
-    """Return the pieces of each weight at stages 1 and 2: a group's joined partitions hold its weights in order."""
+    """Return the pieces of each weight at ZeRO stages 1 and 2.
+
+    The partitions of a parameter group, joined over ranks, hold the weights of the group in order.
+    """
     pieces: dict[str, list[Tensor]] = {}
     paddings = states[0].get("param_alignment_paddings")
     for number, group in enumerate(groups):
@@ -165,7 +169,10 @@ def _pieces_of_stages_1_2(groups: list[dict[str, torch.Size]], states: list[dict
 
 
 def _pieces_of_stage_3(groups: list[dict[str, torch.Size]], states: list[dict]) -> dict[str, list[Tensor]]:
-    """Return the pieces of each weight at stage 3: each rank holds an equal part of it. The last part is padded."""
+    """Return the pieces of each weight at ZeRO stage 3.
+
+    Each rank holds an equal part of each weight, and the last part is padded.
+    """
     pieces: dict[str, list[Tensor]] = {}
     start = 0
     for name, shape in chain.from_iterable(group.items() for group in groups):
@@ -180,7 +187,10 @@ def _pieces_of_stage_3(groups: list[dict[str, torch.Size]], states: list[dict]) 
 
 
 def _slice(vectors: Sequence[Tensor], start: int, length: int) -> list[Tensor]:
-    """Return views of `length` elements from `start` on in the concatenated vectors; raise ValueError if too short."""
+    """Return views of `length` elements of the concatenated vectors, from `start` on.
+
+    Raises `ValueError` if the vectors are too short.
+    """
     found = []
     for vector in vectors:
         if length and start < len(vector):
@@ -194,7 +204,7 @@ def _slice(vectors: Sequence[Tensor], start: int, length: int) -> list[Tensor]:
 
 @contextlib.contextmanager
 def _as_checkpoint_error(folder: Path) -> Iterator[None]:
-    """Turn the errors of unexpected file contents into a `CheckpointError`."""
+    """Convert errors caused by unexpected file contents into a `CheckpointError`."""
     try:
         yield
     except (OSError, KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:

@@ -1,4 +1,4 @@
-"""Export a checkpoint of any ZeRO stage and number of ranks as one Hugging Face folder.
+"""Export a checkpoint as one Hugging Face folder, for any ZeRO stage and any number of ranks.
 
 The folder is written under a temporary name. It is renamed only after stock transformers has loaded it and reproduced
 the training model's logits for a fixed input (`probe.npz` in the checkpoint). See docs/export.md.
@@ -69,9 +69,9 @@ class _CheckpointRecords:
 
 
 def find_checkpoints(path: Path, step: int | None = None, average: int = 1) -> list[Path]:
-    """Return the last `average` complete checkpoints of a run, up to `step`.
+    """Return the last `average` complete checkpoints of a run, none later than `step`.
 
-    `path` is a run folder or a checkpoint. Raises `CheckpointError` if the run has too few checkpoints.
+    `path` is a run folder or a checkpoint. Raises `CheckpointError` if the run lacks `step` or has too few checkpoints.
     """
     if average < 1:
         raise CheckpointError(f"--average {average}: pass a number of checkpoints, 1 or more")
@@ -90,7 +90,7 @@ def find_checkpoints(path: Path, step: int | None = None, average: int = 1) -> l
     if len(chosen) < average:
         raise CheckpointError(
             f"{path}: has {len(chosen)} checkpoints up to step {chosen[-1]}, not {average}; lower --average, "
-            "and train with a larger --train.keep_last next time"
+            "or train with a larger --train.keep_last"
         )
     return [step_folder(path, saved) for saved in chosen]
 
@@ -105,13 +105,13 @@ def export(
     """Export a run or checkpoint, or the mean of a run's last `average` checkpoints, to the new folder `output`.
 
     Raises `CheckpointError` if a checkpoint is damaged or the written model differs from the trained one. Raises
-    `DataError` if `output` exists or can't be written. After an error no output is left. Memory: the weights in fp32
-    once, or twice while they are read (docs/export.md).
+    `DataError` if `output` exists or can't be written. After an error, no output folder remains. Memory holds the
+    fp32 weights once, or twice while they are read (docs/export.md).
     """
     checkpoints = find_checkpoints(Path(source), step, average)
     output = Path(output)
     if output.exists():
-        raise DataError(f"{output}: exists already; choose a new folder or remove it")
+        raise DataError(f"{output}: exists already; choose another folder or remove this one")
     records = [_read_records(checkpoint) for checkpoint in checkpoints]
     steps = [record.state.step for record in records]
     last = records[-1]
@@ -128,7 +128,7 @@ def export(
 
 @contextlib.contextmanager
 def _new_folder(output: Path) -> Iterator[Path]:
-    """Create a folder with `atomic_folder`; raise `DataError` if a write fails."""
+    """Create the folder `output` with `atomic_folder`. Raise `DataError` if a write fails."""
     try:
         with atomic_folder(output) as temporary:
             yield temporary
@@ -137,7 +137,7 @@ def _new_folder(output: Path) -> Iterator[Path]:
 
 
 def _read_records(checkpoint: Path) -> _CheckpointRecords:
-    """Verify a checkpoint and read its records; raise `CheckpointError` if it is damaged."""
+    """Verify a checkpoint and read its records. Raise `CheckpointError` if it is damaged."""
     check_checkpoint(checkpoint)
     state = read_state(checkpoint)
     reference = load_reference_output(checkpoint / REFERENCE_OUTPUT_NAME)
@@ -150,7 +150,7 @@ def _read_records(checkpoint: Path) -> _CheckpointRecords:
 
 
 def _trained_weights(checkpoints: list[Path]) -> Iterator[tuple[str, Tensor]]:
-    """Read the weights again for the self-check, one by one. A mean is computed differently than in `mean_weights`."""
+    """Yield the weights again for the self-check. `mean_weights_one_by_one` averages several checkpoints."""
     if len(checkpoints) > 1:
         return mean_weights_one_by_one(checkpoints)
     return read_weights(checkpoints[0], "comparing weights")
@@ -159,7 +159,7 @@ def _trained_weights(checkpoints: list[Path]) -> Iterator[tuple[str, Tensor]]:
 def _write_model(
     checkpoints: list[Path], last: _CheckpointRecords, folder: Path, max_shard_size: str
 ) -> tuple[int, ReferenceOutput]:
-    """Write weights, configuration and tokenizer; return the number of parameters and the expected output."""
+    """Write weights, configuration and tokenizer. Return the number of parameters and the reference output."""
     model = _trained_model(checkpoints, last)
     reference = last.reference if len(checkpoints) == 1 else _reference_of_mean(model, last.reference)
     try:
@@ -173,7 +173,7 @@ def _write_model(
 
 
 def _trained_model(checkpoints: list[Path], last: _CheckpointRecords) -> PreTrainedModel:
-    """Build the transformers model with the checkpoints' mean master weights, fp32, on the CPU."""
+    """Build the transformers model on the CPU, with the fp32 master weights averaged over the checkpoints."""
     checkpoint = checkpoints[-1]
     architecture = architecture_of(last.config.model, last.tokenizer.vocab_size, checkpoint)
     with init_empty_weights():
@@ -192,7 +192,7 @@ def _trained_model(checkpoints: list[Path], last: _CheckpointRecords) -> PreTrai
 
 
 def _reference_of_mean(model: PreTrainedModel, reference: ReferenceOutput) -> ReferenceOutput:
-    """Recompute the reference output for averaged weights, with training's masked-only head, in fp32 on the CPU."""
+    """Recompute the reference output for averaged weights with the training code's `MaskedLM`, in fp32 on the CPU."""
     with torch.no_grad():
         logits = MaskedLM(model)(torch.from_numpy(reference.input_ids), torch.from_numpy(reference.positions))
     return dataclasses.replace(reference, logits=logits.numpy(), precision="fp32", device="cpu")

@@ -1,4 +1,4 @@
-"""Provenance of an export: `pretraining.json` for programs, and a model card with the loss curve for people."""
+"""Provenance of an export: `pretraining.json` for programs, and a model card for people."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def provenance(
     averaged_steps: list[int],
     difference: float,
 ) -> dict[str, Any]:
-    """Collect the content of `pretraining.json`; unknown values are null or empty."""
+    """Return the content of `pretraining.json`. Unknown values are null or empty."""
     run = checkpoint.parent.parent if checkpoint.parent.name == FOLDER_NAME else checkpoint
     environment = _read_json_or_empty(run / ENVIRONMENT_NAME)
     return {
@@ -56,7 +56,10 @@ def provenance(
 
 
 def training_sources(checkpoint: Path, config: RunConfig, fingerprint: str) -> list[dict[str, Any]]:
-    """Return genome, file, bytes and SHA-256 of the training data, from the checkpoint or else the data folder."""
+    """Return genome, file, bytes and SHA-256 of each source of the training data.
+
+    They come from the checkpoint, or from the data folder if the checkpoint does not record them.
+    """
     with contextlib.suppress(DataError, OSError, TypeError):
         if found := _read_json_or_empty(checkpoint / DATA_NAME).get("sources"):
             return [dataclasses.asdict(SourceInfo(**source)) for source in found]
@@ -67,7 +70,10 @@ def training_sources(checkpoint: Path, config: RunConfig, fingerprint: str) -> l
 
 
 def phases(metrics: Path, steps: int) -> list[dict[str, Any]]:
-    """Return loss and accuracy of each phase in the first `steps` steps, averaged over its last 50 logged steps."""
+    """Return loss and masked accuracy of each masking phase in the first `steps` steps.
+
+    Both are means over the last 50 logged steps of the phase.
+    """
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         rows = [row for row in read_json_lines(metrics) if row["step"] < steps]
         return [_phase_end(list(phase_rows)) for _, phase_rows in groupby(rows, lambda row: row["phase"])]
@@ -81,7 +87,7 @@ def _phase_end(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _read_json_or_empty(path: Path) -> dict[str, Any]:
-    """Read a JSON object; return an empty one if the file is missing or damaged."""
+    """Return the JSON object in a file, or an empty dict if the file is missing or damaged."""
     with contextlib.suppress(UserError):
         return read_json(path)
     return {}
@@ -105,7 +111,7 @@ def model_card(facts: dict[str, Any]) -> str:
 
 
 def _names(names: list[str]) -> str:
-    """Join names from files, without duplicates or characters that would break a table."""
+    """Join genome names, without duplicates or characters that would break a Markdown table."""
     known = [" ".join(name.replace("|", "/").split()) for name in dict.fromkeys(names)]
     more = f" and {len(known) - _NAMES_SHOWN} more (`{PROVENANCE_NAME}`)" if len(known) > _NAMES_SHOWN else ""
     return ", ".join(known[:_NAMES_SHOWN]) + more if known else "not recorded"

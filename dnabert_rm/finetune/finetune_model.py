@@ -1,4 +1,4 @@
-"""Fine-tune one head with one seed: from tables to a model, its scores and its predictions."""
+"""Fine-tune one head with one seed, and write the model, its scores and its predictions."""
 
 from __future__ import annotations
 
@@ -22,17 +22,19 @@ __all__ = ["FinetuneSettings", "finetune", "scores_table"]
 
 
 def finetune(settings: FinetuneSettings) -> dict[str, Any]:
-    """Fine-tune one head, choose its checkpoint by the task's metric on dev, and score test once.
+    """Fine-tune one head, choose the checkpoint with the best dev metric, and score the test table once.
 
     Files in `settings.output`:
 
     - `model/`: load it with `AutoModelForSequenceClassification`, or `AutoModelForTokenClassification` for per-base
-      tasks. With LoRA, use `PeftModel.from_pretrained` on the pretrained model.
-    - `predictions.csv` and `tensorboard/`.
-    - `scores.json`, written last. Its content is returned.
+      tasks. With LoRA, pass the pretrained model and this folder to `PeftModel.from_pretrained`.
+    - `predictions.csv`: predictions for the test table.
+    - `tensorboard/`: training curves.
+    - `scores.json`: the returned scores, written last.
 
-    On a CPU the same settings give the same scores. Under a launcher every rank must call this; only rank 0 writes.
-    Raises `DataError` for errors in the tables, `CheckpointError` in the model, `ConfigError` in the settings.
+    On a CPU, the same settings give the same scores. Under a launcher, every rank must call this function, but only
+    rank 0 writes files. Errors in the tables raise `DataError`, errors in the model `CheckpointError`, and errors in
+    the settings `ConfigError`.
     """
     check_output(settings)
     check_model_folder(settings.model)
@@ -72,7 +74,10 @@ def finetune(settings: FinetuneSettings) -> dict[str, Any]:
 
 
 def chosen_metric(settings: FinetuneSettings, splits: Splits) -> str:
-    """Return the metric for choosing the checkpoint; raise `ConfigError` if it is unknown or undefined on dev."""
+    """Return the name of the metric that chooses the checkpoint.
+
+    Raises `ConfigError` if the task has no such metric, or if the metric is undefined on dev.
+    """
     task = splits.task
     metric = settings.best_metric or task.best_metric
     targets = splits.targets(splits.dev)
@@ -82,26 +87,30 @@ def chosen_metric(settings: FinetuneSettings, splits: Splits) -> str:
     else:
         scores = task.metrics(np.stack(targets), np.zeros((len(targets), len(task.labels))))
     if metric not in scores:
-        raise ConfigError(f"--best-metric {metric}: --task {task.name} has {', '.join(scores)}; choose one of these")
+        raise ConfigError(
+            f"--best-metric {metric}: not a metric of --task {task.name}; choose one of {', '.join(scores)}"
+        )
     if scores[metric] is None:
         defined = ", ".join(name for name, score in scores.items() if score is not None)
         raise ConfigError(
-            f"--best-metric {metric}: is undefined on {splits.dev.path}, where all labels are the same;"
+            f"--best-metric {metric}: undefined on {splits.dev.path}, where all labels are the same;"
             f" pass one of {defined}"
         )
     return metric
 
 
 def allowed_tokens(settings: FinetuneSettings, config: Any) -> int:
-    """Return the maximum input length in tokens: `max_tokens`, by default the model's number of positions."""
+    """Return the maximum input length in tokens: `max_tokens` if it is set, else the model's number of positions."""
     positions = config.max_position_embeddings
     if settings.max_tokens is not None and settings.max_tokens > positions:
-        raise ConfigError(f"--max-tokens {settings.max_tokens}: the model has {positions} positions; pass at most that")
+        raise ConfigError(
+            f"--max-tokens {settings.max_tokens}: the model has {positions} positions; pass {positions} or less"
+        )
     return settings.max_tokens or positions
 
 
 def prepare_model(settings: FinetuneSettings, splits: Splits, config: Any) -> tuple[Any, list[str]]:
-    """Return the model with its trainable weights selected, and the names of its newly initialized tensors."""
+    """Load the model and select its trainable weights. Return it with the names of its newly initialized tensors."""
     from dnabert_rm.finetune import pretrained_encoder as encoder
     from dnabert_rm.finetune.lora import add_adapters
 
@@ -116,7 +125,7 @@ def prepare_model(settings: FinetuneSettings, splits: Splits, config: Any) -> tu
 
 
 def tokenize_splits(settings: FinetuneSettings, splits: Splits, tokenizer: Any, max_tokens: int) -> dict[str, Any]:
-    """Return the `TokenRows` of each split; raise `DataError` if all sequences of a table are shorter than a k-mer."""
+    """Return the `TokenRows` of each split. Raise `DataError` if a table has only sequences shorter than one k-mer."""
     from dnabert_rm.finetune.token_rows import token_rows
 
     rows_by_split = {}
@@ -130,13 +139,18 @@ def tokenize_splits(settings: FinetuneSettings, splits: Splits, tokenizer: Any, 
             per_base=splits.task.per_base,
         )
         if rows.num_empty == len(table):
-            raise DataError(f"{table.path}: every sequence is shorter than one {tokenizer.k}-mer; provide longer ones")
+            raise DataError(
+                f"{table.path}: every sequence is shorter than one {tokenizer.k}-mer; provide longer sequences"
+            )
         rows_by_split[name] = rows
     return rows_by_split
 
 
 def report_start(settings: FinetuneSettings, splits: Splits, rows_by_split: dict[str, Any], new: list[str]) -> None:
-    """Print notices about the model, the data and rows that are cut or empty. `new`: names of the new tensors."""
+    """Print notices about the model, the data, and rows that are too long or too short.
+
+    `new` holds the names of the newly initialized tensors.
+    """
     if settings.from_scratch:
         notice(f"model: architecture of {settings.model} with random weights")
     else:
@@ -146,15 +160,13 @@ def report_start(settings: FinetuneSettings, splits: Splits, rows_by_split: dict
     handling = "only their middle is used" if settings.long == "middle" else "overlapping windows are averaged"
     for name, rows in rows_by_split.items():
         if rows.num_long:
-            notice(f"note: {rows.num_long} {name} rows have more tokens than the model takes; {handling}")
+            notice(f"note: {rows.num_long} {name} rows have more tokens than the maximum input; {handling}")
         if rows.num_empty:
-            notice(
-                f"warning: {rows.num_empty} {name} rows are shorter than one k-mer; the model sees none of their bases"
-            )
+            notice(f"warning: {rows.num_empty} {name} rows are shorter than one k-mer; the model can't see their bases")
 
 
 def count_changed_rows(settings: FinetuneSettings, splits: Splits, rows_by_split: dict[str, Any]) -> dict[str, Any]:
-    """Return the `scores.json` entries that count rows shared with train, cut or left out."""
+    """Return row counts for `scores.json`: rows shared with train, cut to the maximum length, or left out."""
     num_long = {name: rows.num_long for name, rows in rows_by_split.items()}
     none = dict.fromkeys(num_long, 0)
     return {
@@ -166,7 +178,7 @@ def count_changed_rows(settings: FinetuneSettings, splits: Splits, rows_by_split
 
 
 def training_summary(trainer: Any, trained: Any, best_metric: str) -> dict[str, Any]:
-    """Return the `scores.json` entries about training. `trained` is the result of `Trainer.train`."""
+    """Return the `scores.json` entries about training. `trained` is the return value of `Trainer.train`."""
     return {
         "best_metric": best_metric,
         "steps": trainer.state.global_step,

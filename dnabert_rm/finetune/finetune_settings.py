@@ -1,4 +1,4 @@
-"""Settings of one fine-tuning run, checked when they are made."""
+"""Settings of `finetune`, checked when constructed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CHECKPOINTS_FOLDER = ".finetune-checkpoints"
 
 
 def _seeds(text: str) -> int | tuple[int, ...]:
-    """Parse `--seeds`: the number of seeds, or a list of seeds."""
+    """Parse `--seeds` as a number of seeds or a list of seeds."""
     try:
         numbers = tuple(int(part) for part in text.split(","))
     except ValueError:
@@ -38,13 +38,13 @@ def _seeds(text: str) -> int | tuple[int, ...]:
 
 
 def _columns(text: str) -> tuple[str, ...]:
-    """Parse `--label-columns`. Empty names are kept, so that the check rejects them."""
+    """Parse `--label-columns`. Keep empty names, so that `problems` reports them."""
     return tuple(name.strip() for name in text.split(","))
 
 
 @dataclass(frozen=True)
 class FinetuneSettings(Settings):
-    """Settings of `finetune`: one head on one data set. Defaults follow DNABERT-2's scripts where those set a value."""
+    """Settings of `finetune`, which trains one head on one data set. Training defaults follow DNABERT-2's scripts."""
 
     GROUPS: ClassVar = {"model": "files", "task": "task", "epochs": "training", "max_tokens": "model"}
 
@@ -65,7 +65,7 @@ class FinetuneSettings(Settings):
     task: Task = "classes"
     """Output of the head: a class, several binary labels, numbers, or a class per base."""
     label_columns: tuple[str, ...] = setting(("label",), separator=",", metavar="A,B,C", parse=_columns)
-    """Columns of the labels. multi-label (0 or 1 in each) and regression may have several."""
+    """Names of the label columns. multi-label (0 or 1 in each column) and regression accept several."""
     bad_rows: Literal["fail", "drop"] = "fail"
     """Stop at a row that can't be used (fail), or leave it out with a warning (drop)."""
     best_metric: str | None = setting(None, metavar="NAME")
@@ -91,7 +91,7 @@ class FinetuneSettings(Settings):
     seed: int = setting(42, metavar="N", minimum=0, below=2**32)
     """Seed of the new weights, the order of rows, the dropout and the held-out rows."""
     seeds: tuple[int, ...] | None = setting(None, metavar="N|A,B,C", minimum=0, below=2**32, parse=_seeds)
-    """Several seeds, one sub-folder each: 5 means --seed and the next 4 numbers; or list them, as 1,2,3."""
+    """Repeat with several seeds, one sub-folder each. 5 means --seed and the next 4 numbers; 1,2,3 lists the seeds."""
     early_stopping: int | None = setting(None, metavar="N", minimum=1)
     """Stop after this many evaluations without a new best; by default never."""
     precision: Precision = "fp32"
@@ -99,7 +99,7 @@ class FinetuneSettings(Settings):
     max_tokens: int | None = setting(None, metavar="N", minimum=3)
     """Maximum input length in tokens, special tokens included; by default the model's number of positions."""
     long: Literal["middle", "window"] = "middle"
-    """How to shorten longer sequences: keep the middle, or average over overlapping windows."""
+    """How to handle sequences above the maximum length: keep the middle, or average over overlapping windows."""
     overlapping: bool = setting(True, off="--non-overlapping")
     """Take tokens with stride k instead of 1."""
     lora: int | None = setting(None, metavar="R", minimum=1)
@@ -107,7 +107,7 @@ class FinetuneSettings(Settings):
     freeze_encoder: bool = False
     """Train only the head (linear probing)."""
     from_scratch: bool = False
-    """Start from random weights in the same architecture: the control for the effect of pretraining."""
+    """Start from random weights in the same architecture, as a control for the effect of pretraining."""
 
     def __post_init__(self) -> None:
         if isinstance(self.seeds, int):
@@ -115,18 +115,18 @@ class FinetuneSettings(Settings):
         super().__post_init__()
 
     def problems(self) -> Iterator[str]:
-        """Yield one message for each contradiction between settings."""
+        """Yield an error message for each conflict between settings."""
         if self.output.resolve() == self.model.resolve():
             yield f"--output {self.output}: is the folder of the pretrained model; choose another folder"
         if self.seeds is not None and (len(self.seeds) != len(set(self.seeds)) or not self.seeds):
             yield "--seeds: list each seed once"
         yield from self._column_problems()
         if self.lora and self.freeze_encoder:
-            yield "--lora and --freeze-encoder: pass one of them"
+            yield "--lora and --freeze-encoder: pass only one of them"
         if self.lora and self.from_scratch:
             yield "--lora: trains adapters of a pretrained model; remove --from-scratch"
         if self.class_weights and self.task == "regression":
-            yield "--class-weights: --task regression has no classes; remove it"
+            yield "--class-weights: --task regression has no classes; remove --class-weights"
 
     def _column_problems(self) -> Iterator[str]:
         columns = [name.lower() for name in self.label_columns]
@@ -138,11 +138,11 @@ class FinetuneSettings(Settings):
 
     @property
     def name(self) -> str:
-        """Name of the data set."""
+        """Return the name of the data set."""
         return self.data_set or self.train.resolve().parent.name
 
     def to_json(self) -> dict[str, Any]:
-        """Return the settings as JSON values, with paths as the user wrote them."""
+        """Return the settings as JSON values. Paths stay as the user wrote them."""
         return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(self).items()}
 
 

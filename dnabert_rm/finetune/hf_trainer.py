@@ -1,4 +1,4 @@
-"""Hugging Face's Trainer for all tasks: its settings, the order of rows, the loss of the global batch, progress."""
+"""Hugging Face's Trainer, adapted to all tasks: arguments, row order, global-batch loss and progress output."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ LOWER_IS_BETTER = "mse"
 def make_trainer(
     model: Any, task: Task, train: TokenRows, dev: TokenRows, settings: FinetuneSettings, args: TrainingArguments
 ) -> TaskTrainer:
-    """Return a Trainer that keeps the checkpoint with the best metric on `dev`, the earliest one in a tie."""
+    """Return a Trainer that keeps the checkpoint with the best metric on `dev`. In a tie, the earliest is kept."""
     callbacks: list[TrainerCallback] = [ProgressCallback(str(args.metric_for_best_model)), SeedDropoutPerRank()]
     if args.process_index == 0:
         callbacks.append(TensorBoardCallback(SummaryWriter(str(settings.output / TENSORBOARD_FOLDER))))
@@ -58,7 +58,7 @@ def make_trainer(
 
 
 def training_arguments(settings: FinetuneSettings, best_metric: str) -> TrainingArguments:
-    """Return Trainer's settings. Under a launcher this also joins the process group.
+    """Return the `TrainingArguments`. Under a launcher, their construction also joins the process group.
 
     Raises `ConfigError` if the batch size is not a multiple of the number of ranks.
     """
@@ -113,10 +113,10 @@ def _predicted_classes(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 class TaskTrainer(Trainer):
-    """Trainer for the loss of a task: the sum over the global batch, divided by its number of targets.
+    """Trainer with a task's loss: the sum over the global batch, divided by the number of targets in the batch.
 
-    Trainer counts the targets over all ranks before the backward pass. So the gradient does not depend on how many
-    ranks share a batch.
+    Trainer counts the targets over all ranks before the backward pass. So the gradient does not depend on the
+    number of ranks.
     """
 
     def __init__(self, task: Task, settings: FinetuneSettings, class_weights: Tensor | None, **options: Any):
@@ -127,10 +127,11 @@ class TaskTrainer(Trainer):
         super().__init__(**options, data_collator=collate, compute_loss_func=task.loss, compute_metrics=self.scores)
 
     def scores(self, output: Any) -> dict[str, float | None]:
-        """Compute the task's metrics from Trainer's predictions; raise `ConfigError` if a prediction is not finite."""
+        """Compute the task's metrics from Trainer's predictions. Raise `ConfigError` if a prediction is not finite."""
         if not np.isfinite(output.predictions).all():
             raise ConfigError(
-                f"--learning-rate {self.settings.learning_rate}: the model's outputs became NaN; lower it"
+                f"--learning-rate {self.settings.learning_rate}: the model's outputs became NaN or infinite;"
+                " choose a lower rate"
             )
         return self.task.metrics(output.label_ids, output.predictions)
 
@@ -155,10 +156,11 @@ class TaskTrainer(Trainer):
 
 
 class RowSampler(Sampler):
-    """Sampler of shuffled row indices, the same for any number of ranks. Rows of unequal length are grouped by length.
+    """Sampler of shuffled row indices, in the same order for any number of ranks.
 
-    With `pad_last_batch`, the last batch of an epoch is filled up with the index of the padding row of `TokenRows`. So
-    every rank has a share of every batch. accelerate would repeat rows instead.
+    If row lengths differ, rows of similar length share a batch. With `pad_last_batch`, the index of the padding row of
+    `TokenRows` fills up the last batch of an epoch. So every rank gets rows of every batch. Without
+    padding, accelerate would repeat rows.
     """
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int, pad_last_batch: bool):
@@ -183,18 +185,18 @@ class RowSampler(Sampler):
 
 
 def wait_for_ranks() -> None:
-    """Wait until every rank has called this."""
+    """Wait until every rank has called this function."""
     PartialState().wait_for_everyone()
 
 
 def leave_ranks() -> None:
-    """Destroy the process group if there is one, because torch warns if it still exists at exit."""
+    """Destroy the process group if there is one. Otherwise torch would warn about it at exit."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 
 class SeedDropoutPerRank(TrainerCallback):
-    """Give each rank different dropout masks. Trainer gives all ranks the same seed."""
+    """Callback that gives each rank its own dropout masks, because Trainer gives all ranks the same seed."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if args.process_index:

@@ -1,4 +1,4 @@
-"""LoRA adapters by peft: small low-rank matrices that are trained instead of the encoder's weights."""
+"""LoRA adapters from peft: small low-rank matrices that are trained instead of the encoder's weights."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from dnabert_rm.utils.errors import ConfigError
 ADAPTER_CONFIG = "adapter_config.json"
 """File that marks a folder of peft adapters."""
 _ATTENTION_LAYERS = {"bert": ["query", "key", "value"], "modernbert": ["Wqkv"]}
-"""Names of the linear layers that get an adapter, by `model_type`."""
+"""Names of the linear layers that get an adapter, for each `model_type`."""
 
 
 def add_adapters(model: PreTrainedModel, rank: int, dropout: float, base: Path) -> Any:
-    """Wrap `model` in a `peft.PeftModel` that trains only adapters of rank `rank` and the whole head.
+    """Wrap `model` in a `peft.PeftModel` that trains only the head and adapters of rank `rank`.
 
-    The adapters are on the attention projections, scaled by 2 (alpha is twice the rank). `base` is recorded as the
+    The query, key and value projections get adapters, scaled by 2 (alpha is twice the rank). peft saves `base` as the
     folder of the pretrained model. Raises `ConfigError` if peft is not installed or the architecture is unknown.
     """
     try:
@@ -28,7 +28,7 @@ def add_adapters(model: PreTrainedModel, rank: int, dropout: float, base: Path) 
         raise ConfigError("--lora: needs the package peft; install it with pip install peft") from None
     architecture = model.config.model_type
     if architecture not in _ATTENTION_LAYERS:
-        raise ConfigError(f"--lora: supports {' and '.join(_ATTENTION_LAYERS)}, not {architecture}; remove it")
+        raise ConfigError(f"--lora: supports {' and '.join(_ATTENTION_LAYERS)}, not {architecture}; remove --lora")
     config = LoraConfig(
         # All layers outside the encoder are trained in full; peft adds the classifier to this list.
         modules_to_save=[name for name in ("pooler", "head") if _has_module(model, name)],

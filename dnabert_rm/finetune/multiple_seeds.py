@@ -1,4 +1,4 @@
-"""Repeat a fine-tuning run with several seeds, one folder each, and aggregate their scores."""
+"""Repeat a fine-tuning run with several seeds, one folder for each, and aggregate the scores."""
 
 from __future__ import annotations
 
@@ -18,17 +18,19 @@ from dnabert_rm.utils.files import read_json, write_text
 from dnabert_rm.utils.statistics import mean_and_half_width
 
 _IGNORED_SETTINGS = ("output", "overwrite", "seed", "seeds")
-"""Settings that may differ from those of a finished seed."""
+"""Settings that may differ from those of a finished run."""
 
 
 def finetune_seeds(settings: FinetuneSettings) -> dict[str, Any]:
-    """Fine-tune once for each of `settings.seeds`, in `output/seed_S`.
+    """Fine-tune once with each seed S of `settings.seeds`, in the folder `output/seed_S`.
 
-    Seeds that already finished with the same settings are not repeated. The result of `aggregate` is written to
+    Runs that already finished with the same settings are not repeated. The aggregated scores are written to
     `output/scores.json` and returned. Raises the same errors as `finetune`.
     """
     if not settings.overwrite and (settings.output.is_file() or (settings.output / MODEL_FOLDER).exists()):
-        raise ConfigError(f"--output {settings.output}: is a file or a run without --seeds; choose another folder")
+        raise ConfigError(
+            f"--output {settings.output}: is a file, or holds a run without --seeds; choose another folder"
+        )
     seeds = settings.seeds or (settings.seed,)
     runs = [replace(settings, seed=seed, seeds=None, output=settings.output / f"seed_{seed}") for seed in seeds]
     finished = [None if settings.overwrite else read_finished(run) for run in runs]
@@ -44,21 +46,24 @@ def finetune_seeds(settings: FinetuneSettings) -> dict[str, Any]:
 
 
 def read_finished(settings: FinetuneSettings) -> dict[str, Any] | None:
-    """Return the scores of a seed, or None if it has not finished; raise `ConfigError` if its settings differ."""
+    """Return the scores of a finished run, or None if the run has not finished.
+
+    Raises `ConfigError` if the run finished with other settings.
+    """
     path = settings.output / SCORES_FILE
     if not path.exists():
         return None
-    advice = "remove it or pass --overwrite"
+    advice = "remove the file or pass --overwrite"
     scores = read_json(path, error=ConfigError, advice=advice)
     found = scores.get("settings")
     if not isinstance(found, dict):
-        raise ConfigError(f"{path}: has no settings; {advice}")
+        raise ConfigError(f'{path}: has no entry "settings"; {advice}')
     wanted = json.loads(json.dumps(settings.to_json()))  # tuples become lists, as in the file
     names = (wanted.keys() | found.keys()) - set(_IGNORED_SETTINGS)
     differing = sorted(name for name in names if wanted.get(name) != found.get(name))
     if differing:
         raise ConfigError(
-            f"{path}: finished with other settings ({', '.join(differing)});"
+            f"{path}: records a run with other settings ({', '.join(differing)});"
             " choose another --output or pass --overwrite"
         )
     return scores
@@ -67,9 +72,10 @@ def read_finished(settings: FinetuneSettings) -> dict[str, Any] | None:
 def aggregate(results: Sequence[dict[str, Any]], seeds: Sequence[int]) -> dict[str, Any]:
     """Aggregate the scores of several seeds into one record.
 
-    - `metrics`: means over the seeds; None if the metric is undefined for any seed.
-    - `metrics_interval_95`: 95 % confidence intervals [low, high] of the means; also None for a single seed.
-    - `metrics_by_seed`: the values in the order of `seeds`.
+    - `metrics`: mean of each metric over the seeds, or None if the metric is undefined for any seed.
+    - `metrics_interval_95`: 95 % confidence interval [low, high] of each mean. It is None if the mean is None or there
+      is only one seed.
+    - `metrics_by_seed`: values of each metric, in the order of `seeds`.
     """
     first = results[0]
     common_keys = ("data_set", "task", "classes", "labels", "splits", "weights", "best_metric", "versions")

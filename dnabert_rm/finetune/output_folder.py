@@ -28,14 +28,14 @@ from dnabert_rm.utils.files import writable_parent, write_text
 
 
 def check_output(settings: FinetuneSettings) -> None:
-    """Raise `ConfigError` if the folder can't be written, or if results or the pretrained model would be replaced."""
+    """Raise `ConfigError` if the output folder can't be written, or if the run may not replace its content."""
     output = settings.output
     if output.exists() and not output.is_dir():
         raise ConfigError(f"--output {output}: is a file; choose a folder")
     writable_parent(output, f"--output {output}")
     if settings.model.resolve() == (output / MODEL_FOLDER).resolve():
         raise ConfigError(
-            f"--output {output}: the fine-tuned model would replace --model {settings.model}; choose another"
+            f"--output {output}: the fine-tuned model would replace --model {settings.model}; choose another folder"
         )
     existing = [name for name in (SCORES_FILE, MODEL_FOLDER, PREDICTIONS_FILE) if (output / name).exists()]
     if existing and not settings.overwrite:
@@ -45,7 +45,7 @@ def check_output(settings: FinetuneSettings) -> None:
 
 
 def clear_output(settings: FinetuneSettings) -> None:
-    """Create the folder, and delete the results of an earlier run but no other files."""
+    """Create the output folder. Delete the results of an earlier run from it, but no other files."""
     output = settings.output
     output.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(output / CHECKPOINTS_FOLDER, ignore_errors=True)
@@ -82,7 +82,7 @@ def write_results(
     test: Any,
     scores: dict[str, Any],
 ) -> None:
-    """Write the model's folder, then the predictions, then `scores.json`: its presence marks complete results.
+    """Write the model's folder and the predictions, then `scores.json` to mark the results as complete.
 
     `test` is the output of `Trainer.predict` for the test rows, with `predictions` and `label_ids`.
     """
@@ -114,7 +114,7 @@ def prediction_settings(settings: FinetuneSettings, splits: Splits, max_tokens: 
 
 
 def write_predictions(path: Path, splits: Splits, outputs: NDArray, targets: NDArray) -> None:
-    """Write one line per test row, in the table's order: sequence, label columns, prediction columns of the task."""
+    """Write one line per test row, in table order: sequence, label columns, and the prediction columns of the task."""
     table = splits.test
     task = splits.task
     predictions = task.predictions(outputs, targets)

@@ -1,7 +1,7 @@
 """Load pretrained encoders with a new head.
 
-transformers initializes missing weights at random and only logs it. Here a missing, unexpected or misshapen encoder
-tensor raises `CheckpointError`. Only the head and a pooler may be newly initialized.
+transformers initializes missing weights at random and only logs a warning. Here, an encoder tensor that is missing,
+unexpected or wrongly shaped raises `CheckpointError`. Only the head and a pooler may be newly initialized.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _DROPOUT_FIELDS = (
 
 
 def load_config(folder: Path) -> PreTrainedConfig:
-    """Load the configuration of an exported model; raise `CheckpointError` if it can't be loaded."""
+    """Load the configuration of an exported model. Raise `CheckpointError` if it can't be loaded."""
     check_model_folder(folder)
     with as_checkpoint_error(folder):
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
@@ -52,14 +52,14 @@ def load_config(folder: Path) -> PreTrainedConfig:
 def load_tokenizer(folder: Path, config: PreTrainedConfig, overlapping: bool = True) -> KmerTokenizer:
     """Load a model's k-mer tokenizer, for overlapping or non-overlapping k-mers.
 
-    Raises `CheckpointError` if its vocabulary is larger than the model's.
+    Raises `CheckpointError` if vocab.txt has more tokens than the model has embeddings.
     """
     with as_checkpoint_error(folder):
         tokenizer = KmerTokenizer.from_pretrained(folder, local_files_only=True, overlapping=overlapping)
     if tokenizer.vocab_size > config.vocab_size:
         raise CheckpointError(
             f"{folder}: vocab.txt has {tokenizer.vocab_size} tokens, but the model has {config.vocab_size} embeddings;"
-            " replace it with the vocabulary of pretraining"
+            " replace vocab.txt with the one used for pretraining"
         )
     return tokenizer
 
@@ -67,7 +67,7 @@ def load_tokenizer(folder: Path, config: PreTrainedConfig, overlapping: bool = T
 def load_model(
     folder: Path, config: PreTrainedConfig, task: Task, dropout: float, seed: int, from_scratch: bool = False
 ) -> tuple[PreTrainedModel, list[str]]:
-    """Load a pretrained encoder in fp32 with the head of a fitted task.
+    """Load a pretrained encoder in fp32, with a head for a fitted task.
 
     The head is a token classifier if the task is `per_base`, otherwise a sequence classifier. `from_scratch`
     initializes all weights at random, as a control. `seed` determines the new weights.
@@ -108,8 +108,9 @@ def freeze_encoder(model: PreTrainedModel) -> None:
 
 
 def _new_tensors(folder: Path, model: PreTrainedModel, loading_info: dict[str, Any]) -> list[str]:
-    """Return the names of tensors that were not loaded; raise `CheckpointError` if any is part of the encoder.
+    """Return the names of newly initialized tensors.
 
+    Raises `CheckpointError` if an encoder tensor outside the pooler is missing, unexpected or wrongly shaped.
     `loading_info` comes from `from_pretrained(output_loading_info=True)`.
     """
     encoder = f"{model.base_model_prefix}."
@@ -124,8 +125,8 @@ def _new_tensors(folder: Path, model: PreTrainedModel, loading_info: dict[str, A
         wrong = sorted(name for name in names if name.startswith(encoder) and ".pooler." not in name)
         if wrong:
             raise CheckpointError(
-                f"{folder}: {problem} {len(wrong)} tensors of the {model.base_model_prefix} encoder, {wrong[0]} first;"
-                " config.json and the weights don't match; export the model again"
+                f"{folder}: {problem} {len(wrong)} tensors of the {model.base_model_prefix} encoder, such as {wrong[0]}"
+                "; config.json and the weights don't match; export the model again"
             )
     return sorted({*loading_info["missing_keys"], *reshaped})
 

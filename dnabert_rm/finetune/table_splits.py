@@ -1,4 +1,4 @@
-"""Train, dev and test tables of one data set: reading, checks across tables, conversion of labels to targets."""
+"""Read and check the train, dev and test tables of one data set, and convert labels to targets."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ class Splits:
         return [("train", self.train), ("dev", self.dev), ("test", self.test)]
 
     def targets(self, table: tables.LabelledTable) -> list[NDArray]:
-        """Return the target of each row."""
+        """Return the target of each row of `table`."""
         return [self.task.target(*row) for row in zip(table.sequences, table.fields, strict=True)]
 
     def dropped(self) -> dict[str, int]:
-        """Return the number of rows left out of each split's file. A held-out dev split has the training file."""
+        """Return the number of rows left out of each split's file. Held-out dev rows come from the training file."""
         return {name: self.bad_rows.count(table.path) for name, table in self.items()}
 
 
 def read_splits(settings: FinetuneSettings) -> Splits:
-    """Read and check the tables; raise `DataError` for the first error in any of them."""
+    """Read and check the three tables. Raise `DataError` for the first error in any of them."""
     unfitted = TASK_CLASSES[settings.task](settings.label_columns)
     bad_rows = tables.BadRowHandler(drop=settings.bad_rows == "drop")
 
@@ -66,7 +66,7 @@ def shared_rows(splits: Splits) -> dict[str, int]:
 
 
 def warn_of_shared_rows(splits: Splits) -> None:
-    """Warn if dev or test shares sequences with train, because that inflates its scores."""
+    """Warn if dev or test shares sequences with train, because shared sequences inflate the scores."""
     for name, count in shared_rows(splits).items():
         if count:
             notice(
@@ -76,6 +76,6 @@ def warn_of_shared_rows(splits: Splits) -> None:
 
 
 def notice(text: str) -> None:
-    """Print a line to standard error on the first rank."""
+    """Print a line to standard error, on the first rank only."""
     if is_first_rank():
         print(text, file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Read labelled sequences from CSV or TSV tables, split them and parse their labels; errors name file and line."""
+"""Read labelled sequences from CSV or TSV tables, hold out rows and parse labels. Errors name the file and line."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from dnabert_rm.utils.files import check_readable_file
 SEQUENCE_COLUMN = "sequence"
 LABEL_COLUMN = "label"
 LABEL_SEPARATOR = ";"
-"""Separator of several labels in one column. A field with only the separator has no label."""
+"""Separator of several labels in one column. A field with only the separator means that the row has no label."""
 
 # IUPAC codes for DNA, without U: the tokenizer knows only T, so every k-mer with a U would become [UNK].
 _NOT_NUCLEOTIDE = re.compile("[^ACGTRYSWKMBDHVNacgtryswkmbdhvn]")
@@ -38,7 +38,7 @@ RowCheck = Callable[[str, Sequence[str]], object]
 
 @dataclass(frozen=True)
 class LabelledTable:
-    """Rows of one file as parallel lists."""
+    """Rows of one table file, as parallel lists."""
 
     path: Path
     columns: tuple[str, ...]
@@ -54,17 +54,17 @@ class LabelledTable:
 
     @property
     def labels(self) -> list[str]:
-        """Values of the first label column."""
+        """Return the values of the first label column."""
         return [fields[0] for fields in self.fields]
 
     def rows(self, indices: Sequence[int] | NDArray[np.int64]) -> LabelledTable:
-        """Return a table with only the rows at these indices, in this order."""
+        """Return a table with only the rows at `indices`, in the order of `indices`."""
         columns = ([column[i] for i in indices] for column in (self.sequences, self.fields, self.lines))
         return LabelledTable(self.path, self.columns, *columns)  # type: ignore[arg-type]
 
 
 class BadRowHandler:
-    """Handle unusable rows: raise `DataError` at the first one, or with `drop` leave them out and record them."""
+    """Handler of unusable rows. With `drop`, it records and drops them. Otherwise it raises `DataError`."""
 
     def __init__(self, drop: bool = False):
         self.drop = drop
@@ -72,7 +72,7 @@ class BadRowHandler:
         """Messages about the dropped rows of each file."""
 
     def handle(self, path: Path, line: int, error: object) -> None:
-        """Record a dropped row; raise `DataError` unless rows may be dropped."""
+        """Record an unusable row if `drop` is set, otherwise raise `DataError`."""
         message = f"{path}:{line}: {error}"
         if not self.drop:
             raise DataError(message)
@@ -83,7 +83,7 @@ class BadRowHandler:
         return len(self.errors.get(path, ()))
 
     def passes(self, path: Path, line: int, check: RowCheck, sequence: str, fields: Sequence[str]) -> bool:
-        """Return whether a row passes `check`. If it does not, handle it as a bad row."""
+        """Return whether a row passes `check`. If it does not, call `handle`."""
         try:
             check(sequence, fields)
         except RowError as error:
@@ -92,16 +92,18 @@ class BadRowHandler:
         return True
 
     def usable(self, table: LabelledTable, check: RowCheck) -> LabelledTable:
-        """Return a table with only the rows that pass `check`; raise `DataError` if no row does."""
+        """Return a table with only the rows that pass `check`. Raise `DataError` if no row passes."""
         rows = enumerate(zip(table.lines, table.sequences, table.fields, strict=True))
         kept = [i for i, (line, sequence, fields) in rows if self.passes(table.path, line, check, sequence, fields)]
         return self.not_empty(table if len(kept) == len(table) else table.rows(kept))
 
     def not_empty(self, table: LabelledTable) -> LabelledTable:
-        """Return the table; raise `DataError` if it has no rows."""
+        """Return `table` unchanged. Raise `DataError` if it has no rows."""
         if not table.sequences:
             errors = self.errors.get(table.path)
-            reason = f"no row can be used; {errors[0]}" if errors else "has a header but no rows; add rows"
+            reason = (
+                f"no row can be used; the first error: {errors[0]}" if errors else "has a header but no rows; add rows"
+            )
             raise DataError(f"{table.path}: {reason}")
         return table
 
@@ -112,7 +114,7 @@ def read_labelled(
     check: RowCheck | None = None,
     bad_rows: BadRowHandler | None = None,
 ) -> LabelledTable:
-    """Read a table with the column `sequence` and the label `columns`; other columns are ignored.
+    """Read a table with the column `sequence` and the label `columns`. Ignore other columns.
 
     The header decides whether commas or tabs separate columns. Sequences are IUPAC nucleotide codes in any case.
     `check` is applied to each row, after the built-in checks. Raises `DataError` with the file, the line and the fix,
@@ -137,14 +139,14 @@ def read_labelled(
                     table.fields.append(fields)
                     table.lines.append(line)
     except UnicodeDecodeError:
-        raise DataError(f"{path}: not a text file; pass a CSV or TSV table in UTF-8, not compressed") from None
+        raise DataError(f"{path}: not a text file; pass an uncompressed CSV or TSV table in UTF-8") from None
     return bad_rows.not_empty(table)
 
 
 def _rows(
     stream: Iterator[str], path: Path, columns: Sequence[str], bad_rows: BadRowHandler
 ) -> Iterator[tuple[int, str, tuple[str, ...]]]:
-    """Yield line number, sequence and label columns of each row that is not blank."""
+    """Yield the line number, sequence and label columns of each row. Skip blank rows."""
     header = next(stream, "")
     if not header.strip():
         wanted = f"{SEQUENCE_COLUMN},{','.join(columns)}"
@@ -187,11 +189,11 @@ def _column_index(path: Path, names: list[str], wanted: str) -> int:
 
 def _check_row(sequence: str, columns: Sequence[str], fields: Sequence[str]) -> None:
     if not sequence:
-        raise RowError("the sequence is empty; remove the row or fill it in")
+        raise RowError("the sequence is empty; fill in the sequence or remove the row")
     for column, field in zip(columns, fields, strict=True):
         if not field:
             what = "the label is missing" if len(columns) == 1 else f"the label {column} is missing"
-            raise RowError(f"{what}; remove the row or fill it in")
+            raise RowError(f"{what}; fill in the label or remove the row")
     wrong = _NOT_NUCLEOTIDE.search(sequence)
     if wrong:
         fix = "write T for U" if wrong[0] in "Uu" else "use A, C, G, T or IUPAC codes for ambiguous bases"
@@ -199,10 +201,10 @@ def _check_row(sequence: str, columns: Sequence[str], fields: Sequence[str]) -> 
 
 
 def hold_out(table: LabelledTable, every: int, seed: int) -> tuple[LabelledTable, LabelledTable]:
-    """Hold out a random one in `every` rows, stratified by label; return the remaining and the held-out rows.
+    """Hold out a random 1 / `every` of the rows, stratified by label. Return the remaining and the held-out rows.
 
-    Rows are sorted by label and shuffled within each label. Then every `every`-th row is held out, at least one in
-    all. Both tables keep the order of the file.
+    Rows are sorted by label and shuffled within each label. Then one of `every` consecutive rows is held out, and at
+    least one row in total. Both tables keep the order of the file.
     """
     order = random.permutation(random.key(seed, "finetune dev rows"), len(table))
     by_label = np.array(sorted(order, key=lambda index: table.fields[index]))
@@ -211,7 +213,7 @@ def hold_out(table: LabelledTable, every: int, seed: int) -> tuple[LabelledTable
 
 
 def count_shared(table: LabelledTable, train: LabelledTable) -> int:
-    """Count the rows of `table` whose sequence is also in `train`, ignoring case and label."""
+    """Count the rows of `table` whose sequence is also in `train`. Case and labels are ignored."""
     seen = {sequence.upper() for sequence in train.sequences}
     return sum(sequence.upper() in seen for sequence in table.sequences)
 
@@ -219,33 +221,33 @@ def count_shared(table: LabelledTable, train: LabelledTable) -> int:
 def class_names(labels: Sequence[str], path: Path) -> tuple[str, ...]:
     """Return the distinct labels, sorted as numbers if all are integers, otherwise as text.
 
-    Raises `DataError` with the table's path if there are fewer than two labels.
+    Raises `DataError` with the table's path if there are fewer than two distinct labels.
     """
     names = set(labels)
     if len(names) < 2:
-        raise DataError(f"{path}: every row has the label {labels[0]!r}; two classes or more are needed")
+        raise DataError(f"{path}: every row has the label {labels[0]!r}; at least two classes are needed")
     if all(_INTEGER.fullmatch(name) for name in names):
         return tuple(sorted(names, key=lambda name: (int(name), name)))
     return tuple(sorted(names))
 
 
 def label_index(label: str, labels: Sequence[str]) -> int:
-    """Return the index of `label` in the training table's `labels`; raise `RowError` if it is not among them."""
+    """Return the index of `label` in the training table's `labels`. Raise `RowError` if it is not among them."""
     if label not in labels:
         known = ", ".join(labels[:8]) + (", …" if len(labels) > 8 else "")
         raise RowError(
-            f"the label {label!r} is not in the training table (its labels: {known}); fix it or remove the row"
+            f"the label {label!r} is not in the training table (its labels: {known}); fix the label or remove the row"
         )
     return labels.index(label)
 
 
 def split_labels(text: str) -> list[str]:
-    """Split several labels in one column: `a;c` → a and c, `;` → none."""
+    """Split a field into labels: `a;c` gives a and c, `;` gives no label."""
     return [name.strip() for name in text.split(LABEL_SEPARATOR) if name.strip()]
 
 
 def parse_binary_labels(fields: Sequence[str], columns: Sequence[str]) -> list[int]:
-    """Parse one label per column, 0 or 1; raise `RowError` for anything else."""
+    """Parse one label per column, 0 or 1. Raise `RowError` for any other value."""
     for field, column in zip(fields, columns, strict=True):
         if field not in ("0", "1"):
             raise RowError(f"{column} is {field!r}; with several label columns, write 0 or 1 in each")
@@ -253,13 +255,13 @@ def parse_binary_labels(fields: Sequence[str], columns: Sequence[str]) -> list[i
 
 
 def parse_numbers(fields: Sequence[str], columns: Sequence[str]) -> list[float]:
-    """Parse one finite number per column; raise `RowError` for anything else."""
+    """Parse one finite number per column. Raise `RowError` for any other value."""
     numbers = []
     for field, column in zip(fields, columns, strict=True):
         try:
             numbers.append(float(field))
         except ValueError:
-            raise RowError(f"{column} is {field!r}, not a number; regression needs numbers") from None
+            raise RowError(f"{column} is {field!r}, not a number; --task regression needs numbers") from None
         if not math.isfinite(numbers[-1]):
             raise RowError(f"{column} is {field!r}; write a finite number")
     return numbers

@@ -1,7 +1,7 @@
-"""The fine-tuning tasks: each defines the labels, loss, metrics and predictions of its head.
+"""Fine-tuning tasks. Each task defines the labels, loss, metrics and predictions of its head.
 
-Shapes: B rows, L labels, N bases of the longest row. The target of a row has shape (), (L,) or, for `per_base` tasks,
-(bases,).
+Shapes: B rows, L labels, N bases of the longest row. A row's target has shape () for one class, (L,) for several labels
+or regression, and (bases,) for `per_base` tasks.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ IGNORE_INDEX = -100
 
 @dataclass(frozen=True)
 class Task:
-    """Base class of the tasks; `fitted` adds the labels of a training table."""
+    """Base class of the tasks. `fitted` adds the labels that occur in a training table."""
 
     columns: tuple[str, ...]
     """Label columns of the tables."""
@@ -52,20 +52,20 @@ class Task:
     """Whether each base has a target. If so, the head is a token classifier."""
 
     def check(self, sequence: str, fields: Sequence[str]) -> None:
-        """Raise `RowError` if the label columns can't be parsed; called before the task is fitted."""
+        """Raise `RowError` if the label columns can't be parsed. This works before the task is fitted."""
 
     def fitted(self, train: LabelledTable) -> Self:
-        """Return this task with the labels of a training table; raise `DataError` if there is nothing to learn."""
+        """Return this task with the labels of a training table. Raise `DataError` if they leave nothing to learn."""
         raise NotImplementedError
 
     def target(self, sequence: str, fields: Sequence[str]) -> NDArray:
-        """Return the target of a row; raise `RowError` for a label that is not in the training table."""
+        """Return the target of a row. Raise `RowError` for a label that is not in the training table."""
         raise NotImplementedError
 
     def loss(self, logits: Any, targets: Any, weights: Any = None) -> Any:
-        """Return the sum of the losses over all targets except `IGNORE_INDEX`, a scalar tensor.
+        """Return the loss summed over all targets except `IGNORE_INDEX`, as a scalar tensor.
 
-        Args: `logits` (B, L), or (B, N, L) for `per_base` tasks; class `weights` (L,).
+        `logits` have shape (B, L), or (B, N, L) for `per_base` tasks. `weights` are class weights (L,).
         """
         raise NotImplementedError
 
@@ -74,15 +74,15 @@ class Task:
         raise NotImplementedError
 
     def metrics(self, targets: NDArray, outputs: NDArray) -> dict[str, float | None]:
-        """Return scores by name; `outputs` are logits (B, L), or class indices (B, N) for `per_base` tasks."""
+        """Return the score per metric. `outputs` are logits (B, L), or class indices (B, N) for `per_base` tasks."""
         raise NotImplementedError
 
     def prediction_columns(self) -> list[str]:
-        """Return the column names of `predictions`; in the file they follow the label columns."""
+        """Return the names of the prediction columns. In predictions.csv they follow the label columns."""
         raise NotImplementedError
 
     def predictions(self, outputs: NDArray, targets: NDArray) -> Iterator[list[str]]:
-        """Yield the prediction columns of each row, as text."""
+        """Yield the cells of the prediction columns for each row, as text."""
         raise NotImplementedError
 
     def describe(self) -> str:
@@ -91,7 +91,7 @@ class Task:
 
 
 class SequenceClassification(Task):
-    """One of several classes per sequence; the head minimizes the cross entropy."""
+    """Task with one class per sequence, trained with the cross-entropy loss."""
 
     name = "classes"
     best_metric = "mcc"
@@ -135,7 +135,7 @@ class SequenceClassification(Task):
 
 
 class BaseClassification(SequenceClassification):
-    """One class per base, written as one letter per base: `0011100` or `EEEIIIE`."""
+    """Task with one class per base. Tables hold one letter per base, such as `0011100` or `EEEIIIE`."""
 
     name = "bases"
     problem_type = None
@@ -167,7 +167,7 @@ class BaseClassification(SequenceClassification):
         return ["prediction"]
 
     def predictions(self, outputs: NDArray, targets: NDArray) -> Iterator[list[str]]:
-        """Yield one letter per base, "." for bases that were not in the model's input."""
+        """Yield one letter per base, or "." for a base that was not in the model's input."""
         letters = np.array([*self.labels, "."])
         for row, target in zip(outputs, targets, strict=True):
             yield ["".join(letters[np.where(target == IGNORE_INDEX, -1, row)])]
@@ -178,7 +178,7 @@ def _letter_codes(text: str) -> NDArray[np.uint32]:
 
 
 class MultiLabelClassification(Task):
-    """Any number of labels per sequence: `a;c` in one column, or one column of 0 and 1 for each label."""
+    """Task with any number of labels per sequence: `a;c` in one column, or one column of 0 and 1 for each label."""
 
     name = "multi-label"
     problem_type = "multi_label_classification"
@@ -210,7 +210,7 @@ class MultiLabelClassification(Task):
         return losses[targets != IGNORE_INDEX].sum()
 
     def class_weights(self, targets: Sequence[NDArray]) -> NDArray:
-        """Return the weight of rows with each label, (L,): number of rows without it / number of rows with it."""
+        """Return each label's weight for positive rows, (L,): rows without the label divided by rows with the label."""
         positives = np.sum(targets, axis=0)
         return (len(targets) - positives) / np.maximum(positives, 1)
 
@@ -234,7 +234,7 @@ class MultiLabelClassification(Task):
 
 
 class Regression(Task):
-    """One number per sequence, or one for each label column; the head minimizes the squared error."""
+    """Task with one number per label column, trained with the squared error."""
 
     name = "regression"
     problem_type = "regression"
@@ -249,7 +249,9 @@ class Regression(Task):
         std = targets.std(axis=0)
         for column, spread, first in zip(self.columns, std, train.fields[0], strict=True):
             if not spread:
-                raise DataError(f"{train.path}: every row has {first} in column {column!r}; there is nothing to learn")
+                raise DataError(
+                    f"{train.path}: every row has {first} in column {column!r}; provide rows with different values"
+                )
         return replace(self, labels=self.columns, mean=tuple(mean.tolist()), std=tuple(std.tolist()))
 
     def target(self, sequence: str, fields: Sequence[str]) -> NDArray:
@@ -257,7 +259,7 @@ class Regression(Task):
         return ((numbers - self.mean) / self.std).astype(np.float32)
 
     def in_table_units(self, outputs: NDArray) -> NDArray[np.float64]:
-        """Convert standardized numbers (B, L) to the units of the table, (B, L)."""
+        """Convert standardized numbers (B, L) to the units of the training table."""
         return np.asarray(outputs, dtype=np.float64) * self.std + self.mean
 
     def loss(self, logits: Any, targets: Any, weights: Any = None) -> Any:
@@ -281,4 +283,4 @@ class Regression(Task):
 
 _ALL_TASKS: tuple[type[Task], ...] = (SequenceClassification, MultiLabelClassification, Regression, BaseClassification)
 TASK_CLASSES: dict[str, type[Task]] = {task.name: task for task in _ALL_TASKS}
-"""Class of each task, by its `--task` name."""
+"""Class for each value of `--task`."""

@@ -1,4 +1,4 @@
-"""Metrics of the tasks, computed by scikit-learn and scipy; an undefined metric is None, never NaN."""
+"""Metrics of the tasks, computed by scikit-learn and scipy. An undefined metric is None, never NaN."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def sigmoid(logits: NDArray) -> NDArray[np.float64]:
 def class_metrics(labels: NDArray[np.int64], predicted: NDArray[np.int64]) -> Scores:
     """Return accuracy, macro F1 and Matthews' correlation (MCC) of class indices (N,).
 
-    MCC is 0 if all predictions or all labels are one class (scikit-learn's convention). Macro F1 is the mean over
+    MCC is 0 if all predictions or all labels are the same class (scikit-learn's convention). Macro F1 is the mean over
     the classes that occur in labels or predictions.
     """
     return {
@@ -45,9 +45,9 @@ def class_metrics(labels: NDArray[np.int64], predicted: NDArray[np.int64]) -> Sc
 
 
 def classification_metrics(labels: NDArray[np.int64], logits: NDArray) -> Scores:
-    """Return `class_metrics` of the most likely classes, and for two classes the area under the ROC curve.
+    """Return `class_metrics` of the most likely classes. For two classes, add the area under the ROC curve.
 
-    Args: `labels` (N,) class indices; `logits` (N, C). The area is None if all labels are one class.
+    `labels` are class indices (N,), and `logits` are (N, C). The area is None if all labels are the same class.
     """
     scores = class_metrics(labels, np.asarray(logits).argmax(axis=-1))
     if np.shape(logits)[-1] == 2:
@@ -57,11 +57,11 @@ def classification_metrics(labels: NDArray[np.int64], logits: NDArray) -> Scores
 
 
 def multi_label_metrics(labels: NDArray, logits: NDArray) -> Scores:
-    """Return micro and macro F1, and the means over labels of MCC and of the area under the ROC curve.
+    """Return micro F1, and macro F1, MCC and area under the ROC curve. Macro scores are means over the labels.
 
-    Args: `labels` (N, L), 0 or 1; `logits` (N, L), where a label is predicted if its logit is positive. F1 of a label
-    that neither occurs nor is predicted is 0. The mean area covers only labels that have both values, and is None if
-    there are none.
+    `labels` (N, L) are 0 or 1. `logits` are (N, L), and a positive logit predicts its label. F1 is 0 for a label that
+    neither occurs nor is predicted. The mean area includes only labels with both values, 0 and 1. It is None if there
+    is no such label.
     """
     labels = np.asarray(labels).astype(int)
     predicted = (np.asarray(logits) > 0).astype(int)
@@ -77,10 +77,11 @@ def multi_label_metrics(labels: NDArray, logits: NDArray) -> Scores:
 
 
 def regression_metrics(targets: NDArray, predicted: NDArray, names: Sequence[str]) -> Scores:
-    """Return Pearson's and Spearman's correlation, R² and mean squared error: means over targets, then each target's.
+    """Return Pearson's and Spearman's correlation, R² and mean squared error, averaged over the targets.
 
-    Args: `targets` and `predicted` (N, T) in the units of the table; `names` of the T targets. Correlations with a
-    constant prediction are 0. Correlations and R² of a constant target are None, and so is a mean that includes one.
+    With several targets, add the scores of each target. `targets` and `predicted` (N, T) are in the units of the table,
+    and `names` are the T targets' names. Correlations with a constant prediction are 0. For a constant target,
+    correlations and R² are None, and so are their means over targets.
     """
     targets = np.asarray(targets, dtype=np.float64)
     predicted = np.asarray(predicted, dtype=np.float64)

@@ -1,4 +1,4 @@
-"""Tokenized rows for Trainer: windows and targets of sequences, batches, and pooling of logits.
+"""Tokenized rows for Trainer, their collation into batches, and the pooling of logits.
 
 Shapes: B rows, V windows of at most W tokens, L labels, N bases of the longest row, P pairs of a logit and an output.
 """
@@ -21,7 +21,7 @@ from dnabert_rm.tokenizer.windows import pad_rows, windows
 
 
 class BaseTokenPairs(NamedTuple):
-    """Pairs of a base and a token that predicts it, in one window: two arrays (P,), pair i at index i."""
+    """Pairs of a base and a token that predicts it, in one window. Both arrays are (P,), with pair i at index i."""
 
     bases: NDArray
     """Index of the base in the sequence."""
@@ -41,7 +41,7 @@ class TokenizedRow:
 
 
 class TokenRows(Dataset):
-    """Rows of one table. Index `len(rows)` is a padding row without loss, used to fill up the last batch."""
+    """Tokenized rows of one table. Index `len(rows)` is a padding row without loss, which fills up the last batch."""
 
     def __init__(self, rows: list[TokenizedRow], num_long: int):
         self.rows = rows
@@ -59,17 +59,17 @@ class TokenRows(Dataset):
 
     @property
     def targets(self) -> list[NDArray]:
-        """Target of each row."""
+        """Return the target of each row."""
         return [row.target for row in self.rows]
 
     @property
     def lengths(self) -> list[int]:
-        """Number of tokens of each row, over all windows."""
+        """Return the number of tokens of each row, summed over its windows."""
         return [sum(map(len, row.windows)) for row in self.rows]
 
     @property
     def num_empty(self) -> int:
-        """Number of rows too short for a single k-mer."""
+        """Return the number of rows that are shorter than one k-mer."""
         return self.lengths.count(2)
 
 
@@ -85,7 +85,7 @@ def token_rows(
     """Tokenize sequences, with `[CLS]` and `[SEP]` around each window.
 
     If a sequence has more than `max_tokens` tokens, `long="middle"` keeps its middle and `long="window"` cuts it into
-    overlapping windows. With `per_base`, the targets of bases that no token predicts become `IGNORE_INDEX`.
+    overlapping windows. With `per_base`, a base that no token predicts gets the target `IGNORE_INDEX`.
     """
     max_kmers = max_tokens - 2
     all_ids = tokenizer.kmer_ids(sequences)
@@ -105,7 +105,10 @@ def token_rows(
 
 
 def middle(num_tokens: int, max_tokens: int) -> range:
-    """Return the range of the middle `max_tokens` tokens. If an odd number is cut, one more is cut on the right."""
+    """Return the index range of the middle `max_tokens` tokens.
+
+    If the number of tokens to cut is odd, one more is cut on the right than on the left.
+    """
     start = max(0, num_tokens - max_tokens) // 2
     return range(start, min(num_tokens, start + max_tokens))
 
@@ -114,8 +117,8 @@ def base_token_pairs(window: range, num_tokens: int, num_bases: int, k: int, ste
     """Pair each base with the tokens of a window that predict it.
 
     A k-mer predicts the k bases that it covers. With overlapping k-mers (`step` 1) up to k tokens predict a base.
-    With non-overlapping k-mers (`step` k), fewer than k bases after the last token are in no k-mer. The last token
-    predicts them too. `window` is a range of indices into the sequence's `num_tokens` tokens.
+    With non-overlapping k-mers (`step` k), up to k - 1 bases after the last token are in no k-mer. The last token
+    also predicts these bases. `window` is a range of indices into the sequence's `num_tokens` tokens.
     """
     tokens = np.arange(window.start, window.stop)
     starts = tokens * step
@@ -132,8 +135,8 @@ def collate(rows: Sequence[TokenizedRow]) -> dict[str, Tensor]:
     - `input_ids` (V, W).
     - `attention_mask` (V, W), only if a window is padded, because attention kernels are faster without a mask.
     - `labels` (B,), (B, L), or (B, N) padded with `IGNORE_INDEX`.
-    - `logit_indices` (P,) and `output_indices` (P,), only if an output is a mean of logits: logit `logit_indices[i]`
-      of the flattened logits is averaged into output `output_indices[i]`.
+    - `logit_indices` (P,) and `output_indices` (P,), only if outputs are means of logits. Element
+      `logit_indices[i]` of the flattened logits is averaged into output `output_indices[i]`.
     """
     all_windows = [window for row in rows for window in row.windows]
     ids, mask = pad_rows(all_windows, max(map(len, all_windows)))
@@ -159,7 +162,7 @@ def collate(rows: Sequence[TokenizedRow]) -> dict[str, Tensor]:
 
 
 def _pad_targets(targets: Sequence[NDArray]) -> NDArray:
-    """Return the targets as one array, padded with `IGNORE_INDEX` if their lengths differ."""
+    """Return the targets as one array. If their lengths differ, pad them with `IGNORE_INDEX`."""
     if targets[0].ndim == 0 or len({len(target) for target in targets}) == 1:
         return np.stack(targets)
     padded = np.full((len(targets), max(map(len, targets))), IGNORE_INDEX, dtype=targets[0].dtype)
@@ -169,7 +172,7 @@ def _pad_targets(targets: Sequence[NDArray]) -> NDArray:
 
 
 def pool_logits(logits: Tensor, batch: dict[str, Tensor]) -> Tensor:
-    """Average logits into the outputs of a batch from `collate`, (B, L) or (B, N, L).
+    """Average logits into outputs (B, L), or (B, N, L) per base. `batch` comes from `collate`.
 
     `logits` are (V, L) from a sequence head, or (V, W, L) from a token head. A base that no token predicts gets zeros.
     """

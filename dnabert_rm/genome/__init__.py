@@ -1,1 +1,1 @@
-"""Genome sequences without torch: k-mers, FASTA, VCF, random access to contigs."""
+"""Genome sequences: k-mers, FASTA, VCF and random access to contigs. Torch-free."""

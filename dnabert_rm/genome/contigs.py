@@ -31,7 +31,7 @@ class Contig:
     anchors: NDArray[np.int64]
 
     def anchors_of(self, starts: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the last anchor at or before each of `starts` (n,), shape (n, 2)."""
+        """Return, for each of `starts` (n,), the last anchor at or before it, shape (n, 2)."""
         return self.anchors[np.searchsorted(self.anchors[:, 1], starts, "right") - 1]
 
 
@@ -60,7 +60,7 @@ def _join_record(genome: str, source: int, pieces: list[Piece]) -> Contig:
 
 
 def _merge_adjacent(gaps: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Merge gaps that were split at the end of a block."""
+    """Merge adjacent gaps (n, 2). Each pair was one gap that a block boundary split."""
     separate = gaps[1:, 0] > gaps[:-1, 1]
     starts = gaps[np.concatenate([[True], separate])[: len(gaps)], 0]
     ends = gaps[np.concatenate([separate, [True]])[-len(gaps) :] if len(gaps) else slice(0), 1]
@@ -68,7 +68,7 @@ def _merge_adjacent(gaps: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def check_scan(display_name: str, uncompressed: str, pieces: list[Piece]) -> None:
-    """Raise `DataError` if a file holds proteins or repeats a record name.
+    """Raise `DataError` if a file seems to hold proteins, or repeats a record name.
 
     Args:
         display_name: The file's name in messages.
@@ -86,15 +86,15 @@ def check_scan(display_name: str, uncompressed: str, pieces: list[Piece]) -> Non
         if piece.name in seen:
             with open(uncompressed, "rb") as stream:
                 line = line_number(stream, piece.offset)
-            raise DataError(f"{display_name}, line {line}: a second record is named {piece.name!r}; rename one")
+            raise DataError(f"{display_name}, line {line}: a second record is named {piece.name!r}; rename one of them")
         seen.add(piece.name)
 
 
 def pure_codes(letters: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return the base codes of letters, (N,) → (N,); all must be A, C, G, T or U in either case, and U counts as T.
+    """Return the base codes of letters, (N,) → (N,).
 
-    In ASCII, bit 1 of these letters is the upper bit of their code, and bit 2 the lower one. Taking these bits is
-    several times faster than a table look-up.
+    All letters must be A, C, G, T or U, in either case. U counts as T. In ASCII, bit 1 of such a letter is the upper
+    bit of its code, and bit 2 is the lower bit. Using these bits is several times faster than a table look-up.
     """
     codes = letters >> np.uint8(2)
     codes &= np.uint8(1)
@@ -111,11 +111,11 @@ def without_whitespace(raw: bytes) -> bytes:
 
 
 class RegionReader:
-    """Reader of regions of an uncompressed FASTA; fastest if each region starts where the last one ended.
+    """Reader of regions in an uncompressed FASTA. Reading is fastest if each region starts where the last one ended.
 
     Args:
-        path: The uncompressed FASTA.
-        display_name: Its name in messages.
+        path: Path of the uncompressed FASTA.
+        display_name: The file's name in messages.
     """
 
     def __init__(self, path: str, display_name: str) -> None:
@@ -130,7 +130,7 @@ class RegionReader:
         self._stream.close()
 
     def read(self, contig: int, start: int, end: int, anchor: tuple[int, int]) -> NDArray[np.uint8]:
-        """Return letters start … end - 1 in upper or lower case as in the file, shape (end - start,) uint8.
+        """Return the letters start … end - 1 of a contig, in the case of the file, shape (end - start,) uint8.
 
         Args:
             contig: Index of the contig within the file.
@@ -173,7 +173,7 @@ class RegionReaders:
             self._reader.close()
 
     def of(self, path: str, display_name: str) -> RegionReader:
-        """Return the reader of `path`; `display_name` is the file's name in messages."""
+        """Return a reader of the file `path`. `display_name` is the file's name in messages."""
         if self._reader is None or path != self._path:
             self.__exit__()
             self._path = path

@@ -20,9 +20,9 @@ from dnabert_rm.genome.kmer import AMBIGUOUS, base_codes
 from dnabert_rm.utils.errors import DataError
 
 BLOCK_BYTES = 1 << 18
-"""Bytes per read; a block and its base codes fit in a core's cache."""
+"""Number of bytes per read. A block and its base codes fit in the cache of a core."""
 RANGE_BYTES = 1 << 25
-"""Bytes per task of the scan."""
+"""Number of bytes in one range of the parallel scan."""
 MAX_HEADER_BYTES = 1 << 16
 WHITESPACE = b" \t\r\n"
 _BASES_AND_WHITESPACE = (b"ACGTacgt" + WHITESPACE, b"ACGTUacgtu" + WHITESPACE)
@@ -36,7 +36,7 @@ _BOM = b"\xef\xbb\xbf"
 def scan_table(rna: bool) -> bytes:
     """Return a translation table from bytes to codes.
 
-    Bases are 0 … 3, N and gap symbols 4, other letters 5 and illegal bytes 7. U is T if `rna`, otherwise 6.
+    Bases are 0 … 3, N and gap symbols 4, other letters 5 and illegal bytes 7. U has T's code if `rna`, otherwise 6.
     """
     table = np.full(256, _ILLEGAL, dtype=np.uint8)
     letters = np.array([byte for byte in range(128) if chr(byte).isalpha()])
@@ -66,7 +66,7 @@ class Piece:
     anchors: list[tuple[int, int]] = field(default_factory=list)
 
     def add(self, raw: bytes, offset: int, rna: bool) -> None:
-        """Add the sequence bytes `raw`, which start at byte `offset`; raise ValueError for an illegal byte."""
+        """Add the sequence bytes `raw`, which start at offset `offset`. Raise ValueError for an illegal byte."""
         self.anchors.append((offset, self.length))
         if not raw.translate(None, _BASES_AND_WHITESPACE[rna]):
             # Fast path for nearly every block, three times as fast. Every letter is a larger byte than whitespace.
@@ -92,9 +92,10 @@ def true_runs(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
 
 
 def scan_range(path: str, display_name: str, start: int, stop: int, rna: bool) -> list[Piece]:
-    """Scan bytes start … stop - 1 of an uncompressed FASTA; a header belongs to the range in which it begins.
+    """Return the pieces of records in bytes start … stop - 1 of an uncompressed FASTA.
 
-    `display_name` is the file's name in messages. If the file is not FASTA, raises `DataError` with the line number.
+    A header belongs to the range in which it begins. `display_name` is the file's name in messages. If the file is not
+    FASTA, raises `DataError` with the line number.
     """
     pieces: list[Piece] = []
     with open(path, "rb") as stream:
@@ -119,7 +120,7 @@ def _scan_block(
     pieces: list[Piece],
     rna: bool,
 ) -> tuple[int, bool]:
-    """Scan one block; return the offset of the next block, and whether that block starts a line."""
+    """Scan one block into `pieces`. Return the offset of the next block, and whether that block starts a line."""
     cursor = 0
     header = 0 if at_line_start and block.startswith(b">") else _next_header(block, 1)
     while True:
@@ -141,7 +142,7 @@ def _scan_block(
 
 
 def _next_header(block: bytes, start: int) -> int:
-    """Return the offset of the next header at or after `start` (> 0), or the block's length if there is none."""
+    """Return the offset of the next header from `start` (at least 1) on, or the block's length if there is none."""
     offset = block.find(b">", start)
     while offset > 0 and block[offset - 1 : offset] != b"\n":
         offset = block.find(b">", offset + 1)
@@ -149,7 +150,10 @@ def _next_header(block: bytes, start: int) -> int:
 
 
 def _find_start(stream: BinaryIO, display_name: str, start: int) -> tuple[int, bool]:
-    """Return the offset of the first byte from `start` on that belongs to this range, and whether it starts a line."""
+    """Return the offset of the range's first byte, and whether that byte starts a line.
+
+    The first byte is at `start`, or after a header that began before `start`.
+    """
     if start == 0:
         return first_header(stream.read(BLOCK_BYTES), display_name), True
     begin = max(0, start - MAX_HEADER_BYTES)
@@ -165,23 +169,23 @@ def _find_start(stream: BinaryIO, display_name: str, start: int) -> tuple[int, b
 def first_header(head: bytes, display_name: str) -> int:
     """Return the offset of the first header in `head`, the first bytes of a file.
 
-    Only blank lines and a byte order mark may precede it; otherwise raises `DataError`.
+    Only blank lines and a byte order mark may precede the header. Anything else raises `DataError`.
     """
     body = head.removeprefix(_BOM).lstrip(WHITESPACE)
     if not body:
         problem = "is empty" if not head else "holds no record"
-        raise DataError(f"{display_name}: {problem}; give a FASTA file, with '>name' lines followed by sequence")
+        raise DataError(f"{display_name}: {problem}; pass a FASTA file, with '>name' lines followed by sequence")
     if body.startswith(b">"):
         return len(head) - len(body)
     line = 1 + head[: len(head) - len(body)].count(b"\n")
     if body.startswith(b"@"):
         raise DataError(f"{display_name}, line {line}: starts with '@' like FASTQ; convert it to FASTA first")
     first_bytes = body[:20].split(b"\n")[0].decode("ascii", "backslashreplace")
-    raise DataError(f"{display_name}, line {line}: not FASTA: '>name' expected, but it starts with {first_bytes!r}")
+    raise DataError(f"{display_name}, line {line}: not FASTA: expected '>name', found {first_bytes!r}")
 
 
 def _record_name(stream: BinaryIO, display_name: str, line: bytes, offset: int) -> str:
-    """Return the record name in a header line; raise `DataError` if the line has no valid name."""
+    """Return the record name in a header line. Raise `DataError` if the line has no valid name."""
     try:
         return header_name(line)
     except ValueError as error:
@@ -189,14 +193,14 @@ def _record_name(stream: BinaryIO, display_name: str, line: bytes, offset: int) 
 
 
 def header_name(line: bytes) -> str:
-    """Return the first word of a header line; raise ValueError with the reason if the line is not valid."""
+    """Return the first word of a header line. Raise ValueError with the reason if the line is not valid."""
     if len(line) > MAX_HEADER_BYTES:
-        raise ValueError(f"a header of more than {MAX_HEADER_BYTES} bytes; shorten it")
+        raise ValueError(f"the header has more than {MAX_HEADER_BYTES} bytes; shorten it")
     if b"\r" in line.rstrip(b"\r\n"):
-        raise ValueError("a carriage return inside a header (old Macintosh line ends?); convert line ends to \\n")
+        raise ValueError("the header contains a carriage return (old Macintosh line ends?); convert line ends to \\n")
     name = line[1:].rstrip(b"\r\n").decode("utf-8", "backslashreplace").replace("\t", " ").partition(" ")[0]
     if not name or not name.isprintable():
-        raise ValueError("a header without a name; write '>name' with no blank after '>'")
+        raise ValueError("the header has no name; write '>name' with no space after '>'")
     return name
 
 
@@ -206,7 +210,7 @@ def _raise_illegal_letter(stream: BinaryIO, display_name: str, raw: bytes, offse
     byte = raw[index]
     letter = chr(byte) if 32 < byte < 127 else f"\\x{byte:02x}"
     line = line_number(stream, offset + index)
-    raise DataError(f"{display_name}, line {line}: '{letter}' is not a nucleotide code; give a FASTA of DNA")
+    raise DataError(f"{display_name}, line {line}: '{letter}' is not a nucleotide code; pass a FASTA of DNA")
 
 
 def line_number(stream: BinaryIO, offset: int) -> int:
@@ -221,5 +225,5 @@ def line_number(stream: BinaryIO, offset: int) -> int:
 
 
 def scan_ranges(size: int, range_bytes: int = RANGE_BYTES) -> list[tuple[int, int]]:
-    """Split a file of `size` bytes into ranges for `scan_range`."""
+    """Return the byte ranges (start, stop) that split a file of `size` bytes for `scan_range`."""
     return [(start, min(size, start + range_bytes)) for start in range(0, max(1, size), range_bytes)]

@@ -56,13 +56,13 @@ class Input:
 
     @property
     def position(self) -> int:
-        """Bytes of the (compressed) file read so far; 0 if unknown."""
+        """Number of bytes read so far from the (compressed) file, or 0 if unknown."""
         with contextlib.suppress(OSError):
             return self._raw.tell() if self.size is not None else 0
         return 0
 
     def lines(self) -> Iterator[bytes]:
-        """Yield lines with their line ends, those longer than `BLOCK_BYTES` in parts.
+        """Yield lines with their line ends. Lines longer than `BLOCK_BYTES` are yielded in parts.
 
         Raises `DataError` if the gzip data are damaged.
         """
@@ -80,8 +80,8 @@ def fasta_records(
 ) -> Iterator[tuple[str, Iterator[bytes]]]:
     """Yield each record's name and an iterator over blocks of its letters.
 
-    A block has about `BLOCK_BYTES` letters, in upper or lower case as in the file. A record's blocks must be read
-    before the next record is requested.
+    A block has about `BLOCK_BYTES` letters, in upper or lower case as in the file. Requesting the next record skips
+    the unread blocks of the current one.
 
     Args:
         lines: Lines of the file; the first one must be a header.

@@ -35,19 +35,19 @@ _COMPLEMENT = bytes.maketrans(b"ACGTacgt", b"TGCAtgca")
 
 
 def check_k(k: int) -> int:
-    """Return `k`; raise `ConfigError` if it is outside 3 … 8."""
+    """Return `k`. Raise `ConfigError` if it is outside 3 … 8."""
     if not MIN_K <= k <= MAX_K:
         raise ConfigError(f"--k {k}: k must be between {MIN_K} and {MAX_K}")
     return k
 
 
 def vocab_size(k: int) -> int:
-    """Return the number of ids: the special tokens and 4^k k-mers, 4,101 at k = 6."""
+    """Return the number of ids for the special tokens and all 4^k k-mers: 4,101 at k = 6."""
     return NUM_SPECIAL + 4**k
 
 
 def id_dtype(size: int) -> np.dtype:
-    """Return the smaller of uint16 and uint32 that can hold ids below `size`."""
+    """Return uint16 if it can hold all ids below `size`, otherwise uint32."""
     return np.dtype(np.uint16 if size <= 1 << 16 else np.uint32)
 
 
@@ -60,12 +60,12 @@ def vocabulary(k: int) -> list[str]:
 
 
 def vocabulary_text(k: int) -> str:
-    """Return the text of DNABERT's `vocab.txt`; its files for k = 3 to 5 have no final line break."""
+    """Return the text of DNABERT's `vocab.txt`. The files for k = 3 to 5 have no final line break."""
     return "\n".join(vocabulary(k)) + ("" if k < 6 else "\n")
 
 
 def base_codes(sequence: bytes | str | NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return codes 0 … 3 of bases in either case and `AMBIGUOUS` for other letters, shape (N,) uint8."""
+    """Return each letter's code, (N,) uint8: 0 … 3 for a base in either case, `AMBIGUOUS` for any other letter."""
     if isinstance(sequence, str):
         # One byte per letter. Letters outside Latin-1 become "?", which is ambiguous.
         sequence = sequence.encode("latin-1", errors="replace")
@@ -75,7 +75,7 @@ def base_codes(sequence: bytes | str | NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def codes_to_bases(codes: NDArray[np.uint8]) -> bytes:
-    """Return the upper-case bases of codes 0 … 3, shape (N,)."""
+    """Return the upper-case bases of codes 0 … 3, (N,), as a string of N bytes."""
     return _BYTE_OF_CODE[codes].tobytes()
 
 
@@ -112,7 +112,7 @@ def encode_codes(codes: NDArray[np.uint8], k: int) -> NDArray:
 
 
 def _join(left: NDArray[Any], left_width: int, right: NDArray[Any], right_width: int) -> NDArray[Any]:
-    """Join each word of `left_width` bases at i with the word of `right_width` bases at i + left_width."""
+    """Join the word of `left_width` bases at each position i with the word of `right_width` bases that follows it."""
     size = max(0, min(len(left), len(right) - left_width))
     bits = 2 * (left_width + right_width)
     dtype = np.uint8 if bits <= 8 else np.uint16 if bits <= 16 else np.uint32
@@ -123,7 +123,7 @@ def _join(left: NDArray[Any], left_width: int, right: NDArray[Any], right_width:
 
 
 def encode(sequence: bytes | str, k: int) -> NDArray:
-    """Encode a sequence as overlapping k-mer ids; a token that covers a letter other than A, C, G, T is `[UNK]`.
+    """Encode a sequence as overlapping k-mer ids. A token that covers a letter other than A, C, G, T is `[UNK]`.
 
     Returns: ids (N - k + 1,), `id_dtype(vocab_size(k))`; empty if N < k.
     """
@@ -165,7 +165,10 @@ def decode(ids: NDArray, k: int) -> str:
 
 @lru_cache
 def reverse_complement_table(k: int) -> NDArray:
-    """Return the id of every id's reverse complement, shape (vocab_size(k),); special tokens map to themselves."""
+    """Return a table that maps each k-mer id to the id of its reverse complement, shape (vocab_size(k),).
+
+    Special tokens map to themselves.
+    """
     size = vocab_size(k)
     numbers = np.arange(4**k, dtype=np.int64)
     reverse = np.zeros_like(numbers)
@@ -177,10 +180,10 @@ def reverse_complement_table(k: int) -> NDArray:
 
 
 def reverse_complement_ids(ids: NDArray, k: int) -> NDArray:
-    """Return the ids of the opposite strand for overlapping k-mers, (…, T) → (…, T), by table look-up and flip."""
+    """Convert overlapping k-mer ids to those of the opposite strand, (…, T) → (…, T)."""
     return reverse_complement_table(k)[ids][..., ::-1]
 
 
 def reverse_complement(sequence: bytes) -> bytes:
-    """Return the reverse complement. Letters other than A, C, G, T are kept, since they all encode to `[UNK]`."""
+    """Return the reverse complement. Letters other than A, C, G, T are kept, since each of them encodes to `[UNK]`."""
     return sequence.translate(_COMPLEMENT)[::-1]

@@ -10,7 +10,7 @@ from dnabert_rm.genome.fasta_stream import Input
 
 
 class Genome:
-    """Contigs of a FASTA file by name and coordinates.
+    """Contigs of a FASTA file, addressed by name and coordinates.
 
     A gzip file is decompressed to a temporary file, since gzip has no random access. No index file is needed or
     written. Raises `DataError` if the file is not FASTA or repeats a contig name.
@@ -47,14 +47,14 @@ class Genome:
         return None if number is None else self._contigs[number].length
 
     def fetch(self, name: str, start: int, end: int) -> bytes:
-        """Return bases start … end - 1 of a contig in upper case; fastest if calls read a contig in order."""
+        """Return bases start … end - 1 of a contig in upper case. Calls are fastest if they read a contig in order."""
         contig = self._contigs[self._numbers[name]]
         anchor = contig.anchors[max(0, int(contig.anchors[:, 1].searchsorted(start, "right")) - 1)].tolist()
         return self._reader.read(self._numbers[name], start, end, (anchor[0], anchor[1])).tobytes().upper()
 
 
 def _decompress(path: str) -> tempfile._TemporaryFileWrapper | None:
-    """Return a temporary file with the content of a gzip file, deleted on close; None if `path` is uncompressed."""
+    """Decompress a gzip file to a temporary file, which is deleted on close. Return None if `path` is uncompressed."""
     with Input(path, "a FASTA file") as source:
         if not source.is_compressed:
             return None

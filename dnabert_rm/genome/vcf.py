@@ -16,7 +16,7 @@ from dnabert_rm.utils.errors import DataError
 
 @dataclass(frozen=True)
 class Allele:
-    """One REF and one ALT of a VCF line. `reason` says why the allele gets no score; empty if it gets one."""
+    """One pair of REF and ALT in a VCF row. `reason` says why the allele gets no score; empty if it gets one."""
 
     contig: str
     position: int
@@ -29,7 +29,7 @@ class Allele:
 
 @dataclass(frozen=True)
 class Site:
-    """The alleles of one VCF line and the sequence around them. It is empty if no allele gets a score."""
+    """The alleles of one VCF row and the sequence around them. `sequence` is empty if no allele gets a score."""
 
     alleles: list[Allele]
     sequence: bytes = b""
@@ -39,19 +39,22 @@ class Site:
 
 @dataclass
 class VariantReader:
-    """Reader of a VCF. Rows that contradict the genome raise an error; with `drop` they are skipped and counted."""
+    """Reader of a VCF.
+
+    A row that is invalid or contradicts the genome raises an error. With `drop`, such rows are counted and skipped.
+    """
 
     source: Input
     genome: Genome
     radius: int
     """Number of bases on each side of a variant; fewer at a contig's ends."""
     min_bases: int
-    """Contigs shorter than this have no token."""
+    """Contigs with fewer bases have no token, so their variants get no score."""
     drop: bool
     dropped: Counter[str] = field(default_factory=Counter)
 
     def sites(self) -> Iterator[Site]:
-        """Yield the variants of the VCF in file order; raise `DataError` with the line number of a bad row."""
+        """Yield one site per row of the VCF, in file order. Raise `DataError` with the line number of a bad row."""
         for number, line in enumerate(self.source.lines(), 1):
             if number == 1 and line.startswith(b"BCF"):
                 raise DataError(f"{self.source.display_name}: is BCF; convert it to VCF first (bcftools view)")
@@ -69,7 +72,7 @@ class VariantReader:
                 self.dropped[error.kind] += 1
 
     def _site(self, fields: list[str]) -> Site:
-        """Return the alleles and sequence of one line."""
+        """Return the alleles and sequence of one row, given its columns. Raise `_BadRow` if it can't be used."""
         if len(fields) < 5 or not fields[1].isdecimal():
             raise _BadRow("not a row of a VCF", "expected CHROM, POS, ID, REF and ALT, separated by tabs")
         contig = fields[0]
@@ -91,10 +94,13 @@ class VariantReader:
         if length is None:
             known = ", ".join(self.genome.names[:4])
             raise _BadRow(
-                "not in the FASTA", f"contig {contig!r} is not in {self.genome.display_name} (it has {known} …)"
+                "not in the FASTA", f"contig {contig!r} is not in {self.genome.display_name} (the file has {known} …)"
             )
         if not 0 <= position <= length - len(ref):
-            raise _BadRow("position outside", f"position {position + 1}: contig {contig} has {length} bases")
+            raise _BadRow(
+                "position outside",
+                f"position {position + 1}: REF is not inside contig {contig}, which has {length} bases",
+            )
         found = self.genome.fetch(contig, position, position + len(ref)).decode()
         if found != ref:
             raise _BadRow(
@@ -122,7 +128,7 @@ class VariantReader:
 
 
 class _BadRow(Exception):  # noqa: N818 (never leaves this file)
-    """A row that can't be used; `kind` is the category for counting it."""
+    """Error for a row that can't be used. `kind` is the category under which the row is counted."""
 
     def __init__(self, kind: str, text: str):
         super().__init__(text)

@@ -1,1 +1,1 @@
-"""Predictions, embeddings and variant scores of sequences of any length."""
+"""Predictions and embeddings of sequences of any length, and scores of variants."""

@@ -1,6 +1,6 @@
 """Embeddings of sequences of any length, one per sequence or one per token, streamed from file to file.
 
-Shapes: B rows per batch, W tokens per padded row including special tokens, T k-mers of a row, H hidden size.
+Shapes: B rows per batch, W tokens per padded row with special tokens, T k-mers in a row, H hidden size.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ ROWS_WRITTEN = 1024
 
 @dataclass(frozen=True)
 class Embedder:
-    """An encoder on its device, and how its hidden states become embeddings."""
+    """An encoder on its device, with the settings that turn hidden states into embeddings."""
 
     model: PreTrainedModel
     runner: BatchRunner
@@ -53,7 +53,10 @@ class Embedder:
     hidden_size: int
 
     def forward(self, sequences: list[bytes]) -> list[NDArray | None]:
-        """Return each sequence's embedding (H,), or (T, H) without pooling; None if it has no known k-mer."""
+        """Return each sequence's embedding (H,), or (T, H) without pooling.
+
+        The result is None for a sequence without a known k-mer.
+        """
         forward = self._embed(sequences)
         if not self.both_strands:
             return forward
@@ -83,7 +86,7 @@ class Embedder:
 
 
 def pool(states: Tensor, mask: Tensor | None, pooling: str) -> Tensor:
-    """Pool (B, W, H) to (B, H): the mean or maximum over the k-mers, or the state of `[CLS]`."""
+    """Pool hidden states (B, W, H) to (B, H): the mean or maximum over the k-mers, or the state of `[CLS]`."""
     if pooling == "cls":
         return states[:, 0]
     inner = states[:, 1:-1]
@@ -97,7 +100,7 @@ def pool(states: Tensor, mask: Tensor | None, pooling: str) -> Tensor:
 
 
 def load_embedder(settings: EmbeddingSettings) -> Embedder:
-    """Load the encoder of a pretrained or fine-tuned model; raise `ConfigError` if `--layer` is out of range."""
+    """Load the encoder of a pretrained or fine-tuned model. Raise `ConfigError` if `--layer` is out of range."""
     config = load_config(settings.model)
     depth = config.num_hidden_layers
     if settings.layer is not None and not -depth - 1 <= settings.layer <= depth:
@@ -121,11 +124,11 @@ def load_embedder(settings: EmbeddingSettings) -> Embedder:
 
 
 def embed(settings: EmbeddingSettings) -> Tally:
-    """Write the embedding of each record or tile of `input`, in order, to `output`: .npy, .csv or .parquet.
+    """Write the embeddings of all records or tiles in `input`, in order, to a .npy, .csv or .parquet file.
 
-    A .npy file is (N, H) float32; `NAME.ids.csv` beside it names the rows. With `per_token`, that table has one line
-    per sequence: its name, first row and number of rows. Raises `ConfigError`, `CheckpointError` or `DataError`. After
-    an error no output is left.
+    A .npy file holds an (N, H) float32 array, and the table `NAME.ids.csv` beside it names the rows. With `per_token`,
+    each line of the table gives a sequence's name, first row and number of rows. Raises `ConfigError`,
+    `CheckpointError` or `DataError`. After an error, no output file remains.
     """
     npy = settings.output.suffix == ".npy"
     output_paths = [names_path(settings.output), settings.output] if npy else [settings.output]
@@ -165,7 +168,7 @@ def _name_cells(region: Region, with_coordinates: bool) -> list[Any]:
 def write_pooled(
     file: VectorFile, outputs: Iterable[WindowOutput], settings: EmbeddingSettings, width: int, tally: Tally
 ) -> None:
-    """Write one row per region; NaN for a region without a known k-mer."""
+    """Write one row per region. The row is NaN for a region without a known k-mer."""
     join = partial(join_windows, pooling=settings.pooling)
     joined = ((region, join(windows)) for region, windows in group_by_region(outputs))
     for rows in chunked(joined, ROWS_WRITTEN):
@@ -178,7 +181,8 @@ def write_pooled(
 def join_windows(outputs: Iterable[WindowOutput], pooling: str) -> NDArray | None:
     """Join the embeddings of a region's windows into one (H,): the maximum for "max" pooling, otherwise the mean.
 
-    An unweighted mean is right because all windows of a region have the same length. None if no window has an output.
+    An unweighted mean is right because all windows of a region have the same length. The
+    result is None if no window has an output.
     """
     num_windows = 0
     total: NDArray | None = None
@@ -198,7 +202,7 @@ def write_tokens(
     with_coordinates: bool,
     tally: Tally,
 ) -> None:
-    """Write one row per token of each region, averaged over overlapping windows."""
+    """Write one embedding per token of each region, averaged over the windows that contain the token."""
     for region, windows in group_by_region(outputs):
         first_row = file.num_rows
         means = RunningMean(width)

@@ -1,4 +1,4 @@
-"""Streaming writers of named vectors: `.npy`, `.csv` or Parquet."""
+"""Streaming writers of named vectors to `.npy`, CSV and Parquet files."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from dnabert_rm.utils.errors import ConfigError
 
 
 class VectorFile(Protocol):
-    """A file of named rows."""
+    """Interface of the writers of named vectors."""
 
     def write(self, names: Sequence[Sequence[Any]], vectors: NDArray[np.floating]) -> None:
-        """Append named rows (n, D)."""
+        """Append vectors (n, D) and their names."""
 
     def close(self) -> None:
-        """Finish the file."""
+        """Complete and close the file."""
 
 
 class NpyFile:
-    """A `.npy` file (N, D) float32, with N filled in on closing, and a table of names beside it."""
+    """A `.npy` file with an (N, D) float32 array, and a CSV table of names beside it. `close` writes the final N."""
 
     def __init__(self, path: Path, names_path: Path, columns: Sequence[str], width: int):
         self._stream = open(path, "wb")  # noqa: SIM115 (closed in close)
@@ -41,13 +41,13 @@ class NpyFile:
         np.lib.format.write_array_header_1_0(self._stream, header)
 
     def write(self, names: Sequence[Sequence[Any]], vectors: NDArray[np.floating]) -> None:
-        """Append rows and names. Their numbers may differ: with `--per-token`, one name covers many rows."""
+        """Append vectors and names. The counts may differ, because with `--per-token` one name covers many vectors."""
         self._writer.writerows(names)
         self._stream.write(np.ascontiguousarray(vectors, dtype="<f4").tobytes())
         self.num_rows += len(vectors)
 
     def close(self) -> None:
-        """Rewrite the header with the final N. It fits, because numpy pads headers for any length of the first axis."""
+        """Rewrite the header with the final N and close both files. Any N fits, because numpy pads the header."""
         self._stream.seek(0)
         self._write_header()
         assert self._stream.tell() == self._header_bytes
@@ -56,7 +56,7 @@ class NpyFile:
 
 
 class CsvFile:
-    """A CSV table: the name columns, then e0, e1, …. NaN becomes an empty cell."""
+    """A CSV table with the name columns, followed by e0, e1 and so on. NaN becomes an empty cell."""
 
     def __init__(self, path: Path, columns: Sequence[str], width: int):
         self._stream = open(path, "w", newline="", encoding="utf-8")  # noqa: SIM115 (closed in close)
@@ -64,17 +64,17 @@ class CsvFile:
         self._writer.writerow([*columns, *(f"e{i}" for i in range(width))])
 
     def write(self, names: Sequence[Sequence[Any]], vectors: NDArray[np.floating]) -> None:
-        """Append rows."""
+        """Append vectors (n, D) and their names."""
         for name, vector in zip(names, vectors, strict=True):
             self._writer.writerow([*name, *("" if np.isnan(value) else f"{value:.7g}" for value in vector)])
 
     def close(self) -> None:
-        """Finish the file."""
+        """Complete and close the file."""
         self._stream.close()
 
 
 class ParquetFile:
-    """A Parquet file: the name columns, then `embedding`, a list of D float32 values, or null if one is NaN."""
+    """A Parquet file with the name columns and `embedding`, a list of D float32 values, or null if any value is NaN."""
 
     def __init__(self, path: Path, columns: Sequence[str], width: int):
         try:
@@ -91,7 +91,7 @@ class ParquetFile:
         self._writer = parquet.ParquetWriter(path, self._schema)
 
     def write(self, names: Sequence[Sequence[Any]], vectors: NDArray[np.floating]) -> None:
-        """Append rows, as one row group."""
+        """Append vectors (n, D) and their names as one row group."""
         flat = self._arrow.array(np.ascontiguousarray(vectors, dtype=np.float32).reshape(-1))
         missing = self._arrow.array(np.isnan(vectors).any(axis=1))
         lists = self._arrow.FixedSizeListArray.from_arrays(
@@ -104,10 +104,10 @@ class ParquetFile:
         self._writer.write_table(self._arrow.Table.from_arrays([*columns, lists], schema=self._schema))
 
     def close(self) -> None:
-        """Finish the file."""
+        """Complete and close the file."""
         self._writer.close()
 
 
 def names_path(path: Path) -> Path:
-    """Return the path of the table of names beside a `.npy` file: emb.npy → emb.ids.csv."""
+    """Return the path of the table of names for a `.npy` file, such as emb.ids.csv for emb.npy."""
     return path.with_suffix(".ids.csv")

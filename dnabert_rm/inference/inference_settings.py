@@ -1,4 +1,4 @@
-"""Settings of `predict`, `embed` and `score-variants`, checked when constructed; imports no torch."""
+"""Settings of `predict`, `embed` and `score-variants`, checked when constructed. Imports no torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ EMBEDDING_ENDINGS = (".npy", ".csv", ".parquet")
 
 @dataclass(frozen=True)
 class InferenceSettings(Settings):
-    """The model, the sequences and the output file, and how sequences are split."""
+    """Settings shared by `predict` and `embed`: model, sequences, output file, and how to split sequences."""
 
     GROUPS: ClassVar = {"model": "files", "long": "long sequences", "batch_size": "speed", "pooling": "embeddings"}
 
@@ -56,7 +56,7 @@ class PredictSettings(InferenceSettings):
 
 @dataclass(frozen=True)
 class EmbeddingSettings(InferenceSettings):
-    """Settings of `embed`: how hidden states become embeddings."""
+    """Settings of `embed`, which turns hidden states into embeddings."""
 
     pooling: Literal["mean", "cls", "max"] = "mean"
     """Pooling over the tokens of a sequence: mean, max, or cls (the state of [CLS])."""
@@ -83,7 +83,7 @@ class EmbeddingSettings(InferenceSettings):
 
 @dataclass(frozen=True)
 class VariantSettings(Settings):
-    """Settings of `score-variants`: a masked language model, variants, their genome and the output table."""
+    """Settings of `score-variants`: a masked language model, variants, the genome and the output table."""
 
     GROUPS: ClassVar = {"model": "files", "strand": "scoring"}
 

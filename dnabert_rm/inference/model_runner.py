@@ -44,8 +44,8 @@ def load_model(
 ) -> PreTrainedModel:
     """Load a model in fp32 on the CPU, in evaluation mode.
 
-    Raises `CheckpointError` if a tensor is missing or has another shape, since transformers would silently initialize
-    it at random. Tensors with `optional` in their name, and those listed in `adapted`, may be missing.
+    Raises `CheckpointError` if a tensor is missing or wrongly shaped, because transformers would silently initialize it
+    at random. A tensor may be missing if its name contains `optional` or is listed in `adapted`.
     """
     with suppress_transformers_output(), as_checkpoint_error(folder):
         model, report = auto_class.from_pretrained(
@@ -92,14 +92,16 @@ def load_adapted(auto_class: Any, folder: Path, base: Path, config: PreTrainedCo
 
 
 def adapter_base(folder: Path) -> Path | None:
-    """Return the base model's folder for the LoRA adapters in `folder`, or None if it holds no adapters."""
+    """Return the base model's folder for the LoRA adapters in `folder`, or None if `folder` holds no adapters."""
     if not (folder / ADAPTER_CONFIG).is_file():
         return None
     base_name = read_json(folder / ADAPTER_CONFIG, error=CheckpointError).get("base_model_name_or_path")
     for base in (Path(str(base_name)), folder / str(base_name)):
         if (base / "config.json").is_file():
             return base
-    raise CheckpointError(f"{folder / ADAPTER_CONFIG}: its base model {base_name!r} does not exist; fix its path there")
+    raise CheckpointError(
+        f"{folder / ADAPTER_CONFIG}: base model {base_name!r} does not exist; fix base_model_name_or_path"
+    )
 
 
 # ---- batched forward passes
@@ -107,7 +109,7 @@ def adapter_base(folder: Path) -> Path | None:
 
 @dataclass(frozen=True)
 class BatchRunner:
-    """A tokenizer, and forward passes over batches of rows of similar length."""
+    """A tokenizer, and forward passes in batches. Rows of similar length share a batch."""
 
     tokenizer: KmerTokenizer
     device: torch.device
@@ -116,7 +118,11 @@ class BatchRunner:
     batch_size: int
 
     def tokenize(self, sequences: Sequence[bytes]) -> list[NDArray[np.int32] | None]:
-        """Return each sequence's ids with `[CLS]` and `[SEP]`; None if it has no known k-mer (all N, or too short)."""
+        """Return each sequence's token ids with `[CLS]` and `[SEP]`.
+
+        The ids are None for a sequence without a known k-mer, because it is too short or has an ambiguous
+        base in every k-mer.
+        """
         tokenizer = self.tokenizer
         return [
             np.concatenate(([tokenizer.cls_token_id], ids, [tokenizer.sep_token_id]), dtype=np.int32)
@@ -130,7 +136,8 @@ class BatchRunner:
     ) -> list[NDArray | None]:
         """Return `select(output, T_i)` for each row. `output` (…,) float32 is the row's slice of `forward`'s result.
 
-        Rows are batched by length to keep padding small. Results come in the order of `rows`; None stays None.
+        Rows of similar length share a batch to keep padding small. Results have the order of `rows`. The result is None
+        for a row that is None.
         """
         known = [i for i, row in enumerate(rows) if row is not None]
         known.sort(key=lambda i: len(rows[i]), reverse=True)  # type: ignore[arg-type]
@@ -156,7 +163,7 @@ class BatchRunner:
 
 
 def trim_heap() -> None:
-    """Return freed memory to the system. Batches of many shapes fragment glibc's heap, which would keep growing."""
+    """Return freed memory to the system. Batches of many shapes would otherwise fragment and grow glibc's heap."""
     if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
         libc.malloc_trim(0)
 

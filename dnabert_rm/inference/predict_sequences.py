@@ -37,7 +37,7 @@ from dnabert_rm.utils.files import atomic_outputs, check_output_file, read_json
 
 @dataclass(frozen=True)
 class Head:
-    """The task of a fine-tuned model, and how its input is tokenized and cut."""
+    """The task of a fine-tuned model, with the settings for tokenizing and cutting sequences."""
 
     task: Task
     """Converts logits to table cells. For `bases` it is `SequenceClassification`, because each base has its own row."""
@@ -48,11 +48,11 @@ class Head:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The names of the model's outputs, in order."""
+        """Return the names of the model's outputs, in order."""
         return self.task.labels
 
     def cells(self, logits: NDArray) -> list[list[str]]:
-        """Return the table cells for logits (N, C), as in `finetune`'s predictions.csv; rows of NaN are left empty."""
+        """Return the cells of predictions.csv for logits (N, C). A row of NaN gives empty cells."""
         missing = np.isnan(logits).any(axis=1)
         filled = self.task.predictions(np.where(missing[:, None], 0, logits), np.zeros(len(logits)))
         empty = [""] * len(self.task.prediction_columns())
@@ -60,7 +60,7 @@ class Head:
 
 
 def read_head(folder: Path, config: Any) -> Head:
-    """Read the head from `finetuning.json`.
+    """Read the head from `finetuning.json` in the model's folder.
 
     Without that file, the head is a classifier with the label names of the model's configuration. Raises
     `CheckpointError` if the file does not describe a fine-tuned model.
@@ -86,7 +86,7 @@ def read_head(folder: Path, config: Any) -> Head:
             long=record.get("long") or "middle",
         )
         if head.long not in LONG:
-            raise ValueError(f"long {head.long!r} is not one of {', '.join(LONG)}")
+            raise ValueError(f"long is {head.long!r}, not one of {', '.join(LONG)}")
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: does not describe a fine-tuned model ({error}); fine-tune again") from None
     return head
@@ -102,7 +102,10 @@ class Predictor:
     positions: int
 
     def forward(self, sequences: list[bytes]) -> list[NDArray | None]:
-        """Return each sequence's logits (C,), or (T, C) per base; None for a sequence without a known k-mer."""
+        """Return each sequence's logits (C,), or (T, C) per base.
+
+        The result is None for a sequence without a known k-mer.
+        """
         per_base = self.head.per_base
         return self.runner.run(
             self.runner.tokenize(sequences),
@@ -112,7 +115,7 @@ class Predictor:
 
 
 def load_predictor(folder: Path, batch_size: int, precision: str) -> Predictor:
-    """Load a fine-tuned model or LoRA adapters; raise `CheckpointError` if `folder` holds neither."""
+    """Load a fine-tuned model or LoRA adapters. Raise `CheckpointError` if `folder` holds neither."""
     base = adapter_base(folder)
     if base is None:
         check_model_folder(folder, NAME_FINETUNED)
@@ -140,7 +143,8 @@ def load_predictor(folder: Path, batch_size: int, precision: str) -> Predictor:
 def predict(settings: InferenceSettings) -> Tally:
     """Write predictions for each record or tile of `input` to the table `output`, in the order of the input.
 
-    Raises `ConfigError`, `CheckpointError`, or `DataError` with the line number. After an error no output is left.
+    Raises `ConfigError`, `CheckpointError`, or `DataError` with the line number. After an error, no output file
+    remains.
     """
     check_output_file(settings.output, settings.overwrite)
     predictor = load_predictor(settings.model, settings.batch_size, settings.precision)
@@ -173,14 +177,14 @@ def predict(settings: InferenceSettings) -> Tally:
 
 
 def region_rows(head: Head, outputs: Iterable[WindowOutput], with_coordinates: bool) -> Iterator[list[Any]]:
-    """Yield a row per region: its id, then start and end if `with_coordinates`, then the cells of its mean logits."""
+    """Yield a row per region: its id, then start and end if `with_coordinates`, then its prediction cells."""
     for region, logits in mean_logits(outputs):
         cells = head.cells(np.full((1, len(head.labels)), np.nan) if logits is None else logits[None])[0]
         yield [region.name, *([region.start, region.end] if with_coordinates else []), *cells]
 
 
 def mean_logits(outputs: Iterable[WindowOutput]) -> Iterator[tuple[Region, NDArray | None]]:
-    """Yield each region with the mean logits (C,) of its windows, or None if no window has an output."""
+    """Yield each region with its logits (C,) averaged over windows, or with None if no window has an output."""
     for region, windows in group_by_region(outputs):
         total = np.zeros(0)
         num_windows = 0
@@ -192,7 +196,7 @@ def mean_logits(outputs: Iterable[WindowOutput]) -> Iterator[tuple[Region, NDArr
 
 
 def base_rows(head: Head, tokenization: Tokenization, outputs: Iterable[WindowOutput]) -> Iterator[list[Any]]:
-    """Yield a row for each base covered by a window: id, position in the record, and the head's cells.
+    """Yield a row for each base in a window: id, position in the record, and the prediction cells.
 
     A base's logits are the mean over all k-mers that cover it, in all windows.
     """

@@ -28,7 +28,7 @@ Records = Iterator[tuple[str, Iterator[bytes]]]
 
 @dataclass
 class Region:
-    """The bases `start` … `end` - 1 of a record, with one result. `end` is set with the last window."""
+    """The part of a record that gets one result: bases `start` … `end` - 1. The last window sets `end`."""
 
     name: str
     start: int = 0
@@ -37,7 +37,7 @@ class Region:
 
 @dataclass(frozen=True)
 class Window:
-    """One model input: `sequence` begins at base `start` of the record, and k-mers cover it exactly."""
+    """One model input. `sequence` starts at base `start` of the record and ends with its last whole k-mer."""
 
     region: Region
     sequence: bytes
@@ -70,7 +70,7 @@ class Tokenization:
 def read_records(source: Input, id_column: str | None = None) -> Records:
     """Return the records of a FASTA file, or the rows of a CSV or TSV table with the column `sequence`.
 
-    A row's name comes from `id_column`, by default `id`. Without such a column, rows are numbered from 1. Raises
+    A row's name comes from `id_column`, by default `id`. Without a column `id`, rows are numbered from 1. Raises
     `DataError` with the number of the line that can't be read.
     """
     lines = source.lines()
@@ -118,7 +118,7 @@ def _table_records(lines: Iterable[bytes], display_name: str, lines_before: int,
 
 
 def _decoded_lines(lines: Iterable[bytes], display_name: str) -> Iterator[str]:
-    """Yield whole lines as text; `Input.lines` splits very long ones."""
+    """Yield whole lines as text. `Input.lines` splits very long lines, so their pieces are joined here."""
     pieces: list[bytes] = []
     for line in itertools.chain(lines, [b""]):
         pieces.append(line)
@@ -140,14 +140,14 @@ def _column_index(where: str, names: list[str], wanted: str) -> int:
         listed = ", ".join(repr(name if len(name) <= 20 else name[:20] + "…") for name in names[:6])
         what = f"{len(found)} columns" if found else "no column"
         raise DataError(
-            f"{where}: {what} {wanted!r} (found: {listed}), and not FASTA ('>name'); name exactly one column {wanted!r}"
+            f"{where}: {what} {wanted!r} (found: {listed}), and not FASTA ('>name'); pass one column {wanted!r}"
         )
     return found[0]
 
 
 def _checked_sequence(text: str, where: str) -> bytes:
     if not text:
-        raise DataError(f"{where}: the sequence is empty; remove the row or fill it in")
+        raise DataError(f"{where}: the sequence is empty; fill in the sequence or remove the row")
     sequence = text.encode("utf-8")
     if wrong := sequence.translate(None, NUCLEOTIDES):
         raise DataError(f"{where}: {letter_fault(wrong[0])}")
@@ -160,9 +160,10 @@ def _checked_sequence(text: str, where: str) -> bytes:
 def regions(
     records: Records, tile: int | None = None, step: int | None = None
 ) -> Iterator[tuple[Region, Iterator[bytes]]]:
-    """Yield each record as one region, or its tiles of `tile` bases, `step` apart (by default end to end).
+    """Yield each record as one region, or as tiles of `tile` bases that start `step` bases apart.
 
-    The last tile ends with the record, so it may be shorter. No tile is contained in the one before.
+    `step` is `tile` by default. The last tile ends with the record, so it may be shorter. No tile lies within the tile
+    before it.
     """
     for name, blocks in records:
         if tile is None:
@@ -190,10 +191,10 @@ def _tiles(blocks: Iterable[bytes], size: int, step: int) -> Iterator[tuple[int,
 
 
 def cut_windows(region: Region, blocks: Iterator[bytes], tokenization: Tokenization, long: str) -> Iterator[Window]:
-    """Yield the windows of a region: one if it fits the model, otherwise overlapping windows or its middle.
+    """Yield the windows of a region. A region too long for the model gives overlapping windows or only its middle.
 
     `long` is "window" or "middle". Overlapping windows start half a window apart, as in `tokenizer.windows.windows`.
-    A region shorter than one k-mer has one window with an empty sequence.
+    A region shorter than one k-mer gives one window with an empty sequence.
     """
     cut = _overlapping_windows if long == "window" else _middle_window
     return cut(region, blocks, tokenization)
@@ -229,7 +230,7 @@ def _overlapping_windows(region: Region, blocks: Iterator[bytes], tokenization: 
 
 
 def _middle_window(region: Region, blocks: Iterator[bytes], tokenization: Tokenization) -> Iterator[Window]:
-    """Yield the middle window. It is known only at a record's end, so long records go through a temporary file."""
+    """Yield the middle window. Its position depends on the record's end, so long records go to a temporary file."""
     with tempfile.SpooledTemporaryFile(max_size=_SPOOLED_BYTES) as spool:
         for block in blocks:
             spool.write(block)

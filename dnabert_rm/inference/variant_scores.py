@@ -1,8 +1,8 @@
 """Masked-likelihood scores of single-base variants: log P(alt) - log P(ref) at the variant's position.
 
-All k-mers that cover the base are masked, because a single visible one would reveal it. Each masked token t then has a
-distribution over k-mers. Only k-mers that agree with the bases visible in the remaining tokens count. Summed by their
-base at the position and renormalised over the four bases, they give the probability of base b:
+All k-mers that cover the base are masked, because a single visible k-mer would reveal it. For each masked token t, the
+model predicts a distribution over k-mers. Only k-mers that agree with the visible bases are used. Their probabilities
+are summed for each base b at the position, then renormalised over the four bases:
 
     P_t(b) = sum of P_t(k-mer with b) / sum over b' of P_t(k-mer with b')
 
@@ -43,7 +43,7 @@ BATCHES_PER_GROUP = 16
 
 @dataclass(frozen=True)
 class MaskedSite:
-    """A window with one base masked, and the k-mers for each possible base at its position."""
+    """A window with one base hidden, and the candidate k-mers for each possible base at its position."""
 
     ids: NDArray[np.int64]
     """(T + 2,) token ids with special tokens."""
@@ -74,9 +74,9 @@ def mask_site(sequence: bytes, target: int, k: int, span: int) -> MaskedSite:
 
 
 def _candidates(codes: NDArray[np.uint8], is_visible: NDArray[np.bool_], offset: int, k: int) -> NDArray[np.int64]:
-    """Return the ids (4, n) of all k-mers that agree with the visible codes (k,): one row per base at `offset`.
+    """Return the ids (4, n) of all k-mers that agree with the visible base codes, from `codes` (k,).
 
-    The base at `offset` must be hidden.
+    Row b holds the k-mers with base code b at `offset`. The base at `offset` must not be visible.
     """
     weights = 4 ** np.arange(k - 1, -1, -1, dtype=np.int64)
     ids = np.array([kmer.NUM_SPECIAL + (codes[is_visible] * weights[is_visible]).sum()])
@@ -87,7 +87,7 @@ def _candidates(codes: NDArray[np.uint8], is_visible: NDArray[np.bool_], offset:
 
 
 def _pad_candidates(candidates: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
-    """Stack candidates (4, n_i) of several tokens as (M, 4, n), padded with -1."""
+    """Stack the candidates (4, n_i) of M tokens into one array (M, 4, n), padded with -1."""
     padded = np.full((len(candidates), 4, max(ids.shape[1] for ids in candidates)), -1, dtype=np.int64)
     for row, ids in zip(padded, candidates, strict=True):
         row[:, : ids.shape[1]] = ids
@@ -95,7 +95,7 @@ def _pad_candidates(candidates: Sequence[NDArray[np.int64]]) -> NDArray[np.int64
 
 
 def base_log_probabilities(logits: Tensor, candidates: Tensor) -> Tensor:
-    """Return log P_t(b), (M, 4) float32, from logits (M, V) and candidates (M, 4, n)."""
+    """Return log P_t(b) for M tokens and 4 bases, (M, 4) float32, from logits (M, V) and candidates (M, 4, n)."""
     selected = logits.float().gather(1, candidates.clamp(min=0).flatten(1)).view(candidates.shape)
     return selected.masked_fill(candidates < 0, -torch.inf).logsumexp(dim=2).log_softmax(dim=1)
 
@@ -115,7 +115,7 @@ class Scorer:
     """K-mers per window, without special tokens."""
 
     def log_probabilities(self, sites: Sequence[Site]) -> NDArray[np.float64]:
-        """Return log P of the four base codes at each site, (N, 4). For both strands, return the mean over them."""
+        """Return log P of the four bases at each site, (N, 4). With `strand` "both", average over the strands."""
         masked = []
         for site in sites:
             last = len(site.sequence) - 1
@@ -131,7 +131,7 @@ class Scorer:
         return forward if self.strand == "+" else reverse
 
     def _forward(self, sites: Sequence[MaskedSite]) -> NDArray[np.float64]:
-        """Return log P of each site, (N, 4). Only rows of the same length share a batch, so none is padded."""
+        """Return log P of the four bases at each site, (N, 4). Batches have windows of one length, without padding."""
         log_p = np.empty((len(sites), 4))
         lengths = np.array([len(site.ids) for site in sites])
         for length in np.unique(lengths):
@@ -159,16 +159,16 @@ class Scorer:
 
 @dataclass
 class VariantTally:
-    """Counts for the closing summary line."""
+    """Counts for the final summary line."""
 
     scored: int = 0
     unscored: Counter[str] = field(default_factory=Counter)
-    """Alleles without a score, by reason."""
+    """Number of alleles without a score, for each reason."""
     dropped: Counter[str] = field(default_factory=Counter)
-    """Rows left out because they contradict the FASTA, by reason."""
+    """Number of rows left out because they contradict the FASTA, for each reason."""
 
     def line(self, output: object) -> str:
-        """Format the summary of the file `output` as one line."""
+        """Return the summary line for the output file."""
         parts = [f"{output}: {self.scored:,} alleles scored"]
         for what, counts in (("without a score", self.unscored), ("left out", self.dropped)):
             if counts:
@@ -178,14 +178,16 @@ class VariantTally:
 
 
 def load_scorer(settings: VariantSettings) -> Scorer:
-    """Load the model of a pretrained folder; raise `ConfigError` if `--span` or `--max-tokens` does not fit it."""
+    """Load the pretrained model. Raise `ConfigError` if it does not support `--span` or `--max-tokens`."""
     config = load_config(settings.model)
     k = load_tokenizer(settings.model, config).k
     positions = config.max_position_embeddings
     max_kmers = (settings.max_tokens or positions) - 2
     span = settings.span or k
     if max_kmers + 2 > positions:
-        raise ConfigError(f"--max-tokens {max_kmers + 2}: the model has {positions} positions; pass at most that")
+        raise ConfigError(
+            f"--max-tokens {max_kmers + 2}: the model has {positions} positions; pass {positions} or less"
+        )
     if not k <= span <= max_kmers:
         raise ConfigError(
             f"--span {span}: {k} tokens cover a base, and the model takes {max_kmers}; pass {k} … {max_kmers}"
@@ -207,8 +209,8 @@ def load_scorer(settings: VariantSettings) -> Scorer:
 def score_variants(settings: VariantSettings) -> VariantTally:
     """Write a row for each allele, in VCF order: chrom, pos (1-based), id, ref, alt, score, reason.
 
-    `score` is log P(alt) - log P(ref), natural logarithm. If it is empty, `reason` explains why. Raises `ConfigError`,
-    `CheckpointError`, or `DataError` with the line number. After an error no output is left.
+    `score` is log P(alt) - log P(ref), with natural logarithms. If `score` is empty, `reason` explains why. Raises
+    `ConfigError`, `CheckpointError`, or `DataError` with the line number. After an error, no output file remains.
     """
     check_output_file(settings.output, settings.overwrite)
     scorer = load_scorer(settings)
@@ -233,7 +235,7 @@ def score_variants(settings: VariantSettings) -> VariantTally:
 
 
 def _score_rows(sites: Sequence[Site], scorer: Scorer, tally: VariantTally) -> list[list[Any]]:
-    """Score sites together and return a row for each of their alleles."""
+    """Score all sites together and return one output row per allele."""
     scorable = [site for site in sites if site.sequence]
     log_probabilities = iter(scorer.log_probabilities(scorable) if scorable else ())
     rows = []

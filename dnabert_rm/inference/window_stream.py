@@ -25,7 +25,7 @@ WindowOutput = tuple[Window, NDArray | None]
 
 @dataclass
 class Tally:
-    """Counts for the closing summary line."""
+    """Counts for the final summary line."""
 
     rows: int = 0
     empty: int = 0
@@ -35,7 +35,7 @@ class Tally:
     seconds: float = 0.0
 
     def line(self, output: object) -> str:
-        """Format the summary of the file `output` as one line."""
+        """Return the summary line for the output file."""
         rate = self.bases / max(self.seconds, 1e-9)
         empty = f", {self.empty:,} of them empty (no known k-mer)" if self.empty else ""
         done = f"{self.bases:,} bases through the model in {self.seconds:.1f} s, {rate:,.0f} bases/s"
@@ -46,13 +46,15 @@ def check_token_limits(settings: InferenceSettings, tokenization: Tokenization, 
     """Raise `ConfigError` if `--max-tokens` or `--tile` needs more positions than the model has."""
     max_kmers = tokenization.max_kmers
     if max_kmers + 2 > positions:
-        raise ConfigError(f"--max-tokens {max_kmers + 2}: the model has {positions} positions; pass at most that")
+        raise ConfigError(
+            f"--max-tokens {max_kmers + 2}: the model has {positions} positions; pass {positions} or less"
+        )
     if settings.tile is None or settings.long is not None:
         return
     if (num_kmers := tokenization.num_kmers(settings.tile)) > max_kmers:
         raise ConfigError(
             f"--tile {settings.tile}: has {num_kmers} tokens, but the model takes {max_kmers} at once;"
-            f" pass at most {tokenization.num_bases(max_kmers)}, or --long window or middle for larger tiles"
+            f" pass {tokenization.num_bases(max_kmers)} or less, or cut tiles with --long"
         )
 
 
@@ -66,8 +68,8 @@ def model_outputs(
 ) -> Iterator[WindowOutput]:
     """Yield every window of the input, in order, with the output of `forward` for its sequence.
 
-    Shows progress and adds to `tally`. Memory holds `batches_sorted` batches of windows, whatever the length of the
-    file and its records.
+    Shows a progress bar and updates `tally`. Memory holds at most `batches_sorted` batches of windows, for any length
+    of file or record.
     """
     start_time = time.monotonic()
     with (
@@ -89,7 +91,7 @@ def model_outputs(
 
 
 def group_by_region(outputs: Iterable[WindowOutput]) -> Iterator[tuple[Region, Iterator[WindowOutput]]]:
-    """Yield each region with its windows. Consume the windows before asking for the next region."""
+    """Yield each region with its windows. Consume the windows before requesting the next region."""
     outputs = iter(outputs)
     for first in outputs:
 
@@ -103,10 +105,10 @@ def group_by_region(outputs: Iterable[WindowOutput]) -> Iterator[tuple[Region, I
 
 
 class RunningMean:
-    """Mean of each position over overlapping windows, released once no later window can change it.
+    """Running means over overlapping windows, for each position of a sequence.
 
-    Each position has `width` values. Windows must come in order of their start. Memory holds the positions of about
-    one window.
+    Each position has `width` values. Windows must come in order of their start. If `pop` releases the means before each
+    new window, memory holds the positions of about one window.
     """
 
     def __init__(self, width: int):
@@ -117,7 +119,7 @@ class RunningMean:
         self._counts = np.zeros((0, 1))
 
     def extend(self, start: int, end: int) -> None:
-        """Add the positions `start` … `end` - 1, whether or not they get values."""
+        """Add the positions `start` … `end` - 1. Their means are NaN until they get values."""
         if not len(self._counts):
             self.start = start
         if (missing := end - self.start - len(self._counts)) > 0:
@@ -125,7 +127,7 @@ class RunningMean:
             self._counts = np.concatenate((self._counts, np.zeros((missing, 1))))
 
     def add(self, start: int, values: NDArray, step: int = 1, covered: int = 1) -> None:
-        """Add `values` (T, width), T > 0: row i counts for `covered` positions from start + i * step on."""
+        """Add values (T, width) of one or more tokens. Token i covers `covered` positions, from start + i * step."""
         last = (len(values) - 1) * step
         self.extend(start, start + last + covered)
         for offset in range(start - self.start, start - self.start + covered):
@@ -134,7 +136,7 @@ class RunningMean:
             self._counts[positions] += 1
 
     def pop(self, until: int | None = None) -> NDArray[np.float64]:
-        """Release and return the means (n, width) of the positions before `until`, by default all. NaN: no values."""
+        """Remove and return the means (n, width) of the positions before `until`, by default of all positions."""
         n = len(self._counts) if until is None else min(len(self._counts), max(0, until - self.start))
         with np.errstate(invalid="ignore"):
             means = self._sums[:n] / self._counts[:n]

@@ -1,1 +1,1 @@
-"""RandomMask: the schedule of phases, the spans, and the collator."""
+"""RandomMask: the schedule of masking phases, the masked spans, and the collator."""

@@ -82,7 +82,7 @@ class RandomMaskCollator:
         self._keys = {purpose: random.key(seed, f"mask/{purpose}") for purpose in ("span", "centre", "replacement")}
 
     def mask(self, samples: NDArray[np.int64], ids: NDArray) -> MaskedBatch:
-        """Mask windows `ids` (B, T) of any integer dtype; `samples` (B,) are their sample indices."""
+        """Mask the windows `ids` (B, T), of any integer dtype. `samples` (B,) are the windows' sample indices."""
         phase = self.schedule.phase_of(self.step_of(samples))
         span = self.spans(samples)
         rate = self._rates[phase - 1]
@@ -115,7 +115,10 @@ class RandomMaskCollator:
         span: NDArray[np.int64],
         rate: NDArray[np.float64],
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Mask `input_ids` (B, L) in place; return the masked positions, flattened, and the original tokens, (M,)."""
+        """Mask `input_ids` (B, L) in place.
+
+        Return the masked positions in the flattened `input_ids` and the original tokens at them, both (M,) int64.
+        """
         num_tokens, is_real = ids.shape[1], ids >= NUM_SPECIAL
         centres = draw_centres(random.fold(self._keys["centre"], samples), num_tokens, rate) & is_real
         masked = unite_spans(centres, span) & is_real
@@ -128,7 +131,7 @@ class RandomMaskCollator:
         return positions, targets
 
     def __call__(self, batch: tuple[NDArray[np.int64], NDArray]) -> dict[str, Any]:
-        """Return a masked batch as int64 tensors; `batch` holds sample indices (B,) and windows (B, T).
+        """Return a masked batch as int64 tensors. `batch` holds sample indices (B,) and windows (B, T).
 
         The keys are `input_ids` (B, L), `positions` (M,) of masked tokens in the flattened batch, `targets` (M,),
         `span` (B,) and `samples` (B,). If no token is masked, one position with target -100 is returned, because
@@ -154,5 +157,5 @@ class RandomMaskCollator:
 def make_collator(
     config: RunConfig, schedule: MaskSchedule, step_of: Callable[[ArrayLike], NDArray[np.int64]], vocab_size: int
 ) -> RandomMaskCollator:
-    """Make the collator of a configuration; `step_of` maps sample indices (N,) to steps (N,)."""
+    """Return the collator for a configuration. `step_of` maps sample indices (N,) to steps (N,)."""
     return RandomMaskCollator(schedule, step_of, vocab_size, config.train.seed, replacement=config.masking.replacement)

@@ -26,11 +26,11 @@ SPAN_STEP = 2
 
 @dataclass(frozen=True)
 class MaskSchedule:
-    """Phases of a run.
+    """Masking phases of a run.
 
-    Phase i (0-based) ends before step `phase_ends[i]`; the last phase has no end. A phase may be empty: a run of ten
-    steps is too short for the paper's five. In phase i the span of a window is drawn uniformly from `spans[i]`. Each
-    token is a centre with probability `rates[i]`.
+    Phase i (0-based) ends before step `phase_ends[i]`. The last phase has no end. In a short run a phase may be empty.
+    In phase i, the span of a window is drawn uniformly from `spans[i]`, and each token is a centre with probability
+    `rates[i]`.
     """
 
     phase_ends: tuple[int, ...]
@@ -63,23 +63,26 @@ class MaskSchedule:
         return max(self.spans[int(self.phase_of(step)) - 1])
 
     def expected_fraction(self, step: int) -> float:
-        """Return the expected masked fraction of a step, ignoring the windows' ends; see `expected_fraction` below."""
+        """Return the expected masked fraction in a step, ignoring that spans are cut at the ends of windows."""
         phase = int(self.phase_of(step)) - 1
         return expected_fraction(self.spans[phase], self.rates[phase])
 
 
 def expected_fraction(spans: Sequence[int], rate: float) -> float:
-    """Return the mean over spans m of 1 - (1 - rate)^m, the probability that at least one of m tokens is a centre."""
+    """Return the expected masked fraction: the mean of 1 - (1 - rate)^m over all spans m.
+
+    With span m, a token is masked if at least one of the m tokens around it is a centre.
+    """
     return float(np.mean(1 - (1 - rate) ** np.asarray(spans, dtype=np.float64)))
 
 
 def scaled_phase_ends(total_steps: int) -> tuple[int, ...]:
-    """Return the paper's phase ends, scaled to `total_steps`: 6.25, 12.5, 20.83, 31.25 and 100 % of it."""
+    """Return the paper's phase ends, scaled to `total_steps`: 6.25, 12.5, 20.83, 31.25 and 100 % of the steps."""
     return tuple(round(Fraction(end, PAPER_STEPS) * total_steps) for end in PAPER_PHASE_ENDS)
 
 
 def resolve_phase_ends(phase_ends: Sequence[float], total_steps: int) -> tuple[int, ...]:
-    """Return phase ends in steps; raise `ConfigError` if `phase_ends` are not valid.
+    """Return phase ends in steps. Raises `ConfigError` if `phase_ends` is invalid.
 
     If `phase_ends` is empty, use the paper's values, scaled to `total_steps`. If the last end is 1, all ends are
     fractions of `total_steps`. Otherwise they are steps.
@@ -92,7 +95,7 @@ def resolve_phase_ends(phase_ends: Sequence[float], total_steps: int) -> tuple[i
         return tuple(round(end * total_steps) for end in phase_ends)
     if any(end != int(end) for end in phase_ends):
         raise ConfigError(
-            f"masking.phase_ends {list(phase_ends)} must be whole steps, or fractions of which the last is 1; "
+            f"masking.phase_ends {list(phase_ends)} must be whole steps, or fractions that end with 1; "
             "change --phase-ends"
         )
     return tuple(int(end) for end in phase_ends)
@@ -110,12 +113,12 @@ def make_schedule(
     fixed_span: int = 0,
     token_rate: float = 0.15,
 ) -> MaskSchedule:
-    """Return the schedule of a policy; raise `ConfigError` for settings that are not valid.
+    """Return the mask schedule of a policy. Raises `ConfigError` for invalid settings.
 
     Args:
         policy: One of `POLICIES`.
         k: Bases per k-mer.
-        total_steps: Steps of the run.
+        total_steps: Number of steps in the run.
         phase_ends: See `resolve_phase_ends`.
         phase_spans: Largest span M of each phase; by default k, k + 2, k + 4 …
         centre_rate: Probability p that a token is a centre.
@@ -135,7 +138,7 @@ def make_schedule(
     largest = tuple(phase_spans) or tuple(k + SPAN_STEP * phase for phase in range(len(ends)))
     if len(largest) != len(ends):
         raise ConfigError(
-            f"{len(largest)} phase spans for {len(ends)} phase ends; give as many --phase-spans as --phase-ends"
+            f"{len(largest)} phase spans for {len(ends)} phase ends; pass as many --phase-spans as --phase-ends"
         )
     spans = tuple(_span_choices(k, int(top), draw) for top in largest)
     rates = tuple(centre_rate for _ in spans)
@@ -168,7 +171,7 @@ def _matched_rate(spans: Sequence[int], target: float) -> float:
 
 
 def make_mask_schedule(config: RunConfig, k: int | None) -> MaskSchedule:
-    """Return the schedule of a configuration; `k` is None for BPE.
+    """Return the mask schedule for a configuration. `k` is None for BPE.
 
     Raises `ConfigError` if the policy needs k-mers but `k` is None.
     """

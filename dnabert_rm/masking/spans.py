@@ -1,6 +1,6 @@
 """Steps of masking: draw centres, unite their spans, replace tokens. Pure numpy, without loops over tokens.
 
-Shapes: B windows of a batch, T tokens of a window without special tokens, M masked tokens.
+Shapes: B windows in a batch, T tokens in a window without special tokens, M masked tokens.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ _RANDOM_BELOW = np.uint64(round((MASK_SHARE + RANDOM_SHARE) * 2**32) << 32)
 def span_reach(span: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the number of tokens that are masked before and after a centre.
 
-    Span m around centre i covers i - ceil(m/2) + 1 … i + floor(m/2). For m = 6 that is i - 2 … i + 3, as in DNABERT.
+    Span m around centre i covers tokens i - ceil(m/2) + 1 … i + floor(m/2). Span 6 covers i - 2 … i + 3, as in DNABERT.
     """
     return (span + 1) // 2 - 1, span // 2
 
 
 def span_table(choices: Sequence[Sequence[int]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return P lists of spans as an array (P, longest list) int64, padded with 0, and the lists' lengths, (P,)."""
+    """Return P lists of spans as an array (P, longest list) int64 padded with 0, and the length of each list (P,)."""
     counts = np.array([len(spans) for spans in choices])
     table = np.zeros((len(choices), counts.max()), dtype=np.int64)
     for number, spans in enumerate(choices):
@@ -40,17 +40,23 @@ def span_table(choices: Sequence[Sequence[int]]) -> tuple[NDArray[np.int64], NDA
 def draw_spans(
     keys: NDArray[np.uint64], table: NDArray[np.int64], counts: NDArray[np.int64], row: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """Draw one span per window uniformly from its row of a `span_table`; `keys` (B,) and `row` (B,) → (B,) int64."""
+    """Return one span per window, drawn uniformly from a row of a `span_table`, (B,) int64.
+
+    Args:
+        keys: (B,) uint64, one random key per window.
+        table, counts: The two arrays that `span_table` returns.
+        row: (B,) int64, the row of each window.
+    """
     return table[row, random.below(keys, counts[row])]
 
 
 def draw_centres(keys: NDArray[np.uint64], num_tokens: int, rate: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Draw centres: each token independently, with its window's probability. Return (B, T) bool.
+    """Return which tokens are centres, (B, T) bool. Tokens are drawn independently, with their window's probability.
 
-    One 64-bit hash is used for two tokens, 32 bits each, so probabilities are exact to 2^-32.
+    Each 64-bit hash serves two tokens with 32 bits each, so probabilities are exact to 2^-32.
 
     Args:
-        keys: (B,) uint64.
+        keys: (B,) uint64, one random key per window.
         num_tokens: T.
         rate: Probability of a centre in each window, (B,) float64.
     """
@@ -61,7 +67,7 @@ def draw_centres(keys: NDArray[np.uint64], num_tokens: int, rate: NDArray[np.flo
 
 
 def unite_spans(centres: NDArray[np.bool_], span: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Return the union of the spans around the centres, cut at the window's ends, (B, T) bool.
+    """Return the union of the spans around all centres, (B, T) bool. Spans are cut at the ends of the window.
 
     Args:
         centres: (B, T) bool.
@@ -95,7 +101,7 @@ def replace(
         targets: (M,) int64, the masked tokens, row by row.
         rows: (M,) int64, the window of each token.
         columns: (M,) int64, the position of each token in its window.
-        keys: (B,) uint64.
+        keys: (B,) uint64, one random key per window.
         vocab_size: Number of tokens in the vocabulary, special tokens included.
         replacement: "token" chooses for each token separately, as DNABERT does. "span" chooses once per united span,
             so that an unchanged token can't reveal the masked ones around it.

@@ -1,1 +1,1 @@
-"""Masked language models: transformers' architectures, with a head on masked positions only and an exact loss."""
+"""Masked language models: transformers' architectures, with the head and the loss on masked positions only."""

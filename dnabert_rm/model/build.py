@@ -31,7 +31,7 @@ DROPOUTS = {
 
 
 def architecture_of(model: ModelConfig, vocab_size: int, checkpoint: Path | None = None) -> PreTrainedConfig:
-    """Return transformers' configuration from `checkpoint`, else from `init_from`, else from the configured sizes."""
+    """Return the transformers configuration from `checkpoint`, else `init_from`, else the configured sizes."""
     if checkpoint or model.init_from:
         return pretrained_config(str(checkpoint or model.init_from), model.dropout)
     return transformers_config(
@@ -57,7 +57,7 @@ def transformers_config(
     max_positions: int,
     dropout: float,
 ) -> PreTrainedConfig:
-    """Return transformers' configuration of a model; for the arguments see `config.ModelConfig`."""
+    """Return the transformers configuration of a model. `config.ModelConfig` describes the arguments."""
     common: dict[str, Any] = {
         "vocab_size": vocab_size,
         "hidden_size": hidden_size,
@@ -81,7 +81,7 @@ def transformers_config(
 
 
 def pretrained_config(folder: str, dropout: float) -> PreTrainedConfig:
-    """Return transformers' configuration of the model in `folder`, with all its dropouts set to `dropout`."""
+    """Return the transformers configuration of the model in `folder`, with all dropout rates set to `dropout`."""
     # AutoConfig fails here: DNABERT's config.json has no model_type.
     kinds: dict[str, Any] = {"bert": BertConfig, "modernbert": ModernBertConfig}
     config = kinds[model_fields(folder)["architecture"]].from_pretrained(folder, local_files_only=True)
@@ -96,10 +96,10 @@ def build_model(
     attention: str = "sdpa",
     init_from: str = "",
 ) -> PreTrainedModel:
-    """Return a masked language model in fp32, with the weights of `init_from` or random ones.
+    """Return a masked language model in fp32. Weights come from the folder `init_from` if given, else they are random.
 
-    Random weights depend on `config` and `seed` only. Torch's global random state is restored afterwards. A missing
-    masked-language head gets random weights, with a warning on standard error.
+    Random weights depend on `config` and `seed` only. Torch's global random state is restored afterwards. If the
+    folder has no masked-language-model head, the head gets random weights, with a warning on standard error.
 
     Raises `RankReadError` if `init_from` can't be loaded or lacks encoder weights.
     """
@@ -128,10 +128,13 @@ def _pretrained(folder: str, config: PreTrainedConfig, attention: str) -> PreTra
     missing = sorted(report["missing_keys"])
     if in_encoder := [name for name in missing if name.startswith(encoder)]:
         raise RankReadError(
-            f"{folder}: lacks {len(in_encoder)} weights of the encoder, such as {in_encoder[0]}; use another folder"
+            f"{folder}: lacks {len(in_encoder)} encoder weights, such as {in_encoder[0]}; use another folder"
         )
     if missing:
-        print(f"{folder}: has no masked-language head ({missing[0]} …); it starts with random weights", file=sys.stderr)
+        print(
+            f"{folder}: has no masked-language-model head ({missing[0]} …); the head starts with random weights",
+            file=sys.stderr,
+        )
     return model
 
 
@@ -142,7 +145,7 @@ def encoder_layers(model: PreTrainedModel) -> torch.nn.ModuleList:
 
 
 def prepare_layers(model: PreTrainedModel, *, checkpointing: bool, compile_layers: bool) -> None:
-    """Enable activation checkpointing and torch.compile, in place.
+    """Enable activation checkpointing and torch.compile in place, as requested.
 
     Layers are compiled one by one, so that identical layers share one compiled graph. The head is not compiled, because
     the number of masked positions differs from batch to batch.

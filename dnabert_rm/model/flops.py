@@ -1,15 +1,16 @@
-"""Parameter counts and floating-point operations of a model, from its sizes; peak FLOP/s of GPUs. Torch-free.
+"""Parameter and operation counts of a model, computed from its sizes, and peak FLOP/s of GPUs. Torch-free.
 
-Conventions: the product of an (m, k) and a (k, n) matrix is 2mkn operations. Only matrix products are counted; norms,
-softmax and activations are below 1 %. The backward pass has two products for each product of the forward pass.
+An operation is a floating-point operation. The product of an (m, k) and a (k, n) matrix takes 2mkn operations. Only
+matrix products are counted, since norms, softmax and activations are below 1 %. The backward pass has two products for
+each product of the forward pass.
 
 Sources:
 - Kaplan et al., "Scaling Laws for Neural Language Models" (2020), section 2.1.
 - Chowdhery et al., "PaLM" (2022), appendix B: defines MFU, without recomputation.
 - Narayanan et al., "Efficient Large-Scale Language Model Training on GPU Clusters" (2021), appendix: counts
-  recomputation as a fourth forward pass.
+  recomputation as an additional forward pass.
 
-Letters: H hidden size, I intermediate size, N layers, V vocabulary, L tokens per window.
+Symbols: H hidden size, I intermediate size, N layers, V vocabulary, L tokens per window.
 """
 
 from __future__ import annotations
@@ -21,18 +22,18 @@ from dnabert_rm.config import ModelConfig
 from dnabert_rm.model.pretrained import model_fields
 
 TOKEN_TYPES = 2
-"""Rows of BERT's token type embedding."""
+"""Number of rows in BERT's token type embedding."""
 MAX_GLOBAL_POSITIONS = 1024
-"""Up to this `max_positions`, every `modernbert` layer is global. Above, two of three use a sliding window."""
+"""Up to this `max_positions`, every `modernbert` layer is global. Above it, two of three use a sliding window."""
 SLIDING_REACH = 64
-"""Tokens that a sliding `modernbert` layer attends to on each side (local_attention 128 in transformers)."""
+"""Number of tokens that a sliding `modernbert` layer attends to on each side (local_attention 128 in transformers)."""
 GLOBAL_EVERY = 3
 """In a `modernbert` with sliding layers, the first of every three layers is global."""
 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """Sizes that determine parameters and operations, named as in `config.ModelConfig`."""
+    """Sizes that determine a model's parameter and operation counts, named as in `config.ModelConfig`."""
 
     architecture: str
     vocab_size: int
@@ -44,17 +45,17 @@ class ModelShape:
 
 
 def model_shape(model: ModelConfig, vocab_size: int) -> ModelShape:
-    """Return the sizes of a configured model; with `init_from`, the sizes of the model in that folder."""
+    """Return the sizes of a configured model. If `init_from` is set, return the sizes of the model in that folder."""
     sizes = model_fields(model.init_from) if model.init_from else asdict(model)
     names = [field.name for field in fields(ModelShape) if field.name != "vocab_size"]
     return ModelShape(vocab_size=vocab_size, **{name: sizes[name] for name in names})
 
 
 def parameter_tensors(shape: ModelShape) -> dict[str, list[tuple[int, int]]]:
-    """Return the trained tensors as (count, elements of each) by part: "embeddings", "layers", "head".
+    """Return the trained tensors of each part ("embeddings", "layers", "head") as (count, elements per tensor) pairs.
 
     These are the tensors that transformers builds from `build.transformers_config`. The decoder's matrix is tied to the
-    embedding and counted there. The final norm of a `modernbert` is counted with its layers.
+    token embedding and counted in "embeddings". The final norm of a `modernbert` is counted with its layers.
     """
     H, I, N, V = shape.hidden_size, shape.intermediate_size, shape.num_layers, shape.vocab_size  # noqa: E741
     if shape.architecture == "bert":
@@ -73,7 +74,7 @@ def parameter_tensors(shape: ModelShape) -> dict[str, list[tuple[int, int]]]:
 
 
 def parameter_counts(shape: ModelShape) -> dict[str, int]:
-    """Return the number of parameters by part; the sum is that of transformers' `num_parameters()`."""
+    """Return the number of parameters in each part. Their sum equals transformers' `num_parameters()`."""
     return {part: sum(count * numel for count, numel in tensors) for part, tensors in parameter_tensors(shape).items()}
 
 
@@ -85,7 +86,7 @@ def num_parameters(shape: ModelShape) -> int:
 def attended_tokens(shape: ModelShape, window: int) -> float:
     """Return how many tokens a token attends to, summed over the layers and averaged over the window.
 
-    For a sliding layer only its band counts, even if the kernel computes more and discards it.
+    In a layer with sliding-window attention, only tokens within `SLIDING_REACH` count.
     """
     if shape.architecture == "bert" or shape.max_positions <= MAX_GLOBAL_POSITIONS:
         return float(shape.num_layers * window)
@@ -96,17 +97,19 @@ def attended_tokens(shape: ModelShape, window: int) -> float:
 
 
 def forward_flops_per_token(shape: ModelShape, window: int, masked_fraction: float = 1.0) -> float:
-    """Return the operations of the forward pass for one token of a window of `window` tokens.
+    """Return the number of forward-pass operations per token, for windows of `window` tokens.
 
-    Layers: 2N(4H² + 2HI), or 2N(4H² + 3HI) with GeGLU. Attention: the scores and their product with the values, 4H for
-    each attended token. Head: 2(H² + HV) for each masked token. A `masked_fraction` of 1.0 is a head on all positions,
-    as in transformers.
+    - Layers: 2N(4H² + 2HI), or 2N(4H² + 3HI) with GeGLU.
+    - Attention: 4H for each attended token. This covers the scores and their product with the values.
+    - Head: 2(H² + HV) for each masked token.
+
+    A `masked_fraction` of 1.0 means that the head runs on all positions, as in transformers.
     """
     return layer_flops_per_token(shape, window) + masked_fraction * head_flops_per_token(shape)
 
 
 def layer_flops_per_token(shape: ModelShape, window: int) -> float:
-    """Return the operations of the forward pass of all layers for one token, attention included."""
+    """Return the number of forward-pass operations per token in all layers, attention included."""
     H = shape.hidden_size
     matrices = 2 if shape.architecture == "bert" else 3
     products = 2 * shape.num_layers * (4 * H * H + matrices * H * shape.intermediate_size)
@@ -114,14 +117,14 @@ def layer_flops_per_token(shape: ModelShape, window: int) -> float:
 
 
 def head_flops_per_token(shape: ModelShape) -> float:
-    """Return the operations of the head's forward pass (dense layer and decoder) for one predicted token."""
+    """Return the number of forward-pass operations in the head (dense layer and decoder) per predicted token."""
     return 2.0 * shape.hidden_size * (shape.hidden_size + shape.vocab_size)
 
 
 def training_flops_per_token(
     shape: ModelShape, window: int, masked_fraction: float = 1.0, checkpointing: bool = False
 ) -> float:
-    """Return the operations of the forward and backward pass for one token, three times the forward pass.
+    """Return the number of operations per token in the forward and backward pass: three times the forward pass.
 
     `checkpointing` adds the recomputed forward pass of the layers. The hardware runs it, but MFU does not count it.
     """
@@ -132,10 +135,11 @@ def training_flops_per_token(
 def training_flops_per_step(
     shape: ModelShape, windows: int, window_tokens: int, num_masked: float, checkpointing: bool = False
 ) -> float:
-    """Return the operations of one optimizer step on `windows` windows with `num_masked` predictions in total.
+    """Return the number of operations in one optimizer step on `windows` windows of `window_tokens` tokens.
 
-    Divide by seconds, ranks and `peak_flops` for MFU (PaLM, appendix B). With `checkpointing` the quotient is the
-    hardware utilisation (HFU), which is higher.
+    `num_masked` is the number of predicted tokens in all windows together. To get MFU (PaLM, appendix B), divide by the
+    seconds, the number of ranks and `peak_flops`. With `checkpointing` the quotient is the hardware utilisation (HFU),
+    which is higher.
     """
     tokens = windows * window_tokens
     return tokens * training_flops_per_token(shape, window_tokens, num_masked / max(1, tokens), checkpointing)
@@ -174,10 +178,10 @@ their figures are for fp16. Figures that a data sheet gives with sparsity are ha
 
 
 def peak_flops(device_name: str) -> float | None:
-    """Return a GPU's peak in dense half-precision operations per second; None if it is not in the table.
+    """Return a GPU's peak in dense half-precision operations per second, or None if the GPU is not in the table.
 
-    The name is torch's, or a short one such as "h100". An H100 or H200 without "PCIe" or "NVL" in its name is the SXM
-    module.
+    `device_name` is the name that torch reports, or a short one such as "h100". An H100 or H200 without "PCIe" or "NVL"
+    in its name is the SXM module.
     """
     words = set(re.findall(r"[a-z0-9]+", device_name.lower()))
     for needed, tflops in _PEAK_TFLOPS:

@@ -1,4 +1,4 @@
-"""Masked language model that runs its head on masked positions only, and its loss.
+"""Masked language model with its head and loss on masked positions only.
 
 Shapes: B windows, L tokens per window, H hidden size, M masked tokens, V vocabulary.
 """
@@ -22,7 +22,7 @@ class MaskedLM(nn.Module):
     """
 
     def __init__(self, model: PreTrainedModel, k: int | None = None) -> None:
-        """Wrap a model with a vocabulary of k-mers. If `k` is None (BPE), right bases are not counted."""
+        """Wrap a model with a vocabulary of k-mers. If `k` is None (BPE), correct bases are not counted."""
         super().__init__()
         self.model = model
         self.k = k
@@ -30,14 +30,14 @@ class MaskedLM(nn.Module):
     def forward(
         self, input_ids: Tensor, positions: Tensor, targets: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor] | Tensor:
-        """Return the summed loss and the numbers of right tokens and right bases; without `targets` return the logits.
+        """Return the summed loss and the numbers of correct tokens and bases. Without `targets`, return the logits.
 
         Args:
             input_ids: (B, L) int64.
             positions: (M,) int64, masked positions in the flattened batch.
             targets: (M,) int64; -100 is ignored.
 
-        Returns: The loss (scalar, fp32) and two counts (scalars, int64); or logits (M, V) in the model's dtype.
+        Returns: The loss (scalar, fp32) and two counts (scalars, int64), or the logits (M, V) in the model's dtype.
         """
         logits = self._masked_logits(input_ids, positions)
         if targets is None:
@@ -56,14 +56,14 @@ class MaskedLM(nn.Module):
 
 
 def num_right_bases(predicted: Tensor, targets: Tensor, k: int | None) -> Tensor:
-    """Return how many bases of the predicted k-mers equal those of the targets; scalar int64, 0 if `k` is None.
+    """Return the number of predicted bases that equal the target bases, scalar int64. It is 0 if `k` is None.
 
     After subtracting `NUM_SPECIAL`, the base-4 digits of a k-mer's id are its bases (see kmer.py). So the function
     counts equal digits.
 
     Args:
-        predicted: (M,) token ids; special tokens have no right bases.
-        targets: (M,) token ids; special tokens and -100 have no right bases.
+        predicted: (M,) token ids. Special tokens have no bases.
+        targets: (M,) token ids. Special tokens and -100 have no bases.
         k: Bases per token.
     """
     if k is None:

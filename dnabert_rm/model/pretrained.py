@@ -16,19 +16,19 @@ _FIELDS = {
     "intermediate_size": "intermediate_size",
     "max_positions": "max_position_embeddings",
 }
-"""Names in `[model]` and in transformers; DNABERT's config.json uses those of transformers."""
-NAME_EXPORTED = "give a folder that `dnabert-rm export` has written"
-NAME_FINETUNED = "give the model/ folder that `dnabert-rm finetune` has written"
+"""Names in `[model]`, mapped to transformers' names, which DNABERT's config.json also uses."""
+NAME_EXPORTED = "pass a folder that `dnabert-rm export` wrote"
+NAME_FINETUNED = "pass the model/ folder that `dnabert-rm finetune` wrote"
 
 
 def model_fields(folder: str | Path) -> dict[str, Any]:
     """Return the architecture and sizes of the model in `folder`, named as in `config.ModelConfig`.
 
-    Raises `CheckpointError` if there is no config.json, or if the model is neither BERT nor ModernBERT.
+    Raises `CheckpointError` unless the folder has a config.json that describes a BERT or ModernBERT model.
     """
     path = Path(folder) / "config.json"
     content = read_json(
-        path, error=CheckpointError, advice="fix the file", missing="give a Hugging Face folder with --init-from"
+        path, error=CheckpointError, advice="fix the file", missing="pass a Hugging Face folder with --init-from"
     )
     # DNABERT was saved by transformers 2, which wrote no model_type.
     architecture = content.get("model_type") or (
@@ -44,13 +44,13 @@ def model_fields(folder: str | Path) -> dict[str, Any]:
 def check_vocabulary(folder: str | Path, k: int | None, vocab_size: int) -> None:
     """Raise `CheckpointError` unless the model in `folder` has the vocabulary of the data.
 
-    The size is always compared. The order is compared if the folder has a vocab.txt.
+    The size is always compared. The order of the tokens is compared if the folder has a vocab.txt and `k` is not None.
     """
     folder = Path(folder)
     embedded = read_json(folder / "config.json", error=CheckpointError).get("vocab_size")
     if embedded != vocab_size:
         raise CheckpointError(
-            f"{folder}: has a vocabulary of {embedded} tokens, but the data have {vocab_size}; "
+            f"{folder}: has a vocabulary of {embedded} tokens, but the data has {vocab_size}; "
             "build the data with the model's k"
         )
     path = folder / "vocab.txt"
@@ -59,11 +59,14 @@ def check_vocabulary(folder: str | Path, k: int | None, vocab_size: int) -> None
 
 
 def check_model_folder(folder: Path, advice: str = NAME_EXPORTED) -> None:
-    """Raise `CheckpointError` if `folder` has no config.json; its message ends with `advice`."""
+    """Raise `CheckpointError` if `folder` has no config.json.
+
+    The message ends with `advice`, or names the subfolder `model` if that has a config.json.
+    """
     if (folder / "config.json").is_file():
         return
     below = folder / "model"
     if (below / "config.json").is_file():
-        advice = f"give {below}"
+        advice = f"pass {below}"
     fault = "it has no config.json" if folder.is_dir() else "no such folder"
     raise CheckpointError(f"{folder}: {fault}; {advice}")

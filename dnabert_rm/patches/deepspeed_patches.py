@@ -21,7 +21,8 @@ def import_deepspeed() -> Any:
     What is changed: torch's build lock is replaced (see `install_build_lock`). DeepSpeed also no longer compiles its
     shared-memory collective for CPU ranks.
 
-    Reason: only DeepSpeed's inference uses this collective, and with it every rank leaves a file of 69 MB in /dev/shm.
+    Reason: only DeepSpeed's inference needs this collective. If it is compiled, every rank leaves a file of 69 MB in
+    /dev/shm.
 
     Upstream: the comments of deepspeedai/DeepSpeed#4115 describe these files. The collective is built in
     deepspeed/comm/torch.py, `build_shm_op`.
@@ -38,7 +39,7 @@ def safe_torch_load() -> Iterator[None]:
     """Load only tensors and plain values from files during the block, so that a checkpoint can't run code.
 
     What is changed: `torch.load` always uses `weights_only=True`, even when DeepSpeed calls it. The few DeepSpeed
-    classes in its checkpoints are allowed by name.
+    classes that its checkpoints contain are allowed by name.
 
     Reason: DeepSpeed passes `weights_only=False`, so the argument has to be overridden.
 
@@ -60,7 +61,7 @@ def safe_torch_load() -> Iterator[None]:
             # torch's message for unpickling errors is long, and recommends weights_only=False.
             reason = "" if isinstance(error, pickle.UnpicklingError) else f" ({' '.join(str(error).split())[:100]})"
             raise RankReadError(
-                f"{file}: holds more than tensors, or is damaged{reason}, and was not loaded; use another checkpoint"
+                f"{file}: not loaded, because it holds more than tensors or is damaged{reason}; use another checkpoint"
             ) from None
 
     torch.load = load  # type: ignore[assignment]
@@ -72,7 +73,7 @@ def safe_torch_load() -> Iterator[None]:
 
 
 def check_tensors_only(path: Path) -> None:
-    """Raise `CheckpointError` if a torch file holds more than tensors and plain values, without reading tensor data."""
+    """Raise `CheckpointError` if a torch file contains anything except tensors and plain values."""
     with safe_torch_load():
         torch.load(path, map_location="cpu", mmap=zipfile.is_zipfile(path))
 
@@ -84,7 +85,7 @@ def fuse_overflow_check(optimizer: Any) -> None:
     bf16 and fp16. Its result is the same. Other optimizers are left unchanged.
 
     Reason: DeepSpeed launches about twenty kernels per gradient. In a step of BERT base these are two thirds of all
-    kernels. On a GPU their time per step does not depend on the batch size.
+    kernels. On a GPU these kernels take the same time per step for every batch size.
 
     Upstream: no upstream issue known; deepspeed/runtime/zero/stage_1_and_2.py.
     """
@@ -102,7 +103,7 @@ def fuse_overflow_check(optimizer: Any) -> None:
 
 
 def disable_gradient_allreduce(deepspeed_engine: Any) -> None:
-    """Skip the all-reduce of gradients. Call only for a single rank without ZeRO.
+    """Skip the all-reduce of gradients. Call this only for a single rank without ZeRO.
 
     What is changed: the engine's attribute `enable_backward_allreduce`.
 
@@ -117,7 +118,7 @@ def disable_gradient_allreduce(deepspeed_engine: Any) -> None:
 def universal_loading(deepspeed_engine: Any) -> Iterator[None]:
     """Make DeepSpeed load universal checkpoints during the block.
 
-    What is changed: `load_universal_checkpoint` of the engine's private configuration, until the end of the block.
+    What is changed: `load_universal_checkpoint` in the engine's private configuration is True during the block.
 
     Reason: DeepSpeed reads this setting once, from its JSON configuration. At that time the run does not know yet
     whether the checkpoint has to be converted.
@@ -140,8 +141,8 @@ def keep_optimizer_settings(deepspeed_engine: Any) -> Iterator[None]:
     restored, and each parameter gets a separate step count.
 
     Reason: DeepSpeed takes the settings from the checkpoint. For a universal checkpoint under ZeRO-3 it gives the first
-    group's settings, including weight decay, to all groups. All groups also share one step tensor, and each of them
-    increments it.
+    group's settings, including weight decay, to all groups. All groups then also share one step tensor, which
+    each group increments.
 
     Upstream: no upstream issue known; deepspeed/runtime/zero/stage3.py,
     `load_hp_checkpoint_state_from_checkpoint_dir_stage3`.

@@ -12,7 +12,7 @@ from dnabert_rm.utils.lock import LockHeldError, PosixLock
 
 
 class BuildLock:
-    """Replacement for torch's `FileBaton`: one process builds an extension, the others wait.
+    """Replacement for torch's `FileBaton`: one process builds an extension while the others wait.
 
     Unlike `FileBaton`, the operating system releases the POSIX lock if the process is killed. The lock also works in
     home folders that nodes share. On a file system without locks every process builds.
@@ -23,7 +23,7 @@ class BuildLock:
         self._lock = PosixLock(Path(f"{lock_file_path}.held"))
 
     def try_acquire(self) -> bool:
-        """Return whether this process has to build."""
+        """Return whether this process has to build the extension."""
         try:
             self._lock.acquire()
         except LockHeldError:
@@ -33,14 +33,14 @@ class BuildLock:
         return True
 
     def wait(self) -> None:
-        """Return once the building process has finished or died."""
+        """Wait until the process that builds the extension has finished or died."""
         try:
             self._lock.acquire(wait=True)
         finally:
             self.release()
 
     def release(self) -> None:
-        """Let the waiting processes continue."""
+        """Release the lock, so that the waiting processes continue."""
         self._lock.release()
 
 
@@ -60,7 +60,7 @@ def install_build_lock() -> None:
 
 
 def set_group_timeout(timeout: timedelta, group: dist.ProcessGroup | None = None) -> None:
-    """Set the timeout for later collectives of a process group, by default of all ranks.
+    """Set the timeout of later collectives in `group`, by default the group of all ranks.
 
     What is changed: nothing in torch. Before torch 2.14 this calls the private `_set_pg_timeout`.
 

@@ -14,13 +14,13 @@ FIXED_FIELDS = {"user": "", "group": "", "mode": 0o444, "mtime": 0, "encoder": F
 
 
 def make_tar_writer(out: Any) -> Any:
-    """Return webdataset's `TarWriter` for the binary file `out`, with fixed times and owners.
+    """Return webdataset's `TarWriter` for the binary file `out`, with fixed times and owners for all members.
 
     What is changed: the writer's attribute `tarstream` becomes a `TarFile` that writes one member at a time. The bytes
     are the same. Closing the writer also closes this `TarFile`.
 
-    Reason: `TarWriter` uses tarfile's stream mode, which writes blocks of 10 KB. This takes longer than encoding the
-    k-mers.
+    Reason: `TarWriter` uses tarfile's stream mode, which writes blocks of 10 KB. Writing then takes longer than
+    encoding the k-mers.
 
     Upstream: no upstream issue known; webdataset/writer.py, `TarWriter.__init__`.
     """

@@ -1,1 +1,1 @@
-"""Estimates before a run: memory by ZeRO stage, communication, disk space. Torch-free."""
+"""Estimates before a run: memory by ZeRO stage, communication, disk space. Does not import torch."""

@@ -1,10 +1,11 @@
-"""Activation memory: bytes that a forward pass keeps for the backward pass, from the sizes of a model. Torch-free.
+"""Activation memory of a model: the bytes that a forward pass keeps for the backward pass. Does not import torch.
 
-The tensors counted are those that autograd keeps for transformers' layers. For `bert` without dropout they take
-32·T·H bytes per layer (half precision, I = 4H). This is the count of Korthikanti et al., "Reducing Activation
-Recomputation in Large Transformer Models" (2022), section 4.1, without dropout masks and attention matrices.
+The counted tensors are those that autograd saves for the layers of the transformers library. For `bert` without
+dropout they take 32·T·H bytes per layer in half precision if I = 4H. Korthikanti et al., "Reducing Activation
+Recomputation in Large Transformer Models" (2022), section 4.1, give the same count, apart from dropout masks and
+attention matrices.
 
-Letters: T tokens of the micro-batch, H hidden size, I intermediate size, M masked tokens, V vocabulary.
+Symbols: T = tokens in the micro-batch, H = hidden size, I = intermediate size, M = masked tokens, V = vocabulary size.
 """
 
 from __future__ import annotations
@@ -31,26 +32,30 @@ class Workload:
 
     @property
     def tokens(self) -> int:
-        """Tokens of the micro-batch, T."""
+        """Number of tokens in the micro-batch, T."""
         return self.windows * self.window_tokens
 
     @property
     def dropout_bytes(self) -> int:
-        """Bytes of the dropout mask per value. On a GPU the mask is bool; on a CPU it has the type of the value."""
+        """Bytes of the dropout mask per value. The mask is bool on a GPU, and has the type of the values on a CPU."""
         return (1 if self.on_gpu else self.value_bytes) if self.dropout else 0
 
     @property
     def is_fused(self) -> bool:
-        """Whether attention avoids storing its whole matrix. On a CPU with dropout, sdpa has no such kernel."""
+        """Whether the kernel avoids storing the whole attention matrix. On a CPU with dropout, sdpa stores it."""
         return self.attention != "eager" and not (self.attention == "sdpa" and self.dropout > 0 and not self.on_gpu)
 
 
 def layer_bytes(shape: ModelShape, work: Workload) -> float:
-    """Return the bytes that one layer keeps.
+    """Return the bytes that one layer keeps for the backward pass.
 
-    - bert: 8 TH for input, q, k, v, context, the sum before each norm, and the first norm's output; 2 TI around GELU.
-    - modernbert: 10 TH for input, the outputs of two norms, the joint qkv (all of it, since v is a view), rotated q and
-      k, context, and the sum after attention; 4 TI for both halves of Wi, the activated half, and the product.
+    Besides norm statistics, dropout masks and attention, a layer keeps this number of values:
+
+    - bert: 8 TH for the input, q, k, v, the context, the sums before both norms, and the first norm's output. 2 TI for
+      the input and output of GELU.
+    - modernbert: 10 TH for the input, the outputs of both norms, the joint qkv, rotated q and k, the context, and the
+      sum after attention. The whole qkv is kept, since v is a view of it. 4 TI for both halves of Wi's output, the
+      activated half, and the product.
     """
     H, I, T = shape.hidden_size, shape.intermediate_size, work.tokens  # noqa: E741
     if shape.architecture == "bert":
@@ -64,8 +69,8 @@ def layer_bytes(shape: ModelShape, work: Workload) -> float:
 def _attention_bytes(shape: ModelShape, work: Workload) -> float:
     """Return the bytes that an attention kernel keeps besides its inputs and output.
 
-    Fused kernels keep one number per row. "eager" keeps the probabilities. With dropout it also keeps the dropout mask
-    and the masked probabilities. On a CPU with dropout, sdpa is not fused: it keeps the same tensors, in fp32.
+    Fused kernels keep one number per query and head. "eager" keeps the probabilities. With dropout it also keeps the
+    dropout mask and the masked probabilities. On a CPU with dropout, sdpa is not fused and keeps these tensors in fp32.
     """
     w, half = work.value_bytes, work.value_bytes < FP32_BYTES
     rows = work.windows * shape.num_heads * work.window_tokens
@@ -86,7 +91,7 @@ def _attention_bytes(shape: ModelShape, work: Workload) -> float:
 def encoder_bytes(shape: ModelShape, work: Workload) -> float:
     """Return the bytes that the embeddings and layers keep at the end of the forward pass.
 
-    With checkpointing, each layer keeps its input only.
+    With activation checkpointing, each layer keeps only its input.
     """
     TH = work.tokens * shape.hidden_size
     layer = TH * work.value_bytes if work.checkpointing else layer_bytes(shape, work)
@@ -96,24 +101,25 @@ def encoder_bytes(shape: ModelShape, work: Workload) -> float:
 
 
 def head_bytes(shape: ModelShape, work: Workload) -> float:
-    """Return the bytes that the head keeps: four tensors M x H, and the log-probabilities, M x V in fp32."""
+    """Return the bytes that the head keeps: four M x H tensors, and the M x V log-probabilities in fp32."""
     return work.num_masked * (4 * shape.hidden_size * work.value_bytes + shape.vocab_size * FP32_BYTES)
 
 
 def loss_bytes(shape: ModelShape, work: Workload) -> float:
-    """Return the temporary bytes of the loss and the beginning of its backward pass.
+    """Return the temporary bytes at the loss and the start of the backward pass.
 
-    They hold the gradient of the logits. In half precision they hold this gradient in fp32 and in half, and the logits.
+    In fp32 this is the gradient of the logits. In half precision it is the logits, and their gradient both in fp32 and
+    in half precision.
     """
     each = FP32_BYTES if work.value_bytes == FP32_BYTES else FP32_BYTES + 2 * work.value_bytes
     return work.num_masked * shape.vocab_size * each
 
 
 def inner_gradient_bytes(shape: ModelShape, work: Workload) -> float:
-    """Return the temporary bytes in the backward pass of a layer: the gradients of its inner tensors.
+    """Return the largest size of the gradients of inner tensors during a layer's backward pass, in bytes.
 
-    The peak is in the feed-forward part or, without a fused kernel, in attention, at the gradients of two matrices. In
-    attention the activations of the feed-forward part are already freed.
+    The peak is in the feed-forward part. Without a fused kernel it can also be in attention, at the gradients of two
+    attention matrices. There the feed-forward activations are already freed, so their size is subtracted.
     """
     H, T, w = shape.hidden_size, work.tokens, work.value_bytes
     wide = (1 if shape.architecture == "bert" else 2) * shape.intermediate_size

@@ -1,4 +1,4 @@
-"""Check that a run's checkpoints fit on its disk. Torch-free."""
+"""Check that a run's checkpoints fit on the disk. Does not import torch."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ OPTIMIZER_BYTES = 12
 
 
 def checkpoint_bytes(config: RunConfig, vocab_size: int) -> int:
-    """Return the bytes of one checkpoint, without small files. ZeRO-3 stores weights only as master weights."""
+    """Return the bytes of one checkpoint, without small files. ZeRO-3 stores only the master weights."""
     weight = 2 if config.train.precision in ("bf16", "fp16") else 4
     stage = zero_stage(load_ds_config(config.train.ds_config)[1])
     return num_parameters(model_shape(config.model, vocab_size)) * (OPTIMIZER_BYTES + (0 if stage == 3 else weight))
 
 
 def check_disk(config: RunConfig, vocab_size: int) -> str:
-    """Return a line about the disk space for checkpoints; raise `ConfigError` if it is too small or not writable.
+    """Check the disk space for checkpoints, and return one line that describes it. Write nothing.
 
     The space must hold the checkpoints that are kept and the one being written. Space used by the run's existing
-    checkpoints counts as free. Writes nothing.
+    checkpoints counts as free. Raises `ConfigError` if the space is too small or the folder is not writable.
     """
     run = Path(config.train.output)
     existing_parent = writable_parent(run)
@@ -35,7 +35,7 @@ def check_disk(config: RunConfig, vocab_size: int) -> str:
     free = shutil.disk_usage(existing_parent).free
     if one * number > free + used:
         raise ConfigError(
-            f"train.output: {number} checkpoints of {_gb(one)} need {_gb(one * number)}, and the disk of {run} has "
+            f"train.output: {number} checkpoints of {_gb(one)} need {_gb(one * number)}, but the disk of {run} has "
             f"{_gb(free)} free; free disk space, lower --train.keep_last, or choose another --output"
         )
     return f"checkpoints: {number} x {_gb(one)} on a disk with {_gb(free)} free"

@@ -1,14 +1,14 @@
-"""Peak memory of one rank by ZeRO stage, as DeepSpeed 0.19 allocates it with our optimizer. Torch-free.
+"""Peak memory of one rank by ZeRO stage, as DeepSpeed 0.19 allocates it with our optimizer. Does not import torch.
 
 The model states follow Rajbhandari et al., "ZeRO" (2020), section 3. In half precision, weights, gradients and
 optimizer take 2 + 2 + 12 bytes per parameter. Stage 1 divides the optimizer states among W ranks, stage 2 also the
-gradients, stage 3 also the weights. The paper leaves out DeepSpeed's buffers, which dominate for small models. The
-buffer sizes come from DeepSpeed's code (`runtime/zero/stage_1_and_2.py`, `stage3.py`, `partition_parameters.py`) and
-were measured on CPU ranks (`tests/multiprocess/planning/test_planner_memory.py`).
+gradients, stage 3 also the weights. The paper leaves out DeepSpeed's buffers, which dominate for small models. Their
+sizes come from DeepSpeed's code (`runtime/zero/stage_1_and_2.py`, `stage3.py`, `partition_parameters.py`). A test
+measures them on CPU ranks (`tests/multiprocess/planning/test_planner_memory.py`).
 
 `rank_memory` computes the memory at several moments of a training step and returns the largest.
 
-Letters: P parameters, W ranks, w bytes per value; all sizes in bytes.
+Symbols: P = number of parameters, W = number of ranks, w = bytes per value.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ from dnabert_rm.planning.activations import (
 )
 
 MOMENT_BYTES = 8
-"""AdamW's two moments, fp32."""
+"""Bytes per parameter of AdamW's two fp32 moments."""
 ALL_REDUCE_ELEMENTS = 500_000_000
-"""Elements of DeepSpeed's all-reduce bucket without ZeRO."""
+"""Number of elements in DeepSpeed's all-reduce bucket without ZeRO."""
 
 
 @dataclass(frozen=True)
 class Memory:
     """Memory of one rank at one moment of a training step, in bytes.
 
-    `weights` are those that the forward pass uses. `optimizer` holds fp32 master weights and moments. `buffers` holds
-    DeepSpeed's buckets, gathered weights and temporary copies. `host` is CPU memory used by offload; it is not part of
-    `total`.
+    `weights` are the weights that the forward pass uses. `optimizer` holds fp32 master weights and moments. `buffers`
+    holds DeepSpeed's buckets, gathered weights and temporary copies. `host` is the CPU memory that offload uses, and is
+    not part of `total`.
     """
 
     moment: str
@@ -54,11 +54,11 @@ class Memory:
 
     @property
     def total(self) -> float:
-        """Bytes on the device."""
+        """Memory on the device: the sum of all parts except `host`, in bytes."""
         return self.weights + self.gradients + self.optimizer + self.activations + self.buffers
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields and `total`, with bytes rounded."""
+        """Return the fields and `total` as a dictionary, with bytes rounded to integers."""
         values = {**asdict(self), "total": self.total}
         return {name: value if isinstance(value, str) else round(value) for name, value in values.items()}
 
@@ -66,7 +66,7 @@ class Memory:
 def rank_memory(
     shape: ModelShape, work: Workload, zero: ZeroSettings, world_size: int, accumulation: int = 1
 ) -> Memory:
-    """Return the peak memory of one of `world_size` ranks; it runs `work` `accumulation` times per step."""
+    """Return the peak memory of one of `world_size` ranks. Each step runs `work` `accumulation` times on a rank."""
     sizes = _Sizes(shape, work, zero, world_size, accumulation)
     moments: list[Callable[[_Sizes], Memory]] = [_loss, _last_layer, _first_layer, _backward_ends, _update]
     if sizes.gathers:
@@ -75,7 +75,7 @@ def rank_memory(
 
 
 class _Sizes:
-    """Sizes that several moments need, in bytes."""
+    """Sizes used at several moments of a step. `P`, `part` and `largest` are in elements, the others in bytes."""
 
     def __init__(
         self, shape: ModelShape, work: Workload, zero: ZeroSettings, world_size: int, accumulation: int
@@ -126,9 +126,9 @@ class _Sizes:
 
 
 def _host_bytes(sizes: _Sizes) -> float:
-    """Return the CPU memory of a rank: fp32 weights, moments and gradients, and half-precision weights.
+    """Return the bytes of CPU memory that offload uses on a rank, for weights, moments and gradients.
 
-    States that are offloaded to a disk count 0.
+    States that are offloaded to a disk are not counted.
     """
     zero = sizes.zero
     host = 0.0
@@ -140,12 +140,12 @@ def _host_bytes(sizes: _Sizes) -> float:
 
 
 def _full_gradients(sizes: _Sizes) -> float:
-    """Return the bytes of the whole gradients at the end of a backward pass; 0 from stage 2 on."""
+    """Return the bytes of all gradients at the end of a backward pass, or 0 in stages 2 and 3."""
     return (sizes.zero.gradient_bytes or sizes.w) * float(sizes.P) if sizes.zero.stage < 2 else 0.0
 
 
 def _own_gradients(sizes: _Sizes) -> float:
-    """Return the bytes of the gradient part that stages 1 and 2 copy out of the bucket; 0 if it goes to the CPU."""
+    """Return the bytes of a rank's gradient partition in stages 1 and 2. It is 0 in other stages and with offload."""
     return sizes.grad_part if sizes.zero.stage in (1, 2) and not sizes.offloaded else 0.0
 
 
@@ -157,7 +157,7 @@ def _earlier_gradients(sizes: _Sizes) -> float:
 
 
 def _loss(sizes: _Sizes) -> Memory:
-    """Memory at the loss: all activations and the logits' gradient, but no other gradient of this micro-batch."""
+    """Return the memory at the loss: all activations, the logits' gradient, and gradients of earlier micro-batches."""
     shape, work = sizes.shape, sizes.work
     kept = encoder_bytes(shape, work) + head_bytes(shape, work)
     return sizes.memory(
@@ -169,7 +169,7 @@ def _loss(sizes: _Sizes) -> Memory:
 
 
 def _last_layer(sizes: _Sizes) -> Memory:
-    """Memory in the backward pass of the last layer: activations except the head's, and the head's gradients."""
+    """Return the memory in the last layer's backward pass: activations without the head's, and head gradients."""
     shape, work = sizes.shape, sizes.work
     elements = shape.hidden_size * (shape.vocab_size + shape.hidden_size)
     gradients = _earlier_gradients(sizes)
@@ -183,7 +183,7 @@ def _last_layer(sizes: _Sizes) -> Memory:
 
 
 def _first_layer(sizes: _Sizes) -> Memory:
-    """Memory in the backward pass of the first layer: its activations, and all gradients except the embeddings'."""
+    """Return the memory in the first layer's backward pass: its activations, and all non-embedding gradients."""
     shape, work = sizes.shape, sizes.work
     embedding = shape.vocab_size * shape.hidden_size
     gradients = max(0.0, _full_gradients(sizes) - sizes.w * embedding)
@@ -197,25 +197,25 @@ def _first_layer(sizes: _Sizes) -> Memory:
 
 
 def _reduces_within(sizes: _Sizes, elements: int) -> bool:
-    """Return whether the bucket is filled and reduced before `elements` gradients exist."""
+    """Return whether the reduce bucket fills up and is reduced before `elements` gradient elements are computed."""
     return _moves_gradients_early(sizes) and sizes.zero.reduce_bucket < elements
 
 
 def _moves_gradients_early(sizes: _Sizes) -> bool:
-    """Return whether each gradient moves into the bucket when it is computed, so that no other copy exists."""
+    """Return whether each gradient moves to the reduce bucket once it is computed, so that no other copy exists."""
     zero = sizes.zero
     return zero.stage >= 2 or (zero.stage == 1 and zero.overlap and sizes.accumulation == 1)
 
 
 def _gathered(sizes: _Sizes) -> float:
-    """Return the bytes of the weights that ZeRO-3 keeps gathered until the backward pass, up to its limit."""
+    """Return the bytes of gathered weights that ZeRO-3 keeps until the backward pass, within DeepSpeed's limits."""
     if not sizes.gathers:
         return 0.0
     return sizes.persistent + min(sizes.gatherable, sizes.w * sizes.zero.max_reuse)
 
 
 def _gathering(sizes: _Sizes) -> Memory:
-    """Memory in ZeRO-3's forward pass: the gathered weights, and the flat buffer that receives the last of them."""
+    """Return the memory in ZeRO-3's forward pass: activations, gathered weights, and a buffer to receive weights."""
     receiving = min(sizes.gatherable, sizes.w * max(sizes.zero.prefetch_bucket, sizes.largest))
     activations = encoder_bytes(sizes.shape, sizes.work)
     return sizes.memory(
@@ -224,7 +224,7 @@ def _gathering(sizes: _Sizes) -> Memory:
 
 
 def _backward_ends(sizes: _Sizes) -> Memory:
-    """Memory at the end of the backward pass: all gradients and reduction buffers. Activations are already freed."""
+    """Return the memory at the end of the backward pass: gradients and reduction buffers, but no activations."""
     stage = sizes.zero.stage
     gradients = _full_gradients(sizes)
     temporary: float = sizes.tied
@@ -243,7 +243,11 @@ def _backward_ends(sizes: _Sizes) -> Memory:
 
 
 def _update(sizes: _Sizes) -> Memory:
-    """Memory in the update: flattened fp32 gradients. Fused AdamW needs no copy. Norms are computed in fp64."""
+    """Return the memory in the update.
+
+    It includes the flattened fp32 gradients or, if larger, an fp64 copy of the largest gradient for the norm. Fused
+    AdamW needs no copy of its states.
+    """
     stage = sizes.zero.stage
     if sizes.offloaded:
         return sizes.memory("the update")

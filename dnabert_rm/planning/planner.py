@@ -1,4 +1,7 @@
-"""Planner of ZeRO stages: estimates memory and communication before a run and recommends a stage. Torch-free."""
+"""Planner of ZeRO stages: estimate memory and communication before a run, and recommend a stage.
+
+Does not import torch.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from dnabert_rm.planning.memory import Memory, rank_memory
 from dnabert_rm.utils.errors import ConfigError
 
 CHOICES = ("zero0", "zero1", "zero2", "zero3", "zero3_offload")
-"""This project's DeepSpeed configurations to choose from, those with the least communication first."""
+"""DeepSpeed configurations to choose from, ordered by increasing communication."""
 USABLE_SHARE = 0.92
 """Usable share of a GPU's memory. CUDA context, NCCL and fragmentation take the rest. Assumed, not measured."""
 TIGHT_SHARE = 0.9
@@ -26,9 +29,9 @@ TIGHT_SHARE = 0.9
 
 @dataclass(frozen=True)
 class Job:
-    """A training job: model, micro-batch, split over the ranks, and the different `sizes` of the global batch.
+    """Training job: model, micro-batch, division of batches among ranks, and all `sizes` of the global batch.
 
-    `masked` is the masked share of tokens over the whole run. `max_masked` is the share in the phase with the most.
+    `masked` is the mean share of masked tokens in the run. `max_masked` is the largest share in any phase.
     """
 
     shape: ModelShape
@@ -44,7 +47,7 @@ class Job:
         return self.split.accumulation(self.split.global_batch)
 
     def with_micro_batch(self, micro_batch: int, checkpointing: bool | None = None) -> Job:
-        """Return the job with another micro-batch and, if given, another `checkpointing`."""
+        """Return a copy of the job with another micro-batch size and, if not None, another `checkpointing`."""
         old = self.work
         work = dataclasses.replace(
             old,
@@ -62,7 +65,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Option:
-    """One DeepSpeed configuration for a job. `fits` is None if the memory of the device is unknown."""
+    """DeepSpeed configuration for a job. `fits` and `largest_micro_batch` are None if device memory is unknown."""
 
     name: str
     zero: ZeroSettings
@@ -73,7 +76,7 @@ class Option:
 
 
 def make_job(config: RunConfig, vocab_size: int, world_size: int, on_gpu: bool) -> Job:
-    """Return the job of a new run. Raises `ConfigError` if a batch does not divide over the ranks."""
+    """Return the job of a new run. Raises `ConfigError` if the ranks can't share a batch equally."""
     plan = make_batch_plan(config)
     split = split_batch(plan, config.train.micro_batch, world_size)
     # The mask schedule needs k. A size that no k-mer vocabulary has belongs to a BPE model.
@@ -91,7 +94,7 @@ def job_of_run(
     on_gpu: bool,
     first_step: int = 0,
 ) -> Job:
-    """Return the job of a run from `first_step` on. Precision "auto" means bf16 on a GPU and fp32 on a CPU."""
+    """Return the job of a run that starts at `first_step`. Precision "auto" means bf16 on a GPU and fp32 on a CPU."""
     model, data, train = config.model, config.data, config.train
     steps = range(0, train.steps, max(1, train.steps // 1000))
     fractions = [schedule.expected_fraction(step) * (data.window - 2) / data.window for step in steps]
@@ -119,16 +122,16 @@ def job_of_run(
 
 
 def message_bytes(job: Job, zero: ZeroSettings) -> float:
-    """Return the bytes that a rank sends in a step, with ring algorithms.
+    """Return the bytes that a rank sends in a step with ring algorithms.
 
-    In units of (W - 1) / W times the bytes of all weights:
+    For W ranks, the unit is (W - 1) / W times the bytes of all weights. The number of units is:
 
     - Stage 0: 2, for one all-reduce.
     - Stage 1: 3, for one all-reduce and a gather of the updated weights. It would be 2 with the reduce-scatter of the
       ZeRO paper, but DeepSpeed 0.19 reduces whole buckets.
     - Stage 2: 2 per micro-batch for the gradients, plus 1 to gather the updated weights.
-    - Stage 3: 3 per micro-batch, for gathering weights in the forward and backward pass and reducing gradients. It is 2
-      if all weights can be kept between the two passes.
+    - Stage 3: 3 per micro-batch, to gather weights in the forward and backward pass and to reduce gradients. It is 2 if
+      all weights can be kept between the two passes.
     """
     P, W = num_parameters(job.shape), job.split.world_size
     kept = min(zero.max_live, zero.max_reuse) >= P
@@ -148,13 +151,13 @@ def estimate(job: Job, zero: ZeroSettings) -> Memory:
 
 
 def largest_micro_batch(job: Job, zero: ZeroSettings, usable_bytes: float) -> int:
-    """Return the largest possible micro-batch that fits in `usable_bytes`, or 0 if none fits."""
+    """Return the largest possible micro-batch size that fits in `usable_bytes`, or 0 if none fits."""
     sizes = job.possible_micro_batches()
     return next((m for m in sizes if estimate(job.with_micro_batch(m), zero).total <= usable_bytes), 0)
 
 
 def options(job: Job, memory_bytes: float | None, ds_config: str = "") -> list[Option]:
-    """Return the options of a job, lowest stage first. A `ds_config` outside `CHOICES` is appended."""
+    """Return the options for a job, lowest ZeRO stage first. A `ds_config` outside `CHOICES` is appended."""
     names = _choices(job)
     if ds_config and ds_config not in names:
         names.append(ds_config)
@@ -169,7 +172,7 @@ def _is_half(job: Job) -> bool:
 
 
 def _choices(job: Job) -> list[str]:
-    """Return the `CHOICES` that are possible in the job's precision."""
+    """Return the `CHOICES` that support the job's precision."""
     return [name for name in CHOICES if not (_is_half(job) and name == "zero0")]
 
 
@@ -191,15 +194,15 @@ def _option(job: Job, name: str, memory_bytes: float | None) -> Option:
 
 
 def best_option(found: list[Option]) -> Option | None:
-    """Among the options that fit in memory, return the one with the least communication; None if none fits."""
+    """Among the options that fit in memory, return the one with the least communication. Return None if none fits."""
     return next((option for option in found if option.fits), None)
 
 
 def advice(job: Job, found: list[Option], memory_bytes: float | None, configured: str) -> str:
-    """Return a line on what to choose and why; `configured` is the run's current DeepSpeed configuration."""
+    """Return one line that recommends an option, with the reason. `configured` names the run's current option."""
     current = next(option for option in found if option.name == configured)
     if memory_bytes is None:
-        return f"{_uses(current)}; for advice, give --gpu-memory (with --gpu cpu, the memory of a rank)"
+        return f"{_uses(current)}; for advice, pass --gpu-memory (with --gpu cpu, the memory of a rank)"
     usable, best = f"of {_gib(memory_bytes * USABLE_SHARE)} usable", best_option(found)
     if best is None:
         return f"{_uses(current)} {usable}, and no stage fits: {_flags_that_fit(job, memory_bytes)}"
@@ -227,7 +230,7 @@ def _gib(size: float) -> str:
 
 
 def _flags_that_fit(job: Job, memory_bytes: float) -> str:
-    """Return flags that make a stage fit. Try a smaller micro-batch, then also checkpointing, then also offload."""
+    """Return advice on how to fit in memory: a smaller micro-batch, then also checkpointing, then also offload."""
     names = _choices(job)
     on_device = [name for name in names if "offload" not in name]
     for checkpointing, candidates in ((job.work.checkpointing, on_device), (True, on_device), (True, names)):
@@ -243,7 +246,7 @@ def _flags_that_fit(job: Job, memory_bytes: float) -> str:
 
 
 def advice_line(job: Job, memory_bytes: float, ds_config: str) -> str:
-    """Return the advice of `dnabert-rm plan` as one line, for the start of a run.
+    """Return the advice of `dnabert-rm plan` as one line to print at the start of a run.
 
     `memory_bytes` is the memory of a rank's GPU, or on CPUs the rank's share of the node's memory.
     """

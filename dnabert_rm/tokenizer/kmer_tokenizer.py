@@ -3,17 +3,17 @@
 How text is encoded:
 - Bases in either case become k-mers with stride 1, or with stride k if `overlapping=False`.
 - A k-mer that covers any other letter (N, other IUPAC codes, U, …) is `[UNK]`.
-- A run of fewer than k letters has no token: "ACG" at k = 6 is `[CLS] [SEP]`.
+- A run of fewer than k letters gives no token: "ACG" at k = 6 is `[CLS] [SEP]`.
 - White space separates runs, and no k-mer crosses it. So DNABERT's notation, k-mers separated by spaces
-  ("ACGTAC CGTACG"), gives one token per word. It gives the same ids as the raw sequence.
+  ("ACGTAC CGTACG"), gives one token per word. The ids are those of the raw sequence.
 - A special token in the text is encoded as that token, and no k-mer crosses it. So "ACGTAC[MASK]GTACGT" is two k-mers
   around one masked token, which stands for unknown bases.
 
 Decoding joins k-mers that overlap and writes N for a base that only `[UNK]` tokens cover. It writes a space between
-adjacent tokens that do not overlap. Encoding the result gives the same ids.
+adjacent tokens that do not overlap. Encoding the decoded text gives the same ids.
 
 `save_pretrained` writes `vocab.txt`, identical to DNABERT's, and a `tokenizer.json` for users without this package. A
-stock `AutoTokenizer` loads it without remote code and encodes raw DNA, but much more slowly. Once this module is
+stock `AutoTokenizer` loads that file without remote code and encodes raw DNA, but much more slowly. Once this module is
 imported, `AutoTokenizer` loads the same folder as a `KmerTokenizer`.
 """
 
@@ -42,7 +42,7 @@ _GENERAL_OPTIONS = ("is_split_into_words", "return_overflowing_tokens", "return_
 
 @lru_cache
 def _vocabulary(k: int) -> dict[str, int]:
-    """Return the id of every token, in order. The dictionary is cached, so callers must not change it."""
+    """Return the mapping from tokens to ids, in id order. It is cached, so callers must not change it."""
     return {token: index for index, token in enumerate(kmer.vocabulary(k))}
 
 
@@ -54,12 +54,12 @@ def _tokens(k: int) -> tuple[str, ...]:
 class KmerTokenizer(PreTrainedTokenizer):
     """K-mer tokenizer; the module's docstring describes how text is encoded.
 
-    `token_type_ids`, all 0 for a single sequence, are returned only on request. Without them BERT assumes zeros, and
-    ModernBERT does not use them.
+    `token_type_ids` are returned only on request. For a single sequence they are all 0. Without them, BERT assumes
+    zeros. ModernBERT does not use them.
 
     Args:
         k: Bases per token; by default read from `vocab_file`.
-        vocab_file: A `vocab.txt`.
+        vocab_file: Path of a `vocab.txt`.
         overlapping: Whether tokens have stride 1; otherwise stride k.
 
     Raises `CheckpointError` if k is missing or contradicts the file, or if the file is not a k-mer vocabulary.
@@ -77,7 +77,8 @@ class KmerTokenizer(PreTrainedTokenizer):
             )
         if k not in (None, file_k):
             raise CheckpointError(
-                f"{vocab_file}: holds {file_k}-mers, but k = {k} is given or in tokenizer_config.json; change k"
+                f"{vocab_file}: holds {file_k}-mers, but k = {k} was passed or is in tokenizer_config.json; "
+                f"set k = {file_k}"
             )
         self.k = kmer.check_k(file_k)
         self.overlapping = overlapping
@@ -99,7 +100,7 @@ class KmerTokenizer(PreTrainedTokenizer):
         return 1 if self.overlapping else self.k
 
     def get_vocab(self) -> dict[str, int]:
-        """Return every token and its id."""
+        """Return the mapping from tokens to ids, added tokens included."""
         return _vocabulary(self.k) | self._added_tokens_encoder
 
     # ---- encoding: a fast path for plain texts, and the general path of transformers
@@ -129,7 +130,7 @@ class KmerTokenizer(PreTrainedTokenizer):
         return np.concatenate(parts)
 
     def _encode_plus(self, text: Any, text_pair: Any = None, **options: Any) -> BatchEncoding:  # type: ignore[override]
-        """Implement `tokenizer(…)`: plain strings take the fast path, all other inputs the general one."""
+        """Implement `tokenizer(…)`: plain strings take the fast path, all other inputs transformers' general path."""
         texts = [text] if isinstance(text, str) else text
         plain = text_pair is None and isinstance(texts, list | tuple) and all(isinstance(one, str) for one in texts)
         general = any(options.get(name) for name in _GENERAL_OPTIONS) or options["truncation_strategy"] == "only_second"
@@ -164,7 +165,7 @@ class KmerTokenizer(PreTrainedTokenizer):
         return [np.concatenate((first, row, last), dtype=np.int64) for row in ids]
 
     def _columns(self, rows: list[NDArray[np.int64]], as_lists: bool, options: dict[str, Any]) -> dict[str, Any]:
-        """Return `input_ids` and the other requested columns, padded if requested: lists, or matrices (B, W) int64."""
+        """Return `input_ids` and other requested columns, padded if requested, as lists or arrays (B, W) int64."""
         ids: Any
         mask: Any
         multiple = options.get("pad_to_multiple_of") or 1
@@ -190,7 +191,7 @@ class KmerTokenizer(PreTrainedTokenizer):
         return name in self.model_input_names if requested is None else requested
 
     def _tokenize(self, text: str, **_: Any) -> list[str]:
-        """Return the k-mers of a text without special tokens: the slow encoding of the general path."""
+        """Return the k-mers of a text without special tokens. Only the slow general path calls this method."""
         runs = re.split(f"[{_WHITE_SPACE.decode()}]", text)
         return [run[i : i + self.k] for run in runs for i in range(0, len(run) - self.k + 1, self.step)]
 
@@ -203,13 +204,13 @@ class KmerTokenizer(PreTrainedTokenizer):
         return _tokens(self.k)[index if 0 <= index < self.vocab_size else kmer.UNK_ID]
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
-        """Return the text of tokens, in the format of `decode`."""
+        """Convert tokens to text, in the format of `decode`."""
         return self._decode([self._convert_token_to_id_with_added_voc(token) for token in tokens])
 
     def _decode(  # type: ignore[override]
         self, token_ids: int | list[int], skip_special_tokens: bool = False, **_: Any
     ) -> str:
-        """Decode ids to text. `skip_special_tokens` keeps `[UNK]`, since it stands for bases."""
+        """Decode ids to text. `skip_special_tokens` does not remove `[UNK]`, since it stands for bases."""
         words: list[str] = []
         ids = [token_ids] if isinstance(token_ids, int) else token_ids
         for is_added, group in groupby(ids, lambda i: i in self._added_tokens_decoder and i != kmer.UNK_ID):
@@ -222,8 +223,8 @@ class KmerTokenizer(PreTrainedTokenizer):
     def _bases(self, ids: list[int]) -> str:
         """Return the bases of k-mers and `[UNK]` tokens, with a space where adjacent tokens do not overlap.
 
-        With u unknown tokens between two k-mers, u - k + 1 bases are covered by no k-mer and become N. If u < k,
-        the k-mers would overlap, so each unknown token is written as "[UNK]" instead.
+        If u unknown tokens separate two k-mers, u - k + 1 bases between the k-mers are covered by neither and become
+        N. If there are no such bases, each unknown token is written as "[UNK]" instead.
         """
         if not self.overlapping:
             return "".join("N" * self.k if i == kmer.UNK_ID else self._convert_id_to_token(i) for i in ids)
@@ -250,20 +251,20 @@ class KmerTokenizer(PreTrainedTokenizer):
     # ---- files
 
     def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str, ...]:
-        """Write `vocab.txt` and `tokenizer.json`; return their paths."""
+        """Write `vocab.txt` and `tokenizer.json`, and return their paths."""
         prefix = f"{filename_prefix}-" if filename_prefix else ""
         return write_tokenizer_files(save_directory, self.k, self.overlapping, prefix)
 
 
 def _letters(text: str) -> bytes:
-    """Encode text as one byte per letter; letters outside Latin-1 become "?", which is not a base."""
+    """Encode text as one byte per letter. Letters outside Latin-1 become "?", which is not a base."""
     return text.encode("latin-1", errors="replace")
 
 
 class _KmerTokenizerConfig(PreTrainedConfig):
     """Placeholder for `AutoTokenizer.register`, which requires a model configuration.
 
-    Registering BERT's configuration instead would apply to every BERT.
+    Registering BERT's configuration instead would affect every BERT model.
     """
 
     model_type = "dnabert_rm_kmer_tokenizer"

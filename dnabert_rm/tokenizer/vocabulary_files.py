@@ -17,12 +17,12 @@ _LETTERS = "ACGTN"
 
 
 def read_k(vocab_file: str | os.PathLike[str]) -> int:
-    """Return the k of a `vocab.txt`; raise `CheckpointError` unless it contains exactly DNABERT's tokens for this k."""
+    """Return the k of a `vocab.txt`. Raise `CheckpointError` unless the file holds exactly DNABERT's tokens for k."""
     try:
         tokens = Path(vocab_file).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(
-            f"{vocab_file}: not a readable vocabulary ({error}); give a text file with one token per line"
+            f"{vocab_file}: not a readable vocabulary ({error}); pass a text file with one token per line"
         ) from None
     k = len(tokens[-1]) if tokens else 0
     if not kmer.MIN_K <= k <= kmer.MAX_K or tokens != kmer.vocabulary(k):
@@ -36,7 +36,7 @@ def read_k(vocab_file: str | os.PathLike[str]) -> int:
 def write_tokenizer_files(
     folder: str | os.PathLike[str], k: int, overlapping: bool, prefix: str = ""
 ) -> tuple[str, str]:
-    """Write `vocab.txt`, identical to DNABERT's, and `tokenizer.json` into `folder`; return their paths."""
+    """Write `vocab.txt`, identical to DNABERT's, and `tokenizer.json` to `folder`. Return their paths."""
     vocab = Path(folder, prefix + VOCAB_FILE)
     stock = Path(folder, prefix + STOCK_FILE)
     vocab.write_bytes(kmer.vocabulary_text(k).encode())
@@ -73,9 +73,9 @@ def _write_out_kmers(k: int) -> list[normalizers.Normalizer]:
     """Return normaliser steps that turn "ACGT" into "AC|CG|GT|T" (k = 2): one record per base.
 
     Records of k letters become tokens. The first step makes records of one base, "A|C|G|T". Each of k - 1 rounds
-    appends the last base of the next record to every complete record. A round handles one letter at a time. It
-    appends the letter in lower case, so that no later step of the round matches it. The round ends by converting to
-    upper case.
+    appends to every record the last base of the next one. Records near the end of the sequence stay shorter. A round
+    handles one letter at a time. It appends the letter in lower case, so that no later step of the round matches it.
+    The round ends by converting to upper case.
     """
     steps: list[normalizers.Normalizer] = [normalizers.Replace(Regex(rf"(?<=[{_LETTERS}])(?=[{_LETTERS}])"), "|")]
     for width in range(1, k):

@@ -13,13 +13,15 @@ from dnabert_rm.genome.kmer import PAD_ID
 def pad_rows(
     rows: Sequence[NDArray], width: int | None = None, left: bool = False
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return ids and attention mask of rows (T_i,), both (B, W) int64, padded with `[PAD]` on the right or left.
+    """Pad rows (T_i,) with `[PAD]` on the right or left. Return ids and attention mask, both (B, W) int64.
 
-    W is `width`; no row may be longer. If `width` is None, raises ValueError unless all rows have the same length.
+    No row may be longer than `width` = W. If `width` is None, raises ValueError unless all rows have the same length.
     """
     lengths = np.array([len(row) for row in rows])
     if width is None and lengths.min() < lengths.max():
-        raise ValueError("rows of different lengths can't form a tensor: pass padding=True, and maybe truncation=True")
+        raise ValueError(
+            "rows of different lengths can't form a tensor; pass padding=True, and truncation=True to limit the length"
+        )
     width = int(lengths.max()) if width is None else width
     coordinates = np.arange(width)
     is_token = coordinates >= width - lengths[:, None] if left else coordinates < lengths[:, None]
@@ -29,22 +31,23 @@ def pad_rows(
 
 
 def padded_width(rows: Sequence[NDArray], strategy: str, max_length: int | None, multiple: int) -> int | None:
-    """Return the length of padded rows for a padding strategy of transformers, or None for no padding."""
+    """Return the row length after padding by a strategy of transformers, or None if the strategy does not pad."""
     longest = max(map(len, rows))
     width = {"longest": longest, "max_length": max_length}.get(strategy)
     return None if width is None else -(-max(width, longest) // multiple) * multiple
 
 
 def windows(num_tokens: int, length: int, stride: int | None = None) -> Iterator[range]:
-    """Yield windows of `length` tokens over `num_tokens` tokens, `stride` apart; the default is half a window.
+    """Yield windows of `length` tokens over `num_tokens` tokens, as index ranges whose starts are `stride` apart.
 
-    Every token is in at least one window. The last window ends with the last token, so its overlap with the
-    previous one may be larger. If all tokens fit in one window, or there are none, there is a single window.
+    The default stride is half a window. Every token is in at least one window. The last window ends with the last
+    token, so its overlap with the previous one may be larger. If all tokens fit in one window, or there are none,
+    there is a single window.
 
     Raises ValueError for a stride that would skip tokens.
     """
     if not 0 < (stride := stride or max(1, length // 2)) <= length:
-        raise ValueError(f"stride {stride} of windows of {length} tokens leaves tokens out; choose 1 to {length}")
+        raise ValueError(f"stride {stride} skips tokens between windows of {length}; choose one from 1 to {length}")
     last = max(0, num_tokens - length)
     for start in range(0, last, stride):
         yield range(start, start + length)

@@ -1,4 +1,4 @@
-"""DeepSpeed's settings for a run: fill in "auto" from the run configuration and reject contradictions. Torch-free."""
+"""DeepSpeed configuration of a run, with "auto" filled in and contradictory settings rejected. Torch-free."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def ds_settings(
     precision: str | None = None,
     local_world_size: int | None = None,
 ) -> dict[str, Any]:
-    """Return a run's DeepSpeed configuration, with "auto" filled in.
+    """Return a run's DeepSpeed configuration, with "auto" filled in from the run configuration.
 
     `split`, `precision` and `local_world_size` are known only once the rank has started. Settings that depend on a
-    missing argument are left unchanged. Raises `ConfigError` for a value that contradicts the run configuration.
+    missing argument are left unchanged. Raises `ConfigError` for a setting that contradicts the run configuration.
     """
     path, settings = load_ds_config(config.train.ds_config)
     # Key path → (value, the run setting that it comes from).
@@ -49,38 +49,43 @@ def ds_settings(
         _fill(settings, keys, value, source, path)
     for key in ("optimizer", "scheduler"):
         if key in settings:
-            raise ConfigError(f"{path}: {key}: is set by [optim] of the run configuration; remove it")
+            raise ConfigError(f"{path}: {key}: set this in [optim] of the run configuration; remove {key} here")
     _check_saving(settings, path)
     _check_stage(config, zero_stage(settings), precision, path)
     return settings
 
 
 def _fill_offload_dir(zero: dict[str, Any], folder: str, path: Path) -> None:
-    """Fill in the folder that ZeRO offloads to, if the DeepSpeed configuration needs one."""
+    """Set each "auto" `nvme_path` to `folder`. Raises `ConfigError` if `folder` is empty or does not exist."""
     for part in ("offload_optimizer", "offload_param"):
         if zero.get(part, {}).get("nvme_path") != AUTO:
             continue
         if not folder:
-            raise ConfigError(f"train.offload_dir: {path} offloads to a disk; set it to a folder on a local NVMe disk")
+            raise ConfigError(
+                f"train.offload_dir: is not set, but {path} offloads to disk; pass a folder on a local NVMe disk"
+            )
         if not Path(folder).is_dir():
             raise ConfigError(f"train.offload_dir: the folder {folder} does not exist; create it on every node")
         zero[part]["nvme_path"] = folder
 
 
 def _fill(settings: dict[str, Any], keys: tuple[str, ...], value: Any, source: str, path: Path) -> None:
-    """Set the value at a key path; raise `ConfigError` if the file sets another one. `source` names the run setting."""
+    """Set the entry at the key path `keys` to `value`, which comes from the run setting `source`.
+
+    Raises `ConfigError` if the DeepSpeed configuration file sets another value there.
+    """
     for key in keys[:-1]:
         settings = settings.setdefault(key, {})
     given = settings.get(keys[-1], AUTO)
     if given != AUTO and given != value:
-        raise ConfigError(f'{path}: {".".join(keys)} is {given}, but {source} makes it {value}; set it to "auto"')
+        raise ConfigError(f'{path}: {".".join(keys)} is {given}, but {source} requires {value}; use "auto" instead')
     settings[keys[-1]] = value
 
 
 def _check_saving(settings: dict[str, Any], path: Path) -> None:
     """Raise `ConfigError` for settings that change how DeepSpeed saves or loads checkpoints.
 
-    DeepSpeed's asynchronous writers would finish after the checkpoint's manifest has been written.
+    DeepSpeed's asynchronous writers, for example, would finish only after the checkpoint's manifest is written.
     """
     checkpoint = settings.get("checkpoint", {})
     is_set = {
@@ -90,20 +95,24 @@ def _check_saving(settings: dict[str, Any], path: Path) -> None:
     }
     for key, value in is_set.items():
         if value:
-            raise ConfigError(f"{path}: {key}: the run itself writes and converts checkpoints; remove it")
+            raise ConfigError(
+                f"{path}: {key}: is not supported, as the run itself writes and converts checkpoints; remove {key}"
+            )
 
 
 def _check_stage(config: RunConfig, stage: int, precision: str | None, path: Path) -> None:
-    """Raise `ConfigError` for settings that the ZeRO stage does not allow."""
+    """Raise `ConfigError` for run settings that the ZeRO stage does not support."""
     if stage == 0 and precision in ("bf16", "fp16"):
         raise ConfigError(
-            f"train.ds_config: {path} has ZeRO stage 0, where DeepSpeed's {precision} updates differ from all other "
-            "stages; choose zero1, which costs no more"
+            f"train.ds_config: {path} has ZeRO stage 0, where DeepSpeed's {precision} updates differ from those of all "
+            "other stages; choose --ds-config zero1, which needs no more memory"
         )
     if config.model.compile and stage == 3:
         raise ConfigError(
-            f"model.compile: ZeRO-3 ({path}) gathers weights inside each layer, which torch.compile cannot see; "
+            f"model.compile: torch.compile cannot handle ZeRO-3 ({path}), which gathers weights inside each layer; "
             "choose --ds-config zero1 or zero2, or turn model.compile off"
         )
     if config.model.build == "partitioned" and stage != 3:
-        raise ConfigError(f"model.build: partitioned needs ZeRO-3, but {path} has stage {stage}; choose zero3")
+        raise ConfigError(
+            f'model.build: "partitioned" needs ZeRO-3, but {path} has stage {stage}; choose --ds-config zero3'
+        )

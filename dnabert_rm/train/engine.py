@@ -1,4 +1,4 @@
-"""DeepSpeed engine of a run, and construction of the model, whole or partitioned over the ranks."""
+"""DeepSpeed engine of a run, and partitioned construction of large models under ZeRO-3."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ PARTITIONED_FROM = 1_000_000_000
 def is_built_partitioned(model: ModelConfig, vocab_size: int, settings: dict[str, Any]) -> bool:
     """Return whether the model is partitioned over the ranks while it is built. Only ZeRO-3 supports this.
 
-    `model.build` decides. With "auto", ZeRO-3 models above `PARTITIONED_FROM` parameters are partitioned.
+    `model.build` decides. With "auto", a model is partitioned if it has more than `PARTITIONED_FROM` parameters
+    and runs under ZeRO-3.
     """
     if model.build == "auto":
         return zero_stage(settings) == 3 and num_parameters(model_shape(model, vocab_size)) > PARTITIONED_FROM
@@ -33,11 +34,11 @@ def is_built_partitioned(model: ModelConfig, vocab_size: int, settings: dict[str
 
 @contextlib.contextmanager
 def partitioned_build(settings: dict[str, Any]) -> Iterator[None]:
-    """Make transformers partition each module over the ranks as soon as it is built, so no rank holds the whole model.
+    """During the block, make transformers partition each module over the ranks as soon as it is built.
 
-    `settings` is a ZeRO-3 configuration with no "auto" left; parameters get its precision. Weights are initialized in
-    another order than in a whole build, so the same seed gives other weights. They do not depend on the number of
-    ranks.
+    No rank ever holds the whole model. `settings` is a ZeRO-3 configuration with no "auto" left, and sets the precision
+    of the parameters. With the same seed, the weights differ from those of an unpartitioned build, because modules are
+    initialized in another order. The weights do not depend on the number of ranks.
     """
     from transformers.integrations import HfDeepSpeedConfig
 
@@ -55,16 +56,16 @@ class Engine:
     """DeepSpeed engine over all ranks, for a `MaskedLM`."""
 
     def __init__(self, module: MaskedLM, config: RunConfig, settings: dict[str, Any], ranks: Ranks) -> None:
-        """Wrap `module` in a DeepSpeed engine with `settings`, and AdamW with `config.optim`.
+        """Wrap `module` in a DeepSpeed engine configured by `settings`, with an AdamW configured by `config.optim`.
 
-        ZeRO-3 partitions the module here, unless it was built partitioned.
+        ZeRO-3 partitions the module here, unless the module was built partitioned.
         """
         deepspeed = import_deepspeed()
         if not any(hasattr(parameter, "ds_id") for parameter in module.parameters()):
             module.to(ranks.device)
         optimizer = _cpu_adam(module, config.optim) if offloads_optimizer(settings) else _adam(module, config.optim)
         self.deepspeed, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings)
-        # In fp32 without ZeRO, DeepSpeed uses our optimizer directly; otherwise it wraps it.
+        # In fp32 without ZeRO, DeepSpeed uses our optimizer directly. Otherwise DeepSpeed wraps the optimizer.
         self._is_unwrapped = self.deepspeed.optimizer is optimizer
         fuse_overflow_check(self.deepspeed.optimizer)
         if ranks.world_size == 1 and self._is_unwrapped:
@@ -80,23 +81,23 @@ class Engine:
     def backward(self, loss_sum: torch.Tensor, num_targets: torch.Tensor, is_last: bool) -> None:
         """Accumulate the gradient of `loss_sum / num_targets`, both scalars.
 
-        DeepSpeed divides the loss by the accumulation steps and averages gradients over ranks. Both are undone here, so
-        that a global batch gives the same gradient however it is split.
+        DeepSpeed divides the loss by the accumulation steps and averages gradients over ranks. This method undoes both,
+        so that the gradient of a global batch does not depend on how the batch is split.
 
-        Args: `num_targets` is the number of masked tokens in the global batch. `is_last` marks the step's last batch.
-        DeepSpeed's own count of batches would be wrong once the number per step changes.
+        Args: `num_targets` is the number of masked tokens in the global batch. `is_last` is true for the step's last
+        batch on this rank. DeepSpeed's own batch counter would be wrong after the number of batches per step changes.
         """
         self.deepspeed.set_gradient_accumulation_boundary(is_last)
         undo = self.deepspeed.gradient_accumulation_steps() * self.ranks.world_size
         self.deepspeed.backward(loss_sum * (undo / num_targets.to(loss_sum.dtype)))
 
     def set_accumulation(self, num_batches: int) -> None:
-        """Set the number of batches of this rank in the next step. Batch-size warm-up changes it."""
+        """Set how many batches this rank runs in the next step. The number changes during a batch-size warm-up."""
         micro_batch = self.deepspeed.train_micro_batch_size_per_gpu()
         self.deepspeed.set_train_batch_size(micro_batch * num_batches * self.ranks.world_size)
 
     def step(self) -> None:
-        """End a batch; after the step's last batch, update the weights."""
+        """Finish a batch. After the last batch of the step, update the weights."""
         # DeepSpeed computes no gradient norm if it does not wrap the optimizer.
         if self._is_unwrapped and self.deepspeed.is_gradient_accumulation_boundary():
             gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
@@ -117,18 +118,18 @@ class Engine:
 
     @property
     def module(self) -> nn.Module:
-        """The module, with partitioned parameters under ZeRO-3."""
+        """The wrapped module. Under ZeRO-3 its parameters are partitioned."""
         return self.deepspeed.module
 
     @property
     def loss_scale(self) -> float | None:
-        """Loss scale of fp16; None in other precisions."""
+        """Loss scale for fp16, or None for other precisions."""
         scaler = getattr(self.deepspeed.optimizer, "loss_scaler", None)
         return float(scaler.cur_scale) if self.deepspeed.fp16_enabled() and scaler else None
 
     @property
     def skipped_steps(self) -> int:
-        """Number of updates skipped because gradients overflowed."""
+        """Number of updates that were skipped because gradients overflowed."""
         return int(self.deepspeed.skipped_steps)
 
 
@@ -138,7 +139,7 @@ def _adam(module: nn.Module, optim: OptimConfig) -> torch.optim.Optimizer:
 
 
 def _cpu_adam(module: nn.Module, optim: OptimConfig) -> torch.optim.Optimizer:
-    """Return DeepSpeed's vectorized AdamW for optimizer states in CPU memory. The first use compiles it."""
+    """Return DeepSpeed's vectorized AdamW for optimizer states in CPU memory. DeepSpeed compiles it on first use."""
     from deepspeed.ops.adam import DeepSpeedCPUAdam
 
     groups = parameter_groups(module, optim.weight_decay)

@@ -68,7 +68,7 @@ COMPARED = ("train/loss", "train/base_accuracy", "validation_loss/span_6", "vali
 
 
 class BatchCounts(NamedTuple):
-    """Counts over batches, available before their forward pass."""
+    """Counts over one or more batches. They are known before the forward pass."""
 
     num_masked: float
     num_tokens: float
@@ -79,7 +79,7 @@ class BatchCounts(NamedTuple):
 
 
 def count_batches(batches: list[dict[str, torch.Tensor]]) -> BatchCounts:
-    """Return the counts of one rank's batches."""
+    """Return the counts over one rank's batches of a step."""
     return BatchCounts(
         num_masked=float(sum(int((batch["targets"] != IGNORE).sum()) for batch in batches)),
         num_tokens=float(sum(batch["input_ids"].numel() for batch in batches)),
@@ -160,7 +160,7 @@ def metrics_row(
     epoch_windows: int,
     consumed_tokens: int,
 ) -> dict[str, Any]:
-    """Return a step's row of metrics.jsonl. `state` is the training state after the step."""
+    """Return the row of metrics.jsonl for one step. `state` is the training state after the step."""
     ranks = engine.ranks
     num_windows = state.plan.batch_of_step(result.step)
     flops = training_flops_per_step(shape, num_windows, result.num_tokens // num_windows, result.num_masked)
@@ -196,15 +196,15 @@ def metrics_row(
 class MetricsWriter:
     """Writer of metrics.jsonl and TensorBoard events, on rank 0. A resumed run continues the same curves.
 
-    TensorBoard's curves by step are in `tensorboard/`. Losses and accuracies by consumed tokens are in its subfolder
-    `by_tokens/`.
+    `tensorboard/` holds the TensorBoard curves over steps. Its subfolder `by_tokens/` holds the losses and accuracies
+    over consumed tokens.
     """
 
     def __init__(self, run: Path, first_step: int, first_tokens: int = 0, settings: str = "") -> None:
-        """Open both outputs, and drop the points that a killed run left at `first_step` and later.
+        """Open metrics.jsonl and TensorBoard. Drop all rows and points that a killed run left from `first_step` on.
 
-        Args: `first_tokens` is the number of tokens consumed before `first_step`. `settings` is the configuration as
-        TOML, for TensorBoard.
+        Args: `first_tokens` is the number of tokens consumed before `first_step`. `settings` is the run configuration
+        as TOML text, to show in TensorBoard.
         """
         self._path = run / METRICS_NAME
         self._events = run / TENSORBOARD_NAME
@@ -219,7 +219,7 @@ class MetricsWriter:
             _add_hyperparameters(self._board, settings)
 
     def log(self, row: dict[str, Any], spans: NDArray[np.int64] | None = None) -> None:
-        """Write the row of step `row["step"]`. `spans`, one per window, becomes a histogram."""
+        """Write one row of metrics. `spans` holds the span of each window and is written as a histogram."""
         self._lines.write(json.dumps(row) + "\n")
         self._lines.flush()
         step = row["step"]
@@ -241,7 +241,7 @@ class MetricsWriter:
             self._board.add_histogram("masking/spans", spans, step, bins=np.arange(spans.max() + 2) - 0.5)
 
     def flush(self) -> None:
-        """Flush all rows to disk. Call this before a checkpoint of these steps becomes visible."""
+        """Flush all metrics to disk. Call this before saving a checkpoint, so that no earlier metrics are lost."""
         os.fsync(self._lines.fileno())
         for writer in (self._board, self._by_tokens):
             writer.flush()
@@ -256,9 +256,10 @@ class MetricsWriter:
 
 
 def _summary_writer(folder: Path, first: int) -> SummaryWriter:
-    """Return a TensorBoard writer that replaces existing points at `first` and later.
+    """Return a TensorBoard writer that drops the existing points from `first` on.
 
-    `first` may be 0: a run killed before its first checkpoint restarts there, and also has points to drop.
+    `first` is a step or a number of consumed tokens. It may be 0, because a run that was killed before its first
+    checkpoint restarts at step 0.
     """
     from torch.utils.tensorboard import SummaryWriter
 
@@ -269,7 +270,7 @@ def _summary_writer(folder: Path, first: int) -> SummaryWriter:
 def _add_hyperparameters(board: SummaryWriter, settings: str) -> None:
     """Add the configuration to TensorBoard's page "HParams", which can sort runs by a setting.
 
-    `SummaryWriter.add_hparams` is not used, because it would open another event file and list it as a separate run.
+    `SummaryWriter.add_hparams` is not used, because it would write another event file, listed as a separate run.
     """
     from torch.utils.tensorboard.summary import hparams
 
@@ -283,7 +284,7 @@ def _add_hyperparameters(board: SummaryWriter, settings: str) -> None:
 
 
 def drop_later_rows(path: Path, first_step: int) -> None:
-    """Drop the rows of `first_step` and later, and an incomplete last line."""
+    """Remove from the metrics file `path` all rows from step `first_step` on, and an incomplete last line."""
     if not path.exists():
         return
     rows = [row for row in read_json_lines(path) if row["step"] < first_step]

@@ -13,7 +13,7 @@ PAPER_WARMUP_SHARE = 10_000 / 480_000
 
 
 def warmup_length(warmup_steps: int, total_steps: int) -> int:
-    """Return the number of warm-up steps; -1 means the paper's share of all steps."""
+    """Return the number of warm-up steps. If `warmup_steps` is -1, return the paper's share of `total_steps`."""
     return warmup_steps if warmup_steps >= 0 else round(total_steps * PAPER_WARMUP_SHARE)
 
 
@@ -22,9 +22,9 @@ def learning_rate(
 ) -> float:
     """Return the learning rate of a 0-based step: linear warm-up to `peak`, then `schedule`.
 
-    The first step has peak / warmup_steps, not 0. "linear" and "cosine" reach 0 at `total_steps`, one step after the
-    last. "wsd" (warm-up, stable, decay; Hu et al., "MiniCPM", 2024) stays at `peak` until the last `decay_share` of the
-    steps, then decays linearly. "constant" stays at `peak`.
+    The learning rate of the first step is peak / warmup_steps, not 0. "linear" and "cosine" reach 0 at `total_steps`,
+    one step after the last step. "wsd" means warm-up, stable, decay (Hu et al., "MiniCPM", 2024). It stays at `peak`
+    until the last `decay_share * total_steps` steps, and then decays linearly. "constant" stays at `peak`.
     """
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
@@ -41,7 +41,7 @@ def learning_rate(
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Return two parameter groups: matrices with weight decay, vectors (biases and norms) without."""
+    """Return two parameter groups: matrices with weight decay, and vectors (biases and norms) without weight decay."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return [
         {"params": [p for p in trained if _num_dims(p) >= 2], "weight_decay": weight_decay},
@@ -50,12 +50,12 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
 
 def _num_dims(parameter: nn.Parameter) -> int:
-    """Return a parameter's number of dimensions. ZeRO-3 empties a partitioned one and keeps its shape in `ds_shape`."""
+    """Return a parameter's number of dimensions. ZeRO-3 keeps the shape of a partitioned parameter in `ds_shape`."""
     return len(getattr(parameter, "ds_shape", parameter.shape))
 
 
 def make_optimizer(
     model: nn.Module, *, lr: float, betas: tuple[float, float], eps: float, weight_decay: float
 ) -> torch.optim.Optimizer:
-    """Return torch's fused AdamW: one pass over weights, gradients and moments, on GPUs and CPUs."""
+    """Return torch's fused AdamW, which makes one pass over weights, gradients and moments, on GPUs and CPUs."""
     return torch.optim.AdamW(parameter_groups(model, weight_decay), lr=lr, betas=betas, eps=eps, fused=True)

@@ -24,9 +24,9 @@ from dnabert_rm.utils.errors import CheckpointError, ConfigError
 
 
 def check_run(config: RunConfig, num_ranks: int = 1) -> list[str]:
-    """Check what needs no other rank, and return lines that describe the run.
+    """Check a run without starting its ranks, and return lines of text that describe the run.
 
-    Raises `UserError` for a mistake. Nothing is written, and no shard is read.
+    Raises `UserError` for an error in the configuration, data or checkpoint. Writes no file and reads no shard.
     """
     dataset = make_dataset(config)
     vocab_size = dataset.tokenizer.vocab_size
@@ -45,7 +45,9 @@ def check_run(config: RunConfig, num_ranks: int = 1) -> list[str]:
     if config.model.init_from:
         check_vocabulary(config.model.init_from, dataset.tokenizer.k, vocab_size)
     if config.model.attention == "flash_attention_2" and not importlib.util.find_spec("flash_attn"):
-        raise ConfigError("model.attention: flash_attention_2 needs the package flash-attn; install it or choose sdpa")
+        raise ConfigError(
+            "model.attention: flash_attention_2 needs the package flash-attn; install flash-attn or choose sdpa"
+        )
     # The device is unknown here. Assume a GPU, except at ZeRO stage 0, which requires fp32.
     zero = ZeroSettings.from_ds(load_ds_config(config.train.ds_config)[1])
     on_gpu = zero.stage != 0
@@ -61,9 +63,9 @@ def check_run(config: RunConfig, num_ranks: int = 1) -> list[str]:
 
 
 def newest_state(config: RunConfig) -> tuple[TrainState, Path] | None:
-    """Return the state and folder of the newest readable checkpoint that the run would resume, or None.
+    """Return the state and folder of the newest checkpoint that the run could resume, or None.
 
-    Only the run itself checks that checkpoint for damage.
+    Only the state file is read here. The run itself checks the other files of the checkpoint for damage.
     """
     train = config.train
     if train.resume == "never":
@@ -78,7 +80,7 @@ def newest_state(config: RunConfig) -> tuple[TrainState, Path] | None:
 
 
 def remaining_plan(config: RunConfig, state: TrainState | None) -> tuple[BatchPlan, int]:
-    """Return the run's batch plan and first step. `state` is the one that it resumes, or None."""
+    """Return the run's batch plan and first step. `state` is the state to resume from, or None for a new run."""
     if state is None:
         return make_batch_plan(config), 0
     return state.plan.changed(state.step, config.train.global_batch), state.step
@@ -89,7 +91,7 @@ def _check_batch_size(split: BatchSplit, dataset: WindowDataset) -> None:
     if split.global_batch > dataset.num_windows:
         raise ConfigError(
             f"train.global_batch: {split.global_batch} is more than the {dataset.num_windows} windows of an epoch, so "
-            "a batch would hold windows twice; lower --global-batch or --window, or build more data"
+            "a batch would contain some windows twice; lower --global-batch or --window, or build more data"
         )
 
 
@@ -104,10 +106,11 @@ def _phases_line(schedule: MaskSchedule) -> str:
 
 
 def _batches_line(config: RunConfig, split: BatchSplit) -> str:
-    """Return a line on how the ranks share the work.
+    """Return a line of text on how the ranks share a global batch.
 
-    Any number of shards works with any number of ranks and loader workers, because windows are distributed, not shards.
-    These numbers only determine how many streams, and so how many shards, each rank reads at a time.
+    Windows are distributed over the ranks, not shards. Any number of shards therefore works with any number of ranks
+    and loader workers. The number of ranks only affects how many streams, and so how many shards, a rank reads at a
+    time.
     """
     num_ranks = split.world_size
     num_streams = config.data.num_streams

@@ -23,10 +23,10 @@ class RunLockedError(UserError):
 
 @contextlib.contextmanager
 def run_lock(run: Path, ranks: Ranks) -> Iterator[None]:
-    """Lock the run folder during the block, for all ranks.
+    """Hold the lock of the run folder during the block.
 
     Rank 0 creates the folder and takes the lock before anything else is written there. If another run holds the lock,
-    every rank raises `RunLockedError`, which names that run.
+    every rank raises `RunLockedError` with the host and process of that run.
     """
     locks: list[PosixLock] = []
     on_first_rank(lambda: locks.append(lock_run_folder(run)), ranks)
@@ -38,9 +38,10 @@ def run_lock(run: Path, ranks: Ranks) -> Iterator[None]:
 
 
 def lock_run_folder(run: Path) -> PosixLock:
-    """Create a run folder and lock it for this process; raise `RunLockedError` if another process holds the lock.
+    """Create a run folder, lock it for this process and return the lock.
 
-    On a file system without locks the run continues unprotected, after a warning.
+    Raises `RunLockedError` if another process holds the lock or the folder can't be written. On a file system without
+    locks, prints a warning and continues without protection.
     """
     try:
         run.mkdir(parents=True, exist_ok=True)
@@ -52,8 +53,8 @@ def lock_run_folder(run: Path) -> PosixLock:
     except LockHeldError as held:
         lock.release()
         raise RunLockedError(
-            f"{run}: another run uses this folder ({held.holder or 'it has just started'}); stop it, or choose another "
-            "--output"
+            f"{run}: another run uses this folder ({held.holder or 'it has just started'}); stop that run, or choose "
+            "another --output"
         ) from None
     except OSError as error:
         report_unlocked(run, error)

@@ -23,7 +23,7 @@ def start_summary(
     last_step: int,
     has_validation: bool,
 ) -> str:
-    """Return a few lines on the model, the data, the phases and the memory, for standard error."""
+    """Return a few lines of text on the model, the data, the masking phases and the memory use of a run."""
     train = config.train
     num_parameters = sum(getattr(p, "ds_numel", p.numel()) for p in engine.module.parameters())
     accumulation = split.accumulation(state.plan.batch_of_step(state.step))
@@ -38,7 +38,7 @@ def start_summary(
     ]
     if config.validation.every and not has_validation:
         lines.append(
-            f"no validation: the data have no split {config.validation.split} with a segment as long as a window; "
+            f"no validation: the data have no segment of split {config.validation.split} that is as long as a window; "
             "hold out data with data_prep build --val-contigs or --val-fraction"
         )
     device = engine.ranks.device
@@ -56,12 +56,12 @@ def start_summary(
 
 
 def end_summary(config: RunConfig, step: int, loss: float | None) -> str:
-    """Return the last line that a run prints on standard error, after `step` steps.
+    """Return the last line that a run prints on standard error.
 
-    `step` is the run's last step or `--stop-after`. `loss` is the loss of the last step, or None if no step was left.
+    `step` is the number of completed steps. `loss` is the loss of the last step, or None if no step was left to run.
     """
     train = config.train
-    outcome = "reached by an earlier call" if loss is None else f"loss {loss:.3f}"
+    outcome = "no step was left to run" if loss is None else f"loss {loss:.3f}"
     if step < train.steps:
         advice = "run the same command without --stop-after to continue"
     else:

@@ -1,7 +1,7 @@
 """Stop requests of a run: signals, a stop file, or the end of the launcher. Torch-free.
 
-A request on any rank stops all ranks after the same step. Each step counts the ranks with a request
-in an all-reduce that it needs anyway. docs/stopping.md lists the effect of each request.
+A request on any rank stops all ranks after the same step. For this, each step adds the number of ranks with a request
+to an all-reduce that it runs anyway. docs/stopping.md lists the effect of each request.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ class StopRequests:
         self._files: list[Path] = []
 
     def listen(self) -> None:
-        """Install the signal handlers. Call this in the main thread, before anything slow."""
+        """Install the signal handlers. Call this in the main thread, before any slow work."""
         for number in SIGNALS:
-            # Shells make background processes ignore Ctrl-C; keep it so.
+            # Shells make background processes ignore Ctrl-C. Keep that setting.
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._remember)
 
@@ -48,22 +48,22 @@ class StopRequests:
                 os.write(2, f"\n{self.signal.name}: finishing the step, then saving{hint}\n".encode())
 
     def watch_files(self, run: Path) -> None:
-        """Watch for stop files, and delete an old one. Call this on rank 0, once it holds the run's lock."""
+        """Delete an old stop file, then watch for stop files. Call this only on rank 0, after it locked the run."""
         (run / STOP_NAME).unlink(missing_ok=True)
         self._files = [run / STOP_NAME]
         if STOP_FILE_VARIABLE in os.environ:
             self._files.append(Path(os.environ[STOP_FILE_VARIABLE]))
 
     def wanted(self) -> bool:
-        """Return whether this rank was asked to stop. Takes a few microseconds; rank 0 also looks for stop files."""
+        """Return whether this rank was asked to stop. Rank 0 also looks for stop files. The call takes microseconds."""
         if self.signal is not None or any(path.exists() for path in self._files):
             return True
         return self.launchers != launcher_processes()[: len(self.launchers)]
 
     def obey(self, steps_done: int, last_step: int) -> None:
-        """Raise `StoppedError` if steps are left. Call this on all ranks, after they have saved.
+        """Delete the run folder's stop file, and raise `StoppedError` if steps are left.
 
-        Deletes the run folder's stop file, so that the next start does not find it.
+        Call this on all ranks, after they have saved a checkpoint. The next start must not find the stop file.
         """
         for path in self._files[:1]:
             path.unlink(missing_ok=True)
@@ -74,10 +74,11 @@ class StopRequests:
 
 
 def launcher_processes() -> list[int]:
-    """Return the process ids of DeepSpeed's launcher: the process that starts ranks, then the `deepspeed` command.
+    """Return the process ids of DeepSpeed's launcher: this rank's parent process, then the `deepspeed` command.
 
-    Empty if the parent is not that launcher. If a signal kills the launcher, its ranks keep running. They detect this
-    by comparing these ids.
+    The list is empty if DeepSpeed's launcher did not start this rank. It has only the parent's id if the `deepspeed`
+    command did not start the parent. Ranks keep running if a signal kills their launcher. `StopRequests.wanted` detects
+    this by comparing the current ids with the ids at the start.
     """
     node = os.getppid()
     if "deepspeed.launcher.launch" not in _command_line(node):
@@ -88,7 +89,7 @@ def launcher_processes() -> list[int]:
 
 
 def _command_line(process: int) -> list[str]:
-    """Return the arguments of a process's command line; empty if the process has ended."""
+    """Return the words of a process's command line, or an empty list if the process has ended."""
     try:
         return Path(f"/proc/{process}/cmdline").read_bytes().decode(errors="replace").split("\0")
     except OSError:
@@ -96,7 +97,7 @@ def _command_line(process: int) -> list[str]:
 
 
 def _parent(process: int) -> int:
-    """Return the process id of a process's parent, or 0 if the process has ended."""
+    """Return the process id of the parent of `process`, or 0 if `process` has ended."""
     try:
         return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
     except OSError:

@@ -71,9 +71,9 @@ MEMORY_ADVICE = (
 def pretrain(config: RunConfig, stop: StopRequests | None = None) -> StepResult | None:
     """Start or resume a pretraining run on this process's rank.
 
-    Returns the result of the last step, or None if no step was left. Raises `UserError` for a mistake in the
+    Returns the result of the last step, or None if no step was left. Raises `UserError` for an error in the
     configuration, data or checkpoints. Raises `StoppedError` if `stop` ended the run before its last step, and
-    `RankFailureError` if another rank failed. The ranks compare configurations before they form a process group.
+    `RankFailureError` if another rank failed. The ranks compare their configurations before they form a process group.
     """
     train = config.train
     folder = Path(train.output)
@@ -142,8 +142,8 @@ class Trainer:
     def run(self) -> StepResult | None:
         """Train to the last step, with a summary on standard error before and after.
 
-        Raises `StoppedError` on all ranks if any rank was asked to stop before the last step. Completed steps
-        are in a checkpoint by then.
+        Raises `StoppedError` on all ranks if any rank was asked to stop before the last step. By then a checkpoint
+        of all completed steps has been saved.
         """
         self._print_start()
         try:
@@ -208,7 +208,7 @@ class Trainer:
         )
 
     def validate(self) -> dict[str, Any]:
-        """Validate, and return the entries for a metrics row; empty if there is no validation."""
+        """Run the validation and return its entries for a metrics row. Return an empty dict if there is none."""
         if self.validation is None:
             return {}
         start = time.perf_counter()
@@ -216,7 +216,7 @@ class Trainer:
         return {VALIDATION: curves, "validation_seconds": time.perf_counter() - start}
 
     def log(self, result: StepResult, validation: dict[str, Any]) -> None:
-        """Write a row of metrics every `log_every` steps, after a validation and after the last step."""
+        """Write a row of metrics if one is due: every `log_every` steps, after a validation or after the last step."""
         step = result.step
         is_due = step % self.config.train.log_every == 0 or step + 1 == self.last_step or validation
         if self.metrics_writer is None or not is_due:
@@ -239,7 +239,7 @@ class Trainer:
         self.bar.set_postfix(loss=f"{row['loss']:.3f}", phase=row["phase"], refresh=False)
 
     def save(self) -> None:
-        """Save a checkpoint. Metrics logged before it are flushed to disk first."""
+        """Save a checkpoint. All logged metrics are flushed to disk first."""
         self.watchdog.reset("save")
         if self.metrics_writer:
             self.metrics_writer.flush()
@@ -249,12 +249,12 @@ class Trainer:
             remove_old_checkpoints(self.folder, self.config.train.keep_last, self.config.train.keep_every)
 
     def _is_due(self, every: int) -> bool:
-        """Return whether the number of completed steps is a multiple of `every`, or all steps are done."""
+        """Return whether the number of completed steps is a multiple of `every`, or the last step is done."""
         done = self.state.step
         return done == self.last_step or (every > 0 and done % every == 0)
 
     def _prepare_folder(self) -> None:
-        """Remove incomplete files of a killed run, and write the configuration and environment. Rank 0 only."""
+        """Remove incomplete files of a killed run, and write the configuration and environment. Call on rank 0 only."""
         remove_leftovers(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         write_text(self.folder / CONFIG_NAME, self.config.to_toml())
@@ -262,7 +262,7 @@ class Trainer:
         write_text(self.folder / ENVIRONMENT_NAME, environment + "\n")
 
     def _build_engine(self) -> Engine:
-        """Build the model, whole or partitioned over the ranks, and its DeepSpeed engine."""
+        """Return a DeepSpeed engine with a new model, which is built whole or partitioned over the ranks."""
         config = self.config
         model = config.model
         settings = ds_settings(config, self.split, config.train.precision, self.ranks.local_world_size)
@@ -280,7 +280,7 @@ class Trainer:
         return Engine(MaskedLM(network, self.dataset.tokenizer.k), config, settings, self.ranks)
 
     def _build_loader(self) -> Loader:
-        """Return the loader of this rank's batches, from the next step to the last."""
+        """Return the loader of this rank's batches, from the next step to the last step."""
         sampler = MicroBatchSampler(
             self.state.plan,
             self.state.step,
@@ -341,7 +341,7 @@ def training_step(
 
         loss = sum of cross-entropy over masked tokens / number of masked tokens in the GLOBAL batch
 
-    The divisor is therefore summed over the ranks before the first backward pass. The gradient does not depend on how
+    Therefore the divisor is summed over the ranks before the first backward pass. The gradient does not depend on how
     the global batch is split. Raises `NonFiniteLossError` on every rank, before the update, if the loss is inf or NaN.
     """
     device = engine.ranks.device
@@ -367,7 +367,7 @@ def training_step(
 
 
 def seed_dropout(seed: int, sample: int) -> None:
-    """Seed torch with a batch's first sample index, so that dropout does not depend on what ran before."""
+    """Seed torch from `seed` and a batch's first sample index, so that dropout does not depend on earlier batches."""
     torch.manual_seed(int(random.fold(random.key(seed, "dropout"), sample) >> np.uint64(1)))
 
 
@@ -378,12 +378,13 @@ class NonFiniteLossError(UserError):
 def check_finite(loss_sum: float, batches: list[Batch], step: int, num_windows: int) -> None:
     """Raise `NonFiniteLossError` if the summed loss of the global batch is inf or NaN.
 
-    The sum is the same on every rank, so all ranks raise it. Rank 0 reports it, and has the batch's first sample.
+    The sum is the same on every rank, so all ranks raise the error. Only rank 0 prints its error. The first sample of
+    the global batch is in one of rank 0's batches.
     """
     if not math.isfinite(loss_sum):
         first = min(int(batch["samples"].min()) for batch in batches)
         raise NonFiniteLossError(
-            f"step {step}: the loss is {loss_sum} over the samples {first} to {first + num_windows - 1}; nothing was "
-            f"updated. Inspect them with `dnabert-rm show-batch --step {step}`, and lower --lr or raise "
-            "--optim.warmup_steps; the last checkpoint is intact"
+            f"step {step}: the loss is {loss_sum} over the samples {first} to {first + num_windows - 1}; the weights "
+            f"were not updated. Inspect the samples with `dnabert-rm show-batch --step {step}`, and lower --lr or "
+            "raise --optim.warmup_steps. The last checkpoint is intact"
         )

@@ -1,4 +1,4 @@
-"""Validation: loss and accuracy on held-out windows at fixed spans, comparable between runs on the same data."""
+"""Validation: loss and accuracy on held-out windows at fixed mask spans. Comparable between runs on the same data."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from dnabert_rm.utils.errors import UserError
 
 
 class Validation:
-    """Validation on one rank. Its windows are number rank, rank + world size, rank + 2 world size …"""
+    """Validation on one rank, which runs the windows with index rank, rank + world size, rank + 2 * world size, …"""
 
     def __init__(self, dataset: WindowDataset, config: RunConfig, ranks: Ranks, micro_batch: int) -> None:
-        """Set up the validation without reading a shard. `micro_batch` is the number of windows per forward pass."""
+        """Prepare the validation without reading a shard. `micro_batch` is the number of windows per forward pass."""
         self.ranks = ranks
         self._dataset = dataset
         self._collators = make_validation_collators(config, dataset)
@@ -32,15 +32,15 @@ class Validation:
 
     @classmethod
     def from_config(cls, config: RunConfig, ranks: Ranks, micro_batch: int) -> Validation | None:
-        """Build the validation of a run; None if validation is off or there are no held-out windows."""
+        """Return the validation of a run, or None if validation is off or there are no held-out windows."""
         dataset = make_validation_dataset(config)
         return None if dataset is None else cls(dataset, config, ranks, micro_batch)
 
     def run(self, engine: Engine, reset_watchdog: Callable[[str], None]) -> dict[str, dict[str, float | None]]:
-        """Return the loss, masked accuracy and base accuracy of each curve ("span_6" …), without dropout.
+        """Return the loss, masked accuracy and base accuracy of each curve ("span_6", …), computed without dropout.
 
-        Every rank must call this. Each value is a mean over the masked tokens of all ranks. The number of ranks changes
-        it only by rounding.
+        Every rank must call this. Each value is a mean over the masked tokens of all ranks. With another number of
+        ranks the values differ only by rounding.
         """
         sums = torch.zeros(len(self._collators), 4, dtype=torch.float64, device=self.ranks.device)
         engine.deepspeed.eval()
@@ -54,7 +54,7 @@ class Validation:
         return {name: _means(values, engine.k) for name, values in zip(self._collators, totals, strict=True)}
 
     def _read_windows(self) -> list[NDArray]:
-        """Return the windows of each batch; they are read once and kept in memory."""
+        """Return the token ids of each batch. The first call reads them, later calls return them from memory."""
         if self._windows is None:
             try:
                 self._windows = [self._dataset.windows(samples, 0).ids for samples, _ in self._batches]
@@ -64,7 +64,7 @@ class Validation:
         return self._windows
 
     def _forward(self, engine: Engine, batch: dict[str, Any], is_counted: bool) -> torch.Tensor:
-        """Return the sums over a batch, (4,) float64: loss, correct tokens, correct bases, masked tokens."""
+        """Run one batch and return four sums, (4,) float64: loss, correct tokens, correct bases, masked tokens."""
         if not is_counted:
             batch["targets"].fill_(IGNORE)
         device = self.ranks.device
@@ -74,10 +74,10 @@ class Validation:
 
 
 def validation_batches(num_windows: int, ranks: Ranks, micro_batch: int) -> list[tuple[NDArray[np.int64], bool]]:
-    """Return the sample indices of each forward pass of a rank, and whether they are counted.
+    """Return the sample indices of each forward pass on this rank, and whether the pass counts.
 
     All ranks have the same number of batches, because under ZeRO-3 each forward pass gathers weights from all ranks.
-    A rank with no windows left runs window 0 again, uncounted.
+    A rank with no windows left runs window 0 again, and this pass does not count.
     """
     samples = np.arange(ranks.rank, num_windows, ranks.world_size)
     most_samples = -(-num_windows // ranks.world_size)
@@ -86,7 +86,7 @@ def validation_batches(num_windows: int, ranks: Ranks, micro_batch: int) -> list
 
 
 def _means(sums: list[float], k: int | None) -> dict[str, float | None]:
-    """Return the means over masked tokens; base accuracy is None without k-mers."""
+    """Return loss and accuracies as means over masked tokens. Base accuracy is None if tokens are not k-mers."""
     loss_sum, num_right, num_right_bases, num_masked = sums
     divisor = max(1.0, num_masked)
     return {
@@ -97,9 +97,9 @@ def _means(sums: list[float], k: int | None) -> dict[str, float | None]:
 
 
 def make_validation_collators(config: RunConfig, dataset: WindowDataset) -> dict[str, RandomMaskCollator]:
-    """Return a collator for each validation curve, by the curve's name: "span_6" …, or "token".
+    """Return one collator for each validation curve, keyed by the curve's name: "span_6", …, or "token".
 
-    Spans and centre rates do not depend on the masking that a run trains with.
+    Mask spans and centre rates are independent of the masking used in training.
     """
     k = dataset.tokenizer.k
     spans = config.validation.spans

@@ -1,1 +1,1 @@
-"""General helpers: errors, files, locks, progress bars, random numbers, environment."""
+"""General helpers for errors, files, locks, progress bars, random numbers and the environment."""

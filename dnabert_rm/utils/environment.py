@@ -1,4 +1,4 @@
-"""Process environment: silence third-party output, limit OpenMP spinning."""
+"""Process environment: hide third-party output and limit OpenMP spinning."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def limit_openmp_spinning() -> None:
 
     Call before importing torch. Child processes inherit the setting.
 
-    Torch divides each operation among threads, which wait for each other at its end. While one thread waits for a core,
-    the others spin. By default they spin long enough to delay the thread that needs their core.
+    Torch divides an operation among threads. At its end, the threads wait for each other. While one thread waits for a
+    core, the others spin. By default they spin long enough to delay the thread that needs a core.
     """
     if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
         os.environ["GOMP_SPINCOUNT"] = SPIN_COUNT

@@ -38,13 +38,13 @@ class CheckpointError(UserError):
 
 
 class RankReadError(CheckpointError):
-    """A rank could not read its part of a checkpoint or a model; other ranks may have read theirs."""
+    """A rank could not read its part of a checkpoint or model. Other ranks may have succeeded."""
 
     on_one_rank = True
 
 
 class EndedEarlyError(Exception):
-    """A run ended before its last step, but not because of a user error. The same command resumes it.
+    """A run ended before its last step, but not because of a user error. The same command resumes the run.
 
     The message is one line.
     """
@@ -73,8 +73,8 @@ def is_first_rank() -> bool:
 def run_command(program: str, command: Callable[[], int | None]) -> int:
     """Run `command` and return its exit code, reporting expected errors as one line on standard error.
 
-    A `UserError` gives exit code 2, an `EndedEarlyError` its own code, and Ctrl-C 130. A closed pipe (`… | head`)
-    ends the command without a message. Only rank 0 reports an error, unless the error is `on_one_rank`.
+    A `UserError` gives exit code 2, an `EndedEarlyError` gives its `exit_code`, and Ctrl-C gives 130. A closed pipe
+    (`… | head`) ends the command without a message. Only rank 0 reports an error, unless `on_one_rank` is set.
     """
     try:
         return command() or 0

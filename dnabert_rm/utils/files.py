@@ -1,4 +1,4 @@
-"""Read, hash and write files; an output is complete or absent, even if the process is killed."""
+"""Read, hash and write files. Outputs are complete or absent, even if the process is killed."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from dnabert_rm.utils.errors import ConfigError, DataError, UserError
 
 
 def check_readable_file(path: str | os.PathLike[str], content: str) -> None:
-    """Raise `DataError` unless `path` is a readable file; `content` describes what it should contain."""
+    """Raise `DataError` unless `path` is a readable file. `content` names the expected content in the message."""
     if not os.path.exists(path):
         raise DataError(f"{path}: no such file ({content} expected); check the path")
     if os.path.isdir(path):
-        raise DataError(f"{path}: is a folder, but {content} was expected; give the path of a file")
+        raise DataError(f"{path}: is a folder, but {content} was expected; pass the path of a file")
     if not os.access(path, os.R_OK):
         raise DataError(f"{path}: cannot be read; check its permissions")
 
@@ -33,11 +33,11 @@ def sha256_of_file(path: str | os.PathLike[str]) -> str:
 def read_json(
     path: Path, *, error: type[UserError] = DataError, advice: str = "check the file", missing: str = ""
 ) -> dict[str, Any]:
-    """Read a JSON file that holds an object; raise `error` if it does not.
+    """Return the JSON object in a file. Raise `error` if the file can't be read or holds no JSON object.
 
     Args:
-        advice: What the user should do; ends the message.
-        missing: Used in place of `advice` if the file is missing.
+        advice: End of the error message, which says what the user should do.
+        missing: Advice for a missing file; by default `advice`.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -53,7 +53,7 @@ def read_json(
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """Read the objects of a JSON Lines file; skip incomplete lines, such as the last line of a killed process."""
+    """Return the objects in a JSON Lines file. Skip incomplete lines, such as one that a killed process left."""
     rows = []
     for line in path.read_text(encoding="utf-8").splitlines():
         with contextlib.suppress(ValueError):
@@ -77,7 +77,7 @@ def temporary_path(path: Path) -> Path:
 
 @contextlib.contextmanager
 def atomic_file(path: Path, temporary: Path | None = None) -> Iterator[Path]:
-    """Yield a temporary path to write; on success flush it to disk and rename it to `path`, otherwise remove it.
+    """Yield a temporary path to write to. On success, flush it and rename it to `path`. Otherwise remove it.
 
     Args:
         temporary: Path on the same file system as `path`; by default a hidden name beside it.
@@ -92,13 +92,13 @@ def atomic_file(path: Path, temporary: Path | None = None) -> Iterator[Path]:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write a text file atomically: after a crash `path` has either the old content or all of the new."""
+    """Write a text file atomically. After a crash, `path` has either its old content or the complete new content."""
     with atomic_file(Path(path)) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, content: Any) -> Path:
-    """Write a JSON file atomically, creating its folder if it is missing; return `path`."""
+    """Write a JSON file atomically and return `path`. Create the file's folder if it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(content, indent=1) + "\n")
     return path
@@ -106,9 +106,9 @@ def write_json(path: Path, content: Any) -> Path:
 
 @contextlib.contextmanager
 def atomic_outputs(*paths: Path) -> Iterator[list[Path]]:
-    """Yield temporary paths for a command's output files; if the block succeeds, rename all of them, in order.
+    """Yield temporary paths for a command's output files. If the `with` block succeeds, rename all files, in order.
 
-    If a write fails, raises `DataError` and leaves the outputs unchanged.
+    If a write fails, raise `DataError` and leave the outputs unchanged.
     """
     temporaries = [temporary_path(path) for path in paths]
     try:
@@ -126,9 +126,9 @@ def atomic_outputs(*paths: Path) -> Iterator[list[Path]]:
 
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield a new hidden folder beside `path`; on success rename it to `path`, otherwise remove it.
+    """Yield a new hidden folder beside `path`. On success, rename it to `path`. Otherwise remove it.
 
-    Parent folders that had to be created are removed again if the block fails.
+    If the `with` block fails, parent folders created by this call are removed too.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     created = [folder for folder in path.parents if not folder.exists()]
@@ -146,9 +146,9 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def check_output_file(path: Path, overwrite: bool) -> None:
-    """Raise `ConfigError` if `path` can't be created, or exists and `overwrite` is false."""
+    """Raise `ConfigError` if `path` can't be created, or if it exists and `overwrite` is false."""
     if path.is_dir():
-        raise ConfigError(f"--output {path}: is a folder; give the path of a file")
+        raise ConfigError(f"--output {path}: is a folder; pass the path of a file")
     if not path.parent.is_dir():
         raise ConfigError(f"--output {path}: the folder {path.parent} does not exist; create it first")
     if not os.access(path.parent, os.W_OK | os.X_OK):
@@ -158,7 +158,7 @@ def check_output_file(path: Path, overwrite: bool) -> None:
 
 
 def writable_parent(folder: Path, name: str = "train.output") -> Path:
-    """Return `folder` or its nearest parent that exists; raise `ConfigError` unless it is a writable folder."""
+    """Return `folder` or its nearest existing parent. Raise `ConfigError` unless this is a writable folder."""
     candidates = (folder.absolute(), *folder.absolute().parents)
     parent = next(path for path in candidates if path.exists() or path.is_symlink())
     if not parent.is_dir():

@@ -1,4 +1,4 @@
-"""Inter-process locks that the operating system releases when their holder dies."""
+"""Inter-process locks, which the operating system releases when the process that holds them ends."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _UNSUPPORTED = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errn
 
 
 class LockHeldError(Exception):
-    """Another process holds the lock. `holder` is its description of itself in the lock file, or empty."""
+    """Another process holds the lock. `holder` is that process's description in the lock file, or empty."""
 
     def __init__(self, path: Path, holder: str = "") -> None:
         super().__init__(f"{path} is locked")
@@ -25,10 +25,10 @@ class LockHeldError(Exception):
 
 @contextlib.contextmanager
 def file_lock(path: Path, *, wait: bool = False, required: bool = False) -> Iterator[None]:
-    """Hold a lock on a local disk during the block (filelock, which uses `flock`).
+    """Hold a file lock during the `with` block. The file must be on a local disk, since filelock uses `flock`.
 
-    Raises `LockHeldError` if another process holds it and `wait` is false. On a file system without locks the block
-    runs unprotected, after a warning on standard error; with `required` it raises `OSError` instead.
+    Raises `LockHeldError` if another process holds the lock and `wait` is false. On a file system without locks, the
+    block runs unprotected after a warning on standard error. With `required`, `OSError` is raised there instead.
     """
     # On a file system without flock, filelock would use a marker file, which remains if its process is killed.
     from filelock import FileLock, Timeout  # takes a quarter of a second, which `--help` need not wait for
@@ -53,8 +53,8 @@ def file_lock(path: Path, *, wait: bool = False, required: bool = False) -> Iter
 class PosixLock:
     """POSIX record lock (`lockf`) for folders that nodes share.
 
-    Unlike filelock's `flock`, forked loader workers do not inherit it. A worker with an inherited lock would hold it
-    after its rank has ended. It also works on every NFS server that has a lock manager.
+    Forked loader workers inherit the `flock` of filelock, but not this lock. A worker with an inherited lock would hold
+    the lock after its rank has ended. A POSIX lock also works on every NFS server that has a lock manager.
     """
 
     def __init__(self, path: Path) -> None:
@@ -65,8 +65,8 @@ class PosixLock:
     def acquire(self, *, wait: bool = False) -> None:
         """Take the lock.
 
-        Raises `LockHeldError` if another process holds it and `wait` is false, and `OSError` on a file system without
-        locks.
+        Raises `LockHeldError` if another process holds it and `wait` is false. Raises `OSError` on a file system
+        without locks.
         """
         try:
             fcntl.lockf(self._descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))

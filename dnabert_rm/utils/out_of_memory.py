@@ -30,7 +30,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def explain_out_of_memory(advice: str, rank: int | None = None) -> Iterator[None]:
-    """Turn an out-of-memory error of the block into a one-line `NotEnoughMemoryError` that ends with `advice`."""
+    """Turn an out-of-memory error in the `with` block into a one-line `NotEnoughMemoryError`. Append `advice`."""
     try:
         yield
     except Exception as error:
@@ -41,7 +41,7 @@ def explain_out_of_memory(advice: str, rank: int | None = None) -> Iterator[None
 
 
 def _requested_memory(text: str) -> str:
-    """Return the size of the failed allocation for the message, with bytes as GiB; empty if `text` does not give it."""
+    """Return the size of the failed allocation, formatted for the message. Return "" if `text` does not contain it."""
     found = _REQUESTED.search(text)
     if not found:
         return ""

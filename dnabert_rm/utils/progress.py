@@ -19,7 +19,7 @@ def progress_bar(
     leave: bool = False,
     quiet: bool = False,
 ) -> Any:
-    """Return a tqdm bar; call its `update(number)`, and close it or use it in a `with` statement.
+    """Return a tqdm progress bar. Call its `update(number)`, and close it or use it in a `with` statement.
 
     Args:
         total: Number of units; None if it is unknown.
@@ -47,7 +47,7 @@ def progress_bar(
 
 
 def notice(text: str) -> None:
-    """Print a message that is not a result to standard error."""
+    """Print a message to standard error, since standard output is for results."""
     print(text, file=sys.stderr)
 
 
@@ -58,7 +58,7 @@ class _LineStream:
         self.stream = stream
 
     def write(self, text: str) -> None:
-        """Write an update as a line; skip text that only moves the cursor."""
+        """Write an update as a line. Skip text that only moves the cursor."""
         if line := text.strip():
             self.stream.write(f"{line}\n")
 

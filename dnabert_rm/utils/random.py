@@ -1,6 +1,6 @@
 """Counter-based random numbers: pure functions of (seed, purpose, index).
 
-Every random choice of the project comes from a 64-bit hash of its indices. So it does not depend on workers,
+Every random choice in the project comes from a 64-bit hash of its indices. So it does not depend on workers,
 prefetching, ranks or a resume. The hash is SplitMix64's finaliser (Steele, Lea and Flood, "Fast splittable pseudorandom
 number generators", OOPSLA 2014), applied once per index.
 """
@@ -18,7 +18,7 @@ _MIX_2 = np.uint64(0x94D049BB133111EB)
 
 
 def _mix(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Apply SplitMix64's finaliser in place; `words` must be a new array."""
+    """Apply SplitMix64's finaliser to `words` in place, and return `words`."""
     words ^= words >> np.uint64(30)
     words *= _MIX_1
     words ^= words >> np.uint64(27)
@@ -28,17 +28,17 @@ def _mix(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def key(seed: int, purpose: str) -> np.uint64:
-    """Return the 64-bit key of a purpose ("spans", "strand", …) under a seed."""
+    """Return a 64-bit key for a seed and a purpose such as "spans" or "strand"."""
     digest = hashlib.blake2b(f"{seed}/{purpose}".encode(), digest_size=8).digest()
     return np.uint64(int.from_bytes(digest, "little"))
 
 
 def fold(parent: ArrayLike, index: ArrayLike) -> NDArray[np.uint64]:
-    """Return 64 random bits for each (key, index) pair, for use as random bits or as keys of another `fold`.
+    """Return a 64-bit random word for each (key, index) pair. The words can also be keys of another `fold`.
 
     Args:
         parent: Keys, uint64.
-        index: Non-negative integers; the its shape broadcasts with that of `parent`.
+        index: Non-negative integers. The shape must broadcast with the shape of `parent`.
 
     Returns: uint64 of the broadcast shape.
     """
@@ -58,13 +58,13 @@ def uniform(bits: NDArray[np.uint64]) -> NDArray[np.float64]:
 def below(bits: NDArray[np.uint64], bound: ArrayLike) -> NDArray[np.int64]:
     """Convert random words to uniform integers in 0 … bound - 1, for bounds of at most 2^31.
 
-    Multiplies the upper 32 bits by the bound and shifts down (Lemire, "Fast random integer generation in an interval",
-    2019). The probability of each value is exact to 2^-32.
+    The upper 32 bits are multiplied by the bound and shifted right by 32 (Lemire, "Fast random integer generation in an
+    interval", 2019). The probability of each value is exact to 2^-32.
     """
     product = (bits >> np.uint64(32)) * np.asarray(bound, dtype=np.uint64)
     return (product >> np.uint64(32)).astype(np.int64)
 
 
 def permutation(parent: ArrayLike, size: int) -> NDArray[np.int64]:
-    """Return a random permutation of 0 … size - 1, by sorting hashes of the indices (ties by index)."""
+    """Return a random permutation of 0 … size - 1: the indices sorted by their hashes, and equal hashes by index."""
     return np.argsort(fold(parent, np.arange(size)), kind="stable")

@@ -17,7 +17,7 @@ PACKAGES = ("dnabert_rm", "torch", "deepspeed", "transformers", "webdataset", "n
 
 
 def describe_environment(world_size: int) -> dict[str, Any]:
-    """Return the content of `environment.json`; values that can't be determined are None."""
+    """Return the content of `environment.json`. Values that can't be determined are None."""
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "command": sys.argv,
@@ -42,7 +42,7 @@ def package_version(package: str) -> str | None:
 
 
 def code_commit() -> str | None:
-    """Return the commit of the package's Git checkout, or None; "+changes" is appended if files differ from it."""
+    """Return the commit of the package's Git checkout, or None. Append "+changes" if files were modified."""
     folder = Path(__file__).resolve().parents[2]
     if not (folder / "setup.py").is_file():
         # An installed copy: a Git repository around it belongs to another project.

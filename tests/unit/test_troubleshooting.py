@@ -44,4 +44,4 @@ def test_a_quoted_message_is_said(quoted: str) -> None:
 
 def test_the_page_quotes_messages_and_another_would_be_seen() -> None:
     assert len(QUOTED) > 35
-    assert not is_said("no such file; name a folder that nobody has ever built")
+    assert not is_said("no such file; pass a folder that nobody has ever built")

@@ -32,7 +32,7 @@ MISTAKES = {
     "abbreviated flag": ([*PRETRAIN, *DATA, "--step", "3"], "unrecognized arguments: --step 3"),
     "not a number": ([*PRETRAIN, *DATA, "--steps", "many"], "--steps many: must be of type int"),
     "unknown preset": ([*CLI, "check", "--preset", "huge"], "choose one of tiny, mini"),
-    "no data": ([*PRETRAIN], "give --data DIR"),
+    "no data": ([*PRETRAIN], "pass --data DIR"),
     "missing data": ([*PRETRAIN, "--data", "{tmp}/nothing"], "manifest.json: no such file"),
     "window over positions": ([*PRETRAIN, *DATA, "--window", "1024"], "more than model.max_positions (512)"),
     "no window fits": ([*PRETRAIN, *DATA, "--window", "500"], "lower --window"),
@@ -82,13 +82,13 @@ MISTAKES = {
     ),
     "too little to split": (
         [*PREP, "build", "{tmp}/good.fa", "--out", "{tmp}/out", "--val-fraction", "0.1"],
-        "choose smaller blocks",
+        "lower --block-bases",
     ),
     "too few shards: none of the split": (
         [*CLI, "check", *PRETRAIN[1:], *DATA, "--window", "64", "--data.split", "test"],
-        "no shard of split 'test'",
+        "no shards for split 'test'",
     ),
-    "a genome in place of shards": ([*PRETRAIN, "--data", "{tmp}/good.fa"], "good.fa: is a file; name a folder"),
+    "a genome in place of shards": ([*PRETRAIN, "--data", "{tmp}/good.fa"], "good.fa: is a file; pass a folder"),
     "a model of another k": (
         [*PRETRAIN, *DATA, "--window", "20", "--init-from", "{tmp}/model", "--global-batch", "4"],
         "build the data with the model's k",
@@ -99,25 +99,25 @@ MISTAKES = {
     ),
     "missing column": ([*FINETUNE, "{tmp}/seq.csv"], "seq.csv:1: no column 'sequence' (found: 'seq', 'label')"),
     "FASTA in place of a table": ([*FINETUNE, "{tmp}/good.fa"], "columns are separated by commas or tabs"),
-    "a compressed table": ([*FINETUNE, "{tmp}/cut.fa.gz"], "not compressed"),
+    "a compressed table": ([*FINETUNE, "{tmp}/cut.fa.gz"], "uncompressed"),
     "a letter that is no nucleotide": ([*FINETUNE, "{tmp}/letter.csv"], "letter.csv:3: 'E' at base 4"),
-    "one class": ([*FINETUNE, "{tmp}/class.csv"], "two classes or more are needed"),
+    "one class": ([*FINETUNE, "{tmp}/class.csv"], "at least two classes are needed"),
     "predicting with a model that has no head": (
         [*CLI, "predict", "--model", "{tmp}/model", "--input", "{tmp}/good.fa", "--output", "{tmp}/p.csv"],
-        "that `dnabert-rm finetune` has written",
+        "that `dnabert-rm finetune` wrote",
     ),
     "predicting with the folder above the model": (
         [*CLI, "predict", "--model", "{tmp}/above", "--input", "{tmp}/good.fa", "--output", "{tmp}/p.csv"],
-        "above: it has no config.json; give {tmp}/above/model",
+        "above: it has no config.json; pass {tmp}/above/model",
     ),
     "predicting with a model that is not there": (
         [*CLI, "predict", "--model", "{tmp}/nothing", "--input", "{tmp}/good.fa", "--output", "{tmp}/p.csv"],
-        "no such folder; give the model/ folder that `dnabert-rm finetune` has written",
+        "no such folder; pass the model/ folder that `dnabert-rm finetune` wrote",
     ),
     "fine-tuning a model that is not there": (
         [*CLI, "finetune", "--model", "{tmp}/nothing", "--output", "{tmp}/o", "--train", "{tmp}/good.csv", "--test",
          "{tmp}/dev.csv"],
-        "no such folder; give a folder that `dnabert-rm export` has written",
+        "no such folder; pass a folder that `dnabert-rm export` wrote",
     ),
     "missing table": (
         [*CLI, "finetune", "--model", "{tmp}/model", "--output", "{tmp}/o", "--train", "{tmp}/a.csv", "--test",

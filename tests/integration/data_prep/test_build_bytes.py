@@ -126,7 +126,7 @@ def test_a_damaged_or_missing_shard_is_written_again(small: list, reference: dic
     (out / "shard-000003.tar").write_bytes(b"damaged")
     (out / "shard-000004.tar").unlink()
     done = build(*small, "--out", out)
-    assert f"{len(reference) - 3} of {len(reference) - 1} shards exist already" in done.stderr
+    assert f"{len(reference) - 3} of {len(reference) - 1} shards are already finished" in done.stderr
     assert content(out) == reference
 
 
@@ -157,7 +157,7 @@ def test_a_full_disk_is_reported_in_one_line_and_the_build_resumes(
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
     )
     assert done.returncode == 2
-    assert done.stderr.count("\n") == 1 and f"{out}: File too large; free some space" in done.stderr
+    assert done.stderr.count("\n") == 1 and f"{out}: File too large; free disk space" in done.stderr
     assert all(path.read_bytes() == reference[path.name] for path in out.glob("shard-*.tar"))
     assert not list(out.rglob("*.tmp")) and not (out / "manifest.json").exists()
     build(*plain, *small[3:], "--out", out, "--workers", workers)

@@ -39,7 +39,7 @@ def write_files(folder: Path) -> None:
         (["{}/absent.fa"], "absent.fa: no such file"),
         (["{}"], "is a folder"),
         (["{}/empty.fa"], "empty.fa: is empty"),
-        (["{}/text.fa"], "text.fa, line 1: not FASTA: '>name' expected, but it starts with 'chromosome"),
+        (["{}/text.fa"], "text.fa, line 1: not FASTA: expected '>name', found 'chromosome"),
         (["{}/binary.fa"], "binary.fa, line 1: not FASTA"),
         (["{}/later.fa"], r"later.fa, line 3: '\x00' is not a nucleotide code"),
         (["{}/protein.fa"], "protein.fa: more than half of its letters"),
@@ -50,11 +50,11 @@ def write_files(folder: Path) -> None:
         (["{}/good.fa", "--k", "9"], "--k 9: k must be between 3 and 8"),
         (["{}/good.fa", "--k", "six"], "--k six: must be of type int"),
         (["{}/good.fa", "--workers", "0"], "--workers 0: must be at least 1"),
-        (["{}/good.fa", "--unk-bases", "3"], "--unk-bases: needs --ambiguous unk"),
+        (["{}/good.fa", "--unk-bases", "3"], "--unk-bases: requires --ambiguous unk"),
         (["{}/good.fa", "--val-contigs", "aa"], "--val-contigs aa: no contig has this name; did you mean 'a'?"),
         (
             ["{}/good.fa", "--val-fraction", "0.4", "--test-fraction", "0.4"],
-            "only 2 blocks of --block-bases 100000 hold sequence",
+            "only 2 blocks of 100000 bases contain sequence",
         ),
         (["{}/good.fa", "--tokenizer", "bpe.model"], "bpe.model: no such file"),
         (["{}/good.fa", "--tokenizer", "{}/text.fa"], "text.fa: not a SentencePiece model"),
@@ -118,5 +118,5 @@ def test_two_builds_in_one_folder_are_refused(good: Path, tmp_path: Path, capsys
     with open(tmp_path / "out" / ".build" / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert main(["build", str(good), "--out", str(tmp_path / "out"), "--workers", "1"]) == 2
-    assert "another build is running there" in capsys.readouterr().err
+    assert "another build is running in this folder" in capsys.readouterr().err
     assert main(["build", str(good), "--out", str(tmp_path / "out"), "--workers", "1"]) == 0

@@ -115,10 +115,10 @@ def kill_after_first_run(words, folder):
 def test_a_killed_call_continues(output):
     folder, _, call = output
     assert "runs: 8 in total, 1 finished before, 7 to do, 2 at a time on the CPU" in call.stderr
-    assert "warning: EMP/H3: not run: train.csv missing; --stand-in trains on dev" in call.stderr
+    assert "warning: EMP/H3: not run: train.csv missing; pass --stand-in to train on dev" in call.stderr
     failed = [line for line in call.stderr.splitlines() if "failed: exit code 2" in line]
     assert len(failed) == 4 and all("tf/2" in line and "'X' at base 5" in line for line in failed)
-    assert "4 of 8 runs failed; the same command tries them again" in call.stderr
+    assert "4 of 8 runs failed; repeat the command to retry them" in call.stderr
     assert call.stdout == (folder / "table.md").read_text()
     done = {path.parent.relative_to(folder / "runs").as_posix() for path in (folder / "runs").rglob("scores.json")}
     assert done == {f"mouse/0/{arm}/seed-{seed}" for arm in ("pretrained", "scratch") for seed in (1, 2)}
@@ -181,5 +181,5 @@ def test_refuses_settings_other_than_those_of_finished_runs(output, capsys):
     before = sorted(path.stat().st_mtime_ns for path in folder.rglob("*.json"))
     assert main([*map(str, words), "--eval-steps", "4"]) == 2
     [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("dnabert-rm gue: error")]
-    assert "mouse/0/pretrained/seed-1: finished with eval_steps 200, not 4 (and 3 more runs)" in line
+    assert "mouse/0/pretrained/seed-1: finished with eval_steps 200 instead of 4 (and 3 more runs)" in line
     assert sorted(path.stat().st_mtime_ns for path in folder.rglob("*.json")) == before

@@ -54,7 +54,7 @@ def test_refuses_a_finished_seed_with_other_settings(folder, tmp_path):
     first = settings_for(folder / "hf", folder, tmp_path / "out", seeds=(1,), max_steps=2)
     assert seeds.finetune_seeds(first)["metrics_interval_95"]["test"]["auroc"] is None
     other = settings_for(folder / "hf", folder, tmp_path / "out", seeds=(1,), max_steps=3)
-    with pytest.raises(ConfigError, match=r"seed_1/scores.json: finished with other settings \(max_steps\)"):
+    with pytest.raises(ConfigError, match=r"seed_1/scores.json: records a run with other settings \(max_steps\)"):
         seeds.finetune_seeds(other)
     replaced = settings_for(folder / "hf", folder, tmp_path / "out", seeds=(1,), max_steps=3, overwrite=True)
     assert seeds.finetune_seeds(replaced)["settings"]["max_steps"] == 3
@@ -64,7 +64,7 @@ def test_a_single_run_and_several_seeds_need_different_folders(folder, tmp_path)
     single = settings_for(folder / "hf", folder, tmp_path / "out", max_steps=2)
     several = settings_for(folder / "hf", folder, tmp_path / "out", seeds=(1, 2), max_steps=2)
     finetune(single)
-    with pytest.raises(ConfigError, match="is a file or a run without --seeds"):
+    with pytest.raises(ConfigError, match="is a file, or holds a run without --seeds"):
         seeds.finetune_seeds(several)
     seeds.finetune_seeds(replace(several, overwrite=True))
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["scores.json", "seed_1", "seed_2"]

@@ -215,7 +215,7 @@ def test_mistakes_are_one_line_and_leave_no_output(
     out.unlink()
     capsys.readouterr()
     assert "--step 5: is the distance between tiles; pass --tile as well" in error_of("--step", 5)
-    assert "--tile 25: has 23 tokens, but the model takes 22 at once; pass at most 24" in error_of("--tile", 25)
+    assert "--tile 25: has 23 tokens, but the model takes 22 at once; pass 24 or less" in error_of("--tile", 25)
     assert "--max-tokens 25: the model has 24 positions" in error_of("--max-tokens", 25)
     mlm = save_bert(tmp_path / "mlm", BertForMaskedLM)
     assert "lacks 4 tensors of a BertForSequenceClassification, such as bert.pooler.dense.bias" in error_of(model=mlm)

@@ -252,9 +252,9 @@ def test_rows_that_contradict_the_genome(
             ("chr1", 40, COMPLEMENT[good], good),
             f"REF is {COMPLEMENT[good]}, but {fasta} has {good} there (another assembly?); fix the row",
         ),
-        (("1", 40, good, COMPLEMENT[good]), f"contig '1' is not in {fasta} (it has chr1, chr2, tiny, short"),
-        (("chr1", 90, "A", "C"), "position 91: contig chr1 has 90 bases"),
-        (("chr1", -1, "A", "C"), "position 0: contig chr1 has 90 bases"),
+        (("1", 40, good, COMPLEMENT[good]), f"contig '1' is not in {fasta} (the file has chr1, chr2, tiny, short"),
+        (("chr1", 90, "A", "C"), "position 91: REF is not inside contig chr1, which has 90 bases"),
+        (("chr1", -1, "A", "C"), "position 0: REF is not inside contig chr1, which has 90 bases"),
     ]
     for row, message in bad:
         vcf = write_vcf(tmp_path / "v.vcf", [("chr1", 40, good, COMPLEMENT[good]), row])

@@ -145,7 +145,7 @@ def test_a_missing_head_is_initialized_and_reported(prepared: Path, dnabert: Pat
     encoder = {name: weight.clone() for name, weight in weights.items() if not name.startswith("cls.")}
     save_file(encoder, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
     words = [*FLAGS, *NO_UPDATES, "--data", prepared, "--init-from", tmp_path / "model", "--output", tmp_path / "run"]
-    assert "has no masked-language head" in run_ranks(1, *words)
+    assert "has no masked-language-model head" in run_ranks(1, *words)
     assert load_file(tmp_path / "model" / "model.safetensors").keys() == encoder.keys()
 
 
@@ -153,6 +153,6 @@ def test_a_flag_that_contradicts_the_folder_is_named(prepared: Path, dnabert: Pa
     words = [*FLAGS, "--data", prepared, "--init-from", dnabert, "--output", tmp_path / "run"]
     done = run_cli("-m", "dnabert_rm.cli.main", "check", *words, "--model.hidden_size", "128")
     assert done.returncode == 2
-    assert f"model.hidden_size: is 128, but {dnabert} has 64; leave it out" in done.stderr
+    assert f"model.hidden_size: is 128, but {dnabert} has 64; omit this setting" in done.stderr
     done = run_cli("-m", "dnabert_rm.cli.main", "check", *words[:-4], "--init-from", tmp_path, "--output", "run")
     assert done.returncode == 2 and "config.json: no such file" in done.stderr

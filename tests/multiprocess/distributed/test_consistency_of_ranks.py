@@ -103,7 +103,7 @@ def test_a_rank_that_cannot_exchange_data_ends_all_ranks(tmp_path: Path, prepare
     assert "rank 1 on" in line and "can't exchange data" in line and "GLOO_SOCKET_IFNAME" in line
 
 
-@pytest.mark.parametrize(("rank", "text"), [(0, "only 1 of 2 ranks came"), (1, "found no rank 0 at 127.0.0.1")])
+@pytest.mark.parametrize(("rank", "text"), [(0, "only 1 of 2 ranks connected"), (1, "found no rank 0 at 127.0.0.1")])
 def test_a_missing_rank_is_reported(tmp_path: Path, prepared: Path, rank: int, text: str) -> None:
     variables = {
         "RANK": rank,
@@ -127,4 +127,4 @@ def test_a_port_in_use_is_reported(tmp_path: Path, prepared: Path) -> None:
         variables = {"RANK": 0, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         words = [*FLAGS, "--data", prepared, "--output", tmp_path / "run"]
         assert wait_for([start_rank(variables, words, tmp_path / "log")], 60) == [2]
-    assert f"port {port} is taken" in (tmp_path / "log").read_text()
+    assert f"port {port} is in use" in (tmp_path / "log").read_text()

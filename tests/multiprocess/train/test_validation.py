@@ -108,7 +108,7 @@ def test_validation_does_not_change_the_training(two_ranks: Path, flags, tmp_pat
 
 def test_data_without_a_held_out_split_are_reported(flags, tmp_path: Path) -> None:
     printed = run_ranks(1, *flags, "--output", tmp_path / "run", "--validation.split", "test")
-    assert "no validation: the data have no split test with a segment as long as a window" in printed
+    assert "no validation: the data have no segment of split test that is as long as a window" in printed
     assert held_out(tmp_path / "run") == {}
 
 

@@ -109,7 +109,7 @@ def test_a_non_finite_loss_ends_the_run_before_the_update(flags, tmp_path: Path)
     assert len(errors) == 1, printed
     step = len(read_metrics(tmp_path / "run"))
     assert 1 <= step < STEPS
-    assert f"over the samples {8 * step} to {8 * step + 7}; nothing was updated" in errors[0]
+    assert f"over the samples {8 * step} to {8 * step + 7}; the weights were not updated" in errors[0]
     assert f"show-batch --step {step}" in errors[0]
     assert not (tmp_path / "run" / "checkpoints" / f"step_{step + 1:08d}").exists()
 

@@ -108,5 +108,5 @@ def test_windows_of_records_match_their_bases(overlapping: bool, stride: int) ->
     expected = [encode(with_n[i : i + num_bases], 3)[::stride] for i in range(0, 200 - num_bases + 1, num_bases)]
     assert windows[:, 1:-1].tolist() == [ids.tolist() for ids in expected if UNK_ID not in ids]
     assert (windows[:, 0] == 2).all() and (windows[:, -1] == 3).all()
-    with pytest.raises(DataError, match="no 303 consecutive bases"):
+    with pytest.raises(DataError, match="no window of 303 bases"):
         windows_of_records([("b", [bases.encode()])], "x", 3, window=303, num_windows=5, overlapping=True)

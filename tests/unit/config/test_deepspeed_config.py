@@ -27,12 +27,18 @@ def config_with(ds_config: Path | str, **sections: dict[str, Any]) -> RunConfig:
         ("{", "fix the file"),
         ("[]", "must be a JSON object"),
         ('{"zero_optimization": 2}', "must be a JSON object"),
-        ('{"optimizer": {"type": "Adam"}}', r"optimizer: is set by \[optim\]"),
-        ('{"scheduler": {}}', r"scheduler: is set by \[optim\]"),
-        ('{"gradient_clipping": 7}', 'gradient_clipping is 7, but optim.clip makes it 1.0; set it to "auto"'),
-        ('{"checkpoint": {"writer": {"decoupled": true}}}', "checkpoint.writer.decoupled: the run itself writes"),
-        ('{"checkpoint": {"load_universal": true}}', "checkpoint.load_universal: the run itself writes"),
-        ('{"datastates_ckpt": {"enabled": true}}', "datastates_ckpt: the run itself writes"),
+        ('{"optimizer": {"type": "Adam"}}', r"optimizer: set this in \[optim\]"),
+        ('{"scheduler": {}}', r"scheduler: set this in \[optim\]"),
+        ('{"gradient_clipping": 7}', 'gradient_clipping is 7, but optim.clip requires 1.0; use "auto" instead'),
+        (
+            '{"checkpoint": {"writer": {"decoupled": true}}}',
+            "checkpoint.writer.decoupled: is not supported, as the run itself writes",
+        ),
+        (
+            '{"checkpoint": {"load_universal": true}}',
+            "checkpoint.load_universal: is not supported, as the run itself writes",
+        ),
+        ('{"datastates_ckpt": {"enabled": true}}', "datastates_ckpt: is not supported, as the run itself writes"),
     ],
 )
 def test_an_unusable_file_is_refused(tmp_path: Path, text: str, message: str) -> None:
@@ -46,7 +52,7 @@ def test_an_unusable_file_is_refused(tmp_path: Path, text: str, message: str) ->
 def test_a_disk_to_offload_to_is_named_and_exists(tmp_path: Path) -> None:
     path = tmp_path / "nvme.json"
     path.write_text(json.dumps(NVME))
-    with pytest.raises(ConfigError, match=r"train\.offload_dir: .*nvme.json offloads to a disk; set it to a folder"):
+    with pytest.raises(ConfigError, match=r"train\.offload_dir: is not set, but .*nvme.json offloads to disk"):
         ds_settings(config_with(path))
     with pytest.raises(ConfigError, match="absent does not exist; create it on every node"):
         ds_settings(config_with(path, train={"offload_dir": str(tmp_path / "absent")}))
@@ -57,10 +63,10 @@ def test_a_disk_to_offload_to_is_named_and_exists(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "sections", "precision", "message"),
     [
-        ("zero0", {}, "bf16", "choose zero1"),
-        ("zero0", {}, "fp16", "choose zero1"),
+        ("zero0", {}, "bf16", "choose --ds-config zero1"),
+        ("zero0", {}, "fp16", "choose --ds-config zero1"),
         ("zero3", {"model": {"compile": True}}, "fp32", "choose --ds-config zero1 or zero2"),
-        ("zero2", {"model": {"build": "partitioned"}}, "fp32", "has stage 2; choose zero3"),
+        ("zero2", {"model": {"build": "partitioned"}}, "fp32", "has stage 2; choose --ds-config zero3"),
     ],
 )
 def test_settings_that_a_stage_does_not_allow(

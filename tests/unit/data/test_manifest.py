@@ -44,9 +44,9 @@ def test_round_trip_and_fingerprint(prepared: Path) -> None:
         (lambda c: c.update(more=1), "unknown key 'more'"),
         (lambda c: c["shards"][0].update(name="../../etc/shard.tar"), "not a plain file name"),
         (lambda c: c["shards"][0].update(name="pipe:cat x.tar"), "not a plain file name"),
-        (lambda c: c["shards"][1].update(name=c["shards"][0]["name"]), "named twice"),
+        (lambda c: c["shards"][1].update(name=c["shards"][0]["name"]), "have the same name"),
         (lambda c: c["shards"][0].update(split="dev"), "unknown split"),
-        (lambda c: c["shards"][0].update(sha256="0"), "no SHA-256"),
+        (lambda c: c["shards"][0].update(sha256="0"), "is not 64 lower-case hexadecimal digits"),
         (lambda c: c["shards"][0].update(segments=[0]), "segment length"),
         (lambda c: c["tokenizer"].update(k=9), "k from 3 to 8"),
         (lambda c: c["tokenizer"].update(vocab_size=7), "vocab_size 7"),
@@ -60,7 +60,7 @@ def test_an_invalid_manifest_names_the_fault(prepared: Path, edit, reason: str) 
 
 
 def test_a_missing_manifest_and_a_missing_split_are_refused(prepared: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no such file; name a folder"):
+    with pytest.raises(DataError, match="no such file; pass a folder"):
         load_manifest(tmp_path)
-    with pytest.raises(DataError, match=r"no shard of split 'test' .*train, val"):
+    with pytest.raises(DataError, match=r"no shards for split 'test' .*train, val"):
         load_manifest(prepared).shards_of("test")

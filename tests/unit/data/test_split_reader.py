@@ -99,8 +99,8 @@ def truncate(path: Path) -> None:
 
 DAMAGE = {
     "flipped": (flip_byte, r"shard-000001\.tar: is damaged \(its SHA-256 does not match the manifest\)"),
-    "truncated": (truncate, r"shard-000001\.tar: has \d+ bytes instead of the manifest's \d+; copy or build"),
-    "missing": (Path.unlink, r"shard-000001\.tar: no such shard, but the manifest names it; copy or build"),
+    "truncated": (truncate, r"shard-000001\.tar: has \d+ bytes, but the manifest gives \d+; copy or build"),
+    "missing": (Path.unlink, r"shard-000001\.tar: is listed in the manifest, but the file is missing; copy or build"),
 }
 
 
@@ -155,18 +155,18 @@ def test_skipping_fails_if_no_shard_is_left(folder):
 
 
 def test_settings_that_do_not_fit_are_refused(folder, tmp_path):
-    with pytest.raises(ConfigError, match="window 2 must hold"):
+    with pytest.raises(ConfigError, match="window 2 can't hold"):
         dataset(folder, window=2)
     with pytest.raises(ConfigError, match=r"data\.lengths 'long' must be one of full, random"):
         dataset(folder, lengths="long")
     with pytest.raises(ConfigError, match=r"data\.on_bad_shard 'hide' must be one of fail, skip"):
         dataset(folder, StorageSettings(on_bad_shard="hide"))
-    with pytest.raises(DataError, match="no shard of split 'test'"):
+    with pytest.raises(DataError, match="no shards for split 'test'"):
         dataset(folder, split="test")
     write_prepared(tmp_path / "other", [["ACGT" * 100]], k=5)
     with pytest.raises(ConfigError, match="have different tokenizers"):
         WindowDataset([folder, tmp_path / "other"], [], WindowSettings(window=42), 0)
-    with pytest.raises(ConfigError, match=r"data\.remainder drop"):
+    with pytest.raises(ConfigError, match=r"data\.remainder 'drop'"):
         WindowDataset([folder, folder], [], WindowSettings(window=42, drop_to_multiple_of=4), 0)
 
 

@@ -129,7 +129,7 @@ def test_a_genome_too_short_to_train_on_is_refused(tmp_path: Path) -> None:
     (tmp_path / "g.fa").write_text(">a\nACGT\n")
     with open_executor(1) as executor:
         assert executor is not None
-        with pytest.raises(ConfigError, match="--vocab-size 100: there is too little to train on"):
+        with pytest.raises(ConfigError, match="--vocab-size 100: the sample is too small"):
             train_from_files([Source("g", str(tmp_path / "g.fa"))], tmp_path / "m", 100, 1000, 0, False, executor)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["g.fa"]
 
@@ -149,5 +149,5 @@ def test_a_file_that_train_bpe_did_not_write_is_refused(tmp_path: Path) -> None:
         vocab_size=9,
         minloglevel=2,
     )
-    with pytest.raises(DataError, match=r"first pieces must be \[PAD\]"):
+    with pytest.raises(DataError, match=r"first tokens must be \[PAD\]"):
         load_model(tmp_path / "other.model")

@@ -62,7 +62,7 @@ def test_build_prints_the_same_summary_as_inspect(world: Path, capsys: pytest.Ca
     capsys.readouterr()
     assert main(["build", str(world / "genome.fa"), "--out", str(world / "out"), *words]) == 0
     built = capsys.readouterr()
-    assert "shards exist already" in built.err
+    assert "shards are already finished" in built.err
     assert main(["inspect", str(world / "out"), "--samples", "0"]) == 0
     assert capsys.readouterr().out == built.out
 

@@ -135,7 +135,7 @@ def test_blocks_without_sequence_are_never_validation_data() -> None:
 @pytest.mark.parametrize(("lengths", "said"), [([1500, 1500], True), ([15_000, 15_000], False)])
 def test_warns_if_blocks_miss_the_fraction_by_far(lengths: list[int], said: bool, capsys) -> None:
     split_contigs(lengths, BuildOptions(val_fraction=0.05, block_bases=1000))
-    warning = "warning: --val-fraction 0.05: whole blocks of 1,000 bases make it 0.25; choose smaller --block-bases"
+    warning = "warning: --val-fraction 0.05: with whole blocks of 1,000 bases the fraction is 0.25; lower --block-bases"
     assert capsys.readouterr().err == (f"{warning}\n" if said else "")
 
 
@@ -143,7 +143,7 @@ def test_warns_if_blocks_miss_the_fraction_by_far(lengths: list[int], said: bool
     ("length", "fractions"), [(100, (0.5, 0)), (200, (0.9, 0)), (200, (0.1, 0.1)), (90, (0.01, 0))]
 )
 def test_too_few_blocks_for_the_fractions_are_refused(length: int, fractions: tuple[float, float]) -> None:
-    with pytest.raises(ConfigError, match="blocks of --block-bases 100 hold sequence, too few to split"):
+    with pytest.raises(ConfigError, match="blocks of 100 bases contain sequence, too few to split"):
         split_contigs([length], BuildOptions(val_fraction=fractions[0], test_fraction=fractions[1], block_bases=100))
 
 
@@ -204,9 +204,9 @@ def test_an_input_with_nothing_to_store_is_refused() -> None:
         ({"val_fraction": 1.0}, "--val-fraction 1"),
         ({"val_fraction": float("nan")}, "--val-fraction nan"),
         ({"val_fraction": 0.5, "test_fraction": 0.5}, "--test-fraction 0.5"),
-        ({"val_fraction": 0.5, "val_contigs": ("a",)}, "choose one of the two"),
-        ({"strand": "both"}, "--strand both: is for BPE"),
-        ({"k": None, "unk_bases": 3}, "--ambiguous unk: is for k-mers"),
+        ({"val_fraction": 0.5, "val_contigs": ("a",)}, "can't be combined"),
+        ({"strand": "both"}, "--strand both: applies to BPE"),
+        ({"k": None, "unk_bases": 3}, "--ambiguous unk: applies to k-mers"),
         ({"unk_bases": -1}, "--unk-bases -1"),
     ],
 )

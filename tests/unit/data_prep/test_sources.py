@@ -47,7 +47,7 @@ def test_files_share_a_genome_only_if_all_name_it(folder: Path) -> None:
     one, two = str(folder / "fly.fasta"), str(folder / "plain")
     assert [source.genome for source in find_sources([f"g={one}", f"g={two}"])] == ["g", "g"]
     for files in ([one, one], [one, f"fly={two}"], [f"fly={two}", one]):
-        with pytest.raises(ConfigError, match="genome 'fly' is already the genome of"):
+        with pytest.raises(ConfigError, match="genome name 'fly' is already used by"):
             find_sources(files)
 
 
@@ -67,13 +67,13 @@ def test_a_missing_file_or_a_folder_is_named(files: list[str], said: str) -> Non
 
 def test_a_file_name_that_is_not_a_valid_genome_name_is_refused(tmp_path: Path) -> None:
     (tmp_path / "my genome.fa").write_text(">a\nACGT\n")
-    with pytest.raises(ConfigError, match="'my genome' can't name a genome; write NAME="):
+    with pytest.raises(ConfigError, match="'my genome' is not a valid genome name; write NAME="):
         find_sources([str(tmp_path / "my genome.fa")])
 
 
 def test_an_equals_sign_in_a_path_is_part_of_it(tmp_path: Path) -> None:
     (tmp_path / "k=6.fa").write_text(">a\nACGT\n")
-    with pytest.raises(ConfigError, match="can't name a genome"):
+    with pytest.raises(ConfigError, match="is not a valid genome name"):
         find_sources([str(tmp_path / "k=6.fa")])
     assert find_sources([f"six={tmp_path / 'k=6.fa'}"])[0].genome == "six"
 

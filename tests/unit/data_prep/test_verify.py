@@ -143,16 +143,19 @@ def test_a_missing_and_a_shortened_shard_are_named(folder: Path) -> None:
         (change_ids(lambda ids: ids.astype(np.uint32)), "holds 100 ids of uint32, but uint16"),
         (change_ids(lambda ids: ids.reshape(1, -1)), "is not a 1-D array"),
         (change_ids(lambda ids: ids[:0]), "holds 0 ids"),
-        (change_ids(lambda ids: ids[:-1]), "holds 99 tokens, but 105 bases make 100"),
+        (change_ids(lambda ids: ids[:-1]), "holds 99 tokens, but 105 bases give 100"),
         (change_ids(put(7, 4)), "an id outside 5 … 4100"),
         (change_ids(put(7, 0)), "an id outside 5 … 4100"),
         (change_ids(put(7, 1)), "an id outside 5 … 4100"),
         (change_ids(put(7, 4101)), "an id outside 5 … 4100"),
-        (change_ids(lambda ids: np.where(np.arange(len(ids)) == 7, ids ^ 1, ids).astype(np.uint16)), "breaks between"),
-        (change_ids(lambda ids: ids[::-1].copy()), "breaks between tokens"),
-        (change_meta(split="val"), "of split 'val'"),
+        (
+            change_ids(lambda ids: np.where(np.arange(len(ids)) == 7, ids ^ 1, ids).astype(np.uint16)),
+            "do not overlap at",
+        ),
+        (change_ids(lambda ids: ids[::-1].copy()), "do not overlap at tokens"),
+        (change_meta(split="val"), "its split 'val'"),
         (change_meta(start=-1), "tokens, but"),
-        (change_meta(end="x"), "is not an object with genome"),
+        (change_meta(end="x"), "is not a JSON object with genome"),
         (lambda members: [(members[0][0], b"no numpy"), *members[1:]], "is not a NumPy array"),
         (lambda members: [*members[2:4], *members[:2], *members[4:]], "is out of order"),
         (lambda members: members[:-1], "instead of"),
@@ -196,7 +199,7 @@ def test_a_base_in_two_splits_is_found(folder: Path) -> None:
     number = next(i for i, shard in enumerate(load_manifest(folder).shards) if shard.split == "val")
     rewrite_shard(folder, change_meta(contig="a"), number)
     found = faults(folder)
-    assert any(re.search("g:a: (train and val|val and train) share bases", fault) for fault in found)
+    assert any(re.search("g:a: (train and val|val and train) both contain bases", fault) for fault in found)
 
 
 def test_wrong_contig_entries_are_found(folder: Path) -> None:
@@ -205,9 +208,9 @@ def test_wrong_contig_entries_are_found(folder: Path) -> None:
     write_manifest(folder, replace(manifest, contigs=[replace(a, left_out={"ambiguous": 3}), b]))
     assert faults(folder) == ["g:a: 805 bases in segments and 3 left out do not add up to the contig's 807 bases"]
     write_manifest(folder, replace(manifest, contigs=[a, replace(b, tokens=1)]))
-    assert faults(folder) == ["g:b: its segments do not have the manifest's 1 tokens"]
+    assert faults(folder) == ["g:b: its number of tokens differs from the manifest's 1"]
     write_manifest(folder, replace(manifest, contigs=[a]))
-    assert faults(folder) == ["g:b: has segments, but is not in the manifest's contigs"]
+    assert faults(folder) == ["g:b: has segments, but is not listed in the manifest"]
     write_manifest(folder, replace(manifest, contigs=[a, replace(b, length=100)]))
     assert "ends at 200, beyond the contig's 100 bases" in faults(folder)[0]
 

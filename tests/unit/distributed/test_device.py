@@ -38,7 +38,7 @@ def test_a_rank_uses_the_gpu_of_its_local_rank_or_the_only_visible_one(
 @pytest.mark.parametrize(("local_rank", "visible"), [(2, 2), (5, 4), (0, 0)])
 def test_more_ranks_than_gpus_are_refused(local_rank: int, visible: int) -> None:
     with pytest.raises(
-        ConfigError, match=f"local rank {local_rank} has no GPU, because this node shows {visible}; start"
+        ConfigError, match=f"local rank {local_rank} has no GPU, because only {visible} are visible on this node; start"
     ):
         gpu_index(local_rank, visible)
 

@@ -82,7 +82,7 @@ def test_finds_data_sets_in_the_order_of_gue(tmp_path, top):
     assert [s.missing for s in found] == [["train.csv"], ["test.csv"], [], []]
     assert [why_not(s, False) is None for s in found] == [False, False, True, True]
     assert [why_not(s, True) is None for s in found] == [True, False, True, True]
-    assert "train.csv missing; --stand-in" in why_not(found[0], False)
+    assert "train.csv missing; pass --stand-in" in why_not(found[0], False)
     assert why_not(found[1], True) == "test.csv missing"
 
 

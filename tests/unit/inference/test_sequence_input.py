@@ -81,7 +81,7 @@ def test_csv_and_tsv_tables(tmp_path: Path) -> None:
         (b"\n>a\nACGT\nAC\nAUG\n", "x, line 5: 'U' is not a nucleotide; write T for U"),
         (b">a\nMEF\n", "x, line 2: 'E' is not a nucleotide"),
         (b">a\n" + b"A" * stream.BLOCK_BYTES + b">b\nACGT\n", "x, line 2: '>' is not a nucleotide"),
-        (b">a\nACGT\n> b\n", "x, line 3: a header without a name"),
+        (b">a\nACGT\n> b\n", "x, line 3: the header has no name"),
         (b"\nname,seq\n1,ACGT\n", "x:2: no column 'sequence' (found: 'name', 'seq')"),
         (b"sequence,sequence\n", "x:1: 2 columns 'sequence'"),
         (b"\nid,sequence\na,ACGT\nb,AC-T\n", "x:4: '-' is not a nucleotide"),

@@ -115,7 +115,7 @@ def test_the_control_arms_have_one_phase():
         ({"draw": "min"}, "masking.draw 'min' must be one of uniform, max"),
         ({"phase_ends": [5, 5, 9]}, r"phase_ends \[5, 5, 9\] must be positive and increasing"),
         ({"phase_ends": [0, 9]}, "must be positive and increasing"),
-        ({"phase_ends": [0.5, 2.5]}, "must be whole steps, or fractions of which the last is 1"),
+        ({"phase_ends": [0.5, 2.5]}, "must be whole steps, or fractions that end with 1"),
         ({"phase_ends": [5, 9], "phase_spans": [6]}, "1 phase spans for 2 phase ends"),
         ({"phase_ends": [9], "phase_spans": [0]}, "must be at least 1"),
         ({"policy": "fixed", "fixed_span": -1}, "must be at least 1"),

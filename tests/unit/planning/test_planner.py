@@ -223,7 +223,7 @@ def test_check_prints_the_memory_of_a_rank(ds_config: str, precision: str, tmp_p
     [
         (["--gpus", "0"], "--gpus 0: must be at least 1"),
         (["--gpus", "3"], "choose a multiple of 3"),
-        (["--gpu", "abacus"], "--gpu abacus: is not in the table"),
+        (["--gpu", "abacus"], "--gpu abacus: unknown GPU"),
         (["--gpu-memory", "-1"], "--gpu-memory -1: must be above 0"),
         (["--mfu", "40"], "--mfu 40: must be at most 1"),
         (["--k", "0"], "--k 0"),
