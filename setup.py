@@ -22,6 +22,7 @@ TEST = [
     "coverage>=7.10",
     "hypothesis>=6.100",
     "openmpi",
+    "pysam>=0.22",  # writes bgzip
     *LINT,
     *EXTRAS,
 ]
@@ -56,7 +57,6 @@ setup(
         "jinja2>=3.1",
         "numpy>=1.26",
         "psutil>=5.9.5",
-        "pysam>=0.22",
         "scikit-learn>=1.4",
         "scipy>=1.11.1",
         "sentencepiece>=0.2",

@@ -6,6 +6,7 @@ start inside a token. Therefore `build --strand both` also stores the reverse st
 
 from __future__ import annotations
 
+import contextlib
 import io
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -24,7 +25,7 @@ from dnabert_rm.genome.contigs import Contig, RegionReaders, pure_codes
 from dnabert_rm.genome.kmer import NUM_SPECIAL, SPECIAL_TOKENS, codes_to_bases
 from dnabert_rm.utils import random
 from dnabert_rm.utils.errors import ConfigError, DataError
-from dnabert_rm.utils.files import check_readable_file
+from dnabert_rm.utils.files import NO_SPACE, check_readable_file
 
 MODEL_NAME = "tokenizer.model"
 SENTENCE_BASES = 4096
@@ -43,11 +44,7 @@ def train_from_files(
     if not out.parent.is_dir():
         raise ConfigError(f"--out {out}: {out.parent} is not a folder; create it first")
     check_headers(sources)
-    try:
-        scratch_folder = tempfile.TemporaryDirectory(prefix=".bpe-", dir=out.parent)
-    except OSError as error:
-        raise ConfigError(f"--out {out}: cannot be written ({error.strerror}); choose another folder") from None
-    with scratch_folder as scratch:
+    with _explain_write_errors(out), tempfile.TemporaryDirectory(prefix=".bpe-", dir=out.parent) as scratch:
         paths = {i: source.path for i, source in enumerate(sources) if not is_gzip(source.path)}
         paths |= decompress_sources(sources, Path(scratch), executor)
         contigs = join_contigs(sources, paths, scan_files(sources, paths, rna, executor)[1])
@@ -57,6 +54,16 @@ def train_from_files(
         temporary.write_bytes(model)
         temporary.replace(out)
     print(f"{out}: {vocab_size:,} ids, trained on about {min(sample_bases, sum(c.length for c in contigs)):,} bases")
+
+
+@contextlib.contextmanager
+def _explain_write_errors(out: Path) -> Iterator[None]:
+    """Raise `ConfigError` if the model or the files for making it can't be written beside `out`."""
+    try:
+        yield
+    except OSError as error:
+        fix = "free some space there" if error.errno in NO_SPACE else "choose another folder"
+        raise ConfigError(f"--out {out}: {out.parent} cannot be written ({error.strerror}); {fix}") from None
 
 
 def sample_sentences(

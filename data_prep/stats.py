@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +21,8 @@ from dnabert_rm.utils.errors import ConfigError
 from dnabert_rm.utils.progress import progress_bar
 
 _MAX_BAR_CHARACTERS = 40
+_BAR_CHARACTERS = "█#"
+"""The second one is for terminals that can't show the first."""
 
 
 class CountTask(NamedTuple):
@@ -106,14 +109,24 @@ def as_text(folder: Path, content: dict[str, Any]) -> str:
         )
     for reason, bases in content["left_out"].items():
         lines.append(f"left out, {reason.replace('_', ' ')}: {bases:,} bases")
+    bar_character = next(letter for letter in _BAR_CHARACTERS if _can_print(letter))
     lines += ["", "tokens per segment      segments          tokens"]
     most = max(row["segments"] for row in content["segment_tokens"])
     for row in content["segment_tokens"]:
-        bar = "█" * -(-_MAX_BAR_CHARACTERS * row["segments"] // most)
+        bar = bar_character * -(-_MAX_BAR_CHARACTERS * row["segments"] // most)
         lines.append(
             f"{row['from']:>9,} - {row['to'] - 1:<9,} {row['segments']:>12,} {row['tokens']:>15,}  {bar}".rstrip()
         )
     return "\n".join(lines)
+
+
+def _can_print(text: str) -> bool:
+    """Return whether standard output's encoding has all characters of a text."""
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def draw_histogram(rows: list[dict[str, int]], path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import functools
 import os
 import shutil
@@ -29,10 +28,8 @@ from dnabert_rm.genome.contigs import Contig
 from dnabert_rm.genome.kmer import vocab_size
 from dnabert_rm.patches.webdataset_patches import tar_writer_class
 from dnabert_rm.utils.errors import DataError
-from dnabert_rm.utils.files import sha256_of_file, write_text
+from dnabert_rm.utils.files import NO_SPACE, sha256_of_file, write_text
 from dnabert_rm.utils.progress import notice, progress_bar
-
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
@@ -57,7 +54,7 @@ def build(job: Job, executor: Executor) -> dict[str, Any]:
     try:
         return _build(job, BuildRecord(job.folder), executor)
     except OSError as error:
-        fix = "free disk space" if error.errno in _NO_SPACE else "fix the cause"
+        fix = "free disk space" if error.errno in NO_SPACE else "fix the cause"
         raise DataError(
             f"{error.filename or job.folder}: {error.strerror}; {fix} and run the same command again "
             "(finished shards are kept)"

@@ -1,4 +1,4 @@
-"""Decompress gzip and bgzip inputs once, with htslib (pysam), into the scratch folder.
+"""Decompress gzip and bgzip inputs once, into the scratch folder.
 
 Workers read parts of a file, but a gzip file can only be read from its start. A bgzip file consists of small gzip
 blocks of known sizes, so several workers decompress it together.
@@ -6,23 +6,21 @@ blocks of known sizes, so several workers decompress it together.
 
 from __future__ import annotations
 
+import io
 import mmap
 import os
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from data_prep.parallel import run_all
 from data_prep.sharding.sources import Source
+from dnabert_rm.genome.compression import BGZIP_FIELD, BGZIP_MAGIC, GZIP_MAGIC, GzipStream, warn_no_end_block
 from dnabert_rm.genome.fasta_scan import BLOCK_BYTES, first_header
 from dnabert_rm.utils.errors import DataError
 from dnabert_rm.utils.progress import progress_bar
 
-_GZIP_MAGIC = b"\x1f\x8b"
-_BGZIP_MAGIC = b"\x1f\x8b\x08\x04"
-_BGZIP_FIELD = b"BC\x02\x00"
 _COPY_BYTES = 1 << 20
 _PART_BYTES = 1 << 26
 
@@ -45,29 +43,18 @@ class Part:
 def is_gzip(path: str) -> bool:
     """Return whether a file is gzip or bgzip, by its magic number and not by its name."""
     with open(path, "rb") as stream:
-        return stream.read(2) == _GZIP_MAGIC
+        return stream.read(len(GZIP_MAGIC)) == GZIP_MAGIC
 
 
 def check_headers(sources: Sequence[Source]) -> None:
     """Check that every file begins like FASTA, before the slow scan. Raise `DataError` for the first that does not."""
     for source in sources:
-        try:
-            with _open_compressed(source.path) if is_gzip(source.path) else open(source.path, "rb") as stream:
+        with open(source.path, "rb") as stream:
+            if is_gzip(source.path):
+                head = io.BufferedReader(GzipStream(stream, source.path), BLOCK_BYTES).read(BLOCK_BYTES)
+            else:
                 head = stream.read(BLOCK_BYTES)
-        except OSError as error:
-            if error.errno:
-                raise
-            continue  # The gzip data are damaged. The decompression reports that.
         first_header(head, source.path)
-
-
-def _open_compressed(path: str) -> Any:
-    """Open a gzip or bgzip file with htslib. Damaged data raise an OSError without errno."""
-    import pysam
-
-    # Otherwise htslib prints its own messages in addition to ours.
-    pysam.set_verbosity(0)
-    return pysam.BGZFile(path, "rb", None)
 
 
 def decompress_sources(sources: Sequence[Source], scratch: Path, executor: Executor) -> dict[int, str]:
@@ -109,45 +96,36 @@ def cut_parts(path: str, output: str) -> list[Part]:
 
 
 def bgzip_blocks(path: str) -> list[tuple[int, int]] | None:
-    """Return (offset, uncompressed size) in bytes for every block of a bgzip file, or None for plain gzip.
+    """Return (offset, uncompressed bytes) of every block of a bgzip file.
 
-    A complete file ends with an empty block. Raises `DataError` if this block is missing.
+    The result is None for plain gzip, a mixture of both, or data after the last block. All of these can be read from
+    their start only. Raises `DataError` if the last block is incomplete.
     """
     blocks: list[tuple[int, int]] = []
     with open(path, "rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
         offset = 0
         while offset < len(data):
-            if data[offset : offset + 4] != _BGZIP_MAGIC or data[offset + 12 : offset + 16] != _BGZIP_FIELD:
-                # Plain gzip, or a mixture of both: it can be read from its start only.
+            if data[offset : offset + 4] != BGZIP_MAGIC or data[offset + 12 : offset + 16] != BGZIP_FIELD:
                 return None
             end = offset + int.from_bytes(data[offset + 16 : offset + 18], "little") + 1
             blocks.append((offset, int.from_bytes(data[end - 4 : end], "little")))
             offset = end
-        if offset > len(data) or blocks[-1][1] != 0:
-            raise DataError(f"{path}: the bgzip data end too early; copy or download the file again")
+        if offset > len(data):
+            raise DataError(f"{path}: the gzip data are damaged or end too early; copy or download the file again")
+    if blocks[-1][1]:
+        warn_no_end_block(path)
     return blocks
 
 
 def decompress_part(part: Part) -> None:
     """Decompress one part into the output file. Raises `DataError` if the data are damaged or end too early."""
-    remaining = part.size
-    is_damaged = False
-    with open(part.output, "r+b") as out:
+    num_bytes = 0
+    with open(part.path, "rb") as stream, open(part.output, "r+b") as out:
+        stream.seek(part.compressed_offset)
         out.seek(part.output_offset)
-        try:
-            with _open_compressed(part.path) as stream:
-                if part.compressed_offset:
-                    # A virtual offset: the block's offset, and byte 0 of the block.
-                    stream.seek(part.compressed_offset << 16)
-                while remaining != 0:
-                    block = stream.read(_COPY_BYTES if remaining is None else min(remaining, _COPY_BYTES))
-                    if not block:
-                        break
-                    out.write(block)
-                    remaining = None if remaining is None else remaining - len(block)
-        except OSError as error:
-            if error.errno:
-                raise
-            is_damaged = True
-    if is_damaged or remaining:
+        content = io.BufferedReader(GzipStream(stream, part.path, part.size), _COPY_BYTES)
+        while block := content.read(_COPY_BYTES):
+            out.write(block)
+            num_bytes += len(block)
+    if part.size not in (None, num_bytes):
         raise DataError(f"{part.path}: the gzip data are damaged or end too early; copy or download the file again")

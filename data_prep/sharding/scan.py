@@ -55,11 +55,11 @@ def join_contigs(
 ) -> list[Contig]:
     """Join the scanned pieces and return the contigs of all files, in input order.
 
-    Raises `DataError` for a file of proteins, and for a contig name that occurs twice in a genome.
+    Raises `DataError` for a file of proteins, for RNA without `--rna`, and for a contig that occurs twice in a genome.
     """
     contigs: list[Contig] = []
     for number, source in enumerate(sources):
-        check_scan(source.path, paths[number], pieces[number])
+        check_scan(source.path, paths[number], pieces[number], rna_advice="pass --rna to read U as T")
         if uracils := sum(piece.uracils for piece in pieces[number]):
             notice(f"{source.path}: {uracils:,} letters U are left out; pass --rna to read them as T")
         contigs += join_pieces(source.genome, number, pieces[number])

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import codecs
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from dnabert_rm.data.manifest import SourceInfo
-from dnabert_rm.utils.errors import ConfigError
-from dnabert_rm.utils.files import check_readable_file, sha256_of_file
+from dnabert_rm.genome.compression import GZIP_MAGIC, check_format
+from dnabert_rm.utils.errors import ConfigError, DataError
+from dnabert_rm.utils.files import check_readable_file, check_regular_file, sha256_of_file
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _SUFFIX = re.compile(r"(\.(fa|fasta|fna|fsa|ffn|seq|txt))?(\.(gz|bgz|bgzf))?$", re.IGNORECASE)
@@ -37,9 +40,7 @@ def find_sources(files: Sequence[str], list_file: str | None = None) -> list[Sou
     """
     entries = [(item, Path()) for item in files]
     if list_file is not None:
-        check_readable_file(list_file, "a list of FASTA files")
-        lines = Path(list_file).read_text(encoding="utf-8").splitlines()
-        entries += [(line.strip(), Path(list_file).parent) for line in lines if line.strip() and line.strip()[0] != "#"]
+        entries += [(entry, Path(list_file).parent) for entry in _list_entries(list_file)]
     if not entries:
         raise ConfigError(
             "no FASTA file given; pass one before any flag that takes several values, or pass --list FILE"
@@ -50,6 +51,7 @@ def find_sources(files: Sequence[str], list_file: str | None = None) -> list[Sou
     for item, folder in entries:
         name, path = _split_name(item, folder)
         check_readable_file(path, "a FASTA file")
+        check_regular_file(path, "each FASTA is read several times")
         genome = name or _SUFFIX.sub("", Path(path).name)
         if not _NAME.fullmatch(genome):
             raise ConfigError(
@@ -63,6 +65,20 @@ def find_sources(files: Sequence[str], list_file: str | None = None) -> list[Sou
         derived_from[genome] = None if name else path
         sources.append(Source(genome, path))
     return sources
+
+
+def _list_entries(list_file: str) -> list[str]:
+    """Return the entries of a list file.
+
+    Paths are bytes on Linux, so bytes that are not UTF-8 are kept, as the file system's names have them.
+    """
+    check_readable_file(list_file, "a list of FASTA files")
+    content = Path(list_file).read_bytes()
+    if content.startswith((GZIP_MAGIC, b">")):
+        raise DataError(f"{list_file}: is a FASTA or gzip file, not a list of paths; pass it without --list")
+    check_format(content, list_file)
+    lines = (line.strip() for line in os.fsdecode(content.removeprefix(codecs.BOM_UTF8)).splitlines())
+    return [line for line in lines if line and not line.startswith("#")]
 
 
 def _split_name(item: str, folder: Path) -> tuple[str, str]:

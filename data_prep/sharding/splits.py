@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import bisect
 import difflib
+import re
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
@@ -17,6 +19,7 @@ from dnabert_rm.utils.errors import ConfigError
 from dnabert_rm.utils.progress import notice
 
 TRAIN, VAL, TEST = range(3)
+_WILDCARD = re.compile(r"[*?\[]")
 
 
 def matching(contigs: Sequence[Contig], patterns: Sequence[str], flag: str) -> NDArray[np.bool_]:
@@ -26,16 +29,30 @@ def matching(contigs: Sequence[Contig], patterns: Sequence[str], flag: str) -> N
     wildcard. Raises `ConfigError` for a pattern that matches no contig.
     """
     matched = np.zeros(len(contigs), dtype=bool)
-    names = [(contig.name, f"{contig.genome}:{contig.name}") for contig in contigs]
+    by_name: dict[str, list[int]] = {}
+    for index, contig in enumerate(contigs):
+        for name in (contig.name, f"{contig.genome}:{contig.name}"):
+            by_name.setdefault(name, []).append(index)
+    sorted_names = sorted(by_name) if any(pattern not in by_name for pattern in patterns) else []
     for pattern in patterns:
-        hits = np.array([pattern in pair for pair in names], dtype=bool)
-        if not hits.any():
-            hits = np.array([any(fnmatchcase(name, pattern) for name in pair) for pair in names], dtype=bool)
-        if not hits.any():
-            near = difflib.get_close_matches(pattern, [name for name, _ in names[:10_000]], n=1, cutoff=0.0)
+        hits = by_name.get(pattern) or [
+            index
+            for name in _with_prefix(sorted_names, _WILDCARD.split(pattern)[0])
+            if fnmatchcase(name, pattern)
+            for index in by_name[name]
+        ]
+        if not hits:
+            near = difflib.get_close_matches(pattern, [contig.name for contig in contigs[:10_000]], n=1, cutoff=0.0)
             raise ConfigError(f"{flag} {pattern}: no contig has this name; did you mean {(near or ['none'])[0]!r}?")
-        matched |= hits
+        matched[hits] = True
     return matched
+
+
+def _with_prefix(sorted_names: list[str], prefix: str) -> list[str]:
+    """Return the names that begin with `prefix`. They are adjacent, so not every name is compared."""
+    start = bisect.bisect_left(sorted_names, prefix)
+    end = bisect.bisect_left(sorted_names, True, start, key=lambda name: not name.startswith(prefix))
+    return sorted_names[start:end]
 
 
 def split_of_contigs(contigs: Sequence[Contig], options: BuildOptions) -> NDArray[np.int64]:

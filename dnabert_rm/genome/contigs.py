@@ -9,7 +9,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from dnabert_rm.genome.fasta_scan import WHITESPACE, Piece, line_number
+from dnabert_rm.genome.fasta_scan import BLOCK_BYTES, WHITESPACE, Piece, line_number
 from dnabert_rm.utils.errors import DataError
 
 _NO_LETTERS = np.empty(0, np.uint8)
@@ -67,18 +67,24 @@ def _merge_adjacent(gaps: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.stack([starts, ends], axis=1)
 
 
-def check_scan(display_name: str, uncompressed: str, pieces: list[Piece]) -> None:
-    """Raise `DataError` if a file seems to hold proteins, or repeats a record name.
+def check_scan(
+    display_name: str, uncompressed: str, pieces: list[Piece], rna_advice: str = "convert U to T first"
+) -> None:
+    """Raise `DataError` if a file holds proteins or RNA, or repeats a record name.
 
     Args:
         display_name: The file's name in messages.
         uncompressed: Path of the scanned file.
+        rna_advice: What to do with a file of RNA; ends the message.
     """
-    letters = sum(piece.length for piece in pieces)
+    letters = sum(piece.length - piece.alignment_gaps for piece in pieces)
     if 2 * sum(piece.other_letters for piece in pieces) > letters:
         raise DataError(
             f"{display_name}: more than half of its letters are not A, C, G, T, U or N; use DNA, not protein"
         )
+    uracils = sum(piece.uracils for piece in pieces)
+    if uracils and uracils > _count_thymines(uncompressed):
+        raise DataError(f"{display_name}: has more U than T, so it holds RNA; {rna_advice}")
     seen: set[str] = set()
     for piece in pieces:
         if piece.name is None:
@@ -88,6 +94,20 @@ def check_scan(display_name: str, uncompressed: str, pieces: list[Piece]) -> Non
                 line = line_number(stream, piece.offset)
             raise DataError(f"{display_name}, line {line}: a second record is named {piece.name!r}; rename one of them")
         seen.add(piece.name)
+
+
+def _count_thymines(path: str) -> int:
+    """Return the number of T and t in the sequences of an uncompressed FASTA, in bounded memory."""
+    count = 0
+    at_line_start = True
+    in_header = False
+    with open(path, "rb") as stream:
+        while part := stream.readline(BLOCK_BYTES):
+            in_header = part.startswith(b">") if at_line_start else in_header
+            at_line_start = part.endswith(b"\n")
+            if not in_header:
+                count += part.count(b"T") + part.count(b"t")
+    return count
 
 
 def pure_codes(letters: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -16,6 +16,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from dnabert_rm.genome.compression import check_format
 from dnabert_rm.genome.kmer import AMBIGUOUS, base_codes
 from dnabert_rm.utils.errors import DataError
 
@@ -29,6 +30,7 @@ _BASES_AND_WHITESPACE = (b"ACGTacgt" + WHITESPACE, b"ACGTUacgtu" + WHITESPACE)
 _OTHER_LETTER = 5
 _URACIL = 6
 _ILLEGAL = 7
+_ALIGNMENT_GAP = 8
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -36,14 +38,16 @@ _BOM = b"\xef\xbb\xbf"
 def scan_table(rna: bool) -> bytes:
     """Return a translation table from bytes to codes.
 
-    Bases are 0 … 3, N and gap symbols 4, other letters 5 and illegal bytes 7. U has T's code if `rna`, otherwise 6.
+    Bases are 0 … 3, N is 4, other letters 5, illegal bytes 7 and the gap symbols of alignments 8. U is T if `rna`,
+    otherwise 6.
     """
     table = np.full(256, _ILLEGAL, dtype=np.uint8)
     letters = np.array([byte for byte in range(128) if chr(byte).isalpha()])
     table[letters] = _OTHER_LETTER
     known = base_codes(bytes(letters.tolist()))
     table[letters[known != AMBIGUOUS]] = known[known != AMBIGUOUS]
-    table[list(b"Nn-.")] = AMBIGUOUS
+    table[list(b"Nn")] = AMBIGUOUS
+    table[list(b"-.")] = _ALIGNMENT_GAP
     table[ord("*")] = _OTHER_LETTER
     table[list(b"Uu")] = table[ord("T")] if rna else _URACIL
     return table.tobytes()
@@ -62,6 +66,8 @@ class Piece:
     length: int = 0
     uracils: int = 0
     other_letters: int = 0
+    """Letters that are not A, C, G, T, U or N, such as IUPAC codes and amino acids."""
+    alignment_gaps: int = 0
     gaps: list[NDArray[np.int64]] = field(default_factory=list)
     anchors: list[tuple[int, int]] = field(default_factory=list)
 
@@ -75,11 +81,12 @@ class Piece:
         codes = np.frombuffer(raw.translate(scan_table(rna), WHITESPACE), dtype=np.uint8)
         gap = codes >= AMBIGUOUS
         if gap.any():
-            kinds = np.bincount(codes[gap], minlength=_ILLEGAL + 1)
+            kinds = np.bincount(codes[gap], minlength=_ALIGNMENT_GAP + 1)
             if kinds[_ILLEGAL]:
                 raise ValueError
             self.uracils += int(kinds[_URACIL])
             self.other_letters += int(kinds[_OTHER_LETTER])
+            self.alignment_gaps += int(kinds[_ALIGNMENT_GAP])
             self.gaps.append(true_runs(gap) + self.length)
         self.length += len(codes)
 
@@ -171,6 +178,7 @@ def first_header(head: bytes, display_name: str) -> int:
 
     Only blank lines and a byte order mark may precede the header. Anything else raises `DataError`.
     """
+    check_format(head, display_name)
     body = head.removeprefix(_BOM).lstrip(WHITESPACE)
     if not body:
         problem = "is empty" if not head else "holds no record"
@@ -199,8 +207,14 @@ def header_name(line: bytes) -> str:
     if b"\r" in line.rstrip(b"\r\n"):
         raise ValueError("the header contains a carriage return (old Macintosh line ends?); convert line ends to \\n")
     name = line[1:].rstrip(b"\r\n").decode("utf-8", "backslashreplace").replace("\t", " ").partition(" ")[0]
-    if not name or not name.isprintable():
+    if not name:
         raise ValueError("the header has no name; write '>name' with no space after '>'")
+    if not name.isprintable():
+        character = next(letter for letter in name if not letter.isprintable())
+        kind = "space" if character.isspace() else "control character"
+        raise ValueError(
+            f"the name in the header contains the {kind} U+{ord(character):04X}; replace it by a blank or remove it"
+        )
     return name
 
 

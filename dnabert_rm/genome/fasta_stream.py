@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import gzip
 import io
 import itertools
 import os
 import sys
-import zlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from dnabert_rm.genome.compression import GZIP_MAGIC, GzipStream, check_format
 from dnabert_rm.genome.contigs import without_whitespace
 from dnabert_rm.genome.fasta_scan import BLOCK_BYTES, header_name
 from dnabert_rm.utils.errors import DataError
@@ -21,18 +20,18 @@ STANDARD_INPUT = "-"
 NUCLEOTIDES = b"ACGTRYSWKMBDHVNacgtryswkmbdhvn"
 """IUPAC codes of DNA. U is excluded, since RNA would become unknown tokens and a model would learn nothing."""
 _SEQUENCE_LETTERS = NUCLEOTIDES + b"Xx-.*"
-_GZIP_MAGIC = b"\x1f\x8b"
+_HEAD_BYTES = 512
 
 
 class Input:
     """A plain or gzip file that is read once from its start; "-" is standard input.
 
-    `position` and `size` are in bytes of the (compressed) file. `size` is None if it is unknown.
+    `position` and `size` are in bytes of the (compressed) file. `size` is None for a pipe or a device.
 
     Args:
         content: What the file should contain, for messages.
 
-    Raises `DataError` if the file can't be opened.
+    Raises `DataError` if the file can't be opened, or has another compression than gzip.
     """
 
     def __init__(self, path: str | os.PathLike[str], content: str):
@@ -41,10 +40,16 @@ class Input:
             self._raw: Any = sys.stdin.buffer
         else:
             check_readable_file(path, content)
-            self._raw = open(path, "rb", buffering=BLOCK_BYTES)  # noqa: SIM115 (closed in __exit__)
+            try:
+                self._raw = open(path, "rb", buffering=BLOCK_BYTES)  # noqa: SIM115 (closed in __exit__)
+            except OSError as error:  # a socket, for example
+                raise DataError(f"{path}: cannot be opened ({error.strerror}); pass a file") from None
         self.size = os.stat(path).st_size if os.path.isfile(path) else None
-        self.is_compressed = self._raw.peek(2)[:2] == _GZIP_MAGIC
-        decompressed = gzip.GzipFile(fileobj=self._raw) if self.is_compressed else None
+        head = self._raw.peek(_HEAD_BYTES)[:_HEAD_BYTES]
+        self.is_compressed = head.startswith(GZIP_MAGIC)
+        if not self.is_compressed:
+            check_format(head, self.display_name)
+        decompressed = GzipStream(self._raw, self.display_name) if self.is_compressed else None
         self._stream = io.BufferedReader(decompressed, BLOCK_BYTES) if decompressed else self._raw
 
     def __enter__(self) -> Input:
@@ -64,15 +69,14 @@ class Input:
     def lines(self) -> Iterator[bytes]:
         """Yield lines with their line ends. Lines longer than `BLOCK_BYTES` are yielded in parts.
 
-        Raises `DataError` if the gzip data are damaged.
+        Raises `DataError` if the gzip data are damaged or contain another compressed file.
         """
-        try:
-            while line := self._stream.readline(BLOCK_BYTES):
-                yield line
-        except (gzip.BadGzipFile, EOFError, zlib.error):
-            raise DataError(
-                f"{self.display_name}: the gzip data are damaged or end too early; copy or download the file again"
-            ) from None
+        is_first = True
+        while line := self._stream.readline(BLOCK_BYTES):
+            if is_first:
+                check_format(line, self.display_name)
+                is_first = False
+            yield line
 
 
 def fasta_records(

@@ -7,19 +7,21 @@ import tempfile
 from dnabert_rm.genome.contigs import RegionReader, check_scan, join_pieces
 from dnabert_rm.genome.fasta_scan import scan_range
 from dnabert_rm.genome.fasta_stream import Input
+from dnabert_rm.utils.files import explain_full_temporary_folder
 
 
 class Genome:
     """Contigs of a FASTA file, addressed by name and coordinates.
 
-    A gzip file is decompressed to a temporary file, since gzip has no random access. No index file is needed or
-    written. Raises `DataError` if the file is not FASTA or repeats a contig name.
+    A gzip file is decompressed to a temporary file, since gzip has no random access, and a pipe is copied to one. No
+    index file is needed or written. Raises `DataError` if the file is not FASTA, repeats a contig name, or does not fit
+    into the folder for temporary files.
     """
 
     def __init__(self, path: str):
         self.display_name = path
-        self._decompressed = _decompress(path)
-        plain = self._decompressed.name if self._decompressed else path
+        self._copy = _temporary_copy(path)
+        plain = self._copy.name if self._copy else path
         with open(plain, "rb") as stream:
             size = stream.seek(0, 2)
         pieces = scan_range(plain, path, 0, size, rna=False)
@@ -33,8 +35,8 @@ class Genome:
 
     def __exit__(self, *_: object) -> None:
         self._reader.close()
-        if self._decompressed:
-            self._decompressed.close()
+        if self._copy:
+            self._copy.close()
 
     @property
     def names(self) -> list[str]:
@@ -53,12 +55,16 @@ class Genome:
         return self._reader.read(self._numbers[name], start, end, (anchor[0], anchor[1])).tobytes().upper()
 
 
-def _decompress(path: str) -> tempfile._TemporaryFileWrapper | None:
-    """Decompress a gzip file to a temporary file, which is deleted on close. Return None if `path` is uncompressed."""
+def _temporary_copy(path: str) -> tempfile._TemporaryFileWrapper | None:
+    """Return a temporary file with the content of a gzip file or a pipe; None for an uncompressed regular file.
+
+    The file is deleted when it is closed.
+    """
     with Input(path, "a FASTA file") as source:
-        if not source.is_compressed:
+        if not source.is_compressed and source.size is not None:
             return None
-        plain = tempfile.NamedTemporaryFile(suffix=".fa")  # noqa: SIM115 (closed in __exit__)
-        plain.writelines(source.lines())
-    plain.flush()
+        with explain_full_temporary_folder():
+            plain = tempfile.NamedTemporaryFile(suffix=".fa")  # noqa: SIM115 (closed in __exit__)
+            plain.writelines(source.lines())
+            plain.flush()
     return plain

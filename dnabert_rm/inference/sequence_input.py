@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from dnabert_rm.genome.fasta_stream import NUCLEOTIDES, Input, fasta_records, letter_fault
 from dnabert_rm.utils.errors import DataError
+from dnabert_rm.utils.files import explain_full_temporary_folder
 
 SEQUENCE_COLUMN = "sequence"
 ID_COLUMN = "id"
@@ -233,7 +234,8 @@ def _middle_window(region: Region, blocks: Iterator[bytes], tokenization: Tokeni
     """Yield the middle window. Its position depends on the record's end, so long records go to a temporary file."""
     with tempfile.SpooledTemporaryFile(max_size=_SPOOLED_BYTES) as spool:
         for block in blocks:
-            spool.write(block)
+            with explain_full_temporary_folder():
+                spool.write(block)
         total = spool.tell()
         num_kmers = tokenization.num_kmers(total)
         # As in fine-tuning: if the middle can't be centred, one more k-mer is cut on the right.

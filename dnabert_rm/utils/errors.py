@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -76,6 +77,9 @@ def run_command(program: str, command: Callable[[], int | None]) -> int:
     A `UserError` gives exit code 2, an `EndedEarlyError` gives its `exit_code`, and Ctrl-C gives 130. A closed pipe
     (`… | head`) ends the command without a message. Only rank 0 reports an error, unless `on_one_rank` is set.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A terminal may not be UTF-8, and names in files may have any characters. As for standard error by default.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return command() or 0
     except UserError as error:

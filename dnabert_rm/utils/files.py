@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import shutil
+import stat
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from dnabert_rm.utils.errors import ConfigError, DataError, UserError
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors of a full disk, a quota or a limit on the size of files."""
 
 
 def check_readable_file(path: str | os.PathLike[str], content: str) -> None:
@@ -22,6 +28,30 @@ def check_readable_file(path: str | os.PathLike[str], content: str) -> None:
         raise DataError(f"{path}: is a folder, but {content} was expected; pass the path of a file")
     if not os.access(path, os.R_OK):
         raise DataError(f"{path}: cannot be read; check its permissions")
+
+
+def check_regular_file(path: str | os.PathLike[str], reason: str) -> None:
+    """Raise `DataError` if `path` is a pipe or another special file; `reason` says why a regular file is needed."""
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode):
+        kind = "a pipe" if stat.S_ISFIFO(mode) else "a device or socket"
+        raise DataError(f"{path}: is {kind}, but {reason}; write the data to a file first")
+
+
+@contextlib.contextmanager
+def explain_full_temporary_folder() -> Iterator[None]:
+    """Raise `DataError` with the folder's name if there is no space for a temporary file."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (*NO_SPACE, errno.ENOENT):
+            raise
+        # tempfile reports that it finds no writable folder as ENOENT.
+        folder = "temporary files" if error.errno == errno.ENOENT else tempfile.gettempdir()
+        raise DataError(
+            f"{folder}: no space for a temporary copy ({error.strerror or 'no writable folder'}); free some space, or "
+            "set TMPDIR to another folder"
+        ) from None
 
 
 def sha256_of_file(path: str | os.PathLike[str]) -> str:

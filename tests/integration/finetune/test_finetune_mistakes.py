@@ -38,7 +38,7 @@ def change_config(**changes):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (remove_a_tensor, "lacks 1 tensors of the bert encoder, bert.encoder.layer.1.output.dense.weight"),
+        (remove_a_tensor, "lacks 1 tensors of the bert encoder, such as bert.encoder.layer.1.output.dense.weight"),
         (change_config(num_hidden_layers=1), "does not use 16 tensors"),
         (change_config(num_hidden_layers=3), "lacks 16 tensors"),
         (change_config(intermediate_size=48), "has the wrong shape for 6 tensors"),

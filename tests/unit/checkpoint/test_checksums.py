@@ -100,7 +100,9 @@ def test_a_name_that_leads_out_of_the_folder_is_refused(folder: Path, name: str)
     content = json.loads((folder / "complete.json").read_text())
     content["files"][name] = content["files"]["state.json"]
     (folder / "complete.json").write_text(json.dumps(content))
-    with pytest.raises(CheckpointError, match=r"complete\.json: is damaged \(the file name .* points outside the folder\)"):
+    with pytest.raises(
+        CheckpointError, match=r"complete\.json: is damaged \(the file name .* points outside the folder\)"
+    ):
         read_checkpoint_manifest(folder)
 
 

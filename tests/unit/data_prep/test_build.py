@@ -56,6 +56,11 @@ def build_options(draw: st.DrawFn) -> BuildOptions:
     )
 
 
+def is_rna(records: list[tuple[str, str]]) -> bool:
+    letters = "".join(sequence for _, sequence in records).upper()
+    return letters.count("U") > letters.count("T")
+
+
 @given(fasta_texts(), build_options())
 @settings(deadline=None, max_examples=60)
 def test_a_build_holds_every_run_of_the_slow_reader_and_accounts_for_the_rest(text: str, options: BuildOptions) -> None:
@@ -67,8 +72,10 @@ def test_a_build_holds_every_run_of_the_slow_reader_and_accounts_for_the_rest(te
             segments = build_text(text, Path(folder), options)
         except DataError as error:
             proteins = "not protein" in str(error)
-            assert proteins or ("no segment is left" in str(error) and not any(runs.values()))
+            rna = "has more U than T" in str(error) and is_rna(records)
+            assert proteins or rna or ("no segment is left" in str(error) and not any(runs.values()))
             return
+        assert not is_rna(records)
         contigs = load_manifest(Path(folder) / "out").contigs
     tokens: dict[str, list[int]] = {name: [] for name, _ in records}
     for meta, ids in segments:
@@ -94,7 +101,7 @@ def test_short_ambiguous_runs_are_stored_as_unk(text: str, unk_bases: int, k: in
         try:
             segments = build_text(text, Path(folder), BuildOptions(k=k, unk_bases=unk_bases, segment_tokens=50))
         except DataError as error:
-            assert "not protein" in str(error) or "no segment is left" in str(error)
+            assert any(said in str(error) for said in ("not protein", "no segment is left", "more U than T"))
             return
     for meta, ids in segments:
         bases = records[meta["contig"]][meta["start"] : meta["end"]].upper()
@@ -143,14 +150,17 @@ def test_lower_case_ranges_are_recorded(tmp_path: Path) -> None:
 
 
 def test_u_is_t_with_rna_and_a_gap_without(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    text = ">a\nACGUACGUUUACG\n"
+    text = ">a\nACGUACGUUUACG\n>b\nTTTT\n"
     (tmp_path / "no").mkdir()
     (tmp_path / "yes").mkdir()
     ranges = [(meta["start"], meta["end"]) for meta, _ in build_text(text, tmp_path / "no", BuildOptions(k=3))]
-    assert ranges == [(0, 3), (4, 7), (10, 13)]
+    assert ranges == [(0, 3), (4, 7), (10, 13), (0, 4)]
     assert "4 letters U are left out; pass --rna to read them as T" in capsys.readouterr().err
-    ((_, ids),) = build_text(text, tmp_path / "yes", BuildOptions(k=3, rna=True))
+    (_, ids), _ = build_text(text, tmp_path / "yes", BuildOptions(k=3, rna=True))
     assert ids.tolist() == slow_ids("ACGTACGTTTACG", 3)
+    (tmp_path / "rna").mkdir()
+    with pytest.raises(DataError, match="has more U than T, so it holds RNA; pass --rna to read U as T"):
+        build_text(">a\nACGUACGUUUACG\n>b\nTTT\n", tmp_path / "rna", BuildOptions(k=3))
 
 
 def test_two_genomes_can_have_contigs_of_the_same_name(tmp_path: Path) -> None:

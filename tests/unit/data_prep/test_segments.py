@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 import re
+import time
+from fnmatch import fnmatchcase
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep.sharding.options import BuildOptions
@@ -160,6 +162,34 @@ def test_contigs_are_chosen_by_name_genome_and_pattern() -> None:
     assert chosen("chr?", "chr[[]X[]]") == [0, 1, 2]
     with pytest.raises(ConfigError, match="--include chr2: no contig has this name; did you mean 'chr1'"):
         chosen("chr2")
+
+
+@given(st.lists(st.text("ab1[]*?:", min_size=1, max_size=4), min_size=1, max_size=12, unique=True), st.data())
+@settings(deadline=None)
+def test_any_names_and_patterns_match_as_the_slow_rule_has_it(names: list[str], data: st.DataObject) -> None:
+    contigs = [contig(9, name, genome=f"g{i % 2}") for i, name in enumerate(names)]
+    both = [(c.name, f"{c.genome}:{c.name}") for c in contigs]
+    any_name = st.sampled_from([name for pair in both for name in pair])
+    patterns = data.draw(st.lists(st.one_of(any_name, st.text("ab1[]*?:g0", min_size=1, max_size=5)), max_size=6))
+    expected = np.zeros(len(contigs), dtype=bool)
+    for pattern in patterns:
+        hits = [pattern in pair for pair in both]
+        hits = hits if any(hits) else [any(fnmatchcase(name, pattern) for name in pair) for pair in both]
+        if not any(hits):
+            with pytest.raises(ConfigError, match="no contig has this name"):
+                matching(contigs, patterns, "--include")
+            return
+        expected |= np.array(hits)
+    assert matching(contigs, patterns, "--include").tolist() == expected.tolist()
+
+
+def test_names_are_looked_up_in_time_that_grows_with_their_sum() -> None:
+    contigs = [contig(9, f"contig_{i}") for i in range(40_000)]
+    names = [f"contig_{i}" for i in range(20_000)]
+    start = time.process_time()
+    assert matching(contigs, names, "--include").sum() == 20_000
+    assert matching(contigs, [f"contig_{i}?" for i in range(1000, 4000)], "--include").sum() == 30_000
+    assert time.process_time() - start < 3, "one by one, 8e8 comparisons take minutes"
 
 
 def test_a_contig_in_two_splits_is_refused() -> None:

@@ -122,6 +122,11 @@ def test_random_bytes_are_read_correctly_or_rejected_in_one_line(folder: Path, d
         (">a\rACGT\r>b\rAC\r", "line 1: the header contains a carriage return"),
         (">a\nAC\n>b\nAC\n>a\nGG\n", "line 5: a second record is named 'a'"),
         (">sp|P69905\nMVLSPADKTNVKAAWGKVGAHAGEYGAEALERMFLSFPTTKTYFPHF\n", "not protein"),
+        (">a\nMV--------LS..........PADK-TNVKAAWGKVG--AHAG\n", "not protein"),
+        (">a\nGAUUACANNN\n", "x.fa: has more U than T, so it holds RNA"),
+        (">a\nACGU\n>TTTT t\nACGUACGTACG\n", "x.fa: has more U than T, so it holds RNA"),
+        (">chr\u00a01 x\nAC\n", "line 1: the name in the header contains the space U+00A0"),
+        (">a\nAC\n>gi|1\x01gi|2\nAC\n", "line 3: the name in the header contains the control character U+0001"),
         (">" + "x" * 70_000 + "\nACGT\n", "line 1: the header has more than 65536 bytes"),
     ],
 )
@@ -139,6 +144,21 @@ def test_up_to_half_of_the_letters_may_be_ambiguous(tmp_path: Path) -> None:
     path.write_text(">a\nACGRYKM\n")
     with pytest.raises(DataError, match="not protein"):
         contigs_of(path)
+
+
+def test_gaps_of_an_alignment_do_not_count_as_dna(tmp_path: Path) -> None:
+    path = tmp_path / "x.fa"
+    path.write_text(">a\nACGT----RYKM....\n")
+    assert contigs_of(path)[0].gaps.tolist() == [[4, 16]]
+    path.write_text(">a\nACG-----RYKM....\n")
+    with pytest.raises(DataError, match="not protein"):
+        contigs_of(path)
+
+
+def test_as_many_u_as_t_are_dna(tmp_path: Path) -> None:
+    path = tmp_path / "x.fa"
+    path.write_text(">a\nACGU\nacgu\n>b\nACGT\nacgt\n")
+    assert [contig.gaps.tolist() for contig in contigs_of(path)] == [[[3, 4], [7, 8]], []]
 
 
 def test_a_long_header_at_every_offset_from_a_range_boundary(tmp_path: Path) -> None:

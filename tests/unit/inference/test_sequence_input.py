@@ -88,7 +88,8 @@ def test_csv_and_tsv_tables(tmp_path: Path) -> None:
         (b"id,sequence\na,ACGT\nb,\n", "x:3: the sequence is empty"),
         (b"id,sequence\na,ACGT,3\n", "x:2: has 3 columns where the header has 2"),
         (b'id,sequence\na,"ACGT"x\n', "x:2: not a valid row"),
-        (b"\xff\xfe\x00", "x: not a text file"),
+        (b"\xff\xfe\x00", "x: is text in UTF-16"),
+        (b"\xc3\x28", "x: not a text file"),
         (gzip.compress(b">a\n" + b"ACGT" * 1000)[:-9], "x: the gzip data are damaged or end too early"),
     ],
 )
