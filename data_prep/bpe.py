@@ -58,7 +58,7 @@ def train_from_files(
 
 @contextlib.contextmanager
 def _explain_write_errors(out: Path) -> Iterator[None]:
-    """Raise `ConfigError` if the model or the files for making it can't be written beside `out`."""
+    """Raise `ConfigError` if the model or temporary files can't be written to the folder of `out`."""
     try:
         yield
     except OSError as error:

@@ -141,11 +141,11 @@ def check_tokenizer(folder: Path, trained: TokenizerInfo) -> None:
     expected = [kmer.CLS_ID, *kmer.encode(sequence, trained.k).tolist(), kmer.SEP_ID]
     if own(sequence, verbose=False)["input_ids"] != expected:
         raise CheckpointError(
-            "export: KmerTokenizer produces other token ids than the training data; report this error"
+            "export: the token ids of KmerTokenizer differ from those in the training data; report this error"
         )
     if stock.encode(sequence).ids != expected:
         raise CheckpointError(
-            f"export: {STOCK_FILE} produces other token ids than the training data; report this error"
+            f"export: the token ids of {STOCK_FILE} differ from those in the training data; report this error"
         )
 
 

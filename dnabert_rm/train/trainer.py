@@ -378,8 +378,8 @@ class NonFiniteLossError(UserError):
 def check_finite(loss_sum: float, batches: list[Batch], step: int, num_windows: int) -> None:
     """Raise `NonFiniteLossError` if the summed loss of the global batch is inf or NaN.
 
-    The sum is the same on every rank, so all ranks raise the error. Only rank 0 prints its error. The first sample of
-    the global batch is in one of rank 0's batches.
+    The sum is the same on every rank, so all ranks raise the error. Only rank 0's message is printed. It names the
+    samples of the global batch correctly, because rank 0 has the first of them.
     """
     if not math.isfinite(loss_sum):
         first = min(int(batch["samples"].min()) for batch in batches)
