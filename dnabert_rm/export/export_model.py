@@ -142,7 +142,7 @@ def _read_records(checkpoint: Path) -> _CheckpointRecords:
     state = read_state(checkpoint)
     reference = load_reference_output(checkpoint / REFERENCE_OUTPUT_NAME)
     try:
-        config = resolve(tomllib.loads((checkpoint / CONFIG_NAME).read_text()))
+        config = resolve(tomllib.loads((checkpoint / CONFIG_NAME).read_text(encoding="utf-8")))
         tokenizer = TokenizerInfo(**read_json(checkpoint / TOKENIZER_NAME, error=CheckpointError))
     except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(f"{checkpoint}: its records cannot be read ({error}); use another checkpoint") from None

@@ -97,8 +97,8 @@ def _read_json_or_empty(path: Path) -> dict[str, Any]:
 
 def write_records(folder: Path, facts: dict[str, Any]) -> None:
     """Write `pretraining.json` and the model card."""
-    (folder / PROVENANCE_NAME).write_text(json.dumps(facts, indent=1) + "\n")
-    (folder / CARD_NAME).write_text(model_card(facts))
+    (folder / PROVENANCE_NAME).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    (folder / CARD_NAME).write_text(model_card(facts), encoding="utf-8")
 
 
 def model_card(facts: dict[str, Any]) -> str:

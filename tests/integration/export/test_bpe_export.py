@@ -20,10 +20,9 @@ from dnabert_rm.genome.bpe_model import MODEL_NAME, load_model
 from dnabert_rm.tokenizer.bpe_tokenizer import BpeTokenizer
 from dnabert_rm.utils.errors import CheckpointError
 
-FLAGS = (
-    "--preset tiny --model.num_layers 1 --model.hidden_size 32 --model.num_heads 2 --model.intermediate_size 64 "
-    "--model.max_positions 66 --global-batch 4 --window 64 --workers 0 --steps 2 --ds-config zero0 --masking token"
-).split()
+MODEL = "--model.num_layers 1 --model.hidden_size 32 --model.num_heads 2 --model.intermediate_size 64"
+SIZES = "--model.max_positions 66 --global-batch 4 --window 64 --workers 0 --steps 2"
+FLAGS = f"--preset tiny {MODEL} {SIZES} --ds-config zero0 --masking token".split()
 
 
 @pytest.fixture(scope="module")
