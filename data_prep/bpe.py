@@ -1,7 +1,7 @@
-"""Training of a SentencePiece BPE model on a sample of the genome. This tokenizer of DNABERT-2 is a baseline here.
+"""Train a SentencePiece BPE model on a sample of the genomes. BPE is DNABERT-2's tokenizer, a baseline for k-mers.
 
-BPE ids can't be reverse-complemented or shifted at load time. The reverse strand has other tokens, and a window can't
-start inside a token. Therefore `build --strand both` also stores the reverse strand.
+BPE ids can't be reverse-complemented or shifted when shards are loaded: the reverse strand splits into different
+tokens, and a window can't start inside a token. Therefore `build --strand both` also stores the reverse strand.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _MAX_PIECE_BASES = 16
 def train_from_files(
     sources: Sequence[Source], out: Path, vocab_size: int, sample_bases: int, seed: int, rna: bool, executor: Executor
 ) -> None:
-    """Run `train-bpe`: scan the files, sample sentences, train, and write `out`.
+    """Run `train-bpe`: scan the FASTA files, sample sequences, and write a BPE model to the file `out`.
 
     Raises `ConfigError` or `DataError`. After an error, `out` is not written.
     """
@@ -52,7 +52,10 @@ def train_from_files(
         temporary = Path(scratch) / MODEL_NAME
         temporary.write_bytes(model)
         temporary.replace(out)
-    print(f"{out}: {vocab_size:,} ids, trained on about {min(sample_bases, sum(c.length for c in contigs)):,} bases")
+    print(
+        f"{out}: BPE model with {vocab_size:,} ids, "
+        f"trained on about {min(sample_bases, sum(c.length for c in contigs)):,} bases"
+    )
 
 
 @contextlib.contextmanager
@@ -68,14 +71,15 @@ def _explain_write_errors(out: Path) -> Iterator[None]:
 def sample_sentences(
     contigs: Sequence[Contig], paths: Sequence[tuple[str, str]], sample_bases: int, seed: int
 ) -> Iterator[str]:
-    """Yield random sentences from all contigs, in input order.
+    """Yield random sequences of at most `SENTENCE_BASES` bases, all of them A, C, G or T, in input order.
 
-    A sentence has at most `SENTENCE_BASES` bases, all of them A, C, G or T. Memory holds one sentence at a time, and
-    the coordinates of all sentences.
+    Memory holds one sequence at a time, and the coordinates of all sequences that can be sampled.
 
     Args:
-        paths: For each source, the path of its uncompressed file and the name shown in error messages.
-        sample_bases: Total number of bases to sample, rounded up to whole sentences.
+        contigs: Contigs of all input files.
+        paths: For each input file, the path of its uncompressed content and the name for error messages.
+        sample_bases: Total number of bases to sample, rounded up to whole sequences.
+        seed: Seed for choosing the sequences.
     """
     table = np.concatenate([_sentence_table(number, contig) for number, contig in enumerate(contigs)])
     order = random.permutation(random.key(seed, "bpe sample"), len(table))
@@ -89,10 +93,10 @@ def sample_sentences(
 
 
 def _sentence_table(number: int, contig: Contig) -> NDArray[np.int64]:
-    """Return one row per sentence of a contig, shape (n, 5).
+    """Return the sequences of a contig that can be sampled, as a table of shape (n, 5).
 
-    Columns: contig index, start, end, a file offset in bytes, and the base at that offset. The offset is at or before
-    the start.
+    Columns: index of the contig (`number`), start, end, a byte offset in the file, and the position of the base at this
+    offset. Reading starts at this offset, which is at or before the start of the sequence.
     """
     runs = runs_between(contig.gaps, contig.length)
     pieces = cut_runs(runs[long_enough(runs, 1, _MAX_PIECE_BASES)], 1, SENTENCE_BASES)
@@ -102,7 +106,7 @@ def _sentence_table(number: int, contig: Contig) -> NDArray[np.int64]:
 def train(sentences: Iterator[str], vocab_size: int) -> bytes:
     """Train a BPE model with `vocab_size` ids, special tokens included. Return the content of the model file.
 
-    Raises `ConfigError` if the sample is too small for `vocab_size`.
+    `sentences` are strings of A, C, G and T. Raises `ConfigError` if they have too few bases for `vocab_size`.
     """
     import sentencepiece
 

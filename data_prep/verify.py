@@ -98,7 +98,7 @@ def _has_model(folder: Path, tokenizer: TokenizerInfo) -> bool:
 
 
 def check_shard(check: ShardCheck) -> tuple[str | None, SegmentsByContig]:
-    """Check one shard. Return a description of its first fault, or None, and its segments (none after a fault)."""
+    """Check one shard. Return (description of the first fault, no segments), or (None, all segments)."""
     segments: SegmentsByContig = defaultdict(list)
     path = check.folder / check.info.name
     info = check.info
@@ -128,7 +128,7 @@ def check_shard(check: ShardCheck) -> tuple[str | None, SegmentsByContig]:
 
 
 class _IdsCheck:
-    """Check of a segment's ids: their data type, range, consistency and number of bases."""
+    """Check of a segment's ids: data type, range, number of bases, and overlap of neighbouring k-mers."""
 
     def __init__(self, check: ShardCheck) -> None:
         tokenizer = check.tokenizer
@@ -178,7 +178,10 @@ class _IdsCheck:
 
 
 def contig_faults(manifest: Manifest, segments: SegmentsByContig) -> Iterator[str]:
-    """Yield a description of each contig fault. Every base must be in one split only, or counted as left out."""
+    """Check that segments cover every contig, and yield a description of each fault.
+
+    Every base must be in one split only, or counted as left out.
+    """
     k = manifest.tokenizer.k or 1
     strands = {"+", "-"} if manifest.options.get("strand") == "both" else {None}
     for contig in manifest.contigs:
@@ -195,7 +198,10 @@ def contig_faults(manifest: Manifest, segments: SegmentsByContig) -> Iterator[st
 
 
 def _coverage_fault(contig: ContigInfo, segments: list[StoredSegment], k: int) -> str | None:
-    """Check a contig's segments on one strand, sorted by start. Return a description of the first fault, or None."""
+    """Check that segments cover a contig. Return a description of the first fault, or None.
+
+    `segments` are the contig's segments on one strand, sorted by start.
+    """
     covered = reached = 0
     for before, segment in zip([None, *segments], segments, strict=False):
         if before is not None:

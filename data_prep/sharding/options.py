@@ -91,7 +91,10 @@ class BuildOptions(SegmentOptions):
 
     @property
     def unit_bases(self) -> int:
-        """Unit of segment lengths, in bases: k, or 1 for BPE, because BPE tokens are not known before encoding."""
+        """Bases per token for computing segment lengths: k, or 1 for BPE.
+
+        BPE tokens are not known before encoding, so the lengths of BPE segments are counted in bases.
+        """
         return self.k or 1
 
     def to_json(self) -> dict[str, Any]:

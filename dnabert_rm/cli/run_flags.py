@@ -32,7 +32,7 @@ class RunFlags:
         """Return the run configuration. Flags override the file, and the file overrides the preset.
 
         Args:
-            placeholders: Values for required fields that the command does not need. Every other layer overrides them.
+            placeholders: Values for required fields that the command does not need. Any other value overrides them.
 
         Raises `ConfigError` with all errors.
         """
@@ -89,7 +89,7 @@ def flag_names(name: str) -> list[str]:
 
 
 def _model_field(layers: Sequence[Mapping[str, Any]], key: str) -> str | None:
-    """Return the value of a field of `[model]` from the last layer that sets it, or None."""
+    """Return the value of field `key` of `[model]` from the flags, else from the configuration file, else None."""
     models = [layer["model"] for layer in layers if isinstance(layer.get("model"), dict)]
     return next((str(model[key]) for model in reversed(models) if key in model), None)
 

@@ -61,7 +61,7 @@ def load_config_file(path: str) -> dict[str, Any]:
 
 
 def resolve(*layers: Layer) -> RunConfig:
-    """Merge layers into one configuration. Later layers override earlier ones.
+    """Merge layers, such as a preset and the flags, into one configuration. Later layers override earlier ones.
 
     Raises `ConfigError` with all errors, one per line.
     """
@@ -78,7 +78,10 @@ def resolve(*layers: Layer) -> RunConfig:
 
 
 def _merge(values: dict[str, dict[str, Any]], section: str, content: Any) -> Iterator[str]:
-    """Merge one section of a layer into `values`. Yield an error message for each wrong key or value."""
+    """Merge a section, such as "train", of a configuration layer into `values`.
+
+    Yields an error message for each wrong key or value.
+    """
     if section not in SECTIONS or not isinstance(content, Mapping):
         yield f"[{section}]: unknown section{did_you_mean(section, SECTIONS)}"
         return

@@ -179,7 +179,7 @@ def _converted(value: Any, kind: Any) -> Any:
 
 
 def find_problems(item: Setting, value: Any, label: str) -> Iterator[str]:
-    """Yield an error message for each value outside the field's choices or bounds. `label` names the field in it."""
+    """Yield an error message, starting with `label`, for each value outside the field's choices or bounds."""
     rules = item.metadata
     for part in value if isinstance(value, tuple) else (value,):
         if part is None:

@@ -108,7 +108,7 @@ def _parse_npy_header(header: bytes) -> _NpyHeader:
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """Byte positions of a shard's segments.
+    """Byte positions of the S segments in a shard.
 
     `ids` (S,) int64 holds the offset of each segment's first token. `metas` (S, 2) int64 holds the offset and size of
     each segment's JSON member.
@@ -120,7 +120,10 @@ class ShardIndex:
 
 
 class ShardFile:
-    """A checked shard. Callers map and unmap the file with `map` and `unmap`, to limit the number of maps."""
+    """Reader of a shard that `open_shard` has checked.
+
+    Callers use `map` and `unmap` to limit the number of memory maps.
+    """
 
     def __init__(self, path: Path, index: ShardIndex) -> None:
         self.path = path
@@ -129,7 +132,7 @@ class ShardFile:
         self._first_words: list[int] = []
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the state to pickle, without the map. A map can't be sent to another process."""
+        """Return the state to pickle, without the memory map, which can't be sent to another process."""
         return {**self.__dict__, "_words": None, "_first_words": []}
 
     @property
@@ -143,7 +146,7 @@ class ShardFile:
         self._first_words = (self.index.ids // self.index.dtype.itemsize).tolist()
 
     def unmap(self) -> None:
-        """Drop the map. Its memory is released once no window refers to it."""
+        """Drop the memory map. The map is released once no array that `tokens` returned refers to the file."""
         self._words = None
         self._first_words = []
 
@@ -172,7 +175,7 @@ class ShardFile:
 
 
 def open_shard(path: Path, info: ShardInfo, vocab_size: int) -> ShardFile:
-    """Check one shard against its manifest entry and index it.
+    """Check a shard against its entry in the manifest, and return a reader for the shard.
 
     Raises `FileNotFoundError`, or a `DataError` that names the shard and the fault.
     """
@@ -220,7 +223,7 @@ def _index_members(view: memoryview) -> tuple[ShardIndex, list[int]]:
 
 
 def _id_array_header(member: _Member, view: memoryview) -> _NpyHeader:
-    """Return the header of an id array. Raise `ValueError` unless the array can be used in place.
+    """Return the header of an id array. Raise `ValueError` unless its ids can be read from the mapped file.
 
     Only uint16 and uint32 are accepted. So object arrays, which would have to be unpickled, are rejected.
     """

@@ -103,7 +103,7 @@ class RemoteFolder:
     is_local = False
 
     def __init__(self, url: str, storage: StorageSettings) -> None:
-        """Raise `ConfigError` for `pipe:` unless it is allowed, and for URLs that webdataset can't open."""
+        """Raise `ConfigError` for a URL that webdataset can't open, or for a `pipe:` URL without `allow_pipe`."""
         self.shown = url
         _check_url(url, storage.allow_pipe)
         self._cache = ShardCache(Path(storage.cache_dir).expanduser(), round(storage.cache_gb * GIGABYTE))
@@ -175,7 +175,7 @@ def _with_retries(url: str, work: Callable[[], T]) -> T:
 
 
 def _reason(error: Exception) -> str:
-    """Return a short reason for a failed transfer. webdataset's own message includes the whole command."""
+    """Return a short reason for a failed transfer. webdataset's own message includes a long shell command."""
     code = re.search(r": exit (-?\d+) ", str(error))
     if code:
         return f"the command that opens the URL failed with exit code {code[1]}"

@@ -1,4 +1,8 @@
-"""Fine-tuning runs of the GUE suite, one per data set, arm and seed: their settings, records and checks."""
+"""Fine-tuning runs of the GUE suite, and checks of finished runs.
+
+There is one run per data set, seed and arm. An arm is `pretrained` or `scratch`, with overlapping or non-overlapping
+k-mers.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +22,13 @@ from dnabert_rm.utils.files import read_json, sha256_of_file
 
 RUNS_FOLDER = "runs"
 RECORD_FILE = "gue_run.json"
-"""Record of a run, beside its scores.json: data set, arm, seed, settings, and SHA-256 of model and tables."""
+"""File beside a run's scores.json with data set, arm, seed, settings, and SHA-256 of the model and CSV files."""
 LOG_FILE = "log.txt"
 
 
 @dataclass(frozen=True)
 class Run:
-    """One `dnabert-rm finetune` process, with its settings and record."""
+    """Settings of one `dnabert-rm finetune` process."""
 
     data_set: DataSet
     arm: str
@@ -39,7 +43,7 @@ class Run:
 
     @property
     def title(self) -> str:
-        """Name of the run in messages: data set, arm and seed."""
+        """Name of the run in messages, e.g. "mouse/0 scratch seed 1"."""
         stand_in = f" ({STAND_IN})" if self.record["stand_in"] else ""
         return f"{self.data_set.name}{stand_in} {self.arm} seed {self.settings.seed}"
 
@@ -56,7 +60,7 @@ class Run:
 
 
 def arm_name(weights: str, overlapping: bool) -> str:
-    """Return the name of an arm: "pretrained" or "scratch", plus "-non-overlapping" if `overlapping` is false."""
+    """Return `weights` ("pretrained" or "scratch"), with the suffix "-non-overlapping" if `overlapping` is false."""
     return weights if overlapping else f"{weights}-non-overlapping"
 
 
@@ -74,7 +78,7 @@ def resolve_settings(name: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def make_runs(suite: SuiteSettings, sets: Sequence[DataSet]) -> list[Run]:
-    """Return one run per data set, seed and arm. Raise `ConfigError` if a setting is out of range."""
+    """Return one run per data set, seed and choice of initial weights. Raise `ConfigError` for an invalid setting."""
     model_sha256 = hash_model(suite.model)
     return [run for data_set in sets for run in _runs_of_set(suite, data_set, model_sha256)]
 
@@ -123,7 +127,7 @@ def hash_model(folder: Path) -> str:
 
 
 def hash_tables(data_set: DataSet) -> dict[str, str]:
-    """Return the SHA-256 of each table of a data set, keyed by split. Raise `DataError` if a table can't be read."""
+    """Return the SHA-256 of each CSV file of a data set, keyed by split. Raise `DataError` if a file can't be read."""
     try:
         return {split: sha256_of_file(data_set.file(split)) for split in SPLITS if split in data_set.splits}
     except OSError as error:
@@ -136,21 +140,21 @@ def hash_tables(data_set: DataSet) -> dict[str, str]:
 
 
 def finished_records(output: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Yield the folder and record of every finished run in an output folder, sorted by path."""
+    """Yield the folder and the content of `RECORD_FILE` for every finished run in `output`, sorted by path."""
     for path in sorted((output / RUNS_FOLDER).rglob(SCORES_FILE)):
         yield path.parent, read_run_file(path.with_name(RECORD_FILE))
 
 
 def read_run_file(path: Path) -> dict[str, Any]:
-    """Return the content of a JSON file of a finished run. The error message says how to repeat the run."""
+    """Return the content of a JSON file of a finished run. Raise `DataError` if the file can't be read."""
     return read_json(path, advice=f"remove {path.parent} to repeat the run")
 
 
 def check_finished(runs: Sequence[Run], output: Path, overwrite: bool) -> set[Path]:
-    """Return the folders of finished runs. Raise `ConfigError` if a finished run does not match `runs`.
+    """Return the folders of the finished runs in `output`. Raise `ConfigError` if a finished run does not match `runs`.
 
-    All runs in an output folder must have the same model. All runs of a data set must have the same settings and
-    tables. With `overwrite`, finished runs that are also in `runs` are neither checked nor returned.
+    All runs in an output folder must use the same model. All runs on a data set must use the same settings and CSV
+    files. If `overwrite` is true, finished runs that are also in `runs` are neither checked nor returned.
     """
     repeated = {run.folder for run in runs}
     current_records = {run.data_set.name: run.record for run in runs}
@@ -163,7 +167,7 @@ def check_finished(runs: Sequence[Run], output: Path, overwrite: bool) -> set[Pa
         finished.add(folder)
         current = current_records.get(record.get("data_set", ""), other_set_record)
         if differences := list(_differences(record, current)):
-            problems.append(f"{folder}: finished with {', '.join(differences)}")
+            problems.append(f"{folder}: this finished run used {', '.join(differences)}")
     if problems:
         more = f" (and {len(problems) - 1} more runs)" if len(problems) > 1 else ""
         raise ConfigError(f"{problems[0]}{more}; choose another --output, or pass --overwrite to replace these runs")
@@ -171,8 +175,9 @@ def check_finished(runs: Sequence[Run], output: Path, overwrite: bool) -> set[Pa
 
 
 def _differences(record: Mapping[str, Any], current: Mapping[str, Any]) -> Iterator[str]:
-    """Yield a description of each difference between the record of a finished run and the record `current`.
+    """Yield each difference between a finished run and the current command, as text for a message.
 
+    `record` is the content of `RECORD_FILE` in the finished run, and `current` is the content for the current command.
     If `current` has no settings, only the models are compared.
     """
     if record.get("model_sha256") != current["model_sha256"]:
@@ -180,7 +185,7 @@ def _differences(record: Mapping[str, Any], current: Mapping[str, Any]) -> Itera
     if "settings" not in current:
         return
     if record.get("data_sha256") != current["data_sha256"] or record.get("stand_in") != current["stand_in"]:
-        yield "other tables"
+        yield "other CSV files"
     finished_settings = record.get("settings", {})
     for name in sorted({*finished_settings, *current["settings"]}):
         if finished_settings.get(name) != current["settings"].get(name):

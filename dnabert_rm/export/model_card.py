@@ -23,7 +23,10 @@ PROVENANCE_NAME = "pretraining.json"
 CARD_NAME = "README.md"
 CARD_TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
 OLDEST_TRANSFORMERS = {"bert": "4.40", "modernbert": "5.17"}
-"""First release of transformers that loads an export. Before 5.17, some layers of ModernBERT would attend locally."""
+"""First release of transformers that loads an export correctly.
+
+Releases before 5.17 would use local attention in some layers of ModernBERT.
+"""
 _PHASE_END_ROWS = 50
 """Number of logged steps averaged at the end of each phase."""
 _NAMES_SHOWN = 12
@@ -58,9 +61,9 @@ def provenance(
 
 
 def training_sources(checkpoint: Path, config: RunConfig, fingerprint: str) -> list[dict[str, Any]]:
-    """Return genome, file, bytes and SHA-256 of each source of the training data.
+    """Return genome, file, bytes and SHA-256 of each source file of the training data.
 
-    They come from the checkpoint, or from the data folder if the checkpoint does not record them.
+    The values are from the checkpoint. If the checkpoint does not record sources, the values are from the data folder.
     """
     with contextlib.suppress(DataError, OSError, TypeError):
         if found := _read_json_or_empty(checkpoint / DATA_NAME).get("sources"):
@@ -72,9 +75,9 @@ def training_sources(checkpoint: Path, config: RunConfig, fingerprint: str) -> l
 
 
 def phases(metrics: Path, steps: int) -> list[dict[str, Any]]:
-    """Return loss and masked accuracy of each masking phase in the first `steps` steps.
+    """Return the training loss and masked accuracy at the end of each masking phase in the first `steps` steps.
 
-    Both are means over the last 50 logged steps of the phase.
+    Loss and accuracy are means over the last 50 logged steps of the phase. `metrics` is a run's metrics.jsonl.
     """
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         rows = [row for row in read_json_lines(metrics) if row["step"] < steps]
@@ -96,13 +99,13 @@ def _read_json_or_empty(path: Path) -> dict[str, Any]:
 
 
 def write_records(folder: Path, facts: dict[str, Any]) -> None:
-    """Write `pretraining.json` and the model card."""
+    """Write `pretraining.json` and the model card (README.md) to `folder`. `facts` is the result of `provenance`."""
     (folder / PROVENANCE_NAME).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     (folder / CARD_NAME).write_text(model_card(facts), encoding="utf-8")
 
 
 def model_card(facts: dict[str, Any]) -> str:
-    """Render the model card of an export as Markdown."""
+    """Render the model card as Markdown. `facts` is the result of `provenance`."""
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(
@@ -117,7 +120,7 @@ def model_card(facts: dict[str, Any]) -> str:
 
 
 def _names(names: list[str]) -> str:
-    """Join genome names, without duplicates or characters that would break a Markdown table."""
+    """Join the distinct genome names into text for a Markdown table, and replace "|" and line breaks."""
     known = [" ".join(name.replace("|", "/").split()) for name in dict.fromkeys(names)]
     more = f" and {len(known) - _NAMES_SHOWN} more (`{PROVENANCE_NAME}`)" if len(known) > _NAMES_SHOWN else ""
     return ", ".join(known[:_NAMES_SHOWN]) + more if known else "not recorded"

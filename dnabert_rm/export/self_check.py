@@ -1,6 +1,6 @@
-"""Self-check of an exported folder: compare its weights and logits with those of training.
+"""Self-check of an exported folder: compare the exported model's weights and logits with the trained model.
 
-The folder is loaded with stock transformers. Memory holds one model, and trained weights are compared one at a time.
+The folder is loaded with stock transformers. To save memory, the trained weights are compared one at a time.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from dnabert_rm.checkpoint.reference_output import ReferenceOutput
 from dnabert_rm.utils.errors import CheckpointError
 
 TOLERANCE = {("fp32", "cpu"): 1e-5, ("fp32", "cuda"): 5e-3, ("bf16", "cpu"): 3e-2, ("bf16", "cuda"): 3e-2}
-"""Largest allowed difference of logits, relative to the largest logit or to 1 if that is larger.
+"""Largest allowed difference of logits, divided by the largest training logit (at least 1).
 
-Keys are the precision and device of training. A GPU may use TF32 for fp32.
+Keys are the precision and device of training. For fp32, a GPU may use TF32.
 """
 MEAN_TOLERANCE = 1e-5
-"""Largest allowed difference between two computations of a mean, as a share of the weight's largest element."""
+"""Largest allowed difference of an averaged weight, as a share of the weight's largest element."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -34,16 +34,16 @@ def check_exported(
     reference: ReferenceOutput,
     exact: bool = True,
 ) -> float:
-    """Load `folder` with stock transformers and compare its weights and logits with those of training.
+    """Load `folder` with stock transformers, and compare weights and logits with the trained model.
 
     Args:
-        trained: Each trained weight once, with its name.
+        trained: Name and tensor of each trained weight; a tied weight appears once.
         aliases: The second name of each tied weight, mapped to its first name.
-        reference: The training model's output for a fixed input.
-        exact: Require equal weights. False allows rounding differences between two computations of a mean.
+        reference: The training model's logits for a fixed input.
+        exact: Require equal weights. If false, allow rounding differences, as for averaged weights.
 
     Returns:
-        The largest difference of logits, as a share of the largest logit.
+        The largest difference of logits, divided by the largest training logit (at least 1).
 
     Raises:
         CheckpointError: The exported model differs from the trained model.
@@ -53,7 +53,7 @@ def check_exported(
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(
-            f"export: stock transformers cannot load the exported folder ({reason}); check its version"
+            f"export: stock transformers cannot load the exported folder ({reason}); check the version of transformers"
         ) from None
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info.get(kind):
@@ -64,14 +64,14 @@ def check_exported(
     _compare_weights(loaded, trained, aliases, exact)
     for alias, name in aliases.items():
         if loaded[alias].data_ptr() != loaded[name].data_ptr():
-            raise CheckpointError(f"export: {alias} is not tied to {name}; report this error")
+            raise CheckpointError(f"export: weight {alias} is not tied to {name}; report this error")
     return _compare_logits(model, reference)
 
 
 def _compare_weights(
     loaded: Mapping[str, Tensor], trained: Iterable[tuple[str, Tensor]], aliases: Mapping[str, str], exact: bool
 ) -> None:
-    """Raise `CheckpointError` if a weight differs from the trained weight, or if only one model has it."""
+    """Raise `CheckpointError` if an exported weight is missing, additional, or different from the trained weight."""
     seen = set(aliases)
     for name, weight in trained:
         seen.add(name)
@@ -81,7 +81,7 @@ def _compare_weights(
             torch.equal(loaded[name], weight) if exact else _nearly_equal(loaded[name], weight)
         )
         if not same:
-            raise CheckpointError(f"export: {name} differs from the trained weight; report this error")
+            raise CheckpointError(f"export: weight {name} differs from the trained weight; report this error")
     if loaded.keys() != seen:
         raise CheckpointError(
             f"export: missing or additional weights: {sorted(loaded.keys() ^ seen)[:3]}; report this error"
@@ -93,9 +93,10 @@ def _nearly_equal(found: Tensor, expected: Tensor) -> bool:
 
 
 def _compare_logits(model: PreTrainedModel, reference: ReferenceOutput) -> float:
-    """Return the largest difference from the training logits, as a share of the largest logit.
+    """Return the largest difference from the training logits, divided by the largest training logit (at least 1).
 
-    Logits are computed in the precision of training. Raises `CheckpointError` above the tolerance.
+    The exported model runs in the precision of training. Raises `CheckpointError` if the difference exceeds
+    `TOLERANCE`.
     """
     if model.config.vocab_size != reference.logits.shape[1]:
         raise CheckpointError(
@@ -110,7 +111,7 @@ def _compare_logits(model: PreTrainedModel, reference: ReferenceOutput) -> float
     allowed = TOLERANCE.get((reference.precision, reference.device), 3e-2)
     if not difference <= allowed:
         raise CheckpointError(
-            f"export: logits differ from the training model's by {difference:.2g} of the largest logit"
-            f" (limit {allowed:.2g}); compare the package versions with environment.json"
+            f"export: logits differ from the training model's by up to {difference:.2g} × the largest logit"
+            f" (limit {allowed:.2g}); compare the package versions with environment.json in the run folder"
         )
     return difference

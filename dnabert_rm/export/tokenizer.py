@@ -24,14 +24,14 @@ from dnabert_rm.utils.files import read_json
 
 _TEST_BASES = 5000
 _TEST_REPEATS = 200
-"""Number of tandem repeats in the test sequence of a BPE tokenizer. Ties between merges are most likely there."""
+"""Number of tandem repeats in the test sequence of a BPE tokenizer. Repeats often cause ties between BPE merges."""
 
 
 def write_tokenizer(checkpoint: Path, trained: TokenizerInfo, config: RunConfig, folder: Path) -> None:
-    """Write the files of the tokenizer into `folder`.
+    """Write the files of the tokenizer to `folder`.
 
-    A checkpoint of an earlier release has no BPE model. It is then read from the data folder. If it is not there
-    either, the export has no tokenizer, and a line on standard error says so.
+    A BPE model is read from the checkpoint. Checkpoints of earlier releases have no BPE model, so the data folder is
+    searched next. If no BPE model is found, print a warning on standard error, and write no tokenizer.
     """
     if trained.kind == "kmer":
         KmerTokenizer(k=trained.k, model_max_length=config.model.max_positions).save_pretrained(folder)
@@ -39,8 +39,8 @@ def write_tokenizer(checkpoint: Path, trained: TokenizerInfo, config: RunConfig,
     bpe_model = _find_bpe_model([checkpoint, *map(Path, config.data.path)], trained)
     if bpe_model is None:
         print(
-            f"{checkpoint}: the BPE model {trained.model} is neither there nor in the data folder; the export has no "
-            "tokenizer",
+            f"{checkpoint}: the BPE model {trained.model} is neither in this checkpoint nor in the data folder; "
+            "the export has no tokenizer",
             file=sys.stderr,
         )
         return
@@ -48,7 +48,7 @@ def write_tokenizer(checkpoint: Path, trained: TokenizerInfo, config: RunConfig,
 
 
 def _find_bpe_model(folders: Sequence[Path], trained: TokenizerInfo) -> Path | None:
-    """Return the path of the SentencePiece model that made the training data, or None."""
+    """Return the path of the SentencePiece model that tokenized the training data, or None if no folder contains it."""
     for folder in folders:
         path = folder / (trained.model or MODEL_NAME)
         if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == trained.model_sha256:
@@ -57,10 +57,11 @@ def _find_bpe_model(folders: Sequence[Path], trained: TokenizerInfo) -> Path | N
 
 
 def check_tokenizer(folder: Path, trained: TokenizerInfo) -> None:
-    """Raise `CheckpointError` unless the tokenizer in `folder` has the vocabulary and the ids of the training data.
+    """Raise `CheckpointError` if the tokenizer in `folder` differs from the tokenizer of the training data.
 
-    The ids of a test sequence are compared. For k-mers it has upper-case, lower-case and ambiguous bases, and both
-    `KmerTokenizer` and the stock tokenizer are checked. For BPE it has tandem repeats.
+    The vocabularies are compared, and the token ids of a test sequence. For k-mers, the sequence has upper-case,
+    lower-case and ambiguous bases, and both `KmerTokenizer` and the stock tokenizer are checked. For BPE, the sequence
+    has tandem repeats. Skip the check if `folder` has no tokenizer.
     """
     if not (folder / STOCK_FILE).is_file():
         return
@@ -91,7 +92,11 @@ def _check_ids(name: str, found: list[int], trained: list[int]) -> None:
 
 
 def _check_vocabulary(name: str, found: Mapping[str, int], trained: Sequence[str], model_size: int) -> None:
-    """Raise `CheckpointError` unless `found` is the vocabulary of the training data and has `model_size` tokens."""
+    """Raise `CheckpointError` if an exported vocabulary differs from the vocabulary of the training data.
+
+    `found` maps exported tokens to ids. `trained` lists the training tokens by id. Both must have `model_size` tokens,
+    the vocabulary size of the model. `name` is the exported file for the message.
+    """
     if len(found) != len(trained) or len(found) != model_size:
         raise CheckpointError(
             f"export: vocabulary sizes differ: {name} {len(found)}, training data {len(trained)}, "
@@ -100,7 +105,7 @@ def _check_vocabulary(name: str, found: Mapping[str, int], trained: Sequence[str
     for index, token in enumerate(trained):
         if found.get(token) != index:
             raise CheckpointError(
-                f"export: {name} gives {token} the id {found.get(token)}, but the training data has {index};"
+                f"export: token {token} has id {found.get(token)} in {name}, but id {index} in the training data;"
                 " report this error"
             )
 
@@ -111,7 +116,7 @@ def _mixed_sequence() -> str:
 
 
 def _repetitive_sequence() -> str:
-    """Return random bases, followed by repeats of random units of 1 to 6 bases."""
+    """Return random bases followed by tandem repeats of 1 to 6 random bases, such as ACGACGACG."""
     bases = "".join(_choose("ACGT", "trial", _TEST_BASES))
     units = (bases[i : i + 1 + i % 6] for i in range(_TEST_REPEATS))
     return bases + "".join(unit * (2 + i % 15) for i, unit in enumerate(units))

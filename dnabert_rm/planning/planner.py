@@ -157,7 +157,10 @@ def largest_micro_batch(job: Job, zero: ZeroSettings, usable_bytes: float) -> in
 
 
 def options(job: Job, memory_bytes: float | None, ds_config: str = "") -> list[Option]:
-    """Return the options for a job, lowest ZeRO stage first. A `ds_config` outside `CHOICES` is appended."""
+    """Return the options for a job, lowest ZeRO stage first.
+
+    These are DeepSpeed configurations from `CHOICES`. Any other configuration in `ds_config` is appended.
+    """
     names = _choices(job)
     if ds_config and ds_config not in names:
         names.append(ds_config)
@@ -174,7 +177,7 @@ def _is_half(job: Job) -> bool:
 
 
 def _choices(job: Job) -> list[str]:
-    """Return the `CHOICES` that support the job's precision."""
+    """Return the names of the DeepSpeed configurations in `CHOICES` that support the job's precision."""
     return [name for name in CHOICES if not (_is_half(job) and name == "zero0")]
 
 
@@ -232,9 +235,9 @@ def _gib(size: float) -> str:
 
 
 def _flags_that_fit(job: Job, memory_bytes: float) -> str:
-    """Return the first flags with which the run fits in memory, as advice.
+    """Return advice with the first set of flags that makes the run fit in memory.
 
-    Smaller micro-batches are tried first, then activation checkpointing in addition, then offload in addition.
+    Smaller micro-batches are tried first. Next, activation checkpointing is added, and last, offload.
     """
     names = _choices(job)
     on_device = [name for name in names if "offload" not in name]

@@ -1,12 +1,13 @@
-"""BPE tokenizer of DNA: reads the ids of a SentencePiece model from a `tokenizer.json` that stock transformers loads.
+"""BPE tokenizer of DNA: a `tokenizer.json` for stock transformers, with the same ids as a SentencePiece model.
 
 How text is encoded:
-- Bases in either case are merged into tokens as SentencePiece merges them.
+- Bases in either case become the same tokens as with SentencePiece.
 - Adjacent letters other than A, C, G, T become one `[UNK]`.
 - White space separates sequences, and no token crosses it. A special token in the text is encoded as that token.
 
 SentencePiece merges the pair whose merged token has the lowest id, and among equal pairs the leftmost. The `tokenizers`
-library merges the pair that comes first in its list of merges. So the list has all pairs, ordered by the merged token.
+library merges the pair that comes first in its list of merges. Therefore this list holds all pairs, ordered by the id
+of the merged token.
 """
 
 from __future__ import annotations
@@ -106,17 +107,17 @@ class BpeTokenizer:
         return self._tokenizer.get_vocab_size()
 
     def token_ids(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
-        """Return the ids of each text without `[CLS]` and `[SEP]`: arrays (T_i,)."""
+        """Return the ids of each text without `[CLS]` and `[SEP]`: one array of shape (tokens,) per text."""
         encoded = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
         return [np.array(text.ids, dtype=np.int32) for text in encoded]
 
     def token_ranges(self, text: str) -> NDArray[np.int64]:
-        """Return the half-open range of letters that each token covers, shape (T, 2)."""
+        """Return the half-open range of letters that each of T tokens covers, shape (T, 2)."""
         encoded = self._tokenizer.encode(text, add_special_tokens=False)
         return np.array(encoded.offsets, dtype=np.int64).reshape(-1, 2)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Copy the tokenizer's files, with the current `model_max_length`."""
+        """Copy the tokenizer's files to `folder`, with the current `model_max_length`."""
         for name in (STOCK_FILE, MODEL_NAME):
             if (self.folder / name).is_file():
                 shutil.copyfile(self.folder / name, Path(folder, name))

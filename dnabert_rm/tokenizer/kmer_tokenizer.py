@@ -3,9 +3,9 @@
 How text is encoded:
 - Bases in either case become k-mers with stride 1, or with stride k if `overlapping=False`.
 - A k-mer that covers any other letter (N, other IUPAC codes, U, …) is `[UNK]`.
-- A run of fewer than k letters gives no token: "ACG" at k = 6 is `[CLS] [SEP]`.
-- White space separates runs, and no k-mer crosses it. So DNABERT's notation, k-mers separated by spaces
-  ("ACGTAC CGTACG"), gives one token per word. The ids are those of the raw sequence.
+- White space separates sequences, and no k-mer crosses it. So DNABERT's notation, k-mers separated by spaces
+  ("ACGTAC CGTACG"), gives one token per word. The raw sequence "ACGTACG" gives the same ids.
+- A sequence of fewer than k letters gives no token: "ACG" at k = 6 is `[CLS] [SEP]`.
 - A special token in the text is encoded as that token, and no k-mer crosses it. So "ACGTAC[MASK]GTACGT" is two k-mers
   around one masked token, which stands for unknown bases.
 
@@ -13,8 +13,8 @@ Decoding joins k-mers that overlap and writes N for a base that only `[UNK]` tok
 adjacent tokens that do not overlap. Encoding the decoded text gives the same ids.
 
 `save_pretrained` writes `vocab.txt`, identical to DNABERT's, and a `tokenizer.json` for users without this package.
-`AutoTokenizer` loads that file without remote code and encodes raw DNA to the same ids, but much more slowly. For
-speed, load the folder with `KmerTokenizer.from_pretrained`.
+`AutoTokenizer` loads `tokenizer.json` without remote code and encodes raw DNA to the same ids, but much more slowly.
+For speed, load the folder with `KmerTokenizer.from_pretrained`.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class KmerTokenizer(PreTrainedTokenizer):
     # ---- encoding: a fast path for plain texts, and the general path of transformers
 
     def kmer_ids(self, texts: Sequence[str]) -> list[NDArray]:
-        """Return the token ids of each text without `[CLS]` and `[SEP]`: arrays (T_i,), uint16 or uint32.
+        """Return the ids of each text without `[CLS]` and `[SEP]`: one array (tokens,), uint16 or uint32, per text.
 
         All texts of a batch are encoded together as one array, which is then split.
         """
@@ -122,7 +122,7 @@ class KmerTokenizer(PreTrainedTokenizer):
         return [ids[start : max(start, end - self.k + 1) : self.step] for start, end in pairwise(bounds)]
 
     def _ids_of_mixed_text(self, text: str) -> NDArray:
-        """Return the ids (T,) of one text that may contain white space and special tokens."""
+        """Return the ids of one text that may contain white space and special tokens, shape (tokens,)."""
         parts: list[NDArray] = [np.empty(0, dtype=kmer.id_dtype(len(self)))]
         for piece in [text] if self.split_special_tokens else self.tokens_trie.split(text):
             if piece in self._added_tokens_encoder and not self.split_special_tokens:
@@ -132,7 +132,7 @@ class KmerTokenizer(PreTrainedTokenizer):
         return np.concatenate(parts)
 
     def _encode_plus(self, text: Any, text_pair: Any = None, **options: Any) -> BatchEncoding:  # type: ignore[override]
-        """Implement `tokenizer(…)`: plain strings take the fast path, all other inputs transformers' general path."""
+        """Implement `tokenizer(…)`. Plain strings are encoded here, other inputs by transformers' slower code."""
         texts = [text] if isinstance(text, str) else text
         plain = text_pair is None and isinstance(texts, list | tuple) and all(isinstance(one, str) for one in texts)
         general = any(options.get(name) for name in _GENERAL_OPTIONS) or options["truncation_strategy"] == "only_second"
@@ -149,7 +149,7 @@ class KmerTokenizer(PreTrainedTokenizer):
         return BatchEncoding(columns, tensor_type=tensors)
 
     def _rows(self, texts: Sequence[str], options: dict[str, Any]) -> list[NDArray[np.int64]]:
-        """Return the ids of each text, with special tokens and truncation if requested: arrays (T_i,) int64."""
+        """Return one array of ids per text, (tokens,) int64, with special tokens and truncation if requested."""
         num_special = 2 if options.get("add_special_tokens", True) else 0
         ids = self.kmer_ids(texts)
         max_length = options.get("max_length")
@@ -167,7 +167,10 @@ class KmerTokenizer(PreTrainedTokenizer):
         return [np.concatenate((first, row, last), dtype=np.int64) for row in ids]
 
     def _columns(self, rows: list[NDArray[np.int64]], as_lists: bool, options: dict[str, Any]) -> dict[str, Any]:
-        """Return `input_ids` and other requested columns, padded if requested, as lists or arrays (B, W) int64."""
+        """Return `input_ids` and other requested columns, as lists or as int64 arrays.
+
+        The arrays have shape (B, W) for B texts that are padded to W tokens. Lists are padded if requested.
+        """
         ids: Any
         mask: Any
         multiple = options.get("pad_to_multiple_of") or 1
@@ -193,7 +196,7 @@ class KmerTokenizer(PreTrainedTokenizer):
         return name in self.model_input_names if requested is None else requested
 
     def _tokenize(self, text: str, **_: Any) -> list[str]:
-        """Return the k-mers of a text without special tokens. Only the slow general path calls this method."""
+        """Return the k-mers of a text without special tokens. Only transformers' slower code calls this method."""
         runs = re.split(f"[{_WHITE_SPACE.decode()}]", text)
         return [run[i : i + self.k] for run in runs for i in range(0, len(run) - self.k + 1, self.step)]
 

@@ -49,9 +49,9 @@ def write_tokenizer_files(
 
 
 def name_stock_class(config_file: Path) -> None:
-    """Name transformers' own class in a `tokenizer_config.json`, for versions that do not know ours.
+    """Write the name of a transformers class to `tokenizer_config.json`, so that `KmerTokenizer` is not required.
 
-    transformers 4 looks the class up by this name and has no other way to load `tokenizer.json`.
+    transformers 4 looks up the class by this name and has no other way to load `tokenizer.json`.
     """
     content = read_json(config_file, error=CheckpointError)
     content.pop("backend", None)
@@ -62,8 +62,8 @@ def name_stock_class(config_file: Path) -> None:
 def stock_tokenizer(k: int, overlapping: bool = True) -> Tokenizer:
     """Return a tokenizer from the `tokenizers` library that gives the same ids as `KmerTokenizer`.
 
-    That library splits text into pieces that never overlap. So for overlapping tokens, its normaliser first writes
-    out every k-mer (`_write_out_kmers`). The split then only has to find words of k letters.
+    The library splits text into tokens that never overlap. So for overlapping k-mers, a normaliser first writes out
+    every k-mer (`_write_out_kmers`). The library then splits the written-out text into words of k letters.
     """
     steps = [normalizers.Replace(Regex(r"[^ACGTacgt \t\n\r\x0b\x0c]"), "N"), *_upper_case()]
     if overlapping:
@@ -85,12 +85,12 @@ def _upper_case() -> list[normalizers.Normalizer]:
 
 
 def _write_out_kmers(k: int) -> list[normalizers.Normalizer]:
-    """Return normaliser steps that turn "ACGT" into "AC|CG|GT|T" (k = 2): one record per base.
+    """Return normaliser steps that turn "ACGT" into "AC|CG|GT|T" (k = 2): one word per base, separated by "|".
 
-    Records of k letters become tokens. The first step makes records of one base, "A|C|G|T". Each of k - 1 rounds
-    appends to every record the last base of the next one. Records near the end of the sequence stay shorter. A round
-    handles one letter at a time. It appends the letter in lower case, so that no later step of the round matches it.
-    The round ends by converting to upper case.
+    Words of k letters become tokens. The first step makes words of one base, "A|C|G|T". Each of k - 1 rounds appends to
+    every word the last base of the next word. Words near the end of the sequence stay shorter. A round handles one
+    letter of the alphabet at a time. It appends the letter in lower case, so that no later step of the round matches
+    it. The round ends by converting to upper case.
     """
     steps: list[normalizers.Normalizer] = [normalizers.Replace(Regex(rf"(?<=[{_LETTERS}])(?=[{_LETTERS}])"), "|")]
     for width in range(1, k):

@@ -1,4 +1,4 @@
-"""Padding of token rows, and windows over long sequences (numpy)."""
+"""Padding of token sequences, and windows over long sequences (numpy)."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from dnabert_rm.genome.kmer import PAD_ID
 def pad_rows(
     rows: Sequence[NDArray], width: int | None = None, left: bool = False
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Pad rows (T_i,) with `[PAD]` on the right or left. Return ids and attention mask, both (B, W) int64.
+    """Pad token sequences with `[PAD]` on the right or left. Return ids and attention mask, both int64.
 
-    No row may be longer than `width` = W. If `width` is None, raises ValueError unless all rows have the same length.
+    `rows` are B arrays of ids. The results have the shape (B, `width`), and no array may be longer than `width`. If
+    `width` is None, raises ValueError unless all arrays have the same length.
     """
     lengths = np.array([len(row) for row in rows])
     if width is None and lengths.min() < lengths.max():
         raise ValueError(
-            "rows of different lengths can't form a tensor; pass padding=True, and truncation=True to limit the length"
+            "texts of different lengths can't form a tensor; pass padding=True, and truncation=True to limit the length"
         )
     width = int(lengths.max()) if width is None else width
     coordinates = np.arange(width)
@@ -31,7 +32,7 @@ def pad_rows(
 
 
 def padded_width(rows: Sequence[NDArray], strategy: str, max_length: int | None, multiple: int) -> int | None:
-    """Return the row length after padding by a strategy of transformers, or None if the strategy does not pad."""
+    """Return the length of sequences padded by a strategy of transformers, or None if the strategy does not pad."""
     longest = max(map(len, rows))
     width = {"longest": longest, "max_length": max_length}.get(strategy)
     return None if width is None else -(-max(width, longest) // multiple) * multiple

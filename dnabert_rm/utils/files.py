@@ -107,10 +107,10 @@ def temporary_path(path: Path) -> Path:
 
 @contextlib.contextmanager
 def atomic_file(path: Path, temporary: Path | None = None) -> Iterator[Path]:
-    """Yield a temporary path to write to. On success, flush it and rename it to `path`. Otherwise remove it.
+    """Yield a temporary path to write to. On success, flush and rename the file to `path`. Otherwise remove the file.
 
     Args:
-        temporary: Path on the same file system as `path`; by default a hidden name beside it.
+        temporary: Path on the same file system as `path`; by default a hidden name beside `path`.
     """
     temporary = temporary or temporary_path(path)
     try:
@@ -197,7 +197,10 @@ def check_output_file(path: Path, overwrite: bool) -> None:
 
 
 def writable_parent(folder: Path, name: str = "train.output") -> Path:
-    """Return `folder` or its nearest existing parent. Raise `ConfigError` unless this is a writable folder."""
+    """Return `folder`, or its nearest existing parent if `folder` does not exist.
+
+    Raises `ConfigError` unless the returned path is a writable folder.
+    """
     candidates = (folder.absolute(), *folder.absolute().parents)
     parent = next(path for path in candidates if path.exists() or path.is_symlink())
     if not parent.is_dir():

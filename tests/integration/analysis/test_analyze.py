@@ -207,7 +207,7 @@ def test_a_report_of_an_incomplete_run_lists_what_is_missing(runs: Path, tmp_pat
         (["curves", "RUNS/fixed", "--smooth", "4", "--output", "OUT/c.png"], "--smooth 4"),
         (["embeddings", "RUNS/prepared"], "--output has no default"),
         (["embeddings", "RUNS/none", "--output", "OUT"], "no such folder"),
-        (["embeddings", "RUNS/randommask", "--steps", "5"], "no checkpoint of that step; choose from 4, 8, 12"),
+        (["embeddings", "RUNS/randommask", "--steps", "5"], "no checkpoint of this step; choose from 4, 8, 12"),
         (["attention", "RUNS/fixed", "--fasta", "OUT/none.fa"], "OUT/none.fa: no such file"),
         (["attention", "RUNS/fixed", "--data", "RUNS/prepared", "--split", "test"], "--split test"),
         (["attention", "RUNS/fixed", "--data", "RUNS/prepared", "--window", "900"], "the model has 64 positions"),

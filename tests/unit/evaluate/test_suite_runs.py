@@ -75,7 +75,8 @@ def test_finished_runs_are_kept_only_with_the_same_settings(tmp_path, model):
     assert check_finished(runs(arms=("scratch",)), output, False), "another arm, the same settings"
     changed = runs(learning_rate=1e-3)
     with pytest.raises(
-        ConfigError, match=r"mouse/0/pretrained/seed-1: finished with learning_rate 3e-05 instead of 0.001 \(and 1"
+        ConfigError,
+        match=r"mouse/0/pretrained/seed-1: this finished run used learning_rate 3e-05 instead of 0.001 \(and 1",
     ):
         check_finished(changed, output, False)
     assert check_finished(changed, output, True) == set()
@@ -83,7 +84,9 @@ def test_finished_runs_are_kept_only_with_the_same_settings(tmp_path, model):
     with pytest.raises(ConfigError, match=r"dropout 0\.1 instead of 0\.0"):
         check_finished(scratch, output, True)  # the table would show it beside the kept arm with other settings
     (tmp_path / "data/mouse/0/dev.csv").write_text("sequence,label\nACGTA,0\n")
-    with pytest.raises(ConfigError, match="mouse/0/pretrained/seed-1: finished with other tables; choose an"):
+    with pytest.raises(
+        ConfigError, match="mouse/0/pretrained/seed-1: this finished run used other CSV files; choose an"
+    ):
         check_finished(runs(), output, False)
     assert check_finished(runs(sets[:1]), output, False), "this call does not run mouse/0"
     (model / "model.safetensors").write_text("other")
