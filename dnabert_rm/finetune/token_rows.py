@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 
 from dnabert_rm.finetune.task_heads import IGNORE_INDEX
 from dnabert_rm.tokenizer import KmerTokenizer
-from dnabert_rm.tokenizer.windows import pad_rows, windows
+from dnabert_rm.tokenizer.windows import has_known_kmer, pad_rows, windows
 
 
 class BaseTokenPairs(NamedTuple):
@@ -85,13 +85,15 @@ def token_rows(
     """Tokenize sequences, with `[CLS]` and `[SEP]` around each window.
 
     If a sequence has more than `max_tokens` tokens, `long="middle"` keeps its middle and `long="window"` cuts it into
-    overlapping windows. With `per_base`, a base that no token predicts gets the target `IGNORE_INDEX`.
+    overlapping windows. Windows without a known k-mer are left out, unless the sequence has no other window. With
+    `per_base`, a base that no token predicts gets the target `IGNORE_INDEX`.
     """
     max_kmers = max_tokens - 2
     all_ids = tokenizer.kmer_ids(sequences)
     rows = []
     for ids, target in zip(all_ids, targets, strict=True):
         ranges = [middle(len(ids), max_kmers)] if long == "middle" else list(windows(len(ids), max_kmers))
+        ranges = [window for window in ranges if has_known_kmer(ids[window.start : window.stop])] or ranges
         pairs: list[BaseTokenPairs] | None = None
         if per_base:
             pairs = [base_token_pairs(window, len(ids), len(target), tokenizer.k, tokenizer.step) for window in ranges]

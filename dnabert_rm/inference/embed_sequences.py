@@ -16,13 +16,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import AutoModel, PreTrainedModel
+from transformers import PreTrainedModel
 
-from dnabert_rm.finetune.pretrained_encoder import load_config, load_tokenizer
+from dnabert_rm.finetune.pretrained_encoder import load_tokenizer
 from dnabert_rm.genome import kmer
 from dnabert_rm.inference.embedding_files import CsvFile, NpyFile, ParquetFile, VectorFile, names_path
 from dnabert_rm.inference.inference_settings import EmbeddingSettings
-from dnabert_rm.inference.model_runner import BatchRunner, chunked, default_device, load_model
+from dnabert_rm.inference.model_loading import load_encoder, model_inputs, open_model_folder
+from dnabert_rm.inference.model_runner import BatchRunner, chunked, default_device
 from dnabert_rm.inference.sequence_input import Region, Tokenization
 from dnabert_rm.inference.window_stream import (
     RunningMean,
@@ -101,15 +102,16 @@ def pool(states: Tensor, mask: Tensor | None, pooling: str) -> Tensor:
 
 def load_embedder(settings: EmbeddingSettings) -> Embedder:
     """Load the encoder of a pretrained or fine-tuned model. Raise `ConfigError` if `--layer` is out of range."""
-    config = load_config(settings.model)
+    folder = open_model_folder(settings.model)
+    config = folder.config
     depth = config.num_hidden_layers
     if settings.layer is not None and not -depth - 1 <= settings.layer <= depth:
         raise ConfigError(
             f"--layer {settings.layer}: the model has {depth} layers; pass 0 … {depth}, or -1 … {-depth - 1}"
         )
-    tokenizer = load_tokenizer(settings.model, config, settings.overlapping)
+    tokenizer = load_tokenizer(folder.tokenizer, config, settings.overlapping)
     device = default_device()
-    model = load_model(AutoModel, settings.model, config, optional="pooler.").to(device)  # type: ignore[arg-type]
+    model = load_encoder(folder).to(device)  # type: ignore[arg-type]
     runner = BatchRunner(tokenizer, device, settings.precision, settings.batch_size)
     pooling = None if settings.per_token else settings.pooling
     return Embedder(
@@ -133,7 +135,7 @@ def embed(settings: EmbeddingSettings) -> Tally:
     npy = settings.output.suffix == ".npy"
     output_paths = [names_path(settings.output), settings.output] if npy else [settings.output]
     for path in output_paths:
-        check_output_file(path, settings.overwrite)
+        check_output_file(path, settings.overwrite, model_inputs(settings.model, settings.input))
     embedder = load_embedder(settings)
     tokenizer = embedder.runner.tokenizer
     tokenization = Tokenization(tokenizer.k, tokenizer.step, (settings.max_tokens or embedder.positions) - 2)

@@ -14,7 +14,7 @@ from dnabert_rm.inference.inference_settings import InferenceSettings
 from dnabert_rm.inference.model_runner import chunked
 from dnabert_rm.inference.sequence_input import Region, Tokenization, Window, cut_windows, read_records, regions
 from dnabert_rm.utils.errors import ConfigError
-from dnabert_rm.utils.progress import progress_bar
+from dnabert_rm.utils.progress import notice, progress_bar
 
 BATCHES_SORTED = 16
 """Number of batches of windows that are sorted by length together."""
@@ -58,6 +58,38 @@ def check_token_limits(settings: InferenceSettings, tokenization: Tokenization, 
         )
 
 
+def describe_tiles(settings: InferenceSettings) -> str:
+    """Return a sentence about the work that `--step` makes, or "" if tiles neither overlap nor leave bases out."""
+    tile = settings.tile
+    step = settings.step
+    if tile is None or step is None or tile == step:
+        return ""
+    tiles = f"tiles of {tile:,} bases every {step:,}"
+    if step > tile:
+        return f"{tiles}: {tile / step:.1%} of the bases go through the model"
+    times = f"{tile / step:,.0f}" if tile >= 100 * step else f"{tile / step:.3g}"
+    return f"{tiles}: each base goes through the model {times} times"
+
+
+class InputPosition:
+    """Number of bases of the input that windows have passed. Bases in several windows count once."""
+
+    def __init__(self) -> None:
+        self._region: Region | None = None
+        self._end = 0
+        """Bases of the current record that have been passed."""
+
+    def advance(self, window: Window) -> int:
+        """Return how many bases `window` adds. Windows must come in the order of the input."""
+        if window.region is not self._region and window.region.start == 0:
+            self._end = 0
+        self._region = window.region
+        end = window.region.end if window.is_last else window.start + len(window.sequence)
+        num_bases = max(0, end - self._end)
+        self._end += num_bases
+        return num_bases
+
+
 def model_outputs(
     settings: InferenceSettings,
     tokenization: Tokenization,
@@ -72,9 +104,14 @@ def model_outputs(
     of file or record.
     """
     start_time = time.monotonic()
+    if work := describe_tiles(settings):
+        notice(work)
+    position = InputPosition()
+    num_windows = 0
     with (
         Input(settings.input, "FASTA, or a table with the column sequence,") as source,
-        progress_bar("sequences", source.size, "byte") as bar,
+        # Most bytes of an uncompressed file are bases.
+        progress_bar("sequences", None if source.is_compressed else source.size, "base") as bar,
     ):
         records = read_records(source, settings.id_column)
         windows = (
@@ -87,7 +124,9 @@ def model_outputs(
             tally.bases += sum(len(window.sequence) for window, output in outputs if output is not None)
             yield from outputs
             tally.seconds = time.monotonic() - start_time
-            bar.update(source.position - bar.n)
+            num_windows += len(group)
+            bar.set_postfix_str(f"{num_windows:,} windows", refresh=False)
+            bar.update(sum(position.advance(window) for window in group))
 
 
 def group_by_region(outputs: Iterable[WindowOutput]) -> Iterator[tuple[Region, Iterator[WindowOutput]]]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from dnabert_rm.genome.kmer import PAD_ID
+from dnabert_rm.genome.kmer import PAD_ID, UNK_ID
 
 
 def pad_rows(
@@ -35,6 +35,15 @@ def padded_width(rows: Sequence[NDArray], strategy: str, max_length: int | None,
     longest = max(map(len, rows))
     width = {"longest": longest, "max_length": max_length}.get(strategy)
     return None if width is None else -(-max(width, longest) // multiple) * multiple
+
+
+def has_known_kmer(ids: NDArray) -> bool:
+    """Return whether any of the token ids (T,), without special tokens, is a k-mer instead of `[UNK]`.
+
+    A window without a known k-mer tells a model nothing. It is left out of the mean over a sequence's windows, both in
+    fine-tuning and in inference.
+    """
+    return bool((ids != UNK_ID).any())
 
 
 def windows(num_tokens: int, length: int, stride: int | None = None) -> Iterator[range]:
