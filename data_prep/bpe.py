@@ -12,7 +12,6 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,13 +20,13 @@ from data_prep.sharding.decompress import check_headers, decompress_sources, is_
 from data_prep.sharding.scan import join_contigs, scan_files
 from data_prep.sharding.segments import cut_runs, long_enough, runs_between
 from data_prep.sharding.sources import Source
+from dnabert_rm.genome.bpe_model import MODEL_NAME
 from dnabert_rm.genome.contigs import Contig, RegionReaders, pure_codes
-from dnabert_rm.genome.kmer import NUM_SPECIAL, SPECIAL_TOKENS, codes_to_bases
+from dnabert_rm.genome.kmer import SPECIAL_TOKENS, codes_to_bases
 from dnabert_rm.utils import random
-from dnabert_rm.utils.errors import ConfigError, DataError
-from dnabert_rm.utils.files import NO_SPACE, check_readable_file
+from dnabert_rm.utils.errors import ConfigError
+from dnabert_rm.utils.files import NO_SPACE
 
-MODEL_NAME = "tokenizer.model"
 SENTENCE_BASES = 4096
 _MAX_PIECE_BASES = 16
 
@@ -58,7 +57,7 @@ def train_from_files(
 
 @contextlib.contextmanager
 def _explain_write_errors(out: Path) -> Iterator[None]:
-    """Raise `ConfigError` if the model or the files for making it can't be written beside `out`."""
+    """Raise `ConfigError` if the model or temporary files can't be written to the folder of `out`."""
     try:
         yield
     except OSError as error:
@@ -143,24 +142,3 @@ def train(sentences: Iterator[str], vocab_size: int) -> bytes:
             f"--vocab-size {vocab_size}: {reason.rstrip('.')}; lower --vocab-size or raise --sample-bases"
         ) from None
     return out.getvalue()
-
-
-def load_model(path: str | Path) -> Any:
-    """Load a SentencePiece model. Raises `DataError` unless its first tokens are the special tokens."""
-    import sentencepiece
-
-    check_readable_file(path, "a SentencePiece model")
-    try:
-        model = sentencepiece.SentencePieceProcessor(model_proto=Path(path).read_bytes())
-    except RuntimeError:
-        raise DataError(f"{path}: not a SentencePiece model; make one with `python -m data_prep train-bpe`") from None
-    pieces = tuple(model.id_to_piece(i) for i in range(min(NUM_SPECIAL, model.vocab_size())))
-    if pieces != SPECIAL_TOKENS:
-        raise DataError(f"{path}: its first tokens must be {' '.join(SPECIAL_TOKENS)}; make it with train-bpe")
-    return model
-
-
-def piece_bases(model: Any) -> NDArray[np.int64]:
-    """Return the number of bases in each token, shape (vocabulary,). Special tokens have 0 bases."""
-    sizes = [0 if i < NUM_SPECIAL else len(model.id_to_piece(i)) for i in range(model.vocab_size())]
-    return np.array(sizes, dtype=np.int64)

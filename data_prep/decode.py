@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.bpe import load_model
 from dnabert_rm.data.manifest import TokenizerInfo
+from dnabert_rm.genome.bpe_model import load_model
 from dnabert_rm.genome.kmer import AMBIGUOUS, NUM_SPECIAL, UNK_ID, base_codes, kmer_codes
 
 Decoder = Callable[[NDArray], NDArray[np.uint8]]

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.bpe import load_model, piece_bases
 from data_prep.parallel import run_all
 from dnabert_rm.data.manifest import ContigInfo, Manifest, ShardInfo, TokenizerInfo, load_manifest, segment_keys
 from dnabert_rm.data.shards import Meta, read_segments
+from dnabert_rm.genome.bpe_model import load_model, piece_bases
 from dnabert_rm.genome.kmer import NUM_SPECIAL, UNK_ID, id_dtype
 from dnabert_rm.utils.errors import DataError
 from dnabert_rm.utils.files import sha256_of_file

@@ -67,7 +67,7 @@ class BuildRecord:
         found = {}
         for path in self.scratch.glob("shard-*.tar.json"):
             with contextlib.suppress(ValueError, TypeError):
-                info = ShardInfo(**json.loads(path.read_text()))
+                info = ShardInfo(**json.loads(path.read_text(encoding="utf-8")))
                 found[info.name] = info
         return found
 
@@ -92,7 +92,7 @@ class BuildRecord:
             manifest = load_manifest(self.folder)
             return {"options": manifest.options, "sources": [asdict(source) for source in manifest.sources]}
         with contextlib.suppress(FileNotFoundError, ValueError):
-            recorded: dict[str, Any] = json.loads((self.scratch / _PLAN_NAME).read_text())
+            recorded: dict[str, Any] = json.loads((self.scratch / _PLAN_NAME).read_text(encoding="utf-8"))
             return recorded
         return None
 

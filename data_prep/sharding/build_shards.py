@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.bpe import MODEL_NAME, load_model
 from data_prep.inspect import summary
 from data_prep.parallel import run_all
 from data_prep.sharding.build_record import BuildRecord, is_intact
@@ -24,6 +23,7 @@ from data_prep.sharding.shard_plan import Plan, ShardPlan, bases_of_splits, make
 from data_prep.sharding.shard_writer import ContigRef, ShardTask, write_shard
 from data_prep.sharding.sources import Source
 from dnabert_rm.data.manifest import MANIFEST_NAME, ContigInfo, Manifest, ShardInfo, TokenizerInfo
+from dnabert_rm.genome.bpe_model import MODEL_NAME, load_model
 from dnabert_rm.genome.contigs import Contig
 from dnabert_rm.genome.kmer import vocab_size
 from dnabert_rm.patches.webdataset_patches import tar_writer_class

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.bpe import load_model
 from data_prep.sharding.options import BuildOptions
+from dnabert_rm.genome.bpe_model import load_model
 from dnabert_rm.genome.contigs import pure_codes
 from dnabert_rm.genome.kmer import codes_to_bases, encode, encode_codes, id_dtype, vocab_size
 

@@ -95,7 +95,10 @@ def _make_segments(
     split: NDArray[np.int64],
     options: BuildOptions,
 ) -> Segments:
-    """Cut runs on the axis into segments. Return them in input order, with positions in their contigs."""
+    """Cut runs of A, C, G, T into segments. Return the segments in input order, with coordinates in their contigs.
+
+    `runs` (n, 2) are ranges on the `axis`, which lays all contigs end to end. `split` (n,) is the split of each run.
+    """
     pieces = cut_runs(runs, options.unit_bases, options.segment_tokens)
     contig = axis.contig_of(pieces[:, 0])
     start, end = (pieces - axis.starts[contig, None]).T

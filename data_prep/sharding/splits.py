@@ -49,7 +49,7 @@ def matching(contigs: Sequence[Contig], patterns: Sequence[str], flag: str) -> N
 
 
 def _with_prefix(sorted_names: list[str], prefix: str) -> list[str]:
-    """Return the names that begin with `prefix`. They are adjacent, so not every name is compared."""
+    """Return the names that begin with `prefix`, found by binary search."""
     start = bisect.bisect_left(sorted_names, prefix)
     end = bisect.bisect_left(sorted_names, True, start, key=lambda name: not name.startswith(prefix))
     return sorted_names[start:end]

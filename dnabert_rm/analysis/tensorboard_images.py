@@ -43,7 +43,7 @@ def write_images(run: Path, *, data: str | None = None, follow: bool = False) ->
     last_step = min(train.steps, train.stop_after or train.steps)
     folder = run / TENSORBOARD_NAME / IMAGES_NAME
     record = run / ANALYSIS_NAME / DONE_NAME
-    done: list[int] = json.loads(record.read_text()) if record.is_file() else []
+    done: list[int] = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else []
     with SummaryWriter(str(folder)) as writer:
         while True:
             for step in [step for step in complete_steps(run) if step not in done]:

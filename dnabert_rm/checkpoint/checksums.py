@@ -47,8 +47,7 @@ class CheckpointManifest:
 def is_own_file(name: str, rank: int, world_size: int) -> bool:
     """Return whether this rank has to hash the file `name`.
 
-    The file name contains the rank that wrote the file, which counts modulo `world_size`. Rank 0 hashes all files
-    without a rank in their name.
+    If the file name contains a rank r, rank r % `world_size` hashes the file. Rank 0 hashes all other files.
     """
     writer = _RANK.search(name)
     return (int(writer[1]) if writer else 0) % world_size == rank

@@ -14,7 +14,7 @@ from dnabert_rm.utils.errors import CheckpointError, ConfigError
 def stored_config(folder: Path) -> RunConfig:
     """Read a checkpoint's training configuration. Raises `CheckpointError` if it is missing or damaged."""
     try:
-        return resolve(tomllib.loads((folder / CONFIG_NAME).read_text()))
+        return resolve(tomllib.loads((folder / CONFIG_NAME).read_text(encoding="utf-8")))
     except (OSError, ValueError, ConfigError) as error:
         raise CheckpointError(f"{folder / CONFIG_NAME}: cannot be read ({error}); use another checkpoint") from None
 

@@ -53,7 +53,7 @@ def complete_steps(run: Path) -> list[int]:
 def read_state(folder: Path) -> TrainState:
     """Read the `TrainState` of a checkpoint. Raises `CheckpointError` if it is missing or damaged."""
     try:
-        return TrainState.from_dict(json.loads((folder / STATE_NAME).read_text()))
+        return TrainState.from_dict(json.loads((folder / STATE_NAME).read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, TypeError, AssertionError, RecursionError) as error:
         raise CheckpointError(f"{folder / STATE_NAME}: cannot be read ({error}); use an earlier checkpoint") from None
 

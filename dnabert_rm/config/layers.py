@@ -27,7 +27,7 @@ def preset_names() -> list[str]:
     """Return the names of the shipped presets, smallest model first."""
     folder = resources.files("dnabert_rm") / "presets"
     models = {
-        item.name.removesuffix(".toml"): tomllib.loads(item.read_text())["model"]
+        item.name.removesuffix(".toml"): tomllib.loads(item.read_text(encoding="utf-8"))["model"]
         for item in folder.iterdir()
         if item.name.endswith(".toml")
     }
@@ -42,7 +42,7 @@ def load_preset(name: str, architecture: str | None = None) -> dict[str, Any]:
     """
     if name not in preset_names():
         raise ConfigError(f"--preset {name}: no such preset; choose one of {', '.join(preset_names())}")
-    sections = tomllib.loads((resources.files("dnabert_rm") / "presets" / f"{name}.toml").read_text())
+    sections = tomllib.loads((resources.files("dnabert_rm") / "presets" / f"{name}.toml").read_text(encoding="utf-8"))
     own = sections["model"].setdefault("architecture", ModelConfig.architecture)
     differences = {known: sections.pop(known, {}) for known in ARCHITECTURES}
     sections["model"] |= differences.get(architecture or own, {})

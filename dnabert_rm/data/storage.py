@@ -20,7 +20,8 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 NUM_TRIES = 5
 FIRST_WAIT_SECONDS = 0.5
-MAX_MANIFEST_BYTES = 1 << 30
+MAX_FILE_BYTES = 1 << 30
+"""Limit for files that are read whole: the manifest and a BPE model."""
 _URL = re.compile(r"([a-z][a-z0-9+.-]+):", re.IGNORECASE)
 
 
@@ -42,6 +43,9 @@ class PreparedFolder(Protocol):
 
     def manifest(self) -> Manifest:
         """Read and check the manifest."""
+
+    def read(self, name: str) -> bytes:
+        """Return the content of a small file beside the manifest. Raises `DataError` if it can't be read."""
 
     def fetch(self, info: ShardInfo) -> Path:
         """Return the local path of a shard. Fetch the shard first if necessary."""
@@ -73,6 +77,13 @@ class LocalFolder:
     def manifest(self) -> Manifest:
         """Read and check the manifest."""
         return load_manifest(self.path)
+
+    def read(self, name: str) -> bytes:
+        """Return the content of a file in the folder. Raises `DataError` if it can't be read."""
+        try:
+            return (self.path / name).read_bytes()
+        except OSError as error:
+            raise DataError(f"{self.path / name}: cannot be read ({error.strerror}); restore the file") from None
 
     def fetch(self, info: ShardInfo) -> Path:
         """Return the path of a shard."""
@@ -111,6 +122,11 @@ class RemoteFolder:
             raise DataError(
                 f"{url}: not a valid manifest ({error}); check the URL, or upload the folder again"
             ) from None
+
+    def read(self, name: str) -> bytes:
+        """Return the content of a file in the folder. Raises `DataError` after the last try."""
+        url = self.url_of(name)
+        return _with_retries(url, lambda: _read_all(url))
 
     def fetch(self, info: ShardInfo) -> Path:
         """Return a shard's path in the cache, after fetching it if necessary. Raises `DataError` after the last try."""
@@ -173,7 +189,7 @@ def _read_all(url: str) -> bytes:
     from webdataset.gopen import gopen
 
     with gopen(url, "rb") as stream:
-        return stream.read(MAX_MANIFEST_BYTES)
+        return stream.read(MAX_FILE_BYTES)
 
 
 def _copy(url: str, out: BinaryIO, num_bytes: int) -> None:

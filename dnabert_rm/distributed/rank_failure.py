@@ -42,7 +42,7 @@ def explain_rank_failures(
         text = "".join(traceback.format_exception(error))
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text)
+            path.write_text(text, encoding="utf-8")
         except OSError:
             print(text, file=sys.stderr)
         if under_launcher:

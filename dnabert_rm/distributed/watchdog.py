@@ -131,7 +131,7 @@ def _descendants(process: int) -> list[int]:
     """Return the ids of all descendants of a process, for example loader workers and `pipe:` commands."""
     found = []
     for children in Path(f"/proc/{process}/task").glob("*/children"):
-        for child in map(int, children.read_text().split()):
+        for child in map(int, children.read_text(encoding="utf-8").split()):
             found += [child, *_descendants(child)]
     return found
 
@@ -139,7 +139,7 @@ def _descendants(process: int) -> list[int]:
 def _process_state(process: int) -> str:
     """Return the operating system's state of a process, for example running, sleeping or waiting for a disk."""
     try:
-        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+        lines = Path(f"/proc/{process}/status").read_text(encoding="utf-8").splitlines()
     except OSError:
         return "ended"
     return next((line.replace("\t", " ").lower() for line in lines if line.startswith("State:")), "state: unknown")

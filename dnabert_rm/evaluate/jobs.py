@@ -108,7 +108,7 @@ def run_jobs(jobs: Iterable[Job], slots: Sequence[dict[str, str]]) -> Generator[
 
 def _start(job: Job, variables: dict[str, str]) -> subprocess.Popen:
     job.log.parent.mkdir(parents=True, exist_ok=True)
-    with open(job.log, "w") as log:
+    with open(job.log, "w", encoding="utf-8") as log:
         return subprocess.Popen(
             job.command,
             env={**os.environ, **variables},
@@ -142,7 +142,7 @@ def _terminate(processes: Sequence[subprocess.Popen]) -> None:
 def last_line(log: Path) -> str:
     """Return the last non-blank line of a log file, or "(no log)" or "(the log is empty)"."""
     try:
-        lines = log.read_text(errors="replace").splitlines()
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return "(no log)"
     return next((line.strip() for line in reversed(lines) if line.strip()), "(the log is empty)")

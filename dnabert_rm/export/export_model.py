@@ -35,12 +35,12 @@ from dnabert_rm.config import RunConfig, resolve
 from dnabert_rm.data.manifest import TokenizerInfo
 from dnabert_rm.export.consolidate import SavedWeights, mean_weights, mean_weights_one_by_one, read_weights
 from dnabert_rm.export.model_card import provenance, write_records
-from dnabert_rm.export.self_check import check_exported, check_tokenizer
+from dnabert_rm.export.self_check import check_exported
+from dnabert_rm.export.tokenizer import check_tokenizer, write_tokenizer
 from dnabert_rm.model.build import architecture_of
 from dnabert_rm.model.mlm import MaskedLM
-from dnabert_rm.tokenizer import KmerTokenizer
 from dnabert_rm.utils.errors import CheckpointError, DataError
-from dnabert_rm.utils.files import atomic_folder, read_json
+from dnabert_rm.utils.files import apply_umask, atomic_folder, read_json
 
 MAX_SHARD_SIZE = "2GB"
 """Larger models are split into several safetensors files."""
@@ -119,10 +119,10 @@ def export(
         num_parameters, reference = _write_model(checkpoints, last, temporary, max_shard_size)
         aliases = SavedWeights(checkpoints[-1]).aliases
         difference = check_exported(temporary, _trained_weights(checkpoints), aliases, reference, exact=average == 1)
-        if last.tokenizer.kind == "kmer":
-            check_tokenizer(temporary, last.tokenizer)
+        check_tokenizer(temporary, last.tokenizer)
         facts = provenance(checkpoints[-1], last.state, last.config, last.tokenizer, steps, difference)
         write_records(temporary, facts)
+        apply_umask(temporary)
     return ExportResult(output, steps, num_parameters, difference)
 
 
@@ -142,7 +142,7 @@ def _read_records(checkpoint: Path) -> _CheckpointRecords:
     state = read_state(checkpoint)
     reference = load_reference_output(checkpoint / REFERENCE_OUTPUT_NAME)
     try:
-        config = resolve(tomllib.loads((checkpoint / CONFIG_NAME).read_text()))
+        config = resolve(tomllib.loads((checkpoint / CONFIG_NAME).read_text(encoding="utf-8")))
         tokenizer = TokenizerInfo(**read_json(checkpoint / TOKENIZER_NAME, error=CheckpointError))
     except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(f"{checkpoint}: its records cannot be read ({error}); use another checkpoint") from None
@@ -166,9 +166,7 @@ def _write_model(
         model.save_pretrained(folder, max_shard_size=max_shard_size)
     except ValueError as error:
         raise DataError(f"--max-shard-size {max_shard_size}: {error}") from None
-    if last.tokenizer.kind == "kmer":
-        length = last.config.model.max_positions
-        KmerTokenizer(k=last.tokenizer.k, model_max_length=length).save_pretrained(folder)
+    write_tokenizer(checkpoints[-1], last.tokenizer, last.config, folder)
     return model.num_parameters(), reference
 
 

@@ -22,6 +22,8 @@ from dnabert_rm.utils.system_info import ENVIRONMENT_NAME
 PROVENANCE_NAME = "pretraining.json"
 CARD_NAME = "README.md"
 CARD_TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
+OLDEST_TRANSFORMERS = {"bert": "4.40", "modernbert": "5.17"}
+"""First release of transformers that loads an export. Before 5.17, some layers of ModernBERT would attend locally."""
 _PHASE_END_ROWS = 50
 """Number of logged steps averaged at the end of each phase."""
 _NAMES_SHOWN = 12
@@ -95,8 +97,8 @@ def _read_json_or_empty(path: Path) -> dict[str, Any]:
 
 def write_records(folder: Path, facts: dict[str, Any]) -> None:
     """Write `pretraining.json` and the model card."""
-    (folder / PROVENANCE_NAME).write_text(json.dumps(facts, indent=1) + "\n")
-    (folder / CARD_NAME).write_text(model_card(facts))
+    (folder / PROVENANCE_NAME).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    (folder / CARD_NAME).write_text(model_card(facts), encoding="utf-8")
 
 
 def model_card(facts: dict[str, Any]) -> str:
@@ -107,7 +109,11 @@ def model_card(facts: dict[str, Any]) -> str:
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
     template = environment.from_string(CARD_TEMPLATE.read_text(encoding="utf-8"))
-    return template.render(facts=facts, genomes=_names([source["genome"] for source in facts["sources"]]))
+    return template.render(
+        facts=facts,
+        genomes=_names([source["genome"] for source in facts["sources"]]),
+        oldest=OLDEST_TRANSFORMERS[facts["config"]["model"]["architecture"]],
+    )
 
 
 def _names(names: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""Self-check of an exported folder: compare its weights, logits and tokenizer with those of training.
+"""Self-check of an exported folder: compare its weights and logits with those of training.
 
 The folder is loaded with stock transformers. Memory holds one model, and trained weights are compared one at a time.
 """
@@ -10,20 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors import SafetensorError
-from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import AutoModelForMaskedLM, PreTrainedModel
 
 from dnabert_rm.checkpoint.reference_output import ReferenceOutput
-from dnabert_rm.data.manifest import TokenizerInfo
-from dnabert_rm.genome import kmer
-from dnabert_rm.tokenizer import KmerTokenizer
-from dnabert_rm.tokenizer.vocabulary_files import STOCK_FILE
-from dnabert_rm.utils import random
 from dnabert_rm.utils.errors import CheckpointError
-from dnabert_rm.utils.files import read_json
 
 TOLERANCE = {("fp32", "cpu"): 1e-5, ("fp32", "cuda"): 5e-3, ("bf16", "cpu"): 3e-2, ("bf16", "cuda"): 3e-2}
 """Largest allowed difference of logits, relative to the largest logit or to 1 if that is larger.
@@ -33,7 +25,6 @@ Keys are the precision and device of training. A GPU may use TF32 for fp32.
 MEAN_TOLERANCE = 1e-5
 """Largest allowed difference between two computations of a mean, as a share of the weight's largest element."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-_TEST_BASES = 5000
 
 
 def check_exported(
@@ -123,50 +114,3 @@ def _compare_logits(model: PreTrainedModel, reference: ReferenceOutput) -> float
             f" (limit {allowed:.2g}); compare the package versions with environment.json"
         )
     return difference
-
-
-def check_tokenizer(folder: Path, trained: TokenizerInfo) -> None:
-    """Raise `CheckpointError` unless `KmerTokenizer` and the stock tokenizer reproduce the ids of the training data.
-
-    The training data has ids from `kmer.encode`. The check compares the whole vocabulary, and the ids of a test
-    sequence with upper-case, lower-case and ambiguous bases.
-    """
-    assert trained.k is not None
-    own = KmerTokenizer.from_pretrained(folder)
-    stock = Tokenizer.from_file(str(folder / STOCK_FILE))
-    size = read_json(folder / "config.json", error=CheckpointError)["vocab_size"]
-    _check_vocabulary("vocab.txt", own.get_vocab(), trained, size)
-    _check_vocabulary(STOCK_FILE, stock.get_vocab(), trained, size)
-    sequence = _test_sequence()
-    expected = [kmer.CLS_ID, *kmer.encode(sequence, trained.k).tolist(), kmer.SEP_ID]
-    if own(sequence, verbose=False)["input_ids"] != expected:
-        raise CheckpointError(
-            "export: KmerTokenizer produces other token ids than the training data; report this error"
-        )
-    if stock.encode(sequence).ids != expected:
-        raise CheckpointError(
-            f"export: {STOCK_FILE} produces other token ids than the training data; report this error"
-        )
-
-
-def _check_vocabulary(name: str, found: Mapping[str, int], trained: TokenizerInfo, model_size: int) -> None:
-    """Raise `CheckpointError` unless `found` is the vocabulary of the training data and has `model_size` tokens."""
-    assert trained.k is not None
-    if len(found) != trained.vocab_size or len(found) != model_size:
-        raise CheckpointError(
-            f"export: vocabulary sizes differ: {name} {len(found)}, training data {trained.vocab_size}, "
-            f"model {model_size}; report this error"
-        )
-    for index, token in enumerate(kmer.vocabulary(trained.k)):
-        if found.get(token) != index:
-            raise CheckpointError(
-                f"export: {name} gives {token} the id {found.get(token)}, but the training data has {index};"
-                " report this error"
-            )
-
-
-def _test_sequence() -> str:
-    """Return a sequence of random upper-case and lower-case bases, with a few N and R."""
-    letters: NDArray = np.array(list("ACGTacgt" * 8 + "NR"))
-    bits = random.fold(random.key(0, "trial"), np.arange(_TEST_BASES))
-    return "".join(letters[random.below(bits, len(letters))])

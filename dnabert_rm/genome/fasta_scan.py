@@ -213,7 +213,7 @@ def header_name(line: bytes) -> str:
         character = next(letter for letter in name if not letter.isprintable())
         kind = "space" if character.isspace() else "control character"
         raise ValueError(
-            f"the name in the header contains the {kind} U+{ord(character):04X}; replace it by a blank or remove it"
+            f"the name in the header contains the {kind} U+{ord(character):04X}; replace it with a space, or remove it"
         )
     return name
 

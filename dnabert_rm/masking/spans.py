@@ -103,8 +103,8 @@ def replace(
         columns: (M,) int64, the position of each token in its window.
         keys: (B,) uint64, one random key per window.
         vocab_size: Number of tokens in the vocabulary, special tokens included.
-        replacement: "token" chooses for each token separately, as DNABERT does. "span" chooses once per united span,
-            so that an unchanged token can't reveal the masked ones around it.
+        replacement: "token" chooses for each token separately, as DNABERT does. "span" chooses once for
+            each run of adjacent masked tokens, so that an unchanged token can't reveal the masked ones around it.
     """
     bits = random.fold(keys[rows], columns)
     choice = bits

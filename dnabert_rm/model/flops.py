@@ -99,8 +99,10 @@ def attended_tokens(shape: ModelShape, window: int) -> float:
 def forward_flops_per_token(shape: ModelShape, window: int, masked_fraction: float = 1.0) -> float:
     """Return the number of forward-pass operations per token, for windows of `window` tokens.
 
-    - Layers: 2N(4H² + 2HI), or 2N(4H² + 3HI) with GeGLU.
-    - Attention: 4H for each attended token. This covers the scores and their product with the values.
+    For N layers, hidden size H, intermediate size I and vocabulary size V:
+
+    - Matrix products of the layers: 2N(4H² + 2HI), or 2N(4H² + 3HI) with GeGLU.
+    - Attention scores and their product with the values: 4H for each layer and each token that it attends to.
     - Head: 2(H² + HV) for each masked token.
 
     A `masked_fraction` of 1.0 means that the head runs on all positions, as in transformers.

@@ -54,7 +54,7 @@ def check_vocabulary(folder: str | Path, k: int | None, vocab_size: int) -> None
             "build the data with the model's k"
         )
     path = folder / "vocab.txt"
-    if k is not None and path.is_file() and path.read_text().split() != kmer.vocabulary_text(k).split():
+    if k is not None and path.is_file() and path.read_text(encoding="utf-8").split() != kmer.vocabulary_text(k).split():
         raise CheckpointError(f"{path}: is not the {k}-mer vocabulary of the data; choose another model")
 
 

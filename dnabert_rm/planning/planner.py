@@ -163,7 +163,9 @@ def options(job: Job, memory_bytes: float | None, ds_config: str = "") -> list[O
         names.append(ds_config)
     found = [_option(job, name, memory_bytes) for name in names]
     if _is_half(job) and found[-1].zero.stage == 0:
-        raise ConfigError(f"train.ds_config: {ds_config} has ZeRO stage 0, which trains in fp32 only; choose zero1")
+        raise ConfigError(
+            f"train.ds_config: {ds_config} has ZeRO stage 0, which trains in fp32 only; choose --ds-config zero1"
+        )
     return found
 
 
@@ -230,7 +232,10 @@ def _gib(size: float) -> str:
 
 
 def _flags_that_fit(job: Job, memory_bytes: float) -> str:
-    """Return advice on how to fit in memory: a smaller micro-batch, then also checkpointing, then also offload."""
+    """Return the first flags with which the run fits in memory, as advice.
+
+    Smaller micro-batches are tried first, then activation checkpointing in addition, then offload in addition.
+    """
     names = _choices(job)
     on_device = [name for name in names if "offload" not in name]
     for checkpointing, candidates in ((job.work.checkpointing, on_device), (True, on_device), (True, names)):

@@ -12,25 +12,27 @@ How text is encoded:
 Decoding joins k-mers that overlap and writes N for a base that only `[UNK]` tokens cover. It writes a space between
 adjacent tokens that do not overlap. Encoding the decoded text gives the same ids.
 
-`save_pretrained` writes `vocab.txt`, identical to DNABERT's, and a `tokenizer.json` for users without this package. A
-stock `AutoTokenizer` loads that file without remote code and encodes raw DNA, but much more slowly. Once this module is
-imported, `AutoTokenizer` loads the same folder as a `KmerTokenizer`.
+`save_pretrained` writes `vocab.txt`, identical to DNABERT's, and a `tokenizer.json` for users without this package.
+`AutoTokenizer` loads that file without remote code and encodes raw DNA to the same ids, but much more slowly. For
+speed, load the folder with `KmerTokenizer.from_pretrained`.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import groupby, pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from transformers import AutoTokenizer, BatchEncoding, PreTrainedConfig, PreTrainedTokenizer
+from transformers import BatchEncoding, PreTrainedTokenizer
 
 from dnabert_rm.genome import kmer
-from dnabert_rm.tokenizer.vocabulary_files import VOCAB_FILE, read_k, write_tokenizer_files
+from dnabert_rm.tokenizer.vocabulary_files import VOCAB_FILE, name_stock_class, read_k, write_tokenizer_files
 from dnabert_rm.tokenizer.windows import pad_rows, padded_width
 from dnabert_rm.utils.errors import CheckpointError
 
@@ -250,6 +252,15 @@ class KmerTokenizer(PreTrainedTokenizer):
 
     # ---- files
 
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> tuple[str, ...]:
+        """Save the tokenizer for `KmerTokenizer`, and for `AutoTokenizer` of transformers 4.40 and newer.
+
+        Returns the paths of the files.
+        """
+        files = super().save_pretrained(save_directory, *args, **kwargs)
+        name_stock_class(Path(files[0]))
+        return files
+
     def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str, ...]:
         """Write `vocab.txt` and `tokenizer.json`, and return their paths."""
         prefix = f"{filename_prefix}-" if filename_prefix else ""
@@ -259,15 +270,3 @@ class KmerTokenizer(PreTrainedTokenizer):
 def _letters(text: str) -> bytes:
     """Encode text as one byte per letter. Letters outside Latin-1 become "?", which is not a base."""
     return text.encode("latin-1", errors="replace")
-
-
-class _KmerTokenizerConfig(PreTrainedConfig):
-    """Placeholder for `AutoTokenizer.register`, which requires a model configuration.
-
-    Registering BERT's configuration instead would affect every BERT model.
-    """
-
-    model_type = "dnabert_rm_kmer_tokenizer"
-
-
-AutoTokenizer.register(_KmerTokenizerConfig, tokenizer_class=KmerTokenizer, exist_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -10,9 +11,12 @@ from tokenizers.models import WordLevel
 
 from dnabert_rm.genome import kmer
 from dnabert_rm.utils.errors import CheckpointError
+from dnabert_rm.utils.files import read_json
 
 VOCAB_FILE = "vocab.txt"
 STOCK_FILE = "tokenizer.json"
+STOCK_CLASS = "PreTrainedTokenizerFast"
+"""transformers' class that loads any `tokenizer.json`, by the name that versions 4 and 5 know."""
 _LETTERS = "ACGTN"
 
 
@@ -42,6 +46,17 @@ def write_tokenizer_files(
     vocab.write_bytes(kmer.vocabulary_text(k).encode())
     stock.write_text(stock_tokenizer(k, overlapping).to_str(pretty=True) + "\n", encoding="utf-8")
     return str(vocab), str(stock)
+
+
+def name_stock_class(config_file: Path) -> None:
+    """Name transformers' own class in a `tokenizer_config.json`, for versions that do not know ours.
+
+    transformers 4 looks the class up by this name and has no other way to load `tokenizer.json`.
+    """
+    content = read_json(config_file, error=CheckpointError)
+    content.pop("backend", None)
+    content |= {"tokenizer_class": STOCK_CLASS, "clean_up_tokenization_spaces": False}
+    config_file.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def stock_tokenizer(k: int, overlapping: bool = True) -> Tokenizer:

@@ -68,7 +68,7 @@ COMPARED = ("train/loss", "train/base_accuracy", "validation_loss/span_6", "vali
 
 
 class BatchCounts(NamedTuple):
-    """Counts over one or more batches. They are known before the forward pass."""
+    """Numbers of tokens, masked tokens and windows in one or more batches, known before the forward pass."""
 
     num_masked: float
     num_tokens: float

@@ -99,6 +99,6 @@ def _command_line(process: int) -> list[str]:
 def _parent(process: int) -> int:
     """Return the process id of the parent of `process`, or 0 if `process` has ended."""
     try:
-        return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+        return int(Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[1])
     except OSError:
         return 0

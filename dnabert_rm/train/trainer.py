@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from dnabert_rm.checkpoint.load import load_checkpoint
-from dnabert_rm.checkpoint.metadata import write_metadata
+from dnabert_rm.checkpoint.metadata import read_bpe_model, write_metadata
 from dnabert_rm.checkpoint.resume import first_state
 from dnabert_rm.checkpoint.run_folder import CONFIG_NAME, complete_steps
 from dnabert_rm.checkpoint.save import remove_leftovers, remove_old_checkpoints, save_checkpoint
@@ -25,7 +25,7 @@ from dnabert_rm.config import RunConfig
 from dnabert_rm.data.batching import split_batch
 from dnabert_rm.data.dataset import WindowDataset, consumed_tokens, make_dataset
 from dnabert_rm.data.loader import Loader, MicroBatchSampler, make_loader
-from dnabert_rm.distributed.collectives import any_rank, barrier, on_every_rank, sum_over_ranks
+from dnabert_rm.distributed.collectives import any_rank, barrier, on_every_rank, on_first_rank, sum_over_ranks
 from dnabert_rm.distributed.consistency import check_consistency
 from dnabert_rm.distributed.device import peak_memory, resolve_precision
 from dnabert_rm.distributed.process_group import Ranks, collective_timeout, process_group, set_collective_timeout
@@ -117,6 +117,7 @@ class Trainer:
         self.last_step = min(config.train.steps, config.train.stop_after or config.train.steps)
         self.save_seconds: float | None = None
 
+        self.bpe_model = on_first_rank(lambda: read_bpe_model(dataset), ranks)
         self.state, self.checkpoint = first_state(config, dataset, ranks)
         self.split = split_batch(self.state.plan, config.train.micro_batch, ranks.world_size, self.state.step)
         self.schedule = make_mask_schedule(config, dataset.tokenizer.k)
@@ -243,7 +244,9 @@ class Trainer:
         self.watchdog.reset("save")
         if self.metrics_writer:
             self.metrics_writer.flush()
-        metadata = functools.partial(write_metadata, self.engine.deepspeed, self.config, self.dataset, self.ranks)
+        metadata = functools.partial(
+            write_metadata, self.engine.deepspeed, self.config, self.dataset, self.bpe_model, self.ranks
+        )
         self.save_seconds = save_checkpoint(self.engine.deepspeed, self.state, self.folder, self.ranks, metadata)
         if self.ranks.is_first:
             remove_old_checkpoints(self.folder, self.config.train.keep_last, self.config.train.keep_every)
@@ -378,8 +381,8 @@ class NonFiniteLossError(UserError):
 def check_finite(loss_sum: float, batches: list[Batch], step: int, num_windows: int) -> None:
     """Raise `NonFiniteLossError` if the summed loss of the global batch is inf or NaN.
 
-    The sum is the same on every rank, so all ranks raise the error. Only rank 0 prints its error. The first sample of
-    the global batch is in one of rank 0's batches.
+    The sum is the same on every rank, so all ranks raise the error. Only rank 0's message is printed. It names the
+    samples of the global batch correctly, because rank 0 has the first of them.
     """
     if not math.isfinite(loss_sum):
         first = min(int(batch["samples"].min()) for batch in batches)

@@ -175,6 +175,15 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         raise
 
 
+def apply_umask(folder: Path) -> None:
+    """Give all files of a folder the permissions of newly created files. safetensors makes its files private."""
+    umask = os.umask(0)
+    os.umask(umask)
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            path.chmod(0o666 & ~umask)
+
+
 def check_not_input(output: Path, inputs: Iterable[str | os.PathLike[str]], name: str = "--output") -> None:
     """Raise `ConfigError` if `output` is one of the files that a command reads, also through a link.
 

@@ -41,7 +41,7 @@ MISTAKES = {
     "missing DeepSpeed file": ([*PRETRAIN, *DATA, "--window", "64", "--ds-config", "zero9"], "zero3"),
     "stage 0 in bf16": (
         [*PRETRAIN, *DATA, "--window", "64", "--global-batch", "4", "--precision", "bf16", "--ds-config", "zero0"],
-        "choose zero1",
+        "choose --ds-config zero1",
     ),
     "batch does not divide": (
         [*PRETRAIN, *DATA, "--window", "64", "--global-batch", "10", "--micro-batch", "4"],

@@ -46,7 +46,7 @@ def write_files(folder: Path) -> None:
         (["{}/cut.fa.gz"], "cut.fa.gz: the gzip data are damaged or end too early"),
         (["{}/gaps.fa"], "no segment is left"),
         (["--list", "{}/list.txt"], "missing.fa: no such file"),
-        ([], "no FASTA file; pass at least one"),
+        ([], "no FASTA file given; pass one"),
         (["{}/good.fa", "--k", "9"], "--k 9: k must be between 3 and 8"),
         (["{}/good.fa", "--k", "six"], "--k six: must be of type int"),
         (["{}/good.fa", "--workers", "0"], "--workers 0: must be at least 1"),

@@ -9,7 +9,7 @@ import pytest
 import sentencepiece
 from slow_fasta import slow_file
 
-from data_prep.bpe import load_model, piece_bases, sample_sentences, train, train_from_files
+from data_prep.bpe import sample_sentences, train, train_from_files
 from data_prep.cli import main
 from data_prep.decode import make_decoder
 from data_prep.parallel import open_executor
@@ -22,6 +22,7 @@ from data_prep.verify import find_faults
 from dnabert_rm.data.manifest import load_manifest
 from dnabert_rm.data.shards import read_segments
 from dnabert_rm.genome import kmer
+from dnabert_rm.genome.bpe_model import load_model, piece_bases
 from dnabert_rm.utils.errors import ConfigError, DataError
 from dnabert_rm.utils.files import sha256_of_file
 
