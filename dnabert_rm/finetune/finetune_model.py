@@ -145,9 +145,7 @@ def tokenize_splits(settings: FinetuneSettings, splits: Splits, tokenizer: Any, 
             per_base=splits.task.per_base,
         )
         if rows.num_empty == len(table):
-            raise DataError(
-                f"{table.path}: every sequence is shorter than one {tokenizer.k}-mer; provide longer sequences"
-            )
+            raise DataError(f"{table.path}: every sequence is shorter than one token; provide longer sequences")
         rows_by_split[name] = rows
     return rows_by_split
 

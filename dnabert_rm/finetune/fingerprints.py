@@ -31,7 +31,7 @@ def hash_model(folder: Path) -> str:
     Raise `CheckpointError` if the folder contains no model.
     """
     check_model_folder(folder)
-    patterns = ("config.json", "vocab.txt", "*.safetensors", "*.bin")
+    patterns = ("config.json", "vocab.txt", "tokenizer.model", "*.safetensors", "*.bin")
     names = sorted({path.name for pattern in patterns for path in folder.glob(pattern)})
     lines = [f"{sha256_of_file(folder / name)}  {name}\n" for name in names]
     return hashlib.sha256("".join(lines).encode()).hexdigest()

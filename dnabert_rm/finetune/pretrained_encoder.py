@@ -26,8 +26,10 @@ from transformers import (
 from dnabert_rm.finetune.lora import ADAPTER_CONFIG
 from dnabert_rm.finetune.task_heads import Task
 from dnabert_rm.model.pretrained import check_model_folder
-from dnabert_rm.tokenizer import KmerTokenizer
-from dnabert_rm.utils.errors import CheckpointError
+from dnabert_rm.tokenizer import BpeTokenizer, DnaTokenizer, KmerTokenizer
+from dnabert_rm.tokenizer.bpe_tokenizer import is_bpe
+from dnabert_rm.tokenizer.vocabulary_files import STOCK_FILE, VOCAB_FILE
+from dnabert_rm.utils.errors import CheckpointError, ConfigError
 from dnabert_rm.utils.out_of_memory import is_out_of_memory
 
 _DROPOUT_FIELDS = (
@@ -49,18 +51,38 @@ def load_config(folder: Path) -> PreTrainedConfig:
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
-def load_tokenizer(folder: Path, config: PreTrainedConfig, overlapping: bool = True) -> KmerTokenizer:
-    """Load a model's k-mer tokenizer, for overlapping or non-overlapping k-mers.
+def has_tokenizer(folder: Path) -> bool:
+    """Return whether a folder has the files of a tokenizer."""
+    return any((folder / name).is_file() for name in (VOCAB_FILE, STOCK_FILE))
 
-    Raises `CheckpointError` if vocab.txt has more tokens than the model has embeddings.
+
+def load_tokenizer(folder: Path, config: PreTrainedConfig, overlapping: bool = True) -> DnaTokenizer:
+    """Load a model's tokenizer: BPE, or k-mers that overlap or not.
+
+    Raises `CheckpointError` if the tokenizer has more tokens than the model has embeddings, and `ConfigError` for
+    non-overlapping BPE.
     """
+    tokenizer: DnaTokenizer
     with as_checkpoint_error(folder):
-        tokenizer = KmerTokenizer.from_pretrained(folder, local_files_only=True, overlapping=overlapping)
+        if is_bpe(folder):
+            if not overlapping:
+                raise ConfigError(f"--non-overlapping: applies to k-mers, but {folder} has BPE tokens; omit it")
+            tokenizer = BpeTokenizer(folder)
+        else:
+            tokenizer = KmerTokenizer.from_pretrained(folder, local_files_only=True, overlapping=overlapping)
     if tokenizer.vocab_size > config.vocab_size:
         raise CheckpointError(
-            f"{folder}: vocab.txt has {tokenizer.vocab_size} tokens, but the model has {config.vocab_size} embeddings;"
-            " replace vocab.txt with the one used for pretraining"
+            f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, but the model has {config.vocab_size} "
+            "embeddings; replace the tokenizer's files with those of pretraining"
         )
+    return tokenizer
+
+
+def load_kmer_tokenizer(folder: Path, config: PreTrainedConfig, task: str) -> KmerTokenizer:
+    """Load the tokenizer for a task that needs overlapping k-mers. Raise `CheckpointError` for BPE."""
+    tokenizer = load_tokenizer(folder, config)
+    if not isinstance(tokenizer, KmerTokenizer):
+        raise CheckpointError(f"{folder}: has BPE tokens, but {task} needs overlapping k-mers; choose another model")
     return tokenizer
 
 

@@ -24,15 +24,17 @@ from dnabert_rm.inference.embedding_files import CsvFile, NpyFile, ParquetFile, 
 from dnabert_rm.inference.inference_settings import EmbeddingSettings
 from dnabert_rm.inference.model_loading import load_encoder, model_inputs, open_model_folder
 from dnabert_rm.inference.model_runner import BatchRunner, chunked, default_device
-from dnabert_rm.inference.sequence_input import Region, Tokenization
+from dnabert_rm.inference.sequence_input import Region
 from dnabert_rm.inference.window_stream import (
     RunningMean,
     Tally,
     WindowOutput,
     check_token_limits,
     group_by_region,
+    make_tokenization,
     model_outputs,
 )
+from dnabert_rm.tokenizer import BpeTokenizer
 from dnabert_rm.utils.errors import ConfigError
 from dnabert_rm.utils.files import atomic_outputs, check_output_file
 
@@ -110,6 +112,8 @@ def load_embedder(settings: EmbeddingSettings) -> Embedder:
             f"--layer {settings.layer}: the model has {depth} layers; pass 0 … {depth}, or -1 … {-depth - 1}"
         )
     tokenizer = load_tokenizer(folder.tokenizer, config, settings.overlapping)
+    if settings.both_strands and isinstance(tokenizer, BpeTokenizer):
+        raise ConfigError("--both-strands: BPE tokens have no reverse complement; omit it, or choose a k-mer model")
     device = default_device()
     model = load_encoder(folder).to(device)  # type: ignore[arg-type]
     runner = BatchRunner(tokenizer, device, settings.precision, settings.batch_size)
@@ -137,8 +141,7 @@ def embed(settings: EmbeddingSettings) -> Tally:
     for path in output_paths:
         check_output_file(path, settings.overwrite, model_inputs(settings.model, settings.input))
     embedder = load_embedder(settings)
-    tokenizer = embedder.runner.tokenizer
-    tokenization = Tokenization(tokenizer.k, tokenizer.step, (settings.max_tokens or embedder.positions) - 2)
+    tokenization = make_tokenization(embedder.runner.tokenizer, settings.max_tokens or embedder.positions)
     check_token_limits(settings, tokenization, embedder.positions)
     tally = Tally()
     limits = {"batches_sorted": 1} if settings.per_token else {}
@@ -149,7 +152,7 @@ def embed(settings: EmbeddingSettings) -> Tally:
     ):
         if settings.per_token:
             assert isinstance(file, NpyFile)
-            write_tokens(file, outputs, tokenization, embedder.hidden_size, settings.tile is not None, tally)
+            write_tokens(file, outputs, embedder.hidden_size, settings.tile is not None, tally)
         else:
             write_pooled(file, outputs, settings, embedder.hidden_size, tally)
     return tally
@@ -199,7 +202,6 @@ def join_windows(outputs: Iterable[WindowOutput], pooling: str) -> NDArray | Non
 def write_tokens(
     file: NpyFile,
     outputs: Iterable[WindowOutput],
-    tokenization: Tokenization,
     width: int,
     with_coordinates: bool,
     tally: Tally,
@@ -210,11 +212,10 @@ def write_tokens(
         means = RunningMean(width)
         is_empty = True
         for window, states in windows:
-            first_token = (window.start - region.start) // tokenization.stride
-            file.write([], means.pop(first_token))
-            means.extend(first_token, first_token + tokenization.num_kmers(len(window.sequence)))
+            file.write([], means.pop(window.first_token))
+            means.extend(window.first_token, window.first_token + window.num_tokens)
             if states is not None:
-                means.add(first_token, states)
+                means.add(window.first_token, states)
                 is_empty = False
         file.write([], means.pop())
         names = [*_name_cells(region, with_coordinates), first_row, file.num_rows - first_row]

@@ -20,6 +20,7 @@ from transformers import (
 from dnabert_rm.finetune.lora import ADAPTER_CONFIG
 from dnabert_rm.finetune.pretrained_encoder import (
     as_checkpoint_error,
+    has_tokenizer,
     load_config,
     load_weights,
     suppress_transformers_output,
@@ -50,7 +51,7 @@ class ModelFolder:
     @property
     def tokenizer(self) -> Path:
         """Return the folder with the tokenizer's files. Adapters may have been saved without them."""
-        return self.path if self.base is None or (self.path / "vocab.txt").is_file() else self.base
+        return self.path if self.base is None or has_tokenizer(self.path) else self.base
 
 
 def open_model_folder(path: Path, advice: str = NAME_EXPORTED) -> ModelFolder:

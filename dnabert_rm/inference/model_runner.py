@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dnabert_rm.tokenizer import KmerTokenizer
+from dnabert_rm.tokenizer import DnaTokenizer
 from dnabert_rm.tokenizer.windows import has_known_kmer, pad_rows
 
 Item = TypeVar("Item")
@@ -28,7 +28,7 @@ Forward = Callable[[Tensor, Tensor | None], Tensor]
 class BatchRunner:
     """A tokenizer, and forward passes in batches. Rows of similar length share a batch."""
 
-    tokenizer: KmerTokenizer
+    tokenizer: DnaTokenizer
     device: torch.device
     precision: str
     """fp32, or bf16 to run under autocast."""
@@ -45,7 +45,7 @@ class BatchRunner:
             np.concatenate(([tokenizer.cls_token_id], ids, [tokenizer.sep_token_id]), dtype=np.int32)
             if has_known_kmer(ids)
             else None
-            for ids in tokenizer.kmer_ids([sequence.decode("ascii") for sequence in sequences])
+            for ids in tokenizer.token_ids([sequence.decode("ascii") for sequence in sequences])
         ]
 
     def run(

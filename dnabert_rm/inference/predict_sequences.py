@@ -22,16 +22,18 @@ from dnabert_rm.inference.inference_settings import InferenceSettings
 from dnabert_rm.inference.model_loading import load_adapted, load_model, model_inputs, open_model_folder
 from dnabert_rm.inference.model_runner import BatchRunner, default_device
 from dnabert_rm.inference.prediction_head import Head, read_head
-from dnabert_rm.inference.sequence_input import Region, Tokenization
+from dnabert_rm.inference.sequence_input import AnyTokenization, Region
 from dnabert_rm.inference.window_stream import (
     RunningMean,
     Tally,
     WindowOutput,
     check_token_limits,
     group_by_region,
+    make_tokenization,
     model_outputs,
 )
 from dnabert_rm.model.pretrained import NAME_FINETUNED
+from dnabert_rm.tokenizer import BpeTokenizer
 from dnabert_rm.utils.errors import CheckpointError
 from dnabert_rm.utils.files import atomic_outputs, check_output_file
 
@@ -46,16 +48,28 @@ class Predictor:
     positions: int
 
     def forward(self, sequences: list[bytes]) -> list[NDArray | None]:
-        """Return each sequence's logits (C,), or (T, C) per base.
+        """Return each sequence's logits (C,). For a head per base, return (T, C), or (bases, C) with BPE.
 
-        The result is None for a sequence without a known k-mer.
+        The result is None for a sequence without a known token.
         """
         per_base = self.head.per_base
-        return self.runner.run(
+        tokenizer = self.runner.tokenizer
+        outputs = self.runner.run(
             self.runner.tokenize(sequences),
             lambda ids, mask: self.model(input_ids=ids, attention_mask=mask).logits,
-            lambda logits, num_kmers: logits[1 : 1 + num_kmers] if per_base else logits,
+            lambda logits, num_tokens: logits[1 : 1 + num_tokens] if per_base else logits,
         )
+        if not (per_base and isinstance(tokenizer, BpeTokenizer)):
+            return outputs
+        return [
+            None if logits is None else repeat_for_bases(logits, tokenizer.token_ranges(sequence.decode("ascii")))
+            for sequence, logits in zip(sequences, outputs, strict=True)
+        ]
+
+
+def repeat_for_bases(logits: NDArray, token_ranges: NDArray[np.int64]) -> NDArray:
+    """Return the logits (bases, C) of each base, given those of its token, (T, C). Ranges (T, 2) must be adjacent."""
+    return np.repeat(logits, token_ranges[:, 1] - token_ranges[:, 0], axis=0)
 
 
 def load_predictor(folder: Path, batch_size: int, precision: str) -> Predictor:
@@ -90,9 +104,8 @@ def predict(settings: InferenceSettings) -> Tally:
     check_output_file(settings.output, settings.overwrite, model_inputs(settings.model, settings.input))
     predictor = load_predictor(settings.model, settings.batch_size, settings.precision)
     head = predictor.head
-    tokenizer = predictor.runner.tokenizer
-    max_kmers = (settings.max_tokens or head.max_tokens or predictor.positions) - 2
-    tokenization = Tokenization(tokenizer.k, tokenizer.step, max_kmers)
+    max_tokens = settings.max_tokens or head.max_tokens or predictor.positions
+    tokenization = make_tokenization(predictor.runner.tokenizer, max_tokens)
     check_token_limits(settings, tokenization, predictor.positions)
     tally = Tally()
     # Per-base logits are large, so hold one batch at a time. Other outputs are a few numbers per window.
@@ -136,7 +149,7 @@ def mean_logits(outputs: Iterable[WindowOutput]) -> Iterator[tuple[Region, NDArr
         yield region, total / num_windows if num_windows else None
 
 
-def base_rows(head: Head, tokenization: Tokenization, outputs: Iterable[WindowOutput]) -> Iterator[list[Any]]:
+def base_rows(head: Head, tokenization: AnyTokenization, outputs: Iterable[WindowOutput]) -> Iterator[list[Any]]:
     """Yield a row for each base in a window: id, position in the record, and the prediction cells.
 
     A base's logits are the mean over all k-mers that cover it, in all windows.

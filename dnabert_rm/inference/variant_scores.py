@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AutoModelForMaskedLM
 
-from dnabert_rm.finetune.pretrained_encoder import load_config, load_tokenizer
+from dnabert_rm.finetune.pretrained_encoder import load_config, load_kmer_tokenizer
 from dnabert_rm.genome import kmer
 from dnabert_rm.genome.fasta_stream import Input
 from dnabert_rm.genome.reference import Genome
@@ -181,7 +181,7 @@ class VariantTally:
 def load_scorer(settings: VariantSettings) -> Scorer:
     """Load the pretrained model. Raise `ConfigError` if it does not support `--span` or `--max-tokens`."""
     config = load_config(settings.model)
-    k = load_tokenizer(settings.model, config).k
+    k = load_kmer_tokenizer(settings.model, config, "score-variants").k
     positions = config.max_position_embeddings
     max_kmers = (settings.max_tokens or positions) - 2
     span = settings.span or k

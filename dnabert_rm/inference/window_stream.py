@@ -12,7 +12,17 @@ from numpy.typing import NDArray
 from dnabert_rm.genome.fasta_stream import Input
 from dnabert_rm.inference.inference_settings import InferenceSettings
 from dnabert_rm.inference.model_runner import chunked
-from dnabert_rm.inference.sequence_input import Region, Tokenization, Window, cut_windows, read_records, regions
+from dnabert_rm.inference.sequence_input import (
+    AnyTokenization,
+    BpeTokenization,
+    Region,
+    Tokenization,
+    Window,
+    cut_windows,
+    read_records,
+    regions,
+)
+from dnabert_rm.tokenizer import BpeTokenizer, DnaTokenizer
 from dnabert_rm.utils.errors import ConfigError
 from dnabert_rm.utils.progress import notice, progress_bar
 
@@ -42,15 +52,22 @@ class Tally:
         return f"{output}: {self.rows:,} rows{empty}; {done}"
 
 
-def check_token_limits(settings: InferenceSettings, tokenization: Tokenization, positions: int) -> None:
+def make_tokenization(tokenizer: DnaTokenizer, max_tokens: int) -> AnyTokenization:
+    """Return the rules for cutting sequences into windows of at most `max_tokens` tokens, special tokens included."""
+    if isinstance(tokenizer, BpeTokenizer):
+        return BpeTokenization(tokenizer.token_ranges, max_tokens - 2)
+    return Tokenization(tokenizer.k, tokenizer.step, max_tokens - 2)
+
+
+def check_token_limits(settings: InferenceSettings, tokenization: AnyTokenization, positions: int) -> None:
     """Raise `ConfigError` if `--max-tokens` or `--tile` needs more positions than the model has."""
     max_kmers = tokenization.max_kmers
     if max_kmers + 2 > positions:
         raise ConfigError(
             f"--max-tokens {max_kmers + 2}: the model has {positions} positions; pass {positions} or less"
         )
-    if settings.tile is None or settings.long is not None:
-        return
+    if settings.tile is None or settings.long is not None or isinstance(tokenization, BpeTokenization):
+        return  # the number of BPE tokens in a tile is not known in advance
     if (num_kmers := tokenization.num_kmers(settings.tile)) > max_kmers:
         raise ConfigError(
             f"--tile {settings.tile}: has {num_kmers} tokens, but the model takes {max_kmers} at once;"
@@ -92,7 +109,7 @@ class InputPosition:
 
 def model_outputs(
     settings: InferenceSettings,
-    tokenization: Tokenization,
+    tokenization: AnyTokenization,
     long: str,
     forward: Callable[[list[bytes]], list[NDArray | None]],
     tally: Tally,

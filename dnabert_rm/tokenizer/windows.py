@@ -61,3 +61,12 @@ def windows(num_tokens: int, length: int, stride: int | None = None) -> Iterator
     for start in range(0, last, stride):
         yield range(start, start + length)
     yield range(last, num_tokens)
+
+
+def middle(num_tokens: int, max_tokens: int) -> range:
+    """Return the index range of the middle `max_tokens` tokens.
+
+    If the number of tokens to cut is odd, one more is cut on the right than on the left.
+    """
+    start = max(0, num_tokens - max_tokens) // 2
+    return range(start, min(num_tokens, start + max_tokens))
