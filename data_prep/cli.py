@@ -13,7 +13,7 @@ from data_prep.sharding.options import BuildOptions, SegmentOptions
 from dnabert_rm.config.command_line import Command, choose_command, overview
 from dnabert_rm.config.schema import Settings, setting
 from dnabert_rm.utils.errors import ConfigError, run_command
-from dnabert_rm.utils.files import check_readable_file, sha256_of_file
+from dnabert_rm.utils.files import check_not_input, check_readable_file, sha256_of_file
 
 PROGRAM = "python -m data_prep"
 DESCRIPTION = "Convert whole genomes to shards of token ids for pretraining."
@@ -194,8 +194,11 @@ def train_bpe(settings: TrainBpeSettings) -> None:
 
     with open_executor(num_workers(settings.workers)) as executor:
         if executor is not None:
+            sources = find_sources(settings.fasta, settings.list)
+            lists = [settings.list] if settings.list else []
+            check_not_input(settings.out, [*lists, *(source.path for source in sources)], "--out")
             train_from_files(
-                find_sources(settings.fasta, settings.list),
+                sources,
                 settings.out,
                 settings.vocab_size,
                 settings.sample_bases,

@@ -18,6 +18,7 @@ from dnabert_rm.data.manifest import SPLITS, Manifest, TokenizerInfo, load_manif
 from dnabert_rm.data.shards import read_segments
 from dnabert_rm.genome.kmer import AMBIGUOUS, BASE_ORDER
 from dnabert_rm.utils.errors import ConfigError
+from dnabert_rm.utils.files import check_not_input
 from dnabert_rm.utils.progress import progress_bar
 
 _MAX_BAR_CHARACTERS = 40
@@ -35,6 +36,8 @@ class CountTask(NamedTuple):
 def run(folder: Path, as_json: bool, plot: str | None, executor: Executor) -> int:
     """Run `stats`: print a table or one JSON object. If `plot` is given, also write the histogram to this file."""
     manifest = load_manifest(folder)
+    if plot is not None:
+        check_not_input(Path(plot), [folder], "--plot")
     content = collect(manifest, folder, executor)
     if plot is not None:
         draw_histogram(content["segment_tokens"], Path(plot))

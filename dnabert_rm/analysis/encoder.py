@@ -11,13 +11,14 @@ from typing import Any
 
 import torch
 from numpy.typing import NDArray
-from transformers import AutoModel, PreTrainedModel
+from transformers import PreTrainedModel
 
 from dnabert_rm.checkpoint.run_folder import CONFIG_NAME, FOLDER_NAME
 from dnabert_rm.export.export_model import export
 from dnabert_rm.export.model_card import PROVENANCE_NAME
-from dnabert_rm.finetune.pretrained_encoder import load_config, suppress_transformers_output
-from dnabert_rm.inference.model_runner import load_model
+from dnabert_rm.finetune.pretrained_encoder import suppress_transformers_output
+from dnabert_rm.inference.model_loading import load_encoder as load_model_encoder
+from dnabert_rm.inference.model_loading import open_model_folder
 from dnabert_rm.tokenizer.vocabulary_files import VOCAB_FILE, read_k
 from dnabert_rm.utils.errors import CheckpointError, DataError
 from dnabert_rm.utils.files import read_json
@@ -55,11 +56,11 @@ def load_encoder(path: Path, step: int | None = None, attention: str = "sdpa") -
     model can return attention weights. Raise `CheckpointError` if loading fails.
     """
     with _model_folder(path, step) as folder:
-        # An exported masked-LM model has no pooler, and the analysis uses no pooler.
-        model = load_model(AutoModel, folder, load_config(folder), optional="pooler.")
+        source = open_model_folder(folder)
+        model = load_model_encoder(source)
         model.set_attn_implementation(attention)
-        vocab = folder / VOCAB_FILE
-        data = _pretraining_data(folder)
+        vocab = source.tokenizer / VOCAB_FILE
+        data = _pretraining_data(source.base or folder)
         positions = model.config.max_position_embeddings
         return Encoder(
             model,

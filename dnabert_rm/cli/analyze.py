@@ -61,7 +61,7 @@ class EmbeddingsSettings(Settings):
     """Flags of `analyze embeddings`."""
 
     model: Path = setting(positional=True, metavar="MODEL")
-    """An exported model, a run folder (its last checkpoint), or one of its step_… folders."""
+    """An exported or fine-tuned model, a run folder (its last checkpoint), or one of its step_… folders."""
     output: Path | None = setting(None, metavar="DIR")
     """Folder for embeddings.png, .csv, .json; by default RUN/analysis, where the report finds them. Required for an
     exported model."""
@@ -100,7 +100,7 @@ class AttentionSettings(Settings):
     """Flags of `analyze attention`."""
 
     model: Path = setting(positional=True, metavar="MODEL")
-    """An exported model, a run folder (its last checkpoint), or one of its step_… folders."""
+    """An exported or fine-tuned model, a run folder (its last checkpoint), or one of its step_… folders."""
     output: Path | None = setting(None, metavar="DIR")
     """Folder for attention.json and three figures; by default RUN/analysis, where the report finds them. Required for
     an exported model."""
@@ -251,9 +251,11 @@ class ReportSettings(Settings):
     """Horizontal axis of the curves."""
 
     def problems(self) -> Iterator[str]:
-        """Yield an error message if the output is a folder."""
+        """Yield an error message if the output is a folder or not named as an HTML page."""
         if self.output.is_dir():
             yield f"--output {self.output}: is a folder; pass the path of a file, such as report.html"
+        elif self.output.suffix.lower() not in (".html", ".htm"):  # so that it is none of a run's own files
+            yield f"--output {self.output}: the file name must end in .html"
 
 
 def run_report(settings: ReportSettings) -> None:

@@ -6,7 +6,6 @@ k-mers.
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -16,9 +15,9 @@ from typing import Any
 from dnabert_rm.evaluate.gue_suite import SPLITS, STAND_IN, DataSet, set_settings
 from dnabert_rm.evaluate.suite_settings import SuiteSettings
 from dnabert_rm.finetune.finetune_settings import SCORES_FILE, FinetuneSettings, flag
-from dnabert_rm.model.pretrained import check_model_folder
-from dnabert_rm.utils.errors import ConfigError, DataError
-from dnabert_rm.utils.files import read_json, sha256_of_file
+from dnabert_rm.finetune.fingerprints import hash_model, hash_tables
+from dnabert_rm.utils.errors import ConfigError
+from dnabert_rm.utils.files import read_json
 
 RUNS_FOLDER = "runs"
 RECORD_FILE = "gue_run.json"
@@ -78,7 +77,14 @@ def resolve_settings(name: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def make_runs(suite: SuiteSettings, sets: Sequence[DataSet]) -> list[Run]:
-    """Return one run per data set, seed and choice of initial weights. Raise `ConfigError` for an invalid setting."""
+    """Return one run per data set, seed and choice of initial weights.
+
+    Raise `ConfigError` if a setting is out of range, or if the runs would replace the model or the data.
+    """
+    for name, path in (("--model", suite.model), ("--data", suite.data)):
+        inside = path.resolve()
+        if (suite.output / RUNS_FOLDER).resolve() in (inside, *inside.parents):
+            raise ConfigError(f"--output {suite.output}: the runs would replace {name} {path}; choose another folder")
     model_sha256 = hash_model(suite.model)
     return [run for data_set in sets for run in _runs_of_set(suite, data_set, model_sha256)]
 
@@ -98,7 +104,7 @@ def _runs_of_set(suite: SuiteSettings, data_set: DataSet, model_sha256: str) -> 
         "stand_in": stand_in,
         "settings": settings,
         "model_sha256": model_sha256,
-        "data_sha256": hash_tables(data_set),
+        "data_sha256": hash_tables({split: data_set.file(split) for split in SPLITS if split in data_set.splits}),
     }
     for seed in suite.seeds:
         for weights in suite.arms:
@@ -112,28 +118,6 @@ def _runs_of_set(suite: SuiteSettings, data_set: DataSet, model_sha256: str) -> 
                 **settings,
             )
             yield Run(data_set, arm, finetune_settings, common_record | {"arm": arm, "seed": seed})
-
-
-def hash_model(folder: Path) -> str:
-    """Return one SHA-256 for a model folder, computed from its configuration, vocabulary and weight files.
-
-    Raise `CheckpointError` if the folder contains no model.
-    """
-    check_model_folder(folder)
-    patterns = ("config.json", "vocab.txt", "*.safetensors", "*.bin")
-    names = sorted({path.name for pattern in patterns for path in folder.glob(pattern)})
-    lines = [f"{sha256_of_file(folder / name)}  {name}\n" for name in names]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-def hash_tables(data_set: DataSet) -> dict[str, str]:
-    """Return the SHA-256 of each CSV file of a data set, keyed by split. Raise `DataError` if a file can't be read."""
-    try:
-        return {split: sha256_of_file(data_set.file(split)) for split in SPLITS if split in data_set.splits}
-    except OSError as error:
-        raise DataError(
-            f"{data_set.folder}: {error.filename} can't be read ({error.strerror}); check the file"
-        ) from None
 
 
 # ---- runs in the output folder

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from dnabert_rm.finetune.finetune_settings import FinetuneSettings
+from dnabert_rm.finetune.fingerprints import fingerprints_of
 from dnabert_rm.finetune.output_folder import (
     check_output,
     clear_output,
@@ -39,6 +40,7 @@ def finetune(settings: FinetuneSettings) -> dict[str, Any]:
     check_output(settings)
     check_model_folder(settings.model)
     splits = read_splits(settings)
+    fingerprints = fingerprints_of(settings)
     best_metric = chosen_metric(settings, splits)
     warn_of_shared_rows(splits)
     # Importing torch and transformers takes seconds, so errors in the tables are reported first.
@@ -64,6 +66,7 @@ def finetune(settings: FinetuneSettings) -> dict[str, Any]:
         metrics = {name: trainer.scores(output) for name, output in outputs.items()}
         scores = (
             describe(settings, splits, metrics)
+            | fingerprints
             | count_changed_rows(settings, splits, rows)
             | training_summary(trainer, trained, best_metric)
         )
@@ -76,26 +79,29 @@ def finetune(settings: FinetuneSettings) -> dict[str, Any]:
 def chosen_metric(settings: FinetuneSettings, splits: Splits) -> str:
     """Return the name of the metric that chooses the checkpoint.
 
-    Raises `ConfigError` if the task has no such metric, or if the metric is undefined on dev.
+    Raises `ConfigError` if the task has no such metric, or if the metric is undefined or the same for every model on
+    dev. Then the first checkpoint would win. Warns if dev has only one value of a label.
     """
     task = splits.task
     metric = settings.best_metric or task.best_metric
-    targets = splits.targets(splits.dev)
-    if task.per_base:
-        flat_targets = np.concatenate(targets)
-        scores = task.metrics(flat_targets, np.zeros_like(flat_targets))
-    else:
-        scores = task.metrics(np.stack(targets), np.zeros((len(targets), len(task.labels))))
-    if metric not in scores:
+    rows = splits.targets(splits.dev)
+    targets = np.concatenate(rows) if task.per_base else np.stack(rows)
+    right, wrong = (task.metrics(targets, outputs) for outputs in task.right_and_wrong_outputs(targets))
+    if metric not in right:
         raise ConfigError(
-            f"--best-metric {metric}: not a metric of --task {task.name}; choose one of {', '.join(scores)}"
+            f"--best-metric {metric}: not a metric of --task {task.name}; choose one of {', '.join(right)}"
         )
-    if scores[metric] is None:
-        defined = ", ".join(name for name, score in scores.items() if score is not None)
+    constant = task.constant_labels(targets)
+    dev = splits.dev.path if settings.dev else f"the rows held out of {splits.dev.path}"
+    usable = [name for name, score in right.items() if score is not None and score != wrong[name]]
+    if metric not in usable:
+        fault = "undefined" if right[metric] is None else "the same for every model"
         raise ConfigError(
-            f"--best-metric {metric}: undefined on {splits.dev.path}, where all labels are the same;"
-            f" pass one of {defined}"
+            f"--best-metric {metric}: {fault} on {dev}, where all labels are the same ({constant}); pass one of"
+            f" {', '.join(usable)}, or a --dev table with different labels"
         )
+    if constant:
+        notice(f"warning: {dev}: all rows have {constant}; {metric} may not choose the best checkpoint")
     return metric
 
 
@@ -139,9 +145,7 @@ def tokenize_splits(settings: FinetuneSettings, splits: Splits, tokenizer: Any, 
             per_base=splits.task.per_base,
         )
         if rows.num_empty == len(table):
-            raise DataError(
-                f"{table.path}: every sequence is shorter than one {tokenizer.k}-mer; provide longer sequences"
-            )
+            raise DataError(f"{table.path}: every sequence is shorter than one token; provide longer sequences")
         rows_by_split[name] = rows
     return rows_by_split
 

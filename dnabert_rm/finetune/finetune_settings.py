@@ -18,6 +18,8 @@ DEV_ONE_IN = 10
 MODEL_FOLDER = "model"
 FINETUNING_FILE = "finetuning.json"
 """File in the model's folder with the settings that `predict` needs."""
+CONFIG_ENTRY = "dnabert_rm_finetuning"
+"""Entry of config.json with the content of `FINETUNING_FILE`. It survives transformers' `save_pretrained`."""
 SCORES_FILE = "scores.json"
 PREDICTIONS_FILE = "predictions.csv"
 TENSORBOARD_FOLDER = "tensorboard"
@@ -140,6 +142,12 @@ class FinetuneSettings(Settings):
     def name(self) -> str:
         """Return the name of the data set."""
         return self.data_set or self.train.resolve().parent.name
+
+    @property
+    def tables(self) -> dict[str, Path]:
+        """Return the path of each table, keyed by split; without `dev` if rows are held out of `train`."""
+        paths = {"train": self.train, "dev": self.dev, "test": self.test}
+        return {split: path for split, path in paths.items() if path is not None}
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings as JSON values. Paths stay as the user wrote them."""

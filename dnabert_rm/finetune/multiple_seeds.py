@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +11,8 @@ import numpy as np
 
 from dnabert_rm.finetune.finetune_model import finetune
 from dnabert_rm.finetune.finetune_settings import MODEL_FOLDER, SCORES_FILE, FinetuneSettings
-from dnabert_rm.finetune.output_folder import clear_output, format_score
+from dnabert_rm.finetune.fingerprints import changed_inputs, fingerprints_of
+from dnabert_rm.finetune.output_folder import check_inputs, clear_output, format_score
 from dnabert_rm.finetune.table_splits import notice
 from dnabert_rm.utils.errors import ConfigError, is_first_rank
 from dnabert_rm.utils.files import read_json, write_text
@@ -33,7 +34,10 @@ def finetune_seeds(settings: FinetuneSettings) -> dict[str, Any]:
         )
     seeds = settings.seeds or (settings.seed,)
     runs = [replace(settings, seed=seed, seeds=None, output=settings.output / f"seed_{seed}") for seed in seeds]
-    finished = [None if settings.overwrite else read_finished(run) for run in runs]
+    for one in (settings, *runs):
+        check_inputs(one)
+    fingerprints = fingerprints_of(settings)
+    finished = [None if settings.overwrite else read_finished(run, fingerprints) for run in runs]
     results = []
     for run, scores in zip(runs, finished, strict=True):
         notice(f"seed {run.seed}: " + ("already finished" if scores else f"into {run.output}"))
@@ -45,10 +49,11 @@ def finetune_seeds(settings: FinetuneSettings) -> dict[str, Any]:
     return scores
 
 
-def read_finished(settings: FinetuneSettings) -> dict[str, Any] | None:
+def read_finished(settings: FinetuneSettings, fingerprints: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the scores of a finished run, or None if the run has not finished.
 
-    Raises `ConfigError` if the run finished with other settings.
+    Raises `ConfigError` if the run finished with other settings, or with a model or tables of other content.
+    `fingerprints` comes from `fingerprints_of`.
     """
     path = settings.output / SCORES_FILE
     if not path.exists():
@@ -66,6 +71,16 @@ def read_finished(settings: FinetuneSettings) -> dict[str, Any] | None:
             f"{path}: records a run with other settings ({', '.join(differing)});"
             " choose another --output or pass --overwrite"
         )
+    if any(not isinstance(scores.get(name), type(value)) for name, value in fingerprints.items()):
+        raise ConfigError(
+            f"{path}: has no checksums of the model and the tables, as in older versions, so they may have changed;"
+            " choose another --output or pass --overwrite"
+        )
+    if changed := changed_inputs(settings, scores, fingerprints):
+        raise ConfigError(
+            f"{path}: records a run with other content of {', '.join(changed)};"
+            " choose another --output or pass --overwrite"
+        )
     return scores
 
 
@@ -78,7 +93,8 @@ def aggregate(results: Sequence[dict[str, Any]], seeds: Sequence[int]) -> dict[s
     - `metrics_by_seed`: values of each metric, in the order of `seeds`.
     """
     first = results[0]
-    common_keys = ("data_set", "task", "classes", "labels", "splits", "weights", "best_metric", "versions")
+    common_keys = ["data_set", "task", "classes", "labels", "splits", "weights", "best_metric", "versions"]
+    common_keys += ["model_sha256", "data_sha256"]
     by_seed = {
         split: {name: [result["metrics"][split][name] for result in results] for name in metrics}
         for split, metrics in first["metrics"].items()

@@ -77,6 +77,17 @@ class Task:
         """Return the score per metric. `outputs` are logits (B, L), or class indices (B, N) for `per_base` tasks."""
         raise NotImplementedError
 
+    def right_and_wrong_outputs(self, targets: NDArray) -> tuple[NDArray, NDArray]:
+        """Return outputs that predict every target, and outputs that predict each target wrongly.
+
+        A metric that scores both alike is the same for every model, so it can't choose a checkpoint.
+        """
+        raise NotImplementedError
+
+    def constant_labels(self, targets: NDArray) -> str:
+        """Return a description of the labels that all rows share, or "" if the rows differ in every label."""
+        raise NotImplementedError
+
     def prediction_columns(self) -> list[str]:
         """Return the names of the prediction columns. In predictions.csv they follow the label columns."""
         raise NotImplementedError
@@ -124,6 +135,14 @@ class SequenceClassification(Task):
 
         return classification_metrics(targets, outputs)
 
+    def right_and_wrong_outputs(self, targets: NDArray) -> tuple[NDArray, NDArray]:
+        right = np.eye(len(self.labels))[targets]
+        return right, np.roll(right, 1, axis=-1)
+
+    def constant_labels(self, targets: NDArray) -> str:
+        present = np.unique(targets[targets != IGNORE_INDEX])
+        return f"the class {self.labels[present[0]]!r}" if len(present) == 1 else ""
+
     def prediction_columns(self) -> list[str]:
         return ["prediction", *(f"p_{label}" for label in self.labels)]
 
@@ -162,6 +181,9 @@ class BaseClassification(SequenceClassification):
 
         scored = targets != IGNORE_INDEX
         return class_metrics(targets[scored], outputs[scored])
+
+    def right_and_wrong_outputs(self, targets: NDArray) -> tuple[NDArray, NDArray]:
+        return targets, (targets + 1) % len(self.labels)
 
     def prediction_columns(self) -> list[str]:
         return ["prediction"]
@@ -219,6 +241,12 @@ class MultiLabelClassification(Task):
 
         return multi_label_metrics(targets, outputs)
 
+    def right_and_wrong_outputs(self, targets: NDArray) -> tuple[NDArray, NDArray]:
+        return 2 * targets - 1, 1 - 2 * targets
+
+    def constant_labels(self, targets: NDArray) -> str:
+        return _constant_columns(targets, self.labels)
+
     def prediction_columns(self) -> list[str]:
         return ["prediction", *(f"p_{label}" for label in self.labels)]
 
@@ -270,6 +298,12 @@ class Regression(Task):
 
         return regression_metrics(self.in_table_units(targets), self.in_table_units(outputs), self.labels)
 
+    def right_and_wrong_outputs(self, targets: NDArray) -> tuple[NDArray, NDArray]:
+        return targets, np.max(targets) + 1 - targets  # anticorrelated, and different from every target
+
+    def constant_labels(self, targets: NDArray) -> str:
+        return _constant_columns(targets, self.labels)
+
     def prediction_columns(self) -> list[str]:
         return ["prediction"] if len(self.labels) == 1 else [f"prediction_{label}" for label in self.labels]
 
@@ -279,6 +313,12 @@ class Regression(Task):
 
     def describe(self) -> str:
         return f"targets {', '.join(self.labels)}"
+
+
+def _constant_columns(targets: NDArray, names: Sequence[str]) -> str:
+    """Describe the columns of targets (B, L) that have the same value in all rows."""
+    constant = [name for name, column in zip(names, targets.T, strict=True) if np.ptp(column) == 0]
+    return f"the same value of {', '.join(constant)}" if constant else ""
 
 
 _ALL_TASKS: tuple[type[Task], ...] = (SequenceClassification, MultiLabelClassification, Regression, BaseClassification)

@@ -16,22 +16,25 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import AutoModel, PreTrainedModel
+from transformers import PreTrainedModel
 
-from dnabert_rm.finetune.pretrained_encoder import load_config, load_tokenizer
+from dnabert_rm.finetune.pretrained_encoder import load_tokenizer
 from dnabert_rm.genome import kmer
 from dnabert_rm.inference.embedding_files import CsvFile, NpyFile, ParquetFile, VectorFile, names_path
 from dnabert_rm.inference.inference_settings import EmbeddingSettings
-from dnabert_rm.inference.model_runner import BatchRunner, chunked, default_device, load_model
-from dnabert_rm.inference.sequence_input import Region, Tokenization
+from dnabert_rm.inference.model_loading import load_encoder, model_inputs, open_model_folder
+from dnabert_rm.inference.model_runner import BatchRunner, chunked, default_device
+from dnabert_rm.inference.sequence_input import Region
 from dnabert_rm.inference.window_stream import (
     RunningMean,
     Tally,
     WindowOutput,
     check_token_limits,
     group_by_region,
+    make_tokenization,
     model_outputs,
 )
+from dnabert_rm.tokenizer import BpeTokenizer
 from dnabert_rm.utils.errors import ConfigError
 from dnabert_rm.utils.files import atomic_outputs, check_output_file
 
@@ -101,15 +104,18 @@ def pool(states: Tensor, mask: Tensor | None, pooling: str) -> Tensor:
 
 def load_embedder(settings: EmbeddingSettings) -> Embedder:
     """Load the encoder of a pretrained or fine-tuned model. Raise `ConfigError` if `--layer` is out of range."""
-    config = load_config(settings.model)
+    folder = open_model_folder(settings.model)
+    config = folder.config
     depth = config.num_hidden_layers
     if settings.layer is not None and not -depth - 1 <= settings.layer <= depth:
         raise ConfigError(
             f"--layer {settings.layer}: the model has {depth} layers; pass 0 … {depth}, or -1 … {-depth - 1}"
         )
-    tokenizer = load_tokenizer(settings.model, config, settings.overlapping)
+    tokenizer = load_tokenizer(folder.tokenizer, config, settings.overlapping)
+    if settings.both_strands and isinstance(tokenizer, BpeTokenizer):
+        raise ConfigError("--both-strands: BPE tokens have no reverse complement; omit it, or choose a k-mer model")
     device = default_device()
-    model = load_model(AutoModel, settings.model, config, optional="pooler.").to(device)  # type: ignore[arg-type]
+    model = load_encoder(folder).to(device)  # type: ignore[arg-type]
     runner = BatchRunner(tokenizer, device, settings.precision, settings.batch_size)
     pooling = None if settings.per_token else settings.pooling
     return Embedder(
@@ -133,10 +139,9 @@ def embed(settings: EmbeddingSettings) -> Tally:
     npy = settings.output.suffix == ".npy"
     output_paths = [names_path(settings.output), settings.output] if npy else [settings.output]
     for path in output_paths:
-        check_output_file(path, settings.overwrite)
+        check_output_file(path, settings.overwrite, model_inputs(settings.model, settings.input))
     embedder = load_embedder(settings)
-    tokenizer = embedder.runner.tokenizer
-    tokenization = Tokenization(tokenizer.k, tokenizer.step, (settings.max_tokens or embedder.positions) - 2)
+    tokenization = make_tokenization(embedder.runner.tokenizer, settings.max_tokens or embedder.positions)
     check_token_limits(settings, tokenization, embedder.positions)
     tally = Tally()
     limits = {"batches_sorted": 1} if settings.per_token else {}
@@ -147,7 +152,7 @@ def embed(settings: EmbeddingSettings) -> Tally:
     ):
         if settings.per_token:
             assert isinstance(file, NpyFile)
-            write_tokens(file, outputs, tokenization, embedder.hidden_size, settings.tile is not None, tally)
+            write_tokens(file, outputs, embedder.hidden_size, settings.tile is not None, tally)
         else:
             write_pooled(file, outputs, settings, embedder.hidden_size, tally)
     return tally
@@ -197,7 +202,6 @@ def join_windows(outputs: Iterable[WindowOutput], pooling: str) -> NDArray | Non
 def write_tokens(
     file: NpyFile,
     outputs: Iterable[WindowOutput],
-    tokenization: Tokenization,
     width: int,
     with_coordinates: bool,
     tally: Tally,
@@ -208,11 +212,10 @@ def write_tokens(
         means = RunningMean(width)
         is_empty = True
         for window, states in windows:
-            first_token = (window.start - region.start) // tokenization.stride
-            file.write([], means.pop(first_token))
-            means.extend(first_token, first_token + tokenization.num_kmers(len(window.sequence)))
+            file.write([], means.pop(window.first_token))
+            means.extend(window.first_token, window.first_token + window.num_tokens)
             if states is not None:
-                means.add(first_token, states)
+                means.add(window.first_token, states)
                 is_empty = False
         file.write([], means.pop())
         names = [*_name_cells(region, with_coordinates), first_row, file.num_rows - first_row]

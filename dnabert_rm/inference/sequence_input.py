@@ -10,10 +10,14 @@ import csv
 import itertools
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from dnabert_rm.genome.fasta_stream import NUCLEOTIDES, Input, fasta_records, letter_fault
+from dnabert_rm.tokenizer.windows import middle, windows
 from dnabert_rm.utils.errors import DataError
 from dnabert_rm.utils.files import explain_full_temporary_folder
 
@@ -38,12 +42,15 @@ class Region:
 
 @dataclass(frozen=True)
 class Window:
-    """One model input. `sequence` starts at base `start` of the record and ends with its last whole k-mer."""
+    """One model input. `sequence` starts at base `start` of the record and ends with its last whole token."""
 
     region: Region
     sequence: bytes
     start: int
     is_last: bool
+    first_token: int
+    """Index of the window's first token in the region."""
+    num_tokens: int
 
 
 @dataclass(frozen=True)
@@ -63,6 +70,25 @@ class Tokenization:
     def num_bases(self, num_kmers: int) -> int:
         """Return the number of bases that `num_kmers` k-mers cover."""
         return (num_kmers - 1) * self.stride + self.k if num_kmers else 0
+
+
+@dataclass(frozen=True)
+class BpeTokenization:
+    """Rules for cutting a sequence between BPE tokens.
+
+    A window is cut between two tokens of the whole region, so that its tokens are the same when it is encoded alone.
+    Memory holds one region. Outputs of a token are repeated for each of its bases, so they have stride and width 1.
+    """
+
+    token_ranges: Callable[[str], NDArray[np.int64]]
+    """Function from a sequence to the half-open range of bases that each token covers, (T, 2)."""
+    max_kmers: int
+    """Tokens per window, without special tokens."""
+    k: int = 1
+    stride: int = 1
+
+
+AnyTokenization = Tokenization | BpeTokenization
 
 
 # ---- reading
@@ -191,12 +217,14 @@ def _tiles(blocks: Iterable[bytes], size: int, step: int) -> Iterator[tuple[int,
         yield start, bytes(buffer[start - buffer_start :])
 
 
-def cut_windows(region: Region, blocks: Iterator[bytes], tokenization: Tokenization, long: str) -> Iterator[Window]:
+def cut_windows(region: Region, blocks: Iterator[bytes], tokenization: AnyTokenization, long: str) -> Iterator[Window]:
     """Yield the windows of a region. A region too long for the model gives overlapping windows or only its middle.
 
     `long` is "window" or "middle". Overlapping windows start half a window apart, as in `tokenizer.windows.windows`.
     A region shorter than one k-mer gives one window with an empty sequence.
     """
+    if isinstance(tokenization, BpeTokenization):
+        return _windows_between_tokens(region, b"".join(blocks), tokenization, long)
     cut = _overlapping_windows if long == "window" else _middle_window
     return cut(region, blocks, tokenization)
 
@@ -213,7 +241,7 @@ def _overlapping_windows(region: Region, blocks: Iterator[bytes], tokenization: 
         start = first_kmer * tokenization.stride
         offset = start - buffer_start
         sequence = bytes(buffer[offset : offset + tokenization.num_bases(num_kmers)])
-        return Window(region, sequence, region.start + start, is_last)
+        return Window(region, sequence, region.start + start, is_last, first_kmer, num_kmers)
 
     for block in blocks:
         buffer += block
@@ -238,9 +266,27 @@ def _middle_window(region: Region, blocks: Iterator[bytes], tokenization: Tokeni
                 spool.write(block)
         total = spool.tell()
         num_kmers = tokenization.num_kmers(total)
-        # As in fine-tuning: if the middle can't be centred, one more k-mer is cut on the right.
-        start = max(0, num_kmers - tokenization.max_kmers) // 2 * tokenization.stride
+        window = middle(num_kmers, tokenization.max_kmers)
+        start = window.start * tokenization.stride
         spool.seek(start)
-        sequence = spool.read(tokenization.num_bases(min(tokenization.max_kmers, num_kmers)))
+        sequence = spool.read(tokenization.num_bases(len(window)))
     region.end = region.start + total
-    yield Window(region, sequence, region.start + start, True)
+    yield Window(region, sequence, region.start + start, True, window.start, len(window))
+
+
+def _windows_between_tokens(
+    region: Region, sequence: bytes, tokenization: BpeTokenization, long: str
+) -> Iterator[Window]:
+    """Yield the windows of a region with BPE tokens."""
+    region.end = region.start + len(sequence)
+    token_ranges = tokenization.token_ranges(sequence.decode("ascii"))
+    num_tokens = len(token_ranges)
+    cut = (
+        list(windows(num_tokens, tokenization.max_kmers))
+        if long == "window"
+        else [middle(num_tokens, tokenization.max_kmers)]
+    )
+    for window in cut:
+        start, end = (token_ranges[window.start, 0], token_ranges[window.stop - 1, 1]) if num_tokens else (0, 0)
+        part = sequence[start:end]
+        yield Window(region, part, region.start + int(start), window is cut[-1], window.start, len(window))

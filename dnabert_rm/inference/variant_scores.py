@@ -25,13 +25,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AutoModelForMaskedLM
 
-from dnabert_rm.finetune.pretrained_encoder import load_config, load_tokenizer
+from dnabert_rm.finetune.pretrained_encoder import load_config, load_kmer_tokenizer
 from dnabert_rm.genome import kmer
 from dnabert_rm.genome.fasta_stream import Input
 from dnabert_rm.genome.reference import Genome
 from dnabert_rm.genome.vcf import Site, VariantReader
 from dnabert_rm.inference.inference_settings import VariantSettings
-from dnabert_rm.inference.model_runner import chunked, default_device, load_model
+from dnabert_rm.inference.model_loading import load_model, model_inputs
+from dnabert_rm.inference.model_runner import chunked, default_device
 from dnabert_rm.model.mlm import MaskedLM
 from dnabert_rm.utils.errors import ConfigError
 from dnabert_rm.utils.files import atomic_outputs, check_output_file
@@ -180,7 +181,7 @@ class VariantTally:
 def load_scorer(settings: VariantSettings) -> Scorer:
     """Load the pretrained model. Raise `ConfigError` if it does not support `--span` or `--max-tokens`."""
     config = load_config(settings.model)
-    k = load_tokenizer(settings.model, config).k
+    k = load_kmer_tokenizer(settings.model, config, "score-variants").k
     positions = config.max_position_embeddings
     max_kmers = (settings.max_tokens or positions) - 2
     span = settings.span or k
@@ -212,7 +213,7 @@ def score_variants(settings: VariantSettings) -> VariantTally:
     `score` is log P(alt) - log P(ref), with natural logarithms. If `score` is empty, `reason` explains why. Raises
     `ConfigError`, `CheckpointError`, or `DataError` with the line number. After an error, no output file remains.
     """
-    check_output_file(settings.output, settings.overwrite)
+    check_output_file(settings.output, settings.overwrite, model_inputs(settings.model, settings.vcf, settings.fasta))
     scorer = load_scorer(settings)
     # The same number of bases on either side, so that both strands have the same window.
     radius = (scorer.max_kmers + scorer.k - 2) // 2

@@ -12,9 +12,19 @@ from numpy.typing import NDArray
 from dnabert_rm.genome.fasta_stream import Input
 from dnabert_rm.inference.inference_settings import InferenceSettings
 from dnabert_rm.inference.model_runner import chunked
-from dnabert_rm.inference.sequence_input import Region, Tokenization, Window, cut_windows, read_records, regions
+from dnabert_rm.inference.sequence_input import (
+    AnyTokenization,
+    BpeTokenization,
+    Region,
+    Tokenization,
+    Window,
+    cut_windows,
+    read_records,
+    regions,
+)
+from dnabert_rm.tokenizer import BpeTokenizer, DnaTokenizer
 from dnabert_rm.utils.errors import ConfigError
-from dnabert_rm.utils.progress import progress_bar
+from dnabert_rm.utils.progress import notice, progress_bar
 
 BATCHES_SORTED = 16
 """Number of batches of windows that are sorted by length together."""
@@ -42,15 +52,22 @@ class Tally:
         return f"{output}: {self.rows:,} rows{empty}; {done}"
 
 
-def check_token_limits(settings: InferenceSettings, tokenization: Tokenization, positions: int) -> None:
+def make_tokenization(tokenizer: DnaTokenizer, max_tokens: int) -> AnyTokenization:
+    """Return the rules for cutting sequences into windows of at most `max_tokens` tokens, special tokens included."""
+    if isinstance(tokenizer, BpeTokenizer):
+        return BpeTokenization(tokenizer.token_ranges, max_tokens - 2)
+    return Tokenization(tokenizer.k, tokenizer.step, max_tokens - 2)
+
+
+def check_token_limits(settings: InferenceSettings, tokenization: AnyTokenization, positions: int) -> None:
     """Raise `ConfigError` if `--max-tokens` or `--tile` needs more positions than the model has."""
     max_kmers = tokenization.max_kmers
     if max_kmers + 2 > positions:
         raise ConfigError(
             f"--max-tokens {max_kmers + 2}: the model has {positions} positions; pass {positions} or less"
         )
-    if settings.tile is None or settings.long is not None:
-        return
+    if settings.tile is None or settings.long is not None or isinstance(tokenization, BpeTokenization):
+        return  # the number of BPE tokens in a tile is not known in advance
     if (num_kmers := tokenization.num_kmers(settings.tile)) > max_kmers:
         raise ConfigError(
             f"--tile {settings.tile}: has {num_kmers} tokens, but the model takes {max_kmers} at once;"
@@ -58,9 +75,41 @@ def check_token_limits(settings: InferenceSettings, tokenization: Tokenization, 
         )
 
 
+def describe_tiles(settings: InferenceSettings) -> str:
+    """Return a sentence about the work that `--step` makes, or "" if tiles neither overlap nor leave bases out."""
+    tile = settings.tile
+    step = settings.step
+    if tile is None or step is None or tile == step:
+        return ""
+    tiles = f"tiles of {tile:,} bases every {step:,}"
+    if step > tile:
+        return f"{tiles}: {tile / step:.1%} of the bases go through the model"
+    times = f"{tile / step:,.0f}" if tile >= 100 * step else f"{tile / step:.3g}"
+    return f"{tiles}: each base goes through the model {times} times"
+
+
+class InputPosition:
+    """Number of bases of the input that windows have passed. Bases in several windows count once."""
+
+    def __init__(self) -> None:
+        self._region: Region | None = None
+        self._end = 0
+        """Bases of the current record that have been passed."""
+
+    def advance(self, window: Window) -> int:
+        """Return how many bases `window` adds. Windows must come in the order of the input."""
+        if window.region is not self._region and window.region.start == 0:
+            self._end = 0
+        self._region = window.region
+        end = window.region.end if window.is_last else window.start + len(window.sequence)
+        num_bases = max(0, end - self._end)
+        self._end += num_bases
+        return num_bases
+
+
 def model_outputs(
     settings: InferenceSettings,
-    tokenization: Tokenization,
+    tokenization: AnyTokenization,
     long: str,
     forward: Callable[[list[bytes]], list[NDArray | None]],
     tally: Tally,
@@ -72,9 +121,14 @@ def model_outputs(
     of file or record.
     """
     start_time = time.monotonic()
+    if work := describe_tiles(settings):
+        notice(work)
+    position = InputPosition()
+    num_windows = 0
     with (
         Input(settings.input, "FASTA, or a table with the column sequence,") as source,
-        progress_bar("sequences", source.size, "byte") as bar,
+        # Most bytes of an uncompressed file are bases.
+        progress_bar("sequences", None if source.is_compressed else source.size, "base") as bar,
     ):
         records = read_records(source, settings.id_column)
         windows = (
@@ -87,7 +141,9 @@ def model_outputs(
             tally.bases += sum(len(window.sequence) for window, output in outputs if output is not None)
             yield from outputs
             tally.seconds = time.monotonic() - start_time
-            bar.update(source.position - bar.n)
+            num_windows += len(group)
+            bar.set_postfix_str(f"{num_windows:,} windows", refresh=False)
+            bar.update(sum(position.advance(window) for window in group))
 
 
 def group_by_region(outputs: Iterable[WindowOutput]) -> Iterator[tuple[Region, Iterator[WindowOutput]]]:

@@ -26,7 +26,7 @@ from tokenizers.models import BPE
 
 from dnabert_rm.genome import kmer
 from dnabert_rm.genome.bpe_model import MODEL_NAME, load_model
-from dnabert_rm.tokenizer.vocabulary_files import STOCK_CLASS, STOCK_FILE
+from dnabert_rm.tokenizer.vocabulary_files import STOCK_CLASS, STOCK_FILE, VOCAB_FILE
 from dnabert_rm.utils.errors import CheckpointError
 from dnabert_rm.utils.files import read_json
 
@@ -78,6 +78,14 @@ def write_bpe_files(folder: Path, sentencepiece_model: Path, model_max_length: i
     }
     (folder / _CONFIG_FILE).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     shutil.copyfile(sentencepiece_model, folder / MODEL_NAME)
+
+
+def is_bpe(folder: Path) -> bool:
+    """Return whether a folder has a BPE tokenizer, and no k-mer vocabulary."""
+    if (folder / VOCAB_FILE).is_file() or not (folder / STOCK_FILE).is_file():
+        return False
+    model = read_json(folder / STOCK_FILE, error=CheckpointError).get("model")
+    return isinstance(model, dict) and model.get("type") == "BPE"
 
 
 class BpeTokenizer:

@@ -107,7 +107,7 @@ class KmerTokenizer(PreTrainedTokenizer):
 
     # ---- encoding: a fast path for plain texts, and the general path of transformers
 
-    def kmer_ids(self, texts: Sequence[str]) -> list[NDArray]:
+    def token_ids(self, texts: Sequence[str]) -> list[NDArray]:
         """Return the ids of each text without `[CLS]` and `[SEP]`: one array (tokens,), uint16 or uint32, per text.
 
         All texts of a batch are encoded together as one array, which is then split.
@@ -120,6 +120,17 @@ class KmerTokenizer(PreTrainedTokenizer):
         ids = kmer.encode(joined, self.k)
         bounds = np.cumsum([0, *map(len, letters)]).tolist()
         return [ids[start : max(start, end - self.k + 1) : self.step] for start, end in pairwise(bounds)]
+
+    def token_ranges(self, text: str) -> NDArray[np.int64]:
+        """Return the half-open range of bases that each token of a text without spaces predicts, shape (T, 2).
+
+        A k-mer predicts the k bases that it covers. With non-overlapping k-mers, up to k - 1 bases after the last
+        token are in no k-mer. The last token also predicts these bases.
+        """
+        starts = np.arange(0, max(0, len(text) - self.k + 1), self.step)
+        ranges = np.stack([starts, starts + self.k], axis=1)
+        ranges[-1:, 1] = len(text)
+        return ranges
 
     def _ids_of_mixed_text(self, text: str) -> NDArray:
         """Return the ids of one text that may contain white space and special tokens, shape (tokens,)."""
@@ -151,7 +162,7 @@ class KmerTokenizer(PreTrainedTokenizer):
     def _rows(self, texts: Sequence[str], options: dict[str, Any]) -> list[NDArray[np.int64]]:
         """Return one array of ids per text, (tokens,) int64, with special tokens and truncation if requested."""
         num_special = 2 if options.get("add_special_tokens", True) else 0
-        ids = self.kmer_ids(texts)
+        ids = self.token_ids(texts)
         max_length = options.get("max_length")
         longest = max(map(len, ids)) + num_special
         if max_length and longest > max_length and options["truncation_strategy"] != "do_not_truncate":

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from dnabert_rm.genome.kmer import PAD_ID
+from dnabert_rm.genome.kmer import PAD_ID, UNK_ID
 
 
 def pad_rows(
@@ -38,6 +38,15 @@ def padded_width(rows: Sequence[NDArray], strategy: str, max_length: int | None,
     return None if width is None else -(-max(width, longest) // multiple) * multiple
 
 
+def has_known_kmer(ids: NDArray) -> bool:
+    """Return whether any of the token ids (T,), without special tokens, is a k-mer instead of `[UNK]`.
+
+    A window without a known k-mer tells a model nothing. It is left out of the mean over a sequence's windows, both in
+    fine-tuning and in inference.
+    """
+    return bool((ids != UNK_ID).any())
+
+
 def windows(num_tokens: int, length: int, stride: int | None = None) -> Iterator[range]:
     """Yield windows of `length` tokens over `num_tokens` tokens, as index ranges whose starts are `stride` apart.
 
@@ -53,3 +62,12 @@ def windows(num_tokens: int, length: int, stride: int | None = None) -> Iterator
     for start in range(0, last, stride):
         yield range(start, start + length)
     yield range(last, num_tokens)
+
+
+def middle(num_tokens: int, max_tokens: int) -> range:
+    """Return the index range of the middle `max_tokens` tokens.
+
+    If the number of tokens to cut is odd, one more is cut on the right than on the left.
+    """
+    start = max(0, num_tokens - max_tokens) // 2
+    return range(start, min(num_tokens, start + max_tokens))

@@ -10,7 +10,7 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -184,14 +184,47 @@ def apply_umask(folder: Path) -> None:
             path.chmod(0o666 & ~umask)
 
 
-def check_output_file(path: Path, overwrite: bool) -> None:
-    """Raise `ConfigError` if `path` can't be created, or if it exists and `overwrite` is false."""
+def check_not_input(output: Path, inputs: Iterable[str | os.PathLike[str]], name: str = "--output") -> None:
+    """Raise `ConfigError` if `output` is one of the files that a command reads, also through a link.
+
+    Args:
+        inputs: Files, and folders whose files are read. `-` is standard input. Missing files are ignored.
+        name: The output's flag, for the message.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        found = os.stat(output)
+        for path in inputs:
+            for file in _input_files(path):
+                with contextlib.suppress(OSError, ValueError):  # ValueError: standard input is closed
+                    if os.path.samestat(found, os.stat(file)):
+                        shown = "standard input" if isinstance(file, int) else file
+                        raise ConfigError(
+                            f"{name} {output}: is the same file as the input {shown}; choose another file"
+                        )
+
+
+def _input_files(path: str | os.PathLike[str]) -> Iterator[int | Path]:
+    """Yield `path`, or the files below it if it is a folder. Standard input is its file descriptor, 0."""
+    if os.fspath(path) == "-":
+        yield 0
+    elif os.path.isdir(path):
+        yield from (file for file in Path(path).rglob("*") if file.is_file())
+    else:
+        yield Path(path)
+
+
+def check_output_file(path: Path, overwrite: bool, inputs: Iterable[str | os.PathLike[str]] = ()) -> None:
+    """Raise `ConfigError` if `path` can't be created, or if it exists and `overwrite` is false.
+
+    Also raise it if `path` is one of the `inputs`, as in `check_not_input`.
+    """
     if path.is_dir():
         raise ConfigError(f"--output {path}: is a folder; pass the path of a file")
     if not path.parent.is_dir():
         raise ConfigError(f"--output {path}: the folder {path.parent} does not exist; create it first")
     if not os.access(path.parent, os.W_OK | os.X_OK):
         raise ConfigError(f"--output {path}: {path.parent} can't be written; choose another folder")
+    check_not_input(path, inputs)
     if path.exists() and not overwrite:
         raise ConfigError(f"--output {path}: exists already; choose another file or pass --overwrite")
 

@@ -213,6 +213,7 @@ def test_a_report_of_an_incomplete_run_lists_what_is_missing(runs: Path, tmp_pat
         (["attention", "RUNS/fixed", "--data", "RUNS/prepared", "--window", "900"], "the model has 64 positions"),
         (["report", "RUNS/fixed", "--gue", "RUNS/prepared", "--output", "OUT/r.html"], "table.csv: no such file"),
         (["report", "RUNS/fixed", "--output", "OUT"], "is a folder"),
+        (["report", "RUNS/fixed", "--output", "RUNS/fixed/metrics.jsonl"], "the file name must end in .html"),
         (["masking", "--k", "99", "--output", "OUT/m.png"], "--k 99"),
         (["curves", "RUNS/fixed", "--output", "/proc/c.png"], "/proc/c.png"),
     ],

@@ -57,7 +57,7 @@ def test_encodes_as_the_slow_reference(k, overlapping):
     def check(texts):
         expected = [slow_ids(text, k, step) for text in texts]
         assert tokenizer(texts, add_special_tokens=False)["input_ids"] == expected
-        assert [row.tolist() for row in tokenizer.kmer_ids(texts)] == expected
+        assert [row.tolist() for row in tokenizer.token_ids(texts)] == expected
         assert tokenizer(texts[0])["input_ids"] == [2, *expected[0], 3]
 
     check()
