@@ -25,8 +25,11 @@ from transformers import (
 
 from dnabert_rm.finetune.lora import ADAPTER_CONFIG
 from dnabert_rm.finetune.task_heads import Task
+from dnabert_rm.genome import kmer
+from dnabert_rm.genome.vocabulary import vocabulary_files
 from dnabert_rm.model.pretrained import check_model_folder
 from dnabert_rm.tokenizer import KmerTokenizer
+from dnabert_rm.tokenizer.vocabulary_files import read_k
 from dnabert_rm.utils.errors import CheckpointError
 from dnabert_rm.utils.out_of_memory import is_out_of_memory
 
@@ -52,14 +55,20 @@ def load_config(folder: Path) -> PreTrainedConfig:
 def load_tokenizer(folder: Path, config: PreTrainedConfig, overlapping: bool = True) -> KmerTokenizer:
     """Load a model's k-mer tokenizer, for overlapping or non-overlapping k-mers.
 
-    Raises `CheckpointError` if vocab.txt has more tokens than the model has embeddings.
+    Raises `CheckpointError` if `vocab.txt` or `tokenizer.json` is not a k-mer vocabulary, or if it does not fit the
+    number of the model's embeddings. A model may have a few unused embeddings, but not enough for a larger k.
     """
+    files = vocabulary_files(folder)
+    if len({read_k(path) for path in files}) > 1:
+        raise CheckpointError(f"{folder}: vocab.txt and tokenizer.json differ; remove the wrong one")
     with as_checkpoint_error(folder):
         tokenizer = KmerTokenizer.from_pretrained(folder, local_files_only=True, overlapping=overlapping)
-    if tokenizer.vocab_size > config.vocab_size:
+    size = tokenizer.vocab_size
+    if not size <= config.vocab_size < kmer.vocab_size(tokenizer.k + 1):
+        name = next((path.name for path in files), "tokenizer_config.json")
         raise CheckpointError(
-            f"{folder}: vocab.txt has {tokenizer.vocab_size} tokens, but the model has {config.vocab_size} embeddings;"
-            " replace vocab.txt with the one used for pretraining"
+            f"{folder}: {name} has {size} tokens, but the model has {config.vocab_size} embeddings;"
+            f" replace {name} with the one used for pretraining"
         )
     return tokenizer
 

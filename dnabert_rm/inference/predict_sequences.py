@@ -19,6 +19,7 @@ from transformers import AutoModelForSequenceClassification, AutoModelForTokenCl
 from dnabert_rm.finetune.finetune_settings import FINETUNING_FILE
 from dnabert_rm.finetune.pretrained_encoder import load_config, load_tokenizer
 from dnabert_rm.finetune.task_heads import TASK_CLASSES, Regression, SequenceClassification, Task
+from dnabert_rm.genome.vocabulary import vocabulary_files
 from dnabert_rm.inference.inference_settings import InferenceSettings
 from dnabert_rm.inference.model_runner import BatchRunner, adapter_base, default_device, load_adapted, load_model
 from dnabert_rm.inference.sequence_input import LONG, Region, Tokenization
@@ -133,7 +134,7 @@ def load_predictor(folder: Path, batch_size: int, precision: str) -> Predictor:
         model: torch.nn.Module = load_model(auto_class, folder, config)
     else:
         model = load_adapted(auto_class, folder, base, config)
-    tokenizer_folder = folder if base is None or (folder / "vocab.txt").is_file() else base
+    tokenizer_folder = folder if base is None or vocabulary_files(folder) else base
     tokenizer = load_tokenizer(tokenizer_folder, config, head.overlapping)
     device = default_device()
     runner = BatchRunner(tokenizer, device, precision, batch_size)
