@@ -52,7 +52,8 @@ From the weakest to the strongest:
 4. the flag.
 
 `--init-from DIR` comes between 2 and 3: the folder determines the architecture and its sizes. A file or flag with
-other values is rejected.
+other values is rejected. So is a folder whose `vocab.txt` or `tokenizer.json` differs from the data's vocabulary, or
+that has neither. A BPE model is compared by the hash in an export's `pretraining.json`, or by its `.model` file.
 
 - The flag of a field is its dotted name, `--optim.beta2 0.95`. Some fields also have a short flag.
 - Separate the values of a list by spaces or commas: `--phase-spans 6 8 10` or `--phase-spans 6,8,10`. Separate paths by
@@ -71,8 +72,9 @@ other values is rejected.
     deepspeed launch_scripts/pretrain.sh --config RUN/config.toml --output runs/second --seed 43
 
 The command that started a run also resumes it. A resume compares all fields with the checkpoint's. It rejects
-changes that would alter the result, unless you pass `--allow-changes`. The fields that may change are listed under each
-table ([checkpoints.md](checkpoints.md#resuming)). With `--data.remainder drop` the global batch may not change.
+changes that would alter the result, unless you pass `--allow-changes`. Accepted changes are listed in
+`RUN/changes.jsonl`. The fields that may change are listed under each table
+([checkpoints.md](checkpoints.md#resuming)). With `--data.remainder drop` the global batch may not change.
 """
 EXAMPLE_FILE = """\
 [data]

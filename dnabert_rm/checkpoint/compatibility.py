@@ -1,14 +1,55 @@
-"""Reject configuration changes that would alter a resumed run. Torch-free."""
+"""Compare a run with the checkpoint that it resumes: what never fits, and what would alter the results. Torch-free."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import tomllib
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from dnabert_rm.checkpoint.run_folder import CONFIG_NAME
+from dnabert_rm.checkpoint.run_folder import CHANGES_NAME, CONFIG_NAME, TOKENIZER_NAME, read_state
 from dnabert_rm.checkpoint.train_state import TrainState
 from dnabert_rm.config import RunConfig, free_on_resume, resolve
+from dnabert_rm.data.manifest import TokenizerInfo
+from dnabert_rm.model.pretrained import SHAPE_FIELDS, model_fields
 from dnabert_rm.utils.errors import CheckpointError, ConfigError
+from dnabert_rm.utils.files import read_json, read_json_lines, write_text
+
+FINGERPRINT = "data fingerprint"
+_OVERRIDE = "undo the change, choose another --output, or accept the change with --allow-changes"
+_BATCH_WARMUP = ("train.batch_start", "train.batch_increment", "train.batch_warmup_steps")
+
+
+@dataclass(frozen=True)
+class CheckpointRecords:
+    """Records of a checkpoint that a resumed run is compared with."""
+
+    folder: Path
+    state: TrainState
+    config: RunConfig
+    tokenizer: TokenizerInfo
+    shape: dict[str, Any]
+    """Architecture and sizes of the saved model, named as in `[model]`."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """A setting that differs from the checkpoint's: its dotted name, or `FINGERPRINT`, and both values."""
+
+    field: str
+    old: Any
+    new: Any
+
+    def __str__(self) -> str:
+        return f"{self.field} was {self.old} and is {self.new}"
+
+
+def read_records(folder: Path) -> CheckpointRecords:
+    """Read a checkpoint's records. Raises `CheckpointError` if one is missing or damaged."""
+    shape = model_fields(folder, missing="use another checkpoint")
+    return CheckpointRecords(folder, read_state(folder), stored_config(folder), _stored_tokenizer(folder), shape)
 
 
 def stored_config(folder: Path) -> RunConfig:
@@ -19,29 +60,135 @@ def stored_config(folder: Path) -> RunConfig:
         raise CheckpointError(f"{folder / CONFIG_NAME}: cannot be read ({error}); use another checkpoint") from None
 
 
-def check_compatible(folder: Path, state: TrainState, config: RunConfig, fingerprint: str) -> None:
-    """Raise `CheckpointError` if resuming from `folder` with this configuration and data would change the results.
+def _stored_tokenizer(folder: Path) -> TokenizerInfo:
+    path = folder / TOKENIZER_NAME
+    content = read_json(path, error=CheckpointError, advice="use another checkpoint")
+    try:
+        return TokenizerInfo(**content)
+    except TypeError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error}); use another checkpoint") from None
 
-    Only fields in `free_on_resume()` may differ. `fingerprint` is the fingerprint of this run's data.
+
+def check_compatible(
+    records: CheckpointRecords, config: RunConfig, tokenizer: TokenizerInfo, fingerprint: str
+) -> list[Change]:
+    """Return the differences from the checkpoint that would change the results and that the run accepts.
+
+    `tokenizer` and `fingerprint` are those of this run's data. Only fields in `free_on_resume()` may differ without
+    `--allow-changes`.
+
+    Raises `CheckpointError` for a change that was not accepted, and for one that can never be: another tokenizer, model
+    shape or batch-size warm-up, or a precision that DeepSpeed can't convert to.
     """
-    override = "undo the change, choose another --output, or accept the change with --allow-changes"
-    if state.fingerprint != fingerprint:
+    folder = records.folder
+    _check_tokenizer(folder, records.tokenizer, tokenizer)
+    _check_shape(records, config)
+    changes = find_changes(records, config, fingerprint)
+    _check_possible(folder, changes)
+    if changes and not config.train.allow_changes:
+        raise CheckpointError(f"{folder}: {'; '.join(map(_explain, changes))}; {_OVERRIDE}")
+    return changes
+
+
+def _check_tokenizer(folder: Path, stored: TokenizerInfo, current: TokenizerInfo) -> None:
+    # A BPE model is identified by its hash, and its file may have another name.
+    if dataclasses.replace(stored, model=current.model) == current:
+        return
+    raise CheckpointError(
+        f"{folder}: was trained with {_tokenizer_name(stored)}, but the data have {_tokenizer_name(current)}; a "
+        "trained model can't change its tokenizer: pass data that were built with the same one, or choose another "
+        "--output"
+    )
+
+
+def _tokenizer_name(tokenizer: TokenizerInfo) -> str:
+    if tokenizer.kind == "kmer":
+        return f"{tokenizer.k}-mers in the base order {tokenizer.base_order} ({tokenizer.vocab_size} ids)"
+    digest = (tokenizer.model_sha256 or "unknown")[:12]
+    return f"a {tokenizer.kind} tokenizer of {tokenizer.vocab_size} ids (SHA-256 {digest})"
+
+
+def _check_shape(records: CheckpointRecords, config: RunConfig) -> None:
+    """Raise `CheckpointError` if the run asks for another model shape. The shape always comes from the checkpoint."""
+    asked = {name: getattr(config.model, name) for name in SHAPE_FIELDS}
+    changes = [
+        str(Change(f"model.{name}", value, asked[name]))
+        for name, value in records.shape.items()
+        if asked[name] != value
+    ]
+    if changes:
         raise CheckpointError(
-            f"{folder}: was trained on other data (fingerprint {state.fingerprint[:12]}, now "
-            f"{fingerprint[:12]}), so samples would be repeated or skipped; {override}"
+            f"{records.folder}: {'; '.join(changes)}; a trained model can't change its shape: undo the change (with "
+            "--preset or the model's settings), or choose another --output for a new model"
         )
-    stored = stored_config(folder).to_dict()
+
+
+def find_changes(records: CheckpointRecords, config: RunConfig, fingerprint: str) -> list[Change]:
+    """Return the differences from the checkpoint that would change the results, apart from tokenizer and shape."""
+    stored = records.config.to_dict()
     current = config.to_dict()
     if current["train"]["precision"] == "auto":  # before the run has selected its device
         current["train"]["precision"] = stored["train"]["precision"]
-    # If remainders are dropped, an epoch's length depends on the batch size. Another size would shift every sample.
-    fixed = {"train.global_batch"} if config.data.remainder == "drop" else set()
-    may_differ = free_on_resume() - fixed
-    changed = [
-        f"{section}.{name} was {stored[section][name]} and is {value}"
+    may_differ = free_on_resume() | {f"model.{name}" for name in SHAPE_FIELDS}
+    if config.data.remainder == "drop":
+        # If remainders are dropped, an epoch's length depends on the batch size. Another size would shift every sample.
+        may_differ -= {"train.global_batch"}
+    found = [Change(FINGERPRINT, records.state.fingerprint, fingerprint)]
+    found += [
+        Change(f"{section}.{name}", stored[section][name], value)
         for section, values in current.items()
         for name, value in values.items()
-        if f"{section}.{name}" not in may_differ and stored[section][name] != value
+        if f"{section}.{name}" not in may_differ
     ]
-    if changed:
-        raise CheckpointError(f"{folder}: {'; '.join(changed)}; {override}")
+    return [change for change in found if change.old != change.new]
+
+
+def _check_possible(folder: Path, changes: list[Change]) -> None:
+    """Raise `CheckpointError` for changes that a resumed run can't make, with or without `--allow-changes`."""
+    for change in changes:
+        if change.field in _BATCH_WARMUP:
+            raise CheckpointError(
+                f"{folder}: {change}; a resumed run keeps its batch-size warm-up: undo the change (--global-batch may "
+                "change instead), or choose another --output"
+            )
+        if change.field == "train.precision" and "fp16" in (change.old, change.new):
+            raise CheckpointError(
+                f"{folder}: {change}; DeepSpeed can't convert to or from fp16: undo the change, or export the "
+                "checkpoint with `dnabert-rm export` and start a new run with --init-from"
+            )
+
+
+def _explain(change: Change) -> str:
+    """Return a sentence about a change that the run has not accepted yet."""
+    if change.field == FINGERPRINT:
+        return (
+            f"was trained on other data (fingerprint {change.old[:12]}, now {change.new[:12]}), so samples would be "
+            "repeated or skipped"
+        )
+    if change.field == "train.steps":
+        return (
+            f"{change} (with --allow-changes the run goes on to step {change.new}; learning rate and phases then "
+            f"follow the schedule of a run of {change.new} steps and may jump)"
+        )
+    return str(change)
+
+
+def describe_changes(step: int, changes: list[Change]) -> str:
+    """Return one line of text about the accepted changes of a run that resumes at `step`."""
+    shown = (
+        f"{FINGERPRINT} was {change.old[:12]} and is {change.new[:12]}" if change.field == FINGERPRINT else str(change)
+        for change in changes
+    )
+    return f"changed from step {step} on (--allow-changes): {'; '.join(shown)}"
+
+
+def record_changes(run: Path, step: int, changes: list[Change]) -> None:
+    """Write the accepted changes of a run that resumes at `step` to `changes.jsonl`, one object per change.
+
+    Changes that were recorded for this step or a later one are dropped, because their steps are run again.
+    """
+    path = run / CHANGES_NAME
+    earlier = [row for row in read_json_lines(path) if row["step"] < step] if path.is_file() else []
+    rows = [*earlier, *({"step": step, **dataclasses.asdict(change)} for change in changes)]
+    if rows or path.is_file():
+        write_text(path, "".join(json.dumps(row) + "\n" for row in rows))

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from dnabert_rm.checkpoint.checksums import (
-    CheckpointLayout,
     CheckpointManifest,
     find_damage,
     is_own_file,
@@ -17,6 +16,7 @@ from dnabert_rm.checkpoint.checksums import (
 )
 from dnabert_rm.checkpoint.reshard import (
     UNIVERSAL_NAME,
+    SavedFormat,
     check_convertible,
     convert,
     converted_folder,
@@ -57,17 +57,18 @@ def _find_code(folder: Path, manifest: CheckpointManifest, ranks: Ranks) -> str 
     return None
 
 
-def load_checkpoint(engine: Any, folder: Path, run: Path, ranks: Ranks) -> None:
+def load_checkpoint(engine: Any, folder: Path, run: Path, ranks: Ranks, precision: str) -> None:
     """Load weights and optimizer state of a verified checkpoint into DeepSpeed's `engine`, on all ranks together.
 
-    A checkpoint with another number of ranks or ZeRO stage is first converted in a temporary folder inside `run`.
+    A checkpoint with another number of ranks, ZeRO stage or precision is first converted in a temporary folder inside
+    `run`. `precision` is that of this run.
 
     Raises `CheckpointError` if the checkpoint can't be converted, and `RankReadError` if it does not fit the model.
     """
-    saved = on_first_rank(lambda: read_checkpoint_manifest(folder), ranks).layout
-    current = checkpoint_layout(engine, ranks)
+    saved = on_first_rank(lambda: SavedFormat.of(folder), ranks)
+    current = SavedFormat(checkpoint_layout(engine, ranks), precision)
     # Without ZeRO every rank has all tensors, and DeepSpeed loads them for any number of ranks.
-    is_loadable = saved == current or saved.zero_stage == current.zero_stage == 0
+    is_loadable = saved == current or saved.layout.zero_stage == current.layout.zero_stage == 0
     with safe_torch_load(), _explain_misfit(folder), keep_optimizer_settings(engine):
         if is_loadable:
             path, _ = engine.load_checkpoint(str(folder.parent), tag=folder.name)
@@ -78,18 +79,21 @@ def load_checkpoint(engine: Any, folder: Path, run: Path, ranks: Ranks) -> None:
 
 
 def _convert_and_load(
-    engine: Any, folder: Path, run: Path, ranks: Ranks, saved: CheckpointLayout, current: CheckpointLayout
+    engine: Any, folder: Path, run: Path, ranks: Ranks, saved: SavedFormat, current: SavedFormat
 ) -> str | None:
     """Convert a checkpoint on rank 0 and load it on all ranks. Return the path that DeepSpeed loaded, or None."""
     check_convertible(folder, saved, current)
     if ranks.is_first:
+        was, now = saved.layout, current.layout
+        is_same = saved.precision == current.precision
+        was_in, now_in = ("", "") if is_same else (f" in {saved.precision}", f" in {current.precision}")
         print(
-            f"{folder.name}: saved by {saved.world_size} ranks under ZeRO stage {saved.zero_stage}; converting "
-            f"it for {current.world_size} ranks under stage {current.zero_stage}",
+            f"{folder.name}: saved by {was.world_size} ranks under ZeRO stage {was.zero_stage}{was_in}; converting "
+            f"it for {now.world_size} ranks under stage {now.zero_stage}{now_in}",
             file=sys.stderr,
             flush=True,
         )
-    on_first_rank(lambda: convert(folder, run, engine.module, saved, current), ranks)
+    on_first_rank(lambda: convert(folder, run, engine.module, saved.layout, current.layout), ranks)
     with universal_loading(engine):
         path, _ = engine.load_checkpoint(str(converted_folder(run)), tag=UNIVERSAL_NAME)
     barrier()  # the other ranks may still be reading

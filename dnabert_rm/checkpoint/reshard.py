@@ -1,6 +1,7 @@
-"""Convert a checkpoint to another number of ranks or another ZeRO stage, through DeepSpeed's universal checkpoint.
+"""Convert a checkpoint to other ranks, ZeRO stage or precision, through DeepSpeed's universal checkpoint.
 
-DeepSpeed's converter writes one folder per parameter, whatever the ZeRO stage. Each rank of the new run loads its part
+DeepSpeed's converter writes one folder per parameter, whatever the ZeRO stage. Master weights and moments are fp32 in
+every precision, so nothing is rounded. Each rank of the new run loads its part
 from these folders. The folders from stages 1 and 2 have a slightly different format than those from stage 3, and each
 stage reads only its own format. `_make_loadable` rewrites the folders for the other format.
 """
@@ -12,12 +13,14 @@ import io
 import os
 import shutil
 from argparse import Namespace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from dnabert_rm.checkpoint.checksums import CheckpointLayout
+from dnabert_rm.checkpoint.checksums import CheckpointLayout, read_checkpoint_manifest
+from dnabert_rm.checkpoint.compatibility import stored_config
 from dnabert_rm.checkpoint.run_folder import FOLDER_NAME, temporary_folder
 from dnabert_rm.utils.errors import CheckpointError
 
@@ -27,19 +30,38 @@ _MODEL_FILES = {True: "zero_pp_rank_0_mp_rank_00_model_states.pt", False: "mp_ra
 """DeepSpeed's file for everything that is not partitioned: True for stage 3, False for the other stages."""
 
 
-def check_convertible(folder: Path, saved: CheckpointLayout, current: CheckpointLayout) -> None:
-    """Raise `CheckpointError` if DeepSpeed can't convert a checkpoint with layout `saved` to layout `current`."""
-    was = f"{folder}: was saved by {saved.world_size} ranks under ZeRO stage {saved.zero_stage}"
-    if saved.nvme or current.nvme:
-        on_disk = " with its optimizer states on disk" if saved.nvme else ""
+@dataclass(frozen=True)
+class SavedFormat:
+    """Format of DeepSpeed's files in a checkpoint. Their names depend on the layout and the precision."""
+
+    layout: CheckpointLayout
+    precision: str
+
+    @classmethod
+    def of(cls, folder: Path) -> SavedFormat:
+        """Return the format of the checkpoint in `folder`. Raises `CheckpointError` if its records are damaged."""
+        return cls(read_checkpoint_manifest(folder).layout, stored_config(folder).train.precision)
+
+    def __str__(self) -> str:
+        return f"{self.layout.world_size} ranks under ZeRO stage {self.layout.zero_stage} in {self.precision}"
+
+
+def check_convertible(folder: Path, saved: SavedFormat, current: SavedFormat) -> None:
+    """Raise `CheckpointError` if DeepSpeed can't convert a checkpoint from format `saved` to format `current`."""
+    was, now = saved.layout, current.layout
+    if was.nvme or now.nvme:
+        on_disk = " with its optimizer states on disk" if was.nvme else ""
         raise CheckpointError(
-            f"{was}{on_disk}; DeepSpeed can't convert checkpoints to or from disk (NVMe) offload; resume with "
-            f"{saved.world_size} ranks and the original run's DeepSpeed configuration"
+            f"{folder}: was saved by {saved}{on_disk}; DeepSpeed can't convert checkpoints to or from disk (NVMe) "
+            f"offload; resume with {was.world_size} ranks, --precision {saved.precision} and the original run's "
+            "DeepSpeed configuration"
         )
-    if 0 in (saved.zero_stage, current.zero_stage):
+    if 0 in (was.zero_stage, now.zero_stage):
+        # Stage 0 is for fp32 only.
+        precision = f" and --precision {saved.precision}" if saved.precision != current.precision else ""
         raise CheckpointError(
-            f"{was}, and this run has stage {current.zero_stage}; DeepSpeed can't convert between stage 0 and the "
-            f"other stages; pass a --ds-config with stage {saved.zero_stage}"
+            f"{folder}: was saved by {saved}, and this run has stage {now.zero_stage}; DeepSpeed can't convert "
+            f"between stage 0 and the other stages; pass a --ds-config with stage {was.zero_stage}{precision}"
         )
 
 

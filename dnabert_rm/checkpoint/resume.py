@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from dnabert_rm.checkpoint.compatibility import check_compatible
+from dnabert_rm.checkpoint.compatibility import Change, check_compatible, describe_changes, read_records
 from dnabert_rm.checkpoint.load import find_damage_on_all_ranks
 from dnabert_rm.checkpoint.run_folder import candidates, read_state, saved_steps, step_folder, step_of
 from dnabert_rm.checkpoint.save import rename_damaged, write_latest
@@ -19,7 +20,33 @@ from dnabert_rm.distributed.process_group import Ranks
 from dnabert_rm.utils.errors import CheckpointError
 
 
-def first_state(config: RunConfig, dataset: WindowDataset, ranks: Ranks) -> tuple[TrainState, Path | None]:
+@dataclass(frozen=True)
+class Start:
+    """Where a run starts: its first state, and for a resumed run the checkpoint and the accepted changes."""
+
+    state: TrainState
+    checkpoint: Path | None = None
+    changes: list[Change] = field(default_factory=list)
+    init_from: str = ""
+    """Folder that the initial weights of the run came from, before its first step."""
+
+    def recorded_config(self, config: RunConfig) -> RunConfig:
+        """Return the configuration to record. A resumed run has the initial weights that its checkpoint names."""
+        return dataclasses.replace(config, model=dataclasses.replace(config.model, init_from=self.init_from))
+
+    def print_changes(self, config: RunConfig) -> None:
+        """Print one line about the accepted changes, and one about an `--init-from` that has no effect."""
+        if self.changes:
+            print(describe_changes(self.state.step, self.changes), file=sys.stderr, flush=True)
+        if config.model.init_from not in ("", self.init_from):
+            print(
+                f"--init-from {config.model.init_from}: has no effect, because the run resumes {self.checkpoint}",
+                file=sys.stderr,
+                flush=True,
+            )
+
+
+def find_first_state(config: RunConfig, dataset: WindowDataset, ranks: Ranks) -> Start:
     """Return the state that the run starts from, and its checkpoint. All ranks must call this.
 
     A new run starts at step 0, and its checkpoint is None. Raises `CheckpointError` if all checkpoints are damaged, or
@@ -28,10 +55,13 @@ def first_state(config: RunConfig, dataset: WindowDataset, ranks: Ranks) -> tupl
     train = config.train
     folder = find_start(train.resume, Path(train.output), ranks)
     if folder is None:
-        return TrainState(0, make_batch_plan(config), dataset.fingerprint, train.seed), None
-    state = on_first_rank(lambda: _compatible_state(folder, config, dataset.fingerprint), ranks)
-    plan = state.plan.changed(state.step, train.global_batch)
-    return dataclasses.replace(state, plan=plan, fingerprint=dataset.fingerprint), folder
+        state = TrainState(0, make_batch_plan(config), dataset.fingerprint, train.seed)
+        return Start(state, init_from=config.model.init_from)
+    start = on_first_rank(lambda: _resumed(folder, config, dataset), ranks)
+    if ranks.is_first:
+        start.print_changes(config)
+    # Another node may have mounted the run folder at a different path than rank 0.
+    return dataclasses.replace(start, checkpoint=folder)
 
 
 def find_start(resume: str, run: Path, ranks: Ranks) -> Path | None:
@@ -87,13 +117,15 @@ def _prepare_resume(folder: Path, damages: list[tuple[Path, str]], resume: str, 
         write_latest(folder)
 
 
-def _compatible_state(folder: Path, config: RunConfig, fingerprint: str) -> TrainState:
-    """Read a checkpoint's state. Raises `CheckpointError` if it does not fit the configuration, data or folder name."""
-    state = read_state(folder)
+def _resumed(folder: Path, config: RunConfig, dataset: WindowDataset) -> Start:
+    """Return the start from a checkpoint. Raises `CheckpointError` if it does not fit the run or its folder name."""
+    records = read_records(folder)
+    state = records.state
     if (step := step_of(folder)) not in (None, state.step):
         raise CheckpointError(
             f"{folder}: contains the state of step {state.step}, not of step {step}; restore the folder's original name"
         )
-    if not config.train.allow_changes:
-        check_compatible(folder, state, config, fingerprint)
-    return state
+    changes = check_compatible(records, config, dataset.tokenizer, dataset.fingerprint)
+    plan = state.plan.changed(state.step, config.train.global_batch)
+    state = TrainState(state.step, plan, dataset.fingerprint, config.train.seed)
+    return Start(state, folder, changes, records.config.model.init_from)

@@ -17,6 +17,7 @@ CONFIG_NAME = "config.toml"
 TOKENIZER_NAME = "tokenizer.json"
 REFERENCE_OUTPUT_NAME = "probe.npz"
 DATA_NAME = "data.json"
+CHANGES_NAME = "changes.jsonl"
 _STEP_FOLDER = re.compile(r"step_(\d{8,})")
 
 

@@ -170,7 +170,7 @@ class TrainConfig:
     resume: str = setting("auto", flag="--resume", free_on_resume=True)
     """"auto" (continue if the run folder has a checkpoint), "never", or a run or step_… folder to start from."""
     allow_changes: bool = setting(False, flag="--allow-changes", free_on_resume=True)
-    """Resume even if settings or data that affect the result differ from the checkpoint's."""
+    """Resume even if settings or data that affect the result differ; never with another tokenizer or model shape."""
     threads_per_rank: int = setting(0, free_on_resume=True)
     """CPU threads per rank; 0: the machine's cores divided by its ranks."""
     start_timeout_seconds: float = setting(600.0, above=0, may_be_infinite=True, free_on_resume=True)

@@ -14,12 +14,12 @@ from dnabert_rm.checkpoint.run_folder import DATA_NAME, FOLDER_NAME
 from dnabert_rm.checkpoint.train_state import TrainState
 from dnabert_rm.config import RunConfig
 from dnabert_rm.data.manifest import SourceInfo, TokenizerInfo, load_manifest
+from dnabert_rm.model.pretrained import PROVENANCE_NAME
 from dnabert_rm.train.metrics import METRICS_NAME
 from dnabert_rm.utils.errors import DataError, UserError
 from dnabert_rm.utils.files import read_json, read_json_lines
 from dnabert_rm.utils.system_info import ENVIRONMENT_NAME
 
-PROVENANCE_NAME = "pretraining.json"
 CARD_NAME = "README.md"
 CARD_TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
 OLDEST_TRANSFORMERS = {"bert": "4.40", "modernbert": "5.17"}

@@ -51,7 +51,7 @@ class FinetuneSettings(Settings):
     GROUPS: ClassVar = {"model": "files", "task": "task", "epochs": "training", "max_tokens": "model"}
 
     model: Path = setting(metavar="HFDIR")
-    """Folder of the pretrained model with config.json, safetensors and vocab.txt."""
+    """Folder of the pretrained model with config.json, safetensors, and vocab.txt or tokenizer.json."""
     train: Path = setting(metavar="CSV")
     """CSV or TSV table with the column sequence and the columns in --label-columns."""
     test: Path = setting(metavar="CSV")

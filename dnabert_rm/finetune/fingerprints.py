@@ -31,7 +31,9 @@ def hash_model(folder: Path) -> str:
     Raise `CheckpointError` if the folder contains no model.
     """
     check_model_folder(folder)
-    patterns = ("config.json", "vocab.txt", "tokenizer.model", "*.safetensors", "*.bin")
+    # tokenizer.json counts only where it is the vocabulary that is read.
+    vocabulary = "vocab.txt" if (folder / "vocab.txt").is_file() else "tokenizer.json"
+    patterns = ("config.json", vocabulary, "*.safetensors", "*.bin")
     names = sorted({path.name for pattern in patterns for path in folder.glob(pattern)})
     lines = [f"{sha256_of_file(folder / name)}  {name}\n" for name in names]
     return hashlib.sha256("".join(lines).encode()).hexdigest()

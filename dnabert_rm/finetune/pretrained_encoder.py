@@ -25,10 +25,12 @@ from transformers import (
 
 from dnabert_rm.finetune.lora import ADAPTER_CONFIG
 from dnabert_rm.finetune.task_heads import Task
+from dnabert_rm.genome import kmer
+from dnabert_rm.genome.vocabulary import vocabulary_files
 from dnabert_rm.model.pretrained import check_model_folder
 from dnabert_rm.tokenizer import BpeTokenizer, DnaTokenizer, KmerTokenizer
 from dnabert_rm.tokenizer.bpe_tokenizer import is_bpe
-from dnabert_rm.tokenizer.vocabulary_files import STOCK_FILE, VOCAB_FILE
+from dnabert_rm.tokenizer.vocabulary_files import read_k
 from dnabert_rm.utils.errors import CheckpointError, ConfigError
 from dnabert_rm.utils.out_of_memory import is_out_of_memory
 
@@ -51,29 +53,32 @@ def load_config(folder: Path) -> PreTrainedConfig:
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
-def has_tokenizer(folder: Path) -> bool:
-    """Return whether a folder has the files of a tokenizer."""
-    return any((folder / name).is_file() for name in (VOCAB_FILE, STOCK_FILE))
-
-
 def load_tokenizer(folder: Path, config: PreTrainedConfig, overlapping: bool = True) -> DnaTokenizer:
     """Load a model's tokenizer: BPE, or k-mers that overlap or not.
 
-    Raises `CheckpointError` if the tokenizer has more tokens than the model has embeddings, and `ConfigError` for
-    non-overlapping BPE.
+    Raises `ConfigError` for non-overlapping BPE. Raises `CheckpointError` if `vocab.txt` or `tokenizer.json` is neither
+    BPE nor a k-mer vocabulary, or does not fit the number of the model's embeddings. A model may have a few unused
+    embeddings, but not enough for a larger k.
     """
     tokenizer: DnaTokenizer
-    with as_checkpoint_error(folder):
-        if is_bpe(folder):
-            if not overlapping:
-                raise ConfigError(f"--non-overlapping: applies to k-mers, but {folder} has BPE tokens; omit it")
-            tokenizer = BpeTokenizer(folder)
-        else:
-            tokenizer = KmerTokenizer.from_pretrained(folder, local_files_only=True, overlapping=overlapping)
-    if tokenizer.vocab_size > config.vocab_size:
+    files = vocabulary_files(folder)
+    if is_bpe(folder):
+        if not overlapping:
+            raise ConfigError(f"--non-overlapping: applies to k-mers, but {folder} has BPE tokens; omit it")
+        tokenizer = BpeTokenizer(folder)
+        largest = config.vocab_size
+    else:
+        if len({read_k(path) for path in files}) > 1:
+            raise CheckpointError(f"{folder}: vocab.txt and tokenizer.json differ; remove the wrong one")
+        with as_checkpoint_error(folder):
+            kmers = KmerTokenizer.from_pretrained(folder, local_files_only=True, overlapping=overlapping)
+        tokenizer = kmers
+        largest = kmer.vocab_size(kmers.k + 1) - 1
+    if not tokenizer.vocab_size <= config.vocab_size <= largest:
+        name = next((path.name for path in files), "tokenizer_config.json")
         raise CheckpointError(
-            f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, but the model has {config.vocab_size} "
-            "embeddings; replace the tokenizer's files with those of pretraining"
+            f"{folder}: {name} has {tokenizer.vocab_size} tokens, but the model has {config.vocab_size} embeddings;"
+            f" replace {name} with the one used for pretraining"
         )
     return tokenizer
 

@@ -20,7 +20,7 @@ class InferenceSettings(Settings):
     GROUPS: ClassVar = {"model": "files", "long": "long sequences", "batch_size": "speed", "pooling": "embeddings"}
 
     model: Path = setting(metavar="DIR")
-    """Model folder with config.json, safetensors and vocab.txt."""
+    """Model folder with config.json, safetensors, and vocab.txt or tokenizer.json."""
     input: str = setting(metavar="FILE")
     """FASTA, or a CSV or TSV table with the column sequence; may be gzipped. - reads standard input."""
     output: Path = setting(metavar="FILE")

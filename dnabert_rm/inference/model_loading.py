@@ -20,11 +20,11 @@ from transformers import (
 from dnabert_rm.finetune.lora import ADAPTER_CONFIG
 from dnabert_rm.finetune.pretrained_encoder import (
     as_checkpoint_error,
-    has_tokenizer,
     load_config,
     load_weights,
     suppress_transformers_output,
 )
+from dnabert_rm.genome.vocabulary import vocabulary_files
 from dnabert_rm.model.pretrained import NAME_EXPORTED, NAME_FINETUNED, check_model_folder
 from dnabert_rm.utils.errors import CheckpointError
 from dnabert_rm.utils.files import read_json
@@ -51,7 +51,7 @@ class ModelFolder:
     @property
     def tokenizer(self) -> Path:
         """Return the folder with the tokenizer's files. Adapters may have been saved without them."""
-        return self.path if self.base is None or has_tokenizer(self.path) else self.base
+        return self.path if self.base is None or vocabulary_files(self.path) else self.base
 
 
 def open_model_folder(path: Path, advice: str = NAME_EXPORTED) -> ModelFolder:

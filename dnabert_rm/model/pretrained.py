@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from dnabert_rm.genome import kmer
+from dnabert_rm.genome.vocabulary import STOCK_FILE, VOCAB_FILE, k_of_vocabulary, read_vocabulary, vocabulary_files
 from dnabert_rm.utils.errors import CheckpointError
-from dnabert_rm.utils.files import read_json
+from dnabert_rm.utils.files import read_json, sha256_of_file
 
 _FIELDS = {
     "hidden_size": "hidden_size",
@@ -17,34 +18,37 @@ _FIELDS = {
     "max_positions": "max_position_embeddings",
 }
 """Names in `[model]`, mapped to transformers' names, which DNABERT's config.json also uses."""
+SHAPE_FIELDS = ("architecture", *_FIELDS)
+"""Fields of `[model]` that a model's weights determine."""
+PROVENANCE_NAME = "pretraining.json"
+"""File of an export that records its tokenizer, data and configuration."""
 NAME_EXPORTED = "pass a folder that `dnabert-rm export` wrote"
 NAME_FINETUNED = "pass the model/ folder that `dnabert-rm finetune` wrote"
 
 
-def model_fields(folder: str | Path) -> dict[str, Any]:
+def model_fields(folder: str | Path, missing: str = "pass a Hugging Face folder with --init-from") -> dict[str, Any]:
     """Return the architecture and sizes of the model in `folder`, named as in `config.ModelConfig`.
 
-    Raises `CheckpointError` unless the folder has a config.json that describes a BERT or ModernBERT model.
+    `missing` is the advice if there is no config.json. Raises `CheckpointError` unless the folder has a config.json
+    that describes a BERT or ModernBERT model.
     """
     path = Path(folder) / "config.json"
-    content = read_json(
-        path, error=CheckpointError, advice="fix the file", missing="pass a Hugging Face folder with --init-from"
-    )
+    content = read_json(path, error=CheckpointError, advice="fix the file", missing=missing)
     # DNABERT was saved by transformers 2, which wrote no model_type.
     architecture = content.get("model_type") or (
         "bert" if "BertForMaskedLM" in (content.get("architectures") or []) else ""
     )
-    missing = [name for name in _FIELDS.values() if not isinstance(content.get(name), int)]
-    if architecture not in ("bert", "modernbert") or missing:
-        reason = f"model_type {architecture!r}" if not missing else f"no {missing[0]}"
+    absent = [name for name in _FIELDS.values() if not isinstance(content.get(name), int)]
+    if architecture not in ("bert", "modernbert") or absent:
+        reason = f"model_type {architecture!r}" if not absent else f"no {absent[0]}"
         raise CheckpointError(f"{path}: {reason}; choose a BERT or ModernBERT model")
     return {"architecture": architecture, **{ours: content[theirs] for ours, theirs in _FIELDS.items()}}
 
 
-def check_vocabulary(folder: str | Path, k: int | None, vocab_size: int) -> None:
+def check_vocabulary(folder: str | Path, k: int | None, vocab_size: int, bpe_sha256: str | None = None) -> None:
     """Raise `CheckpointError` unless the model in `folder` has the vocabulary of the data.
 
-    The size is always compared. The order of the tokens is compared if the folder has a vocab.txt and `k` is not None.
+    `k` is None for BPE data, whose model file has the SHA-256 `bpe_sha256`.
     """
     folder = Path(folder)
     embedded = read_json(folder / "config.json", error=CheckpointError).get("vocab_size")
@@ -53,9 +57,46 @@ def check_vocabulary(folder: str | Path, k: int | None, vocab_size: int) -> None
             f"{folder}: has a vocabulary of {embedded} tokens, but the data has {vocab_size}; "
             "build the data with the model's k"
         )
-    path = folder / "vocab.txt"
-    if k is not None and path.is_file() and path.read_text(encoding="utf-8").split() != kmer.vocabulary_text(k).split():
-        raise CheckpointError(f"{path}: is not the {k}-mer vocabulary of the data; choose another model")
+    if k is None:
+        _check_bpe(folder, bpe_sha256)
+        return
+    files = vocabulary_files(folder)
+    if not files:
+        raise CheckpointError(
+            f"{folder}: has neither {VOCAB_FILE} nor {STOCK_FILE}, so its tokens can't be compared with the data's; "
+            f"add the {VOCAB_FILE} that the model was pretrained with"
+        )
+    for path in files:
+        if read_vocabulary(path) != kmer.vocabulary(k):
+            raise CheckpointError(f"{path}: is not the {k}-mer vocabulary of the data; choose another model")
+
+
+def _check_bpe(folder: Path, sha256: str | None) -> None:
+    """Raise `CheckpointError` if the files in `folder` show another tokenizer than the BPE model of the data.
+
+    An export records the hash of its BPE model, and other folders may contain the model file. A `tokenizer.json` can
+    only show that the model has k-mers.
+    """
+    advice = "choose another model, or build the data with this model's tokenizer"
+    models = sorted(folder.glob("*.model"))
+    if (folder / PROVENANCE_NAME).is_file():
+        content = read_json(folder / PROVENANCE_NAME, error=CheckpointError)
+        tokenizer = content.get("tokenizer")
+        known = {tokenizer.get("model_sha256")} if isinstance(tokenizer, dict) else set()
+        source = folder / PROVENANCE_NAME
+    elif models:
+        known = {sha256_of_file(path) for path in models}
+        source = models[0]
+    elif files := vocabulary_files(folder):
+        known = set() if k_of_vocabulary(read_vocabulary(files[0])) else {sha256}
+        source = files[0]
+    else:
+        raise CheckpointError(
+            f"{folder}: has no tokenizer file, so its tokens can't be compared with the data's; add the .model file "
+            "that the model was pretrained with"
+        )
+    if sha256 not in known:
+        raise CheckpointError(f"{source}: is not the BPE tokenizer of the data; {advice}")
 
 
 def check_model_folder(folder: Path, advice: str = NAME_EXPORTED) -> None:

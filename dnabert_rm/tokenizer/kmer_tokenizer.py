@@ -32,7 +32,13 @@ from numpy.typing import NDArray
 from transformers import BatchEncoding, PreTrainedTokenizer
 
 from dnabert_rm.genome import kmer
-from dnabert_rm.tokenizer.vocabulary_files import VOCAB_FILE, name_stock_class, read_k, write_tokenizer_files
+from dnabert_rm.tokenizer.vocabulary_files import (
+    STOCK_FILE,
+    VOCAB_FILE,
+    name_stock_class,
+    read_k,
+    write_tokenizer_files,
+)
 from dnabert_rm.tokenizer.windows import pad_rows, padded_width
 from dnabert_rm.utils.errors import CheckpointError
 
@@ -60,27 +66,30 @@ class KmerTokenizer(PreTrainedTokenizer):
     zeros. ModernBERT does not use them.
 
     Args:
-        k: Bases per token; by default read from `vocab_file`.
+        k: Bases per token; by default read from `vocab_file` or `tokenizer_file`.
         vocab_file: Path of a `vocab.txt`.
+        tokenizer_file: Path of a `tokenizer.json`, which is read if there is no `vocab_file`.
         overlapping: Whether tokens have stride 1; otherwise stride k.
 
     Raises `CheckpointError` if k is missing or contradicts the file, or if the file is not a k-mer vocabulary.
+    transformers 5 saves most tokenizers as `tokenizer.json` only, so that file is checked like a `vocab.txt`.
     """
 
     vocab_files_names = {"vocab_file": VOCAB_FILE}  # noqa: RUF012 (as transformers requires)
     model_input_names = ["input_ids", "attention_mask"]  # noqa: RUF012
 
     def __init__(self, k: int | None = None, vocab_file: str | None = None, overlapping: bool = True, **kwargs: Any):
-        file_k = k if vocab_file is None else read_k(vocab_file)
+        path = vocab_file or kwargs.pop("tokenizer_file", None)
+        file_k = k if path is None else read_k(path)
         if file_k is None:
             name = kwargs.get("name_or_path") or "KmerTokenizer"
             raise CheckpointError(
-                f"{name}: no {VOCAB_FILE} found and no k given; pass k, or a folder with {VOCAB_FILE}"
+                f"{name}: no {VOCAB_FILE} or {STOCK_FILE} found and no k given; add the {VOCAB_FILE} of its "
+                "pretraining, or pass k"
             )
         if k not in (None, file_k):
             raise CheckpointError(
-                f"{vocab_file}: holds {file_k}-mers, but k = {k} was passed or is in tokenizer_config.json; "
-                f"set k = {file_k}"
+                f"{path}: holds {file_k}-mers, but k = {k} was passed or is in tokenizer_config.json; set k = {file_k}"
             )
         self.k = kmer.check_k(file_k)
         self.overlapping = overlapping

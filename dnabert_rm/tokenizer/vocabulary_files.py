@@ -10,28 +10,21 @@ from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers
 from tokenizers.models import WordLevel
 
 from dnabert_rm.genome import kmer
+from dnabert_rm.genome.vocabulary import STOCK_FILE, VOCAB_FILE, k_of_vocabulary, read_vocabulary
 from dnabert_rm.utils.errors import CheckpointError
 from dnabert_rm.utils.files import read_json
 
-VOCAB_FILE = "vocab.txt"
-STOCK_FILE = "tokenizer.json"
 STOCK_CLASS = "PreTrainedTokenizerFast"
 """transformers' class that loads any `tokenizer.json`, by the name that versions 4 and 5 know."""
 _LETTERS = "ACGTN"
 
 
-def read_k(vocab_file: str | os.PathLike[str]) -> int:
-    """Return the k of a `vocab.txt`. Raise `CheckpointError` unless the file holds exactly DNABERT's tokens for k."""
-    try:
-        tokens = Path(vocab_file).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+def read_k(path: str | os.PathLike[str]) -> int:
+    """Return the k of a `vocab.txt` or `tokenizer.json`. Raise `CheckpointError` for any tokens but DNABERT's."""
+    k = k_of_vocabulary(read_vocabulary(path))
+    if k is None:
         raise CheckpointError(
-            f"{vocab_file}: not a readable vocabulary ({error}); pass a text file with one token per line"
-        ) from None
-    k = len(tokens[-1]) if tokens else 0
-    if not kmer.MIN_K <= k <= kmer.MAX_K or tokens != kmer.vocabulary(k):
-        raise CheckpointError(
-            f"{vocab_file}: not a k-mer vocabulary in DNABERT's order (5 special tokens, then {kmer.BASE_ORDER});"
+            f"{path}: not a k-mer vocabulary in DNABERT's order (5 special tokens, then {kmer.BASE_ORDER});"
             " choose a model that was pretrained on k-mers"
         )
     return k

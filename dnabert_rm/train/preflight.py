@@ -7,8 +7,8 @@ import importlib.util
 import math
 from pathlib import Path
 
-from dnabert_rm.checkpoint.compatibility import check_compatible
-from dnabert_rm.checkpoint.run_folder import STATE_NAME, candidates, complete_steps, read_state, step_folder
+from dnabert_rm.checkpoint.compatibility import CheckpointRecords, check_compatible, describe_changes, read_records
+from dnabert_rm.checkpoint.run_folder import STATE_NAME, candidates, complete_steps, step_folder
 from dnabert_rm.checkpoint.train_state import TrainState
 from dnabert_rm.config import RunConfig
 from dnabert_rm.config.deepspeed_config import ZeroSettings, load_ds_config
@@ -35,15 +35,13 @@ def check_run(config: RunConfig, num_ranks: int = 1) -> list[str]:
     ds_settings(config, precision=None if config.train.precision == "auto" else config.train.precision)
     make_validation_dataset(config)
     candidates(config.train.resume, Path(config.train.output))
-    newest = newest_state(config)
-    if newest and not config.train.allow_changes:
-        state, folder = newest
-        check_compatible(folder, state, config, dataset.fingerprint)
-    plan, first_step = remaining_plan(config, newest[0] if newest else None)
+    newest = newest_checkpoint(config)
+    changes = check_compatible(newest, config, dataset.tokenizer, dataset.fingerprint) if newest else []
+    plan, first_step = remaining_plan(config, newest.state if newest else None)
     split = split_batch(plan, config.train.micro_batch, num_ranks, first_step)
     _check_batch_size(split, dataset)
-    if config.model.init_from:
-        check_vocabulary(config.model.init_from, dataset.tokenizer.k, vocab_size)
+    if config.model.init_from and not newest:  # a resumed run has its checkpoint's weights
+        check_vocabulary(config.model.init_from, dataset.tokenizer.k, vocab_size, dataset.tokenizer.model_sha256)
     if config.model.attention == "flash_attention_2" and not importlib.util.find_spec("flash_attn"):
         raise ConfigError(
             "model.attention: flash_attention_2 needs the package flash-attn; install flash-attn or choose sdpa"
@@ -59,13 +57,14 @@ def check_run(config: RunConfig, num_ranks: int = 1) -> list[str]:
         _memory_line(config, job, zero),
         check_disk(config, vocab_size),
         f"fingerprint: {dataset.fingerprint}",
+        *([describe_changes(first_step, changes)] if changes else []),
     ]
 
 
-def newest_state(config: RunConfig) -> tuple[TrainState, Path] | None:
-    """Return the state and folder of the newest checkpoint that the run could resume, or None.
+def newest_checkpoint(config: RunConfig) -> CheckpointRecords | None:
+    """Return the records of the newest checkpoint that the run could resume, or None.
 
-    Only the state file is read here. The run itself checks the other files of the checkpoint for damage.
+    Only records are read here. The run itself checks all files of the checkpoint for damage.
     """
     train = config.train
     if train.resume == "never":
@@ -75,7 +74,7 @@ def newest_state(config: RunConfig) -> tuple[TrainState, Path] | None:
     folders += [step_folder(source, step) for step in reversed(complete_steps(source))]
     for folder in folders:
         with contextlib.suppress(CheckpointError):
-            return read_state(folder), folder
+            return read_records(folder)
     return None
 
 

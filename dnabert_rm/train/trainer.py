@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from dnabert_rm.checkpoint.compatibility import record_changes
 from dnabert_rm.checkpoint.load import load_checkpoint
 from dnabert_rm.checkpoint.metadata import read_bpe_model, write_metadata
-from dnabert_rm.checkpoint.resume import first_state
+from dnabert_rm.checkpoint.resume import Start, find_first_state
 from dnabert_rm.checkpoint.run_folder import CONFIG_NAME, complete_steps
 from dnabert_rm.checkpoint.save import remove_leftovers, remove_old_checkpoints, save_checkpoint
 from dnabert_rm.config import RunConfig
@@ -107,7 +108,9 @@ class Trainer:
         """Build the model, and load a checkpoint if there is one. All ranks must call this together."""
         precision = resolve_precision(config.train.precision)
         config = dataclasses.replace(config, train=dataclasses.replace(config.train, precision=precision))
-        self.config = config
+        start = find_first_state(config, dataset, ranks)
+        self.config = config = start.recorded_config(config)
+        self.state, self.checkpoint = start.state, start.checkpoint
         self.dataset = dataset
         self.ranks = ranks
         self.stop = stop
@@ -118,20 +121,22 @@ class Trainer:
         self.save_seconds: float | None = None
 
         self.bpe_model = on_first_rank(lambda: read_bpe_model(dataset), ranks)
-        self.state, self.checkpoint = first_state(config, dataset, ranks)
         self.split = split_batch(self.state.plan, config.train.micro_batch, ranks.world_size, self.state.step)
         self.schedule = make_mask_schedule(config, dataset.tokenizer.k)
         self.collate = make_collator(config, self.schedule, self.state.plan.step_of, self.vocab_size)
         self.shape = model_shape(config.model, self.vocab_size)
         if ranks.is_first:
-            self._prepare_folder()
+            remove_leftovers(self.folder)
+            self.folder.mkdir(parents=True, exist_ok=True)
         barrier()
         watchdog.reset("loading")
         self.engine = self._build_engine()
         # DeepSpeed has created its process groups by now, so the timeout applies to them too.
         set_collective_timeout(collective_timeout(config.train.hang_timeout_seconds))
         if self.checkpoint:
-            load_checkpoint(self.engine.deepspeed, self.checkpoint, self.folder, ranks)
+            load_checkpoint(self.engine.deepspeed, self.checkpoint, self.folder, ranks, precision)
+        if ranks.is_first:  # a run that can't load its checkpoint leaves the records as they were
+            self._write_records(start)
         self.validation = Validation.from_config(config, ranks, self.split.micro_batch)
         self.num_tokens = consumed_tokens(dataset, self.state.plan, self.state.step)
         self.metrics_writer = (
@@ -256,13 +261,12 @@ class Trainer:
         done = self.state.step
         return done == self.last_step or (every > 0 and done % every == 0)
 
-    def _prepare_folder(self) -> None:
-        """Remove incomplete files of a killed run, and write the configuration and environment. Call on rank 0 only."""
-        remove_leftovers(self.folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
+    def _write_records(self, start: Start) -> None:
+        """Write the configuration, the environment and the accepted changes. Call on rank 0 only."""
         write_text(self.folder / CONFIG_NAME, self.config.to_toml())
         environment = json.dumps(describe_environment(self.ranks.world_size), indent=1)
         write_text(self.folder / ENVIRONMENT_NAME, environment + "\n")
+        record_changes(self.folder, start.state.step, start.changes)
 
     def _build_engine(self) -> Engine:
         """Return a DeepSpeed engine with a new model, which is built whole or partitioned over the ranks."""

@@ -22,7 +22,7 @@ ROOMS = {
     "model": ["genome", "config", "utils"],
     "planning": ["data", "masking", "model", "genome", "config", "utils"],
     "distributed": ["data", "patches", "config", "utils"],
-    "checkpoint": ["distributed", "data", "patches", "genome", "config", "utils"],
+    "checkpoint": ["distributed", "data", "model", "patches", "genome", "config", "utils"],
     "train": [
         "checkpoint",
         "distributed",

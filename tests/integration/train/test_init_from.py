@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -11,10 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support import random_bases, read_metrics, run_cli, run_ranks, write_prepared
-from transformers import AutoModelForMaskedLM, BertConfig, BertForMaskedLM
+from transformers import AutoModelForMaskedLM, BertConfig, BertForMaskedLM, BertTokenizer
 
 from dnabert_rm.genome import kmer
 from dnabert_rm.model.build import build_model, transformers_config
+from dnabert_rm.tokenizer import KmerTokenizer
 
 SIZES = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 96}
 FLAGS = ["--preset", "tiny", "--window", "66", "--global-batch", "8", "--log-every", "1", "--workers", "0"]
@@ -77,6 +79,7 @@ def test_a_run_starts_from_an_export_and_resumes_without_it(prepared: Path, tmp_
     config = transformers_config(architecture="modernbert", vocab_size=kmer.vocab_size(4), dropout=0.0, **sizes)
     model = build_model(config, 3)
     model.save_pretrained(start)
+    KmerTokenizer(4).save_pretrained(start)
     flags = [*FLAGS, "--steps", "6", "--data", prepared, "--init-from", start, "--output", tmp_path / "run"]
     run_ranks(1, *flags, "--stop-after", "3")
     kept = tmp_path / "kept"
@@ -97,6 +100,13 @@ def damaged_copy(dnabert: Path, folder: Path, fault: str) -> Path:
     if fault == "vocabulary":
         lines = kmer.vocabulary_text(4).split()
         (folder / "vocab.txt").write_text("\n".join([*lines[:5], *reversed(lines[5:])]))
+    elif fault == "tokenizer.json: is not the 4-mer vocabulary":
+        (folder / "vocab.txt").unlink()
+        tokens = [*kmer.SPECIAL_TOKENS, *map("".join, itertools.product("ACGT", repeat=4))]
+        BertTokenizer(vocab={token: index for index, token in enumerate(tokens)}).save_pretrained(folder)
+        assert not (folder / "vocab.txt").exists()
+    elif fault == "add the vocab.txt that the model was pretrained with":
+        (folder / "vocab.txt").unlink()
     elif fault == "lacks":
         del weights["bert.encoder.layer.1.output.dense.weight"]
         torch.save(weights, folder / "pytorch_model.bin")
@@ -121,6 +131,8 @@ def damaged_copy(dnabert: Path, folder: Path, fault: str) -> Path:
     "fault",
     [
         "vocabulary",
+        "tokenizer.json: is not the 4-mer vocabulary",
+        "add the vocab.txt that the model was pretrained with",
         "lacks",
         "cannot be loaded",
         "has a vocabulary of 4101 tokens",

@@ -11,9 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from support import random_bases, read_metrics, run_ranks, write_prepared
 
+from dnabert_rm.checkpoint.run_folder import step_folder
 from dnabert_rm.cli.main import run_one
+from dnabert_rm.export.consolidate import read_weights
 
 STEPS = 12
 FLAGS = shlex.split(
@@ -77,11 +80,46 @@ def test_another_stage_gives_the_same_losses(
     compare(tmp_path / "run", unchanged[precision], rtol={"fp32": 2e-6, "bf16": 1e-3}[precision])
 
 
+@pytest.mark.parametrize(
+    ("stage", "before", "after", "first", "then"),
+    [
+        ("zero1", 1, 1, "bf16", "fp32"),
+        ("zero1", 2, 2, "fp32", "bf16"),
+        ("zero3", 1, 2, "fp32", "bf16"),
+        ("zero3", 2, 2, "bf16", "fp32"),
+    ],
+)
+def test_another_precision_keeps_the_fp32_weights_and_moments(
+    unchanged, flags, tmp_path: Path, stage: str, before: int, after: int, first: str, then: str
+) -> None:
+    """An update that is too small to change a weight leaves exactly the saved weights, and the curve goes on."""
+    words = [*flags, "--ds-config", stage, "--output", tmp_path / "run"]
+    run_ranks(before, *words, "--precision", first, "--stop-after", 5)
+    source = step_folder(tmp_path / "run", 5)
+    words += ["--precision", then, "--allow-changes"]
+    printed = run_ranks(
+        after, *words, "--resume", source, "--output", tmp_path / "still", "--lr", "1e-30", "--stop-after", 6
+    )
+    assert f"stage {stage[-1]} in {first}; converting it for {after} ranks under stage {stage[-1]} in {then}" in printed
+    saved, kept = (dict(read_weights(folder, "")) for folder in (source, step_folder(tmp_path / "still", 6)))
+    assert saved.keys() == kept.keys()
+    for name, weight in saved.items():
+        assert weight.dtype == torch.float32 and torch.equal(weight, kept[name]), name
+    run_ranks(after, *words)
+    compare(tmp_path / "run", unchanged["fp32"], rtol=2e-3)
+    left = {path.name for path in (tmp_path / "run" / "checkpoints").iterdir() if path.suffix != ".py"}
+    assert left == {"latest", "step_00000005", "step_00000012"}
+
+
 def test_stage_0_resumes_on_any_number_of_ranks_but_not_under_another_stage(unchanged, flags, tmp_path: Path) -> None:
     words = [*flags, "--output", tmp_path / "run"]
     run_ranks(2, *words, "--ds-config", "zero0", "--stop-after", 5)
     printed = run_ranks(1, *words, "--ds-config", "zero3", codes=[2])
     assert printed.count("error") == 1 and "stage 0 and the other stages; pass a --ds-config with stage 0" in printed
+    printed = run_ranks(1, *words, "--ds-config", "zero1", "--precision", "bf16", "--allow-changes", codes=[2])
+    assert printed.count("error") == 1
+    assert "2 ranks under ZeRO stage 0 in fp32, and this run has stage 1" in printed
+    assert "pass a --ds-config with stage 0 and --precision fp32" in printed
     run_ranks(1, *words, "--ds-config", "zero0")
     compare(tmp_path / "run", unchanged["fp32"], rtol=2e-6)
 
