@@ -5,6 +5,7 @@ Two runs on one machine start at the same time.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shlex
@@ -12,6 +13,7 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +33,8 @@ def flags(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     folder = tmp_path_factory.mktemp("data") / "prepared"
     rng = np.random.default_rng(0)
     write_prepared(folder, [[random_bases(rng, 700) for _ in range(4)]], k=4)
+    # The fork server imports the libraries before it starts the first rank, and the tests measure time.
+    assert wait_for([start_rank({}, ["--help"], folder.parent / "help.txt")], 240) == [0]
     return [*FLAGS, "--data", str(folder)]
 
 
@@ -115,50 +119,70 @@ def port_error(done: subprocess.CompletedProcess[str], port: str, advice: str) -
     return found[1]
 
 
-@pytest.mark.timeout(900)
-def test_two_runs_on_one_machine(tmp_path: Path, flags: list[str]) -> None:
-    """The first run is started by bash, with a port of the user. Others start beside it by bash and by deepspeed."""
-    port, first = str(free_port()), tmp_path / "first"
-    command = ["bash", SCRIPT, *flags, "--steps", "1000000", "--output", str(first)]
-    environment = {**clean_environment(), "DEEPSPEED_ARGS": "--num_gpus 2", "MASTER_PORT": port}
-    with open(tmp_path / "first.txt", "w") as log:
+def processes_of(run: Path) -> list[int]:
+    """Return the processes whose command line names the run folder."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if entry.name.isdigit() and os.fsencode(run) in (entry / "cmdline").read_bytes().split(b"\0"):
+                found.append(int(entry.name))
+    return found
+
+
+def signal_all(run: Path, number: signal.Signals) -> None:
+    for process in processes_of(run):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, number)
+
+
+@pytest.fixture(scope="module")
+def port_of_first_run(tmp_path_factory: pytest.TempPathFactory, flags: list[str]) -> Iterator[str]:
+    """The port of a run that bash has started with a port of the user. It keeps its port, but is suspended to leave the cores free.
+
+    At the end it continues, and stops on request.
+    """
+    folder = tmp_path_factory.mktemp("first")
+    port, run, printed = str(free_port()), folder / "run", folder / "printed.txt"
+    command = ["bash", SCRIPT, *flags, "--steps", "1000000", "--output", str(run)]
+    environment = {**clean_environment(), "DEEPSPEED_ARGS": "--num_gpus 1", "MASTER_PORT": port}
+    with open(printed, "w") as log:
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
     try:
         deadline = time.monotonic() + 240
-        while not (first / "metrics.jsonl").exists():
-            assert time.monotonic() < deadline and process.poll() is None, (tmp_path / "first.txt").read_text()
+        while not (run / "metrics.jsonl").exists():
+            assert time.monotonic() < deadline and process.poll() is None, printed.read_text()
             time.sleep(0.1)
-        done = launch(["bash", SCRIPT], flags, tmp_path / "bash", DEEPSPEED_ARGS="--num_gpus 2")
-        assert done.returncode == 0 and len(read_metrics(tmp_path / "bash")) == 2, done.stderr
-
-        one = ["deepspeed", "--num_gpus", "1", "--master_port"]
-        done = launch([*one, port, SCRIPT], flags, tmp_path / "deepspeed")
-        free = port_error(done, port, "start with `deepspeed --master_port (N) launch_scripts/pretrain.sh …`")
-        done = launch([*one, free, SCRIPT], flags, tmp_path / "deepspeed")
-        assert done.returncode == 0, done.stderr
-
-        arguments = f"--num_gpus 1 --master_port {port}"
-        done = launch(["bash", SCRIPT], flags, tmp_path / "arguments", DEEPSPEED_ARGS=arguments, MASTER_PORT=free)
-        free = port_error(done, port, "add --master_port (N) to DEEPSPEED_ARGS")
-        arguments = f"{arguments} --master_port {free}"
-        done = launch(["bash", SCRIPT], flags, tmp_path / "arguments", DEEPSPEED_ARGS=arguments)
-        assert done.returncode == 0, done.stderr
-
-        by_hand = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
-        done = launch(["python", SCRIPT], flags, tmp_path / "hand", **by_hand, MASTER_PORT=port)
-        free = port_error(done, port, "set MASTER_PORT=(N) for all ranks")
-        done = launch(["python", SCRIPT], flags, tmp_path / "hand", **by_hand, MASTER_PORT=free)
-        assert done.returncode == 0, done.stderr
-
-        assert process.poll() is None, "the first run was not disturbed"
+        signal_all(run, signal.SIGSTOP)
+        yield port
+        signal_all(run, signal.SIGCONT)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 75
+        assert process.wait(120) == 75, printed.read_text()
     finally:
-        if process.poll() is None:
-            (tmp_path / "stop").touch()
-            process.send_signal(signal.SIGINT)
-            process.send_signal(signal.SIGINT)
-            process.wait(60)
+        signal_all(run, signal.SIGKILL)
+        process.wait()
+
+
+@pytest.mark.timeout(900)
+def test_a_second_run_by_bash_finds_a_port(port_of_first_run: str, tmp_path: Path, flags: list[str]) -> None:
+    done = launch(["bash", SCRIPT], flags, tmp_path / "run", DEEPSPEED_ARGS="--num_gpus 2")
+    assert done.returncode == 0 and len(read_metrics(tmp_path / "run")) == 2, done.stderr
+
+
+def test_a_port_in_deepspeed_args_takes_precedence(port_of_first_run: str, tmp_path: Path, flags: list[str]) -> None:
+    """It is in use, and the error line names where to change it."""
+    arguments = f"--num_gpus 1 --master_port {port_of_first_run}"
+    variables = {"DEEPSPEED_ARGS": arguments, "MASTER_PORT": str(free_port())}
+    done = launch(["bash", SCRIPT], flags, tmp_path / "run", **variables)
+    assert port_error(done, port_of_first_run, "add --master_port (N) to DEEPSPEED_ARGS")
+
+
+@pytest.mark.timeout(600)
+def test_a_second_run_by_deepspeed_names_a_port(port_of_first_run: str, tmp_path: Path, flags: list[str]) -> None:
+    command = ["deepspeed", "--num_gpus", "1", "--master_port"]
+    done = launch([*command, port_of_first_run, SCRIPT], flags, tmp_path / "run")
+    free = port_error(done, port_of_first_run, "start with `deepspeed --master_port (N) launch_scripts/pretrain.sh …`")
+    done = launch([*command, free, SCRIPT], flags, tmp_path / "run")
+    assert done.returncode == 0 and len(read_metrics(tmp_path / "run")) == 2, done.stderr
 
 
 def test_several_nodes_keep_the_port_that_all_launchers_know(tmp_path: Path, flags: list[str]) -> None:
