@@ -137,9 +137,9 @@ def signal_all(run: Path, number: signal.Signals) -> None:
 
 @pytest.fixture(scope="module")
 def port_of_first_run(tmp_path_factory: pytest.TempPathFactory, flags: list[str]) -> Iterator[str]:
-    """The port of a run that bash has started with a port of the user. It keeps its port, but is suspended to leave the cores free.
+    """The port of a run that bash has started, with MASTER_PORT set.
 
-    At the end it continues, and stops on request.
+    The run keeps its port, but is suspended to leave the cores free. At the end it continues, and stops on request.
     """
     folder = tmp_path_factory.mktemp("first")
     port, run, printed = str(free_port()), folder / "run", folder / "printed.txt"
