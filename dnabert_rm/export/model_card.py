@@ -43,6 +43,7 @@ def provenance(
     """Return the content of `pretraining.json`. Unknown values are null or empty."""
     run = checkpoint.parent.parent if checkpoint.parent.name == FOLDER_NAME else checkpoint
     environment = _read_json_or_empty(run / ENVIRONMENT_NAME)
+    records = _read_json_or_empty(checkpoint / DATA_NAME)
     return {
         "dnabert_rm": __version__,
         "step": state.step,
@@ -50,6 +51,8 @@ def provenance(
         "consumed_samples": state.consumed_samples,
         "data_fingerprint": state.fingerprint,
         "sources": training_sources(checkpoint, config, state.fingerprint),
+        "init_from": records.get("init_from"),
+        "earlier_data": records.get("earlier") or [],
         "tokenizer": dataclasses.asdict(tokenizer),
         "commit": environment.get("commit"),
         "packages": environment.get("packages", {}),
@@ -114,13 +117,14 @@ def model_card(facts: dict[str, Any]) -> str:
     template = environment.from_string(CARD_TEMPLATE.read_text(encoding="utf-8"))
     return template.render(
         facts=facts,
-        genomes=_names([source["genome"] for source in facts["sources"]]),
+        genomes=_genomes,
         oldest=OLDEST_TRANSFORMERS[facts["config"]["model"]["architecture"]],
     )
 
 
-def _names(names: list[str]) -> str:
-    """Join the distinct genome names into text for a Markdown table, and replace "|" and line breaks."""
-    known = [" ".join(name.replace("|", "/").split()) for name in dict.fromkeys(names)]
+def _genomes(sources: list[dict[str, Any]]) -> str:
+    """Join the distinct genome names of `sources` for a cell of a Markdown table. Replace "|" and line breaks."""
+    names = dict.fromkeys(source["genome"] for source in sources)
+    known = [" ".join(name.replace("|", "/").split()) for name in names]
     more = f" and {len(known) - _NAMES_SHOWN} more (`{PROVENANCE_NAME}`)" if len(known) > _NAMES_SHOWN else ""
     return ", ".join(known[:_NAMES_SHOWN]) + more if known else "not recorded"

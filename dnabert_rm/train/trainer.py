@@ -17,8 +17,9 @@ import numpy as np
 import torch
 
 from dnabert_rm.checkpoint.compatibility import record_changes
+from dnabert_rm.checkpoint.data_records import read_data_records
 from dnabert_rm.checkpoint.load import load_checkpoint
-from dnabert_rm.checkpoint.metadata import read_bpe_model, write_metadata
+from dnabert_rm.checkpoint.metadata import write_metadata
 from dnabert_rm.checkpoint.resume import Start, find_first_state
 from dnabert_rm.checkpoint.run_folder import CONFIG_NAME, complete_steps
 from dnabert_rm.checkpoint.save import remove_leftovers, remove_old_checkpoints, save_checkpoint
@@ -120,7 +121,7 @@ class Trainer:
         self.last_step = min(config.train.steps, config.train.stop_after or config.train.steps)
         self.save_seconds: float | None = None
 
-        self.bpe_model = on_first_rank(lambda: read_bpe_model(dataset), ranks)
+        self.data_records = on_first_rank(lambda: read_data_records(start, dataset), ranks)
         self.split = split_batch(self.state.plan, config.train.micro_batch, ranks.world_size, self.state.step)
         self.schedule = make_mask_schedule(config, dataset.tokenizer.k)
         self.collate = make_collator(config, self.schedule, self.state.plan.step_of, self.vocab_size)
@@ -250,7 +251,7 @@ class Trainer:
         if self.metrics_writer:
             self.metrics_writer.flush()
         metadata = functools.partial(
-            write_metadata, self.engine.deepspeed, self.config, self.dataset, self.bpe_model, self.ranks
+            write_metadata, self.engine.deepspeed, self.config, self.dataset, self.data_records, self.ranks
         )
         self.save_seconds = save_checkpoint(self.engine.deepspeed, self.state, self.folder, self.ranks, metadata)
         if self.ranks.is_first:
