@@ -109,7 +109,7 @@ def _parse_manifest(content: dict[str, Any]) -> CheckpointManifest:
         if not is_inside(name):
             raise ValueError(f"the file name {name!r} points outside the folder")
         if not _SHA256.fullmatch(entry["sha256"]):
-            raise ValueError(f"the entry of {name} has no valid SHA-256")
+            raise ValueError(f"the manifest has no valid SHA-256 for {name}")
         files[name] = (int(entry["bytes"]), entry["sha256"])
     return CheckpointManifest(layout, files)
 
@@ -122,7 +122,7 @@ def is_inside(name: str) -> bool:
 
 
 def find_damage(folder: Path, manifest: CheckpointManifest, rank: int = 0, world_size: int = 1) -> str | None:
-    """Check one rank's share of a checkpoint's files. Return a message on the first damaged file, or None."""
+    """Check one rank's share of a checkpoint's files. Return a message that names a damaged file, or None."""
     for name, (size, digest) in sorted(manifest.files.items()):
         if is_own_file(name, rank, world_size) and (fault := _fault(folder, name, size, digest)):
             return f"{folder / name} {fault}"

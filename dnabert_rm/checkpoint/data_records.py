@@ -1,4 +1,4 @@
-"""What a checkpoint records about data: the BPE model, the sources, and what the model was trained on before."""
+"""Checkpoint metadata about data: the BPE model, the data sources, and earlier data sources."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from dnabert_rm.utils.files import read_json
 
 @dataclass(frozen=True)
 class DataRecords:
-    """Data-related content of a run's checkpoints, the same for all of them."""
+    """Metadata about data that a run writes to each of its checkpoints."""
 
     bpe_model: bytes | None
     """The SentencePiece model; None for k-mers."""
     content: dict[str, Any]
-    """Content of `data.json`: `sources`; `init_from` if the run began with pretrained weights; `earlier` if it was
+    """Content of `data.json`: `sources`; `init_from` if the run began with pretrained weights; `earlier` if the run
     trained on other data before."""
 
 
 def read_data_records(start: Start, dataset: WindowDataset) -> DataRecords:
-    """Collect the records at the start of a run.
+    """Collect the metadata about a run's data at the start of the run.
 
-    Raises `DataError` if the BPE model of the data is missing, or is not the one that made the shards.
+    Raises `DataError` if the BPE model of the data is missing, or is not the model that made the shards.
     """
     content: dict[str, Any] = {
         "sources": [dataclasses.asdict(source) for reader in dataset.readers for source in reader.manifest.sources]
@@ -52,7 +52,10 @@ def read_data_records(start: Start, dataset: WindowDataset) -> DataRecords:
 
 
 def _describe_model(folder: Path) -> dict[str, Any]:
-    """Return the path of a model folder, and the data that it was pretrained on, as far as an export records them."""
+    """Return a pretrained model's folder, and the fingerprint and sources of its training data.
+
+    If the folder has no `pretraining.json` from `dnabert-rm export`, the fingerprint is None and the sources are [].
+    """
     facts = _read_json_or_empty(folder / PROVENANCE_NAME)
     sources: list[dict[str, Any]] = []
     with contextlib.suppress(TypeError):

@@ -29,7 +29,7 @@ def step_folder(run: Path, step: int) -> Path:
 def temporary_folder(path: Path) -> Path:
     """Return the hidden path that a folder has while it is being written or deleted.
 
-    If a run is killed meanwhile, `remove_leftovers` deletes this path at the next start.
+    If the run is killed before it has finished, `remove_leftovers` deletes this path at the next start.
     """
     return path.with_name(f".{path.name}.tmp")
 
@@ -52,7 +52,7 @@ def complete_steps(run: Path) -> list[int]:
 
 
 def read_state(folder: Path) -> TrainState:
-    """Read the `TrainState` of a checkpoint. Raises `CheckpointError` if it is missing or damaged."""
+    """Read the `TrainState` of a checkpoint. Raises `CheckpointError` if `state.json` is missing or damaged."""
     try:
         return TrainState.from_dict(json.loads((folder / STATE_NAME).read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, TypeError, AssertionError, RecursionError) as error:

@@ -118,8 +118,8 @@ def code_digest() -> str:
 def shared_token(rendezvous: Rendezvous, run: Path) -> Iterator[bool]:
     """Yield whether this rank sees the token file that rank 0 writes to the run folder.
 
-    All ranks must call this. The file is removed on exit. If the block raises `ConfigError`, a run folder that was
-    created for the file is removed as well.
+    A rank that does not see the file does not share rank 0's run folder. All ranks must call this. The file is removed
+    on exit. If the block raises `ConfigError`, a run folder that was created for the file is removed as well.
     """
     token = ""
     is_new = False
@@ -142,7 +142,10 @@ def shared_token(rendezvous: Rendezvous, run: Path) -> Iterator[bool]:
 
 
 def _appears(run: Path, token: str) -> bool:
-    """Return whether the file `token` is in `run` or appears within `TOKEN_SECONDS`. Return True for an empty name."""
+    """Return whether the file `token` is in `run` or appears within `TOKEN_SECONDS`.
+
+    Return True if `token` is empty, because rank 0 then wrote no file.
+    """
     deadline = time.monotonic() + TOKEN_SECONDS
     while token and token not in _names_in(run):
         if time.monotonic() > deadline:
@@ -161,7 +164,7 @@ def _names_in(run: Path) -> list[str]:
 
 
 def differences(reports: Sequence[Report]) -> Iterator[str]:
-    """Yield an error message for each problem or difference in `reports`, the list of all ranks' reports."""
+    """Yield a message for each error in the ranks' `reports`. Without errors, yield a message for each difference."""
     hosts = [report["host"] for report in reports]
     problems = [report.get("problem") for report in reports]
     for problem in dict.fromkeys(filter(None, problems)):
@@ -195,7 +198,10 @@ def _different_values(reports: Sequence[Report], hosts: Sequence[str]) -> Iterat
 
 
 def _values(values: dict[int, Any], hosts: Sequence[str]) -> str:
-    """Return up to three values with their ranks: "A on rank 0 (a); B on ranks 1-3 (b)". Shorten long values."""
+    """Return up to three values with ranks and hosts: "A on rank 0 (node1); B on ranks 1-3 (node2)".
+
+    Long values are shortened.
+    """
     groups: dict[str, list[int]] = {}
     for rank, value in values.items():
         groups.setdefault(value if isinstance(value, str) else json.dumps(value), []).append(rank)
@@ -208,7 +214,7 @@ def _shorten(text: str, length: int = 60) -> str:
 
 
 def name_ranks(ranks: Sequence[int], hosts: Sequence[str]) -> str:
-    """Return ranks and at most three of their hosts as text: "rank 3 (a)" or "ranks 0-2, 5 (a, b)"."""
+    """Return ranks and at most three of their hosts as text: "rank 3 (node1)" or "ranks 0-2, 5 (node1, node2)"."""
     spans: list[list[int]] = []
     for rank in ranks:
         if spans and spans[-1][-1] == rank - 1:

@@ -62,7 +62,7 @@ def memory_of_rank(device: torch.device, local_world_size: int) -> float:
 def threads_of_rank(info: RankInfo, num_cores: int) -> int:
     """Return the number of CPU threads for a rank: its share of the `num_cores` cores that this process may use.
 
-    srun may bind each task to separate cores, which only the ranks of that task share.
+    If srun binds each task to separate cores, only the ranks of the same task share these cores.
     """
     task = slurm_rank(os.environ)
     cores_per_task = os.environ.get("SLURM_CPUS_PER_TASK", "")

@@ -158,10 +158,10 @@ def _number(environ: Mapping[str, str], name: str, default: str | None = None) -
 
 
 def _check_nested(inner: RankInfo, outer: RankInfo) -> None:
-    """Raise `LauncherError` if the process `outer` can't have started the rank `inner`.
+    """Raise `LauncherError` if the ranks that two launchers set for this process contradict each other.
 
-    An outer launcher starts either the ranks themselves, or one launcher per node. Each of these launchers then starts
-    the ranks of its node.
+    `inner` comes from torchrun or DeepSpeed's launcher, and `outer` from MPI or Slurm. The outer launcher starts either
+    all ranks, or one inner launcher per node. Each inner launcher then starts the ranks of its node.
     """
     if outer.world_size == 1 or (inner.rank, inner.world_size) == (outer.rank, outer.world_size):
         return
@@ -214,7 +214,7 @@ def free_port() -> int:
             except OSError:
                 continue
             return int(listener.getsockname()[1])
-    raise LauncherError("this machine has no free TCP port; end the programs that use them")
+    raise LauncherError("this machine has no free TCP port; end programs that keep ports open")
 
 
 # Slurm

@@ -64,7 +64,7 @@ def process_group(
     can crash with `terminate called`.
 
     Args:
-        threads_per_rank: Number of CPU threads for this rank. 0 means its share of the cores.
+        threads_per_rank: Number of CPU threads for this rank. 0 means the rank's share of the usable cores.
         timeout: Timeout of collectives. None means torch's default.
         start_seconds: Timeout of the rendezvous in seconds.
         check: Called after the rendezvous and before the first collective.
@@ -175,7 +175,10 @@ def _watch_for_failure(store: dist.Store, done: threading.Event, info: RankInfo)
 
 
 def collective_timeout(limit: float) -> timedelta:
-    """Return a timeout that exceeds the watchdog's `limit` in seconds. If `limit` is 0, return a year."""
+    """Return a timeout of collectives that is longer than the watchdog's `limit` in seconds.
+
+    The watchdog therefore reports a hang first. If `limit` is 0, the watchdog is off and the timeout is a year.
+    """
     return timedelta(seconds=limit * FIRST_TIMES + 60) if limit else timedelta(days=365)
 
 

@@ -93,14 +93,14 @@ def join_rendezvous(seconds: float) -> Rendezvous:
 
 
 def _rendezvous_error(info: RankInfo, reason: str, seconds: float) -> ConfigError:
-    """Return a one-line error for a failed rendezvous, which one rank per node reports."""
+    """Return a one-line error for a failed rendezvous. Only local rank 0 of each node reports the error."""
     if "address already in use" in reason.lower():
         return _port_in_use(info)
     master = f"{info.master_addr}:{info.master_port}"
     if match := re.search(r"(\d+)/\d+ clients joined", reason):
         text = (
             f"only {match[1]} of {info.world_size} ranks connected to {master} within {seconds:g} s; check why the "
-            "others did not start, or raise train.start_timeout_seconds"
+            "other ranks did not start, or raise train.start_timeout_seconds"
         )
     else:
         text = (
@@ -116,17 +116,17 @@ def _port_in_use(info: RankInfo) -> ConfigError:
 
 
 def _error_of_node(info: RankInfo, text: str) -> ConfigError:
-    """Return an error that one rank per node reports."""
+    """Return an error that only local rank 0 of each node reports."""
     error = ConfigError(text)
     error.on_one_rank = info.local_rank == 0
     return error
 
 
 def check_master(info: RankInfo, environ: Mapping[str, str]) -> None:
-    """Raise `ConfigError` if the address of rank 0 can't be resolved, or if it is not rank 0's own address.
+    """Raise `ConfigError` if MASTER_ADDR can't be resolved, or if it is not an address of rank 0's node.
 
-    Torch would retry both until the rendezvous times out. Print a warning if ranks on another node use a loopback
-    address.
+    Without this check, torch would try to connect until the rendezvous times out. Nodes without rank 0 print a warning
+    if MASTER_ADDR is a loopback address, because it then leads to the node itself.
     """
     who = f"rank {info.rank} on {socket.gethostname()}"
     advice = how_to_set("MASTER_ADDR", "ADDRESS", info, environ)
@@ -175,7 +175,7 @@ def _all_loopback(found: _Resolved) -> bool:
 
 
 def _leads_here(info: RankInfo, found: _Resolved, environ: Mapping[str, str]) -> bool:
-    """Return whether rank 0 can listen at its address, as far as this is known."""
+    """Return whether MASTER_ADDR, resolved to `found`, leads to this node. Return True if this can't be tested."""
     if environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":  # torchrun listens in place of rank 0
         return True
     if any(_is_own(*entry) for entry in found):
@@ -255,7 +255,7 @@ class _TriedAddresses:
 
 
 def _try_addresses(comm: Any, info: RankInfo) -> _TriedAddresses:
-    """Listen on rank 0 and try to connect to each of its addresses from every node."""
+    """Listen on rank 0, and try from every node to connect to each address of rank 0's node."""
     with socket.socket() as listener:
         addresses = [info.master_addr] if info.master_addr else candidate_addresses(os.environ)
         if not info.master_addr and info.local_world_size == info.world_size:
@@ -307,7 +307,7 @@ def candidate_addresses(environ: Mapping[str, str]) -> list[str]:
 
 
 def reachable(addresses: Sequence[str], port: int, seconds: float = _CONNECT_SECONDS) -> list[bool]:
-    """Try to connect to `port` on all addresses at once. Return for each whether it connects within `seconds`."""
+    """Try to connect to `port` on all addresses at once. Return for each address whether this succeeds in `seconds`."""
     connections = []
     for address in addresses:
         connection = socket.socket()

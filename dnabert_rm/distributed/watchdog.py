@@ -1,8 +1,8 @@
 """Watchdog: ends a run that waits too long, and writes the stacks of every thread and loader worker.
 
-Each rank has its own watchdog. The training loop resets the watchdog before each stage. A thread measures the time
-since the last reset. A rank that hangs reaches the limit together with the ranks that wait for it in a collective. The
-run folder therefore has the stacks of all these ranks.
+Each rank has its own watchdog. The training loop resets the watchdog before each stage, such as loading a batch. A
+thread measures the time since the last reset. A rank that hangs reaches the limit together with the ranks that wait for
+it in a collective. The run folder therefore has the stacks of all these ranks.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ _PR_SET_PDEATHSIG = 1
 class Watchdog:
     """Timer that ends the process with exit code `EXIT_HANG` if `reset` is not called for `limit` seconds.
 
-    A limit of 0 disables the timer. Stages in `ONCE` have a longer limit. Time in which the process is suspended does
-    not count, so a suspended job is not mistaken for a hang.
+    A limit of 0 disables the timer. Stages that happen once (`ONCE`), such as the first step, have a longer limit. Time
+    in which the process is suspended does not count, so a suspended job is not mistaken for a hang.
     """
 
     def __init__(self, run: Path, rank: int, limit: float) -> None:
@@ -124,7 +124,7 @@ class Watchdog:
             if start < before == size:
                 break
         self._stacks.seek(start)
-        out.write(self._stacks.read() or b"it did not respond\n")
+        out.write(self._stacks.read() or b"the worker did not respond\n")
 
 
 def _descendants(process: int) -> list[int]:
@@ -137,7 +137,7 @@ def _descendants(process: int) -> list[int]:
 
 
 def _process_state(process: int) -> str:
-    """Return the operating system's state of a process, for example running, sleeping or waiting for a disk."""
+    """Return the state of a process as text, for example running, sleeping or waiting for a disk."""
     try:
         lines = Path(f"/proc/{process}/status").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""Fine-tune one head with one seed, and write the model, its scores and its predictions."""
+"""Fine-tune a model with one seed, and write the model, its scores and its predictions."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ __all__ = ["FinetuneSettings", "finetune", "scores_table"]
 
 
 def finetune(settings: FinetuneSettings) -> dict[str, Any]:
-    """Fine-tune one head, choose the checkpoint with the best dev metric, and score the test table once.
+    """Fine-tune a model, choose the checkpoint with the best dev metric, and score the test table once.
 
     Files in `settings.output`:
 
     - `model/`: load it with `AutoModelForSequenceClassification`, or `AutoModelForTokenClassification` for per-base
-      tasks. With LoRA, pass the pretrained model and this folder to `PeftModel.from_pretrained`.
+      tasks. With LoRA, pass the pretrained model and `model/` to `PeftModel.from_pretrained`.
     - `predictions.csv`: predictions for the test table.
     - `tensorboard/`: training curves.
     - `scores.json`: the returned scores, written last.
@@ -77,10 +77,10 @@ def finetune(settings: FinetuneSettings) -> dict[str, Any]:
 
 
 def chosen_metric(settings: FinetuneSettings, splits: Splits) -> str:
-    """Return the name of the metric that chooses the checkpoint.
+    """Return the name of the metric that chooses the checkpoint: `--best-metric`, or the task's default.
 
-    Raises `ConfigError` if the task has no such metric, or if the metric is undefined or the same for every model on
-    dev. Then the first checkpoint would win. Warns if dev has only one value of a label.
+    Raises `ConfigError` if the task has no metric of this name, if the metric is undefined on dev, or if every model
+    gets the same score on dev. Warns if a label is the same in all dev rows.
     """
     task = splits.task
     metric = settings.best_metric or task.best_metric
@@ -101,7 +101,10 @@ def chosen_metric(settings: FinetuneSettings, splits: Splits) -> str:
             f" {', '.join(usable)}, or a --dev table with different labels"
         )
     if constant:
-        notice(f"warning: {dev}: all rows have {constant}; {metric} may not choose the best checkpoint")
+        notice(
+            f"warning: {dev}: all rows have {constant}, so {metric} is unreliable for choosing the checkpoint; pass a"
+            " --dev table with different labels"
+        )
     return metric
 
 
@@ -116,7 +119,10 @@ def allowed_tokens(settings: FinetuneSettings, config: Any) -> int:
 
 
 def prepare_model(settings: FinetuneSettings, splits: Splits, config: Any) -> tuple[Any, list[str]]:
-    """Load the model and select its trainable weights. Return it with the names of its newly initialized tensors."""
+    """Load the model and select its trainable weights.
+
+    Return the model and the names of its newly initialized tensors.
+    """
     from dnabert_rm.finetune import pretrained_encoder as encoder
     from dnabert_rm.finetune.lora import add_adapters
 
@@ -158,19 +164,19 @@ def report_start(settings: FinetuneSettings, splits: Splits, rows_by_split: dict
     if settings.from_scratch:
         notice(f"model: architecture of {settings.model} with random weights")
     else:
-        notice(f"model: {settings.model}, with {len(new)} new tensors ({', '.join(new)})")
+        notice(f"model: {settings.model}, with {len(new)} newly initialized tensors ({', '.join(new)})")
     sizes = ", ".join(f"{name} {len(table)}" for name, table in splits.items())
     notice(f"data: {settings.name}: rows {sizes}; {splits.task.describe()}")
     handling = "only their middle is used" if settings.long == "middle" else "overlapping windows are averaged"
     for name, rows in rows_by_split.items():
         if rows.num_long:
-            notice(f"note: {rows.num_long} {name} rows have more tokens than the maximum input; {handling}")
+            notice(f"note: {rows.num_long} {name} rows have more tokens than the maximum input length; {handling}")
         if rows.num_empty:
             notice(f"warning: {rows.num_empty} {name} rows are shorter than one k-mer; the model can't see their bases")
 
 
 def count_changed_rows(settings: FinetuneSettings, splits: Splits, rows_by_split: dict[str, Any]) -> dict[str, Any]:
-    """Return row counts for `scores.json`: rows shared with train, cut to the maximum length, or left out."""
+    """Return counts for `scores.json`: rows also in train, rows above the maximum length, and dropped rows."""
     num_long = {name: rows.num_long for name, rows in rows_by_split.items()}
     none = dict.fromkeys(num_long, 0)
     return {

@@ -27,7 +27,7 @@ CHECKPOINTS_FOLDER = ".finetune-checkpoints"
 
 
 def _seeds(text: str) -> int | tuple[int, ...]:
-    """Parse `--seeds` as a number of seeds or a list of seeds."""
+    """Parse `--seeds`: return a number of seeds as an integer, and a list of seeds as a tuple."""
     try:
         numbers = tuple(int(part) for part in text.split(","))
     except ValueError:
@@ -46,7 +46,7 @@ def _columns(text: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class FinetuneSettings(Settings):
-    """Settings of `finetune`, which trains one head on one data set. Training defaults follow DNABERT-2's scripts."""
+    """Settings of `finetune`, which trains a model on one data set. Training defaults follow DNABERT-2's scripts."""
 
     GROUPS: ClassVar = {"model": "files", "task": "task", "epochs": "training", "max_tokens": "model"}
 
@@ -140,12 +140,12 @@ class FinetuneSettings(Settings):
 
     @property
     def name(self) -> str:
-        """Return the name of the data set."""
+        """Return the name of the data set: `data_set`, or else the name of the training table's folder."""
         return self.data_set or self.train.resolve().parent.name
 
     @property
     def tables(self) -> dict[str, Path]:
-        """Return the path of each table, keyed by split; without `dev` if rows are held out of `train`."""
+        """Return the path of each table, keyed by split. Without `--dev`, the key `dev` is absent."""
         paths = {"train": self.train, "dev": self.dev, "test": self.test}
         return {split: path for split, path in paths.items() if path is not None}
 

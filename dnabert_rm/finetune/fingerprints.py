@@ -31,7 +31,7 @@ def hash_model(folder: Path) -> str:
     Raise `CheckpointError` if the folder contains no model.
     """
     check_model_folder(folder)
-    # tokenizer.json counts only where it is the vocabulary that is read.
+    # tokenizer.json is hashed only if the vocabulary is read from it.
     vocabulary = "vocab.txt" if (folder / "vocab.txt").is_file() else "tokenizer.json"
     patterns = ("config.json", vocabulary, "*.safetensors", "*.bin")
     names = sorted({path.name for pattern in patterns for path in folder.glob(pattern)})

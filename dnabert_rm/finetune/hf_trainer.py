@@ -105,7 +105,10 @@ def training_arguments(settings: FinetuneSettings, best_metric: str) -> Training
 
 
 def _predicted_classes(logits: Tensor, labels: Tensor) -> Tensor:
-    """Convert logits (B, N, L) to class indices (B, N). Keeping the logits of every base would take too much memory."""
+    """Convert logits (rows, bases, classes) to class indices (rows, bases).
+
+    Trainer keeps the result for all rows, and logits would take too much memory.
+    """
     return logits.argmax(-1)
 
 
@@ -113,10 +116,10 @@ def _predicted_classes(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 class TaskTrainer(Trainer):
-    """Trainer with a task's loss: the sum over the global batch, divided by the number of targets in the batch.
+    """Trainer with a task's loss: the summed loss of the global batch, divided by its number of targets.
 
-    Trainer counts the targets over all ranks before the backward pass. So the gradient does not depend on the
-    number of ranks.
+    A target is a label value other than `IGNORE_INDEX`. Trainer counts the targets of all ranks before the backward
+    pass, so the gradient does not depend on the number of ranks.
     """
 
     def __init__(self, task: Task, settings: FinetuneSettings, class_weights: Tensor | None, **options: Any):
@@ -158,9 +161,9 @@ class TaskTrainer(Trainer):
 class RowSampler(Sampler):
     """Sampler of shuffled row indices, in the same order for any number of ranks.
 
-    If row lengths differ, rows of similar length share a batch. With `pad_last_batch`, the index of the padding row of
-    `TokenRows` fills up the last batch of an epoch. So every rank gets rows of every batch. Without
-    padding, accelerate would repeat rows.
+    If row lengths differ, rows of similar length share a batch. `pad_last_batch` completes the last batch of an
+    epoch with padding rows, which the loss ignores. Without padding, accelerate would repeat rows to give all ranks
+    the same number of rows.
     """
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int, pad_last_batch: bool):

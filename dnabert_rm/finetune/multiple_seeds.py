@@ -19,7 +19,7 @@ from dnabert_rm.utils.files import read_json, write_text
 from dnabert_rm.utils.statistics import mean_and_half_width
 
 _IGNORED_SETTINGS = ("output", "overwrite", "seed", "seeds")
-"""Settings that may differ from those of a finished run."""
+"""Settings that may differ between a finished run and the present run."""
 
 
 def finetune_seeds(settings: FinetuneSettings) -> dict[str, Any]:
@@ -30,7 +30,8 @@ def finetune_seeds(settings: FinetuneSettings) -> dict[str, Any]:
     """
     if not settings.overwrite and (settings.output.is_file() or (settings.output / MODEL_FOLDER).exists()):
         raise ConfigError(
-            f"--output {settings.output}: is a file, or holds a run without --seeds; choose another folder"
+            f"--output {settings.output}: is a file, or contains a model from finetune without --seeds;"
+            " choose another folder"
         )
     seeds = settings.seeds or (settings.seed,)
     runs = [replace(settings, seed=seed, seeds=None, output=settings.output / f"seed_{seed}") for seed in seeds]
@@ -52,8 +53,8 @@ def finetune_seeds(settings: FinetuneSettings) -> dict[str, Any]:
 def read_finished(settings: FinetuneSettings, fingerprints: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the scores of a finished run, or None if the run has not finished.
 
-    Raises `ConfigError` if the run finished with other settings, or with a model or tables of other content.
-    `fingerprints` comes from `fingerprints_of`.
+    `fingerprints` identifies the present model and tables (see `fingerprints_of`). Raises `ConfigError` if the run
+    used different settings, model files or tables, or if its `scores.json` does not record them.
     """
     path = settings.output / SCORES_FILE
     if not path.exists():
@@ -68,24 +69,26 @@ def read_finished(settings: FinetuneSettings, fingerprints: Mapping[str, Any]) -
     differing = sorted(name for name in names if wanted.get(name) != found.get(name))
     if differing:
         raise ConfigError(
-            f"{path}: records a run with other settings ({', '.join(differing)});"
+            f"{path}: is from a run with different settings ({', '.join(differing)});"
             " choose another --output or pass --overwrite"
         )
     if any(not isinstance(scores.get(name), type(value)) for name, value in fingerprints.items()):
         raise ConfigError(
-            f"{path}: has no checksums of the model and the tables, as in older versions, so they may have changed;"
+            f"{path}: has no checksums of the model and the tables, so these inputs may have changed since the run;"
             " choose another --output or pass --overwrite"
         )
     if changed := changed_inputs(settings, scores, fingerprints):
         raise ConfigError(
-            f"{path}: records a run with other content of {', '.join(changed)};"
+            f"{path}: the content of {', '.join(changed)} has changed since this run;"
             " choose another --output or pass --overwrite"
         )
     return scores
 
 
 def aggregate(results: Sequence[dict[str, Any]], seeds: Sequence[int]) -> dict[str, Any]:
-    """Aggregate the scores of several seeds into one record.
+    """Aggregate the scores of several seeds into the content of one `scores.json`.
+
+    `results` holds the return value of `finetune` for each of `seeds`. The content has these keys, among others:
 
     - `metrics`: mean of each metric over the seeds, or None if the metric is undefined for any seed.
     - `metrics_interval_95`: 95 % confidence interval [low, high] of each mean. It is None if the mean is None or there
@@ -119,8 +122,9 @@ def mean(values: Sequence[float | None]) -> float | None:
 
 
 def interval(values: Sequence[float | None]) -> list[float] | None:
-    """Return the 95 % confidence interval [low, high] of the mean (Student's t with n - 1 degrees of freedom).
+    """Return the 95 % confidence interval [low, high] of the mean of n values.
 
+    The interval uses Student's t distribution with n - 1 degrees of freedom.
     The result is None for fewer than two values, or if any value is None.
     """
     if None in values or len(values) < 2:
@@ -131,7 +135,7 @@ def interval(values: Sequence[float | None]) -> list[float] | None:
 
 
 def seeds_table(scores: dict[str, Any]) -> str:
-    """Format the means and intervals as text, with one row per split and metric."""
+    """Format the result of `aggregate` as a text table of means and intervals, one row per split and metric."""
     seeds = ", ".join(map(str, scores["seeds"]))
     width = max(len(name) for name in scores["metrics"]["test"])
     lines = [f"{scores['data_set']}, {scores['weights']} weights, seeds {seeds}"]

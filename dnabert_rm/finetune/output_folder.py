@@ -30,7 +30,10 @@ from dnabert_rm.utils.files import writable_parent, write_text
 
 
 def check_output(settings: FinetuneSettings) -> None:
-    """Raise `ConfigError` if the output folder can't be written, or if the run may not replace its content."""
+    """Raise `ConfigError` if the output folder can't be written, or if results exist in it without `--overwrite`.
+
+    Also raise `ConfigError` if the results would replace the model or a table that the run reads.
+    """
     output = settings.output
     if output.exists() and not output.is_dir():
         raise ConfigError(f"--output {output}: is a file; choose a folder")
@@ -44,7 +47,7 @@ def check_output(settings: FinetuneSettings) -> None:
 
 
 def check_inputs(settings: FinetuneSettings) -> None:
-    """Raise `ConfigError` if the model or a table is where the run writes or deletes its results."""
+    """Raise `ConfigError` if the results would replace the model or a table that the run reads."""
     names = (MODEL_FOLDER, TENSORBOARD_FOLDER, CHECKPOINTS_FOLDER, PREDICTIONS_FILE, SCORES_FILE)
     results = {(settings.output / name).resolve() for name in names}
     for name, path in {"model": settings.model, **settings.tables}.items():
@@ -113,7 +116,7 @@ def write_results(
 
 
 def prediction_settings(settings: FinetuneSettings, splits: Splits, max_tokens: int) -> dict[str, Any]:
-    """Return the settings that `predict` needs: the content of finetuning.json, and of `CONFIG_ENTRY`."""
+    """Return the settings that `predict` needs, which are saved in both finetuning.json and config.json."""
     task = splits.task
     return {
         "task": task.name,

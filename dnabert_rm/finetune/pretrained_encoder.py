@@ -54,22 +54,24 @@ def load_config(folder: Path) -> PreTrainedConfig:
 
 
 def load_tokenizer(folder: Path, config: PreTrainedConfig, overlapping: bool = True) -> DnaTokenizer:
-    """Load a model's tokenizer: BPE, or k-mers that overlap or not.
+    """Load a model's tokenizer. `overlapping` selects overlapping or non-overlapping k-mers.
 
-    Raises `ConfigError` for non-overlapping BPE. Raises `CheckpointError` if `vocab.txt` or `tokenizer.json` is neither
-    BPE nor a k-mer vocabulary, or does not fit the number of the model's embeddings. A model may have a few unused
-    embeddings, but not enough for a larger k.
+    Raises `ConfigError` if `overlapping` is False and the tokens are BPE. Raises `CheckpointError` if `vocab.txt` or
+    `tokenizer.json` holds neither BPE tokens nor a k-mer vocabulary. Raises `CheckpointError` also if the model has
+    fewer embeddings than tokens, or has enough embeddings for (k + 1)-mers.
     """
     tokenizer: DnaTokenizer
     files = vocabulary_files(folder)
     if is_bpe(folder):
         if not overlapping:
-            raise ConfigError(f"--non-overlapping: applies to k-mers, but {folder} has BPE tokens; omit it")
+            raise ConfigError(
+                f"--non-overlapping: applies to k-mers, but {folder} has BPE tokens; omit --non-overlapping"
+            )
         tokenizer = BpeTokenizer(folder)
         largest = config.vocab_size
     else:
         if len({read_k(path) for path in files}) > 1:
-            raise CheckpointError(f"{folder}: vocab.txt and tokenizer.json differ; remove the wrong one")
+            raise CheckpointError(f"{folder}: vocab.txt and tokenizer.json differ; remove the wrong file")
         with as_checkpoint_error(folder):
             kmers = KmerTokenizer.from_pretrained(folder, local_files_only=True, overlapping=overlapping)
         tokenizer = kmers
@@ -78,7 +80,7 @@ def load_tokenizer(folder: Path, config: PreTrainedConfig, overlapping: bool = T
         name = next((path.name for path in files), "tokenizer_config.json")
         raise CheckpointError(
             f"{folder}: {name} has {tokenizer.vocab_size} tokens, but the model has {config.vocab_size} embeddings;"
-            f" replace {name} with the one used for pretraining"
+            f" replace {name} with the {name} used for pretraining"
         )
     return tokenizer
 
@@ -94,10 +96,10 @@ def load_kmer_tokenizer(folder: Path, config: PreTrainedConfig, task: str) -> Km
 def load_model(
     folder: Path, config: PreTrainedConfig, task: Task, dropout: float, seed: int, from_scratch: bool = False
 ) -> tuple[PreTrainedModel, list[str]]:
-    """Load a pretrained encoder in fp32, with a head for a fitted task.
+    """Load a pretrained encoder in fp32, with a new head for `task`, which `Task.fitted` returned.
 
     The head is a token classifier if the task is `per_base`, otherwise a sequence classifier. `from_scratch`
-    initializes all weights at random, as a control. `seed` determines the new weights.
+    initializes all weights at random instead. `seed` determines the newly initialized weights.
 
     Returns the model and the names of its newly initialized tensors. Raises `CheckpointError` if a tensor of the
     encoder is missing, unexpected or has the wrong shape.
@@ -123,7 +125,7 @@ class LoadedModel(NamedTuple):
 
     model: PreTrainedModel
     missing: set[str]
-    """Tensors that no file has, which transformers initialized at random."""
+    """Tensors that are in no file, which transformers initialized at random."""
     reshaped: set[str]
     """Tensors that have another shape in the files, which transformers initialized at random."""
     unexpected: set[str]
@@ -131,12 +133,12 @@ class LoadedModel(NamedTuple):
 
 
 def load_weights(auto_class: Any, folder: Path, config: PreTrainedConfig) -> LoadedModel:
-    """Load a model in fp32 from a local folder, without remote code. The caller decides which tensors may be missing.
+    """Load a model in fp32 from a local folder, without remote code. The result lists missing tensors.
 
     Raises `CheckpointError` if the files can't be read, or if the folder holds only LoRA adapters.
     """
     if (folder / ADAPTER_CONFIG).exists():
-        raise CheckpointError(f"{folder}: holds only LoRA adapters; pass the model that they were trained on")
+        raise CheckpointError(f"{folder}: holds only LoRA adapters; pass the model that the adapters were trained on")
     with suppress_transformers_output(), as_checkpoint_error(folder):
         model, report = auto_class.from_pretrained(
             folder,

@@ -15,7 +15,7 @@ from dnabert_rm.utils.errors import is_first_rank
 
 @dataclass(frozen=True)
 class Splits:
-    """The three tables, and the task fitted to the training table."""
+    """The train, dev and test tables of one data set, and the task with the labels of the training table."""
 
     train: tables.LabelledTable
     dev: tables.LabelledTable
@@ -32,12 +32,15 @@ class Splits:
         return [self.task.target(*row) for row in zip(table.sequences, table.fields, strict=True)]
 
     def dropped(self) -> dict[str, int]:
-        """Return the number of rows left out of each split's file. Held-out dev rows come from the training file."""
+        """Return the number of unusable rows that were dropped from each split's file.
+
+        If dev rows are held out of the training file, dev has the count of the training file.
+        """
         return {name: self.bad_rows.count(table.path) for name, table in self.items()}
 
 
 def read_splits(settings: FinetuneSettings) -> Splits:
-    """Read and check the three tables. Raise `DataError` for the first error in any of them."""
+    """Read and check the train, dev and test tables. Raise `DataError` for the first error in a table."""
     unfitted = TASK_CLASSES[settings.task](settings.label_columns)
     bad_rows = tables.BadRowHandler(drop=settings.bad_rows == "drop")
 

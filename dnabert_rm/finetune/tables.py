@@ -117,8 +117,8 @@ def read_labelled(
     """Read a table with the column `sequence` and the label `columns`. Ignore other columns.
 
     The header decides whether commas or tabs separate columns. Sequences are IUPAC nucleotide codes in any case.
-    `check` is applied to each row, after the built-in checks. Raises `DataError` with the file, the line and the fix,
-    unless `bad_rows` drops the row.
+    `check` gets each row's sequence and label columns, and raises `RowError` if the row is unusable. Raises `DataError`
+    with the file, the line and the fix, unless `bad_rows` drops the row.
     """
     path = Path(path)
     bad_rows = bad_rows or BadRowHandler()

@@ -1,7 +1,7 @@
 """Fine-tuning tasks. Each task defines the labels, loss, metrics and predictions of its head.
 
-Shapes: B rows, L labels, N bases of the longest row. A row's target has shape () for one class, (L,) for several labels
-or regression, and (bases,) for `per_base` tasks.
+A row's target has shape () for one class, (labels,) for several labels or regression, and (bases,) for `per_base`
+tasks.
 """
 
 from __future__ import annotations
@@ -52,10 +52,13 @@ class Task:
     """Whether each base has a target. If so, the head is a token classifier."""
 
     def check(self, sequence: str, fields: Sequence[str]) -> None:
-        """Raise `RowError` if the label columns can't be parsed. This works before the task is fitted."""
+        """Raise `RowError` if the label columns can't be parsed. Labels need not occur in the training table."""
 
     def fitted(self, train: LabelledTable) -> Self:
-        """Return this task with the labels of a training table. Raise `DataError` if they leave nothing to learn."""
+        """Return this task with the labels of a training table.
+
+        Raise `DataError` for labels that a model can't learn, such as the same class in every row.
+        """
         raise NotImplementedError
 
     def target(self, sequence: str, fields: Sequence[str]) -> NDArray:
@@ -65,22 +68,26 @@ class Task:
     def loss(self, logits: Any, targets: Any, weights: Any = None) -> Any:
         """Return the loss summed over all targets except `IGNORE_INDEX`, as a scalar tensor.
 
-        `logits` have shape (B, L), or (B, N, L) for `per_base` tasks. `weights` are class weights (L,).
+        `logits` have shape (rows, labels), or (rows, bases, labels) for `per_base` tasks. `weights` are class weights
+        (labels,).
         """
         raise NotImplementedError
 
     def class_weights(self, targets: Sequence[NDArray]) -> NDArray:
-        """Return balanced class weights (L,), as scikit-learn defines "balanced"."""
+        """Return balanced class weights, shape (labels,), as scikit-learn defines "balanced"."""
         raise NotImplementedError
 
     def metrics(self, targets: NDArray, outputs: NDArray) -> dict[str, float | None]:
-        """Return the score per metric. `outputs` are logits (B, L), or class indices (B, N) for `per_base` tasks."""
+        """Return the score of each metric.
+
+        `outputs` are logits (rows, labels), or class indices (rows, bases) for `per_base` tasks.
+        """
         raise NotImplementedError
 
     def right_and_wrong_outputs(self, targets: NDArray) -> tuple[NDArray, NDArray]:
         """Return outputs that predict every target, and outputs that predict each target wrongly.
 
-        A metric that scores both alike is the same for every model, so it can't choose a checkpoint.
+        A metric with the same score for right and wrong outputs can't choose a checkpoint.
         """
         raise NotImplementedError
 
@@ -89,7 +96,7 @@ class Task:
         raise NotImplementedError
 
     def prediction_columns(self) -> list[str]:
-        """Return the names of the prediction columns. In predictions.csv they follow the label columns."""
+        """Return the names of the prediction columns of predictions.csv."""
         raise NotImplementedError
 
     def predictions(self, outputs: NDArray, targets: NDArray) -> Iterator[list[str]]:
@@ -189,7 +196,7 @@ class BaseClassification(SequenceClassification):
         return ["prediction"]
 
     def predictions(self, outputs: NDArray, targets: NDArray) -> Iterator[list[str]]:
-        """Yield one letter per base, or "." for a base that was not in the model's input."""
+        """Yield one string per row: the predicted letter of each base, or "." if no token predicts the base."""
         letters = np.array([*self.labels, "."])
         for row, target in zip(outputs, targets, strict=True):
             yield ["".join(letters[np.where(target == IGNORE_INDEX, -1, row)])]
@@ -232,7 +239,10 @@ class MultiLabelClassification(Task):
         return losses[targets != IGNORE_INDEX].sum()
 
     def class_weights(self, targets: Sequence[NDArray]) -> NDArray:
-        """Return each label's weight for positive rows, (L,): rows without the label divided by rows with the label."""
+        """Return the weight of each label's positive rows, shape (labels,).
+
+        The weight is the number of rows without the label, divided by the number of rows with the label.
+        """
         positives = np.sum(targets, axis=0)
         return (len(targets) - positives) / np.maximum(positives, 1)
 
@@ -287,7 +297,7 @@ class Regression(Task):
         return ((numbers - self.mean) / self.std).astype(np.float32)
 
     def in_table_units(self, outputs: NDArray) -> NDArray[np.float64]:
-        """Convert standardized numbers (B, L) to the units of the training table."""
+        """Convert standardized numbers, shape (rows, labels), to the units of the training table."""
         return np.asarray(outputs, dtype=np.float64) * self.std + self.mean
 
     def loss(self, logits: Any, targets: Any, weights: Any = None) -> Any:
@@ -316,7 +326,7 @@ class Regression(Task):
 
 
 def _constant_columns(targets: NDArray, names: Sequence[str]) -> str:
-    """Describe the columns of targets (B, L) that have the same value in all rows."""
+    """Describe the columns of targets, shape (rows, labels), that have the same value in all rows."""
     constant = [name for name, column in zip(names, targets.T, strict=True) if np.ptp(column) == 0]
     return f"the same value of {', '.join(constant)}" if constant else ""
 

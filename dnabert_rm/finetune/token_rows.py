@@ -1,7 +1,4 @@
-"""Tokenized rows for Trainer, their collation into batches, and the pooling of logits.
-
-Shapes: B rows, V windows of at most W tokens, L labels, N bases of the longest row, P pairs of a logit and an output.
-"""
+"""Tokenized rows for Trainer, their collation into batches, and the pooling of logits."""
 
 from __future__ import annotations
 
@@ -21,7 +18,7 @@ from dnabert_rm.tokenizer.windows import has_known_kmer, middle, pad_rows, windo
 
 
 class BaseTokenPairs(NamedTuple):
-    """Pairs of a base and a token that predicts it, in one window. Both arrays are (P,), with pair i at index i."""
+    """Pairs of a base and a token that predicts the base, in one window. Pair i is `bases[i]` and `tokens[i]`."""
 
     bases: NDArray
     """Index of the base in the sequence."""
@@ -34,14 +31,17 @@ class TokenizedRow:
     """One sequence as model input, and its target."""
 
     windows: list[NDArray]
-    """Token ids of each window, (T_i,) int32 with special tokens; most rows have one window."""
+    """Token ids of each window, int32 with special tokens; most rows have one window."""
     pairs: list[BaseTokenPairs] | None
     """Base-token pairs of each window if each base has a target, otherwise None."""
     target: NDArray
 
 
 class TokenRows(Dataset):
-    """Tokenized rows of one table. Index `len(rows)` is a padding row without loss, which fills up the last batch."""
+    """Tokenized rows of one table.
+
+    Index `len(rows)` gives a padding row with the target `IGNORE_INDEX`, for completing the last batch of an epoch.
+    """
 
     def __init__(self, rows: list[TokenizedRow], num_long: int):
         self.rows = rows
@@ -112,7 +112,7 @@ def base_token_pairs(window: range, token_ranges: NDArray[np.int64]) -> BaseToke
 
     Args:
         window: Range of indices into the sequence's tokens.
-        token_ranges: (T, 2), the range of bases that each of the sequence's tokens predicts. Ranges may overlap.
+        token_ranges: Range of bases that each of the sequence's tokens predicts, shape (tokens, 2). Ranges may overlap.
     """
     starts, ends = token_ranges[window.start : window.stop].T
     lengths = ends - starts
@@ -122,12 +122,14 @@ def base_token_pairs(window: range, token_ranges: NDArray[np.int64]) -> BaseToke
 
 
 def collate(rows: Sequence[TokenizedRow]) -> dict[str, Tensor]:
-    """Collate B rows into one batch.
+    """Collate tokenized rows into one batch.
+
+    Shapes: B rows, V windows of at most W tokens, L labels, N bases of the longest row, P logits to average.
 
     - `input_ids` (V, W).
     - `attention_mask` (V, W), only if a window is padded, because attention kernels are faster without a mask.
     - `labels` (B,), (B, L), or (B, N) padded with `IGNORE_INDEX`.
-    - `logit_indices` (P,) and `output_indices` (P,), only if outputs are means of logits. Element
+    - `logit_indices` (P,) and `output_indices` (P,), only if an output is the mean of several logits. Element
       `logit_indices[i]` of the flattened logits is averaged into output `output_indices[i]`.
     """
     all_windows = [window for row in rows for window in row.windows]
@@ -164,9 +166,10 @@ def _pad_targets(targets: Sequence[NDArray]) -> NDArray:
 
 
 def pool_logits(logits: Tensor, batch: dict[str, Tensor]) -> Tensor:
-    """Average logits into outputs (B, L), or (B, N, L) per base. `batch` comes from `collate`.
+    """Average logits into outputs of shape (rows, labels), or (rows, bases, labels) per base.
 
-    `logits` are (V, L) from a sequence head, or (V, W, L) from a token head. A base that no token predicts gets zeros.
+    `logits` have shape (windows, labels) from a sequence head, or (windows, tokens, labels) from a token head. `batch`
+    comes from `collate`. A base that no token predicts gets zeros.
     """
     if "logit_indices" not in batch:
         return logits

@@ -32,6 +32,9 @@ def load_model(path: str | Path) -> Any:
 
 
 def piece_bases(model: Any) -> NDArray[np.int64]:
-    """Return the number of bases in each token, shape (vocabulary,). Special tokens have 0 bases."""
+    """Return the number of bases in each token of a SentencePiece model, shape (tokens,).
+
+    Special tokens have 0 bases.
+    """
     sizes = [0 if i < NUM_SPECIAL else len(model.id_to_piece(i)) for i in range(model.vocab_size())]
     return np.array(sizes, dtype=np.int64)

@@ -55,7 +55,10 @@ def _stock_vocabulary(path: Path) -> list[str]:
 
 
 def _ids_of_model(vocab: Any) -> dict[str, int]:
-    """Return the ids of a model's tokens. Unigram models store a list of (token, score), all others a map to ids."""
+    """Return the id of each token from the entry `model.vocab` of a `tokenizer.json`.
+
+    Unigram models store a list of (token, score), where the index is the id. Other models map tokens to ids.
+    """
     if isinstance(vocab, list):
         return {str(entry[0]): index for index, entry in enumerate(vocab)}
     return {str(token): int(index) for token, index in vocab.items()}

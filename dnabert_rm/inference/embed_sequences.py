@@ -1,7 +1,4 @@
-"""Embeddings of sequences of any length, one per sequence or one per token, streamed from file to file.
-
-Shapes: B rows per batch, W tokens per padded row with special tokens, T k-mers in a row, H hidden size.
-"""
+"""Embeddings of sequences of any length, one per sequence or one per token, streamed from file to file."""
 
 from __future__ import annotations
 
@@ -56,9 +53,9 @@ class Embedder:
     hidden_size: int
 
     def forward(self, sequences: list[bytes]) -> list[NDArray | None]:
-        """Return each sequence's embedding (H,), or (T, H) without pooling.
+        """Return each sequence's embedding, shape (hidden size,), or (tokens, hidden size) without pooling.
 
-        The result is None for a sequence without a known k-mer.
+        `[CLS]` and `[SEP]` are not among the tokens. The embedding is None for a sequence without a known k-mer.
         """
         forward = self._embed(sequences)
         if not self.both_strands:
@@ -76,11 +73,11 @@ class Embedder:
         return states[1 : 1 + num_kmers] if self.pooling is None else states
 
     def _strand_mean(self, forward: NDArray, reverse: NDArray) -> NDArray:
-        # Token i of one strand covers the bases of token T - 1 - i of the other.
+        # Token i of one strand covers the same bases as the other strand's i-th token from the end.
         return (forward + (reverse[::-1] if self.pooling is None else reverse)) / 2
 
     def hidden_states(self, ids: Tensor, mask: Tensor | None) -> Tensor:
-        """Return the pooled hidden states (B, H) of a batch, or (B, W, H) without pooling."""
+        """Return a batch's hidden states: (rows, hidden size) if pooled, otherwise (rows, tokens, hidden size)."""
         if self.layer is None:
             states = self.model(input_ids=ids, attention_mask=mask).last_hidden_state
         else:
@@ -89,7 +86,10 @@ class Embedder:
 
 
 def pool(states: Tensor, mask: Tensor | None, pooling: str) -> Tensor:
-    """Pool hidden states (B, W, H) to (B, H): the mean or maximum over the k-mers, or the state of `[CLS]`."""
+    """Pool hidden states (rows, tokens, hidden size) to (rows, hidden size).
+
+    `pooling` selects the mean or maximum over the k-mers, or the state of `[CLS]`.
+    """
     if pooling == "cls":
         return states[:, 0]
     inner = states[:, 1:-1]
@@ -113,7 +113,9 @@ def load_embedder(settings: EmbeddingSettings) -> Embedder:
         )
     tokenizer = load_tokenizer(folder.tokenizer, config, settings.overlapping)
     if settings.both_strands and isinstance(tokenizer, BpeTokenizer):
-        raise ConfigError("--both-strands: BPE tokens have no reverse complement; omit it, or choose a k-mer model")
+        raise ConfigError(
+            "--both-strands: BPE tokens have no reverse complement; omit --both-strands, or choose a k-mer model"
+        )
     device = default_device()
     model = load_encoder(folder).to(device)  # type: ignore[arg-type]
     runner = BatchRunner(tokenizer, device, settings.precision, settings.batch_size)
@@ -130,11 +132,12 @@ def load_embedder(settings: EmbeddingSettings) -> Embedder:
 
 
 def embed(settings: EmbeddingSettings) -> Tally:
-    """Write the embeddings of all records or tiles in `input`, in order, to a .npy, .csv or .parquet file.
+    """Write the embeddings of all sequences in `input`, in order, to a .npy, .csv or .parquet file.
 
-    A .npy file holds an (N, H) float32 array, and the table `NAME.ids.csv` beside it names the rows. With `per_token`,
-    each line of the table gives a sequence's name, first row and number of rows. Raises `ConfigError`,
-    `CheckpointError` or `DataError`. After an error, no output file remains.
+    With `tile`, each sequence is cut into tiles, and each tile has its own embedding. A .npy file holds a float32 array
+    of shape (embeddings, hidden size), and the table `NAME.ids.csv` beside it names the rows. With `per_token`, each
+    line of the table gives a sequence's name, first row and number of rows. Raises `ConfigError`, `CheckpointError` or
+    `DataError`. After an error, no output file remains.
     """
     npy = settings.output.suffix == ".npy"
     output_paths = [names_path(settings.output), settings.output] if npy else [settings.output]
@@ -173,7 +176,7 @@ def _name_cells(region: Region, with_coordinates: bool) -> list[Any]:
 def write_pooled(
     file: VectorFile, outputs: Iterable[WindowOutput], settings: EmbeddingSettings, width: int, tally: Tally
 ) -> None:
-    """Write one row per region. The row is NaN for a region without a known k-mer."""
+    """Write one embedding per sequence or tile. The embedding is NaN if there is no known k-mer."""
     join = partial(join_windows, pooling=settings.pooling)
     joined = ((region, join(windows)) for region, windows in group_by_region(outputs))
     for rows in chunked(joined, ROWS_WRITTEN):
@@ -184,10 +187,10 @@ def write_pooled(
 
 
 def join_windows(outputs: Iterable[WindowOutput], pooling: str) -> NDArray | None:
-    """Join the embeddings of a region's windows into one (H,): the maximum for "max" pooling, otherwise the mean.
+    """Join the embeddings of all windows of a sequence or tile into one embedding, shape (hidden size,).
 
-    An unweighted mean is right because all windows of a region have the same length. The
-    result is None if no window has an output.
+    The result is the maximum for "max" pooling, otherwise the mean, and None if no window has an embedding. The mean
+    needs no weights, because all windows of a sequence have the same number of tokens.
     """
     num_windows = 0
     total: NDArray | None = None
@@ -206,7 +209,7 @@ def write_tokens(
     with_coordinates: bool,
     tally: Tally,
 ) -> None:
-    """Write one embedding per token of each region, averaged over the windows that contain the token."""
+    """Write one embedding per token of each sequence or tile, averaged over the windows that contain the token."""
     for region, windows in group_by_region(outputs):
         first_row = file.num_rows
         means = RunningMean(width)

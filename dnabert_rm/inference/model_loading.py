@@ -50,7 +50,7 @@ class ModelFolder:
 
     @property
     def tokenizer(self) -> Path:
-        """Return the folder with the tokenizer's files. Adapters may have been saved without them."""
+        """Return the folder with the tokenizer: `base` if adapters were saved without a tokenizer, otherwise `path`."""
         return self.path if self.base is None or vocabulary_files(self.path) else self.base
 
 
@@ -71,8 +71,9 @@ def load_model(
 ) -> PreTrainedModel:
     """Load a model in fp32 on the CPU, in evaluation mode.
 
-    Raises `CheckpointError` if a tensor is missing or wrongly shaped, because transformers would silently initialize it
-    at random. A tensor may be missing if its name contains `optional` or is listed in `adapted`.
+    Raises `CheckpointError` if a tensor is missing or wrongly shaped, because transformers would initialize the
+    tensor at random. `adapted` lists the tensors that LoRA adapters supply. Only these tensors, and tensors whose name
+    contains `optional`, may be missing.
     """
     loaded = load_weights(auto_class, folder, config)
     missing = sorted((loaded.missing | loaded.reshaped) - set(adapted))
@@ -136,7 +137,7 @@ def load_adapted(auto_class: Any, folder: Path, base: Path, config: PreTrainedCo
 
 
 def model_inputs(model: Path, *files: str | Path) -> list[str | Path]:
-    """Return what a command reads: the model's folder, the base model of LoRA adapters, and `files`."""
+    """Return the paths that a command reads: `files`, the folder `model`, and the base model of LoRA adapters."""
     base = adapter_base(model)
     return [*files, model] if base is None else [*files, model, base]
 

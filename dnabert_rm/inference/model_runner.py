@@ -1,6 +1,6 @@
 """Batched forward passes over sequences of different lengths.
 
-Shapes: B rows per batch, W tokens per padded row with special tokens, T_i k-mers of row i.
+Shapes: B rows per batch, W tokens per padded row with special tokens.
 """
 
 from __future__ import annotations
@@ -51,10 +51,11 @@ class BatchRunner:
     def run(
         self, rows: Sequence[NDArray | None], forward: Forward, select: Callable[[NDArray, int], NDArray]
     ) -> list[NDArray | None]:
-        """Return `select(output, T_i)` for each row. `output` (…,) float32 is the row's slice of `forward`'s result.
+        """Run `forward` in batches and return one result per row of token ids, in the order of `rows`.
 
-        Rows of similar length share a batch to keep padding small. Results have the order of `rows`. The result is None
-        for a row that is None.
+        `select` gets the float32 output of a row, padding included, and the row's number of k-mers. `select` returns
+        the result. Rows of similar length share a batch to keep padding small. The result is None for a row that is
+        None.
         """
         known = [i for i, row in enumerate(rows) if row is not None]
         known.sort(key=lambda i: len(rows[i]), reverse=True)  # type: ignore[arg-type]

@@ -1,7 +1,4 @@
-"""Predictions of a fine-tuned model for sequences of any length, streamed from file to table.
-
-Shapes: C logits of the model, T k-mers, N rows.
-"""
+"""Predictions of a fine-tuned model for sequences of any length, streamed from file to table."""
 
 from __future__ import annotations
 
@@ -48,9 +45,9 @@ class Predictor:
     positions: int
 
     def forward(self, sequences: list[bytes]) -> list[NDArray | None]:
-        """Return each sequence's logits (C,). For a head per base, return (T, C), or (bases, C) with BPE.
+        """Return each sequence's logits, shape (labels,), or None for a sequence without a known token.
 
-        The result is None for a sequence without a known token.
+        If the model classifies bases, the shape is (k-mers, labels), or (bases, labels) with BPE.
         """
         per_base = self.head.per_base
         tokenizer = self.runner.tokenizer
@@ -68,7 +65,10 @@ class Predictor:
 
 
 def repeat_for_bases(logits: NDArray, token_ranges: NDArray[np.int64]) -> NDArray:
-    """Return the logits (bases, C) of each base, given those of its token, (T, C). Ranges (T, 2) must be adjacent."""
+    """Repeat each token's logits for its bases: (tokens, labels) becomes (bases, labels).
+
+    `token_ranges` holds the half-open base range of each token, shape (tokens, 2). Ranges must be adjacent.
+    """
     return np.repeat(logits, token_ranges[:, 1] - token_ranges[:, 0], axis=0)
 
 
@@ -96,10 +96,10 @@ def load_predictor(folder: Path, batch_size: int, precision: str) -> Predictor:
 
 
 def predict(settings: InferenceSettings) -> Tally:
-    """Write predictions for each record or tile of `input` to the table `output`, in the order of the input.
+    """Write predictions for each sequence in `input` to the table `output`, in the order of the input.
 
-    Raises `ConfigError`, `CheckpointError`, or `DataError` with the line number. After an error, no output file
-    remains.
+    With `tile`, each sequence is cut into tiles, and each tile has its own prediction. Raises `ConfigError`,
+    `CheckpointError`, or `DataError` with the line number. After an error, no output file remains.
     """
     check_output_file(settings.output, settings.overwrite, model_inputs(settings.model, settings.input))
     predictor = load_predictor(settings.model, settings.batch_size, settings.precision)
@@ -131,14 +131,17 @@ def predict(settings: InferenceSettings) -> Tally:
 
 
 def region_rows(head: Head, outputs: Iterable[WindowOutput], with_coordinates: bool) -> Iterator[list[Any]]:
-    """Yield a row per region: its id, then start and end if `with_coordinates`, then its prediction cells."""
+    """Yield a table row per sequence or tile: id, start and end if `with_coordinates`, and prediction cells."""
     for region, logits in mean_logits(outputs):
         cells = head.cells(np.full((1, len(head.labels)), np.nan) if logits is None else logits[None])[0]
         yield [region.name, *([region.start, region.end] if with_coordinates else []), *cells]
 
 
 def mean_logits(outputs: Iterable[WindowOutput]) -> Iterator[tuple[Region, NDArray | None]]:
-    """Yield each region with its logits (C,) averaged over windows, or with None if no window has an output."""
+    """Yield each sequence or tile with its logits, shape (labels,), or with None if no window has an output.
+
+    The logits are averaged over the windows.
+    """
     for region, windows in group_by_region(outputs):
         total = np.zeros(0)
         num_windows = 0
@@ -150,9 +153,10 @@ def mean_logits(outputs: Iterable[WindowOutput]) -> Iterator[tuple[Region, NDArr
 
 
 def base_rows(head: Head, tokenization: AnyTokenization, outputs: Iterable[WindowOutput]) -> Iterator[list[Any]]:
-    """Yield a row for each base in a window: id, position in the record, and the prediction cells.
+    """Yield a table row per base: id, 0-based position in the sequence, and prediction cells.
 
-    A base's logits are the mean over all k-mers that cover it, in all windows.
+    The logits of a base are the mean over all tokens that cover the base, in all windows. A base outside all windows
+    has no row.
     """
     for region, windows in group_by_region(outputs):
         means = RunningMean(len(head.labels))

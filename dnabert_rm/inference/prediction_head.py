@@ -1,4 +1,4 @@
-"""The head of a fine-tuned model: the meaning of its logits, and how sequences are read for it."""
+"""The head of a fine-tuned model: the meaning of its logits, and the settings for tokenizing sequences."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Head:
         return self.task.labels
 
     def cells(self, logits: NDArray) -> list[list[str]]:
-        """Return the cells of predictions.csv for logits (N, C). A row of NaN gives empty cells."""
+        """Return the cells of predictions.csv for logits, shape (rows, labels). A row with NaN gives empty cells."""
         missing = np.isnan(logits).any(axis=1)
         filled = self.task.predictions(np.where(missing[:, None], 0, logits), np.zeros(len(logits)))
         empty = [""] * len(self.task.prediction_columns())
@@ -47,13 +47,13 @@ class Head:
 
 
 def read_head(folder: ModelFolder) -> Head:
-    """Read the head of a fine-tuned model from the first of these that exists.
+    """Read the head of a fine-tuned model from the first source that exists.
 
     - `finetuning.json`, which `finetune` writes.
-    - The entry `CONFIG_ENTRY` of config.json, which also survives transformers' `save_pretrained`.
+    - The entry `dnabert_rm_finetuning` of config.json, which survives transformers' `save_pretrained`.
     - The `problem_type` of config.json, for models that other programs trained.
 
-    Raises `CheckpointError` if they don't tell what the model's outputs mean.
+    Raises `CheckpointError` if no source defines the meaning of the model's outputs.
     """
     path = folder.path / FINETUNING_FILE
     if path.is_file():
@@ -67,7 +67,8 @@ def read_head(folder: ModelFolder) -> Head:
     expected = TASK_CLASSES[record["task"]].problem_type
     if config.problem_type != expected or list(head.labels) != _label_names(config):
         raise CheckpointError(
-            f"{name} contradicts problem_type or id2label; remove this entry if another program trained the model again"
+            f"{name} contradicts problem_type or id2label; remove this entry if the model was later trained with"
+            " another program"
         )
     return head
 
@@ -116,9 +117,9 @@ def _head_by_problem_type(folder: ModelFolder) -> Head:
             " copy this file from the folder that `dnabert-rm finetune` wrote"
         )
     raise CheckpointError(
-        f"{folder.path}: has no {FINETUNING_FILE}, and config.json does not tell what its outputs mean;"
-        f' set "problem_type" to "{SequenceClassification.problem_type}" or "{MultiLabelClassification.problem_type}"'
-        f" there, or copy {FINETUNING_FILE} from the fine-tuned model"
+        f"{folder.path}: has no {FINETUNING_FILE}, and config.json does not define the meaning of the outputs;"
+        f' set "problem_type" in config.json to "{SequenceClassification.problem_type}" or'
+        f' "{MultiLabelClassification.problem_type}", or copy {FINETUNING_FILE} from the fine-tuned model'
     )
 
 

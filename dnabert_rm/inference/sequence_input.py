@@ -33,7 +33,7 @@ Records = Iterator[tuple[str, Iterator[bytes]]]
 
 @dataclass
 class Region:
-    """The part of a record that gets one result: bases `start` … `end` - 1. The last window sets `end`."""
+    """Part of a record that gets one result: bases `start` … `end` - 1. `end` is 0 until the last window is cut."""
 
     name: str
     start: int = 0
@@ -76,8 +76,8 @@ class Tokenization:
 class BpeTokenization:
     """Rules for cutting a sequence between BPE tokens.
 
-    A window is cut between two tokens of the whole region, so that its tokens are the same when it is encoded alone.
-    Memory holds one region. Outputs of a token are repeated for each of its bases, so they have stride and width 1.
+    The whole sequence or tile is held in memory and tokenized. Windows are cut between two tokens, so that a window has
+    the same tokens when encoded alone. Each base gets the output of its token, so `k` and `stride` are 1.
     """
 
     token_ranges: Callable[[str], NDArray[np.int64]]
@@ -145,7 +145,7 @@ def _table_records(lines: Iterable[bytes], display_name: str, lines_before: int,
 
 
 def _decoded_lines(lines: Iterable[bytes], display_name: str) -> Iterator[str]:
-    """Yield whole lines as text. `Input.lines` splits very long lines, so their pieces are joined here."""
+    """Yield whole lines as text. `Input.lines` returns a very long line in parts, which are joined here."""
     pieces: list[bytes] = []
     for line in itertools.chain(lines, [b""]):
         pieces.append(line)
@@ -187,10 +187,11 @@ def _checked_sequence(text: str, where: str) -> bytes:
 def regions(
     records: Records, tile: int | None = None, step: int | None = None
 ) -> Iterator[tuple[Region, Iterator[bytes]]]:
-    """Yield each record as one region, or as tiles of `tile` bases that start `step` bases apart.
+    """Yield the regions of each record. A region gets one result.
 
-    `step` is `tile` by default. The last tile ends with the record, so it may be shorter. No tile lies within the tile
-    before it.
+    Without `tile`, a region is the whole record. Otherwise regions are tiles of `tile` bases that start `step` bases
+    apart, by default `tile`. The last tile ends with the record, so the last tile may be shorter. No tile lies within
+    the previous tile.
     """
     for name, blocks in records:
         if tile is None:
@@ -218,9 +219,10 @@ def _tiles(blocks: Iterable[bytes], size: int, step: int) -> Iterator[tuple[int,
 
 
 def cut_windows(region: Region, blocks: Iterator[bytes], tokenization: AnyTokenization, long: str) -> Iterator[Window]:
-    """Yield the windows of a region. A region too long for the model gives overlapping windows or only its middle.
+    """Yield the windows (model inputs) of a region, which is a whole record or one tile.
 
-    `long` is "window" or "middle". Overlapping windows start half a window apart, as in `tokenizer.windows.windows`.
+    For a region too long for the model, `long` selects overlapping windows ("window") or only the middle ("middle").
+    Overlapping windows start half a window apart, as in `tokenizer.windows.windows`.
     A region shorter than one k-mer gives one window with an empty sequence.
     """
     if isinstance(tokenization, BpeTokenization):
@@ -249,7 +251,7 @@ def _overlapping_windows(region: Region, blocks: Iterator[bytes], tokenization: 
         while next_kmer + max_kmers < tokenization.num_kmers(total):
             yield window(next_kmer, max_kmers, False)
             next_kmer += window_stride
-        # The last window may start before the next regular one would.
+        # The last window may start before the next regular window would.
         kept_from = min(next_kmer, max(0, tokenization.num_kmers(total) - max_kmers)) * tokenization.stride
         del buffer[: kept_from - buffer_start]
         buffer_start = kept_from
@@ -259,7 +261,10 @@ def _overlapping_windows(region: Region, blocks: Iterator[bytes], tokenization: 
 
 
 def _middle_window(region: Region, blocks: Iterator[bytes], tokenization: Tokenization) -> Iterator[Window]:
-    """Yield the middle window. Its position depends on the record's end, so long records go to a temporary file."""
+    """Yield the middle window of a region.
+
+    The middle is unknown until the region is read to its end, so a long region is copied to a temporary file.
+    """
     with tempfile.SpooledTemporaryFile(max_size=_SPOOLED_BYTES) as spool:
         for block in blocks:
             with explain_full_temporary_folder():
@@ -277,7 +282,7 @@ def _middle_window(region: Region, blocks: Iterator[bytes], tokenization: Tokeni
 def _windows_between_tokens(
     region: Region, sequence: bytes, tokenization: BpeTokenization, long: str
 ) -> Iterator[Window]:
-    """Yield the windows of a region with BPE tokens."""
+    """Yield the windows of a region (a whole record or one tile), cut between BPE tokens."""
     region.end = region.start + len(sequence)
     token_ranges = tokenization.token_ranges(sequence.decode("ascii"))
     num_tokens = len(token_ranges)

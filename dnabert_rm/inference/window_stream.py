@@ -35,7 +35,7 @@ WindowOutput = tuple[Window, NDArray | None]
 
 @dataclass
 class Tally:
-    """Counts for the final summary line."""
+    """Numbers of rows and bases, and the run time, for the final summary line."""
 
     rows: int = 0
     empty: int = 0
@@ -76,7 +76,7 @@ def check_token_limits(settings: InferenceSettings, tokenization: AnyTokenizatio
 
 
 def describe_tiles(settings: InferenceSettings) -> str:
-    """Return a sentence about the work that `--step` makes, or "" if tiles neither overlap nor leave bases out."""
+    """Return a sentence about how often a base goes through the model, or "" if each base goes through once."""
     tile = settings.tile
     step = settings.step
     if tile is None or step is None or tile == step:
@@ -89,15 +89,15 @@ def describe_tiles(settings: InferenceSettings) -> str:
 
 
 class InputPosition:
-    """Number of bases of the input that windows have passed. Bases in several windows count once."""
+    """Counter of input bases for the progress bar. A base in several windows counts once."""
 
     def __init__(self) -> None:
         self._region: Region | None = None
         self._end = 0
-        """Bases of the current record that have been passed."""
+        """Bases of the current record that are already counted."""
 
     def advance(self, window: Window) -> int:
-        """Return how many bases `window` adds. Windows must come in the order of the input."""
+        """Count bases up to the end of `window`, and return how many are new. Pass windows in input order."""
         if window.region is not self._region and window.region.start == 0:
             self._end = 0
         self._region = window.region
@@ -117,8 +117,8 @@ def model_outputs(
 ) -> Iterator[WindowOutput]:
     """Yield every window of the input, in order, with the output of `forward` for its sequence.
 
-    Shows a progress bar and updates `tally`. Memory holds at most `batches_sorted` batches of windows, for any length
-    of file or record.
+    Shows a progress bar and updates `tally`. Memory holds at most `batches_sorted` batches of windows, however long the
+    file is.
     """
     start_time = time.monotonic()
     if work := describe_tiles(settings):
@@ -147,7 +147,10 @@ def model_outputs(
 
 
 def group_by_region(outputs: Iterable[WindowOutput]) -> Iterator[tuple[Region, Iterator[WindowOutput]]]:
-    """Yield each region with its windows. Consume the windows before requesting the next region."""
+    """Yield each region (a whole record or one tile) with its windows.
+
+    Consume the windows before requesting the next region.
+    """
     outputs = iter(outputs)
     for first in outputs:
 
@@ -161,10 +164,10 @@ def group_by_region(outputs: Iterable[WindowOutput]) -> Iterator[tuple[Region, I
 
 
 class RunningMean:
-    """Running means over overlapping windows, for each position of a sequence.
+    """Running means of overlapping windows' outputs, for each position (token or base) of a sequence.
 
-    Each position has `width` values. Windows must come in order of their start. If `pop` releases the means before each
-    new window, memory holds the positions of about one window.
+    Each position has `width` values. Add windows in the order of their starts. Call `pop` before each new window to
+    limit memory to about one window.
     """
 
     def __init__(self, width: int):
@@ -175,7 +178,7 @@ class RunningMean:
         self._counts = np.zeros((0, 1))
 
     def extend(self, start: int, end: int) -> None:
-        """Add the positions `start` … `end` - 1. Their means are NaN until they get values."""
+        """Add the positions `start` … `end` - 1. A position's mean is NaN until `add` gives it a value."""
         if not len(self._counts):
             self.start = start
         if (missing := end - self.start - len(self._counts)) > 0:
@@ -183,7 +186,10 @@ class RunningMean:
             self._counts = np.concatenate((self._counts, np.zeros((missing, 1))))
 
     def add(self, start: int, values: NDArray, step: int = 1, covered: int = 1) -> None:
-        """Add values (T, width) of one or more tokens. Token i covers `covered` positions, from start + i * step."""
+        """Add the values of consecutive tokens, shape (tokens, width).
+
+        The values of token i count for the `covered` positions from start + i * step.
+        """
         last = (len(values) - 1) * step
         self.extend(start, start + last + covered)
         for offset in range(start - self.start, start - self.start + covered):
@@ -192,7 +198,10 @@ class RunningMean:
             self._counts[positions] += 1
 
     def pop(self, until: int | None = None) -> NDArray[np.float64]:
-        """Remove and return the means (n, width) of the positions before `until`, by default of all positions."""
+        """Remove and return the means of the positions before `until`, by default of all positions.
+
+        The result has shape (positions, width).
+        """
         n = len(self._counts) if until is None else min(len(self._counts), max(0, until - self.start))
         with np.errstate(invalid="ignore"):
             means = self._sums[:n] / self._counts[:n]

@@ -1,4 +1,4 @@
-"""Check Hugging Face model folders and map the models' dimensions to `[model]` fields. Torch-free."""
+"""Check Hugging Face model folders and read the models' sizes as `ModelConfig` fields. Torch-free."""
 
 from __future__ import annotations
 
@@ -72,10 +72,10 @@ def check_vocabulary(folder: str | Path, k: int | None, vocab_size: int, bpe_sha
 
 
 def _check_bpe(folder: Path, sha256: str | None) -> None:
-    """Raise `CheckpointError` if the files in `folder` show another tokenizer than the BPE model of the data.
+    """Raise `CheckpointError` if the model in `folder` does not use the BPE model of the data.
 
-    An export records the hash of its BPE model, and other folders may contain the model file. A `tokenizer.json` can
-    only show that the model has k-mers.
+    An export records the SHA-256 of its BPE model, and other folders may contain the BPE model's file. A folder with
+    only `vocab.txt` or `tokenizer.json` is refused only if it has k-mer tokens.
     """
     advice = "choose another model, or build the data with this model's tokenizer"
     models = sorted(folder.glob("*.model"))
@@ -102,7 +102,7 @@ def _check_bpe(folder: Path, sha256: str | None) -> None:
 def check_model_folder(folder: Path, advice: str = NAME_EXPORTED) -> None:
     """Raise `CheckpointError` if `folder` has no config.json.
 
-    The message ends with `advice`, or names the subfolder `model` if that has a config.json.
+    The message ends with `advice`. If the subfolder `model` has a config.json, the message names the subfolder instead.
     """
     if (folder / "config.json").is_file():
         return

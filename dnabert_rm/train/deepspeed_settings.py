@@ -22,8 +22,10 @@ def ds_settings(
 ) -> dict[str, Any]:
     """Return a run's DeepSpeed configuration, with "auto" filled in from the run configuration.
 
-    `split`, `precision` and `local_world_size` are known only once the rank has started. Settings that depend on a
-    missing argument are left unchanged. Raises `ConfigError` for a setting that contradicts the run configuration.
+    `split` divides global batches into micro-batches. `split`, `precision` and `local_world_size` are known only once
+    the rank has started. If one of them is None, the settings that depend on it are left unchanged.
+
+    Raises `ConfigError` for a setting that contradicts the run configuration.
     """
     path, settings = load_ds_config(config.train.ds_config)
     # Key path → (value, the run setting that it comes from).
@@ -70,9 +72,9 @@ def _fill_offload_dir(zero: dict[str, Any], folder: str, path: Path) -> None:
 
 
 def _fill(settings: dict[str, Any], keys: tuple[str, ...], value: Any, source: str, path: Path) -> None:
-    """Set the entry at the key path `keys` to `value`, which comes from the run setting `source`.
+    """Set the DeepSpeed setting at the key path `keys` to `value`. The run setting `source` requires this value.
 
-    Raises `ConfigError` if the DeepSpeed configuration file sets another value there.
+    Raises `ConfigError` if the DeepSpeed configuration file already sets a different value.
     """
     for key in keys[:-1]:
         settings = settings.setdefault(key, {})
@@ -85,7 +87,7 @@ def _fill(settings: dict[str, Any], keys: tuple[str, ...], value: Any, source: s
 def _check_saving(settings: dict[str, Any], path: Path) -> None:
     """Raise `ConfigError` for settings that change how DeepSpeed saves or loads checkpoints.
 
-    DeepSpeed's asynchronous writers, for example, would finish only after the checkpoint's manifest is written.
+    DeepSpeed's asynchronous writers, for example, would change files after the manifest has recorded their hashes.
     """
     checkpoint = settings.get("checkpoint", {})
     is_set = {

@@ -81,11 +81,13 @@ class Engine:
     def backward(self, loss_sum: torch.Tensor, num_targets: torch.Tensor, is_last: bool) -> None:
         """Accumulate the gradient of `loss_sum / num_targets`, both scalars.
 
-        DeepSpeed divides the loss by the accumulation steps and averages gradients over ranks. This method undoes both,
-        so that the gradient of a global batch does not depend on how the batch is split.
+        DeepSpeed divides the loss by the accumulation steps and averages gradients over ranks. This method multiplies
+        the loss by the number of accumulation steps and by the number of ranks. The gradient of a global batch
+        therefore does not depend on how the batch is split.
 
         Args: `num_targets` is the number of masked tokens in the global batch. `is_last` is true for the step's last
-        batch on this rank. DeepSpeed's own batch counter would be wrong after the number of batches per step changes.
+        batch on this rank. `is_last` replaces DeepSpeed's batch counter, which is wrong after the number of batches per
+        step changes.
         """
         self.deepspeed.set_gradient_accumulation_boundary(is_last)
         undo = self.deepspeed.gradient_accumulation_steps() * self.ranks.world_size

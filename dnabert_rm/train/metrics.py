@@ -51,7 +51,7 @@ TAGS = {
 }
 
 VALIDATION = "validation"
-"""Key of the validation results in a metrics row, by curve. Their tags are `validation_loss/span_6` and so on."""
+"""Key of the validation results in a metrics row. The TensorBoard tags are `validation_loss/span_6` and so on."""
 BY_TOKENS_NAME = "by_tokens"
 BY_TOKENS = ("loss", "masked_accuracy", "base_accuracy")
 LAYOUT = {
@@ -79,7 +79,7 @@ class BatchCounts(NamedTuple):
 
 
 def count_batches(batches: list[dict[str, torch.Tensor]]) -> BatchCounts:
-    """Return the counts over one rank's batches of a step."""
+    """Count the tokens, masked tokens and windows in one rank's batches of a step."""
     return BatchCounts(
         num_masked=float(sum(int((batch["targets"] != IGNORE).sum()) for batch in batches)),
         num_tokens=float(sum(batch["input_ids"].numel() for batch in batches)),
@@ -91,7 +91,7 @@ def count_batches(batches: list[dict[str, torch.Tensor]]) -> BatchCounts:
 
 @dataclass(frozen=True)
 class StepSums:
-    """Sums over the global batch of one step: all batches of all ranks."""
+    """Loss, correct predictions, stop requests and counts of one step, summed over all batches of all ranks."""
 
     loss: float
     num_right: float
@@ -104,7 +104,10 @@ class StepSums:
     def to_result(
         self, step: int, k: int | None, grad_norm: float, *, seconds: float, data_seconds: float
     ) -> StepResult:
-        """Return the result of the step. `k` is the k-mer length, or None for other tokenizers."""
+        """Return the step's result: sums divided by the number of masked tokens, counts and times.
+
+        `k` is the k-mer length, or None for other tokenizers.
+        """
         counts = self.counts
         divisor = max(1.0, counts.num_masked)
         return StepResult(
@@ -125,7 +128,7 @@ class StepSums:
 
 @dataclass(frozen=True)
 class StepResult:
-    """Result of one optimizer step over its global batch."""
+    """Loss, accuracies, counts and times of one optimizer step on a global batch."""
 
     step: int
     loss: float
@@ -160,7 +163,7 @@ def metrics_row(
     epoch_windows: int,
     consumed_tokens: int,
 ) -> dict[str, Any]:
-    """Return the row of metrics.jsonl for one step. `state` is the training state after the step."""
+    """Return one step's metrics as a dict for metrics.jsonl. `state` is the training state after the step."""
     ranks = engine.ranks
     num_windows = state.plan.batch_of_step(result.step)
     flops = training_flops_per_step(shape, num_windows, result.num_tokens // num_windows, result.num_masked)
@@ -219,7 +222,10 @@ class MetricsWriter:
             _add_hyperparameters(self._board, settings)
 
     def log(self, row: dict[str, Any], spans: NDArray[np.int64] | None = None) -> None:
-        """Write one row of metrics. `spans` holds the span of each window and is written as a histogram."""
+        """Write the metrics `row` of a step. TensorBoard also gets a histogram of `spans`.
+
+        `spans` (windows,) int64 holds the mask span length of each window in the global batch.
+        """
         self._lines.write(json.dumps(row) + "\n")
         self._lines.flush()
         step = row["step"]
@@ -258,8 +264,8 @@ class MetricsWriter:
 def _summary_writer(folder: Path, first: int) -> SummaryWriter:
     """Return a TensorBoard writer that drops the existing points from `first` on.
 
-    `first` is a step or a number of consumed tokens. It may be 0, because a run that was killed before its first
-    checkpoint restarts at step 0.
+    `first` is a step or a number of consumed tokens. `first` may be 0, because a run that was killed before its
+    first checkpoint restarts at step 0.
     """
     from torch.utils.tensorboard import SummaryWriter
 

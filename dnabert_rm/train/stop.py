@@ -1,7 +1,7 @@
 """Stop requests of a run: signals, a stop file, or the end of the launcher. Torch-free.
 
-A request on any rank stops all ranks after the same step. For this, each step adds the number of ranks with a request
-to an all-reduce that it runs anyway. docs/stopping.md lists the effect of each request.
+A request on any rank stops all ranks after the same step. The ranks learn of the request from the all-reduce that sums
+the step's loss. docs/stopping.md lists the effect of each request.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class StopRequests:
                 os.write(2, f"\n{self.signal.name}: finishing the step, then saving{hint}\n".encode())
 
     def watch_files(self, run: Path) -> None:
-        """Delete an old stop file, then watch for stop files. Call this only on rank 0, after it locked the run."""
+        """Delete an old stop file, then watch for stop files. Call this only on rank 0, with the run folder locked."""
         (run / STOP_NAME).unlink(missing_ok=True)
         self._files = [run / STOP_NAME]
         if STOP_FILE_VARIABLE in os.environ:
@@ -76,9 +76,9 @@ class StopRequests:
 def launcher_processes() -> list[int]:
     """Return the process ids of DeepSpeed's launcher: this rank's parent process, then the `deepspeed` command.
 
-    The list is empty if DeepSpeed's launcher did not start this rank. It has only the parent's id if the `deepspeed`
-    command did not start the parent. Ranks keep running if a signal kills their launcher. `StopRequests.wanted` detects
-    this by comparing the current ids with the ids at the start.
+    The list is empty if DeepSpeed's launcher did not start this rank. If the `deepspeed` command did not start the
+    parent, the list has only the parent's id. Ranks keep running if a signal kills their launcher.
+    `StopRequests.wanted` detects a killed launcher by comparing the current ids with the ids at the start.
     """
     node = os.getppid()
     if "deepspeed.launcher.launch" not in _command_line(node):

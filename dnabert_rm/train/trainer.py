@@ -136,7 +136,7 @@ class Trainer:
         set_collective_timeout(collective_timeout(config.train.hang_timeout_seconds))
         if self.checkpoint:
             load_checkpoint(self.engine.deepspeed, self.checkpoint, self.folder, ranks, precision)
-        if ranks.is_first:  # a run that can't load its checkpoint leaves the records as they were
+        if ranks.is_first:  # a run that can't load its checkpoint must not change these files
             self._write_records(start)
         self.validation = Validation.from_config(config, ranks, self.split.micro_batch)
         self.num_tokens = consumed_tokens(dataset, self.state.plan, self.state.step)
@@ -215,7 +215,10 @@ class Trainer:
         )
 
     def validate(self) -> dict[str, Any]:
-        """Run the validation and return its entries for a metrics row. Return an empty dict if there is none."""
+        """Run the validation and return its results and duration, to add to a metrics row.
+
+        Return an empty dict if the run has no validation.
+        """
         if self.validation is None:
             return {}
         start = time.perf_counter()
@@ -263,7 +266,7 @@ class Trainer:
         return done == self.last_step or (every > 0 and done % every == 0)
 
     def _write_records(self, start: Start) -> None:
-        """Write the configuration, the environment and the accepted changes. Call on rank 0 only."""
+        """Write configuration, environment and changes accepted with `--allow-changes`. Call this only on rank 0."""
         write_text(self.folder / CONFIG_NAME, self.config.to_toml())
         environment = json.dumps(describe_environment(self.ranks.world_size), indent=1)
         write_text(self.folder / ENVIRONMENT_NAME, environment + "\n")
@@ -349,8 +352,10 @@ def training_step(
 
         loss = sum of cross-entropy over masked tokens / number of masked tokens in the GLOBAL batch
 
-    Therefore the divisor is summed over the ranks before the first backward pass. The gradient does not depend on how
-    the global batch is split. Raises `NonFiniteLossError` on every rank, before the update, if the loss is inf or NaN.
+    Therefore the number of masked tokens is summed over the ranks before the first backward pass. The gradient does not
+    depend on how the global batch is split.
+
+    Raises `NonFiniteLossError` on every rank, before the update, if the loss is inf or NaN.
     """
     device = engine.ranks.device
     summed_counts = sum_over_ranks(list(count_batches(batches)), engine.ranks)
@@ -386,8 +391,8 @@ class NonFiniteLossError(UserError):
 def check_finite(loss_sum: float, batches: list[Batch], step: int, num_windows: int) -> None:
     """Raise `NonFiniteLossError` if the summed loss of the global batch is inf or NaN.
 
-    The sum is the same on every rank, so all ranks raise the error. Only rank 0's message is printed. It names the
-    samples of the global batch correctly, because rank 0 has the first of them.
+    The sum is the same on every rank, so all ranks raise the error. Only rank 0 prints its message. The message gives
+    the first sample index of the global batch, and rank 0 always processes this sample.
     """
     if not math.isfinite(loss_sum):
         first = min(int(batch["samples"].min()) for batch in batches)

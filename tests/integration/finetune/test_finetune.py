@@ -61,7 +61,7 @@ def test_command_from_tables_to_a_model_that_anyone_loads(model, data, tmp_path,
     lines = printed.out.splitlines()
     assert len(lines) == 4 and lines[1].split() == ["split", "rows", "accuracy", "f1_macro", "mcc", "auroc"]
     assert lines[3].split()[:2] == ["test", "50"]
-    assert "4 new tensors" in printed.err and "Traceback" not in printed.err
+    assert "4 newly initialized tensors" in printed.err and "Traceback" not in printed.err
     assert scores["metrics"]["test"]["mcc"] > 0.8, "base composition is easy to learn"
     assert (scores["steps"], scores["seed"], scores["splits"]["train"]["rows"]) == (24, 42, 160)
     assert sorted(path.name for path in output.iterdir()) == ["model", "predictions.csv", "scores.json", "tensorboard"]
