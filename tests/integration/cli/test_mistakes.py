@@ -221,7 +221,8 @@ def wide(folder: Path) -> Path:
     rng = np.random.default_rng(1)
     rows = [f"{random_bases(rng, 24)},{row % 2}" for row in range(1024)]
     (folder / "many.csv").write_text("\n".join(["sequence,label", *rows]) + "\n")
-    save_bert(folder / "wide", BertForSequenceClassification, num_hidden_layers=1, intermediate_size=2**17)
+    sizes = {"num_hidden_layers": 1, "intermediate_size": 2**17}
+    save_bert(folder / "wide", BertForSequenceClassification, problem_type="single_label_classification", **sizes)
     return folder
 
 
