@@ -26,6 +26,8 @@ CHECK_SECONDS = 120.0
 """Longest wait for another rank between the rendezvous and the start of training."""
 RESOLVE_SECONDS = 5.0
 """How long resolving the host name of rank 0 is retried, because a name server may fail for a moment."""
+EXIT_DELAY_SECONDS = 3.0
+"""How long ranks that don't report an error wait before they exit. The launcher kills all ranks at the first exit."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,9 @@ def _port_in_use(info: RankInfo) -> ConfigError:
 
 
 def _error_of_node(info: RankInfo, text: str) -> ConfigError:
-    """Return an error that only local rank 0 of each node reports."""
+    """Return an error that only local rank 0 of each node reports. The other ranks first give it time to print."""
+    if info.local_rank:
+        time.sleep(EXIT_DELAY_SECONDS)
     error = ConfigError(text)
     error.on_one_rank = info.local_rank == 0
     return error

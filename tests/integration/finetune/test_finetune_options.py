@@ -138,7 +138,9 @@ def test_score_variants_refuses_adapters(model, classes, tmp_path, capsys):
     capsys.readouterr()
     assert main(["score-variants", *map(str, words), "--output", str(tmp_path / "s.csv")]) == 2
     error = capsys.readouterr().err
-    assert error.count("\n") == 1 and "holds only LoRA adapters; pass the model that the adapters were trained on" in error
+    assert (
+        error.count("\n") == 1 and "holds only LoRA adapters; pass the model that the adapters were trained on" in error
+    )
 
 
 def test_refuses_adapters_as_a_pretrained_model(model, classes, tmp_path):

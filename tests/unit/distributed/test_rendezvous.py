@@ -83,10 +83,13 @@ def test_one_rank_of_a_node_reports_a_name_that_cannot_be_resolved(
     address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("dnabert_rm.distributed.rendezvous.RESOLVE_SECONDS", 0.1)
+    monkeypatch.setattr("dnabert_rm.distributed.rendezvous.EXIT_DELAY_SECONDS", 0.5)
     for rank, local_rank in ((0, 0), (2, 0), (3, 1)):
+        start = time.monotonic()
         with pytest.raises(ConfigError, match=f"rank {rank} on .* {address} .* can't be resolved") as caught:
             check_master(master(rank, address, local_rank), {})
         assert caught.value.on_one_rank == (local_rank == 0)
+        assert local_rank == 0 or time.monotonic() - start > 0.5, "a launcher would kill the rank that reports it"
 
 
 def test_another_node_warns_of_a_loopback_address(capsys: pytest.CaptureFixture[str]) -> None:
