@@ -17,7 +17,7 @@ DEFAULT_PRESET = "base"
 
 @dataclass(frozen=True)
 class RunFlags:
-    """Run configuration settings from a command line, and the errors in their flags."""
+    """Configuration settings of a run, given as command-line flags, and the errors found in these flags."""
 
     preset: str = DEFAULT_PRESET
     config_file: str | None = None

@@ -118,7 +118,7 @@ def _port_in_use(info: RankInfo) -> ConfigError:
 
 
 def _error_of_node(info: RankInfo, text: str) -> ConfigError:
-    """Return an error that only local rank 0 of each node reports. The other ranks first give it time to print."""
+    """Return an error that only local rank 0 of each node prints. The other ranks wait, so that it can print first."""
     if info.local_rank:
         time.sleep(EXIT_DELAY_SECONDS)
     error = ConfigError(text)

@@ -169,7 +169,7 @@ class BaseClassification(SequenceClassification):
 
     def check(self, sequence: str, fields: Sequence[str]) -> None:
         if len(fields[0]) != len(sequence):
-            raise RowError(f"{len(fields[0])} labels for {len(sequence)} bases; write one letter for each base")
+            raise RowError(f"{len(fields[0])} labels for {len(sequence)} bases; write one label letter for each base")
 
     def fitted(self, train: LabelledTable) -> Self:
         letters = sorted({letter for text in train.labels for letter in text})
