@@ -1,4 +1,4 @@
-"""Train a SentencePiece BPE model on a sample of the genomes. BPE is DNABERT-2's tokenizer, a baseline for k-mers.
+"""Train a SentencePiece BPE model on a sample of the genomes. BPE is DNABERT-2's tokenizer, used here as a baseline.
 
 BPE ids can't be reverse-complemented or shifted when shards are loaded: the reverse strand splits into different
 tokens, and a window can't start inside a token. Therefore `build --strand both` also stores the reverse strand.
@@ -36,7 +36,7 @@ def train_from_files(
 ) -> None:
     """Run `train-bpe`: scan the FASTA files, sample sequences, and write a BPE model to the file `out`.
 
-    Raises `ConfigError` or `DataError`. After an error, `out` is not written.
+    Raises `ConfigError` or `DataError`, and leaves `out` unchanged in this case.
     """
     if sample_bases < 1:
         raise ConfigError(f"--sample-bases {sample_bases}: must be at least 1")
@@ -71,9 +71,9 @@ def _explain_write_errors(out: Path) -> Iterator[None]:
 def sample_sentences(
     contigs: Sequence[Contig], paths: Sequence[tuple[str, str]], sample_bases: int, seed: int
 ) -> Iterator[str]:
-    """Yield random sequences of at most `SENTENCE_BASES` bases, all of them A, C, G or T, in input order.
+    """Yield random sequences of at most `SENTENCE_BASES` unambiguous bases, in input order.
 
-    Memory holds one sequence at a time, and the coordinates of all sequences that can be sampled.
+    Memory holds only the current sequence, and the coordinates of all sequences to choose from.
 
     Args:
         contigs: Contigs of all input files.
@@ -93,10 +93,10 @@ def sample_sentences(
 
 
 def _sentence_table(number: int, contig: Contig) -> NDArray[np.int64]:
-    """Return the sequences of a contig that can be sampled, as a table of shape (n, 5).
+    """Return a table of a contig's sequences to choose from, shape (n, 5) for n sequences.
 
     Columns: index of the contig (`number`), start, end, a byte offset in the file, and the position of the base at this
-    offset. Reading starts at this offset, which is at or before the start of the sequence.
+    offset. To read a sequence, begin at its byte offset, which is at or before the sequence's start.
     """
     runs = runs_between(contig.gaps, contig.length)
     pieces = cut_runs(runs[long_enough(runs, 1, _MAX_PIECE_BASES)], 1, SENTENCE_BASES)

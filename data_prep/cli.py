@@ -104,7 +104,8 @@ class VerifySettings(Settings):
 def verify(settings: VerifySettings) -> int:
     """Check a folder of shards. Return 1 if the folder has a fault, else 0.
 
-    With --leakage and without a fault, also report the fraction of val and test sequences that occur in another split.
+    With `--leakage`, also report the fraction of val and test sequences that occur in another split. The report is
+    omitted if the folder has a fault.
     """
     from data_prep import leakage
     from data_prep import verify as checks
@@ -230,7 +231,7 @@ def simulate(settings: SimulateSettings) -> int:
 
 
 def num_workers(workers: int | None) -> int:
-    """Return `workers`, or by default the number of CPU cores available to this process."""
+    """Return `workers`. If it is None, return the number of CPU cores available to this process."""
     if workers is None:
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return workers

@@ -43,7 +43,10 @@ def describe(manifest: Manifest, folder: Path) -> dict[str, Any]:
 
 
 def summary(manifest: Manifest, bases_of_split: dict[str, int]) -> dict[str, Any]:
-    """Return the same summary as `describe` from the number of bases in each split, without reading shards."""
+    """Return the summary that `describe` returns, without reading shards.
+
+    `bases_of_split` holds the number of bases in each split.
+    """
     splits = {}
     for split, bases in bases_of_split.items():
         shards = manifest.shards_of(split)

@@ -161,8 +161,8 @@ def _genome(size: int, cumulative: NDArray, elements: list[Element], rng: Sequen
 def _plant_repeats(codes: NDArray[np.uint8], lower: NDArray[np.bool_], rng: SequentialRandom) -> None:
     """Overwrite about `REPEAT_FRACTION` of the genome `codes` with copies of repeat families.
 
-    `lower` is set to True at these positions, which are later written in lower case. A copy can be on either strand. In
-    each copy, 5 to 20 % of the bases are replaced by random bases.
+    `lower` is set to True at the overwritten positions, which are later written in lower case. A copy can be on either
+    strand. In each copy, 5 to 20 % of the bases are replaced by random bases.
     """
     families = [rng.below(4, int(length)).astype(np.uint8) for length in 200 + rng.below(800, NUM_FAMILIES)]
     size = len(codes)

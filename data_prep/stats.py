@@ -1,4 +1,4 @@
-"""Command `stats`: report bases left out by reason, GC content, bases per token, and a histogram of segment lengths."""
+"""Command `stats`: report GC content, bases per token, a histogram of segment lengths, and the bases left out."""
 
 from __future__ import annotations
 

@@ -98,7 +98,7 @@ def _has_model(folder: Path, tokenizer: TokenizerInfo) -> bool:
 
 
 def check_shard(check: ShardCheck) -> tuple[str | None, SegmentsByContig]:
-    """Check one shard. Return (description of the first fault, no segments), or (None, all segments)."""
+    """Check one shard. Return (description of the first fault, {}), or (None, all segments) without a fault."""
     segments: SegmentsByContig = defaultdict(list)
     path = check.folder / check.info.name
     info = check.info
@@ -156,7 +156,10 @@ class _IdsCheck:
         return None
 
     def _chunk_fault(self, ids: NDArray) -> str | None:
-        """Return a description of an id out of range or of neighbouring k-mers that do not overlap, or None."""
+        """Return a description of a fault in consecutive ids, or None.
+
+        A fault is an id out of range, or two neighbouring k-mers that do not overlap.
+        """
         # The subtraction is unsigned, so special tokens wrap around to values above every other id.
         numbers = ids - self._dtype.type(NUM_SPECIAL)
         known = numbers[ids != UNK_ID] if self._unk_allowed else numbers

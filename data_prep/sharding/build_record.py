@@ -36,8 +36,8 @@ class BuildRecord:
     def open(self, options: BuildOptions, sources: list[SourceInfo]) -> Iterator[None]:
         """Lock the folder and record the build during the `with` block. Remove the record on success.
 
-        After a `UserError` or `OSError` the record is kept if at least one shard is finished. Otherwise the record is
-        removed, and the folder too if this call created it.
+        After a `UserError` or `OSError`, the record is kept if at least one shard is finished. If no shard is finished,
+        the record is removed, and the folder too if this call created it.
 
         Raises `ConfigError` if the folder holds a different build, or if another process is building in it.
         """

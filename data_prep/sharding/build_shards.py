@@ -48,8 +48,8 @@ class Job:
 def build(job: Job, executor: Executor) -> dict[str, Any]:
     """Build a folder of shards, or resume an unfinished build. Return the summary that `inspect` prints.
 
-    Raises `ConfigError` or `DataError`. After an error, finished shards are kept for the next run. Without finished
-    shards, no files remain.
+    Raises `ConfigError` or `DataError`. Shards that are already finished are kept for the next run. If no shard is
+    finished, all files of this build are removed.
     """
     try:
         return _build(job, BuildRecord(job.folder), executor)

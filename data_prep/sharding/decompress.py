@@ -47,7 +47,7 @@ def is_gzip(path: str) -> bool:
 
 
 def check_headers(sources: Sequence[Source]) -> None:
-    """Raise `DataError` for the first file that does not begin like FASTA. This check precedes the slow scan."""
+    """Raise `DataError` for the first file that does not begin like FASTA. Call this before the slow scan."""
     for source in sources:
         with open(source.path, "rb") as stream:
             if is_gzip(source.path):

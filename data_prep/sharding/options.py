@@ -1,4 +1,4 @@
-"""Build options that change the shards' bytes. They are checked when they are created."""
+"""Options of `build` that change the shards' bytes. Creating invalid options raises `ConfigError`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dnabert_rm.utils.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentOptions(Settings):
-    """Options for segments, contigs and splits, shared by the flags of `build` and `BuildOptions`."""
+    """Options for segments, contigs and splits. Base class of `BuildOptions` and of the flags of `build`."""
 
     segment_tokens: int = setting(1 << 16, metavar="N", minimum=1)
     """Largest length of a segment."""

@@ -28,9 +28,10 @@ def scan_files(
 
     Args:
         sources: All input files.
-        paths: Paths of the uncompressed files to scan, keyed by index in `sources`. Scanned records have the same keys.
+        paths: Paths of the uncompressed files to scan, keyed by index in `sources`. The returned records have the same
+            keys.
         rna: Read U as T.
-        checksums: Also compute the `SourceInfo` (with checksum) of every input. Otherwise the list is empty.
+        checksums: Also compute the `SourceInfo` (with checksum) of every input. If false, return an empty list.
 
     Raises `DataError` for a file that is not FASTA.
     """

@@ -25,8 +25,8 @@ _WILDCARD = re.compile(r"[*?\[]")
 def matching(contigs: Sequence[Contig], patterns: Sequence[str], flag: str) -> NDArray[np.bool_]:
     """Return whether each contig matches any of `patterns`, shape (contigs,).
 
-    A pattern is NAME or GENOME:NAME and may contain the wildcards * ? [ ]. An exact name takes precedence over a
-    wildcard. Raises `ConfigError` for a pattern that matches no contig.
+    A pattern is NAME or GENOME:NAME and may contain the wildcards * ? [ ]. If a contig has exactly the pattern as its
+    name, wildcards are not expanded. Raises `ConfigError` for a pattern that matches no contig.
     """
     matched = np.zeros(len(contigs), dtype=bool)
     by_name: dict[str, list[int]] = {}
@@ -74,9 +74,9 @@ def split_by_blocks(
     """Assign gap-free ranges to splits by random blocks. Return the cut ranges (m, 2) and their splits (m,).
 
     `runs` (n, 2) holds the start and end of each range, as positions along all contigs laid end to end (`axis`).
-    Contigs are divided into blocks of about `options.block_bases` bases. Blocks that contain a long enough range are
-    shuffled. The first blocks become val, the next ones test, and the rest train. Ranges are cut between blocks of
-    different splits, so segments of different splits never share a base.
+    Contigs are divided into blocks of about `options.block_bases` bases. Blocks with a range of at least
+    `options.min_tokens` tokens are shuffled. Val gets the first of them, and test the next ones. All other blocks are
+    train. Ranges are cut between blocks of different splits, so segments of different splits never share a base.
 
     Raises `ConfigError` if there are too few blocks for the fractions.
     """
@@ -109,7 +109,7 @@ def _assign_blocks(sizes: NDArray[np.int64], options: BuildOptions) -> NDArray[n
     Each requested split has at least one block.
 
     Args:
-        sizes: Number of bases in each block that are in long enough gap-free ranges, (blocks,).
+        sizes: For each block, the number of bases that can be in segments, (blocks,).
     """
     candidates = np.flatnonzero(sizes)
     order = candidates[random.permutation(random.key(options.seed, "split blocks"), len(candidates))]

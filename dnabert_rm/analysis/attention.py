@@ -56,8 +56,8 @@ def windows_of_records(
     """Return up to `num_windows` consecutive windows from FASTA records, as token ids.
 
     The ids have one row per window and `window` columns, including [CLS] and [SEP]. Each record is a name and the
-    blocks of its sequence. Windows with ambiguous letters such as N are skipped. The end of a record is skipped if it
-    is shorter than a window. Raise `DataError` if no window is left. `source` is the file name for the message.
+    blocks of its sequence. Windows with ambiguous letters such as N are skipped. An incomplete window at the end of a
+    record is skipped too. Raise `DataError` if no window is left. `source` is the file name for the error message.
     """
     stride = 1 if overlapping else k
     num_bases = (window - 3) * stride + k  # bases that the window's tokens cover
@@ -70,7 +70,7 @@ def windows_of_records(
 
 
 def _pieces(blocks: Iterable[bytes], size: int) -> Iterator[bytes]:
-    """Yield consecutive substrings of `size` letters from a sequence stored as blocks. A shorter end is dropped."""
+    """Yield consecutive substrings of `size` letters from a sequence stored as blocks. Drop a shorter remainder."""
     buffer = b""
     for block in blocks:
         buffer += block

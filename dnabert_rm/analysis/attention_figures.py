@@ -19,7 +19,7 @@ _COLOUR_MAP = "viridis"
 
 
 def layers_figure(layers: Sequence[LayerAttention], title: str) -> Figure:
-    """Plot the entropy of the attention, and the attention on the 5 most attended tokens, against the layer.
+    """Plot two attention statistics of each layer: entropy, and attention on the 5 most attended tokens.
 
     The entropy is divided by its maximum, log L for windows of L tokens. Lines show means over heads, and small marks
     show single heads.
@@ -90,7 +90,10 @@ def maps_figure(layers: Sequence[LayerAttention], title: str) -> Figure:
 
 
 def cls_figure(layers: Sequence[LayerAttention], title: str) -> Figure:
-    """Draw the attention of [CLS] with one column per token and one row per head. The first layer is at the top."""
+    """Draw the attention of [CLS] as one image, with one column per token and one row per head of each layer.
+
+    The heads of the first layer are at the top.
+    """
     from matplotlib.colors import LogNorm
 
     length = layers[0].mean_map.shape[0]

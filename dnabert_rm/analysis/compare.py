@@ -40,8 +40,8 @@ class Measured:
 def read_measured(folder: Path, name: str) -> Measured:
     """Read `embeddings.json` and `attention.json` in a folder. Raise `DataError` if a file is missing or damaged.
 
-    The silhouette score for shuffled labels is subtracted as a baseline. With many groups of k-mers, this baseline is
-    below 0.
+    Each returned silhouette score is the score of the k-mer groups minus the score of shuffled groups. With many
+    groups, the score of shuffled groups is below 0.
     """
     embeddings, attention = (_read(folder, kind) for kind in ("embeddings", "attention"))
     try:
@@ -63,7 +63,10 @@ def _read(folder: Path, kind: str) -> Any:
 
 
 def compare_csv(runs: Sequence[Measured]) -> str:
-    """Return the plotted values as CSV text. The column `at` is a step for silhouettes and a layer for attention."""
+    """Return the plotted values as CSV text.
+
+    The column `at` contains the step for silhouette scores, and the layer for attention measures.
+    """
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(COLUMNS)

@@ -113,7 +113,7 @@ def curves_figure(runs: Sequence[Run], curves: Sequence[Curve], axis: str = "ste
 
 
 def _held_out_panels(part: Any, names: Sequence[str], per_row: int) -> dict[str, Any]:
-    """Draw `per_row` panels in a row. Return the panels for `names`, keyed by name, and leave the others empty."""
+    """Add one row of `per_row` panels, and hide the panels without a name. Return the panels keyed by name."""
     row = part.subplots(1, per_row, sharey=True, squeeze=False)[0]
     for panel in row[len(names) :]:
         panel.set_axis_off()
@@ -187,7 +187,7 @@ def _borders(run: Run) -> list[tuple[int, int]]:
 def _draw_phases(panels: dict[str, Any], runs: Sequence[Run], axis: str) -> None:
     """Shade every second masking phase of the first run that has phases. Label each phase with its largest span.
 
-    Triangles mark the starts of phases in runs with different phases.
+    For each run whose phases differ from the shaded phases, triangles mark the starts of its phases.
     """
     shaded = _first_with_phases(runs)
     if shaded is None:

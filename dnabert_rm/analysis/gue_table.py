@@ -76,8 +76,8 @@ def _remarks(path: Path) -> list[str]:
 def group_of(row: dict[str, str]) -> str:
     """Return the group of a row of table.csv: `IN_GUE`, `STAND_IN` or `OTHER`.
 
-    `STAND_IN` means training on dev.csv, so the scores are not comparable with GUE scores. `OTHER` means that GUE does
-    not have the data set.
+    `STAND_IN` means that the model was trained on dev.csv, so the scores are not comparable with GUE scores. `OTHER`
+    means that GUE does not have the data set.
     """
     if "stand-in" in row["trained_on"]:
         return STAND_IN
@@ -85,9 +85,9 @@ def group_of(row: dict[str, str]) -> str:
 
 
 def columns(tables: Sequence[GueTable]) -> list[tuple[int, str]]:
-    """Return the score columns of the report as pairs (index into `tables`, arm). An arm is e.g. "scratch".
+    """Return the score columns of the report as pairs (index into `tables`, arm).
 
-    Published models have no score column.
+    An arm is a kind of fine-tuning run, e.g. "scratch". Published models have no score column.
     """
     return [
         (number, arm)

@@ -76,7 +76,7 @@ def map_kmers(
 ) -> KmerMap:
     """Compute silhouette scores of k-mer embeddings. If `plane` is true, also compute a t-SNE map.
 
-    Each row of `matrix` is an embedding: first 5 special tokens, then 4^k k-mers. Any further rows are padding.
+    The rows of `matrix` are the embeddings of 5 special tokens, then of 4^k k-mers. Any further rows are padding.
     `metric` and `perplexity` are parameters of scikit-learn's t-SNE. If there are more than `max_kmers` k-mers, a
     random sample of `max_kmers` is used. Raise `ConfigError` if the matrix has too few rows or k-mers, or values that
     are not finite.
@@ -129,12 +129,12 @@ def map_csv(kmer_map: KmerMap) -> str:
 
 
 def pair_name(label: int) -> str:
-    """Return the two central bases that a label encodes, e.g. "AT" for 1."""
+    """Return the two central bases that a label from 0 to 15 encodes (see `KmerMap.labels`)."""
     return BASE_ORDER[label // 4] + BASE_ORDER[label % 4]
 
 
 def map_figure(kmer_map: KmerMap, title: str) -> Figure:
-    """Plot the t-SNE map. The colour shows the first central base and the marker shape the second.
+    """Plot the t-SNE map. Colours show the first central base, and marker shapes show the second central base.
 
     The silhouette scores are printed above the map.
     """

@@ -169,7 +169,7 @@ def draw_attention(
 
 
 def _fasta_windows(model: Path, encoder: Encoder, fasta: str, **options: Any) -> tuple[NDArray, dict[str, Any]]:
-    """Return token ids of windows of a FASTA file, one row per window, and the file name for `attention.json`."""
+    """Return token ids, one row per window of a FASTA file, and the source as a dict for `attention.json`."""
     if encoder.k is None:
         raise ConfigError(f"{model}: its tokens are not k-mers; pass prepared data with --data")
     with Input(fasta, "a FASTA file") as source:
@@ -178,7 +178,7 @@ def _fasta_windows(model: Path, encoder: Encoder, fasta: str, **options: Any) ->
 
 
 def _prepared_windows(encoder: Encoder, data: str, **options: Any) -> tuple[NDArray, dict[str, Any]]:
-    """Return token ids of windows of prepared data, one row per window, and folder and split for `attention.json`."""
+    """Return token ids, one row per window of prepared data, and the source as a dict for `attention.json`."""
     input_ids, split, k = windows_of_data(data, **options)
     check_same_k(data, k, encoder)
     return input_ids, {"data": data, "split": split}

@@ -139,7 +139,7 @@ def _gue_section(tables: Sequence[GueTable]) -> GueSection:
 
 
 def _missing(content: dict[str, Any], runs: Sequence[Run]) -> list[str]:
-    """Return one sentence for each part of the report that has no data, in the order of the sections."""
+    """Return one sentence for each part of the report that has no data, in report order."""
     sentences = []
     if not content["held_out_rows"]:
         sentences.append("No run has held-out losses. The data had no validation split, or --validation.every was 0.")

@@ -49,7 +49,7 @@ def bytes_text(count: int) -> str:
 
 
 def model_text(run: Run) -> str | None:
-    """Describe the model, e.g. "bert, 4 layers × 256, 4 heads". Return None without configuration."""
+    """Describe the model, e.g. "bert, 4 layers × 256, 4 heads". Return None if the run has no configuration."""
     model = run.config.get("model")
     if not model:
         return None
@@ -59,7 +59,7 @@ def model_text(run: Run) -> str | None:
 
 
 def masking_text(run: Run) -> str | None:
-    """Describe the masking, e.g. "randommask, spans up to 6, 8, 10". Return None without configuration."""
+    """Describe the masking, e.g. "randommask, spans up to 6, 8, 10". Return None if the run has no configuration."""
     policy = run.setting("masking", "policy")
     if policy is None:
         return None
@@ -70,7 +70,10 @@ def masking_text(run: Run) -> str | None:
 
 
 def hardware_text(run: Run) -> str | None:
-    """Describe the hardware, e.g. "8 ranks on 8 × NVIDIA H100 in the first node"."""
+    """Return the number of ranks and the hardware of the first node, e.g. "2 ranks on the CPU (8 cores)".
+
+    Return None if the run has no environment.json.
+    """
     environment = run.environment
     if not environment:
         return None
@@ -152,7 +155,7 @@ def phase_rows(run: Run) -> list[list[Any]]:
 
 
 def speed_rows(runs: Sequence[Run]) -> list[list[Any]]:
-    """Return the rows of the speed table. Each row is a quantity, followed by its median over the logs of each run."""
+    """Return the rows of the speed table. Each row is the name of a quantity, followed by one median per run."""
     return [[title, *(number(median(run, key), form) for run in runs)] for title, (key, form) in SPEED.items()]
 
 

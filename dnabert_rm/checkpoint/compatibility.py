@@ -38,8 +38,8 @@ class CheckpointRecords:
 class Change:
     """A difference between a resumed run and its checkpoint, in a setting or in the data.
 
-    `field` is the setting's dotted name, or `FINGERPRINT` for other data. `old` is the checkpoint's value and `new` the
-    run's value.
+    `field` is the setting's dotted name, or `FINGERPRINT` if the data differ. `old` is the checkpoint's value, and
+    `new` is the run's value.
     """
 
     field: str
@@ -76,13 +76,12 @@ def _stored_tokenizer(folder: Path) -> TokenizerInfo:
 def check_compatible(
     records: CheckpointRecords, config: RunConfig, tokenizer: TokenizerInfo, fingerprint: str
 ) -> list[Change]:
-    """Return the changes since the checkpoint that alter the results and that `--allow-changes` accepts.
+    """Return the changes since the checkpoint that alter the results, or raise `CheckpointError`.
 
-    `tokenizer` and `fingerprint` belong to this run's data. Settings in `free_on_resume()` may differ without
-    `--allow-changes`.
+    `tokenizer` and `fingerprint` describe this run's data.
 
-    Raises `CheckpointError` for other changes if `--allow-changes` is not given. A new tokenizer, model shape or
-    batch-size warm-up always raises, and so does a precision that DeepSpeed can't convert to.
+    Changes that alter the results raise `CheckpointError` unless `--allow-changes` is given. Some changes always raise
+    it: another tokenizer, model shape or batch-size warm-up, and a change of precision from or to fp16.
     """
     folder = records.folder
     _check_tokenizer(folder, records.tokenizer, tokenizer)
@@ -128,7 +127,7 @@ def _check_shape(records: CheckpointRecords, config: RunConfig) -> None:
 
 
 def find_changes(records: CheckpointRecords, config: RunConfig, fingerprint: str) -> list[Change]:
-    """Return all changes since the checkpoint that alter the results, except in tokenizer and model shape."""
+    """Return all changes since the checkpoint that alter the results, except changes of tokenizer or model shape."""
     stored = records.config.to_dict()
     current = config.to_dict()
     if current["train"]["precision"] == "auto":  # before the run has selected its device
@@ -148,7 +147,7 @@ def find_changes(records: CheckpointRecords, config: RunConfig, fingerprint: str
 
 
 def _check_possible(folder: Path, changes: list[Change]) -> None:
-    """Raise `CheckpointError` for changes that a resumed run can't make, with or without `--allow-changes`."""
+    """Raise `CheckpointError` for changes that are impossible in a resumed run, even with `--allow-changes`."""
     for change in changes:
         if change.field in _BATCH_WARMUP:
             raise CheckpointError(
@@ -163,7 +162,7 @@ def _check_possible(folder: Path, changes: list[Change]) -> None:
 
 
 def _explain(change: Change) -> str:
-    """Return the text on one change for the error message that asks for `--allow-changes`."""
+    """Describe one change, as part of the error message that asks for `--allow-changes`."""
     if change.field == FINGERPRINT:
         return (
             f"was trained on other data (fingerprint {change.old[:12]}, now {change.new[:12]}), so samples would be "
@@ -178,7 +177,7 @@ def _explain(change: Change) -> str:
 
 
 def describe_changes(step: int, changes: list[Change]) -> str:
-    """Return one line of text on the changes that `--allow-changes` accepts for a run that resumes at `step`."""
+    """Return one line of text on the changes accepted with `--allow-changes` for a run that resumes at `step`."""
     shown = (
         f"{FINGERPRINT} was {change.old[:12]} and is {change.new[:12]}" if change.field == FINGERPRINT else str(change)
         for change in changes
@@ -187,9 +186,9 @@ def describe_changes(step: int, changes: list[Change]) -> str:
 
 
 def record_changes(run: Path, step: int, changes: list[Change]) -> None:
-    """Add the changes that `--allow-changes` accepts to `changes.jsonl`, one JSON object per change.
+    """Add the changes accepted with `--allow-changes` to the run's `changes.jsonl`, one JSON object per change.
 
-    The run resumes at `step`. Changes that were recorded at this step or a later step are dropped, because the run
+    The run resumes at `step`. Changes that were recorded at `step` or later are removed from the file, because the run
     repeats these steps.
     """
     path = run / CHANGES_NAME

@@ -1,4 +1,4 @@
-"""Checkpoint metadata about data: the BPE model, the data sources, and earlier data sources."""
+"""Checkpoint metadata about data: the BPE model, the current data sources, and the sources of data used before."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from dnabert_rm.utils.files import read_json
 
 @dataclass(frozen=True)
 class DataRecords:
-    """Metadata about data that a run writes to each of its checkpoints."""
+    """Metadata about the data of a run, written to each checkpoint of the run."""
 
     bpe_model: bytes | None
     """The SentencePiece model; None for k-mers."""

@@ -37,7 +37,7 @@ from dnabert_rm.utils.errors import CheckpointError, RankReadError
 def find_damage_on_all_ranks(folder: Path, ranks: Ranks) -> str | None:
     """Check a checkpoint's files on all ranks. Return a message that names a damaged file, or None.
 
-    Each rank checks its share of the files: first sizes and hashes, then that torch files contain only tensors. All
+    Each rank checks the sizes and hashes of its share of the files, and that torch files contain only tensors. All
     ranks return the same message.
     """
     try:
@@ -64,7 +64,8 @@ def load_checkpoint(engine: Any, folder: Path, run: Path, ranks: Ranks, precisio
     A checkpoint with another number of ranks, ZeRO stage or precision is first converted in a temporary folder inside
     `run`. `precision` is this run's precision.
 
-    Raises `CheckpointError` if the checkpoint can't be converted, and `RankReadError` if it does not fit the model.
+    Raises `CheckpointError` if the checkpoint can't be converted, and `RankReadError` if the checkpoint does not fit
+    the model.
     """
     saved = on_first_rank(lambda: SavedFormat.of(folder), ranks)
     current = SavedFormat(checkpoint_layout(engine, ranks), precision)

@@ -38,8 +38,8 @@ class ReferenceOutput:
 def reference_input(vocab_size: int, window: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the fixed input ids (2, L) int64 and the positions (8,) int64 to predict.
 
-    The ids are random tokens, some of them masked. L is `window`, but at most `MAX_TOKENS`. Positions are indices into
-    the flattened ids.
+    The ids are random tokens from a fixed seed, and some of them are masked. L is `window`, but at most
+    `MAX_TOKENS`. Positions are indices into the flattened ids.
     """
     length = min(window, MAX_TOKENS)
     bits = random.fold(random.key(0, "probe"), np.arange(NUM_WINDOWS * length))
@@ -71,7 +71,7 @@ def save_reference_output(path: Path, output: ReferenceOutput) -> None:
 
 
 def load_reference_output(path: Path) -> ReferenceOutput:
-    """Read a reference output without pickle. Raises `CheckpointError` if it is missing, damaged or malformed."""
+    """Read a reference output without pickle. Raises `CheckpointError` if the file is missing or damaged."""
     try:
         with np.load(path, allow_pickle=False) as stored:
             output = ReferenceOutput(

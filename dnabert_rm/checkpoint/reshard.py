@@ -1,7 +1,8 @@
 """Convert a checkpoint to another number of ranks, ZeRO stage or precision, using DeepSpeed's universal checkpoint.
 
-DeepSpeed's converter writes one folder per parameter for every ZeRO stage. Master weights and moments are fp32 in every
-precision, so nothing is rounded. Each rank of the new run loads its share of every parameter from these folders.
+DeepSpeed's converter writes one folder per parameter, whatever the ZeRO stage. Master weights and moments are fp32,
+whatever the training precision, so nothing is rounded. Each rank of the new run loads its share of every
+parameter from these folders.
 
 For ZeRO stages 1 and 2, the folders have a slightly different format than for stage 3. DeepSpeed loads only the format
 of the run's own stage. If necessary, `_make_loadable` converts the folders from one format to the other.
@@ -154,7 +155,7 @@ def _make_loadable(output: Path, module: nn.Module, saved_stage: int, stage: int
 def _common_state(path: Path, saved_stage: int, parameters: Path) -> torch.Tensor:
     """Rewrite the optimizer state file `path` so that every ZeRO stage can load it. Return the step count.
 
-    `parameters` is the parent of the folders of single parameters.
+    The folder `parameters` contains one folder per parameter.
     """
     from deepspeed import __version__
 

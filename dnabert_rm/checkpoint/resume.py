@@ -38,7 +38,7 @@ class Start:
         return dataclasses.replace(config, model=dataclasses.replace(config.model, init_from=self.init_from))
 
     def print_changes(self, config: RunConfig) -> None:
-        """Print a line about the changes since the checkpoint. Print a line if `--init-from` has no effect."""
+        """Print a line about the changes since the checkpoint, if any, and a line if `--init-from` has no effect."""
         if self.changes:
             print(describe_changes(self.state.step, self.changes), file=sys.stderr, flush=True)
         if config.model.init_from not in ("", self.init_from):
@@ -100,7 +100,9 @@ def _relative_to_run(run: Path, path: Path) -> Path:
 
 
 def _prepare_resume(folder: Path, damages: list[tuple[Path, str]], resume: str, run: Path) -> None:
-    """Report and rename the skipped damaged checkpoints, and set `latest` to the chosen checkpoint `folder`.
+    """Prepare `run` for resuming the checkpoint `folder`, and report the damaged checkpoints that were skipped.
+
+    If `folder` is a checkpoint of `run`, the damaged checkpoints are renamed and `latest` is set to `folder`.
 
     Raises `CheckpointError` if resuming from `folder` would overwrite other checkpoints of `run`.
     """
@@ -126,7 +128,8 @@ def _prepare_resume(folder: Path, damages: list[tuple[Path, str]], resume: str, 
 def _resumed(folder: Path, config: RunConfig, dataset: WindowDataset) -> Start:
     """Return the starting point of a run that resumes the checkpoint in `folder`.
 
-    Raises `CheckpointError` if the checkpoint does not fit the run, or if its step differs from the folder's name.
+    Raises `CheckpointError` if the checkpoint does not fit the run, or if its step differs from the step in the
+    folder's name.
     """
     records = read_records(folder)
     state = records.state

@@ -27,9 +27,9 @@ def step_folder(run: Path, step: int) -> Path:
 
 
 def temporary_folder(path: Path) -> Path:
-    """Return the hidden path that a folder has while it is being written or deleted.
+    """Return the hidden path that the folder `path` has while it is being written or deleted.
 
-    If the run is killed before it has finished, `remove_leftovers` deletes this path at the next start.
+    If a run is killed during this time, the next start deletes the hidden path (`remove_leftovers`).
     """
     return path.with_name(f".{path.name}.tmp")
 
@@ -41,13 +41,13 @@ def step_of(folder: Path) -> int | None:
 
 
 def saved_steps(run: Path) -> list[int]:
-    """Return the steps of a run's checkpoints in ascending order, without checking the files."""
+    """Return the steps of a run's checkpoints in ascending order. The files are not checked."""
     steps = (step_of(path) for path in (run / FOLDER_NAME).glob("step_*"))
     return sorted(step for step in steps if step is not None)
 
 
 def complete_steps(run: Path) -> list[int]:
-    """Return the steps of a run's checkpoints with a manifest, in ascending order, without checking the files."""
+    """Return the steps of a run's checkpoints that have a manifest, in ascending order. The files are not checked."""
     return [step for step in saved_steps(run) if (step_folder(run, step) / COMPLETE_NAME).is_file()]
 
 
@@ -64,7 +64,8 @@ def candidates(resume: str, run: Path) -> list[Path]:
 
     `resume` is "auto", "never", or the path of a run folder or checkpoint.
 
-    Raises `CheckpointError` if `run` has checkpoints and `resume` is "never", or if the path contains no checkpoint.
+    Raises `CheckpointError` if `run` has checkpoints and `resume` is "never", or if `resume` is a path without a
+    checkpoint.
     """
     if resume == "never" and saved_steps(run):
         raise CheckpointError(f"{run}: has checkpoints, and --resume is never; choose another --output")

@@ -173,7 +173,7 @@ def remove_leftovers(run: Path) -> None:
 
 
 def _delete(folder: Path, temporary: Path) -> None:
-    """Rename a checkpoint to `temporary`, then delete it, so that a killed process leaves no partial checkpoint."""
+    """Delete a checkpoint after renaming it to `temporary`, so that a killed process leaves no partial checkpoint."""
     _move(folder, temporary)
     shutil.rmtree(temporary, ignore_errors=True)
 

@@ -1,4 +1,4 @@
-"""Command `dnabert-rm analyze KIND`: plot figures or write a report of runs. Each kind is a subcommand."""
+"""Command `dnabert-rm analyze KIND`: plot figures, or write a report about runs. Each kind is a subcommand."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class EmbeddingsSettings(Settings):
 
 
 def run_embeddings(settings: EmbeddingsSettings) -> None:
-    """Score and plot k-mer embeddings, and print the paths of the files."""
+    """Score and plot k-mer embeddings, and print the paths of the files written."""
     suppress_library_output()
     from dnabert_rm.analysis.model_pictures import draw_embeddings
 
@@ -130,7 +130,7 @@ class AttentionSettings(Settings):
 
 
 def run_attention(settings: AttentionSettings) -> None:
-    """Measure and plot attention, and print the paths of the files."""
+    """Measure and plot attention, and print the paths of the files written."""
     suppress_library_output()
     from dnabert_rm.analysis.model_pictures import draw_attention
 
@@ -163,7 +163,7 @@ class ImagesSettings(Settings):
 
 
 def run_images(settings: ImagesSettings) -> None:
-    """Add figures of each checkpoint to a run's TensorBoard."""
+    """Add figures of each checkpoint to a run's TensorBoard log."""
     suppress_library_output()
     from dnabert_rm.analysis.tensorboard_images import write_images
 
@@ -251,7 +251,7 @@ class ReportSettings(Settings):
     """Horizontal axis of the curves."""
 
     def problems(self) -> Iterator[str]:
-        """Yield an error message if the output is a folder or not named as an HTML page."""
+        """Yield an error message if the output is a folder, or if its name does not end in .html or .htm."""
         if self.output.is_dir():
             yield f"--output {self.output}: is a folder; pass the path of a file, such as report.html"
         elif self.output.suffix.lower() not in (".html", ".htm"):  # so that it is none of a run's own files

@@ -29,10 +29,11 @@ class RunFlags:
     """Error messages for values of the wrong type."""
 
     def config(self, placeholders: Mapping[str, Mapping[str, Any]] | None = None) -> RunConfig:
-        """Return the run configuration. Flags override the file, and the file overrides the preset.
+        """Return the run configuration. Flags override the configuration file, and the file overrides the preset.
 
         Args:
-            placeholders: Values for required fields that the command does not need. Any other value overrides them.
+            placeholders: Values for required fields that the command does not need. Values from the preset, file or
+                flags override them.
 
         Raises `ConfigError` with all errors.
         """
@@ -71,7 +72,7 @@ class RunCommand(Command):
             add_flag(groups[name.split(".")[0]], item, names=flag_names(name), show_empty=True)
 
     def parse(self, prog: str, words: Sequence[str]) -> tuple[Any, ...]:
-        """Parse the words and return (settings, RunFlags). `RunFlags.config` later raises the errors in run flags."""
+        """Parse the words and return (settings, RunFlags). Errors in run flags are only raised by `RunFlags.config`."""
         parsed = self.parser(prog).parse_words(words)
         settings = make_settings(self.settings, parsed.flags, parsed.missing)
         values, wrong_types = values_of(parsed.flags, run_settings().values())

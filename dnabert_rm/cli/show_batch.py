@@ -167,7 +167,10 @@ class WindowPrinter:
 
 
 def token_marks(input_ids: NDArray[np.int64], labels: NDArray[np.int64]) -> list[str]:
-    """Return one mark per token, as explained in `LEGEND`. Both arrays have one value per token."""
+    """Return one mark per token: masked, random, kept, seen or unknown, as explained in `LEGEND`.
+
+    Both arrays have one value per token.
+    """
     marks = np.full(len(input_ids), SEEN)
     marks[input_ids < NUM_SPECIAL] = UNKNOWN
     predicted = labels != IGNORE

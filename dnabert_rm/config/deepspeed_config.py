@@ -1,4 +1,4 @@
-"""Read DeepSpeed configuration files, and their settings for memory and communication. Does not import torch."""
+"""Read DeepSpeed configuration files, and find the ZeRO settings in them. Does not import torch."""
 
 from __future__ import annotations
 

@@ -98,7 +98,7 @@ def _merge(values: dict[str, dict[str, Any]], section: str, content: Any) -> Ite
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return a suggestion to end an error message: the most similar known word, or all words if there are few."""
+    """Return a suggestion to append to an error message: the most similar known word, or all words if there are few."""
     names = list(known)
     near = difflib.get_close_matches(word, names, n=1)
     if near:

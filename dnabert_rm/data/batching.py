@@ -146,10 +146,10 @@ class BatchSplit:
 def split_batch(plan: BatchPlan, micro_batch: int, world_size: int, first_step: int = 0) -> BatchSplit:
     """Return the division into micro-batches of the plan's global batches from `first_step` on.
 
-    If `micro_batch` is 0, the plan's smallest global batch is one micro-batch per rank. A run that resumes during or
-    after a batch-size warm-up then has the same micro-batches as an uninterrupted run. This requires that `world_size`
-    divides the smallest size, and that the smallest size divides all sizes from `first_step` on. Otherwise the smallest
-    size from `first_step` on is one micro-batch per rank.
+    If `micro_batch` is 0, the micro-batch size is chosen so that the smallest global batch of the whole plan has one
+    micro-batch per rank. A run that resumes during or after a batch-size warm-up then has the same micro-batches as an
+    uninterrupted run. If `world_size` does not divide that global batch, or if that global batch does not divide all
+    sizes from `first_step` on, the smallest size from `first_step` on has one micro-batch per rank instead.
 
     Raises `ConfigError` if a size from `first_step` on is not a multiple of `world_size` times the micro-batch size.
     """

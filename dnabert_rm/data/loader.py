@@ -74,7 +74,7 @@ class MicroBatchSampler:
         return self._position(number)[0]
 
     def _position(self, number: int) -> tuple[int, int, int]:
-        """Return the step of a micro-batch, its index within the step, and the step's number of accumulation steps."""
+        """Return a micro-batch's step, its index within that step, and the step's number of micro-batches per rank."""
         index = int(np.searchsorted(self._first_numbers[:-1], number, side="right")) - 1
         accumulation = int(self._accumulation[index])
         steps, micro_step = divmod(number - int(self._first_numbers[index]), accumulation)
@@ -113,7 +113,7 @@ class _BatchDataset:
     def _locate(self, number: int) -> tuple[NDArray[np.int64], Windows]:
         """Return the sample indices and window positions of a micro-batch.
 
-        The windows of this worker's next micro-batches are located too, since a larger call takes little longer.
+        This worker's next micro-batches are located in the same call, which takes little longer than locating one.
         """
         if number not in self._ahead:
             worker = get_worker_info()

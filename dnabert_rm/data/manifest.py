@@ -142,7 +142,7 @@ def load_manifest(folder: str | os.PathLike[str]) -> Manifest:
 
 
 def parse_manifest(content: dict[str, Any]) -> Manifest:
-    """Return the manifest in a JSON object. Raises ValueError, TypeError or KeyError if the object is invalid."""
+    """Convert a JSON object to a `Manifest`. Raises ValueError, TypeError or KeyError if the object is invalid."""
     if content.pop("format") != FORMAT:
         raise ValueError(f"its format is not {FORMAT!r}")
     version = content.pop("format_version")

@@ -7,8 +7,8 @@ in three steps per epoch:
 1. Cut. A segment is a contiguous part of a contig. A segment of L tokens gives round(L / F) windows of F tokens, by
    stratified jitter. The segment is divided into equal parts (strata), one per window. Window t is centred on a uniform
    random token of stratum t, then clipped to the segment. So all tokens in the middle of a segment are seen equally
-   often. For tokens less than F tokens from an end, this holds only on average. There the outermost tokens are seen
-   half as often, and tokens further in up to 1.5 times as often.
+   often. Within F tokens of an end, the outermost tokens are seen half as often, and tokens further in up to 1.5 times
+   as often. The average over these F tokens is the same as in the middle.
 2. Shuffle. The shards are shuffled, and so are the segments within each shard. The windows, in that order, are split
    into `num_streams` contiguous ranges. The ranges are assigned to streams at random. The windows of a stream are then
    shuffled within blocks of `block_windows` windows.
@@ -84,7 +84,8 @@ class _Segments:
     """The S segments that are long enough for a window, in the order of the split, as int64 arrays of shape (S,).
 
     `shard` is the shard's index in the split, and `index` the segment's index in the shard. `length` is in stored
-    tokens. `windows` is the number of windows in the segment, and `first_window` the number in all earlier segments.
+    tokens. `windows` is the number of windows in the segment, and `first_window` the number of windows in all earlier
+    segments.
     """
 
     shard: NDArray[np.int64]
@@ -180,7 +181,7 @@ class EpochSampler:
         return Windows(np.full(len(samples), self.source), table.shard[segments], table.index[segments], start, reverse)
 
     def _window_numbers(self, epochs: NDArray[np.int64], positions: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Map positions in an epoch to window numbers, which count windows in the order of the shuffled segments."""
+        """Map positions in an epoch to window numbers. Windows are numbered segment by segment, in shuffled order."""
         rows, streams = np.divmod(positions, self.num_streams)
         stream_sizes = self._stream_sizes[streams]
         blocks, offsets = np.divmod(rows, self.block_windows)
@@ -228,8 +229,8 @@ class EpochSampler:
         """Return the index of each window's first stored token in its segment.
 
         A segment has one stratum, an equal part of its tokens, for each window. The window is centred on a uniform
-        random token of the stratum, then clipped to the segment. Strata hold whole tokens and are longer than half a
-        window. So at most one window is clipped at each end of a segment, and no two windows of an epoch are equal.
+        random token of the stratum, then clipped to the segment. A stratum is a whole number of tokens, more than half
+        a window. So at most one window is clipped at each end of a segment, and no two windows of an epoch are equal.
         """
         length, windows = self._segments.length[segments], self._segments.windows[segments]
         bits = random.fold(random.fold(self._keys["jitter"], epochs), self._segments.first_window[segments] + strata)
@@ -358,9 +359,9 @@ def _feistel(
 def tokens_of_steps(seed: int, steps: ArrayLike, full_tokens: int) -> NDArray[np.int64]:
     """Return the number of tokens per window in each step, int64 in the shape of `steps`.
 
-    This applies to `data.lengths` "random". A step has `full_tokens` tokens with probability 1/2. Otherwise its length
-    is uniform over 5 … `full_tokens`, as in DNABERT. All windows of a step have the same length, so padding is never
-    needed.
+    This function is used if `data.lengths` is "random". A step has `full_tokens` tokens with probability 1/2. Otherwise
+    its length is uniform over 5 … `full_tokens`, as in DNABERT. All windows of a step have the same length, so padding
+    is never needed.
     """
     bits = random.fold(random.key(seed, "length"), steps)
     num_lengths = max(1, full_tokens - SHORTEST_TOKENS + 1)
@@ -369,6 +370,6 @@ def tokens_of_steps(seed: int, steps: ArrayLike, full_tokens: int) -> NDArray[np
 
 
 def crop_offsets(seed: int, samples: ArrayLike, full_tokens: int, num_tokens: int) -> NDArray[np.int64]:
-    """Return a uniform random start for each shortened window in its full window, int64 in the shape of `samples`."""
+    """For each shortened window, return a random start within the full window, int64 in the shape of `samples`."""
     bits = random.fold(random.key(seed, "crop"), samples)
     return random.below(bits, full_tokens - num_tokens + 1)

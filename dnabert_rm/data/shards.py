@@ -1,9 +1,8 @@
 """Reader of one shard: a tar that holds `KEY.ids.npy` and `KEY.json` for every segment.
 
-There are two entry points. Training calls `open_shard`, which checks a shard against its manifest entry once and
-returns a `ShardFile` for random access. `data_prep` calls `read_segments` and `read_metas`, which go through a shard in
-order. Both walk the tar with `_members` and parse array headers with `_npy_header`. Files are memory-mapped. Nothing is
-extracted or unpickled.
+Training calls `open_shard`, which checks a shard against its manifest entry once and returns a `ShardFile` for random
+access. `data_prep` calls `read_segments` and `read_metas`, which go through a shard in order. All these functions list
+the files in the tar with `_members`. Shards are memory-mapped. Nothing is extracted or unpickled.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ _PARSE_ERRORS = (ValueError, RecursionError, MemoryError)
 
 
 class _Member(NamedTuple):
-    """One file in the tar. Its contents are the bytes `first` … `end - 1` of the shard."""
+    """One file in a shard, which is a tar. Its contents are the bytes `first` … `end - 1` of the shard."""
 
     name: str
     first: int
@@ -66,8 +65,8 @@ def _members(view: memoryview) -> Iterator[_Member]:
     """Yield the members of a tar, in order. Raise `ValueError` for a member that is truncated or not a plain file.
 
     Shards are ustar files of regular members with short names. So a member is one block that holds its name and size,
-    followed by its contents in whole blocks. The standard `tarfile` takes ten times as long. Extended headers are
-    skipped, because they hold nothing that is needed here. Some writers store the modification time in them.
+    followed by its contents in whole blocks. The standard `tarfile` takes ten times as long. Extended headers, in which
+    some writers store the modification time, are skipped.
     """
     offset = 0
     while offset < len(view) and any(block := bytes(view[offset : offset + _BLOCK_BYTES])):
@@ -151,7 +150,7 @@ class ShardFile:
         self._first_words = []
 
     def tokens(self, segment: int, start: int, stop: int, step: int = 1) -> NDArray:
-        """Return every `step`-th of the stored tokens `start` … `stop - 1` of a segment, read-only."""
+        """Return every `step`-th of a segment's stored tokens `start` … `stop - 1`, as a read-only array."""
         if self._words is not None:
             first = self._first_words[segment]
             return self._words[first + start : first + stop : step]

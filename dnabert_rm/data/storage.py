@@ -124,12 +124,12 @@ class RemoteFolder:
             ) from None
 
     def read(self, name: str) -> bytes:
-        """Return the content of a file in the folder. Raises `DataError` after the last try."""
+        """Return the content of a file in the folder. Raises `DataError` if all tries fail."""
         url = self.url_of(name)
         return _with_retries(url, lambda: _read_all(url))
 
     def fetch(self, info: ShardInfo) -> Path:
-        """Return a shard's path in the cache, after fetching it if necessary. Raises `DataError` after the last try."""
+        """Fetch a shard if it is not in the cache, and return its path. Raises `DataError` if all tries fail."""
         url = self.url_of(info.name)
         return _with_retries(url, lambda: self._cache.get(info, lambda stream: _copy(url, stream, info.bytes)))
 
@@ -159,7 +159,7 @@ def _check_url(url: str, allow_pipe: bool) -> None:
 
 
 def _with_retries(url: str, work: Callable[[], T]) -> T:
-    """Call `work`. If it fails, retry after growing pauses. Raises `DataError` with the URL after the last try."""
+    """Call `work`. If it fails, retry after growing pauses. Raises `DataError` with the URL if all tries fail."""
     for attempt in range(NUM_TRIES):
         try:
             return work()
@@ -175,7 +175,7 @@ def _with_retries(url: str, work: Callable[[], T]) -> T:
 
 
 def _reason(error: Exception) -> str:
-    """Return a short reason for a failed transfer. webdataset's own message includes a long shell command."""
+    """Return the reason for a failed transfer, without the long shell command in webdataset's message."""
     code = re.search(r": exit (-?\d+) ", str(error))
     if code:
         return f"the command that opens the URL failed with exit code {code[1]}"

@@ -1,4 +1,4 @@
-"""Check that all ranks have the same versions, code, data, configuration, device type and run folder.
+"""Check that all ranks have the same package versions, code, data, configuration, device type and run folder.
 
 Each rank sends a report to rank 0 through the rendezvous' store. This happens before a process group or model is made
 and before any GPU memory is used. A difference ends all ranks, and rank 0 reports the difference in one line.
@@ -54,7 +54,8 @@ class InconsistentRanksError(ConfigError):
 def check_consistency(rendezvous: Rendezvous, config: RunConfig, fingerprint: str) -> None:
     """Raise the same error on every rank unless all ranks can train together. Rank 0 reports the error.
 
-    `fingerprint` is the fingerprint of the data. Rank 0 creates the run folder and a temporary token file in it.
+    `fingerprint` is the fingerprint of the data. Rank 0 creates the run folder and a temporary file in it, to test
+    whether all ranks share the folder.
     """
     if rendezvous.info.world_size == 1:
         return
@@ -75,7 +76,7 @@ def abort_all_ranks(problem: UserError) -> None:
 
 
 def _compare_ranks(rendezvous: Rendezvous, report: Report) -> None:
-    """Compare the reports of all ranks on rank 0, and raise the first difference on every rank."""
+    """Let rank 0 compare the reports of all ranks. Every rank raises an error for the first difference found."""
     texts = rendezvous.gather("facts", json.dumps({**report, "host": socket.gethostname()}))
     reports = [json.loads(text) for text in texts]
     if difference := rendezvous.broadcast("difference", next(differences(reports), "")):
@@ -116,7 +117,7 @@ def code_digest() -> str:
 
 @contextlib.contextmanager
 def shared_token(rendezvous: Rendezvous, run: Path) -> Iterator[bool]:
-    """Yield whether this rank sees the token file that rank 0 writes to the run folder.
+    """Yield whether this rank sees a temporary file that rank 0 writes to the run folder.
 
     A rank that does not see the file does not share rank 0's run folder. All ranks must call this. The file is removed
     on exit. If the block raises `ConfigError`, a run folder that was created for the file is removed as well.
@@ -142,9 +143,9 @@ def shared_token(rendezvous: Rendezvous, run: Path) -> Iterator[bool]:
 
 
 def _appears(run: Path, token: str) -> bool:
-    """Return whether the file `token` is in `run` or appears within `TOKEN_SECONDS`.
+    """Return whether the file named `token` is in `run` or appears there within `TOKEN_SECONDS`.
 
-    Return True if `token` is empty, because rank 0 then wrote no file.
+    Return True if `token` is "", which means that rank 0 wrote no file.
     """
     deadline = time.monotonic() + TOKEN_SECONDS
     while token and token not in _names_in(run):

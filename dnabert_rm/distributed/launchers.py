@@ -30,7 +30,8 @@ class LauncherError(ConfigError):
 class RankInfo:
     """Rank and world size of a process, and the address and port of rank 0.
 
-    `master_addr` is "" and `master_port` is 0 if the launcher did not set them. The ranks then have to agree on them.
+    `master_addr` is "" and `master_port` is 0 if the launcher did not set them. The ranks then have to agree on
+    an address and a port.
     """
 
     launcher: str
@@ -189,9 +190,10 @@ def _with_master(info: RankInfo, environ: Mapping[str, str]) -> RankInfo:
 
 
 def how_to_set(variable: str, value: str, info: RankInfo, environ: Mapping[str, str]) -> str:
-    """Return an instruction for setting `variable`, MASTER_ADDR or MASTER_PORT, under this rank's launcher.
+    """Return an instruction for users: how to set `variable` to `value` with this rank's launcher.
 
-    DeepSpeed's launcher and torchrun overwrite both variables, so their flags have to be used.
+    `variable` is MASTER_ADDR or MASTER_PORT. DeepSpeed's launcher and torchrun overwrite both variables. For
+    these launchers, the instruction names a command-line flag instead.
     """
     flag = f"--{variable.lower()}"
     if info.launcher == _EXPLICIT.launcher and "TORCHELASTIC_RUN_ID" in environ:

@@ -1,4 +1,4 @@
-"""Rank failures: errors caused by the failure of another rank, and their explanation in one line."""
+"""Rank failures: recognize errors that the failure of another rank caused, and explain them in one line."""
 
 from __future__ import annotations
 

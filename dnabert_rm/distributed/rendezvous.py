@@ -74,8 +74,8 @@ def _explain_store_failure(info: RankInfo) -> Iterator[None]:
 def join_rendezvous(seconds: float) -> Rendezvous:
     """Join the rendezvous of all ranks that the launcher started.
 
-    Sets the environment variables that torch and DeepSpeed read. Raises `ConfigError` if a rank is missing after
-    `seconds`, and within seconds if the address of rank 0 can't be right.
+    Sets the environment variables that torch and DeepSpeed read. Raises `ConfigError` if a rank is still missing
+    when the time limit `seconds` is over, or much earlier if the address of rank 0 can't be right.
     """
     info = rank_info(os.environ)
     if info.master_addr:
@@ -118,7 +118,10 @@ def _port_in_use(info: RankInfo) -> ConfigError:
 
 
 def _error_of_node(info: RankInfo, text: str) -> ConfigError:
-    """Return an error that only local rank 0 of each node prints. The other ranks wait, so that it can print first."""
+    """Return an error that only local rank 0 of each node prints.
+
+    The other ranks wait before they return the error, because the launcher ends all ranks as soon as one exits.
+    """
     if info.local_rank:
         time.sleep(EXIT_DELAY_SECONDS)
     error = ConfigError(text)
@@ -130,7 +133,7 @@ def check_master(info: RankInfo, environ: Mapping[str, str]) -> None:
     """Raise `ConfigError` if MASTER_ADDR can't be resolved, or if it is not an address of rank 0's node.
 
     Without this check, torch would try to connect until the rendezvous times out. Nodes without rank 0 print a warning
-    if MASTER_ADDR is a loopback address, because it then leads to the node itself.
+    if MASTER_ADDR is a loopback address, because a loopback address always leads to the node itself.
     """
     who = f"rank {info.rank} on {socket.gethostname()}"
     advice = how_to_set("MASTER_ADDR", "ADDRESS", info, environ)
@@ -208,9 +211,9 @@ def _is_own(family: socket.AddressFamily, address: tuple[Any, ...]) -> bool:
 
 
 def _agree_on_master(info: RankInfo) -> RankInfo:
-    """Return `info` with the address and port of rank 0, on which all ranks agree over MPI.
+    """Let all ranks agree over MPI on an address and port for rank 0. Return `info` with this address and port.
 
-    Afterwards MPI is finalized, because all further communication uses torch.
+    MPI is then finalized, because all further communication uses torch.
 
     Raises `LauncherError` if MPI can't be used, and `ConfigError` if no address of rank 0 is reachable from all nodes.
     """
@@ -304,7 +307,10 @@ def interface_towards(host: str) -> str | None:
 
 
 def candidate_addresses(environ: Mapping[str, str]) -> list[str]:
-    """Return this machine's IPv4 addresses. Interfaces in GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME come first."""
+    """Return this machine's IPv4 addresses.
+
+    Addresses of the interfaces that GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME name come first.
+    """
     found = interface_addresses()
     named = [name for variable in _INTERFACE_VARIABLES for name in environ.get(variable, "").split(",")]
     return [address for name in sorted(found, key=lambda name: name not in named) for address in found[name]]

@@ -1,4 +1,4 @@
-"""Watchdog: ends a run that waits too long, and writes the stacks of every thread and loader worker.
+"""Watchdog: if a run waits too long, write the stacks of every thread and loader worker, and end the run.
 
 Each rank has its own watchdog. The training loop resets the watchdog before each stage, such as loading a batch. A
 thread measures the time since the last reset. A rank that hangs reaches the limit together with the ranks that wait for
@@ -146,12 +146,12 @@ def _process_state(process: int) -> str:
 
 
 def prepare_worker(stacks: str, _: int) -> None:
-    """Set up the signal handling of a loader worker. Each worker calls this first.
+    """Set up the signal handling of a loader worker. Each worker calls this when it starts.
 
-    Stop signals are blocked, because DeepSpeed's launcher and Slurm signal whole process trees. If a stop signal killed
-    a worker, the run would end before saving a checkpoint. Only the worker's parent rank may end the worker. Workers
-    die with their parent, because orphans would keep files and pipes open. On SIGUSR2 the worker writes its stacks to
-    the file `stacks`.
+    Stop signals are blocked, because DeepSpeed's launcher and Slurm send them to whole process trees. If a stop signal
+    killed a worker, the run would end before saving a checkpoint. Only the worker's parent rank may end the worker.
+    Workers die with their parent, because orphans would keep files and pipes open. On SIGUSR2 the worker writes its
+    stacks to the file `stacks`.
     """
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)

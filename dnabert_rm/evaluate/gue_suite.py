@@ -1,7 +1,8 @@
 """Settings, metrics and published scores of the 28 GUE data sets, and functions that find the data sets in a folder.
 
 The fine-tuning settings are from Zhou et al.'s script for k-mer models, `finetune/scripts/run_dnabert1.sh` in the
-DNABERT-2 repository. The script's batches have 8 sequences on each of four GPUs. The published scores are from:
+DNABERT-2 repository. The script trains on four GPUs with 8 sequences each, so batches have 32 sequences. The published
+scores are from:
 Zhou et al., "DNABERT-2: Efficient Foundation Model and Benchmark for Multi-Species Genome", arXiv:2306.15006.
 """
 
@@ -135,7 +136,7 @@ class DataSet:
 
     @property
     def may_stand_in(self) -> bool:
-        """Whether only train.csv is missing. Then dev.csv can replace train.csv for training."""
+        """Whether train.csv is the only missing file, so that dev.csv can replace train.csv for training."""
         return self.missing == ["train.csv"]
 
     def file(self, split: str) -> Path:
@@ -188,7 +189,7 @@ def _is_link(folder: str, name: str) -> bool:
 
 
 def _name(root: Path, folder: Path) -> str:
-    """Return the official name of a GUE data set, e.g. `mouse/0`. For other data sets, return the path below `root`."""
+    """Return the official name of a GUE data set, e.g. `mouse/0`, or another data set's path relative to `root`."""
     official = "/".join(folder.absolute().parts[-2:])
     if official in GUE:
         return official

@@ -215,7 +215,7 @@ def table_markdown(
 def _group_table(group: str, rows: Sequence[TableRow]) -> str:
     """Return a Markdown table with one line per data set, or an empty string if `rows` is empty.
 
-    Each arm, e.g. "scratch", has a column for its mean score.
+    Each experiment arm, e.g. "scratch", has a column with its mean score.
     """
     if not rows:
         return ""
@@ -248,7 +248,7 @@ def _group_table(group: str, rows: Sequence[TableRow]) -> str:
 def _family_table(families: Sequence[TableRow]) -> str:
     """Return a Markdown table of task means with one column per task.
 
-    Each arm, e.g. "scratch", and each published model has a line.
+    Each experiment arm, e.g. "scratch", has a line, and so does each published model.
     """
     names = [family for family in FAMILIES if any(row.name == family for row in families)]
     lines = [_line(["", *names]), _line(["---", *["---:"] * len(names)])]
@@ -307,7 +307,7 @@ def _notes(results: Sequence[Result], rows: Sequence[TableRow], families: Sequen
 
 
 def _changed_settings(results: Sequence[Result]) -> dict[str, list[str]]:
-    """Return a dict that maps each deviation from GUE's settings, e.g. "epochs 5", to the names of data sets."""
+    """Return a dict from changes of GUE's settings, e.g. "epochs 5", to the data sets trained with these changes."""
     changed: dict[str, list[str]] = {}
     for name, settings in {result.name: result.record["settings"] for result in results}.items():
         gue_settings = resolve_settings(name, {})

@@ -49,7 +49,7 @@ class Result:
 
 @dataclass(frozen=True)
 class TableRow:
-    """Scores of one arm, e.g. "scratch", on one data set, or mean scores over the data sets of one task."""
+    """Scores of one experiment arm, e.g. "scratch": on one data set, or averaged over the data sets of a task."""
 
     name: str
     arm: str
@@ -92,8 +92,8 @@ def main_score(name: str, scores: Mapping[str, Any]) -> tuple[str, float]:
 def load_results(output: Path) -> list[Result]:
     """Return the finished runs in an output folder of `dnabert-rm gue`.
 
-    The runs are sorted by data set, then by arm (in the order of `ARMS`), then by seed. Runs trained on dev.csv come
-    last.
+    The runs are sorted by data set, then by experiment arm (in the order of `ARMS`), then by seed. Runs trained on
+    dev.csv come last.
     """
     order = {name: index for index, name in enumerate(GUE)}
     results = [
@@ -112,7 +112,7 @@ def load_results(output: Path) -> list[Result]:
 
 
 def data_set_rows(results: Sequence[Result]) -> list[TableRow]:
-    """Return the scores per data set and arm (e.g. "scratch"), in the order of `results`."""
+    """Return the scores per data set and experiment arm (e.g. "scratch"), in the order of `results`."""
     grouped: dict[tuple[str, str], list[Result]] = {}
     for result in results:
         grouped.setdefault((result.name, result.record["arm"]), []).append(result)
@@ -120,7 +120,7 @@ def data_set_rows(results: Sequence[Result]) -> list[TableRow]:
 
 
 def _row(runs: Sequence[Result]) -> TableRow:
-    """Combine the runs of one data set and arm (e.g. "scratch"), one per seed, into one `TableRow`."""
+    """Combine runs that differ only in their seed into one `TableRow`."""
     record = runs[0].record
     scores = runs[0].scores
     group = IN_GUE if runs[0].name in GUE else OTHERS
@@ -139,10 +139,10 @@ def _row(runs: Sequence[Result]) -> TableRow:
 
 
 def family_rows(rows: Sequence[TableRow]) -> list[TableRow]:
-    """Return the mean scores per task and arm (e.g. "scratch"): for each seed, the mean over the task's data sets.
+    """Return the mean score of each task, for each experiment arm (e.g. "scratch") and each seed.
 
-    The mean is unweighted, as in the published table. A mean requires scores for all data sets of the task, with the
-    same arm and seed. Scores after training on dev.csv are ignored.
+    The mean over the task's data sets is unweighted, as in the published table. A mean is returned only if
+    all data sets of the task have scores for the same arm and seed. Scores after training on dev.csv are ignored.
     """
     family_means = []
     for family in FAMILIES:

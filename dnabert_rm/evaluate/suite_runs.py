@@ -79,7 +79,7 @@ def resolve_settings(name: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
 def make_runs(suite: SuiteSettings, sets: Sequence[DataSet]) -> list[Run]:
     """Return one run per data set, seed and choice of initial weights.
 
-    Raise `ConfigError` if a setting is out of range, or if the runs would replace the model or the data.
+    Raise `ConfigError` if a setting is out of range, or if the runs would overwrite the model or the data.
     """
     for name, path in (("--model", suite.model), ("--data", suite.data)):
         inside = path.resolve()

@@ -108,7 +108,7 @@ def _plot_panel(axes: Any, rows: Sequence[TableRow], arms: Sequence[str], num_li
 
 
 def _label(row: TableRow) -> str:
-    """Return a label for the y axis, made of the name in the row, the metric and the task.
+    """Return a label for the y axis, made of the name of the data set or task, the metric and the task.
 
     The metric is omitted for MCC. The task is omitted if the name contains the task.
     """

@@ -1,1 +1,1 @@
-"""Export a checkpoint as a Hugging Face folder, and check the exported model against training."""
+"""Export a checkpoint as a Hugging Face folder, and check that the exported model matches the trained model."""

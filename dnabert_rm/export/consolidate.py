@@ -112,7 +112,8 @@ def mean_weights(folders: Sequence[Path]) -> dict[str, Tensor]:
 def mean_weights_one_by_one(folders: Sequence[Path]) -> Iterator[tuple[str, Tensor]]:
     """Yield the name and mean over checkpoints of each weight, one weight at a time.
 
-    The self-check compares these means with `mean_weights`. The computation differs on purpose: sums are in fp64.
+    The self-check compares these means with the exported means from `mean_weights`. To be an independent check, this
+    function computes in fp64 and does not call `mean_weights`.
     """
     readers = [
         read_weights(folder, "comparing weights", share=len(folders), quiet=number > 0)
@@ -153,9 +154,9 @@ def _rank_files(folder: Path, world_size: int) -> list[Path]:
 
 
 def _shared_memory_names(pieces: dict[str, list[Tensor]]) -> dict[str, str]:
-    """Return a dict of tied weights: name of a tensor to the name of an earlier tensor with the same memory.
+    """Return a dict that maps the second name of each tied weight to its first name.
 
-    `pieces` maps each name to a list of one flat tensor.
+    `pieces` maps each name to a list of one flat tensor. Two names are tied if their tensors share memory.
     """
     first: dict[int, str] = {}
     names = {name: first.setdefault(flat.data_ptr(), name) for name, (flat,) in pieces.items() if flat.numel()}
@@ -166,7 +167,7 @@ def _pieces_of_stages_1_2(groups: list[dict[str, torch.Size]], states: list[dict
     """Return, for each weight, the flat tensors to concatenate at ZeRO stages 1 and 2.
 
     `groups` has the weight names and shapes of each parameter group. `states` has the optimizer state of each rank. The
-    concatenated partitions of all ranks contain the weights of a parameter group in order.
+    weights of a parameter group are concatenated in the order of their names in `groups`, then split among the ranks.
     """
     pieces: dict[str, list[Tensor]] = {}
     paddings = states[0].get("param_alignment_paddings")

@@ -60,7 +60,7 @@ class ExportResult:
 
 @dataclass(frozen=True)
 class _CheckpointRecords:
-    """Training state, configuration, tokenizer, and logits for a fixed input (reference output) of a checkpoint."""
+    """Records of a checkpoint: training state, configuration, tokenizer, and reference logits for a fixed input."""
 
     state: TrainState
     config: RunConfig
@@ -157,7 +157,7 @@ def _read_records(checkpoint: Path) -> _CheckpointRecords:
 
 
 def _trained_weights(checkpoints: list[Path]) -> Iterator[tuple[str, Tensor]]:
-    """Yield the name and tensor of each weight to export, read again for the self-check and averaged if needed."""
+    """Read the checkpoints again for the self-check. Yield the name of each weight and its mean over `checkpoints`."""
     if len(checkpoints) > 1:
         return mean_weights_one_by_one(checkpoints)
     return read_weights(checkpoints[0], "comparing weights")
@@ -197,7 +197,7 @@ def _trained_model(checkpoints: list[Path], last: _CheckpointRecords) -> PreTrai
 
 
 def _reference_of_mean(model: PreTrainedModel, reference: ReferenceOutput) -> ReferenceOutput:
-    """Compute the logits of averaged weights for a fixed input with the training code, in fp32 on the CPU."""
+    """Return `reference` with the logits of `model`, computed by the training code in fp32 on the CPU."""
     with torch.no_grad():
         logits = MaskedLM(model)(torch.from_numpy(reference.input_ids), torch.from_numpy(reference.positions))
     return dataclasses.replace(reference, logits=logits.numpy(), precision="fp32", device="cpu")

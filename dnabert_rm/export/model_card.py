@@ -123,7 +123,7 @@ def model_card(facts: dict[str, Any]) -> str:
 
 
 def _genomes(sources: list[dict[str, Any]]) -> str:
-    """Join the distinct genome names of `sources` for a cell of a Markdown table. Replace "|" and line breaks."""
+    """Join the distinct genome names of `sources` for a cell of a Markdown table, without "|" and line breaks."""
     names = dict.fromkeys(source["genome"] for source in sources)
     known = [" ".join(name.replace("|", "/").split()) for name in names]
     more = f" and {len(known) - _NAMES_SHOWN} more (`{PROVENANCE_NAME}`)" if len(known) > _NAMES_SHOWN else ""

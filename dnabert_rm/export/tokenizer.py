@@ -59,7 +59,7 @@ def _find_bpe_model(folders: Sequence[Path], trained: TokenizerInfo) -> Path | N
 def check_tokenizer(folder: Path, trained: TokenizerInfo) -> None:
     """Raise `CheckpointError` if the tokenizer in `folder` differs from the tokenizer of the training data.
 
-    The vocabularies are compared, and the token ids of a test sequence. For k-mers, the sequence has upper-case,
+    The vocabularies and the token ids of a test sequence are compared. For k-mers, the sequence has upper-case,
     lower-case and ambiguous bases, and both `KmerTokenizer` and the stock tokenizer are checked. For BPE, the sequence
     has tandem repeats. Skip the check if `folder` has no tokenizer.
     """
@@ -95,7 +95,7 @@ def _check_vocabulary(name: str, found: Mapping[str, int], trained: Sequence[str
     """Raise `CheckpointError` if an exported vocabulary differs from the vocabulary of the training data.
 
     `found` maps exported tokens to ids. `trained` lists the training tokens by id. Both must have `model_size` tokens,
-    the vocabulary size of the model. `name` is the exported file for the message.
+    the vocabulary size of the model. `name` is the exported file's name for the error message.
     """
     if len(found) != len(trained) or len(found) != model_size:
         raise CheckpointError(
@@ -123,6 +123,6 @@ def _repetitive_sequence() -> str:
 
 
 def _choose(letters: str, purpose: str, count: int) -> NDArray:
-    """Return `count` random letters, the same in every call."""
+    """Return `count` pseudorandom elements of `letters`. The same arguments always give the same result."""
     bits = random.fold(random.key(0, purpose), np.arange(count))
     return np.array(list(letters))[random.below(bits, len(letters))]

@@ -176,7 +176,10 @@ def report_start(settings: FinetuneSettings, splits: Splits, rows_by_split: dict
 
 
 def count_changed_rows(settings: FinetuneSettings, splits: Splits, rows_by_split: dict[str, Any]) -> dict[str, Any]:
-    """Return counts for `scores.json`: rows also in train, rows above the maximum length, and dropped rows."""
+    """Return numbers of rows for `scores.json`.
+
+    The counted rows are dev and test rows with a sequence from train, rows above the maximum length, and dropped rows.
+    """
     num_long = {name: rows.num_long for name, rows in rows_by_split.items()}
     none = dict.fromkeys(num_long, 0)
     return {

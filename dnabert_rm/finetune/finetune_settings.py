@@ -27,7 +27,7 @@ CHECKPOINTS_FOLDER = ".finetune-checkpoints"
 
 
 def _seeds(text: str) -> int | tuple[int, ...]:
-    """Parse `--seeds`: return a number of seeds as an integer, and a list of seeds as a tuple."""
+    """Parse `--seeds`. Return an integer for a number of seeds (`5`), or a tuple for a list of seeds (`1,2,3`)."""
     try:
         numbers = tuple(int(part) for part in text.split(","))
     except ValueError:
@@ -46,7 +46,10 @@ def _columns(text: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class FinetuneSettings(Settings):
-    """Settings of `finetune`, which trains a model on one data set. Training defaults follow DNABERT-2's scripts."""
+    """Settings of `finetune`, which trains a model on one data set.
+
+    The default values of the training settings follow DNABERT-2's scripts.
+    """
 
     GROUPS: ClassVar = {"model": "files", "task": "task", "epochs": "training", "max_tokens": "model"}
 
@@ -150,10 +153,10 @@ class FinetuneSettings(Settings):
         return {split: path for split, path in paths.items() if path is not None}
 
     def to_json(self) -> dict[str, Any]:
-        """Return the settings as JSON values. Paths stay as the user wrote them."""
+        """Return the settings as JSON values. Paths become strings, as the user wrote them."""
         return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(self).items()}
 
 
 def flag(field: str) -> str:
-    """Return the command-line flag of a field."""
+    """Return the command-line flag of a field of `FinetuneSettings`."""
     return settings_of(FinetuneSettings)[field].flag

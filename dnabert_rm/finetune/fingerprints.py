@@ -1,4 +1,4 @@
-"""SHA-256 of the inputs of fine-tuning runs, to detect that a model or table changed. Torch-free."""
+"""Hash the inputs of fine-tuning runs, to detect changes in the model or tables. This module imports no torch."""
 
 from __future__ import annotations
 

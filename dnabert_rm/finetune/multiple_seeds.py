@@ -1,4 +1,4 @@
-"""Repeat a fine-tuning run with several seeds, one folder for each, and aggregate the scores."""
+"""Repeat a fine-tuning run with several seeds, each in its own folder, and aggregate the scores."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ def finetune_seeds(settings: FinetuneSettings) -> dict[str, Any]:
 def read_finished(settings: FinetuneSettings, fingerprints: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the scores of a finished run, or None if the run has not finished.
 
-    `fingerprints` identifies the present model and tables (see `fingerprints_of`). Raises `ConfigError` if the run
-    used different settings, model files or tables, or if its `scores.json` does not record them.
+    `fingerprints` identifies the present model and tables (see `fingerprints_of`). Raises `ConfigError` if the
+    finished run used different settings, model files or tables, or if its `scores.json` lacks settings or fingerprints.
     """
     path = settings.output / SCORES_FILE
     if not path.exists():
@@ -88,11 +88,12 @@ def read_finished(settings: FinetuneSettings, fingerprints: Mapping[str, Any]) -
 def aggregate(results: Sequence[dict[str, Any]], seeds: Sequence[int]) -> dict[str, Any]:
     """Aggregate the scores of several seeds into the content of one `scores.json`.
 
-    `results` holds the return value of `finetune` for each of `seeds`. The content has these keys, among others:
+    `results` holds the return value of `finetune` for each seed in `seeds`. The returned dictionary has these keys,
+    among others:
 
     - `metrics`: mean of each metric over the seeds, or None if the metric is undefined for any seed.
-    - `metrics_interval_95`: 95 % confidence interval [low, high] of each mean. It is None if the mean is None or there
-      is only one seed.
+    - `metrics_interval_95`: 95 % confidence interval [low, high] of each mean. An interval is None if the mean is None
+      or there is only one seed.
     - `metrics_by_seed`: values of each metric, in the order of `seeds`.
     """
     first = results[0]

@@ -30,7 +30,7 @@ from dnabert_rm.utils.files import writable_parent, write_text
 
 
 def check_output(settings: FinetuneSettings) -> None:
-    """Raise `ConfigError` if the output folder can't be written, or if results exist in it without `--overwrite`.
+    """Raise `ConfigError` if the output folder can't be written, or if it holds results and `--overwrite` is not set.
 
     Also raise `ConfigError` if the results would replace the model or a table that the run reads.
     """
@@ -71,7 +71,7 @@ def clear_output(settings: FinetuneSettings) -> None:
 
 
 def describe(settings: FinetuneSettings, splits: Splits, metrics: dict[str, Any]) -> dict[str, Any]:
-    """Return the `scores.json` entries that record the data, the scores and how to reproduce them."""
+    """Return the `scores.json` entries about the data, the metrics, the settings and the package versions."""
     task = splits.task
     return {
         "data_set": settings.name,

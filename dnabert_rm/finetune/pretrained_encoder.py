@@ -58,7 +58,8 @@ def load_tokenizer(folder: Path, config: PreTrainedConfig, overlapping: bool = T
 
     Raises `ConfigError` if `overlapping` is False and the tokens are BPE. Raises `CheckpointError` if `vocab.txt` or
     `tokenizer.json` holds neither BPE tokens nor a k-mer vocabulary. Raises `CheckpointError` also if the model has
-    fewer embeddings than tokens, or has enough embeddings for (k + 1)-mers.
+    fewer embeddings than the vocabulary has tokens, or if the tokens are k-mers but the model has enough embeddings for
+    a vocabulary of (k + 1)-mers.
     """
     tokenizer: DnaTokenizer
     files = vocabulary_files(folder)
@@ -96,10 +97,11 @@ def load_kmer_tokenizer(folder: Path, config: PreTrainedConfig, task: str) -> Km
 def load_model(
     folder: Path, config: PreTrainedConfig, task: Task, dropout: float, seed: int, from_scratch: bool = False
 ) -> tuple[PreTrainedModel, list[str]]:
-    """Load a pretrained encoder in fp32, with a new head for `task`, which `Task.fitted` returned.
+    """Load a pretrained encoder in fp32, with a new head for `task`.
 
-    The head is a token classifier if the task is `per_base`, otherwise a sequence classifier. `from_scratch`
-    initializes all weights at random instead. `seed` determines the newly initialized weights.
+    `task` must come from `Task.fitted`. The head is a token classifier if the task is `per_base`, otherwise a sequence
+    classifier. With `from_scratch`, all weights are initialized at random, and no weights are loaded. `seed` determines
+    the newly initialized weights.
 
     Returns the model and the names of its newly initialized tensors. Raises `CheckpointError` if a tensor of the
     encoder is missing, unexpected or has the wrong shape.
@@ -133,9 +135,10 @@ class LoadedModel(NamedTuple):
 
 
 def load_weights(auto_class: Any, folder: Path, config: PreTrainedConfig) -> LoadedModel:
-    """Load a model in fp32 from a local folder, without remote code. The result lists missing tensors.
+    """Load a model in fp32 from a local folder, without remote code.
 
-    Raises `CheckpointError` if the files can't be read, or if the folder holds only LoRA adapters.
+    Missing tensors raise no error, but are listed in the result. Raises `CheckpointError` if the files can't be read,
+    or if the folder holds only LoRA adapters.
     """
     if (folder / ADAPTER_CONFIG).exists():
         raise CheckpointError(f"{folder}: holds only LoRA adapters; pass the model that the adapters were trained on")

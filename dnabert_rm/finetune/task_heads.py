@@ -85,14 +85,14 @@ class Task:
         raise NotImplementedError
 
     def right_and_wrong_outputs(self, targets: NDArray) -> tuple[NDArray, NDArray]:
-        """Return outputs that predict every target, and outputs that predict each target wrongly.
+        """Return outputs that predict every target correctly, and outputs that predict every target wrongly.
 
         A metric with the same score for right and wrong outputs can't choose a checkpoint.
         """
         raise NotImplementedError
 
     def constant_labels(self, targets: NDArray) -> str:
-        """Return a description of the labels that all rows share, or "" if the rows differ in every label."""
+        """Describe the labels that have the same value in all rows. Return "" if there is no such label."""
         raise NotImplementedError
 
     def prediction_columns(self) -> list[str]:
@@ -161,7 +161,7 @@ class SequenceClassification(Task):
 
 
 class BaseClassification(SequenceClassification):
-    """Task with one class per base. Tables hold one letter per base, such as `0011100` or `EEEIIIE`."""
+    """Task with one class per base. The label column holds one letter per base, such as `0011100` or `EEEIIIE`."""
 
     name = "bases"
     problem_type = None

@@ -85,8 +85,8 @@ def token_rows(
     """Tokenize sequences, with `[CLS]` and `[SEP]` around each window.
 
     If a sequence has more than `max_tokens` tokens, `long="middle"` keeps its middle and `long="window"` cuts it into
-    overlapping windows. Windows without a known k-mer are left out, unless the sequence has no other window. With
-    `per_base`, a base that no token predicts gets the target `IGNORE_INDEX`.
+    overlapping windows. Windows without a known k-mer are left out. If no window of a sequence has a known k-mer,
+    all its windows are kept. With `per_base`, a base that no token predicts gets the target `IGNORE_INDEX`.
     """
     max_kmers = max_tokens - 2
     all_ids = tokenizer.token_ids(sequences)
@@ -124,13 +124,14 @@ def base_token_pairs(window: range, token_ranges: NDArray[np.int64]) -> BaseToke
 def collate(rows: Sequence[TokenizedRow]) -> dict[str, Tensor]:
     """Collate tokenized rows into one batch.
 
-    Shapes: B rows, V windows of at most W tokens, L labels, N bases of the longest row, P logits to average.
+    Shapes: B rows, V windows of at most W tokens, L labels, N bases of the longest row, P logit vectors to average.
 
     - `input_ids` (V, W).
     - `attention_mask` (V, W), only if a window is padded, because attention kernels are faster without a mask.
     - `labels` (B,), (B, L), or (B, N) padded with `IGNORE_INDEX`.
-    - `logit_indices` (P,) and `output_indices` (P,), only if an output is the mean of several logits. Element
-      `logit_indices[i]` of the flattened logits is averaged into output `output_indices[i]`.
+    - `logit_indices` (P,) and `output_indices` (P,), only for per-base tasks, or if a row has several windows.
+      Logit vector `logit_indices[i]` is averaged into output `output_indices[i]`. Both are indices into arrays that are
+      flattened except for the label axis.
     """
     all_windows = [window for row in rows for window in row.windows]
     ids, mask = pad_rows(all_windows, max(map(len, all_windows)))
@@ -166,7 +167,7 @@ def _pad_targets(targets: Sequence[NDArray]) -> NDArray:
 
 
 def pool_logits(logits: Tensor, batch: dict[str, Tensor]) -> Tensor:
-    """Average logits into outputs of shape (rows, labels), or (rows, bases, labels) per base.
+    """Average logits into outputs of shape (rows, labels), or (rows, bases, labels) for per-base tasks.
 
     `logits` have shape (windows, labels) from a sequence head, or (windows, tokens, labels) from a token head. `batch`
     comes from `collate`. A base that no token predicts gets zeros.

@@ -60,7 +60,7 @@ def _join_record(genome: str, source: int, pieces: list[Piece]) -> Contig:
 
 
 def _merge_adjacent(gaps: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Merge gaps (n, 2) that touch. A gap across the boundary of two blocks of the scan is stored as two gaps."""
+    """Merge gaps (n, 2) that touch. The scan splits a gap in two if it crosses a block boundary."""
     separate = gaps[1:, 0] > gaps[:-1, 1]
     starts = gaps[np.concatenate([[True], separate])[: len(gaps)], 0]
     ends = gaps[np.concatenate([separate, [True]])[-len(gaps) :] if len(gaps) else slice(0), 1]
@@ -115,7 +115,7 @@ def pure_codes(letters: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Return the base codes of letters, (N,) → (N,).
 
     All letters must be A, C, G, T or U, in either case. U counts as T. In ASCII, bit 1 of such a letter is the upper
-    bit of its code, and bit 2 is the lower bit. Using these bits is several times faster than a table look-up.
+    bit of its base code, and bit 2 is the lower bit. Using these bits is several times faster than a table look-up.
     """
     codes = letters >> np.uint8(2)
     codes &= np.uint8(1)
@@ -132,7 +132,7 @@ def without_whitespace(raw: bytes) -> bytes:
 
 
 class RegionReader:
-    """Reader of regions in an uncompressed FASTA. Reading is fastest if each region starts where the last one ended.
+    """Reader of regions in an uncompressed FASTA. Reading is fastest if each region starts where the previous ended.
 
     Args:
         path: Path of the uncompressed FASTA.

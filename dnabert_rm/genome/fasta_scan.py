@@ -39,8 +39,8 @@ _BOM = b"\xef\xbb\xbf"
 def scan_table(rna: bool) -> bytes:
     """Return a translation table from bytes to codes.
 
-    Bases are 0 … 3, N is 4, other letters 5, illegal bytes 7 and the gap symbols of alignments 8. U is T if `rna`,
-    otherwise 6.
+    Bases are 0 … 3, N is 4, other letters 5, illegal bytes 7 and the gap symbols of alignments 8. U has
+    the code of T if `rna` is true, otherwise 6.
     """
     table = np.full(256, _ILLEGAL, dtype=np.uint8)
     letters = np.array([byte for byte in range(128) if chr(byte).isalpha()])

@@ -1,4 +1,4 @@
-"""The k-mer alphabet: encode and decode overlapping k-mers, reverse complements, the vocabulary.
+"""Overlapping k-mers: encoding, decoding, reverse complements and the vocabulary.
 
 Bases are coded A = 0, T = 1, C = 2, G = 3, in the order of DNABERT's vocabulary files. In this order the complement of
 a code is `code ^ 1`. The id of the k-mer with codes c_0 … c_{k-1} is
@@ -188,5 +188,5 @@ def reverse_complement_ids(ids: NDArray, k: int) -> NDArray:
 
 
 def reverse_complement(sequence: bytes) -> bytes:
-    """Return the reverse complement. Ambiguous letters are kept, because their k-mers become `[UNK]` anyway."""
+    """Return the reverse complement. Ambiguous letters are not complemented, since their k-mers become `[UNK]`."""
     return sequence.translate(_COMPLEMENT)[::-1]

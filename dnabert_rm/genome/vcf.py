@@ -91,10 +91,9 @@ class VariantReader:
             raise DataError(f"{self.source.display_name}: is empty; pass a VCF file")
 
     def _lines(self) -> Iterator[tuple[int, bytes]]:
-        """Yield the number and content of each line. Of a very long line, yield only the first part or parts.
+        """Yield the number and content of each line. A long row may be cut after ALT, the last column that is needed.
 
-        A line with 100,000 samples or a long ALT arrives in several parts. Parts after the columns that are read are
-        skipped.
+        A row is long, for example, if it has 100,000 samples. Long comment lines may be cut too.
         """
         number = 1
         kept: list[bytes] = []

@@ -17,14 +17,14 @@ _ADVICE = "restore the file that was used for pretraining"
 
 
 def vocabulary_files(folder: Path) -> list[Path]:
-    """Return the paths of `vocab.txt` and `tokenizer.json` in `folder`, as far as they exist."""
+    """Return the paths of `vocab.txt` and `tokenizer.json` in `folder`. Omit files that do not exist."""
     return [path for name in (VOCAB_FILE, STOCK_FILE) if (path := folder / name).is_file()]
 
 
 def read_vocabulary(path: str | os.PathLike[str]) -> list[str]:
     """Return the tokens of a `vocab.txt` or `tokenizer.json` in order of their ids.
 
-    Tokens that a user added after the vocabulary are left out. Raises `CheckpointError` if the file can't be read, or
+    Tokens that a user has added to the vocabulary are left out. Raises `CheckpointError` if the file can't be read, or
     if the ids of a `tokenizer.json` are not 0, 1, 2 ….
     """
     path = Path(path)

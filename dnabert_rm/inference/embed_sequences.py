@@ -55,7 +55,7 @@ class Embedder:
     def forward(self, sequences: list[bytes]) -> list[NDArray | None]:
         """Return each sequence's embedding, shape (hidden size,), or (tokens, hidden size) without pooling.
 
-        `[CLS]` and `[SEP]` are not among the tokens. The embedding is None for a sequence without a known k-mer.
+        Without pooling, `[CLS]` and `[SEP]` are excluded. The embedding is None for a sequence without a known k-mer.
         """
         forward = self._embed(sequences)
         if not self.both_strands:
@@ -135,9 +135,10 @@ def embed(settings: EmbeddingSettings) -> Tally:
     """Write the embeddings of all sequences in `input`, in order, to a .npy, .csv or .parquet file.
 
     With `tile`, each sequence is cut into tiles, and each tile has its own embedding. A .npy file holds a float32 array
-    of shape (embeddings, hidden size), and the table `NAME.ids.csv` beside it names the rows. With `per_token`, each
-    line of the table gives a sequence's name, first row and number of rows. Raises `ConfigError`, `CheckpointError` or
-    `DataError`. After an error, no output file remains.
+    of shape (embeddings, hidden size). The table `NAME.ids.csv` in the same folder names the rows of the array. With
+    `per_token`, each line of the table gives the name of a sequence or tile, the index of its first row in the array,
+    and its number of rows. Raises `ConfigError`, `CheckpointError` or `DataError`. After an error, no output file
+    remains.
     """
     npy = settings.output.suffix == ".npy"
     output_paths = [names_path(settings.output), settings.output] if npy else [settings.output]
@@ -176,7 +177,7 @@ def _name_cells(region: Region, with_coordinates: bool) -> list[Any]:
 def write_pooled(
     file: VectorFile, outputs: Iterable[WindowOutput], settings: EmbeddingSettings, width: int, tally: Tally
 ) -> None:
-    """Write one embedding per sequence or tile. The embedding is NaN if there is no known k-mer."""
+    """Write one embedding per sequence or tile. A sequence or tile without a known k-mer gets NaN."""
     join = partial(join_windows, pooling=settings.pooling)
     joined = ((region, join(windows)) for region, windows in group_by_region(outputs))
     for rows in chunked(joined, ROWS_WRITTEN):
@@ -189,8 +190,8 @@ def write_pooled(
 def join_windows(outputs: Iterable[WindowOutput], pooling: str) -> NDArray | None:
     """Join the embeddings of all windows of a sequence or tile into one embedding, shape (hidden size,).
 
-    The result is the maximum for "max" pooling, otherwise the mean, and None if no window has an embedding. The mean
-    needs no weights, because all windows of a sequence have the same number of tokens.
+    With "max" pooling, the result is the maximum over the windows, otherwise the mean. The result is None if no window
+    has an embedding. The mean needs no weights, because all windows of a sequence have the same number of tokens.
     """
     num_windows = 0
     total: NDArray | None = None

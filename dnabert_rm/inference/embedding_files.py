@@ -26,7 +26,7 @@ class VectorFile(Protocol):
 class NpyFile:
     """A `.npy` file with one float32 vector per row, and a CSV table of names beside it.
 
-    `close` writes the final number of rows.
+    The number of rows in the header is correct only after `close`.
     """
 
     def __init__(self, path: Path, names_path: Path, columns: Sequence[str], width: int):
@@ -62,7 +62,7 @@ class NpyFile:
 
 
 class CsvFile:
-    """A CSV table with the name columns, followed by e0, e1 and so on. NaN becomes an empty cell."""
+    """A CSV table with the name columns, then one column per vector element (e0, e1, …). NaN becomes an empty cell."""
 
     def __init__(self, path: Path, columns: Sequence[str], width: int):
         self._stream = open(path, "w", newline="", encoding="utf-8")  # noqa: SIM115 (closed in close)
@@ -80,7 +80,7 @@ class CsvFile:
 
 
 class ParquetFile:
-    """A Parquet file with the name columns and `embedding`, a list of `width` float32 values.
+    """A Parquet file with the name columns and the column `embedding`, a list of `width` float32 values.
 
     `embedding` is null if any of the values is NaN.
     """

@@ -42,7 +42,7 @@ _FIXES = {
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A folder with a model, or with LoRA adapters of the model in `base`."""
+    """A folder with a model, or with LoRA adapters for the model in the folder `base`."""
 
     path: Path
     base: Path | None
@@ -57,7 +57,7 @@ class ModelFolder:
 def open_model_folder(path: Path, advice: str = NAME_EXPORTED) -> ModelFolder:
     """Read the configuration of a model or of LoRA adapters. Raise `CheckpointError` if `path` holds neither.
 
-    `advice` is the end of the message for a folder without a model.
+    The message of this error ends with `advice`, which tells the user what to do.
     """
     base = adapter_base(path)
     if base is None:
@@ -72,8 +72,8 @@ def load_model(
     """Load a model in fp32 on the CPU, in evaluation mode.
 
     Raises `CheckpointError` if a tensor is missing or wrongly shaped, because transformers would initialize the
-    tensor at random. `adapted` lists the tensors that LoRA adapters supply. Only these tensors, and tensors whose name
-    contains `optional`, may be missing.
+    tensor at random. Exceptions are the tensors in `adapted`, which LoRA adapters supply, and tensors whose name
+    contains `optional`.
     """
     loaded = load_weights(auto_class, folder, config)
     missing = sorted((loaded.missing | loaded.reshaped) - set(adapted))
@@ -89,7 +89,7 @@ def load_model(
 def load_encoder(folder: ModelFolder) -> PreTrainedModel:
     """Load the encoder of a pretrained or fine-tuned model in fp32 on the CPU, with LoRA adapters merged into it.
 
-    A pooler may be missing, because a model pretrained by masking has none. Do not use the pooler's output.
+    A model pretrained by masking has no pooler, so the pooler's weights may be random. Do not use the pooler's output.
     """
     if folder.base is None:
         return load_model(AutoModel, folder.path, folder.config, optional="pooler.")
@@ -137,7 +137,7 @@ def load_adapted(auto_class: Any, folder: Path, base: Path, config: PreTrainedCo
 
 
 def model_inputs(model: Path, *files: str | Path) -> list[str | Path]:
-    """Return the paths that a command reads: `files`, the folder `model`, and the base model of LoRA adapters."""
+    """Return the paths that a command reads: `files`, `model`, and the base model if `model` holds LoRA adapters."""
     base = adapter_base(model)
     return [*files, model] if base is None else [*files, model, base]
 

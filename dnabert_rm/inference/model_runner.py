@@ -1,6 +1,6 @@
 """Batched forward passes over sequences of different lengths.
 
-Shapes: B rows per batch, W tokens per padded row with special tokens.
+Shapes: B rows per batch, W tokens per padded row, special tokens included.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Forward = Callable[[Tensor, Tensor | None], Tensor]
 
 @dataclass(frozen=True)
 class BatchRunner:
-    """A tokenizer, and forward passes in batches. Rows of similar length share a batch."""
+    """Runner that tokenizes sequences and batches rows of similar length for forward passes."""
 
     tokenizer: DnaTokenizer
     device: torch.device
@@ -37,8 +37,8 @@ class BatchRunner:
     def tokenize(self, sequences: Sequence[bytes]) -> list[NDArray[np.int32] | None]:
         """Return each sequence's token ids with `[CLS]` and `[SEP]`.
 
-        The ids are None for a sequence without a known k-mer, because it is too short or has an ambiguous
-        base in every k-mer.
+        A sequence without a known k-mer gives None. Such a sequence is shorter than one k-mer, or has an ambiguous base
+        in every k-mer.
         """
         tokenizer = self.tokenizer
         return [
@@ -53,9 +53,8 @@ class BatchRunner:
     ) -> list[NDArray | None]:
         """Run `forward` in batches and return one result per row of token ids, in the order of `rows`.
 
-        `select` gets the float32 output of a row, padding included, and the row's number of k-mers. `select` returns
-        the result. Rows of similar length share a batch to keep padding small. The result is None for a row that is
-        None.
+        A row's result is `select(output, num_kmers)`, where `output` is the row's float32 output, padding included. A
+        row that is None has the result None. Rows of similar length share a batch, to keep padding small.
         """
         known = [i for i, row in enumerate(rows) if row is not None]
         known.sort(key=lambda i: len(rows[i]), reverse=True)  # type: ignore[arg-type]
@@ -81,7 +80,7 @@ class BatchRunner:
 
 
 def trim_heap() -> None:
-    """Return freed memory to the system. Batches of many shapes would otherwise fragment and grow glibc's heap."""
+    """Give freed memory back to the system, because batches of many shapes fragment and grow glibc's heap."""
     if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
         libc.malloc_trim(0)
 

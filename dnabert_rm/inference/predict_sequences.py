@@ -65,7 +65,7 @@ class Predictor:
 
 
 def repeat_for_bases(logits: NDArray, token_ranges: NDArray[np.int64]) -> NDArray:
-    """Repeat each token's logits for its bases: (tokens, labels) becomes (bases, labels).
+    """Repeat the logits of each token for every base of the token: (tokens, labels) becomes (bases, labels).
 
     `token_ranges` holds the half-open base range of each token, shape (tokens, 2). Ranges must be adjacent.
     """
@@ -131,16 +131,19 @@ def predict(settings: InferenceSettings) -> Tally:
 
 
 def region_rows(head: Head, outputs: Iterable[WindowOutput], with_coordinates: bool) -> Iterator[list[Any]]:
-    """Yield a table row per sequence or tile: id, start and end if `with_coordinates`, and prediction cells."""
+    """Yield a table row per sequence or tile, with the id and the prediction cells.
+
+    If `with_coordinates` is set, the row has the start and end between the id and the prediction cells.
+    """
     for region, logits in mean_logits(outputs):
         cells = head.cells(np.full((1, len(head.labels)), np.nan) if logits is None else logits[None])[0]
         yield [region.name, *([region.start, region.end] if with_coordinates else []), *cells]
 
 
 def mean_logits(outputs: Iterable[WindowOutput]) -> Iterator[tuple[Region, NDArray | None]]:
-    """Yield each sequence or tile with its logits, shape (labels,), or with None if no window has an output.
+    """Yield each sequence or tile with the mean logits of its windows, shape (labels,).
 
-    The logits are averaged over the windows.
+    The logits are None if no window has an output.
     """
     for region, windows in group_by_region(outputs):
         total = np.zeros(0)

@@ -39,7 +39,7 @@ class Head:
         return self.task.labels
 
     def cells(self, logits: NDArray) -> list[list[str]]:
-        """Return the cells of predictions.csv for logits, shape (rows, labels). A row with NaN gives empty cells."""
+        """Return the table cells for each row of `logits`, shape (rows, labels). A row with NaN gives empty cells."""
         missing = np.isnan(logits).any(axis=1)
         filled = self.task.predictions(np.where(missing[:, None], 0, logits), np.zeros(len(logits)))
         empty = [""] * len(self.task.prediction_columns())
@@ -47,7 +47,7 @@ class Head:
 
 
 def read_head(folder: ModelFolder) -> Head:
-    """Read the head of a fine-tuned model from the first source that exists.
+    """Read the head of a fine-tuned model from the first of these sources that exists:
 
     - `finetuning.json`, which `finetune` writes.
     - The entry `dnabert_rm_finetuning` of config.json, which survives transformers' `save_pretrained`.

@@ -42,7 +42,7 @@ class Region:
 
 @dataclass(frozen=True)
 class Window:
-    """One model input. `sequence` starts at base `start` of the record and ends with its last whole token."""
+    """One model input. `sequence` starts at base `start` of the record and ends with the window's last token."""
 
     region: Region
     sequence: bytes
@@ -76,8 +76,9 @@ class Tokenization:
 class BpeTokenization:
     """Rules for cutting a sequence between BPE tokens.
 
-    The whole sequence or tile is held in memory and tokenized. Windows are cut between two tokens, so that a window has
-    the same tokens when encoded alone. Each base gets the output of its token, so `k` and `stride` are 1.
+    The whole sequence or tile is held in memory and tokenized. Windows are cut between two tokens, so that a window
+    encoded alone has the same tokens as in the whole sequence. Each base gets the output of its token, so
+    `k` and `stride` are 1.
     """
 
     token_ranges: Callable[[str], NDArray[np.int64]]
@@ -97,8 +98,8 @@ AnyTokenization = Tokenization | BpeTokenization
 def read_records(source: Input, id_column: str | None = None) -> Records:
     """Return the records of a FASTA file, or the rows of a CSV or TSV table with the column `sequence`.
 
-    A row's name comes from `id_column`, by default `id`. Without a column `id`, rows are numbered from 1. Raises
-    `DataError` with the number of the line that can't be read.
+    A row's name comes from the column `id_column`, by default `id`. If `id_column` is None and the table has no column
+    `id`, rows are numbered from 1. Raises `DataError` with the number of the line that can't be read.
     """
     lines = source.lines()
     number = 0
@@ -189,9 +190,9 @@ def regions(
 ) -> Iterator[tuple[Region, Iterator[bytes]]]:
     """Yield the regions of each record. A region gets one result.
 
-    Without `tile`, a region is the whole record. Otherwise regions are tiles of `tile` bases that start `step` bases
-    apart, by default `tile`. The last tile ends with the record, so the last tile may be shorter. No tile lies within
-    the previous tile.
+    Without `tile`, a region is the whole record. Otherwise regions are tiles of `tile` bases. The starts of tiles are
+    `step` bases apart, and `step` defaults to `tile`. A tile at the end of the record may be shorter. A tile that would
+    lie within the previous tile is omitted.
     """
     for name, blocks in records:
         if tile is None:

@@ -1,12 +1,12 @@
 """Masked-likelihood scores of single-base variants: log P(alt) - log P(ref) at the variant's position.
 
-All k-mers that cover the base are masked, because a single visible k-mer would reveal it. For each masked token t, the
-model predicts a distribution over k-mers. Only k-mers that agree with the visible bases are used. Their probabilities
-are summed for each base b at the position, then renormalised over the four bases:
+All k-mers that cover the variant's base are masked, because a single visible k-mer would reveal the base. For each
+masked token t, the model predicts a distribution over k-mers. Only k-mers that agree with the visible bases are
+used. Their probabilities are summed for each base b at the position, then renormalised over the four bases:
 
     P_t(b) = sum of P_t(k-mer with b) / sum over b' of P_t(k-mer with b')
 
-log P(b) is the mean of log P_t(b) over the tokens that cover the base. docs/predictions.md gives the reasons.
+log P(b) is the mean of log P_t(b) over the tokens that cover the base. docs/predictions.md explains this score.
 
 Shapes: T tokens of a window, M masked tokens that cover the base (k, or fewer at a contig's ends), n k-mers per base.
 """
@@ -100,7 +100,7 @@ def _pad_candidates(candidates: Sequence[NDArray[np.int64]]) -> NDArray[np.int64
 
 
 def base_log_probabilities(logits: Tensor, candidates: Tensor) -> Tensor:
-    """Return the log probability of each base for each masked token, float32 of shape (tokens, 4).
+    """Return each masked token's log probabilities of the four bases, float32 of shape (tokens, 4).
 
     `logits` have shape (tokens, vocabulary). `candidates` are the k-mer ids for each base, shape
     (tokens, 4, k-mers per base), padded with -1.
@@ -193,7 +193,7 @@ class VariantTally:
 
 
 def load_scorer(settings: VariantSettings) -> Scorer:
-    """Load the pretrained model. Raise `ConfigError` if it does not support `--span` or `--max-tokens`."""
+    """Load the pretrained model. Raise `ConfigError` if `--span` or `--max-tokens` is out of range for the model."""
     config = load_config(settings.model)
     k = load_kmer_tokenizer(settings.model, config, "score-variants").k
     positions = config.max_position_embeddings

@@ -76,7 +76,7 @@ def check_token_limits(settings: InferenceSettings, tokenization: AnyTokenizatio
 
 
 def describe_tiles(settings: InferenceSettings) -> str:
-    """Return a sentence about how often a base goes through the model, or "" if each base goes through once."""
+    """Return a sentence that says how many times each base goes through the model, or "" if only once."""
     tile = settings.tile
     step = settings.step
     if tile is None or step is None or tile == step:
@@ -97,7 +97,10 @@ class InputPosition:
         """Bases of the current record that are already counted."""
 
     def advance(self, window: Window) -> int:
-        """Count bases up to the end of `window`, and return how many are new. Pass windows in input order."""
+        """Count bases up to the end of `window`, and return the number of newly counted bases.
+
+        Pass windows in input order.
+        """
         if window.region is not self._region and window.region.start == 0:
             self._end = 0
         self._region = window.region
@@ -164,7 +167,7 @@ def group_by_region(outputs: Iterable[WindowOutput]) -> Iterator[tuple[Region, I
 
 
 class RunningMean:
-    """Running means of overlapping windows' outputs, for each position (token or base) of a sequence.
+    """Accumulator of the mean output of overlapping windows at each position (token or base) of a sequence.
 
     Each position has `width` values. Add windows in the order of their starts. Call `pop` before each new window to
     limit memory to about one window.
@@ -188,7 +191,7 @@ class RunningMean:
     def add(self, start: int, values: NDArray, step: int = 1, covered: int = 1) -> None:
         """Add the values of consecutive tokens, shape (tokens, width).
 
-        The values of token i count for the `covered` positions from start + i * step.
+        Token i's values are added to each of the `covered` consecutive positions that begin at start + i * step.
         """
         last = (len(values) - 1) * step
         self.extend(start, start + last + covered)

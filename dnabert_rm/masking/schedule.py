@@ -28,7 +28,9 @@ SPAN_STEP = 2
 class MaskSchedule:
     """Masking phases of a training run.
 
-    Phase i (0-based) ends before step `phase_ends[i]`. The last phase has no end. In a short run a phase may be empty.
+    Phase i (0-based) ends before step `phase_ends[i]`, except that the last phase also covers all later steps. In a
+    short run a phase may be empty.
+
     In phase i, the span length of a window is drawn uniformly from `spans[i]`. Each token is the centre of a masked
     span with probability `rates[i]`.
     """

@@ -86,7 +86,7 @@ def num_parameters(shape: ModelShape) -> int:
 def attended_tokens(shape: ModelShape, window: int) -> float:
     """Return how many tokens a token attends to, summed over the layers and averaged over the window.
 
-    In a layer with sliding-window attention, only tokens within `SLIDING_REACH` count.
+    In a layer with sliding-window attention, only tokens at most `SLIDING_REACH` positions away count.
     """
     if shape.architecture == "bert" or shape.max_positions <= MAX_GLOBAL_POSITIONS:
         return float(shape.num_layers * window)

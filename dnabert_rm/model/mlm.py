@@ -22,7 +22,7 @@ class MaskedLM(nn.Module):
     """
 
     def __init__(self, model: PreTrainedModel, k: int | None = None) -> None:
-        """Wrap a model with a vocabulary of k-mers. If `k` is None (BPE), correct bases are not counted."""
+        """Wrap a transformers model. `k` is the number of bases per token. With None (BPE), bases are not counted."""
         super().__init__()
         self.model = model
         self.k = k

@@ -121,8 +121,8 @@ def universal_loading(deepspeed_engine: Any) -> Iterator[None]:
 
     What is changed: `load_universal_checkpoint` in the engine's private configuration is True during the block.
 
-    Reason: DeepSpeed reads this setting once, from the JSON configuration when the engine is created. Whether the
-    checkpoint has to be converted to a universal checkpoint is only known later.
+    Reason: DeepSpeed reads this setting once, from the JSON configuration when the engine is created. At that
+    time, it is not yet known whether the checkpoint has to be converted to a universal checkpoint.
 
     Upstream: no upstream issue known; deepspeed/runtime/engine.py, `load_universal_checkpoint`.
     """

@@ -23,7 +23,7 @@ class BuildLock:
         self._lock = PosixLock(Path(f"{lock_file_path}.held"))
 
     def try_acquire(self) -> bool:
-        """Return whether this process has to build the extension."""
+        """Try to acquire the lock. Return whether this process has to build the extension."""
         try:
             self._lock.acquire()
         except LockHeldError:

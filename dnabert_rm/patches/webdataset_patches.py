@@ -16,8 +16,8 @@ FIXED_FIELDS = {"user": "", "group": "", "mode": 0o444, "mtime": 0, "encoder": F
 def make_tar_writer(out: Any) -> Any:
     """Return webdataset's `TarWriter` for the binary file `out`, with fixed times and owners for all members.
 
-    What is changed: the writer's attribute `tarstream` becomes a `TarFile` that writes one member at a time. The tar
-    file has the same bytes. Closing the writer also closes the `TarFile`.
+    What is changed: the writer's attribute `tarstream` becomes a `TarFile` that writes one member at a time. The bytes
+    of the tar file do not change. Closing the writer also closes the `TarFile`.
 
     Reason: `TarWriter` uses tarfile's stream mode, which writes blocks of 10 KB. Writing then takes longer than
     encoding the k-mers.

@@ -114,10 +114,10 @@ def head_bytes(shape: ModelShape, work: Workload) -> float:
 
 
 def loss_bytes(shape: ModelShape, work: Workload) -> float:
-    """Return the temporary bytes at the loss and the start of the backward pass.
+    """Return the bytes of temporary tensors at the end of the forward pass and the start of the backward pass.
 
-    In fp32, this is the gradient of the logits. In half precision, it is the logits and two copies of their gradient:
-    one in fp32 and one in half precision.
+    In fp32, the only temporary tensor is the gradient of the logits. In half precision, the tensors are the logits and
+    two copies of their gradient, one in fp32 and one in half precision.
     """
     each = FP32_BYTES if work.value_bytes == FP32_BYTES else FP32_BYTES + 2 * work.value_bytes
     return work.num_masked * shape.vocab_size * each
@@ -126,8 +126,9 @@ def loss_bytes(shape: ModelShape, work: Workload) -> float:
 def inner_gradient_bytes(shape: ModelShape, work: Workload) -> float:
     """Return the peak memory for gradients of intermediate tensors in a layer's backward pass, in bytes.
 
-    The peak is in the feed-forward part. Without a fused attention kernel, the gradients of two attention matrices can
-    take even more. By then the feed-forward activations are freed, so their size is subtracted.
+    With a fused attention kernel, the peak is in the feed-forward part. Without one, the gradients of two attention
+    matrices can take more. The feed-forward activations are freed before the attention's backward pass, so their size
+    is subtracted from the size of these gradients.
     """
     H, T, w = shape.hidden_size, work.tokens, work.value_bytes
     wide = (1 if shape.architecture == "bert" else 2) * shape.intermediate_size

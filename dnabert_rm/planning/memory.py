@@ -163,7 +163,7 @@ def _earlier_gradients(sizes: _Sizes) -> float:
 
 
 def _loss(sizes: _Sizes) -> Memory:
-    """Return the memory at the loss: all activations, the logits' gradient, and gradients of earlier micro-batches."""
+    """Return the memory when backward starts: all activations, the logits' gradient, and accumulated gradients."""
     shape, work = sizes.shape, sizes.work
     kept = encoder_bytes(shape, work) + head_bytes(shape, work)
     return sizes.memory(
@@ -191,7 +191,7 @@ def _last_layer(sizes: _Sizes) -> Memory:
 def _first_layer(sizes: _Sizes) -> Memory:
     """Return the memory in the first layer's backward pass.
 
-    This is the layer's activations, and all gradients except the embedding's.
+    Only this layer's activations are left. All gradients except the embedding's have been computed.
     """
     shape, work = sizes.shape, sizes.work
     embedding = shape.vocab_size * shape.hidden_size
@@ -211,7 +211,7 @@ def _reduces_within(sizes: _Sizes, elements: int) -> bool:
 
 
 def _moves_gradients_early(sizes: _Sizes) -> bool:
-    """Return whether each gradient moves to the reduce bucket once it is computed, so that no other copy exists."""
+    """Return whether each new gradient moves to the reduce bucket immediately, so that no second copy exists."""
     zero = sizes.zero
     return zero.stage >= 2 or (zero.stage == 1 and zero.overlap and sizes.accumulation == 1)
 
@@ -252,10 +252,10 @@ def _backward_ends(sizes: _Sizes) -> Memory:
 
 
 def _update(sizes: _Sizes) -> Memory:
-    """Return the memory in the update.
+    """Return the memory during the optimizer's update.
 
-    It includes the flattened fp32 gradients or, if larger, an fp64 copy of the largest gradient for the norm. Fused
-    AdamW needs no copy of its states.
+    The buffers hold the flattened fp32 gradients or, if larger, an fp64 copy of the largest gradient for the norm.
+    Fused AdamW needs no copy of its states.
     """
     stage = sizes.zero.stage
     if sizes.offloaded:

@@ -58,7 +58,7 @@ def stock_bpe_tokenizer(model: Any) -> Tokenizer:
 
 
 def write_bpe_files(folder: Path, sentencepiece_model: Path, model_max_length: int) -> None:
-    """Write the files of a BPE tokenizer into `folder`: `tokenizer.json`, its configuration and the model itself."""
+    """Write a BPE tokenizer into `folder`: `tokenizer.json`, `tokenizer_config.json` and the SentencePiece model."""
     stock = stock_bpe_tokenizer(load_model(sentencepiece_model))
     content = json.loads(stock.to_str())
     # Releases before tokenizers 0.20 read only this form of merges; later releases read both.

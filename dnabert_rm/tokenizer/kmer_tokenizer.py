@@ -235,7 +235,7 @@ class KmerTokenizer(PreTrainedTokenizer):
     def _decode(  # type: ignore[override]
         self, token_ids: int | list[int], skip_special_tokens: bool = False, **_: Any
     ) -> str:
-        """Decode ids to text. `skip_special_tokens` does not remove `[UNK]`, since it stands for bases."""
+        """Decode ids to text. `skip_special_tokens` does not remove `[UNK]`, since `[UNK]` represents bases."""
         words: list[str] = []
         ids = [token_ids] if isinstance(token_ids, int) else token_ids
         for is_added, group in groupby(ids, lambda i: i in self._added_tokens_decoder and i != kmer.UNK_ID):

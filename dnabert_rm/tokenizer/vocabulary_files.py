@@ -20,7 +20,7 @@ _LETTERS = "ACGTN"
 
 
 def read_k(path: str | os.PathLike[str]) -> int:
-    """Return the k of a `vocab.txt` or `tokenizer.json`. Raise `CheckpointError` for any tokens but DNABERT's."""
+    """Return the k of a `vocab.txt` or `tokenizer.json`. Raise `CheckpointError` if the tokens are not DNABERT's."""
     k = k_of_vocabulary(read_vocabulary(path))
     if k is None:
         raise CheckpointError(

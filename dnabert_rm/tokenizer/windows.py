@@ -32,7 +32,7 @@ def pad_rows(
 
 
 def padded_width(rows: Sequence[NDArray], strategy: str, max_length: int | None, multiple: int) -> int | None:
-    """Return the length of sequences padded by a strategy of transformers, or None if the strategy does not pad."""
+    """Return the padded length of sequences under a Hugging Face padding strategy, or None for no padding."""
     longest = max(map(len, rows))
     width = {"longest": longest, "max_length": max_length}.get(strategy)
     return None if width is None else -(-max(width, longest) // multiple) * multiple

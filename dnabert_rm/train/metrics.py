@@ -79,7 +79,7 @@ class BatchCounts(NamedTuple):
 
 
 def count_batches(batches: list[dict[str, torch.Tensor]]) -> BatchCounts:
-    """Count the tokens, masked tokens and windows in one rank's batches of a step."""
+    """Count the tokens, masked tokens and windows in this rank's batches of one step."""
     return BatchCounts(
         num_masked=float(sum(int((batch["targets"] != IGNORE).sum()) for batch in batches)),
         num_tokens=float(sum(batch["input_ids"].numel() for batch in batches)),
@@ -104,9 +104,9 @@ class StepSums:
     def to_result(
         self, step: int, k: int | None, grad_norm: float, *, seconds: float, data_seconds: float
     ) -> StepResult:
-        """Return the step's result: sums divided by the number of masked tokens, counts and times.
+        """Return the step's result: counts, times, and loss and accuracies as means over the masked tokens.
 
-        `k` is the k-mer length, or None for other tokenizers.
+        `k` is the k-mer length, or None if tokens are not k-mers.
         """
         counts = self.counts
         divisor = max(1.0, counts.num_masked)
@@ -199,12 +199,12 @@ def metrics_row(
 class MetricsWriter:
     """Writer of metrics.jsonl and TensorBoard events, on rank 0. A resumed run continues the same curves.
 
-    `tensorboard/` holds the TensorBoard curves over steps. Its subfolder `by_tokens/` holds the losses and accuracies
-    over consumed tokens.
+    The curves in `tensorboard/` have the step on the x-axis. The curves of losses and accuracies in
+    `tensorboard/by_tokens/` have the number of consumed tokens on the x-axis.
     """
 
     def __init__(self, run: Path, first_step: int, first_tokens: int = 0, settings: str = "") -> None:
-        """Open metrics.jsonl and TensorBoard. Drop all rows and points that a killed run left from `first_step` on.
+        """Open metrics.jsonl and TensorBoard. Drop rows and points that a killed run left for `first_step` or later.
 
         Args: `first_tokens` is the number of tokens consumed before `first_step`. `settings` is the run configuration
         as TOML text, to show in TensorBoard.
@@ -247,7 +247,11 @@ class MetricsWriter:
             self._board.add_histogram("masking/spans", spans, step, bins=np.arange(spans.max() + 2) - 0.5)
 
     def flush(self) -> None:
-        """Flush all metrics to disk. Call this before saving a checkpoint, so that no earlier metrics are lost."""
+        """Flush all metrics to disk.
+
+        Call this before saving a checkpoint. A run that resumes from the checkpoint does not write the metrics of
+        completed steps again.
+        """
         os.fsync(self._lines.fileno())
         for writer in (self._board, self._by_tokens):
             writer.flush()
@@ -276,7 +280,8 @@ def _summary_writer(folder: Path, first: int) -> SummaryWriter:
 def _add_hyperparameters(board: SummaryWriter, settings: str) -> None:
     """Add the configuration to TensorBoard's page "HParams", which can sort runs by a setting.
 
-    `SummaryWriter.add_hparams` is not used, because it would write another event file, listed as a separate run.
+    `SummaryWriter.add_hparams` is not used, because it writes another event file, which TensorBoard lists as a separate
+    run.
     """
     from torch.utils.tensorboard.summary import hparams
 
@@ -290,7 +295,7 @@ def _add_hyperparameters(board: SummaryWriter, settings: str) -> None:
 
 
 def drop_later_rows(path: Path, first_step: int) -> None:
-    """Remove from the metrics file `path` all rows from step `first_step` on, and an incomplete last line."""
+    """Remove rows of `first_step` and later steps, and any incomplete last line, from the metrics file `path`."""
     if not path.exists():
         return
     rows = [row for row in read_json_lines(path) if row["step"] < first_step]

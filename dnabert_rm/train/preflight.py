@@ -1,4 +1,4 @@
-"""Checks of a run before any rank starts: configuration, data, checkpoint, batch sizes. Torch-free."""
+"""Check a run's configuration, data, checkpoint and batch sizes before any rank starts. Torch-free."""
 
 from __future__ import annotations
 
@@ -110,9 +110,8 @@ def _phases_line(schedule: MaskSchedule) -> str:
 def _batches_line(config: RunConfig, split: BatchSplit) -> str:
     """Return a line of text on how the ranks share a global batch.
 
-    An epoch's windows are divided into streams, and each rank reads windows from its own streams. Any number of shards
-    therefore works with any number of ranks and loader workers. The line says how many streams a rank reads, because
-    more streams mean more open shards.
+    An epoch's windows are divided into `data.num_streams` streams. The line says how many streams each rank reads,
+    because a rank that reads more streams opens more shards.
     """
     num_ranks = split.world_size
     num_streams = config.data.num_streams

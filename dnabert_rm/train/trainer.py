@@ -147,10 +147,10 @@ class Trainer:
         self.loader = self._build_loader()
 
     def run(self) -> StepResult | None:
-        """Train to the last step, with a summary on standard error before and after.
+        """Train to the last step. Print a summary on standard error before the first step and after the last.
 
-        Raises `StoppedError` on all ranks if any rank was asked to stop before the last step. By then a checkpoint
-        of all completed steps has been saved.
+        Raises `StoppedError` on all ranks if any rank was asked to stop before the last step. By then all completed
+        steps have been saved in a checkpoint.
         """
         self._print_start()
         try:
@@ -249,7 +249,7 @@ class Trainer:
         self.bar.set_postfix(loss=f"{row['loss']:.3f}", phase=row["phase"], refresh=False)
 
     def save(self) -> None:
-        """Save a checkpoint. All logged metrics are flushed to disk first."""
+        """Flush all logged metrics to disk, save a checkpoint, and then delete old checkpoints."""
         self.watchdog.reset("save")
         if self.metrics_writer:
             self.metrics_writer.flush()
@@ -266,7 +266,10 @@ class Trainer:
         return done == self.last_step or (every > 0 and done % every == 0)
 
     def _write_records(self, start: Start) -> None:
-        """Write configuration, environment and changes accepted with `--allow-changes`. Call this only on rank 0."""
+        """Record the configuration, the environment and changes accepted with `--allow-changes` in the run folder.
+
+        Call this only on rank 0.
+        """
         write_text(self.folder / CONFIG_NAME, self.config.to_toml())
         environment = json.dumps(describe_environment(self.ranks.world_size), indent=1)
         write_text(self.folder / ENVIRONMENT_NAME, environment + "\n")
@@ -391,8 +394,8 @@ class NonFiniteLossError(UserError):
 def check_finite(loss_sum: float, batches: list[Batch], step: int, num_windows: int) -> None:
     """Raise `NonFiniteLossError` if the summed loss of the global batch is inf or NaN.
 
-    The sum is the same on every rank, so all ranks raise the error. Only rank 0 prints its message. The message gives
-    the first sample index of the global batch, and rank 0 always processes this sample.
+    The sum is the same on every rank, so all ranks raise the error, but only rank 0 prints the message. The message
+    names the first sample of the global batch, which is always in one of rank 0's batches.
     """
     if not math.isfinite(loss_sum):
         first = min(int(batch["samples"].min()) for batch in batches)

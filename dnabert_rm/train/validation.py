@@ -20,7 +20,7 @@ from dnabert_rm.utils.errors import UserError
 
 
 class Validation:
-    """Validation on one rank. The rank runs the windows rank, rank + world size, rank + 2 * world size, …"""
+    """Validation on one rank. Rank r processes the windows r, r + world_size, r + 2 * world_size, …"""
 
     def __init__(self, dataset: WindowDataset, config: RunConfig, ranks: Ranks, micro_batch: int) -> None:
         """Prepare the validation without reading a shard. `micro_batch` is the number of windows per forward pass."""
@@ -37,9 +37,9 @@ class Validation:
         return None if dataset is None else cls(dataset, config, ranks, micro_batch)
 
     def run(self, engine: Engine, reset_watchdog: Callable[[str], None]) -> dict[str, dict[str, float | None]]:
-        """Return the loss, masked accuracy and base accuracy of each curve, computed without dropout.
+        """Return the loss, masked accuracy and base accuracy of each validation curve, computed without dropout.
 
-        The curve "span_6", for example, is for mask spans of 6 tokens. Every rank must call this. Each value is a mean
+        For example, the curve "span_6" is for mask spans of 6 tokens. Every rank must call this. Each value is a mean
         over the masked tokens of all ranks. With another number of ranks the values differ only by rounding.
         """
         sums = torch.zeros(len(self._collators), 4, dtype=torch.float64, device=self.ranks.device)
@@ -80,7 +80,7 @@ def validation_batches(num_windows: int, ranks: Ranks, micro_batch: int) -> list
     """Return the sample indices of each forward pass on this rank, and whether the result of the pass is used.
 
     All ranks have the same number of batches, because under ZeRO-3 each forward pass gathers weights from all ranks.
-    A rank with no windows left runs window 0 again, and the result is not used.
+    A rank with no windows left runs window 0 instead, and the result is not used.
     """
     samples = np.arange(ranks.rank, num_windows, ranks.world_size)
     most_samples = -(-num_windows // ranks.world_size)

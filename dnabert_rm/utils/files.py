@@ -40,7 +40,7 @@ def check_regular_file(path: str | os.PathLike[str], reason: str) -> None:
 
 @contextlib.contextmanager
 def explain_full_temporary_folder() -> Iterator[None]:
-    """Raise `DataError` with the folder's name if there is no space for a temporary file."""
+    """Raise `DataError` if the `with` block runs out of space for temporary files, or finds no folder for them."""
     try:
         yield
     except OSError as error:
@@ -204,7 +204,7 @@ def check_not_input(output: Path, inputs: Iterable[str | os.PathLike[str]], name
 
 
 def _input_files(path: str | os.PathLike[str]) -> Iterator[int | Path]:
-    """Yield `path`, or the files below it if it is a folder. Standard input is its file descriptor, 0."""
+    """Yield `path`, or the files below it if it is a folder. For standard input, yield 0, its file descriptor."""
     if os.fspath(path) == "-":
         yield 0
     elif os.path.isdir(path):
