@@ -80,10 +80,10 @@ def _upper_case() -> list[normalizers.Normalizer]:
 def _write_out_kmers(k: int) -> list[normalizers.Normalizer]:
     """Return normaliser steps that turn "ACGT" into "AC|CG|GT|T" (k = 2): one word per base, separated by "|".
 
-    Words of k letters become tokens. The first step makes words of one base, "A|C|G|T". Each of k - 1 rounds appends to
-    every word the last base of the next word. Words near the end of the sequence stay shorter. A round handles one
-    letter of the alphabet at a time. It appends the letter in lower case, so that no later step of the round matches
-    it. The round ends by converting to upper case.
+    Words of k letters become tokens. The first step makes words of one base, "A|C|G|T". Round i of k - 1 rounds appends
+    to each word of i letters the last letter of the next word, if that word has i letters too. So the words at the end
+    of the sequence stay shorter. A round handles one letter of the alphabet at a time. It appends the letter in lower
+    case, so that no later step of the round matches it, and ends by converting to upper case.
     """
     steps: list[normalizers.Normalizer] = [normalizers.Replace(Regex(rf"(?<=[{_LETTERS}])(?=[{_LETTERS}])"), "|")]
     for width in range(1, k):
