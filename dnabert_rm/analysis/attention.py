@@ -53,7 +53,7 @@ def windows_of_records(
     num_windows: int,
     overlapping: bool,
 ) -> NDArray[np.int64]:
-    """Return up to `num_windows` consecutive windows from FASTA records, as token ids.
+    """Cut FASTA records into windows that do not overlap, and return the token ids of up to `num_windows` windows.
 
     The ids have one row per window and `window` columns, including [CLS] and [SEP]. Each record is a name and the
     blocks of its sequence. Windows with ambiguous letters such as N are skipped. An incomplete window at the end of a
@@ -70,7 +70,7 @@ def windows_of_records(
 
 
 def _pieces(blocks: Iterable[bytes], size: int) -> Iterator[bytes]:
-    """Yield consecutive substrings of `size` letters from a sequence stored as blocks. Drop a shorter remainder."""
+    """Yield consecutive substrings of `size` letters from a sequence stored as blocks. Drop a shorter last substring."""
     buffer = b""
     for block in blocks:
         buffer += block

@@ -40,8 +40,8 @@ class Measured:
 def read_measured(folder: Path, name: str) -> Measured:
     """Read `embeddings.json` and `attention.json` in a folder. Raise `DataError` if a file is missing or damaged.
 
-    Each returned silhouette score is the score of the k-mer groups minus the score of shuffled groups. With many
-    groups, the score of shuffled groups is below 0.
+    Each returned silhouette score is the score of the k-mer groups minus the score of shuffled groups. The
+    subtraction is needed because the score of shuffled groups is below 0 if there are many groups.
     """
     embeddings, attention = (_read(folder, kind) for kind in ("embeddings", "attention"))
     try:

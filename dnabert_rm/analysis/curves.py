@@ -78,7 +78,7 @@ def held_out_title(name: str) -> str:
 
 
 def curves_figure(runs: Sequence[Run], curves: Sequence[Curve], axis: str = "steps", width: int = 0) -> Figure:
-    """Plot the training loss at the top, held-out losses below it, and accuracy and learning rate at the bottom.
+    """Plot training loss (top row), held-out losses (middle rows), and accuracy and learning rate (bottom row).
 
     `axis` is the x axis, "steps" or "tokens". `width` is the value passed to `make_curves`, shown in the caption.
     Raise `ConfigError` if `axis` is "tokens" and a run did not record tokens, or if matplotlib is not installed.
@@ -113,7 +113,10 @@ def curves_figure(runs: Sequence[Run], curves: Sequence[Curve], axis: str = "ste
 
 
 def _held_out_panels(part: Any, names: Sequence[str], per_row: int) -> dict[str, Any]:
-    """Add one row of `per_row` panels, and hide the panels without a name. Return the panels keyed by name."""
+    """Add one row of `per_row` panels, and return the first `len(names)` panels, keyed by name.
+
+    Panels without a name are hidden.
+    """
     row = part.subplots(1, per_row, sharey=True, squeeze=False)[0]
     for panel in row[len(names) :]:
         panel.set_axis_off()

@@ -44,16 +44,16 @@ class Encoder:
 
 
 def is_run(path: Path) -> bool:
-    """Return whether `path` is a run folder. Checkpoint folders and exported models are not."""
+    """Return whether `path` is a run folder. Checkpoint folders and exported models are not run folders."""
     return (path / FOLDER_NAME).is_dir()
 
 
 def load_encoder(path: Path, step: int | None = None, attention: str = "sdpa") -> Encoder:
     """Load the encoder from a Hugging Face folder, a checkpoint folder or a run folder.
 
-    `step` selects a checkpoint of a run; the default is the last. A checkpoint is first exported to a temporary folder,
-    because the export checks the weights. `attention` is the `attn_implementation` of transformers. With "eager", the
-    model can return attention weights. Raise `CheckpointError` if loading fails.
+    `step` selects a checkpoint of a run; the default is the last checkpoint. A checkpoint is exported to a temporary
+    folder and loaded from there, because the export checks the weights. `attention` is the `attn_implementation` of
+    transformers. With "eager", the model can return attention weights. Raise `CheckpointError` if loading fails.
     """
     with _model_folder(path, step) as folder:
         source = open_model_folder(folder)
@@ -72,7 +72,10 @@ def load_encoder(path: Path, step: int | None = None, attention: str = "sdpa") -
 
 @contextlib.contextmanager
 def _model_folder(path: Path, step: int | None) -> Iterator[Path]:
-    """Yield `path` if it is an exported model, otherwise the temporary folder of an exported checkpoint."""
+    """Yield `path` if `path` is an exported model.
+
+    Otherwise export the checkpoint to a temporary folder, and yield the exported model.
+    """
     if not path.is_dir():
         raise CheckpointError(f"{path}: no such folder; pass a run folder, a step_… folder or an exported model")
     if not is_run(path) and not (path / CONFIG_NAME).is_file():

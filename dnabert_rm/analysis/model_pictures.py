@@ -62,7 +62,7 @@ def draw_embeddings(
 ) -> list[Path]:
     """Compute silhouette scores of each checkpoint's k-mer embeddings, and draw a t-SNE map for the last checkpoint.
 
-    `steps` selects checkpoints of a run, e.g. "1000,2000"; the default is all. See `map_kmers` for the other options.
+    `steps` selects checkpoints of a run, e.g. "1000,2000"; the default is all checkpoints. See `map_kmers` for the other options.
     Return the paths of the files written.
     """
     folder = output_folder(model, output)
@@ -169,16 +169,16 @@ def draw_attention(
 
 
 def _fasta_windows(model: Path, encoder: Encoder, fasta: str, **options: Any) -> tuple[NDArray, dict[str, Any]]:
-    """Return token ids, one row per window of a FASTA file, and the source as a dict for `attention.json`."""
+    """Return token ids, one row per window of a FASTA file, and a dict that names the source in `attention.json`."""
     if encoder.k is None:
-        raise ConfigError(f"{model}: its tokens are not k-mers; pass prepared data with --data")
+        raise ConfigError(f"--fasta needs a k-mer model, but {model} has other tokens; pass prepared data with --data")
     with Input(fasta, "a FASTA file") as source:
         records = fasta_records(source.lines(), source.display_name)
         return windows_of_records(records, source.display_name, encoder.k, **options), {"fasta": fasta}
 
 
 def _prepared_windows(encoder: Encoder, data: str, **options: Any) -> tuple[NDArray, dict[str, Any]]:
-    """Return token ids, one row per window of prepared data, and the source as a dict for `attention.json`."""
+    """Return token ids, one row per window of prepared data, and a dict that names the source in `attention.json`."""
     input_ids, split, k = windows_of_data(data, **options)
     check_same_k(data, k, encoder)
     return input_ids, {"data": data, "split": split}
@@ -188,7 +188,7 @@ def check_same_k(data: str, k: int | None, encoder: Encoder) -> None:
     """Raise `ConfigError` unless the prepared data and the model use the same k."""
     if k != encoder.k:
         raise ConfigError(
-            f"--data {data}: has tokens of k = {k}, but the model has k = {encoder.k}; pass data with the model's k"
+            f"--data {data}: the data have k = {k}, but the model has k = {encoder.k}; pass data with the model's k"
         )
 
 

@@ -100,7 +100,10 @@ class Run:
         ]
 
     def position(self, step: int, axis: str) -> float:
-        """Return the x coordinate of the start of a step: the step, or the tokens consumed if `axis` is "tokens"."""
+        """Return the x coordinate of the start of a step.
+
+        The coordinate is the step number, or the number of tokens consumed before the step if `axis` is "tokens".
+        """
         if axis == "steps":
             return float(step)
         points = self.curve("loss")
@@ -197,7 +200,7 @@ def smooth(points: Points, width: int, phases: Sequence[Phase] = ()) -> NDArray[
     """Return the values of a curve, each replaced by the mean of the `width` values around the point.
 
     `width` is odd. Each mean is over values of one masking phase, so the jump of the loss at a new phase is kept. Near
-    the ends of a phase, means are over fewer values. Values that are not finite affect only nearby means.
+    the start and end of a phase, fewer values are averaged. Values that are not finite affect only nearby means.
     """
     smoothed = np.empty(len(points.values))
     cuts = np.searchsorted(points.steps, [phase.first for phase in phases])

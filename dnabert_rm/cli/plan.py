@@ -70,7 +70,7 @@ def _peak(gpu: str | None) -> float | None:
 
 
 def _vocab_size(config: RunConfig, k: int) -> int:
-    """Return the vocabulary size of the prepared data. If no data are given, return that of k-mers of `k` bases."""
+    """Return the vocabulary size of the prepared data, or of a k-mer vocabulary with `k` if no data are given."""
     first = config.data.path[0]
     return kmer.vocab_size(kmer.check_k(k)) if first == NOT_NEEDED else load_manifest(first).tokenizer.vocab_size
 
@@ -191,7 +191,7 @@ def _number(value: float | None, form: str) -> str:
 
 COMMAND = RunCommand(
     name="plan",
-    help="estimate a run's memory by ZeRO stage, FLOPs, time and communication, and advise on the stage",
+    help="estimate a run's FLOPs and time, and memory and communication for each ZeRO stage; recommend a stage",
     example="dnabert-rm plan --preset 3b --gpus 64 --gpu-memory 80 --gpu h100 --tokens 1e12",
     settings=PlanSettings,
     run=run,

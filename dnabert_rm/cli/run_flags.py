@@ -1,4 +1,4 @@
-"""Flags of a run configuration, such as `--window 512` or `--data.window 512`, and `--preset` and `--config`."""
+"""Flags of a run configuration: `--preset`, `--config`, and flags of fields, e.g. `--window` or `--data.window`."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class RunCommand(Command):
 
 
 def flag_names(name: str) -> list[str]:
-    """Return the flag names of the field with this dotted name. A short flag comes first."""
+    """Return the flags of the field with the dotted name `name`, e.g. `--window` and `--data.window`."""
     return list(dict.fromkeys([run_settings()[name].flag, f"--{name}"]))
 
 
@@ -96,7 +96,7 @@ def _model_field(layers: Sequence[Mapping[str, Any]], key: str) -> str | None:
 
 
 def _initial_model_fields(layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the fields of `[model]` that `--init-from` sets. Without `--init-from`, return none."""
+    """Return the fields of `[model]` that `--init-from` sets. Return an empty dict without `--init-from`."""
     folder = _model_field(layers, "init_from")
     return model_fields(folder) if folder else {}
 

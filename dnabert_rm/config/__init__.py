@@ -1,4 +1,4 @@
-"""Settings of all commands: each is defined once for flags, configuration files and documentation."""
+"""Settings of all commands. Each setting is defined once for flags, configuration files and documentation."""
 
 from dnabert_rm.config.layers import load_config_file, load_preset, preset_names, resolve
 from dnabert_rm.config.run_config import (

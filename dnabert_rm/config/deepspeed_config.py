@@ -13,7 +13,7 @@ AUTO = "auto"
 
 
 def shipped_ds_configs(package: Path) -> Path:
-    """Return the folder `ds_configs/` beside `package` in a checkout, or inside `package` if it is installed."""
+    """Return the folder `ds_configs/`, which is beside `package` in a checkout and inside an installed `package`."""
     checkout = package.parent / "ds_configs"
     return checkout if checkout.is_dir() else package / "ds_configs"
 
@@ -36,7 +36,7 @@ def find_ds_config(name: str) -> Path:
 def load_ds_config(name: str) -> tuple[Path, dict[str, Any]]:
     """Read a DeepSpeed configuration, and return its path and settings.
 
-    Raises `ConfigError` if it is missing or not a JSON object.
+    Raises `ConfigError` if the file is missing or does not contain a JSON object.
     """
     path = find_ds_config(name)
     try:
@@ -49,7 +49,7 @@ def load_ds_config(name: str) -> tuple[Path, dict[str, Any]]:
 
 
 def zero_stage(settings: dict[str, Any]) -> int:
-    """Return the ZeRO stage of a DeepSpeed configuration, or 0 if it sets none."""
+    """Return the ZeRO stage of a DeepSpeed configuration, or 0 if the configuration sets no stage."""
     return int(settings.get("zero_optimization", {}).get("stage", 0))
 
 

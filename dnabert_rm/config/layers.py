@@ -35,10 +35,10 @@ def preset_names() -> list[str]:
 
 
 def load_preset(name: str, architecture: str | None = None) -> dict[str, Any]:
-    """Load a shipped preset for an architecture, which is by default the preset's own.
+    """Load a shipped preset for `architecture`, or for the preset's own architecture if `architecture` is None.
 
-    A table such as `[modernbert]` in a preset overrides fields of `[model]` for that architecture. Raises
-    `ConfigError` for an unknown name.
+    A table named after an architecture, such as `[modernbert]`, overrides fields of `[model]` for that architecture.
+    Raises `ConfigError` if there is no preset `name`.
     """
     if name not in preset_names():
         raise ConfigError(f"--preset {name}: no such preset; choose one of {', '.join(preset_names())}")
@@ -50,7 +50,7 @@ def load_preset(name: str, architecture: str | None = None) -> dict[str, Any]:
 
 
 def load_config_file(path: str) -> dict[str, Any]:
-    """Read a user's TOML file. Raise `ConfigError` with the path and the reason if it can't be read."""
+    """Read a user's TOML file. Raise `ConfigError` with the path and the reason if the file can't be read."""
     try:
         with open(path, "rb") as stream:
             return tomllib.load(stream)

@@ -195,7 +195,7 @@ class ValidationConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """All sections of a configuration. `layers.resolve` makes it from a preset, a file and flags."""
+    """All sections of a configuration. `layers.resolve` makes a `RunConfig` from a preset, a file and flags."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -259,7 +259,7 @@ def run_config_problems(config: RunConfig) -> Iterator[str]:
     if train.keep_every > 0 and train.keep_every % max(1, train.save_every):
         yield f"train.keep_every {train.keep_every}: must be a multiple of train.save_every ({train.save_every})"
     if not train.resume:
-        yield "train.resume: must be auto, never or a folder"
+        yield "train.resume: is empty; choose 'auto', 'never' or a folder"
     if train.batch_start and data.remainder == "drop":
         yield "data.remainder drop: not possible with a batch-size warm-up (train.batch_start); change one of them"
     if not data.path:

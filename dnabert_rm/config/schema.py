@@ -24,7 +24,7 @@ from dnabert_rm.utils.errors import ConfigError
 
 
 def setting(default: Any = MISSING, **metadata: Any) -> Any:
-    """Declare a field with metadata besides its default.
+    """Declare a field of a settings class, with a default and metadata.
 
     Args:
         default: value if the field is not set. A field without a default is required.
@@ -38,7 +38,7 @@ def setting(default: Any = MISSING, **metadata: Any) -> Any:
         free_on_resume: the field may change when a run resumes.
         off: name of the flag that sets a `bool` to false; the default is then true.
         metavar: placeholder for the value in the help.
-        parse: function that converts the flag's text to the value; raises ValueError if it can't.
+        parse: function that converts the flag's text to the value; raises ValueError if the text is invalid.
     """
     return field(default=default, metadata=metadata)
 
@@ -136,7 +136,7 @@ def _field_docstrings(cls: type) -> dict[str, str]:
 
 
 def value_of_text(text: str | list[str], item: Setting) -> Any:
-    """Convert a flag's words to the field's value. Raise ValueError if they have the wrong type."""
+    """Convert a flag's words to the field's value. Raise ValueError if a word has the wrong type."""
     if parse := item.metadata.get("parse"):
         return parse(text)
     if not item.is_list:
@@ -157,7 +157,7 @@ def _parse(text: str, kind: Any) -> Any:
 
 
 def value_of(value: Any, item: Setting) -> Any:
-    """Convert a Python or TOML value to the field's type. Raise TypeError instead of rounding or parsing."""
+    """Convert a Python or TOML value to the field's type. Raise TypeError if the value has another type."""
     if item.is_list:
         items = value if isinstance(value, list | tuple | range) else [value]
         return tuple(_converted(part, item.item_type) for part in items)
@@ -226,5 +226,5 @@ class Settings:
             raise ConfigError("\n  ".join(problems))
 
     def problems(self) -> Iterator[str]:
-        """Yield an error message for each conflict between fields. Subclasses override this."""
+        """Yield an error message for each conflict between fields. Subclasses override this method."""
         yield from ()

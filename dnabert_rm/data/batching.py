@@ -35,13 +35,14 @@ class BatchPlan:
 
     @classmethod
     def growing(cls, start: int, increment: int, global_batch: int, warmup_steps: int) -> BatchPlan:
-        """Return a plan whose batch grows from `start` to `global_batch`, with the same number of steps at each size.
+        """Return a plan whose batch size grows from `start` to `global_batch` and then stays constant.
 
-        Each increase adds `increment`, or `start` if `increment` is 0. The full size is reached at step `warmup_steps`,
-        or a few steps earlier if the number of increments does not divide `warmup_steps`.
+        Each increase adds `increment`, or `start` if `increment` is 0. All sizes below `global_batch` have the same
+        number of steps. The size `global_batch` is reached at step `warmup_steps`, or a few steps earlier if the number
+        of increases does not divide `warmup_steps`.
 
-        Raises `ConfigError` if the increments do not end at `global_batch`, or if `warmup_steps` is smaller than the
-        number of increments.
+        Raises `ConfigError` if no number of increases gives exactly `global_batch`, or if `warmup_steps` is smaller
+        than the number of increases.
         """
         increment = increment or start
         num_stages, rest = divmod(global_batch - start, increment)
@@ -71,9 +72,10 @@ class BatchPlan:
             assert next_step > step and next_sample == sample + (next_step - step) * batch, self.points
 
     def changed(self, step: int, global_batch: int) -> BatchPlan:
-        """Return a plan whose batch size is `global_batch` from `step` on.
+        """Return a plan whose batch size changes to `global_batch` at `step`, and stays constant from there on.
 
-        If this plan already ends with that size, return it unchanged.
+        If the last batch size of this plan is already `global_batch`, return this plan unchanged. A batch-size warm-up
+        then continues as planned.
         """
         if self.points[-1][2] == global_batch:
             return self
@@ -144,14 +146,18 @@ class BatchSplit:
 
 
 def split_batch(plan: BatchPlan, micro_batch: int, world_size: int, first_step: int = 0) -> BatchSplit:
-    """Return the division into micro-batches of the plan's global batches from `first_step` on.
+    """Divide the plan's global batches from `first_step` on into micro-batches of one size.
 
-    If `micro_batch` is 0, the micro-batch size is chosen so that the smallest global batch of the whole plan has one
-    micro-batch per rank. A run that resumes during or after a batch-size warm-up then has the same micro-batches as an
-    uninterrupted run. If `world_size` does not divide that global batch, or if that global batch does not divide all
-    sizes from `first_step` on, the smallest size from `first_step` on has one micro-batch per rank instead.
+    If `micro_batch` is 0, the size is chosen so that the smallest global batch of the whole plan has one micro-batch
+    per rank. A run that resumes during or after a batch-size warm-up then has the same micro-batches as an
+    uninterrupted run.
 
-    Raises `ConfigError` if a size from `first_step` on is not a multiple of `world_size` times the micro-batch size.
+    This choice is impossible if `world_size` does not divide the smallest global batch of the whole plan, or if the
+    smallest global batch does not divide all global batches from `first_step` on. In both cases, only the global
+    batches from `first_step` on are considered, and the smallest of them has one micro-batch per rank.
+
+    Raises `ConfigError` if a global batch from `first_step` on is not a multiple of `world_size` times the micro-batch
+    size.
     """
     remaining = plan.sizes(first_step)
     if not micro_batch:
@@ -194,14 +200,16 @@ def micro_batch_size(global_batch: int, world_size: int, accumulation: int) -> i
 def micro_batch_samples(
     plan: BatchPlan, step: int, micro_step: int, rank: int, world_size: int, accumulation: int
 ) -> NDArray[np.int64]:
-    """Return the sample indices of a rank's micro-batch number `micro_step` in one step, (micro_batch,) int64.
+    """Return the sample indices of one micro-batch of a rank, (micro_batch,) int64.
 
-    Sample n of the global batch belongs to micro-batch n mod (ranks x accumulation). Micro-batch m belongs to rank m
-    mod ranks. So two ranks with one accumulation step have the same micro-batches as one rank with two accumulation
-    steps.
+    `micro_step` is the number of the micro-batch among this rank's micro-batches of the step, from 0 on.
 
-    Rank r reads the samples with n mod ranks = r. If the number of ranks divides `data.num_streams`, each rank reads
-    different streams of windows. A rank then opens fewer shards.
+    A global batch has world_size x accumulation micro-batches. Sample n of the global batch belongs to micro-batch
+    n mod (world_size x accumulation). Micro-batch m belongs to rank m mod world_size. So two ranks with one
+    accumulation step have the same micro-batches as one rank with two accumulation steps.
+
+    Rank r therefore reads the samples with n mod world_size = r. If `world_size` divides `data.num_streams`, no two
+    ranks read the same stream of windows. Each rank then opens fewer shards.
     """
     size = micro_batch_size(plan.batch_of_step(step), world_size, accumulation)
     first = plan.first_sample(step) + micro_step * world_size + rank

@@ -19,12 +19,13 @@ GIGABYTE = 10**9
 
 
 class ShardCache:
-    """A folder of `SHA256.tar` files. When space is needed, the least recently used files are evicted.
+    """A folder of cached shards. When space is needed, the least recently used shards are evicted.
 
-    Only one process at a time fetches a given shard. This process writes a temporary file, and renames the file when
-    its size and SHA-256 match the manifest. Space is reserved before the fetch, so the folder never exceeds
-    `max_bytes`. Files are named by checksum, not by their name in the manifest. So a remote manifest can't choose a
-    path outside the folder. The folder must be on a local disk, because the locks use `flock`.
+    Only one process at a time fetches a given shard. This process writes a temporary file, checks its size and SHA-256
+    against the manifest, and then renames the file. Space is reserved before the fetch, so the folder never exceeds
+    `max_bytes`. A cached shard is named `SHA256.tar` after its checksum, not after its name in the manifest. So a
+    remote manifest can't choose a path outside the folder. The folder must be on a local disk, because the locks use
+    `flock`.
     """
 
     def __init__(self, folder: str | Path, max_bytes: int) -> None:
@@ -44,7 +45,7 @@ class ShardCache:
         return self.folder / f"{info.sha256}.tar"
 
     def get(self, info: ShardInfo, fetch: Fetch) -> Path:
-        """Return the path of a shard. If it is not in the cache, call `fetch`, which writes the shard to an open file.
+        """Return the path of a shard in the cache. If the shard is missing, call `fetch` with an open file to write to.
 
         Raises `DataError` if the fetched file does not match the manifest, and `ConfigError` if the cache is too small.
         Exceptions of `fetch` are not caught.
@@ -64,7 +65,7 @@ class ShardCache:
         return path
 
     def touch(self, info: ShardInfo) -> bool:
-        """Mark a shard as used now. Return False if it is not in the cache."""
+        """Mark a shard as used now. Return False if the shard is not in the cache."""
         try:
             os.utime(self.path(info))
             return True
@@ -105,7 +106,7 @@ class ShardCache:
         return found
 
     def _remove_abandoned(self) -> None:
-        """Remove partial files of killed processes. Such a file has a lock that no process holds."""
+        """Remove partial files of killed processes: those whose lock is not held by any process."""
         for temporary in self.folder.glob("*.tmp"):
             with contextlib.suppress(LockHeldError), self._locked(temporary.stem, wait=False):
                 temporary.unlink(missing_ok=True)

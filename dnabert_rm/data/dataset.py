@@ -57,7 +57,8 @@ def make_dataset(config: RunConfig) -> WindowDataset:
 def make_validation_dataset(config: RunConfig) -> WindowDataset | None:
     """Return the dataset of held-out windows for a configuration.
 
-    The windows have full length and the forward strand. Their order does not depend on the seed of the run.
+    All windows have the full length and come from the forward strand. Their order does not depend on the seed of the
+    run.
 
     Returns None if validation is off, or if no data set has a held-out segment long enough for a window.
     """

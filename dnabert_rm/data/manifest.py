@@ -55,8 +55,8 @@ class SourceInfo:
 class ContigInfo:
     """One FASTA record.
 
-    `length` is in bases. `tokens` is the number of stored tokens. `left_out` maps each reason for leaving bases out to
-    the number of bases.
+    `length` is in bases. `tokens` is the number of stored tokens. The keys of `left_out` are the reasons why bases were
+    left out. The values are the numbers of bases left out for each reason.
     """
 
     genome: str

@@ -6,9 +6,10 @@ in three steps per epoch:
 
 1. Cut. A segment is a contiguous part of a contig. A segment of L tokens gives round(L / F) windows of F tokens, by
    stratified jitter. The segment is divided into equal parts (strata), one per window. Window t is centred on a uniform
-   random token of stratum t, then clipped to the segment. So all tokens in the middle of a segment are seen equally
-   often. Within F tokens of an end, the outermost tokens are seen half as often, and tokens further in up to 1.5 times
-   as often. The average over these F tokens is the same as in the middle.
+   random token of stratum t. A window that extends beyond an end of the segment is then moved inside. So all tokens in
+   the middle of a segment are seen equally often. Compared with the middle, the outermost tokens are seen half as
+   often, and tokens further in, but within F tokens of an end, are seen up to 1.5 times as often. The average over the
+   F tokens at an end is the same as in the middle.
 2. Shuffle. The shards are shuffled, and so are the segments within each shard. The windows, in that order, are split
    into `num_streams` contiguous ranges. The ranges are assigned to streams at random. The windows of a stream are then
    shuffled within blocks of `block_windows` windows.
@@ -130,7 +131,7 @@ class EpochSampler:
         Args:
             shard_segments: Number of tokens in each segment, as one sequence per shard.
             stored_tokens: Number of stored tokens that one window covers. For a window of T tokens this is T, or
-                (T - 1) * k + 1 if its tokens do not overlap.
+                (T - 1) * k + 1 if the window's tokens are non-overlapping k-mers.
             seed: Seed of the shuffles.
             strand: "forward", "random" (reverse for half of the windows) or "both" (each window twice per epoch).
             num_streams: Number of streams that the windows are divided into.
@@ -181,7 +182,7 @@ class EpochSampler:
         return Windows(np.full(len(samples), self.source), table.shard[segments], table.index[segments], start, reverse)
 
     def _window_numbers(self, epochs: NDArray[np.int64], positions: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Map positions in an epoch to window numbers. Windows are numbered segment by segment, in shuffled order."""
+        """Map positions in an epoch to window numbers. Numbers follow the shuffled order of the segments."""
         rows, streams = np.divmod(positions, self.num_streams)
         stream_sizes = self._stream_sizes[streams]
         blocks, offsets = np.divmod(rows, self.block_windows)
@@ -228,9 +229,11 @@ class EpochSampler:
     ) -> NDArray[np.int64]:
         """Return the index of each window's first stored token in its segment.
 
-        A segment has one stratum, an equal part of its tokens, for each window. The window is centred on a uniform
-        random token of the stratum, then clipped to the segment. A stratum is a whole number of tokens, more than half
-        a window. So at most one window is clipped at each end of a segment, and no two windows of an epoch are equal.
+        A segment is divided into equal strata, one for each of its windows. A window is centred on a uniform random
+        token of its stratum. If the window extends beyond an end of the segment, it is moved inside.
+
+        A stratum is a whole number of tokens, and longer than half a window. So at most one window is moved at each end
+        of a segment, and no two windows of an epoch are equal.
         """
         length, windows = self._segments.length[segments], self._segments.windows[segments]
         bits = random.fold(random.fold(self._keys["jitter"], epochs), self._segments.first_window[segments] + strata)
@@ -316,8 +319,9 @@ def permute(keys: NDArray[np.uint64], values: NDArray[np.int64], sizes: NDArray[
     """Return the image of each value under a random permutation of 0 … size - 1.
 
     The value's key selects the permutation. The method is an alternating Feistel network on a rectangle of a x b cells.
-    If the network returns `size` or more, the network is applied again. This is cycle walking (Black and Rogaway,
-    "Ciphers with arbitrary finite domains", 2002). It is rare, since the rectangle has `size` to size + a - 1 cells.
+    If the result is `size` or more, the network is applied to the result again. This is cycle walking (Black and
+    Rogaway, "Ciphers with arbitrary finite domains", 2002). Such results are rare, because the rectangle has at most
+    size + a - 1 cells.
 
     Args:
         keys: (N,) uint64. Values with the same key and size share one permutation.
@@ -359,9 +363,9 @@ def _feistel(
 def tokens_of_steps(seed: int, steps: ArrayLike, full_tokens: int) -> NDArray[np.int64]:
     """Return the number of tokens per window in each step, int64 in the shape of `steps`.
 
-    This function is used if `data.lengths` is "random". A step has `full_tokens` tokens with probability 1/2. Otherwise
-    its length is uniform over 5 … `full_tokens`, as in DNABERT. All windows of a step have the same length, so padding
-    is never needed.
+    This function is used if `data.lengths` is "random". All windows of a step have the same length, so padding is never
+    needed. With probability 1/2, the length is `full_tokens`. With probability 1/2, the length is drawn uniformly from
+    5 … `full_tokens`. DNABERT does the same.
     """
     bits = random.fold(random.key(seed, "length"), steps)
     num_lengths = max(1, full_tokens - SHORTEST_TOKENS + 1)

@@ -86,7 +86,7 @@ def _members(view: memoryview) -> Iterator[_Member]:
 
 
 def _npy_header(data: memoryview) -> _NpyHeader:
-    """Parse the header of a `.npy` file. Raise one of `_PARSE_ERRORS` if it is invalid or not version 1.0."""
+    """Parse the header of a `.npy` file. Raise one of `_PARSE_ERRORS` if the header is invalid or not version 1.0."""
     header_bytes = int.from_bytes(data[_NPY_PREFIX_BYTES - 2 : _NPY_PREFIX_BYTES], "little")
     return _parse_npy_header(bytes(data[: _NPY_PREFIX_BYTES + header_bytes]))
 
@@ -145,7 +145,10 @@ class ShardFile:
         self._first_words = (self.index.ids // self.index.dtype.itemsize).tolist()
 
     def unmap(self) -> None:
-        """Drop the memory map. The map is released once no array that `tokens` returned refers to the file."""
+        """Drop this reader's reference to the memory map.
+
+        The map itself is released when no array that `tokens` returned refers to it any more.
+        """
         self._words = None
         self._first_words = []
 
@@ -159,7 +162,7 @@ class ShardFile:
         return np.frombuffer(data, dtype=self.index.dtype)[::step]
 
     def meta(self, segment: int) -> Meta:
-        """Return a segment's source: `genome, contig, start, end, split`. Raise `DataError` if it is invalid."""
+        """Return a segment's JSON member: `genome, contig, start, end, split`. Raise `DataError` if it is invalid."""
         try:
             meta = json.loads(self._read(*self.index.metas[segment].tolist()))
             names = {name: str(meta[name]) for name in ("genome", "contig")}

@@ -61,7 +61,8 @@ class SplitReader:
     def is_usable(self, number: int) -> bool:
         """Return whether a shard can be read.
 
-        If `on_bad_shard` is "skip", a damaged or missing shard is logged once. Otherwise its `DataError` is raised.
+        If the shard is damaged or missing, the setting `on_bad_shard` decides: "skip" logs the shard once and returns
+        False, "fail" raises `DataError`.
         """
         if number in self._mapped:
             return True
@@ -139,7 +140,10 @@ class SplitReader:
         return shard
 
     def _map(self, number: int, shard: ShardFile) -> None:
-        """Map a shard and mark it as most recently used. Above `MAX_MAPPED` maps, unmap the least recently used one."""
+        """Map a shard and mark it as most recently used.
+
+        If more than `MAX_MAPPED` shards are then mapped, unmap the least recently used shard.
+        """
         if not shard.is_mapped:
             try:
                 shard.map()

@@ -36,7 +36,7 @@ class StorageSettings:
 
 
 class PreparedFolder(Protocol):
-    """A folder of shards with a manifest. `shown` is its name in messages."""
+    """A folder of shards with a manifest. `shown` is the folder's name in messages."""
 
     shown: str
     is_local: bool

@@ -307,7 +307,7 @@ def _notes(results: Sequence[Result], rows: Sequence[TableRow], families: Sequen
 
 
 def _changed_settings(results: Sequence[Result]) -> dict[str, list[str]]:
-    """Return a dict from changes of GUE's settings, e.g. "epochs 5", to the data sets trained with these changes."""
+    """Return the data sets trained with settings that differ from GUE's, keyed by these settings, e.g. "epochs 5"."""
     changed: dict[str, list[str]] = {}
     for name, settings in {result.name: result.record["settings"] for result in results}.items():
         gue_settings = resolve_settings(name, {})

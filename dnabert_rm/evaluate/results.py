@@ -79,7 +79,7 @@ class TableRow:
 
 
 def main_score(name: str, scores: Mapping[str, Any]) -> tuple[str, float]:
-    """Return the title of a data set's metric and the test score × 100. Raise `DataError` if there is no such score."""
+    """Return (title of the data set's metric, test score × 100). Raise `DataError` if `scores` lacks the test score."""
     metric = metric_of(name)
     try:
         return METRIC_TITLES[metric], 100 * float(scores["metrics"]["test"][metric])
@@ -168,7 +168,7 @@ def difference(row: TableRow, other: TableRow) -> tuple[float, float | None] | N
 
 
 def published_rows(families: Sequence[TableRow]) -> list[tuple[str, str, float]]:
-    """Return tuples (model, task, published mean score) for the tasks in `families`."""
+    """Return tuples (model, task, published mean score) for the tasks that have a row in `families`."""
     complete = {row.name for row in families}
     return [
         (model, family, value)

@@ -145,8 +145,8 @@ def _run_all(
 def _prepare(run: Run) -> jobs.Job:
     """Prepare the folder of a run, and return the job that executes the run.
 
-    An old scores.json is removed before `RECORD_FILE` is written with the new settings. Otherwise, after a killed run,
-    the old scores would seem to belong to the new settings.
+    An old scores.json is removed before the new settings are written to `RECORD_FILE`. In the opposite order, a process
+    killed between the two steps would leave old scores beside new settings.
     """
     (run.folder / SCORES_FILE).unlink(missing_ok=True)
     run.folder.mkdir(parents=True, exist_ok=True)
@@ -211,7 +211,7 @@ def _plot_table(output: Path) -> None:
         if rows:
             plot_table(output / tables.PLOT_FILE, rows, family_rows(rows))
     except ImportError:
-        _notice(f"note: no {tables.PLOT_FILE}: matplotlib is not installed; install dnabert_rm[plots]")
+        _notice(f"note: {tables.PLOT_FILE} is not written: matplotlib is not installed; install dnabert_rm[plots]")
 
 
 def duration(seconds: float) -> str:

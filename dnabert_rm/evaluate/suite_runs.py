@@ -77,7 +77,7 @@ def resolve_settings(name: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def make_runs(suite: SuiteSettings, sets: Sequence[DataSet]) -> list[Run]:
-    """Return one run per data set, seed and choice of initial weights.
+    """Return one run for each combination of data set, seed and initial weights (pretrained or random).
 
     Raise `ConfigError` if a setting is out of range, or if the runs would overwrite the model or the data.
     """
@@ -124,7 +124,7 @@ def _runs_of_set(suite: SuiteSettings, data_set: DataSet, model_sha256: str) -> 
 
 
 def finished_records(output: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Yield the folder and the content of `RECORD_FILE` for every finished run in `output`, sorted by path."""
+    """Yield (run folder, content of its `RECORD_FILE`) for every finished run in `output`, sorted by path."""
     for path in sorted((output / RUNS_FOLDER).rglob(SCORES_FILE)):
         yield path.parent, read_run_file(path.with_name(RECORD_FILE))
 

@@ -108,9 +108,9 @@ def _plot_panel(axes: Any, rows: Sequence[TableRow], arms: Sequence[str], num_li
 
 
 def _label(row: TableRow) -> str:
-    """Return a label for the y axis, made of the name of the data set or task, the metric and the task.
+    """Return the y-axis label of a row: the row's name, metric and task.
 
-    The metric is omitted for MCC. The task is omitted if the name contains the task.
+    The metric is omitted if it is MCC. The task is omitted if the row's name contains the task.
     """
     metric = "" if row.metric == DEFAULT_METRIC else f" ({METRIC_TITLES[row.metric]})"
     task = family_of(row.name) or ""

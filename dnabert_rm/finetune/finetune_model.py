@@ -27,15 +27,16 @@ def finetune(settings: FinetuneSettings) -> dict[str, Any]:
 
     Files in `settings.output`:
 
-    - `model/`: load it with `AutoModelForSequenceClassification`, or `AutoModelForTokenClassification` for per-base
-      tasks. With LoRA, pass the pretrained model and `model/` to `PeftModel.from_pretrained`.
+    - `model/`: the fine-tuned model. Load it with `AutoModelForSequenceClassification`, or with
+      `AutoModelForTokenClassification` for per-base tasks. With LoRA, the folder holds only adapters and the head:
+      pass the pretrained model and this folder to `PeftModel.from_pretrained`.
     - `predictions.csv`: predictions for the test table.
     - `tensorboard/`: training curves.
     - `scores.json`: the returned scores, written last.
 
     On a CPU, the same settings give the same scores. Under a launcher, every rank must call this function, but only
-    rank 0 writes files. Errors in the tables raise `DataError`, errors in the model `CheckpointError`, and errors in
-    the settings `ConfigError`.
+    rank 0 writes files. Raises `DataError` for errors in the tables, `CheckpointError` for errors in the model, and
+    `ConfigError` for errors in the settings.
     """
     check_output(settings)
     check_model_folder(settings.model)
@@ -79,8 +80,9 @@ def finetune(settings: FinetuneSettings) -> dict[str, Any]:
 def chosen_metric(settings: FinetuneSettings, splits: Splits) -> str:
     """Return the name of the metric that chooses the checkpoint: `--best-metric`, or the task's default.
 
-    Raises `ConfigError` if the task has no metric of this name, if the metric is undefined on dev, or if every model
-    gets the same score on dev. Warns if a label is the same in all dev rows.
+    Raises `ConfigError` if the task has no metric of this name. Raises `ConfigError` also if the metric can't compare
+    models, because it is undefined on the dev rows or has the same value for any predictions of them. Warns if all
+    dev rows have the same value of a label.
     """
     task = splits.task
     metric = settings.best_metric or task.best_metric
@@ -176,9 +178,10 @@ def report_start(settings: FinetuneSettings, splits: Splits, rows_by_split: dict
 
 
 def count_changed_rows(settings: FinetuneSettings, splits: Splits, rows_by_split: dict[str, Any]) -> dict[str, Any]:
-    """Return numbers of rows for `scores.json`.
+    """Return the numbers of shared, long and dropped rows, as `scores.json` entries.
 
-    The counted rows are dev and test rows with a sequence from train, rows above the maximum length, and dropped rows.
+    Shared rows are dev and test rows whose sequence is also in train. Long rows have more tokens than the maximum
+    input length. Dropped rows are unusable rows of the table files.
     """
     num_long = {name: rows.num_long for name, rows in rows_by_split.items()}
     none = dict.fromkeys(num_long, 0)

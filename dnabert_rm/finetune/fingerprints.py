@@ -19,7 +19,10 @@ def fingerprints_of(settings: FinetuneSettings) -> dict[str, Any]:
 
 
 def changed_inputs(settings: FinetuneSettings, earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return the flag and path of each input that differs between two results of `fingerprints_of`."""
+    """Return the flag and path of each input whose content has changed, such as "--train train.csv".
+
+    `earlier` and `now` are results of `fingerprints_of`.
+    """
     hashes = [{"model": record["model_sha256"], **record["data_sha256"]} for record in (earlier, now)]
     names = ("model", *settings.tables)
     return [f"{flag(name)} {getattr(settings, name)}" for name in names if hashes[0].get(name) != hashes[1].get(name)]

@@ -37,7 +37,7 @@ def make_trainer(
 ) -> TaskTrainer:
     """Return a Trainer that keeps the checkpoint with the best metric on `dev`.
 
-    If several checkpoints have the same best metric, Trainer keeps the earliest.
+    If several checkpoints share the best value, Trainer keeps the earliest of them.
     """
     callbacks: list[TrainerCallback] = [ProgressCallback(str(args.metric_for_best_model)), SeedDropoutPerRank()]
     if args.process_index == 0:
@@ -119,7 +119,7 @@ def _predicted_classes(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 class TaskTrainer(Trainer):
-    """Trainer with a task's loss: the sum over the global batch, divided by the number of targets in the batch.
+    """Trainer with a task's loss: the loss summed over the global batch, divided by the batch's number of targets.
 
     A target is a label value other than `IGNORE_INDEX`. Trainer counts the targets of all ranks before the backward
     pass, so the gradient does not depend on the number of ranks.
@@ -202,7 +202,7 @@ def leave_ranks() -> None:
 
 
 class SeedDropoutPerRank(TrainerCallback):
-    """Callback that gives each rank its own dropout masks, because Trainer gives all ranks the same seed."""
+    """Callback that seeds dropout differently on each rank, because Trainer gives all ranks the same seed."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if args.process_index:

@@ -25,7 +25,7 @@ _IGNORED_SETTINGS = ("output", "overwrite", "seed", "seeds")
 def finetune_seeds(settings: FinetuneSettings) -> dict[str, Any]:
     """Fine-tune once with each seed S of `settings.seeds`, in the folder `output/seed_S`.
 
-    Runs that already finished with the same settings are not repeated. The aggregated scores are written to
+    Without `overwrite`, runs that already finished with the same settings are not repeated. The aggregated scores are written to
     `output/scores.json` and returned. Raises the same errors as `finetune`.
     """
     if not settings.overwrite and (settings.output.is_file() or (settings.output / MODEL_FOLDER).exists()):
@@ -53,8 +53,9 @@ def finetune_seeds(settings: FinetuneSettings) -> dict[str, Any]:
 def read_finished(settings: FinetuneSettings, fingerprints: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the scores of a finished run, or None if the run has not finished.
 
-    `fingerprints` identifies the present model and tables (see `fingerprints_of`). Raises `ConfigError` if the
-    finished run used different settings, model files or tables, or if its `scores.json` lacks settings or fingerprints.
+    `fingerprints` identifies the current model and tables (see `fingerprints_of`). Raises `ConfigError` if the
+    finished run used different settings, model files or tables. Raises `ConfigError` also if `scores.json` of the
+    finished run lacks settings or fingerprints.
     """
     path = settings.output / SCORES_FILE
     if not path.exists():
@@ -118,7 +119,7 @@ def aggregate(results: Sequence[dict[str, Any]], seeds: Sequence[int]) -> dict[s
 
 
 def mean(values: Sequence[float | None]) -> float | None:
-    """Return the mean, or None if any value is None."""
+    """Return the mean of `values`, or None if any value is None."""
     return None if None in values else float(np.mean(np.array(values, dtype=float)))
 
 

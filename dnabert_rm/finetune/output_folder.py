@@ -32,7 +32,7 @@ from dnabert_rm.utils.files import writable_parent, write_text
 def check_output(settings: FinetuneSettings) -> None:
     """Raise `ConfigError` if the output folder can't be written, or if it holds results and `--overwrite` is not set.
 
-    Also raise `ConfigError` if the results would replace the model or a table that the run reads.
+    Also raise `ConfigError` if writing the results would replace an input of the run: the model or a table.
     """
     output = settings.output
     if output.exists() and not output.is_dir():
@@ -47,7 +47,7 @@ def check_output(settings: FinetuneSettings) -> None:
 
 
 def check_inputs(settings: FinetuneSettings) -> None:
-    """Raise `ConfigError` if the results would replace the model or a table that the run reads."""
+    """Raise `ConfigError` if writing the results would replace an input of the run: the model or a table."""
     names = (MODEL_FOLDER, TENSORBOARD_FOLDER, CHECKPOINTS_FOLDER, PREDICTIONS_FILE, SCORES_FILE)
     results = {(settings.output / name).resolve() for name in names}
     for name, path in {"model": settings.model, **settings.tables}.items():
@@ -130,7 +130,10 @@ def prediction_settings(settings: FinetuneSettings, splits: Splits, max_tokens: 
 
 
 def write_predictions(path: Path, splits: Splits, outputs: NDArray, targets: NDArray) -> None:
-    """Write one line per test row, in table order: sequence, label columns, and the prediction columns of the task."""
+    """Write one line per test row, in the order of the table.
+
+    The columns are the sequence, the label columns, and the task's prediction columns.
+    """
     table = splits.test
     task = splits.task
     predictions = task.predictions(outputs, targets)

@@ -56,10 +56,11 @@ def load_config(folder: Path) -> PreTrainedConfig:
 def load_tokenizer(folder: Path, config: PreTrainedConfig, overlapping: bool = True) -> DnaTokenizer:
     """Load a model's tokenizer. `overlapping` selects overlapping or non-overlapping k-mers.
 
-    Raises `ConfigError` if `overlapping` is False and the tokens are BPE. Raises `CheckpointError` if `vocab.txt` or
-    `tokenizer.json` holds neither BPE tokens nor a k-mer vocabulary. Raises `CheckpointError` also if the model has
-    fewer embeddings than the vocabulary has tokens, or if the tokens are k-mers but the model has enough embeddings for
-    a vocabulary of (k + 1)-mers.
+    Raises `ConfigError` if `overlapping` is False but the model has BPE tokens.
+
+    Raises `CheckpointError` if the vocabulary is neither BPE nor k-mers, or does not fit the model. With BPE, the model
+    must have exactly one embedding per token. With k-mers, the model may have more embeddings than tokens, but fewer
+    than a vocabulary of (k + 1)-mers needs.
     """
     tokenizer: DnaTokenizer
     files = vocabulary_files(folder)
@@ -87,7 +88,7 @@ def load_tokenizer(folder: Path, config: PreTrainedConfig, overlapping: bool = T
 
 
 def load_kmer_tokenizer(folder: Path, config: PreTrainedConfig, task: str) -> KmerTokenizer:
-    """Load the tokenizer for a task that needs overlapping k-mers. Raise `CheckpointError` for BPE."""
+    """Load the tokenizer for a task that needs overlapping k-mers. Raise `CheckpointError` if the model has BPE tokens."""
     tokenizer = load_tokenizer(folder, config)
     if not isinstance(tokenizer, KmerTokenizer):
         raise CheckpointError(f"{folder}: has BPE tokens, but {task} needs overlapping k-mers; choose another model")
@@ -100,8 +101,8 @@ def load_model(
     """Load a pretrained encoder in fp32, with a new head for `task`.
 
     `task` must come from `Task.fitted`. The head is a token classifier if the task is `per_base`, otherwise a sequence
-    classifier. With `from_scratch`, all weights are initialized at random, and no weights are loaded. `seed` determines
-    the newly initialized weights.
+    classifier. With `from_scratch`, no weights are loaded, and all weights are initialized at random. `seed` determines
+    the values of all randomly initialized weights.
 
     Returns the model and the names of its newly initialized tensors. Raises `CheckpointError` if a tensor of the
     encoder is missing, unexpected or has the wrong shape.
@@ -123,7 +124,7 @@ def load_model(
 
 
 class LoadedModel(NamedTuple):
-    """A model from `load_weights`, with the names of the tensors that differ between the model and its files."""
+    """A model from `load_weights`, with the names of tensors that are only in the model, only in its files, or reshaped."""
 
     model: PreTrainedModel
     missing: set[str]
@@ -137,7 +138,7 @@ class LoadedModel(NamedTuple):
 def load_weights(auto_class: Any, folder: Path, config: PreTrainedConfig) -> LoadedModel:
     """Load a model in fp32 from a local folder, without remote code.
 
-    Missing tensors raise no error, but are listed in the result. Raises `CheckpointError` if the files can't be read,
+    Missing, wrongly shaped and unexpected tensors raise no error, but are listed in the result. Raises `CheckpointError` if the files can't be read,
     or if the folder holds only LoRA adapters.
     """
     if (folder / ADAPTER_CONFIG).exists():

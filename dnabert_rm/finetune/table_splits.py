@@ -15,7 +15,7 @@ from dnabert_rm.utils.errors import is_first_rank
 
 @dataclass(frozen=True)
 class Splits:
-    """The train, dev and test tables of one data set, and the task, whose labels come from the training table."""
+    """The train, dev and test tables of one data set, and the task with the labels of the training table."""
 
     train: tables.LabelledTable
     dev: tables.LabelledTable
@@ -34,7 +34,7 @@ class Splits:
     def dropped(self) -> dict[str, int]:
         """Return the number of unusable rows that were dropped from each split's file.
 
-        Without `--dev`, the dev rows come from the training file, so train and dev have the same number.
+        Without `--dev`, train and dev come from the same file, so both splits get the number of that file.
         """
         return {name: self.bad_rows.count(table.path) for name, table in self.items()}
 
@@ -42,7 +42,7 @@ class Splits:
 def read_splits(settings: FinetuneSettings) -> Splits:
     """Read and check the train, dev and test tables.
 
-    Raises `DataError` for an unusable table, and for an unusable row unless `--bad-rows` is `drop`.
+    Raises `DataError` for an unusable table. An unusable row also raises `DataError`, unless `--bad-rows drop` is set.
     """
     unfitted = TASK_CLASSES[settings.task](settings.label_columns)
     bad_rows = tables.BadRowHandler(drop=settings.bad_rows == "drop")
@@ -55,7 +55,7 @@ def read_splits(settings: FinetuneSettings) -> Splits:
     if settings.dev is None:
         train, dev = tables.hold_out(train, DEV_ONE_IN, settings.seed)
         notice(
-            f"note: no --dev, so {len(dev)} of {len(train) + len(dev)} rows of {settings.train} are held out to choose"
+            f"note: --dev is not set, so {len(dev)} of {len(train) + len(dev)} rows of {settings.train} are held out to choose"
             " the checkpoint"
         )
     else:

@@ -1,7 +1,7 @@
 """Fine-tuning tasks. Each task defines the labels, loss, metrics and predictions of its head.
 
-A row's target has shape () for one class, (labels,) for several labels or regression, and (bases,) for `per_base`
-tasks.
+The shape of a row's target is () for a class per sequence, (labels,) for multi-label tasks and regression, and (bases,)
+for `per_base` tasks.
 """
 
 from __future__ import annotations
@@ -85,14 +85,14 @@ class Task:
         raise NotImplementedError
 
     def right_and_wrong_outputs(self, targets: NDArray) -> tuple[NDArray, NDArray]:
-        """Return outputs that predict every target correctly, and outputs that predict every target wrongly.
+        """Return two sets of outputs: one predicts every target correctly, the other every target wrongly.
 
         A metric with the same score for right and wrong outputs can't choose a checkpoint.
         """
         raise NotImplementedError
 
     def constant_labels(self, targets: NDArray) -> str:
-        """Describe the labels that have the same value in all rows. Return "" if there is no such label."""
+        """Describe the labels whose value is the same in every row. Return "" if every label varies."""
         raise NotImplementedError
 
     def prediction_columns(self) -> list[str]:
@@ -207,7 +207,7 @@ def _letter_codes(text: str) -> NDArray[np.uint32]:
 
 
 class MultiLabelClassification(Task):
-    """Task with any number of labels per sequence: `a;c` in one column, or one column of 0 and 1 for each label."""
+    """Task with any number of labels per sequence: `a;c` in one column, or a column per label with 0 or 1."""
 
     name = "multi-label"
     problem_type = "multi_label_classification"
@@ -326,7 +326,7 @@ class Regression(Task):
 
 
 def _constant_columns(targets: NDArray, names: Sequence[str]) -> str:
-    """Describe the columns of targets, shape (rows, labels), that have the same value in all rows."""
+    """Name the columns of `targets`, shape (rows, labels), that are constant. Return "" if every column varies."""
     constant = [name for name, column in zip(names, targets.T, strict=True) if np.ptp(column) == 0]
     return f"the same value of {', '.join(constant)}" if constant else ""
 

@@ -40,7 +40,8 @@ class TokenizedRow:
 class TokenRows(Dataset):
     """Tokenized rows of one table.
 
-    Index `len(rows)` gives a padding row with the target `IGNORE_INDEX`, for completing the last batch of an epoch.
+    Index `len(rows)` gives a padding row, whose target is `IGNORE_INDEX`. Padding rows complete the last batch of an
+    epoch.
     """
 
     def __init__(self, rows: list[TokenizedRow], num_long: int):
@@ -84,9 +85,9 @@ def token_rows(
 ) -> TokenRows:
     """Tokenize sequences, with `[CLS]` and `[SEP]` around each window.
 
-    If a sequence has more than `max_tokens` tokens, `long="middle"` keeps its middle and `long="window"` cuts it into
-    overlapping windows. Windows without a known k-mer are left out. If no window of a sequence has a known k-mer,
-    all its windows are kept. With `per_base`, a base that no token predicts gets the target `IGNORE_INDEX`.
+    If a sequence has more than `max_tokens` tokens, `long="middle"` keeps one window in the middle, and
+    `long="window"` cuts overlapping windows. A window without a known k-mer is left out, unless no window of the
+    sequence has a known k-mer. With `per_base`, a base that no token predicts gets the target `IGNORE_INDEX`.
     """
     max_kmers = max_tokens - 2
     all_ids = tokenizer.token_ids(sequences)
@@ -108,11 +109,11 @@ def token_rows(
 
 
 def base_token_pairs(window: range, token_ranges: NDArray[np.int64]) -> BaseTokenPairs:
-    """Pair each base with the tokens of a window that predict it.
+    """Return a pair for each token of a window and each base that the token predicts.
 
     Args:
         window: Range of indices into the sequence's tokens.
-        token_ranges: Range of bases that each of the sequence's tokens predicts, shape (tokens, 2). Ranges may overlap.
+        token_ranges: Half-open base range that each token of the sequence predicts, shape (tokens, 2). Ranges may overlap.
     """
     starts, ends = token_ranges[window.start : window.stop].T
     lengths = ends - starts
@@ -124,14 +125,16 @@ def base_token_pairs(window: range, token_ranges: NDArray[np.int64]) -> BaseToke
 def collate(rows: Sequence[TokenizedRow]) -> dict[str, Tensor]:
     """Collate tokenized rows into one batch.
 
-    Shapes: B rows, V windows of at most W tokens, L labels, N bases of the longest row, P logit vectors to average.
+    Shapes: B rows, V windows of at most W tokens, L labels, N bases of the longest row, P pairs of a logit vector and an
+    output.
 
     - `input_ids` (V, W).
     - `attention_mask` (V, W), only if a window is padded, because attention kernels are faster without a mask.
     - `labels` (B,), (B, L), or (B, N) padded with `IGNORE_INDEX`.
     - `logit_indices` (P,) and `output_indices` (P,), only for per-base tasks, or if a row has several windows.
-      Logit vector `logit_indices[i]` is averaged into output `output_indices[i]`. Both are indices into arrays that are
-      flattened except for the label axis.
+      An output is the mean of all logit vectors paired with it. Pair i is logit vector `logit_indices[i]` and output
+      `output_indices[i]`. The indices number windows and rows. For per-base tasks they number (window, token) and
+      (row, base) positions, in row-major order.
     """
     all_windows = [window for row in rows for window in row.windows]
     ids, mask = pad_rows(all_windows, max(map(len, all_windows)))

@@ -147,7 +147,8 @@ class VariantReader:
         if length is None:
             known = ", ".join(self.genome.names[:4])
             raise _BadRow(
-                "contig not in the FASTA", f"contig {contig!r} is not in {self.genome.display_name} (the file has {known} …)"
+                "contig not in the FASTA",
+                f"contig {contig!r} is not in {self.genome.display_name} (the file has {known} …)",
             )
         if position in (-1, length):
             return "telomere"

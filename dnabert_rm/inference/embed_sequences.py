@@ -88,7 +88,7 @@ class Embedder:
 def pool(states: Tensor, mask: Tensor | None, pooling: str) -> Tensor:
     """Pool hidden states (rows, tokens, hidden size) to (rows, hidden size).
 
-    `pooling` selects the mean or maximum over the k-mers, or the state of `[CLS]`.
+    `pooling` selects the mean or maximum over the tokens between `[CLS]` and `[SEP]`, or the state of `[CLS]`.
     """
     if pooling == "cls":
         return states[:, 0]
@@ -132,12 +132,15 @@ def load_embedder(settings: EmbeddingSettings) -> Embedder:
 
 
 def embed(settings: EmbeddingSettings) -> Tally:
-    """Write the embeddings of all sequences in `input`, in order, to a .npy, .csv or .parquet file.
+    """Write the embeddings of all sequences in `input`, in input order, to a .npy, .csv or .parquet file.
 
-    With `tile`, each sequence is cut into tiles, and each tile has its own embedding. A .npy file holds a float32 array
-    of shape (embeddings, hidden size). The table `NAME.ids.csv` in the same folder names the rows of the array. With
-    `per_token`, each line of the table gives the name of a sequence or tile, the index of its first row in the array,
-    and its number of rows. Raises `ConfigError`, `CheckpointError` or `DataError`. After an error, no output file
+    With `tile`, each sequence is cut into tiles, and each tile has its own embedding.
+
+    A .npy file holds a float32 array of shape (embeddings, hidden size). The table `NAME.ids.csv` beside the file names
+    the array's rows. With `per_token`, a sequence or tile has one array row per token. Its line in the table then has
+    its name, the index of its first array row, and its number of array rows.
+
+    Raises `ConfigError`, `CheckpointError` or `DataError`. After an error, no output file
     remains.
     """
     npy = settings.output.suffix == ".npy"
@@ -177,7 +180,7 @@ def _name_cells(region: Region, with_coordinates: bool) -> list[Any]:
 def write_pooled(
     file: VectorFile, outputs: Iterable[WindowOutput], settings: EmbeddingSettings, width: int, tally: Tally
 ) -> None:
-    """Write one embedding per sequence or tile. A sequence or tile without a known k-mer gets NaN."""
+    """Write one embedding per sequence or tile. Without a known k-mer, the embedding is NaN."""
     join = partial(join_windows, pooling=settings.pooling)
     joined = ((region, join(windows)) for region, windows in group_by_region(outputs))
     for rows in chunked(joined, ROWS_WRITTEN):
@@ -190,8 +193,8 @@ def write_pooled(
 def join_windows(outputs: Iterable[WindowOutput], pooling: str) -> NDArray | None:
     """Join the embeddings of all windows of a sequence or tile into one embedding, shape (hidden size,).
 
-    With "max" pooling, the result is the maximum over the windows, otherwise the mean. The result is None if no window
-    has an embedding. The mean needs no weights, because all windows of a sequence have the same number of tokens.
+    With "max" pooling, the result is the maximum over the windows. With other pooling, it is the mean over the windows.
+    If no window has an embedding, the result is None. The mean needs no weights, because all windows of a sequence have the same number of tokens.
     """
     num_windows = 0
     total: NDArray | None = None

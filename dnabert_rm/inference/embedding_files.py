@@ -52,7 +52,7 @@ class NpyFile:
     def close(self) -> None:
         """Write the final number of rows into the header, and close both files.
 
-        The header keeps its size, because numpy reserves space for a larger number of rows.
+        The header's size does not change, because numpy reserves space in it for a larger number of rows.
         """
         self._stream.seek(0)
         self._write_header()
@@ -118,5 +118,5 @@ class ParquetFile:
 
 
 def names_path(path: Path) -> Path:
-    """Return the path of the table of names for a `.npy` file, such as emb.ids.csv for emb.npy."""
+    """Return the path of the table that names the rows of a `.npy` file, such as emb.ids.csv for emb.npy."""
     return path.with_suffix(".ids.csv")

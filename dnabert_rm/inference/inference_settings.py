@@ -1,4 +1,4 @@
-"""Settings of `predict`, `embed` and `score-variants`, checked when constructed. Imports no torch."""
+"""Settings of `predict`, `embed` and `score-variants`, checked when constructed. This module imports no torch."""
 
 from __future__ import annotations
 

@@ -53,8 +53,9 @@ class BatchRunner:
     ) -> list[NDArray | None]:
         """Run `forward` in batches and return one result per row of token ids, in the order of `rows`.
 
-        A row's result is `select(output, num_kmers)`, where `output` is the row's float32 output, padding included. A
-        row that is None has the result None. Rows of similar length share a batch, to keep padding small.
+        A row's result is `select(output, num_kmers)`, where `output` is the row's float32 output, padding
+        included, and `num_kmers` is the row's number of tokens without special tokens. A row that is None has the
+        result None. Rows of similar length share a batch, to keep padding small.
         """
         known = [i for i, row in enumerate(rows) if row is not None]
         known.sort(key=lambda i: len(rows[i]), reverse=True)  # type: ignore[arg-type]
@@ -80,7 +81,7 @@ class BatchRunner:
 
 
 def trim_heap() -> None:
-    """Give freed memory back to the system, because batches of many shapes fragment and grow glibc's heap."""
+    """Return freed memory to the operating system, because batches of many shapes fragment and enlarge glibc's heap."""
     if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
         libc.malloc_trim(0)
 

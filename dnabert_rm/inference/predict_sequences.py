@@ -47,7 +47,7 @@ class Predictor:
     def forward(self, sequences: list[bytes]) -> list[NDArray | None]:
         """Return each sequence's logits, shape (labels,), or None for a sequence without a known token.
 
-        If the model classifies bases, the shape is (k-mers, labels), or (bases, labels) with BPE.
+        If the model classifies bases, the shape is (k-mers, labels) with k-mers, and (bases, labels) with BPE.
         """
         per_base = self.head.per_base
         tokenizer = self.runner.tokenizer
@@ -133,7 +133,7 @@ def predict(settings: InferenceSettings) -> Tally:
 def region_rows(head: Head, outputs: Iterable[WindowOutput], with_coordinates: bool) -> Iterator[list[Any]]:
     """Yield a table row per sequence or tile, with the id and the prediction cells.
 
-    If `with_coordinates` is set, the row has the start and end between the id and the prediction cells.
+    With `with_coordinates`, each row also has the start and end of the tile, after the id.
     """
     for region, logits in mean_logits(outputs):
         cells = head.cells(np.full((1, len(head.labels)), np.nan) if logits is None else logits[None])[0]

@@ -50,7 +50,7 @@ def read_head(folder: ModelFolder) -> Head:
     """Read the head of a fine-tuned model from the first of these sources that exists:
 
     - `finetuning.json`, which `finetune` writes.
-    - The entry `dnabert_rm_finetuning` of config.json, which survives transformers' `save_pretrained`.
+    - The entry `dnabert_rm_finetuning` of config.json, which transformers' `save_pretrained` preserves.
     - The `problem_type` of config.json, for models that other programs trained.
 
     Raises `CheckpointError` if no source defines the meaning of the model's outputs.
@@ -89,7 +89,7 @@ def _recorded_head(name: str, record: Any) -> Head:
             long=record.get("long") or "middle",
         )
         if head.long not in LONG:
-            raise ValueError(f"long is {head.long!r}, not one of {', '.join(LONG)}")
+            raise ValueError(f"\"long\" is {head.long!r}, not one of {', '.join(LONG)}")
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{name}: does not describe a fine-tuned model ({error}); fine-tune again") from None
     return head

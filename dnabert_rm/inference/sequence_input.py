@@ -77,8 +77,8 @@ class BpeTokenization:
     """Rules for cutting a sequence between BPE tokens.
 
     The whole sequence or tile is held in memory and tokenized. Windows are cut between two tokens, so that a window
-    encoded alone has the same tokens as in the whole sequence. Each base gets the output of its token, so
-    `k` and `stride` are 1.
+    encoded alone has the same tokens as in the whole sequence. Per-base models give one output
+    per base, as for k-mers with a `k` and `stride` of 1.
     """
 
     token_ranges: Callable[[str], NDArray[np.int64]]
@@ -99,7 +99,7 @@ def read_records(source: Input, id_column: str | None = None) -> Records:
     """Return the records of a FASTA file, or the rows of a CSV or TSV table with the column `sequence`.
 
     A row's name comes from the column `id_column`, by default `id`. If `id_column` is None and the table has no column
-    `id`, rows are numbered from 1. Raises `DataError` with the number of the line that can't be read.
+    `id`, rows are numbered from 1. Raises `DataError` if a line can't be read; the message has the line number.
     """
     lines = source.lines()
     number = 0
@@ -168,7 +168,8 @@ def _column_index(where: str, names: list[str], wanted: str) -> int:
         listed = ", ".join(repr(name if len(name) <= 20 else name[:20] + "…") for name in names[:6])
         what = f"{len(found)} columns" if found else "no column"
         raise DataError(
-            f"{where}: {what} {wanted!r} (found: {listed}), and not FASTA ('>name'); pass one column {wanted!r}"
+            f"{where}: {what} {wanted!r} (found: {listed}), and the input is not FASTA;"
+            f" pass FASTA, or a table with one column {wanted!r}"
         )
     return found[0]
 
@@ -190,9 +191,9 @@ def regions(
 ) -> Iterator[tuple[Region, Iterator[bytes]]]:
     """Yield the regions of each record. A region gets one result.
 
-    Without `tile`, a region is the whole record. Otherwise regions are tiles of `tile` bases. The starts of tiles are
-    `step` bases apart, and `step` defaults to `tile`. A tile at the end of the record may be shorter. A tile that would
-    lie within the previous tile is omitted.
+    Without `tile`, a region is the whole record. With `tile`, a region is a tile of `tile` bases. Tiles start `step`
+    bases apart, and `step` defaults to `tile`. The last tile of a record may be shorter, and is omitted if the previous
+    tile already contains all its bases.
     """
     for name, blocks in records:
         if tile is None:
@@ -222,7 +223,8 @@ def _tiles(blocks: Iterable[bytes], size: int, step: int) -> Iterator[tuple[int,
 def cut_windows(region: Region, blocks: Iterator[bytes], tokenization: AnyTokenization, long: str) -> Iterator[Window]:
     """Yield the windows (model inputs) of a region, which is a whole record or one tile.
 
-    For a region too long for the model, `long` selects overlapping windows ("window") or only the middle ("middle").
+    If a region has too many tokens for one window, `long` selects overlapping windows ("window") or only one window in
+    the middle ("middle").
     Overlapping windows start half a window apart, as in `tokenizer.windows.windows`.
     A region shorter than one k-mer gives one window with an empty sequence.
     """

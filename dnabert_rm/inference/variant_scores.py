@@ -44,7 +44,7 @@ BATCHES_PER_GROUP = 16
 
 @dataclass(frozen=True)
 class MaskedSite:
-    """A window with one base hidden, and the candidate k-mers for each possible base at its position."""
+    """A window in which the variant's base is masked, and the candidate k-mers for each possible value of this base."""
 
     ids: NDArray[np.int64]
     """(T + 2,) token ids with special tokens."""
@@ -55,7 +55,7 @@ class MaskedSite:
 
 
 def mask_site(sequence: bytes, target: int, k: int, span: int) -> MaskedSite:
-    """Mask `span` tokens, centred on the tokens that cover base `target`.
+    """Mask `span` tokens of a window, centred on the tokens that cover base `target`. Return the `MaskedSite`.
 
     `span` and the length of `sequence` must be at least k. If span - k is odd, the extra token is masked on the right.
     A base is visible if at least one unmasked token other than `[UNK]` covers it.
@@ -77,8 +77,8 @@ def mask_site(sequence: bytes, target: int, k: int, span: int) -> MaskedSite:
 def _candidates(codes: NDArray[np.uint8], is_visible: NDArray[np.bool_], offset: int, k: int) -> NDArray[np.int64]:
     """Return the ids of all k-mers that agree with the visible bases, shape (4, k-mers per base).
 
-    Row b of the result holds the k-mers with base code b at `offset`, where the base must be hidden. `codes` and
-    `is_visible` have shape (k,). `codes` are base codes 0 … 3, and are ignored where a base is hidden.
+    Row b of the result holds the k-mers with base code b at `offset`. The base at `offset` must be hidden. `codes` and
+    `is_visible` have shape (k,). `codes` holds base codes 0 … 3. Codes of hidden bases are ignored.
     """
     weights = 4 ** np.arange(k - 1, -1, -1, dtype=np.int64)
     ids = np.array([kmer.NUM_SPECIAL + (codes[is_visible] * weights[is_visible]).sum()])
@@ -183,7 +183,7 @@ class VariantTally:
     """Number of rows left out because they contradict the FASTA, for each reason."""
 
     def line(self, output: object) -> str:
-        """Return the summary line for the output file."""
+        """Return a one-line summary that begins with the path of the output file."""
         parts = [f"{output}: {self.scored:,} alleles scored"]
         for what, counts in (("without a score", self.unscored), ("left out", self.dropped)):
             if counts:
@@ -222,10 +222,11 @@ def load_scorer(settings: VariantSettings) -> Scorer:
 
 
 def score_variants(settings: VariantSettings) -> VariantTally:
-    """Write a row for each allele, in VCF order: chrom, pos (1-based), id, ref, alt, score, reason.
+    """Write a CSV table with one row per allele, in the order of the VCF file.
 
-    `score` is log P(alt) - log P(ref), with natural logarithms. If `score` is empty, `reason` explains why. Raises
-    `ConfigError`, `CheckpointError`, or `DataError` with the line number. After an error, no output file remains.
+    The columns are chrom, pos (1-based), id, ref, alt, score and reason. `score` is log P(alt) - log P(ref), with natural
+    logarithms. If an allele has no score, `reason` explains why. Raises `ConfigError`, `CheckpointError`, or
+    `DataError` with the line number. After an error, no output file remains.
     """
     check_output_file(settings.output, settings.overwrite, model_inputs(settings.model, settings.vcf, settings.fasta))
     scorer = load_scorer(settings)

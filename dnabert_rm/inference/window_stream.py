@@ -45,7 +45,7 @@ class Tally:
     seconds: float = 0.0
 
     def line(self, output: object) -> str:
-        """Return the summary line for the output file."""
+        """Return a one-line summary that begins with the path of the output file."""
         rate = self.bases / max(self.seconds, 1e-9)
         empty = f", {self.empty:,} of them empty (no known k-mer)" if self.empty else ""
         done = f"{self.bases:,} bases through the model in {self.seconds:.1f} s, {rate:,.0f} bases/s"
@@ -118,10 +118,10 @@ def model_outputs(
     tally: Tally,
     batches_sorted: int = BATCHES_SORTED,
 ) -> Iterator[WindowOutput]:
-    """Yield every window of the input, in order, with the output of `forward` for its sequence.
+    """Yield every window of the input, in order, with the output of `forward` for the window's sequence.
 
-    Shows a progress bar and updates `tally`. Memory holds at most `batches_sorted` batches of windows, however long the
-    file is.
+    Shows a progress bar and updates `tally`. Memory holds at most `batches_sorted` batches of windows, for input of any
+    length.
     """
     start_time = time.monotonic()
     if work := describe_tiles(settings):
@@ -167,9 +167,9 @@ def group_by_region(outputs: Iterable[WindowOutput]) -> Iterator[tuple[Region, I
 
 
 class RunningMean:
-    """Accumulator of the mean output of overlapping windows at each position (token or base) of a sequence.
+    """Running mean of the outputs of overlapping windows, for each position of a sequence.
 
-    Each position has `width` values. Add windows in the order of their starts. Call `pop` before each new window to
+    A position is a token or a base, and has `width` values. Add windows in the order of their starts. Call `pop` before each new window to
     limit memory to about one window.
     """
 

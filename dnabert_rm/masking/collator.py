@@ -32,9 +32,9 @@ CHUNK_TOKENS = 1 << 16
 class MaskedBatch:
     """A masked batch: int64 arrays for B windows of L tokens. M is the number of masked tokens in the batch.
 
-    `input_ids` (B, L). `positions` (M,) are the positions of masked tokens in the flattened batch, ascending. `targets`
-    (M,) are the original tokens at these positions. `span` and `phase` (B,) are the span length and the masking phase
-    of each window.
+    `input_ids` (B, L) are the tokens after masking. `positions` (M,) are the positions of masked tokens in the
+    flattened batch, ascending. `targets` (M,) are the original tokens at these positions. `span` and `phase` (B,) are
+    the span length and the masking phase of each window.
     """
 
     input_ids: NDArray[np.int64]
@@ -51,7 +51,7 @@ class MaskedBatch:
 
 
 class RandomMaskCollator:
-    """Collator that masks windows by sample index: the same index, seed and step always give the same mask."""
+    """Collator that masks windows. The mask of a window depends only on the seed, its sample index and its step."""
 
     def __init__(
         self,

@@ -87,8 +87,8 @@ def scaled_phase_ends(total_steps: int) -> tuple[int, ...]:
 def resolve_phase_ends(phase_ends: Sequence[float], total_steps: int) -> tuple[int, ...]:
     """Return phase ends in steps. Raises `ConfigError` if `phase_ends` is invalid.
 
-    If `phase_ends` is empty, use the paper's values, scaled to `total_steps`. If the last end is 1, all ends are
-    fractions of `total_steps`. Otherwise they are steps.
+    If `phase_ends` is empty, use the paper's values, scaled to `total_steps`. If the last end is 1, all given ends are
+    fractions of `total_steps`. If the last end is not 1, all given ends are steps.
     """
     if not phase_ends:
         return scaled_phase_ends(total_steps)

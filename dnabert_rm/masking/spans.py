@@ -21,7 +21,7 @@ _RANDOM_BELOW = np.uint64(round((MASK_SHARE + RANDOM_SHARE) * 2**32) << 32)
 
 
 def span_reach(span: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the number of masked tokens before and after the centre of a span.
+    """Return two numbers for each span length: the masked tokens before and after the centre of the span.
 
     A span of m tokens around centre i covers tokens i - ceil(m/2) + 1 … i + floor(m/2). A span of 6 tokens covers
     i - 2 … i + 3, as in DNABERT.
@@ -30,9 +30,10 @@ def span_reach(span: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.i
 
 
 def span_table(choices: Sequence[Sequence[int]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return lists of span lengths as one array padded with 0, and the number of span lengths in each list.
+    """Convert P lists of span lengths, one list for each masking phase, to two arrays.
 
-    `choices` has P lists, one for each masking phase. Shapes: (P, longest list) int64 and (P,).
+    The first array, (P, longest list) int64, has one list per row, padded with 0. The second array, (P,) int64, holds
+    the number of span lengths in each list.
     """
     counts = np.array([len(spans) for spans in choices])
     table = np.zeros((len(choices), counts.max()), dtype=np.int64)
@@ -110,8 +111,9 @@ def replace(
         columns: (M,) int64, the position of each token in its window.
         keys: (B,) uint64, one random key for each of B windows.
         vocab_size: Number of tokens in the vocabulary, special tokens included.
-        replacement: "token" chooses for each token separately, as DNABERT does. "span" chooses once for each group
-            of adjacent masked tokens, so that an unchanged token can't reveal the masked tokens around it.
+        replacement: "token" chooses between [MASK], random and unchanged for each token separately, as DNABERT does.
+            "span" makes one choice for each group of adjacent masked tokens, so that an unchanged token can't reveal
+            the masked tokens around it.
     """
     bits = random.fold(keys[rows], columns)
     choice = bits

@@ -1,11 +1,11 @@
 """Activation memory of a model: the bytes that a forward pass keeps for the backward pass. Does not import torch.
 
-The counted tensors are those that autograd saves for the layers of the transformers library. For `bert` without
-dropout they take 32·T·H bytes per layer in half precision if I = 4H. Korthikanti et al., "Reducing Activation
-Recomputation in Large Transformer Models" (2022), section 4.1, give the same count, apart from dropout masks and
-attention matrices.
-
 Symbols: T = tokens in the micro-batch, H = hidden size, I = intermediate size, M = masked tokens, V = vocabulary size.
+
+The estimate counts the tensors that autograd saves for the layers of the transformers library. For a `bert` layer in
+half precision, without dropout and with I = 4H, these tensors take 32·T·H bytes. Korthikanti et al., "Reducing
+Activation Recomputation in Large Transformer Models" (2022), section 4.1, give the same number of bytes if dropout masks
+and attention matrices are left out.
 """
 
 from __future__ import annotations
@@ -52,14 +52,14 @@ class Workload:
 def layer_bytes(shape: ModelShape, work: Workload) -> float:
     """Return the bytes that one layer keeps for the backward pass.
 
-    For T tokens, hidden size H and intermediate size I, a layer keeps the following numbers of values. Norm statistics,
-    dropout masks and attention matrices are added to them.
+    A layer keeps norm statistics, dropout masks, attention matrices, and the following numbers of other values. T is the
+    number of tokens, H the hidden size and I the intermediate size.
 
-    - bert: 8 TH for the input, q, k, v, the context, the sums before both norms, and the first norm's output. 2 TI for
-      the input and output of GELU.
-    - modernbert: 10 TH for the input, the outputs of both norms, the joint qkv, rotated q and k, the context, and the
-      sum after attention. The whole qkv is kept, since v is a view of it. 4 TI for both halves of Wi's output, the
-      activated half, and the product.
+    - bert: 8·T·H for the input, q, k, v, the context, the sums before both norms, and the first norm's output; and
+      2·T·I for the input and output of GELU.
+    - modernbert: 10·T·H for the input, the outputs of both norms, the joint qkv, rotated q and k, the context, and the
+      sum after attention; and 4·T·I for both halves of Wi's output, the activated half, and the product. The whole qkv
+      is kept, since v is a view of qkv.
     """
     H, I, T = shape.hidden_size, shape.intermediate_size, work.tokens  # noqa: E741
     if shape.architecture == "bert":
@@ -73,8 +73,9 @@ def layer_bytes(shape: ModelShape, work: Workload) -> float:
 def _attention_bytes(shape: ModelShape, work: Workload) -> float:
     """Return the bytes that an attention kernel keeps besides its inputs and output.
 
-    Fused kernels keep one number per query and head. "eager" keeps the probabilities. With dropout it also keeps the
-    dropout mask and the masked probabilities. On a CPU with dropout, sdpa is not fused and keeps these tensors in fp32.
+    Fused kernels keep one number per query and head. "eager" without dropout keeps the attention probabilities. "eager"
+    with dropout keeps the probabilities, the dropout mask, and the probabilities after dropout. On a CPU with dropout,
+    sdpa is not fused and keeps the same three tensors in fp32.
     """
     w, half = work.value_bytes, work.value_bytes < FP32_BYTES
     rows = work.windows * shape.num_heads * work.window_tokens
@@ -126,9 +127,9 @@ def loss_bytes(shape: ModelShape, work: Workload) -> float:
 def inner_gradient_bytes(shape: ModelShape, work: Workload) -> float:
     """Return the peak memory for gradients of intermediate tensors in a layer's backward pass, in bytes.
 
-    With a fused attention kernel, the peak is in the feed-forward part. Without one, the gradients of two attention
-    matrices can take more. The feed-forward activations are freed before the attention's backward pass, so their size
-    is subtracted from the size of these gradients.
+    With a fused attention kernel, the peak is in the feed-forward part. Without a fused kernel, the peak can be in the
+    attention part, where the gradients of two attention matrices exist at the same time. By then, the feed-forward
+    activations are freed, so their size is subtracted from the size of the two gradients.
     """
     H, T, w = shape.hidden_size, work.tokens, work.value_bytes
     wide = (1 if shape.architecture == "bert" else 2) * shape.intermediate_size

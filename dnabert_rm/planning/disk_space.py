@@ -26,10 +26,11 @@ def checkpoint_bytes(config: RunConfig, vocab_size: int) -> int:
 
 
 def check_disk(config: RunConfig, vocab_size: int) -> str:
-    """Check the disk space for checkpoints, and return one line that describes it. Write nothing.
+    """Check that a run's checkpoints fit on the disk, and return one line with their size and the free disk space.
 
-    The space must hold the checkpoints that are kept and the one being written. Space used by the run's existing
-    checkpoints counts as free. Raises `ConfigError` if the space is too small or the folder is not writable.
+    The disk must have space for all checkpoints that are kept, plus one being written. Space used by the run's existing
+    checkpoints counts as free. No file is written. Raises `ConfigError` if the space is too small or the run folder is
+    not writable.
     """
     run = Path(config.train.output)
     existing_parent = writable_parent(run)

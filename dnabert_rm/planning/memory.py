@@ -1,10 +1,12 @@
 """Peak memory of one rank by ZeRO stage, as DeepSpeed 0.19 allocates it with our optimizer. Does not import torch.
 
-The model states follow Rajbhandari et al., "ZeRO" (2020), section 3. In half precision, weights, gradients and
-optimizer take 2 + 2 + 12 bytes per parameter. Stage 1 divides the optimizer states among W ranks, stage 2 also the
-gradients, stage 3 also the weights. The paper leaves out DeepSpeed's buffers, which dominate for small models. Their
-sizes come from DeepSpeed's code (`runtime/zero/stage_1_and_2.py`, `stage3.py`, `partition_parameters.py`). A test
-measures them on CPU ranks (`tests/multiprocess/planning/test_planner_memory.py`).
+The sizes of weights, gradients and optimizer states follow Rajbhandari et al., "ZeRO" (2020), section 3. In half
+precision, weights take 2 bytes per parameter, gradients 2, and optimizer states 12. Stage 1 divides the optimizer
+states among W ranks. Stage 2 also divides the gradients, and stage 3 also divides the weights.
+
+The paper leaves out DeepSpeed's buffers, which dominate for small models. The buffer sizes come from DeepSpeed's code
+(`runtime/zero/stage_1_and_2.py`, `stage3.py`, `partition_parameters.py`). The test
+`tests/multiprocess/planning/test_planner_memory.py` compares the estimates with measurements on CPU ranks.
 
 `rank_memory` computes the memory at several moments of a training step and returns the largest.
 
@@ -80,7 +82,8 @@ def rank_memory(
 class _Sizes:
     """Sizes used at several moments of a step, in bytes unless stated otherwise.
 
-    In elements: `P`, all parameters; `part`, a rank's share of `P`; and `largest`, the largest parameter tensor.
+    `P` (all parameters), `part` (a rank's share of `P`) and `largest` (the largest parameter tensor) are numbers of
+    elements.
     """
 
     def __init__(
@@ -151,7 +154,7 @@ def _full_gradients(sizes: _Sizes) -> float:
 
 
 def _own_gradients(sizes: _Sizes) -> float:
-    """Return the bytes of a rank's gradient partition in stages 1 and 2. It is 0 in other stages and with offload."""
+    """Return the bytes of a rank's gradient partition in stages 1 and 2. Return 0 in other stages or with offload."""
     return sizes.grad_part if sizes.zero.stage in (1, 2) and not sizes.offloaded else 0.0
 
 
@@ -254,7 +257,8 @@ def _backward_ends(sizes: _Sizes) -> Memory:
 def _update(sizes: _Sizes) -> Memory:
     """Return the memory during the optimizer's update.
 
-    The buffers hold the flattened fp32 gradients or, if larger, an fp64 copy of the largest gradient for the norm.
+    The buffers hold the flattened fp32 gradients or, if larger, an fp64 copy of the largest gradient, made to
+    compute the gradient norm.
     Fused AdamW needs no copy of its states.
     """
     stage = sizes.zero.stage

@@ -29,9 +29,9 @@ TIGHT_SHARE = 0.9
 
 @dataclass(frozen=True)
 class Job:
-    """Training job: model, micro-batch, division of batches among ranks, and all `sizes` of the global batch.
+    """Training job: model, micro-batch, division of batches among ranks, and global batch sizes.
 
-    `masked` is the mean share of masked tokens in the run. `max_masked` is the largest share in any phase.
+    `sizes` are all global batch sizes that occur in the run. `masked` is the mean share of masked tokens in the run. `max_masked` is the largest share in any phase.
     """
 
     shape: ModelShape
@@ -47,7 +47,10 @@ class Job:
         return self.split.accumulation(self.split.global_batch)
 
     def with_micro_batch(self, micro_batch: int, checkpointing: bool | None = None) -> Job:
-        """Return a copy of the job with `micro_batch` and `checkpointing`. None leaves `checkpointing` unchanged."""
+        """Return a copy of the job with another micro-batch size.
+
+        If `checkpointing` is given, activation checkpointing is also turned on or off.
+        """
         old = self.work
         work = dataclasses.replace(
             old,
@@ -126,12 +129,12 @@ def message_bytes(job: Job, zero: ZeroSettings) -> float:
 
     For W ranks, the unit is (W - 1) / W times the bytes of all weights. The number of units is:
 
-    - Stage 0: 2, for one all-reduce.
-    - Stage 1: 3, for one all-reduce and a gather of the updated weights. It would be 2 with the reduce-scatter of the
-      ZeRO paper, but DeepSpeed 0.19 reduces whole buckets.
-    - Stage 2: 2 per micro-batch for the gradients, plus 1 to gather the updated weights.
-    - Stage 3: 3 per micro-batch, to gather weights in the forward and backward pass and to reduce gradients, or 2 per
-      micro-batch if all weights can be kept between the two passes.
+    - Stage 0: 2, for one all-reduce of the gradients.
+    - Stage 1: 3, namely 2 for one all-reduce of the gradients and 1 to gather the updated weights. The reduce-scatter of
+      the ZeRO paper would save 1, but DeepSpeed 0.19 reduces whole buckets.
+    - Stage 2: 2 per micro-batch for the gradients, plus 1 per step to gather the updated weights.
+    - Stage 3: 3 per micro-batch, namely 1 to gather weights in the forward pass, 1 to gather weights again in the
+      backward pass, and 1 to reduce gradients. If all weights can be kept between the two passes, 2 per micro-batch.
     """
     P, W = num_parameters(job.shape), job.split.world_size
     kept = min(zero.max_live, zero.max_reuse) >= P
@@ -159,8 +162,8 @@ def largest_micro_batch(job: Job, zero: ZeroSettings, usable_bytes: float) -> in
 def options(job: Job, memory_bytes: float | None, ds_config: str = "") -> list[Option]:
     """Return the options for a job, lowest ZeRO stage first.
 
-    The options are the DeepSpeed configurations in `CHOICES` that support the job's precision. If `ds_config` names
-    another configuration, it is appended.
+    The options are the DeepSpeed configurations in `CHOICES` that support the job's precision. If `ds_config` is
+    not one of these configurations, `ds_config` is appended.
     """
     names = _choices(job)
     if ds_config and ds_config not in names:
@@ -208,7 +211,7 @@ def advice(job: Job, found: list[Option], memory_bytes: float | None, configured
     """Return one line that recommends an option, with the reason. `configured` names the run's current option."""
     current = next(option for option in found if option.name == configured)
     if memory_bytes is None:
-        return f"{_uses(current)}; for advice, pass --gpu-memory (with --gpu cpu, the memory of a rank)"
+        return f"{_uses(current)}; for advice, pass --gpu-memory with the memory of one GPU (or of one rank if --gpu is cpu)"
     usable, best = f"of {_gib(memory_bytes * USABLE_SHARE)} usable", best_option(found)
     if best is None:
         return f"{_uses(current)} {usable}, and no stage fits: {_flags_that_fit(job, memory_bytes)}"
@@ -223,7 +226,7 @@ def advice(job: Job, found: list[Option], memory_bytes: float | None, configured
     elif current.zero.stage == 3 and best.zero.stage < 2:
         reason = f"ZeRO-3 ({current.name}) is not needed at this size"
     else:
-        reason = f"{current.name} fits too, with more communication"
+        reason = f"{current.name} also fits, but needs more communication"
     return f"{text}; {reason}: choose --ds-config {best.name}"
 
 
@@ -238,7 +241,8 @@ def _gib(size: float) -> str:
 def _flags_that_fit(job: Job, memory_bytes: float) -> str:
     """Return advice with the first set of flags that makes the run fit in memory.
 
-    Smaller micro-batches are tried first. Next, activation checkpointing is added, and last, offload.
+    Try the DeepSpeed configurations without offload, each with the largest micro-batch up to the current size. If none
+    fits, add activation checkpointing. If still none fits, also try the configurations with offload.
     """
     names = _choices(job)
     on_device = [name for name in names if "offload" not in name]

@@ -79,15 +79,17 @@ class Engine:
         return self.deepspeed(*inputs)
 
     def backward(self, loss_sum: torch.Tensor, num_targets: torch.Tensor, is_last: bool) -> None:
-        """Accumulate the gradient of `loss_sum / num_targets`, both scalars.
+        """Add the gradient of `loss_sum / num_targets` to the gradients accumulated in this step.
 
-        DeepSpeed divides the loss by the accumulation steps and averages gradients over ranks. To cancel both, this
-        method multiplies the loss by the number of accumulation steps and by the number of ranks. The gradient of a
-        global batch therefore does not depend on how the global batch is split.
+        DeepSpeed divides the loss by the number of accumulation steps and averages gradients over ranks. To cancel
+        both, this method multiplies the loss by the number of accumulation steps and by the number of ranks. The
+        gradient of a global batch therefore does not depend on how the global batch is split.
 
-        Args: `num_targets` is the number of masked tokens in the global batch. `is_last` is true for the step's last
-        batch on this rank. `is_last` replaces DeepSpeed's batch counter, which is wrong after the number of batches per
-        step changes.
+        Args:
+            loss_sum: Scalar, the loss summed over the masked tokens of one batch on this rank.
+            num_targets: Scalar, the number of masked tokens in the global batch.
+            is_last: Whether this is the step's last batch on this rank. DeepSpeed's own batch counter is not used,
+                because it is wrong after the number of batches per step has changed.
         """
         self.deepspeed.set_gradient_accumulation_boundary(is_last)
         undo = self.deepspeed.gradient_accumulation_steps() * self.ranks.world_size

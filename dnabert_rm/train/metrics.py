@@ -104,9 +104,10 @@ class StepSums:
     def to_result(
         self, step: int, k: int | None, grad_norm: float, *, seconds: float, data_seconds: float
     ) -> StepResult:
-        """Return the step's result: counts, times, and loss and accuracies as means over the masked tokens.
+        """Return the result of the step. Its loss and accuracies are means over the masked tokens.
 
-        `k` is the k-mer length, or None if tokens are not k-mers.
+        `k` is the k-mer length, or None if tokens are not k-mers. `seconds` is the duration of the step, of which
+        `data_seconds` were spent waiting for data.
         """
         counts = self.counts
         divisor = max(1.0, counts.num_masked)
@@ -204,7 +205,7 @@ class MetricsWriter:
     """
 
     def __init__(self, run: Path, first_step: int, first_tokens: int = 0, settings: str = "") -> None:
-        """Open metrics.jsonl and TensorBoard. Drop rows and points that a killed run left for `first_step` or later.
+        """Open metrics.jsonl and TensorBoard. Remove the metrics that a killed run wrote for `first_step` or later.
 
         Args: `first_tokens` is the number of tokens consumed before `first_step`. `settings` is the run configuration
         as TOML text, to show in TensorBoard.
@@ -266,10 +267,10 @@ class MetricsWriter:
 
 
 def _summary_writer(folder: Path, first: int) -> SummaryWriter:
-    """Return a TensorBoard writer that drops the existing points from `first` on.
+    """Return a TensorBoard writer that drops existing points whose x-value is `first` or more.
 
-    `first` is a step or a number of consumed tokens. `first` may be 0, because a run that was killed before its
-    first checkpoint restarts at step 0.
+    The x-axis shows steps or consumed tokens. Points are also dropped if `first` is 0, because a run that was killed
+    before its first checkpoint restarts at step 0.
     """
     from torch.utils.tensorboard import SummaryWriter
 

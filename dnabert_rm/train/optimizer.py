@@ -13,9 +13,9 @@ PAPER_WARMUP_SHARE = 10_000 / 480_000
 
 
 def warmup_length(warmup_steps: int, total_steps: int) -> int:
-    """Return the number of warm-up steps.
+    """Return the number of warm-up steps: `warmup_steps`, or a default if `warmup_steps` is -1.
 
-    If `warmup_steps` is -1, return the same share of `total_steps` as in the RandomMask paper: 10,000 of 480,000.
+    The default is the same share of `total_steps` as in the RandomMask paper: 10,000 of 480,000.
     """
     return warmup_steps if warmup_steps >= 0 else round(total_steps * PAPER_WARMUP_SHARE)
 
@@ -25,10 +25,10 @@ def learning_rate(
 ) -> float:
     """Return the learning rate of a 0-based step: linear warm-up to `peak`, then `schedule`.
 
-    The learning rate of the first step is peak / warmup_steps, not 0. "linear" and "cosine" reach 0 at `total_steps`,
-    one step after the last step. "wsd" means warm-up, stable, decay (Hu et al., "MiniCPM", 2024). With "wsd", the rate
-    stays at `peak` until the last `decay_share * total_steps` steps, and then decays linearly to 0. With "constant",
-    the rate stays at `peak`.
+    With a warm-up, the learning rate of the first step is peak / warmup_steps, not 0. With "linear" and "cosine", the
+    rate would reach 0 at step `total_steps`, one step after the last step. "wsd" means warm-up, stable, decay (Hu et
+    al., "MiniCPM", 2024). With "wsd", the rate stays at `peak` until the last `decay_share * total_steps` steps, and
+    then decays linearly to 0. With "constant", the rate stays at `peak`.
     """
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps

@@ -48,7 +48,7 @@ class StopRequests:
                 os.write(2, f"\n{self.signal.name}: finishing the step, then saving{hint}\n".encode())
 
     def watch_files(self, run: Path) -> None:
-        """Delete an old stop file from `run`, and make `wanted` look for stop files.
+        """Delete any old stop file from the run folder `run`, and make `wanted` look for stop files from now on.
 
         Call this only on rank 0, with the run folder locked.
         """
@@ -58,7 +58,10 @@ class StopRequests:
             self._files.append(Path(os.environ[STOP_FILE_VARIABLE]))
 
     def wanted(self) -> bool:
-        """Return whether this rank was asked to stop. Rank 0 also looks for stop files. The call takes microseconds."""
+        """Return whether this rank was asked to stop, by a signal or by the end of its launcher.
+
+        On rank 0, a stop file counts too. The call takes microseconds.
+        """
         if self.signal is not None or any(path.exists() for path in self._files):
             return True
         return self.launchers != launcher_processes()[: len(self.launchers)]

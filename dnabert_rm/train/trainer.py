@@ -266,9 +266,10 @@ class Trainer:
         return done == self.last_step or (every > 0 and done % every == 0)
 
     def _write_records(self, start: Start) -> None:
-        """Record the configuration, the environment and changes accepted with `--allow-changes` in the run folder.
+        """Write the configuration, the environment and the accepted changes to the run folder.
 
-        Call this only on rank 0.
+        Accepted changes are the changes of the configuration that the user allowed with `--allow-changes`. Call this
+        only on rank 0.
         """
         write_text(self.folder / CONFIG_NAME, self.config.to_toml())
         environment = json.dumps(describe_environment(self.ranks.world_size), indent=1)
@@ -383,7 +384,10 @@ def training_step(
 
 
 def seed_dropout(seed: int, sample: int) -> None:
-    """Seed torch from `seed` and a batch's first sample index, so that dropout does not depend on earlier batches."""
+    """Seed torch for the dropout of one batch, so that dropout does not depend on earlier batches.
+
+    `sample` is the index of the first sample in the batch.
+    """
     torch.manual_seed(int(random.fold(random.key(seed, "dropout"), sample) >> np.uint64(1)))
 
 

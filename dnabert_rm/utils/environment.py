@@ -10,10 +10,14 @@ import warnings
 def suppress_library_output() -> None:
     """Hide third-party output that a user can't act on.
 
-    Call before importing transformers or DeepSpeed. Child processes inherit the environment variables.
+    Call before importing transformers or DeepSpeed. The function sets environment variables, which child processes
+    inherit.
 
-    This hides torch's deprecation warnings for the collectives that DeepSpeed calls, DeepSpeed's notes on its set-up,
-    and the progress bars of transformers.
+    Hidden output:
+
+    - torch's warnings about deprecated collectives, which DeepSpeed still calls.
+    - DeepSpeed's messages below the level ERROR.
+    - transformers' warnings and progress bars.
     """
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     # Warnings of torch's C++ code at start-up, for example that another node's name can't be resolved.

@@ -92,7 +92,7 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def flush_to_disk(path: Path) -> None:
-    """Call `fsync` on a file, or on a folder so that its directory entries survive a power failure."""
+    """Call `fsync` on a file or folder, so that the file's content or the folder's entries survive a power failure."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -107,7 +107,9 @@ def temporary_path(path: Path) -> Path:
 
 @contextlib.contextmanager
 def atomic_file(path: Path, temporary: Path | None = None) -> Iterator[Path]:
-    """Yield a temporary path to write to. On success, flush and rename the file to `path`. Otherwise remove the file.
+    """Yield a temporary path to write to. If the `with` block succeeds, rename the file to `path`.
+
+    The file is flushed to disk before the renaming. If the block fails, the file is removed.
 
     Args:
         temporary: Path on the same file system as `path`; by default a hidden name beside `path`.
@@ -136,9 +138,9 @@ def write_json(path: Path, content: Any) -> Path:
 
 @contextlib.contextmanager
 def atomic_outputs(*paths: Path) -> Iterator[list[Path]]:
-    """Yield temporary paths for a command's output files. If the `with` block succeeds, rename all files, in order.
+    """Yield temporary paths for a command's output files. If the `with` block succeeds, rename them to `paths`, in order.
 
-    If a write fails, raise `DataError` and leave the outputs unchanged.
+    If the block fails, the output files stay unchanged. Raises `DataError` for a write error, such as a full disk.
     """
     temporaries = [temporary_path(path) for path in paths]
     try:
@@ -156,9 +158,9 @@ def atomic_outputs(*paths: Path) -> Iterator[list[Path]]:
 
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield a new hidden folder beside `path`. On success, rename it to `path`. Otherwise remove it.
+    """Yield a new hidden folder beside `path`. If the `with` block succeeds, rename the folder to `path`.
 
-    If the `with` block fails, parent folders created by this call are removed too.
+    If the block fails, remove the folder, and also the parent folders that this call created.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     created = [folder for folder in path.parents if not folder.exists()]
@@ -176,7 +178,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def apply_umask(folder: Path) -> None:
-    """Give all files of a folder the permissions of newly created files. safetensors makes its files private."""
+    """Give all files of a folder the permissions of newly created files, because safetensors makes files private."""
     umask = os.umask(0)
     os.umask(umask)
     for path in folder.rglob("*"):
@@ -185,7 +187,7 @@ def apply_umask(folder: Path) -> None:
 
 
 def check_not_input(output: Path, inputs: Iterable[str | os.PathLike[str]], name: str = "--output") -> None:
-    """Raise `ConfigError` if `output` is one of the files that a command reads, also through a link.
+    """Raise `ConfigError` if `output` is one of the files that a command reads, or a link to one of these files.
 
     Args:
         inputs: Files, and folders whose files are read. `-` is standard input. Missing files are ignored.
@@ -204,7 +206,7 @@ def check_not_input(output: Path, inputs: Iterable[str | os.PathLike[str]], name
 
 
 def _input_files(path: str | os.PathLike[str]) -> Iterator[int | Path]:
-    """Yield `path`, or the files below it if it is a folder. For standard input, yield 0, its file descriptor."""
+    """Yield `path`, or all files below `path` if it is a folder. For standard input (`-`), yield the file descriptor 0."""
     if os.fspath(path) == "-":
         yield 0
     elif os.path.isdir(path):
@@ -216,7 +218,7 @@ def _input_files(path: str | os.PathLike[str]) -> Iterator[int | Path]:
 def check_output_file(path: Path, overwrite: bool, inputs: Iterable[str | os.PathLike[str]] = ()) -> None:
     """Raise `ConfigError` if `path` can't be created, or if it exists and `overwrite` is false.
 
-    Also raise it if `path` is one of the `inputs`, as in `check_not_input`.
+    Also raise `ConfigError` if `path` is one of the `inputs`, as in `check_not_input`.
     """
     if path.is_dir():
         raise ConfigError(f"--output {path}: is a folder; pass the path of a file")
@@ -230,9 +232,9 @@ def check_output_file(path: Path, overwrite: bool, inputs: Iterable[str | os.Pat
 
 
 def writable_parent(folder: Path, name: str = "train.output") -> Path:
-    """Return `folder`, or its nearest existing parent if `folder` does not exist.
+    """Return `folder` if it exists, otherwise its nearest existing parent.
 
-    Raises `ConfigError` unless the returned path is a writable folder.
+    Raises `ConfigError` if this path is a file, or a folder without write permission.
     """
     candidates = (folder.absolute(), *folder.absolute().parents)
     parent = next(path for path in candidates if path.exists() or path.is_symlink())

@@ -16,10 +16,10 @@ _UNSUPPORTED = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errn
 
 
 class LockHeldError(Exception):
-    """Another process holds the lock. `holder` is the description of the other process in the lock file, or empty."""
+    """Another process holds the lock. `holder` is the description that this process wrote into the lock file, or empty."""
 
     def __init__(self, path: Path, holder: str = "") -> None:
-        super().__init__(f"{path} is locked")
+        super().__init__(f"{path} is locked by another process")
         self.holder = holder
 
 
@@ -27,8 +27,9 @@ class LockHeldError(Exception):
 def file_lock(path: Path, *, wait: bool = False, required: bool = False) -> Iterator[None]:
     """Hold a file lock during the `with` block. The file must be on a local disk, since filelock uses `flock`.
 
-    Raises `LockHeldError` if another process holds the lock and `wait` is false. On a file system without locks, the
-    block runs unprotected after a warning on standard error. If `required` is true, `OSError` is raised instead.
+    Raises `LockHeldError` if another process holds the lock and `wait` is false. On a file system without locks,
+    `OSError` is raised if `required` is true. If `required` is false, the block runs without a lock, after a warning on
+    standard error.
     """
     # On a file system without flock, filelock would use a marker file, which remains if its process is killed.
     from filelock import FileLock, Timeout  # takes a quarter of a second, which `--help` need not wait for
@@ -51,10 +52,10 @@ def file_lock(path: Path, *, wait: bool = False, required: bool = False) -> Iter
 
 
 class PosixLock:
-    """POSIX record lock (`lockf`) for folders that nodes share.
+    """POSIX record lock (`lockf`), for a folder on a file system that several nodes share.
 
-    Forked loader workers inherit the `flock` of filelock, but not this lock. A worker with an inherited lock would hold
-    the lock after its rank has ended. A POSIX lock also works on every NFS server that has a lock manager.
+    Forked data loader workers do not inherit a POSIX lock. They would inherit the `flock` that filelock uses, and could
+    hold it after their rank has ended. POSIX locks also work on every NFS server that has a lock manager.
     """
 
     def __init__(self, path: Path) -> None:
@@ -65,8 +66,8 @@ class PosixLock:
     def acquire(self, *, wait: bool = False) -> None:
         """Take the lock.
 
-        Raises `LockHeldError` if another process holds it and `wait` is false. Raises `OSError` on a file system
-        without locks.
+        Raises `LockHeldError` if another process holds the lock and `wait` is false. Raises `OSError` on a file
+        system without locks.
         """
         try:
             fcntl.lockf(self._descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
@@ -76,7 +77,7 @@ class PosixLock:
             raise LockHeldError(self.path, os.read(self._descriptor, 1000).decode(errors="replace").strip()) from None
 
     def note_holder(self, text: str) -> None:
-        """Write a description of this process into the lock file. Ignore errors, since the lock works without it."""
+        """Write a description of this process into the lock file. Ignore errors, since the lock works without a description."""
         with contextlib.suppress(OSError):
             os.ftruncate(self._descriptor, 0)
             os.write(self._descriptor, text.encode())

@@ -30,7 +30,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def explain_out_of_memory(advice: str, rank: int | None = None) -> Iterator[None]:
-    """Turn an out-of-memory error in the `with` block into a one-line `NotEnoughMemoryError`. Append `advice`."""
+    """Turn an out-of-memory error in the `with` block into a `NotEnoughMemoryError`, whose message ends with `advice`."""
     try:
         yield
     except Exception as error:

@@ -24,7 +24,7 @@ def progress_bar(
     Args:
         total: Number of units, exact or estimated; None if it is unknown.
         done: Units completed before the bar starts.
-        scaled: Abbreviate large numbers, such as 12.1M.
+        scaled: Abbreviate large numbers, for example to 12.1M.
         leave: Keep the bar on the terminal when it is closed.
         quiet: Show nothing.
     """
@@ -52,7 +52,7 @@ def notice(text: str) -> None:
 
 
 class _LineStream:
-    """File object for tqdm that writes each update as a separate line, instead of overwriting the last one."""
+    """File object for tqdm that writes each update as a separate line, instead of overwriting the previous line."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream

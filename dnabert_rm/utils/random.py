@@ -1,8 +1,9 @@
 """Counter-based random numbers: pure functions of (seed, purpose, index).
 
-Every random choice in the project comes from a 64-bit hash of its indices. So no choice depends on workers,
-prefetching, ranks or a resume. The hash is SplitMix64's finaliser (Steele, Lea and Flood, "Fast splittable pseudorandom
-number generators", OOPSLA 2014), applied once per index.
+Every random choice in the project is computed from a 64-bit hash of a seed, a purpose and one or more indices.
+Therefore no choice depends on workers, prefetching, ranks or a resume. The hash of the indices is SplitMix64's
+finaliser (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014), applied once per
+index.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from statistics import fmean, stdev
 
 
 def mean_and_half_width(values: Iterable[float]) -> tuple[float, float | None]:
-    """Return the mean and the half-width of its 95 % confidence interval.
+    """Return the mean of `values`, and the half-width of the mean's 95 % confidence interval.
 
     The interval for n values uses Student's t distribution with n - 1 degrees of freedom. The half-width is None for a
     single value.

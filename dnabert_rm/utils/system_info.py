@@ -42,7 +42,7 @@ def package_version(package: str) -> str | None:
 
 
 def code_commit() -> str | None:
-    """Return the commit of the package's Git checkout, or None. Append "+changes" if files were modified."""
+    """Return the commit of the package's Git checkout, or None without a checkout. Append "+changes" if files were modified."""
     folder = Path(__file__).resolve().parents[2]
     if not (folder / "setup.py").is_file():
         # An installed copy: a Git repository around it belongs to another project.
