@@ -13,12 +13,13 @@ LOWEST_TESTS := tests/unit tests/parity tests/multiprocess/train/test_pretrain.p
 export PATH := $(BIN):$(PATH)
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help install demo test test-lowest lint docs coverage bench clean
+.PHONY: help install demo test test-lowest test-transformers lint docs coverage bench clean
 
 help:
 	@echo "make demo [GENOME=my.fa.gz]   from a genome to a fine-tuned model, in minutes on two cores"
 	@echo "make test                     lint, then all tests"
 	@echo "make test-lowest              some tests, with the lowest versions that setup.py allows"
+	@echo "make test-transformers        load exports in other releases of transformers"
 	@echo "make lint                     ruff, types, links in the docs, shell scripts"
 	@echo "make docs                     generate docs/configuration.md from the code"
 	@echo "make coverage [TESTS=tests/unit]   code coverage of the tests, by package"
@@ -52,6 +53,17 @@ test-lowest:
 	$(LOWEST)/bin/python -m pip install --quiet -c constraints-lowest.txt torch setuptools
 	$(LOWEST)/bin/python -m pip install --quiet -c constraints-lowest.txt -e '.[test]'
 	$(LOWEST)/bin/python -m pytest $(LOWEST_TESTS)
+
+# The oldest release of transformers that loads an export, the last of version 4, and the newest.
+test-transformers: $(INSTALLED)
+	$(BIN)/python tests/other_transformers.py write .venv-transformers/exports
+	for version in 4.40.2 4.57.6 5.24.0; do \
+	    folder=.venv-transformers/$$version; \
+	    $(PYTHON) -m venv $$folder && \
+	    $$folder/bin/python -m pip install --quiet -c constraints.txt torch numpy && \
+	    $$folder/bin/python -m pip install --quiet transformers==$$version && \
+	    $$folder/bin/python tests/other_transformers.py check .venv-transformers/exports || exit; \
+	done
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

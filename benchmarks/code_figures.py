@@ -54,7 +54,7 @@ class File:
 
 def read_file(path: Path) -> File:
     """Measure one file."""
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     names = tuple(_names(ast.parse(text), "", not path.stem.startswith("_") or path.stem.startswith("__")))
     return File(path.relative_to(ROOT).as_posix(), len(text.splitlines()), names)
 
@@ -173,7 +173,7 @@ def main() -> None:
     parser.add_argument("--tests", action="store_true", help="include benchmarks, docs and tests")
     parser.add_argument("--coverage", type=Path, metavar="FILE.json", help="report of `coverage json`; adds a column")
     args = parser.parse_args()
-    measured = json.loads(args.coverage.read_text())["files"] if args.coverage else {}
+    measured = json.loads(args.coverage.read_text(encoding="utf-8"))["files"] if args.coverage else {}
     print(report(packages(args.tests), {path: content["summary"] for path, content in measured.items()}))
 
 

@@ -68,7 +68,7 @@ def main() -> int:
 
 def measure(folder: Path, args: argparse.Namespace) -> None:
     """Run the export, and the peer if requested, and print their peak memory."""
-    size = 4 * json.loads((folder / "size.json").read_text())
+    size = 4 * json.loads((folder / "size.json").read_text(encoding="utf-8"))
     cli = [sys.executable, "-m", "dnabert_rm.cli.main", "export"]
     commands = {"dnabert-rm export": [*cli, str(folder / "run"), "--output", str(folder / "model")]}
     checkpoint = next((folder / "run" / "checkpoints").glob("step_*"))
@@ -110,9 +110,9 @@ def enlarge(folder: Path, preset: str) -> None:
     from dnabert_rm.model.build import architecture_of
 
     checkpoint = next((folder / "run" / "checkpoints").glob("step_*"))
-    kept = tomllib.loads((checkpoint / "config.toml").read_text())
+    kept = tomllib.loads((checkpoint / "config.toml").read_text(encoding="utf-8"))
     config = resolve(kept, {"model": load_preset(preset, "modernbert")["model"] | {"architecture": "modernbert"}})
-    tokens = json.loads((checkpoint / "tokenizer.json").read_text())["vocab_size"]
+    tokens = json.loads((checkpoint / "tokenizer.json").read_text(encoding="utf-8"))["vocab_size"]
     architecture = architecture_of(config.model, tokens)
     model = random_model(architecture)
     reference = load_reference_output(checkpoint / "probe.npz")
@@ -156,7 +156,7 @@ def write_weights(checkpoint: Path, weights: dict[str, Any]) -> None:
         optims = {path: torch.load(path) for path in sorted(checkpoint.glob("*optim_states.pt"))}
     # DeepSpeed has two parameter groups, because only matrices have weight decay.
     groups = [{n: w for n, w in weights.items() if (w.ndim > 1) == decayed} for decayed in (True, False)]
-    stage = json.loads((checkpoint / "complete.json").read_text())["zero_stage"]
+    stage = json.loads((checkpoint / "complete.json").read_text(encoding="utf-8"))["zero_stage"]
     for path, content in models.items():
         content["module"] = {name: torch.empty(0) if stage == 3 else w.data for name, w in weights.items()}
         if not stage:

@@ -50,7 +50,7 @@ def losses_of_run(setting: Setting, run: str, precision: str, stop_after: int, _
         },
     )
     pretrain(config)
-    return [json.loads(line)["loss"] for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]
+    return [json.loads(line)["loss"] for line in (Path(run) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def attention_error(setting: Setting, precision: str, _report_step: Any) -> float:

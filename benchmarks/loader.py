@@ -119,7 +119,7 @@ class _Measured:
         self._collate = collate
 
     def __call__(self, batch: Any) -> dict[str, Any]:
-        lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+        lines = Path("/proc/self/smaps_rollup").read_text(encoding="utf-8").splitlines()
         kilobytes = {line.split(":")[0]: int(line.split()[1]) for line in lines[1:]}
         return {**self._collate(batch), "own": kilobytes["Private_Dirty"] / 1000, "all": kilobytes["Rss"] / 1000}
 

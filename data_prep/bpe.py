@@ -1,7 +1,7 @@
-"""Training of a SentencePiece BPE model on a sample of the genome. This tokenizer of DNABERT-2 is a baseline here.
+"""Train a SentencePiece BPE model on a sample of the genomes. BPE is DNABERT-2's tokenizer, used here as a baseline.
 
-BPE ids can't be reverse-complemented or shifted at load time. The reverse strand has other tokens, and a window can't
-start inside a token. Therefore `build --strand both` also stores the reverse strand.
+BPE ids can't be reverse-complemented or shifted when shards are loaded: the reverse strand splits into different
+tokens, and a window can't start inside a token. Therefore `build --strand both` also stores the reverse strand.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,13 +20,13 @@ from data_prep.sharding.decompress import check_headers, decompress_sources, is_
 from data_prep.sharding.scan import join_contigs, scan_files
 from data_prep.sharding.segments import cut_runs, long_enough, runs_between
 from data_prep.sharding.sources import Source
+from dnabert_rm.genome.bpe_model import MODEL_NAME
 from dnabert_rm.genome.contigs import Contig, RegionReaders, pure_codes
-from dnabert_rm.genome.kmer import NUM_SPECIAL, SPECIAL_TOKENS, codes_to_bases
+from dnabert_rm.genome.kmer import SPECIAL_TOKENS, codes_to_bases
 from dnabert_rm.utils import random
-from dnabert_rm.utils.errors import ConfigError, DataError
-from dnabert_rm.utils.files import NO_SPACE, check_readable_file
+from dnabert_rm.utils.errors import ConfigError
+from dnabert_rm.utils.files import NO_SPACE
 
-MODEL_NAME = "tokenizer.model"
 SENTENCE_BASES = 4096
 _MAX_PIECE_BASES = 16
 
@@ -35,9 +34,9 @@ _MAX_PIECE_BASES = 16
 def train_from_files(
     sources: Sequence[Source], out: Path, vocab_size: int, sample_bases: int, seed: int, rna: bool, executor: Executor
 ) -> None:
-    """Run `train-bpe`: scan the files, sample sentences, train, and write `out`.
+    """Run `train-bpe`: scan the FASTA files, sample sequences, and write a BPE model to the file `out`.
 
-    Raises `ConfigError` or `DataError`. After an error, `out` is not written.
+    Raises `ConfigError` or `DataError`, and leaves `out` unchanged in this case.
     """
     if sample_bases < 1:
         raise ConfigError(f"--sample-bases {sample_bases}: must be at least 1")
@@ -53,12 +52,15 @@ def train_from_files(
         temporary = Path(scratch) / MODEL_NAME
         temporary.write_bytes(model)
         temporary.replace(out)
-    print(f"{out}: {vocab_size:,} ids, trained on about {min(sample_bases, sum(c.length for c in contigs)):,} bases")
+    print(
+        f"{out}: BPE model with {vocab_size:,} ids, "
+        f"trained on about {min(sample_bases, sum(c.length for c in contigs)):,} bases"
+    )
 
 
 @contextlib.contextmanager
 def _explain_write_errors(out: Path) -> Iterator[None]:
-    """Raise `ConfigError` if the model or the files for making it can't be written beside `out`."""
+    """Raise `ConfigError` if the model or temporary files can't be written to the folder of `out`."""
     try:
         yield
     except OSError as error:
@@ -69,14 +71,15 @@ def _explain_write_errors(out: Path) -> Iterator[None]:
 def sample_sentences(
     contigs: Sequence[Contig], paths: Sequence[tuple[str, str]], sample_bases: int, seed: int
 ) -> Iterator[str]:
-    """Yield random sentences from all contigs, in input order.
+    """Yield random sequences of at most `SENTENCE_BASES` unambiguous bases, in input order.
 
-    A sentence has at most `SENTENCE_BASES` bases, all of them A, C, G or T. Memory holds one sentence at a time, and
-    the coordinates of all sentences.
+    Memory holds only the current sequence, and the coordinates of all sequences to choose from.
 
     Args:
-        paths: For each source, the path of its uncompressed file and the name shown in error messages.
-        sample_bases: Total number of bases to sample, rounded up to whole sentences.
+        contigs: Contigs of all input files.
+        paths: For each input file, the path of its uncompressed content and the name for error messages.
+        sample_bases: Total number of bases to sample, rounded up to whole sequences.
+        seed: Seed for choosing the sequences.
     """
     table = np.concatenate([_sentence_table(number, contig) for number, contig in enumerate(contigs)])
     order = random.permutation(random.key(seed, "bpe sample"), len(table))
@@ -90,10 +93,10 @@ def sample_sentences(
 
 
 def _sentence_table(number: int, contig: Contig) -> NDArray[np.int64]:
-    """Return one row per sentence of a contig, shape (n, 5).
+    """Return a table of a contig's sequences to choose from, shape (n, 5) for n sequences.
 
-    Columns: contig index, start, end, a file offset in bytes, and the base at that offset. The offset is at or before
-    the start.
+    Columns: index of the contig (`number`), start, end, a byte offset in the file, and the position of the base at this
+    offset. To read a sequence, begin at its byte offset, which is at or before the sequence's start.
     """
     runs = runs_between(contig.gaps, contig.length)
     pieces = cut_runs(runs[long_enough(runs, 1, _MAX_PIECE_BASES)], 1, SENTENCE_BASES)
@@ -103,7 +106,7 @@ def _sentence_table(number: int, contig: Contig) -> NDArray[np.int64]:
 def train(sentences: Iterator[str], vocab_size: int) -> bytes:
     """Train a BPE model with `vocab_size` ids, special tokens included. Return the content of the model file.
 
-    Raises `ConfigError` if the sample is too small for `vocab_size`.
+    `sentences` are strings of A, C, G and T. Raises `ConfigError` if they have too few bases for `vocab_size`.
     """
     import sentencepiece
 
@@ -143,24 +146,3 @@ def train(sentences: Iterator[str], vocab_size: int) -> bytes:
             f"--vocab-size {vocab_size}: {reason.rstrip('.')}; lower --vocab-size or raise --sample-bases"
         ) from None
     return out.getvalue()
-
-
-def load_model(path: str | Path) -> Any:
-    """Load a SentencePiece model. Raises `DataError` unless its first tokens are the special tokens."""
-    import sentencepiece
-
-    check_readable_file(path, "a SentencePiece model")
-    try:
-        model = sentencepiece.SentencePieceProcessor(model_proto=Path(path).read_bytes())
-    except RuntimeError:
-        raise DataError(f"{path}: not a SentencePiece model; make one with `python -m data_prep train-bpe`") from None
-    pieces = tuple(model.id_to_piece(i) for i in range(min(NUM_SPECIAL, model.vocab_size())))
-    if pieces != SPECIAL_TOKENS:
-        raise DataError(f"{path}: its first tokens must be {' '.join(SPECIAL_TOKENS)}; make it with train-bpe")
-    return model
-
-
-def piece_bases(model: Any) -> NDArray[np.int64]:
-    """Return the number of bases in each token, shape (vocabulary,). Special tokens have 0 bases."""
-    sizes = [0 if i < NUM_SPECIAL else len(model.id_to_piece(i)) for i in range(model.vocab_size())]
-    return np.array(sizes, dtype=np.int64)

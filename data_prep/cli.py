@@ -13,7 +13,7 @@ from data_prep.sharding.options import BuildOptions, SegmentOptions
 from dnabert_rm.config.command_line import Command, choose_command, overview
 from dnabert_rm.config.schema import Settings, setting
 from dnabert_rm.utils.errors import ConfigError, run_command
-from dnabert_rm.utils.files import check_readable_file, sha256_of_file
+from dnabert_rm.utils.files import check_not_input, check_readable_file, sha256_of_file
 
 PROGRAM = "python -m data_prep"
 DESCRIPTION = "Convert whole genomes to shards of token ids for pretraining."
@@ -44,7 +44,7 @@ class BuildSettings(SegmentOptions):
     ambiguous: Literal["split", "unk"] = "split"
     """Letters other than A, C, G, T: split the segment there, or keep short runs of them as [UNK]."""
     unk_bases: int | None = setting(None, metavar="N")
-    """Longest run of such letters, in bases, that --ambiguous unk keeps (default: 10)."""
+    """Longest run of ambiguous letters that --ambiguous unk keeps, in bases (default: 10)."""
     workers: int | None = setting(None, metavar="N", minimum=1)
     """Number of worker processes (default: one per core). Under mpirun, the MPI ranks are the workers."""
 
@@ -102,9 +102,10 @@ class VerifySettings(Settings):
 
 
 def verify(settings: VerifySettings) -> int:
-    """Check a folder of shards. Return 1 if it has a fault, else 0.
+    """Check a folder of shards. Return 1 if the folder has a fault, else 0.
 
-    With --leakage, also report the overlap of splits, but only if there is no fault.
+    With `--leakage`, also report the fraction of val and test sequences that occur in another split. The report is
+    omitted if the folder has a fault.
     """
     from data_prep import leakage
     from data_prep import verify as checks
@@ -134,7 +135,7 @@ class InspectSettings(Settings):
 
 
 def inspect(settings: InspectSettings) -> int:
-    """Print a summary of a folder of shards, with random samples as bases."""
+    """Print a summary of a folder of shards, and the bases of a few random subsequences."""
     from data_prep import inspect as view
 
     return view.run(settings.folder, settings.json, settings.samples, settings.seed)
@@ -177,7 +178,7 @@ class TrainBpeSettings(Settings):
     vocab_size: int = setting(4096, metavar="N")
     """Number of ids, special tokens included."""
     sample_bases: int = setting(10_000_000, metavar="N")
-    """Number of bases to train on. Each takes about 50 bytes of memory."""
+    """Number of bases to train on. Each base takes about 50 bytes of memory."""
     seed: int = setting(0, metavar="N")
     """Seed for choosing the sample."""
     rna: bool = False
@@ -194,8 +195,11 @@ def train_bpe(settings: TrainBpeSettings) -> None:
 
     with open_executor(num_workers(settings.workers)) as executor:
         if executor is not None:
+            sources = find_sources(settings.fasta, settings.list)
+            lists = [settings.list] if settings.list else []
+            check_not_input(settings.out, [*lists, *(source.path for source in sources)], "--out")
             train_from_files(
-                find_sources(settings.fasta, settings.list),
+                sources,
                 settings.out,
                 settings.vocab_size,
                 settings.sample_bases,
@@ -220,14 +224,14 @@ class SimulateSettings(Settings):
 
 
 def simulate(settings: SimulateSettings) -> int:
-    """Write a simulated genome and labelled sequences."""
+    """Write a simulated genome, and labelled sequences for fine-tuning."""
     from data_prep import simulate as simulation
 
     return simulation.run(settings.out, settings.bases, settings.rows, settings.seed)
 
 
 def num_workers(workers: int | None) -> int:
-    """Return `workers`, or by default the number of CPU cores available to this process."""
+    """Return `workers`. If it is None, return the number of CPU cores available to this process."""
     if workers is None:
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return workers
@@ -260,7 +264,13 @@ COMMANDS = {
             "and disjoint splits. Prints every fault with its shard or contig, and exits with 1 if there is a fault.",
         ),
         _command("inspect", "Summarize a folder of shards", InspectSettings, inspect, "yeast --json"),
-        _command("stats", "Count bases, GC and segment lengths", StatsSettings, stats, "yeast --plot lengths.png"),
+        _command(
+            "stats",
+            "Report base counts, GC content and segment lengths",
+            StatsSettings,
+            stats,
+            "yeast --plot lengths.png",
+        ),
         _command(
             "train-bpe",
             "Train a SentencePiece BPE model of DNA",
@@ -282,7 +292,7 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code. A user error prints one line to standard error and returns 2."""
+    """Run one command and return its exit code. After a user error, print one line to standard error and return 2."""
     words = list(sys.argv[1:] if argv is None else argv)
     if words and words[0] in ("-h", "--help"):
         example = f"{PROGRAM} build yeast.fa.gz --out yeast --val-fraction 0.05"

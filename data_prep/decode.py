@@ -1,4 +1,4 @@
-"""Decode stored segments of k-mer or BPE ids to bases, for inspect, stats and leakage."""
+"""Decode segments of k-mer or BPE ids to bases, for the commands `inspect`, `stats` and `verify --leakage`."""
 
 from __future__ import annotations
 
@@ -8,16 +8,22 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.bpe import load_model
 from dnabert_rm.data.manifest import TokenizerInfo
+from dnabert_rm.genome.bpe_model import load_model
 from dnabert_rm.genome.kmer import AMBIGUOUS, NUM_SPECIAL, UNK_ID, base_codes, kmer_codes
 
 Decoder = Callable[[NDArray], NDArray[np.uint8]]
-"""Function from ids (T,) to base codes (N,). A base covered only by [UNK] has the code `AMBIGUOUS`."""
+"""Function from token ids (T,) to the codes of the N bases that the tokens cover, (N,).
+
+The codes are A = 0, T = 1, C = 2, G = 3. A base covered only by [UNK] has the code `AMBIGUOUS`.
+"""
 
 
 def make_decoder(tokenizer: TokenizerInfo, folder: Path) -> Decoder:
-    """Return a function that decodes the ids of a whole or partial segment to base codes."""
+    """Return a function that converts the token ids of a segment, or of a part of a segment, to base codes.
+
+    The codes are A = 0, T = 1, C = 2, G = 3, and `AMBIGUOUS` for unknown bases. A BPE model is read from `folder`.
+    """
     if tokenizer.model is not None:
         model = load_model(folder / tokenizer.model)
         return lambda ids: base_codes(model.decode(ids.tolist()))
@@ -27,9 +33,9 @@ def make_decoder(tokenizer: TokenizerInfo, folder: Path) -> Decoder:
 
 
 def kmer_base_codes(ids: NDArray, k: int) -> NDArray[np.uint8]:
-    """Return the base codes of overlapping k-mer ids (T,), shape (T + k - 1,).
+    """Return the base codes of T overlapping k-mer ids, shape (T,) → (T + k - 1,).
 
-    A base covered only by [UNK] has the code `AMBIGUOUS`.
+    The codes are A = 0, T = 1, C = 2, G = 3. A base covered only by [UNK] has the code `AMBIGUOUS`.
     """
     if not len(ids):
         return np.empty(0, np.uint8)

@@ -1,4 +1,4 @@
-"""Command `inspect`: print a summary of a folder of shards, with random samples as bases, as text or JSON."""
+"""Command `inspect`: print a summary of a folder of shards, and the bases of random subsequences, as text or JSON."""
 
 from __future__ import annotations
 
@@ -29,7 +29,11 @@ def run(folder: Path, as_json: bool, num_samples: int, seed: int) -> int:
 
 
 def describe(manifest: Manifest, folder: Path) -> dict[str, Any]:
-    """Read all shards and return a summary for JSON: tokenizer, splits, bases left out, fingerprint."""
+    """Read all shards in `folder` and return a summary that can be written as JSON.
+
+    The summary has the tokenizer, the counts of each split, the bases left out of the shards, and the data's
+    fingerprint.
+    """
     bases = {
         split: unique_bases(meta for shard in shards for meta in read_metas(folder / shard.name))
         for split in SPLITS
@@ -39,7 +43,10 @@ def describe(manifest: Manifest, folder: Path) -> dict[str, Any]:
 
 
 def summary(manifest: Manifest, bases_of_split: dict[str, int]) -> dict[str, Any]:
-    """Return the same summary as `describe` from the number of bases in each split, without reading shards."""
+    """Return the summary that `describe` returns, without reading shards.
+
+    `bases_of_split` holds the number of bases in each split.
+    """
     splits = {}
     for split, bases in bases_of_split.items():
         shards = manifest.shards_of(split)
@@ -79,9 +86,9 @@ def unique_bases(metas: Iterable[Meta]) -> int:
 
 
 def random_samples(manifest: Manifest, folder: Path, count: int, seed: int) -> list[dict[str, Any]]:
-    """Return `count` random parts of segments, as forward-strand bases with coordinates.
+    """Return `count` random subsequences of at most `SAMPLE_BASES` forward-strand bases, with their coordinates.
 
-    All segments are equally probable, whatever their length.
+    Each subsequence is from a random segment. All segments are equally probable, whatever their length.
     """
     segments = [(shard.name, i) for shard in manifest.shards for i in range(len(shard.segments))]
     bits = random.fold(random.key(seed, "inspect"), np.arange(2 * count))
@@ -113,7 +120,7 @@ def random_samples(manifest: Manifest, folder: Path, count: int, seed: int) -> l
 
 
 def as_text(folder: str, content: dict[str, Any]) -> str:
-    """Format a summary as text, with samples if it has any."""
+    """Format a summary as text. Random subsequences are listed if `content` has them."""
     tokenizer = content["tokenizer"]
     genomes = content["genomes"]
     kind = f"{tokenizer['k']}-mers" if tokenizer["kind"] == "kmer" else "BPE"

@@ -1,8 +1,8 @@
 """Command `verify --leakage`: print the fraction of val and test sequences with an exact copy in another split.
 
-Subsequences of L bases are compared by a hash that is equal for both strands. Only hashes up to a limit are kept, with
-the same limit in every split (FracMinHash: Irber et al., "Lightweight compositional analysis of metagenomes with
-FracMinHash", 2022). This bounds the memory, and the estimated fraction is unbiased. For small genomes all hashes are
+Subsequences of a given length are compared by a hash that is equal for both strands. Hashes above a limit are dropped,
+which bounds the memory. The limit is the same in every split, so the estimated fraction is unbiased (FracMinHash: Irber
+et al., "Lightweight compositional analysis of metagenomes with FracMinHash", 2022). For small genomes all hashes are
 kept, so the fraction is exact.
 """
 
@@ -40,7 +40,7 @@ class Overlap(NamedTuple):
 
 @dataclass(frozen=True)
 class HashTask:
-    """Everything that a worker needs to hash one shard. Hashes above `limit` are dropped."""
+    """Everything that a worker needs to hash the subsequences of one shard. Hashes above `limit` are dropped."""
 
     path: Path
     tokenizer: TokenizerInfo
@@ -76,7 +76,7 @@ def find_overlaps(manifest: Manifest, folder: Path, length_bases: int, executor:
 
 
 def hash_shard(task: HashTask) -> NDArray[np.uint64]:
-    """Return the hashes of a shard's forward-strand subsequences, except those above the limit, shape (n,)."""
+    """Return the hashes of a shard's forward-strand subsequences, shape (n,). Hashes above `task.limit` are dropped."""
     decode = make_decoder(task.tokenizer, task.path.parent)
     kept = [np.empty(0, np.uint64)]
     for _, meta, ids in read_segments(task.path):
@@ -89,7 +89,8 @@ def hash_shard(task: HashTask) -> NDArray[np.uint64]:
 def subsequence_hashes(codes: NDArray[np.uint8], length_bases: int) -> NDArray[np.uint64]:
     """Return a strand-independent hash of each subsequence of `length_bases` bases.
 
-    Subsequences with an ambiguous base are dropped. Shapes: codes (N,) → at most (N - length_bases + 1,), uint64.
+    `codes` (N,) are base codes. The result has at most N - length_bases + 1 hashes, uint64, because subsequences with
+    an ambiguous base are dropped.
     """
     if len(codes) < length_bases:
         return np.empty(0, dtype=np.uint64)
@@ -101,7 +102,10 @@ def subsequence_hashes(codes: NDArray[np.uint8], length_bases: int) -> NDArray[n
 
 
 def _forward_hashes(codes: NDArray[np.uint8], length: int) -> NDArray[np.uint64]:
-    """Return a hash of each subsequence of `length` bases, combined from hashes of 1, 2, 4, … bases."""
+    """Return a hash of each subsequence of `length` bases, shape (N,) → (N - length + 1,) for N base codes.
+
+    Hashes of 1, 2, 4, … bases are joined, so the time grows with the logarithm of `length`.
+    """
     words = _mix(codes.astype(np.uint64) + np.uint64(1))
     word_length = 1
     result: NDArray[np.uint64] | None = None

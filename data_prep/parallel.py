@@ -24,7 +24,8 @@ def open_executor(workers: int) -> Iterator[Executor | None]:
     """Yield an executor for `run_all`.
 
     With one worker, this process does the work. Under an MPI launcher the ranks are the workers, and `workers` is
-    ignored. Rank 0 gets the executor. The other ranks first work for rank 0, and get None when it has finished.
+    ignored. Only rank 0 gets an executor. Every other rank does work for rank 0, and gets None after rank 0 has
+    finished.
 
     Raises `ConfigError` under an MPI launcher if mpi4py is not installed.
     """

@@ -103,18 +103,23 @@ def background(size: int, cumulative: NDArray[np.float64], rng: SequentialRandom
 
 @dataclass(frozen=True)
 class Element:
-    """Planted element: its motifs (MOTIFS_PER_ELEMENT, MOTIF_BASES) as base codes, and the bases after each motif."""
+    """Planted element: motifs as base codes, and the number of bases after each motif.
+
+    `motifs` has the shape (MOTIFS_PER_ELEMENT, MOTIF_BASES). `spacers` has one number per motif.
+    """
 
     motifs: NDArray[np.uint8]
     spacers: tuple[int, ...]
 
     @property
     def max_bases(self) -> int:
-        """Largest possible length of a copy, in bases."""
+        """Largest possible length of a planted copy of the element, in bases."""
         return len(self.motifs) * (MOTIF_BASES + 1) + sum(self.spacers)
 
     def plant(self, codes: NDArray[np.uint8], start: int, rng: SequentialRandom, shuffled: bool = False) -> None:
-        """Write one copy into `codes` from `start` on. Mutate a few bases and vary the spacers by at most one base.
+        """Write one copy of the element into `codes` from `start` on.
+
+        A few bases are mutated, and the distance after each motif varies by at most one base.
 
         Args:
             shuffled: Whether to shuffle the bases within each motif.
@@ -154,9 +159,10 @@ def _genome(size: int, cumulative: NDArray, elements: list[Element], rng: Sequen
 
 
 def _plant_repeats(codes: NDArray[np.uint8], lower: NDArray[np.bool_], rng: SequentialRandom) -> None:
-    """Overwrite about `REPEAT_FRACTION` of the genome with copies of repeat families, and mark them as lower case.
+    """Overwrite about `REPEAT_FRACTION` of the genome `codes` with copies of repeat families.
 
-    A copy can be on either strand. In each copy, 5 to 20 % of the bases are replaced by random bases.
+    `lower` is set to True at the overwritten positions, which are later written in lower case. A copy can be on either
+    strand. In each copy, 5 to 20 % of the bases are replaced by random bases.
     """
     families = [rng.below(4, int(length)).astype(np.uint8) for length in 200 + rng.below(800, NUM_FAMILIES)]
     size = len(codes)
@@ -185,7 +191,7 @@ def _write_fasta(path: Path, letters: NDArray[np.uint8]) -> None:
 
 
 def _write_labelled(path: Path, rows: int, cumulative: NDArray, elements: list[Element], rng: SequentialRandom) -> None:
-    """Write `rows` labelled sequences in random order, half of them with each label."""
+    """Write `rows` sequences to the CSV file `path`, in random order. Half have the label 0, half the label 1."""
     windows = background(rows * WINDOW_BASES, cumulative, rng).reshape(rows, WINDOW_BASES)
     labels = np.arange(rows) % 2
     kinds = rng.below(NUM_ELEMENTS, rows)

@@ -1,4 +1,4 @@
-"""Command `stats`: report bases left out by reason, GC content, bases per token, and a histogram of segment lengths."""
+"""Command `stats`: report GC content, bases per token, a histogram of segment lengths, and the bases left out."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ from dnabert_rm.data.manifest import SPLITS, Manifest, TokenizerInfo, load_manif
 from dnabert_rm.data.shards import read_segments
 from dnabert_rm.genome.kmer import AMBIGUOUS, BASE_ORDER
 from dnabert_rm.utils.errors import ConfigError
+from dnabert_rm.utils.files import check_not_input
 from dnabert_rm.utils.progress import progress_bar
 
 _MAX_BAR_CHARACTERS = 40
 _BAR_CHARACTERS = "█#"
-"""The second one is for terminals that can't show the first."""
+"""Characters for bars: "#" is for terminals that can't show "█"."""
 
 
 class CountTask(NamedTuple):
@@ -35,6 +36,8 @@ class CountTask(NamedTuple):
 def run(folder: Path, as_json: bool, plot: str | None, executor: Executor) -> int:
     """Run `stats`: print a table or one JSON object. If `plot` is given, also write the histogram to this file."""
     manifest = load_manifest(folder)
+    if plot is not None:
+        check_not_input(Path(plot), [folder], "--plot")
     content = collect(manifest, folder, executor)
     if plot is not None:
         draw_histogram(content["segment_tokens"], Path(plot))
@@ -43,7 +46,10 @@ def run(folder: Path, as_json: bool, plot: str | None, executor: Executor) -> in
 
 
 def collect(manifest: Manifest, folder: Path, executor: Executor) -> dict[str, Any]:
-    """Return the summary of `inspect` with the histogram, and with base counts, GC and bases per token per split."""
+    """Return the summary of `inspect`, extended by a histogram of segment lengths.
+
+    The summary of each split also has its base counts, GC content and bases per token.
+    """
     content = describe(manifest, folder)
     letters = {split: np.zeros(AMBIGUOUS + 1, dtype=np.int64) for split in SPLITS}
     tasks = [CountTask(folder / shard.name, manifest.tokenizer) for shard in manifest.shards]
@@ -62,7 +68,7 @@ def collect(manifest: Manifest, folder: Path, executor: Executor) -> dict[str, A
 
 
 def count_letters(task: CountTask) -> NDArray[np.int64]:
-    """Return how often each base code occurs in a shard's forward-strand segments, shape (5,).
+    """Return the numbers of A, T, C, G and ambiguous bases in a shard's forward-strand segments, shape (5,).
 
     Bases that a segment shares with the segment before it count once.
     """
@@ -82,9 +88,9 @@ def count_letters(task: CountTask) -> NDArray[np.int64]:
 
 
 def histogram(lengths: NDArray[np.int64]) -> list[dict[str, int]]:
-    """Return the histogram of segment lengths: the number of `segments` and their `tokens` in each bin.
+    """Return the histogram of segment lengths: for each bin, the number of `segments` and their total `tokens`.
 
-    A bin holds lengths of at least `from` and less than `to` tokens. Both are powers of two.
+    A bin holds lengths of at least `from` and less than `to` tokens. The bounds of bins are powers of two.
     """
     power = np.floor(np.log2(lengths)).astype(int)
     return [

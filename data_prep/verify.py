@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.bpe import load_model, piece_bases
 from data_prep.parallel import run_all
 from dnabert_rm.data.manifest import ContigInfo, Manifest, ShardInfo, TokenizerInfo, load_manifest, segment_keys
 from dnabert_rm.data.shards import Meta, read_segments
+from dnabert_rm.genome.bpe_model import load_model, piece_bases
 from dnabert_rm.genome.kmer import NUM_SPECIAL, UNK_ID, id_dtype
 from dnabert_rm.utils.errors import DataError
 from dnabert_rm.utils.files import sha256_of_file
@@ -98,7 +98,7 @@ def _has_model(folder: Path, tokenizer: TokenizerInfo) -> bool:
 
 
 def check_shard(check: ShardCheck) -> tuple[str | None, SegmentsByContig]:
-    """Check one shard. Return a description of its first fault, or None, and its segments (none after a fault)."""
+    """Check one shard. Return (description of the first fault, {}), or (None, all segments) without a fault."""
     segments: SegmentsByContig = defaultdict(list)
     path = check.folder / check.info.name
     info = check.info
@@ -128,7 +128,7 @@ def check_shard(check: ShardCheck) -> tuple[str | None, SegmentsByContig]:
 
 
 class _IdsCheck:
-    """Check of a segment's ids: their data type, range, consistency and number of bases."""
+    """Check of a segment's ids: data type, range, number of bases, and overlap of neighbouring k-mers."""
 
     def __init__(self, check: ShardCheck) -> None:
         tokenizer = check.tokenizer
@@ -156,7 +156,10 @@ class _IdsCheck:
         return None
 
     def _chunk_fault(self, ids: NDArray) -> str | None:
-        """Return a description of an id out of range or of neighbouring k-mers that do not overlap, or None."""
+        """Return a description of a fault in consecutive ids, or None.
+
+        A fault is an id out of range, or two neighbouring k-mers that do not overlap.
+        """
         # The subtraction is unsigned, so special tokens wrap around to values above every other id.
         numbers = ids - self._dtype.type(NUM_SPECIAL)
         known = numbers[ids != UNK_ID] if self._unk_allowed else numbers
@@ -178,7 +181,10 @@ class _IdsCheck:
 
 
 def contig_faults(manifest: Manifest, segments: SegmentsByContig) -> Iterator[str]:
-    """Yield a description of each contig fault. Every base must be in one split only, or counted as left out."""
+    """Check that segments cover every contig, and yield a description of each fault.
+
+    Every base must be in one split only, or counted as left out.
+    """
     k = manifest.tokenizer.k or 1
     strands = {"+", "-"} if manifest.options.get("strand") == "both" else {None}
     for contig in manifest.contigs:
@@ -195,7 +201,10 @@ def contig_faults(manifest: Manifest, segments: SegmentsByContig) -> Iterator[st
 
 
 def _coverage_fault(contig: ContigInfo, segments: list[StoredSegment], k: int) -> str | None:
-    """Check a contig's segments on one strand, sorted by start. Return a description of the first fault, or None."""
+    """Check that segments cover a contig. Return a description of the first fault, or None.
+
+    `segments` are the contig's segments on one strand, sorted by start.
+    """
     covered = reached = 0
     for before, segment in zip([None, *segments], segments, strict=False):
         if before is not None:

@@ -33,11 +33,11 @@ _PARSER = MarkdownIt("commonmark").enable("table")
 def faults(root: Path) -> Iterator[str]:
     """Yield a message for each broken link or path in the Markdown files below `root`."""
     for page in sorted(path for pattern in PAGES for path in root.glob(pattern)):
-        name, tokens = page.relative_to(root).as_posix(), _PARSER.parse(page.read_text())
+        name, tokens = page.relative_to(root).as_posix(), _PARSER.parse(page.read_text(encoding="utf-8"))
         for line, target in links(tokens):
             if problem := link_problem(root, page, target):
                 yield f"{name}:{line}: {target}: {problem}"
-        for line, text in enumerate(page.read_text().splitlines(), 1):
+        for line, text in enumerate(page.read_text(encoding="utf-8").splitlines(), 1):
             for path in _PATH.findall(text):
                 if not any(root.glob(path)):
                     yield f"{name}:{line}: {path}: no such file"
@@ -63,7 +63,7 @@ def link_problem(root: Path, page: Path, target: str) -> str:
         return "points outside the project"
     if not file.exists():
         return "no such file"
-    if anchor and file.suffix == ".md" and anchor not in anchors(file.read_text()):
+    if anchor and file.suffix == ".md" and anchor not in anchors(file.read_text(encoding="utf-8")):
         return "no such heading"
     return ""
 

@@ -209,7 +209,7 @@ def own_first(preset: str) -> list[str]:
 
 def purpose(preset: str) -> str:
     """Return the purpose of a preset: the text after the colon in the first line of its file."""
-    first = (resources.files("dnabert_rm") / "presets" / f"{preset}.toml").read_text().splitlines()[0]
+    first = (resources.files("dnabert_rm") / "presets" / f"{preset}.toml").read_text(encoding="utf-8").splitlines()[0]
     return first.partition(": ")[2].rstrip(".")
 
 
@@ -219,7 +219,7 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if the page is not up to date")
     if not parser.parse_args().check:
         PAGE.write_text(page())
-    elif not PAGE.is_file() or PAGE.read_text() != page():
+    elif not PAGE.is_file() or PAGE.read_text(encoding="utf-8") != page():
         print(f"docs/{PAGE.name} does not match the code; run `make docs` (`{COMMAND}`)", file=sys.stderr)
         return 1
     return 0

@@ -11,7 +11,7 @@ genome=${2:-}
 scripts="$(cd "$(dirname "$0")" && pwd)"
 # Use two CPU ranks even if there is a GPU, so that the demo is the same everywhere.
 export DS_ACCELERATOR=cpu
-export DEEPSPEED_ARGS="--quiet --num_gpus 2 --master_port $((20000 + RANDOM % 20000))"
+export DEEPSPEED_ARGS="--quiet --num_gpus 2"
 
 say() { printf '\n== %s\n' "$*" >&2; }
 

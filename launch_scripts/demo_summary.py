@@ -33,7 +33,7 @@ def phase_rows(metrics: list[dict]) -> list[PhaseRow]:
 
 def main(folder: Path) -> None:
     """Print the summary of the results in a demo folder."""
-    metrics = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
+    metrics = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     print("\nphase  spans up to  loss at its end  masked accuracy")
     for phase, span, loss, accuracy in phase_rows(metrics):
         print(f"{phase:>5}  {span:>11}  {loss:>15.3f}  {accuracy:>15.3f}")
@@ -41,7 +41,7 @@ def main(folder: Path) -> None:
     if all(path.exists() for path in scores.values()):
         print("\nfine-tuning      test MCC   test accuracy")
         for start, path in scores.items():
-            test = json.loads(path.read_text())["metrics"]["test"]
+            test = json.loads(path.read_text(encoding="utf-8"))["metrics"]["test"]
             print(f"{start:<15}  {test['mcc']:>8.3f}   {test['accuracy']:>13.3f}")
     print(f"\nCurves: .venv/bin/tensorboard --logdir {folder / 'run'}")
 

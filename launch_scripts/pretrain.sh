@@ -22,6 +22,24 @@ fi
 # Report a mistake in a flag in one line, within a second, before any rank starts.
 python "$here/$(basename "$0")" --check "$@" || exit
 
+# DeepSpeed's launcher ignores MASTER_PORT and uses port 29500, so a second run on this machine would fail. On one node,
+# choose a free port. With a host file, launchers on several nodes may have to agree, so the default stays. DeepSpeed
+# reads /job/hostfile if it exists.
+port="${MASTER_PORT:-}"
+several=
+for word in ${DEEPSPEED_ARGS:-}; do
+    case "$word" in -H* | --ho*) several=yes ;; esac
+done
+if [ -z "$port$several" ] && [ ! -f /job/hostfile ]; then
+    port="$(python -c 'from dnabert_rm.distributed.launchers import free_port; print(free_port())')" || exit
+fi
+case "$port" in
+    *[!0-9]*)
+        echo "pretrain.sh: error: MASTER_PORT is '$port', but must be a number; correct or unset the variable" >&2
+        exit 2
+        ;;
+esac
+
 # At a signal, DeepSpeed's launcher either kills the ranks, or dies and leaves them running. So this shell handles the
 # signals. It creates a stop file at SIGTERM, SIGUSR1 (Slurm's warning), SIGHUP and Ctrl-C. The ranks then finish the
 # step, save, and exit with code 75. A second Ctrl-C kills them at once. docs/stopping.md has the complete table.
@@ -46,8 +64,9 @@ done
 # Job control puts the launcher and all ranks into a separate process group, which Ctrl-C does not reach.
 set -m
 # Show only warnings and errors. Otherwise the launcher logs ten lines at the start.
+# The launcher uses the last --master_port, so DEEPSPEED_ARGS takes precedence.
 # shellcheck disable=SC2086  # DEEPSPEED_ARGS holds several words
-deepspeed --log_level warning ${DEEPSPEED_ARGS:-} "$here/$(basename "$0")" "$@" </dev/null &
+deepspeed --log_level warning ${port:+--master_port $port} ${DEEPSPEED_ARGS:-} "$here/$(basename "$0")" "$@" </dev/null &
 launcher=$!
 # A signal interrupts `wait`, so wait until the launcher has ended. The last `wait` returns its exit code.
 while kill -0 "$launcher" 2>/dev/null; do

@@ -1,7 +1,7 @@
 """Record of an unfinished build. The same command resumes the build from its record.
 
-The record is the hidden folder `.build` in the output folder. It holds a lock, the options, the inputs' checksums, the
-`ShardInfo` of every finished shard, and decompressed inputs. It is removed when the build is complete.
+The record is the hidden folder `.build` in the output folder. It holds a lock, the options, the checksums of the input
+files, the decompressed inputs, and one JSON file per finished shard. It is removed when the build is complete.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _LOCK_NAME = "lock"
 
 
 class BuildRecord:
-    """Record of the build in `folder`. Its files are in `scratch`, which is the subfolder `.build`."""
+    """Record of the build in the output folder `folder`. The record is stored in the subfolder `.build` (`scratch`)."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -36,8 +36,8 @@ class BuildRecord:
     def open(self, options: BuildOptions, sources: list[SourceInfo]) -> Iterator[None]:
         """Lock the folder and record the build during the `with` block. Remove the record on success.
 
-        After a `UserError` or `OSError` the record is kept if at least one shard is finished. Otherwise the record is
-        removed, and the folder too if this call created it.
+        After a `UserError` or `OSError`, the record is kept if at least one shard is finished. If no shard is finished,
+        the record is removed, and the folder too if this call created it.
 
         Raises `ConfigError` if the folder holds a different build, or if another process is building in it.
         """
@@ -61,25 +61,26 @@ class BuildRecord:
                 raise
 
     def finished_shards(self) -> dict[str, ShardInfo]:
-        """Return the finished shards keyed by name, as recorded in the manifest or else in the scratch folder."""
+        """Return the `ShardInfo` (manifest entry) of each finished shard, keyed by name.
+
+        The entries are from the manifest if the build is complete, otherwise from the record.
+        """
         if (self.folder / MANIFEST_NAME).exists():
             return {shard.name: shard for shard in load_manifest(self.folder).shards}
         found = {}
         for path in self.scratch.glob("shard-*.tar.json"):
             with contextlib.suppress(ValueError, TypeError):
-                info = ShardInfo(**json.loads(path.read_text()))
+                info = ShardInfo(**json.loads(path.read_text(encoding="utf-8")))
                 found[info.name] = info
         return found
 
     def _check_same_build(self, inputs: dict[str, Any]) -> None:
-        """Raise `ConfigError` if the folder's shards were built with other options or sources."""
+        """Raise `ConfigError` if the folder's shards were built with different options or input files."""
         earlier = self._load()
         if earlier is None:
             unknown = next(self.folder.glob("shard-*.tar"), None)
             if unknown is not None:
-                raise ConfigError(
-                    f"--out {self.folder}: holds {unknown.name} of an unknown build; choose an empty folder"
-                )
+                raise ConfigError(f"--out {self.folder}: holds {unknown.name}, but no manifest; choose an empty folder")
         elif earlier != inputs:
             raise ConfigError(
                 f"--out {self.folder}: holds another build ({'; '.join(_differences(earlier, inputs))}); "
@@ -87,12 +88,15 @@ class BuildRecord:
             )
 
     def _load(self) -> dict[str, Any] | None:
-        """Return the options and sources of the folder's build, finished or not. Return None if there is no build."""
+        """Return the options and input files of the folder's build, or None if there is no build.
+
+        The build can be finished or unfinished.
+        """
         if (self.folder / MANIFEST_NAME).exists():
             manifest = load_manifest(self.folder)
             return {"options": manifest.options, "sources": [asdict(source) for source in manifest.sources]}
         with contextlib.suppress(FileNotFoundError, ValueError):
-            recorded: dict[str, Any] = json.loads((self.scratch / _PLAN_NAME).read_text())
+            recorded: dict[str, Any] = json.loads((self.scratch / _PLAN_NAME).read_text(encoding="utf-8"))
             return recorded
         return None
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.bpe import MODEL_NAME, load_model
 from data_prep.inspect import summary
 from data_prep.parallel import run_all
 from data_prep.sharding.build_record import BuildRecord, is_intact
@@ -24,6 +23,7 @@ from data_prep.sharding.shard_plan import Plan, ShardPlan, bases_of_splits, make
 from data_prep.sharding.shard_writer import ContigRef, ShardTask, write_shard
 from data_prep.sharding.sources import Source
 from dnabert_rm.data.manifest import MANIFEST_NAME, ContigInfo, Manifest, ShardInfo, TokenizerInfo
+from dnabert_rm.genome.bpe_model import MODEL_NAME, load_model
 from dnabert_rm.genome.contigs import Contig
 from dnabert_rm.genome.kmer import vocab_size
 from dnabert_rm.patches.webdataset_patches import tar_writer_class
@@ -48,8 +48,8 @@ class Job:
 def build(job: Job, executor: Executor) -> dict[str, Any]:
     """Build a folder of shards, or resume an unfinished build. Return the summary that `inspect` prints.
 
-    Raises `ConfigError` or `DataError`. After an error, finished shards are kept for the next run. Without finished
-    shards, no files remain.
+    Raises `ConfigError` or `DataError`. Shards that are already finished are kept for the next run. If no shard is
+    finished, all files of this build are removed.
     """
     try:
         return _build(job, BuildRecord(job.folder), executor)
@@ -79,7 +79,9 @@ def _build(job: Job, record: BuildRecord, executor: Executor) -> dict[str, Any]:
         refs = [ContigRef(c.genome, c.name, paths[c.source], sources[c.source].path) for c in contigs]
         shards = _write_shards(options, refs, plan, record, model, executor)
         if _sizes_and_times(sources) != sizes_and_times:
-            raise DataError("an input file changed during the build; build again, into an empty folder")
+            raise DataError(
+                f"--out {job.folder}: an input file changed during the build; build again, into an empty folder"
+            )
         if model is not None:
             os.replace(model, job.folder / MODEL_NAME)
         rows = _contig_infos(contigs, plan, shards, options)
@@ -94,15 +96,17 @@ def _sizes_and_times(sources: Sequence[Source]) -> list[tuple[int, int]]:
 
 
 def _prepare_tokenizer(job: Job, scratch: Path) -> tuple[TokenizerInfo, str | None]:
-    """Return the manifest's tokenizer entry and, for BPE, the path of the model's copy in `scratch` (else None)."""
+    """Return the tokenizer's manifest entry, and the path of a copy of the BPE model.
+
+    The copy is made in `scratch`, the folder for temporary files. For k-mers the path is None.
+    """
     if job.options.k is not None:
         return TokenizerInfo("kmer", vocab_size(job.options.k), job.options.k), None
     assert job.bpe_model is not None
     size = load_model(job.bpe_model).vocab_size()
     if job.options.strand == "forward":
         notice(
-            "with BPE, training can't use the reverse strand, shifted starts or non-overlapping tokens; "
-            "pass --strand both to store both strands"
+            "training can't reverse-complement or shift BPE ids; pass --strand both to also store the reverse strand"
         )
     copy = scratch / MODEL_NAME
     shutil.copyfile(job.bpe_model, copy)
@@ -117,7 +121,7 @@ def _write_shards(
     bpe_model: str | None,
     executor: Executor,
 ) -> list[ShardInfo]:
-    """Write the shards that are not finished yet. Return the `ShardInfo` of all shards, in the plan's order."""
+    """Write the unfinished shards. Return the `ShardInfo` (manifest entry) of all shards, in the plan's order."""
     infos = _finished_shards(plan, record, executor)
     if infos:
         notice(f"{record.folder}: {len(infos)} of {len(plan.shards)} shards are already finished")
@@ -132,7 +136,7 @@ def _write_shards(
 
 
 def _finished_shards(plan: Plan, record: BuildRecord, executor: Executor) -> dict[str, ShardInfo]:
-    """Return the planned shards that an earlier run finished and that are still intact, keyed by name."""
+    """Return the intact shards of an earlier run of this build, keyed by name."""
     recorded = record.finished_shards()
     known = [recorded[shard.name] for shard in plan.shards if shard.name in recorded]
     checks = run_all(executor, functools.partial(is_intact, record.folder), known)
@@ -149,7 +153,7 @@ def _shard_task(
 def _contig_infos(
     contigs: Sequence[Contig], plan: Plan, shards: Sequence[ShardInfo], options: BuildOptions
 ) -> list[ContigInfo]:
-    """Return the manifest entry of every contig: length, number of tokens, and bases left out."""
+    """Return each contig's manifest entry: length, number of tokens, and bases left out for each reason."""
     tokens = np.zeros(len(contigs), dtype=np.int64)
     for shard, info in zip(plan.shards, shards, strict=True):
         np.add.at(tokens, np.repeat(shard.segments.contig, options.strands), info.segments)

@@ -1,4 +1,4 @@
-"""Decompress gzip and bgzip inputs once, into the scratch folder.
+"""Decompress gzip and bgzip inputs once, into a temporary folder.
 
 Workers read parts of a file, but a gzip file can only be read from its start. A bgzip file consists of small gzip
 blocks of known sizes, so several workers decompress it together.
@@ -47,7 +47,7 @@ def is_gzip(path: str) -> bool:
 
 
 def check_headers(sources: Sequence[Source]) -> None:
-    """Check that every file begins like FASTA, before the slow scan. Raise `DataError` for the first that does not."""
+    """Raise `DataError` for the first file that does not begin like FASTA. Call this before the slow scan."""
     for source in sources:
         with open(source.path, "rb") as stream:
             if is_gzip(source.path):
@@ -58,9 +58,10 @@ def check_headers(sources: Sequence[Source]) -> None:
 
 
 def decompress_sources(sources: Sequence[Source], scratch: Path, executor: Executor) -> dict[int, str]:
-    """Decompress every gzip or bgzip source into `scratch`. Return the output paths, keyed by source index.
+    """Decompress every gzip or bgzip input into the folder `scratch`.
 
-    Files that an earlier run decompressed are reused. Raises `DataError` for damaged files.
+    Return the paths of the decompressed files, keyed by the input's index in `sources`. Files that an earlier run
+    decompressed are reused. Raises `DataError` for damaged files.
     """
     outputs = {i: str(scratch / f"source-{i}.fa") for i, source in enumerate(sources) if is_gzip(source.path)}
     temporaries = {i: f"{path}.tmp" for i, path in outputs.items() if not Path(path).exists()}
@@ -98,8 +99,8 @@ def cut_parts(path: str, output: str) -> list[Part]:
 def bgzip_blocks(path: str) -> list[tuple[int, int]] | None:
     """Return (offset, uncompressed bytes) of every block of a bgzip file.
 
-    The result is None for plain gzip, a mixture of both, or data after the last block. All of these can be read from
-    their start only. Raises `DataError` if the last block is incomplete.
+    Return None for plain gzip, or if plain gzip or any other data follow a block. Such a file can only be read from its
+    start. Raises `DataError` if the last block is incomplete.
     """
     blocks: list[tuple[int, int]] = []
     with open(path, "rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:

@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.bpe import load_model
 from data_prep.sharding.options import BuildOptions
+from dnabert_rm.genome.bpe_model import load_model
 from dnabert_rm.genome.contigs import pure_codes
 from dnabert_rm.genome.kmer import codes_to_bases, encode, encode_codes, id_dtype, vocab_size
 
 Encoder = Callable[[NDArray[np.uint8]], Iterator[tuple[str | None, NDArray]]]
-"""Function from a segment's letters (N,) to (strand, ids) pairs. The ids have shape (T,).
+"""Function from a segment's N letters (N,) to (strand, ids) pairs. T tokens have ids of shape (T,).
 
 The strand is "+" or "-", or None if only the forward strand is stored.
 """
@@ -22,7 +22,10 @@ _U_AS_T = bytes.maketrans(b"Uu", b"Tt")
 
 
 def make_encoder(options: BuildOptions, bpe_model: str | None) -> Encoder:
-    """Return the encoder for these options. `bpe_model` is the path of a SentencePiece model, or None for k-mers."""
+    """Return a function that converts a segment's letters to (strand, token ids) pairs.
+
+    `bpe_model` is the path of a SentencePiece model, or None for k-mers.
+    """
     k = options.k
     if k is None:
         assert bpe_model is not None

@@ -1,4 +1,4 @@
-"""Build options that change the shards' bytes. They are checked when they are created."""
+"""Options of `build` that change the shards' bytes. Creating invalid options raises `ConfigError`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dnabert_rm.utils.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentOptions(Settings):
-    """Options for segments, contigs and splits, shared by the flags of `build` and `BuildOptions`."""
+    """Options for segments, contigs and splits. Base class of `BuildOptions` and of the flags of `build`."""
 
     segment_tokens: int = setting(1 << 16, metavar="N", minimum=1)
     """Largest length of a segment."""
@@ -91,7 +91,10 @@ class BuildOptions(SegmentOptions):
 
     @property
     def unit_bases(self) -> int:
-        """Unit of segment lengths, in bases: k, or 1 for BPE, because BPE tokens are not known before encoding."""
+        """Bases per token for computing segment lengths: k, or 1 for BPE.
+
+        BPE tokens are not known before encoding, so the lengths of BPE segments are counted in bases.
+        """
         return self.k or 1
 
     def to_json(self) -> dict[str, Any]:

@@ -21,15 +21,17 @@ from dnabert_rm.utils.progress import notice, progress_bar
 def scan_files(
     sources: Sequence[Source], paths: Mapping[int, str], rna: bool, executor: Executor, checksums: bool = False
 ) -> tuple[list[SourceInfo], dict[int, list[Piece]]]:
-    """Scan uncompressed files. Return the sources' checksums, and the scanned pieces of each file by source index.
+    """Scan uncompressed files. Return the checksums of all inputs, and the scanned records of each file.
 
-    Checksums are computed at the same time as the scans. One worker computes the checksum of a file, but several
-    workers share its scan.
+    Several workers scan one file, so a long record consists of several `Piece` objects. Other workers compute checksums
+    at the same time, one file each.
 
     Args:
-        paths: Paths of the uncompressed files to scan, keyed by source index.
+        sources: All input files.
+        paths: Paths of the uncompressed files to scan, keyed by index in `sources`. The returned records have the same
+            keys.
         rna: Read U as T.
-        checksums: Also compute the `SourceInfo` of every source. Otherwise the first result is empty.
+        checksums: Also compute the `SourceInfo` (with checksum) of every input. If false, return an empty list.
 
     Raises `DataError` for a file that is not FASTA.
     """
@@ -53,7 +55,7 @@ def scan_files(
 def join_contigs(
     sources: Sequence[Source], paths: Mapping[int, str], pieces: Mapping[int, list[Piece]]
 ) -> list[Contig]:
-    """Join the scanned pieces and return the contigs of all files, in input order.
+    """Join the parts of records that several workers scanned. Return the contigs of all files, in input order.
 
     Raises `DataError` for a file of proteins, for RNA without `--rna`, and for a contig that occurs twice in a genome.
     """

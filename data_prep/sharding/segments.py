@@ -1,7 +1,8 @@
-"""Division of runs of A, C, G, T into segments.
+"""Division of contigs into gap-free ranges, and of ranges into segments.
 
-All functions are pure functions of integers. Lengths are in tokens of k bases. Consecutive segments of a run
-share k - 1 bases, so no token is lost. For BPE k is 1, and lengths are in bases.
+All functions are pure functions of integers. The array `runs` (n, 2) holds the start and end of each gap-free range.
+Segment lengths are in tokens of k bases. Consecutive segments of a range share k - 1 bases, so that every k-mer is in
+one segment. For BPE k is 1, and lengths are in bases.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class ContigAxis:
-    """One coordinate axis for all contigs. There is one unused position after each contig.
+    """Coordinates along all contigs laid end to end, with one unused position after each contig.
 
-    Runs of all contigs are then rows of one array, so planning 100,000 scaffolds is as fast as planning one chromosome.
+    With common coordinates the gap-free ranges of all contigs fit in one array. Planning 100,000 scaffolds is then as
+    fast as planning one chromosome.
 
-    `starts` holds the contigs' first positions on the axis, `lengths` their lengths in bases. Both have shape
-    (contigs,).
+    `starts` holds each contig's first position in these coordinates, `lengths` each contig's length in bases. The shape
+    of both arrays is (contigs,).
     """
 
     starts: NDArray[np.int64]
@@ -28,21 +30,24 @@ class ContigAxis:
 
     @classmethod
     def from_lengths(cls, lengths: Sequence[int]) -> ContigAxis:
-        """Return the axis for contigs of these lengths, in bases."""
+        """Return the coordinates for contigs of these lengths, in bases."""
         sizes = np.array(lengths, dtype=np.int64)
         return cls(np.cumsum(sizes + 1) - sizes - 1, sizes)
 
     def contig_of(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the contig index at each of `positions` (n,), shape (n,)."""
+        """Return the index of the contig at each of `positions`, (n,) → (n,).
+
+        Positions count along all contigs laid end to end.
+        """
         return np.searchsorted(self.starts, positions, "right") - 1
 
     def runs(self, gaps: Sequence[NDArray[np.int64]], included: NDArray[np.bool_], unk_bases: int) -> NDArray[np.int64]:
-        """Return the start and end of each run between gaps, as positions on the axis, shape (runs, 2).
+        """Return the gap-free ranges of all contigs, as positions along all contigs laid end to end, shape (ranges, 2).
 
         Args:
-            gaps: Start and end of the gaps of each contig, (n, 2), as positions in the contig.
-            included: Whether each contig is included, (contigs,). Excluded contigs have no runs.
-            unk_bases: Gaps of at most this many bases do not end a run, except at the ends of a contig.
+            gaps: For each contig the start and end of its gaps, (n, 2), as positions in the contig.
+            included: Whether each contig is included, (contigs,). Excluded contigs have no ranges.
+            unk_bases: Gaps of at most this many bases do not end a range, except at the ends of a contig.
         """
         contig = np.repeat(np.arange(len(gaps)), [len(rows) for rows in gaps])
         table = np.concatenate([np.empty((0, 2), np.int64), *gaps])
@@ -61,9 +66,9 @@ class ContigAxis:
 
 
 def runs_between(gaps: NDArray[np.int64], length: int) -> NDArray[np.int64]:
-    """Return the runs between gaps on an axis of `length` positions, shape (runs, 2).
+    """Return the ranges between gaps in a sequence of `length` positions, shape (ranges, 2).
 
-    The gaps (n, 2) must be sorted and disjoint.
+    `gaps` (n, 2) holds the start and end of each gap. Gaps must be sorted and disjoint.
     """
     starts = np.concatenate([[0], gaps[:, 1]])
     ends = np.concatenate([gaps[:, 0], [length]])
@@ -71,7 +76,10 @@ def runs_between(gaps: NDArray[np.int64], length: int) -> NDArray[np.int64]:
 
 
 def cut_at(runs: NDArray[np.int64], cuts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the parts of runs (n, 2) that are cut at the positions `cuts`, shape (m, 2). All bases are kept."""
+    """Cut ranges at the positions `cuts`. Return all parts, shape (m, 2).
+
+    `runs` (n, 2) holds the start and end of each range.
+    """
     inside = cuts[(np.searchsorted(runs[:, 0], cuts, "left") > np.searchsorted(runs[:, 1], cuts, "right"))]
     starts = np.sort(np.concatenate([runs[:, 0], inside]))
     ends = np.sort(np.concatenate([runs[:, 1], inside]))
@@ -79,14 +87,18 @@ def cut_at(runs: NDArray[np.int64], cuts: NDArray[np.int64]) -> NDArray[np.int64
 
 
 def long_enough(runs: NDArray[np.int64], k: int, min_tokens: int) -> NDArray[np.bool_]:
-    """Return whether each run (n, 2) holds at least `min_tokens` tokens, and at least one token, shape (n,)."""
+    """Return whether each range of bases holds at least `min_tokens` k-mers, and at least one k-mer, shape (n,).
+
+    `runs` (n, 2) holds the start and end of each range.
+    """
     return runs[:, 1] - runs[:, 0] - k + 1 >= max(1, min_tokens)
 
 
 def cut_runs(runs: NDArray[np.int64], k: int, segment_tokens: int) -> NDArray[np.int64]:
-    """Cut runs (n, 2) into nearly equal segments of at most `segment_tokens` tokens, shape (m, 2) in bases.
+    """Cut each range of bases into nearly equal segments of at most `segment_tokens` k-mers. Return segments (m, 2).
 
-    A segment with the tokens a … b - 1 of a run covers the run's bases a … b + k - 2.
+    `runs` (n, 2) holds the start and end of each range. A segment with k-mers a … b - 1 of a range covers bases
+    a … b + k - 2. Consecutive segments share k - 1 bases.
     """
     tokens = runs[:, 1] - runs[:, 0] - k + 1
     parts = -(-tokens // segment_tokens)

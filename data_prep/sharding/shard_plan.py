@@ -21,7 +21,8 @@ class Segments:
     """Table of segments in storage order. Every array has shape (segments,).
 
     `contig` is the contig's index, `start` and `end` are base positions in the contig, and `split` is an index into
-    `SPLITS`. Reading can start at byte `anchor_byte` of the file, where base `anchor_base` of the contig is stored.
+    `SPLITS`. Reading starts at the byte offset `anchor_byte` of the FASTA file, at or before the segment. `anchor_base`
+    is the position of the base at this offset.
     """
 
     contig: NDArray[np.int64]
@@ -35,7 +36,7 @@ class Segments:
         return len(self.contig)
 
     def take(self, rows: NDArray[np.int64] | slice) -> Segments:
-        """Return the segments in `rows`, in that order."""
+        """Return the segments with the indices `rows`, in that order."""
         return Segments(**{name: column[rows] for name, column in vars(self).items()})
 
 
@@ -95,7 +96,11 @@ def _make_segments(
     split: NDArray[np.int64],
     options: BuildOptions,
 ) -> Segments:
-    """Cut runs on the axis into segments. Return them in input order, with positions in their contigs."""
+    """Cut gap-free ranges into segments. Return the segments in input order, with coordinates in their contigs.
+
+    `runs` (n, 2) holds the start and end of each range, as positions along all contigs laid end to end (`axis`).
+    `split` (n,) is the split of each range, as an index into `SPLITS`.
+    """
     pieces = cut_runs(runs, options.unit_bases, options.segment_tokens)
     contig = axis.contig_of(pieces[:, 0])
     start, end = (pieces - axis.starts[contig, None]).T
@@ -107,7 +112,7 @@ def _make_segments(
 
 
 def _make_shards(segments: Segments, options: BuildOptions) -> list[ShardPlan]:
-    """Divide the segments of each split, in order, into nearly equal shards of at most `shard_tokens`."""
+    """Divide each split's segments, in order, into nearly equal shards of at most `options.shard_tokens` tokens."""
     shards: list[ShardPlan] = []
     num_keys = 0
     for split, name in enumerate(SPLITS):
@@ -119,7 +124,7 @@ def _make_shards(segments: Segments, options: BuildOptions) -> list[ShardPlan]:
         first = 0
         while first < len(table):
             before = ends[first - 1] if first else 0
-            # Up to the segment that reaches the target, but never above the limit.
+            # The shard ends with the segment that reaches `target`, but never exceeds `shard_tokens`.
             last = min(
                 np.searchsorted(ends, before + target, "left") + 1,
                 np.searchsorted(ends, before + options.shard_tokens, "right"),

@@ -36,7 +36,7 @@ class ContigRef:
 
 @dataclass(frozen=True)
 class ShardTask:
-    """Everything that a worker needs to write one shard into `folder`, with temporary files in `scratch`."""
+    """Everything that a worker needs to write one shard into `folder`, with temporary files in the folder `scratch`."""
 
     shard: ShardPlan
     contigs: dict[int, ContigRef]
@@ -47,10 +47,10 @@ class ShardTask:
 
 
 def write_shard(task: ShardTask) -> ShardInfo:
-    """Write one shard, record its `ShardInfo` in the scratch folder, and return the `ShardInfo`.
+    """Write one shard and return its `ShardInfo` (manifest entry).
 
     The shard is flushed to disk and renamed, so it is complete or absent. If writing fails (`OSError`), no partial file
-    is left behind.
+    is left behind. The `ShardInfo` is also saved in `task.scratch`, for resuming an unfinished build.
     """
     temporary = Path(task.scratch) / f"{task.shard.name}.{os.getpid()}.tmp"
     with atomic_file(Path(task.folder) / task.shard.name, temporary), open(temporary, "wb", buffering=0) as raw:

@@ -27,14 +27,14 @@ class Source:
 
 
 def find_sources(files: Sequence[str], list_file: str | None = None) -> list[Source]:
-    """Return the sources named on a command line and in a list file.
+    """Return the input files named on a command line and in a list file.
 
-    An entry `NAME=PATH` assigns the file to the genome NAME. For an entry `PATH`, the genome is the file name without
-    suffixes. Several files can share a genome only if every entry has the same NAME.
+    A file is given as `PATH` or `NAME=PATH`. `NAME=PATH` assigns the file to the genome NAME. For `PATH`, the genome is
+    the file name without suffixes. Several files can share a genome only if each is given with the same NAME.
 
     Args:
-        files: Entries of the form `PATH` or `NAME=PATH`.
-        list_file: A file with one such entry per line. Lines that start with `#` are comments.
+        files: `PATH` or `NAME=PATH` of each file on the command line.
+        list_file: A text file with one `PATH` or `NAME=PATH` per line. Lines that start with `#` are comments.
 
     Raises `ConfigError` or `DataError`, for example for a missing file.
     """
@@ -68,9 +68,9 @@ def find_sources(files: Sequence[str], list_file: str | None = None) -> list[Sou
 
 
 def _list_entries(list_file: str) -> list[str]:
-    """Return the entries of a list file.
+    """Return the lines of a list file, without comments and empty lines.
 
-    Paths are bytes on Linux, so bytes that are not UTF-8 are kept, as the file system's names have them.
+    Bytes that are not UTF-8 are kept, because file names on Linux may contain such bytes.
     """
     check_readable_file(list_file, "a list of FASTA files")
     content = Path(list_file).read_bytes()
@@ -82,7 +82,7 @@ def _list_entries(list_file: str) -> list[str]:
 
 
 def _split_name(item: str, folder: Path) -> tuple[str, str]:
-    """Return (NAME, PATH) for `NAME=PATH`, and ("", PATH) for a plain path. PATH is relative to `folder`."""
+    """Return (NAME, PATH) for `NAME=PATH`, and ("", PATH) for a plain path. A relative PATH is joined to `folder`."""
     name, equals, path = item.partition("=")
     if not equals or not _NAME.fullmatch(name) or (folder / item).exists():
         name = ""

@@ -25,8 +25,8 @@ _WILDCARD = re.compile(r"[*?\[]")
 def matching(contigs: Sequence[Contig], patterns: Sequence[str], flag: str) -> NDArray[np.bool_]:
     """Return whether each contig matches any of `patterns`, shape (contigs,).
 
-    A pattern is NAME or GENOME:NAME and may contain the wildcards * ? [ ]. An exact name takes precedence over a
-    wildcard. Raises `ConfigError` for a pattern that matches no contig.
+    A pattern is NAME or GENOME:NAME and may contain the wildcards * ? [ ]. If a contig has exactly the pattern as its
+    name, wildcards are not expanded. Raises `ConfigError` for a pattern that matches no contig.
     """
     matched = np.zeros(len(contigs), dtype=bool)
     by_name: dict[str, list[int]] = {}
@@ -49,14 +49,17 @@ def matching(contigs: Sequence[Contig], patterns: Sequence[str], flag: str) -> N
 
 
 def _with_prefix(sorted_names: list[str], prefix: str) -> list[str]:
-    """Return the names that begin with `prefix`. They are adjacent, so not every name is compared."""
+    """Return the names that begin with `prefix`. Names must be sorted, because they are found by binary search."""
     start = bisect.bisect_left(sorted_names, prefix)
     end = bisect.bisect_left(sorted_names, True, start, key=lambda name: not name.startswith(prefix))
     return sorted_names[start:end]
 
 
 def split_of_contigs(contigs: Sequence[Contig], options: BuildOptions) -> NDArray[np.int64]:
-    """Return the split of each contig according to --val-contigs and --test-contigs, shape (contigs,)."""
+    """Return each contig's split according to --val-contigs and --test-contigs, shape (contigs,).
+
+    The values are `TRAIN`, `VAL` and `TEST`.
+    """
     val = matching(contigs, options.val_contigs, "--val-contigs")
     test = matching(contigs, options.test_contigs, "--test-contigs")
     if (val & test).any():
@@ -68,10 +71,12 @@ def split_of_contigs(contigs: Sequence[Contig], options: BuildOptions) -> NDArra
 def split_by_blocks(
     runs: NDArray[np.int64], axis: ContigAxis, options: BuildOptions
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Cut runs (n, 2) on the axis so that each part is in one split. Return the parts (m, 2) and their splits (m,).
+    """Assign gap-free ranges to splits by random blocks. Return the cut ranges (m, 2) and their splits (m,).
 
-    Contigs are divided into blocks of about `block_bases`. Blocks that contain a long enough run are shuffled. The
-    first blocks become val, the next ones test, and the rest train. Segments of different splits never share a base.
+    `runs` (n, 2) holds the start and end of each range, as positions along all contigs laid end to end (`axis`).
+    Contigs are divided into blocks of about `options.block_bases` bases. Blocks with a range of at least
+    `options.min_tokens` tokens are shuffled. Val gets the first of them, and test the next ones. All other blocks are
+    train. Ranges are cut between blocks of different splits, so segments of different splits never share a base.
 
     Raises `ConfigError` if there are too few blocks for the fractions.
     """
@@ -82,13 +87,13 @@ def split_by_blocks(
     sizes = np.zeros(len(edges), dtype=np.int64)
     np.add.at(sizes, block[usable], (cut[:, 1] - cut[:, 0])[usable])
     split = _assign_blocks(sizes, options)
-    # Adjacent blocks of one split are not cut apart. At the end of a contig no run continues anyway.
+    # Ranges are not cut between blocks of one split. No range continues beyond its contig.
     cut = cut_at(runs, edges[1:][split[1:] != split[:-1]])
     return cut, split[np.searchsorted(edges, cut[:, 0], "right") - 1]
 
 
 def _block_starts(axis: ContigAxis, block_bases: int) -> NDArray[np.int64]:
-    """Return the positions on the axis where blocks start, shape (blocks,).
+    """Return the first position of each block, shape (blocks,). Positions count along all contigs laid end to end.
 
     Each contig has at least one block. The blocks of a contig have nearly equal lengths.
     """
@@ -99,10 +104,12 @@ def _block_starts(axis: ContigAxis, block_bases: int) -> NDArray[np.int64]:
 
 
 def _assign_blocks(sizes: NDArray[np.int64], options: BuildOptions) -> NDArray[np.int64]:
-    """Return the split of every block, shape (blocks,). Each requested split has at least one block.
+    """Return each block's split: `TRAIN`, `VAL` or `TEST`, shape (blocks,).
+
+    Each requested split has at least one block.
 
     Args:
-        sizes: Number of usable bases in each block, (blocks,).
+        sizes: For each block, the number of bases that can be in segments, (blocks,).
     """
     candidates = np.flatnonzero(sizes)
     order = candidates[random.permutation(random.key(options.seed, "split blocks"), len(candidates))]
@@ -130,7 +137,7 @@ def _assign_blocks(sizes: NDArray[np.int64], options: BuildOptions) -> NDArray[n
 
 
 def _warn_if_far(flag: str, fraction: float, actual: float, block_bases: int) -> None:
-    """Warn if the actual fraction is off by more than half of the requested fraction."""
+    """Warn if a split's fraction of the bases is below 0.5 times or above 1.5 times the requested fraction."""
     if abs(actual - fraction) > fraction / 2:
         notice(
             f"warning: {flag} {fraction:g}: with whole blocks of {block_bases:,} bases the fraction is {actual:.2g}; "

@@ -1,4 +1,7 @@
-"""Attention of an encoder: input windows, attention weights, and statistics of these weights per layer."""
+"""Attention of an encoder: input windows, attention weights, and statistics of these weights per layer.
+
+Shapes: N windows, B windows per batch, H heads, L tokens per window including [CLS] and [SEP].
+"""
 
 from __future__ import annotations
 
@@ -25,10 +28,11 @@ MAX_BATCH_WEIGHTS = 1 << 27
 def windows_of_data(
     path: str, *, split: str | None, window: int, num_windows: int, overlapping: bool, seed: int
 ) -> tuple[NDArray[np.int64], str, int | None]:
-    """Return unmasked windows of the forward strand from a prepared folder, the split used, and k.
+    """Read up to `num_windows` unmasked windows of the forward strand from the prepared data in the folder `path`.
 
-    The windows are token ids (N, window) with [CLS] and [SEP]. The default split is val, or train if the folder has
-    no val. Raise `ConfigError` if the folder does not have the requested split.
+    Return the token ids, the name of the split, and k (None for BPE). The ids have one row per window and `window`
+    columns, including [CLS] and [SEP]. The default split is val, or train if there is no val. Raise `ConfigError` if
+    the folder does not have the requested split.
     """
     manifest = prepared_folder(path, StorageSettings()).manifest()
     splits = {shard.split for shard in manifest.shards}
@@ -49,11 +53,11 @@ def windows_of_records(
     num_windows: int,
     overlapping: bool,
 ) -> NDArray[np.int64]:
-    """Return consecutive windows of token ids (N, window) from FASTA records.
+    """Return up to `num_windows` consecutive windows from FASTA records, as token ids.
 
-    A record is a name and the blocks of its sequence. Windows with letters other than A, C, G, T are skipped. The end
-    of a record is skipped if it is shorter than a window. Raise `DataError` if no window is left. The error message
-    names the file as `source`.
+    The ids have one row per window and `window` columns, including [CLS] and [SEP]. Each record is a name and the
+    blocks of its sequence. Windows with ambiguous letters such as N are skipped. An incomplete window at the end of a
+    record is skipped too. Raise `DataError` if no window is left. `source` is the file name for the error message.
     """
     stride = 1 if overlapping else k
     num_bases = (window - 3) * stride + k  # bases that the window's tokens cover
@@ -66,7 +70,7 @@ def windows_of_records(
 
 
 def _pieces(blocks: Iterable[bytes], size: int) -> Iterator[bytes]:
-    """Join the blocks and yield consecutive pieces of `size` letters. A shorter remainder is dropped."""
+    """Yield consecutive substrings of `size` letters from a sequence stored as blocks. Drop a shorter remainder."""
     buffer = b""
     for block in blocks:
         buffer += block
@@ -76,15 +80,16 @@ def _pieces(blocks: Iterable[bytes], size: int) -> Iterator[bytes]:
 
 
 def with_ends(ids: NDArray) -> NDArray[np.int64]:
-    """Return token ids with [CLS] before and [SEP] after each row, (N, T) → (N, T + 2)."""
+    """Return token ids with [CLS] before and [SEP] after each row. The shape (N, T) becomes (N, T + 2)."""
     return np.pad(ids.astype(np.int64), ((0, 0), (1, 1)), constant_values=((0, 0), (CLS_ID, SEP_ID)))
 
 
 def attention_batches(model: Any, input_ids: NDArray[np.int64]) -> Iterator[list[NDArray[np.float32]]]:
-    """Run a transformers encoder on token ids (N, L) in batches. Yield one list of attention weights per batch.
+    """Run a transformers encoder on N windows of L token ids, and yield the attention weights of each batch.
 
-    The list has one array (B, H, L, L) per layer. Raise `ConfigError` if an id is outside the model's
-    vocabulary, or if the model returns no weights. A model loaded with `attn_implementation="eager"` returns weights.
+    `input_ids` has shape (N, L). A batch has one array per layer, of shape (B, H, L, L) for B windows and H heads.
+    Raise `ConfigError` if an id is outside the model's vocabulary, or if the model returns no attention weights. Only
+    a model loaded with `attn_implementation="eager"` returns attention weights.
     """
     import torch
 
@@ -130,9 +135,9 @@ class AttentionSums:
         self._sums: list[dict[str, NDArray[np.float64]]] = []
 
     def add(self, attentions: Sequence[NDArray]) -> None:
-        """Add a batch of attention weights, one (B, H, L, L) array per layer.
+        """Add a batch of attention weights: one (B, H, L, L) array per layer for B windows, H heads and L tokens.
 
-        Each row (query) sums to 1. L must be the same in every batch.
+        The weights of each query sum to 1 over the last axis. L must be the same in every batch.
         """
         batch_sums = [_layer_sums(np.asarray(weights, dtype=np.float32)) for weights in attentions]
         if not self._sums:
@@ -160,7 +165,7 @@ def summarize(batches: Iterable[Sequence[NDArray]]) -> list[LayerAttention]:
 
 
 def _layer_sums(weights: NDArray[np.float32]) -> dict[str, NDArray[np.float64]]:
-    """Return the sums of one layer's statistics over a batch of windows, keyed by field of `LayerAttention`."""
+    """Return one layer's statistics, summed over a batch of windows and keyed by field of `LayerAttention`."""
     top = min(TOP, weights.shape[-1])
     received = weights.mean(axis=2)  # (B, H, L): each key's share of all queries' attention
     return {
@@ -173,17 +178,17 @@ def _layer_sums(weights: NDArray[np.float32]) -> dict[str, NDArray[np.float64]]:
 
 
 def entropy(weights: NDArray) -> NDArray:
-    """Return the Shannon entropy in nats over the last axis, (…, L) → (…). Zero weights contribute 0."""
+    """Return the Shannon entropy, in nats, of probabilities along the last axis. Zeros contribute 0."""
     return -(weights * np.log(np.where(weights > 0, weights, 1))).sum(axis=-1)
 
 
 def _sum_largest(weights: NDArray, count: int) -> NDArray:
-    """Return the sum of the `count` largest values on the last axis, (…, L) → (…)."""
+    """Return the sum of the `count` largest values along the last axis."""
     return np.partition(weights, -count, axis=-1)[..., -count:].sum(axis=-1)
 
 
 def attention_record(layers: Sequence[LayerAttention]) -> list[dict[str, Any]]:
-    """Return the entries of `attention.json`, one per layer, with means over heads and the values of each head."""
+    """Return the statistics for `attention.json`: one dict per layer, with means over heads and values per head."""
     max_entropy = math.log(layers[0].mean_map.shape[0])
     return [
         {

@@ -19,9 +19,10 @@ _COLOUR_MAP = "viridis"
 
 
 def layers_figure(layers: Sequence[LayerAttention], title: str) -> Figure:
-    """Plot two measures against the layer: entropy divided by log L, and attention on the 5 most attended tokens.
+    """Plot two attention statistics of each layer: entropy, and attention on the 5 most attended tokens.
 
-    Lines are means over heads. Small marks are single heads.
+    The entropy is divided by its maximum, log L for windows of L tokens. Lines show means over heads, and small marks
+    show single heads.
     """
     max_entropy = math.log(layers[0].mean_map.shape[0])
     numbers = np.arange(1, len(layers) + 1)
@@ -71,7 +72,7 @@ def maps_figure(layers: Sequence[LayerAttention], title: str) -> Figure:
     length = layers[0].mean_map.shape[0]
     figure = new_figure(2.75 * columns + 0.9, 2.75 * rows + 0.7)
     panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
-    # Uniform attention is 1 / L. All weights below a tenth of that have the same colour.
+    # Uniform attention is 1 / L. All weights below 0.1 / L have the same colour.
     colours = LogNorm(vmin=0.1 / length, vmax=max(float(layer.mean_map.max()) for layer in layers))
     for number, (panel, layer) in enumerate(zip(panels, layers, strict=False), 1):
         image = panel.imshow(layer.mean_map, norm=colours, cmap=_COLOUR_MAP, interpolation="nearest")
@@ -89,7 +90,10 @@ def maps_figure(layers: Sequence[LayerAttention], title: str) -> Figure:
 
 
 def cls_figure(layers: Sequence[LayerAttention], title: str) -> Figure:
-    """Draw the attention of [CLS] with one column per token and one row per head. The first layer is at the top."""
+    """Draw the attention of [CLS] as one image, with one column per token and one row per head of each layer.
+
+    The heads of the first layer are at the top.
+    """
     from matplotlib.colors import LogNorm
 
     length = layers[0].mean_map.shape[0]

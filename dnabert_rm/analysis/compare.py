@@ -1,4 +1,4 @@
-"""Comparison of runs by their results from `analyze embeddings` and `analyze attention`. Torch-free."""
+"""Comparison of runs by the results of `analyze embeddings` and `analyze attention`. Torch-free."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ class Measured:
 def read_measured(folder: Path, name: str) -> Measured:
     """Read `embeddings.json` and `attention.json` in a folder. Raise `DataError` if a file is missing or damaged.
 
-    The silhouette score of shuffled labels is subtracted as a baseline, because it is below 0 for many groups.
+    Each returned silhouette score is the score of the k-mer groups minus the score of shuffled groups. With many
+    groups, the score of shuffled groups is below 0.
     """
     embeddings, attention = (_read(folder, kind) for kind in ("embeddings", "attention"))
     try:
@@ -62,7 +63,10 @@ def _read(folder: Path, kind: str) -> Any:
 
 
 def compare_csv(runs: Sequence[Measured]) -> str:
-    """Return the plotted values as CSV text. The column `at` is a step or a layer number."""
+    """Return the plotted values as CSV text.
+
+    The column `at` contains the step for silhouette scores, and the layer for attention measures.
+    """
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(COLUMNS)

@@ -1,4 +1,4 @@
-"""Training curves of several runs in one figure: losses, masked accuracy, learning rate and phases."""
+"""Training curves of several runs in one figure: losses, masked accuracy, learning rate and masking phases."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Curve:
     points: Points
     """The recorded values."""
     drawn: NDArray[np.float64]
-    """The plotted values, smoothed or equal to the recorded ones."""
+    """The plotted values: the recorded values, smoothed for some metrics."""
 
 
 def make_curves(runs: Sequence[Run], width: int = 0) -> list[Curve]:
@@ -113,7 +113,7 @@ def curves_figure(runs: Sequence[Run], curves: Sequence[Curve], axis: str = "ste
 
 
 def _held_out_panels(part: Any, names: Sequence[str], per_row: int) -> dict[str, Any]:
-    """Draw a row of `per_row` panels and return one per name, keyed by name. Remaining panels stay empty."""
+    """Add one row of `per_row` panels, and hide the panels without a name. Return the panels keyed by name."""
     row = part.subplots(1, per_row, sharey=True, squeeze=False)[0]
     for panel in row[len(names) :]:
         panel.set_axis_off()
@@ -121,18 +121,18 @@ def _held_out_panels(part: Any, names: Sequence[str], per_row: int) -> dict[str,
 
 
 def caption(runs: Sequence[Run], width: int = 0) -> str:
-    """Return the caption. It explains smoothing and phases, and lists runs without held-out losses."""
+    """Return a caption that explains smoothing and masking phases, and lists runs without held-out losses."""
     widths = sorted({width or default_width(run) for run in runs})
     text = "Training loss and accuracy: "
     if widths[-1] == 1:
         text += "every logged step, not smoothed."
     else:
         several = " or ".join(map(str, widths))
-        text += f"mean of the {several} logged steps around each, within one phase. Faint: single steps."
+        text += f"mean of the {several} logged steps around each step, within one phase. Faint lines: single steps."
     if shaded := _first_with_phases(runs):
         text += "\nBands: phases" + (f" of {shaded.name}" if len(runs) > 1 else "") + " with their largest span."
         if [run for run in runs if run.phases and _borders(run) != _borders(shaded)]:
-            text += " Triangles at the bottom: phases of the other runs."
+            text += " Triangles at the bottom: phase starts of the other runs."
     if without := [run.name for run in runs if not run.held_out_names]:
         text += f"\nWithout held-out losses: {', '.join(without)}."
     return text
@@ -185,9 +185,9 @@ def _borders(run: Run) -> list[tuple[int, int]]:
 
 
 def _draw_phases(panels: dict[str, Any], runs: Sequence[Run], axis: str) -> None:
-    """Shade the phases of the first run with phases, and label them with their largest spans.
+    """Shade every second masking phase of the first run that has phases. Label each phase with its largest span.
 
-    Triangles mark the phases of other runs if they differ.
+    For each run whose phases differ from the shaded phases, triangles mark the starts of its phases.
     """
     shaded = _first_with_phases(runs)
     if shaded is None:

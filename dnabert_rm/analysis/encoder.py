@@ -1,4 +1,4 @@
-"""Loading of encoders from exported models and checkpoints, for analysis of their weights and attention."""
+"""Load encoders from exported models and checkpoints, for analysis of embeddings and attention."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from typing import Any
 
 import torch
 from numpy.typing import NDArray
-from transformers import AutoModel, PreTrainedModel
+from transformers import PreTrainedModel
 
 from dnabert_rm.checkpoint.run_folder import CONFIG_NAME, FOLDER_NAME
 from dnabert_rm.export.export_model import export
 from dnabert_rm.export.model_card import PROVENANCE_NAME
-from dnabert_rm.finetune.pretrained_encoder import load_config, suppress_transformers_output
-from dnabert_rm.inference.model_runner import load_model
+from dnabert_rm.finetune.pretrained_encoder import suppress_transformers_output
+from dnabert_rm.inference.model_loading import load_encoder as load_model_encoder
+from dnabert_rm.inference.model_loading import open_model_folder
 from dnabert_rm.tokenizer.vocabulary_files import VOCAB_FILE, read_k
 from dnabert_rm.utils.errors import CheckpointError, DataError
 from dnabert_rm.utils.files import read_json
@@ -25,7 +26,7 @@ from dnabert_rm.utils.files import read_json
 
 @dataclass(frozen=True)
 class Encoder:
-    """A model without its head, in fp32 on the CPU and in evaluation mode, with its pretraining window and k."""
+    """A model without its prediction head, in fp32 on the CPU and in evaluation mode."""
 
     model: PreTrainedModel
     k: int | None
@@ -37,7 +38,7 @@ class Encoder:
 
     @property
     def embeddings(self) -> NDArray:
-        """Token embeddings, (V, H) float32."""
+        """Token embeddings as float32, one row per token of the vocabulary."""
         weight: torch.Tensor = self.model.get_input_embeddings().weight  # type: ignore[union-attr, assignment]
         return weight.detach().numpy()
 
@@ -51,15 +52,15 @@ def load_encoder(path: Path, step: int | None = None, attention: str = "sdpa") -
     """Load the encoder from a Hugging Face folder, a checkpoint folder or a run folder.
 
     `step` selects a checkpoint of a run; the default is the last. A checkpoint is first exported to a temporary folder,
-    because the export checks the weights. `attention` is the `attn_implementation` of transformers. Only "eager"
-    returns attention weights. Raise `CheckpointError` if loading fails.
+    because the export checks the weights. `attention` is the `attn_implementation` of transformers. With "eager", the
+    model can return attention weights. Raise `CheckpointError` if loading fails.
     """
     with _model_folder(path, step) as folder:
-        # A masked-LM export has no pooler, and the analysis uses none.
-        model = load_model(AutoModel, folder, load_config(folder), optional="pooler.")
+        source = open_model_folder(folder)
+        model = load_model_encoder(source)
         model.set_attn_implementation(attention)
-        vocab = folder / VOCAB_FILE
-        data = _pretraining_data(folder)
+        vocab = source.tokenizer / VOCAB_FILE
+        data = _pretraining_data(source.base or folder)
         positions = model.config.max_position_embeddings
         return Encoder(
             model,
@@ -82,7 +83,7 @@ def _model_folder(path: Path, step: int | None) -> Iterator[Path]:
 
 
 def _pretraining_data(folder: Path) -> dict[str, Any]:
-    """Return the `[data]` settings of pretraining from a model folder's metadata, or an empty dict if missing."""
+    """Return the pretraining settings `[data]` recorded in an exported model, or an empty dict if there are none."""
     try:
         return dict(read_json(folder / PROVENANCE_NAME)["config"]["data"])
     except (DataError, KeyError, TypeError):

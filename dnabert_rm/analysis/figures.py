@@ -1,4 +1,4 @@
-"""Colours, line styles, font sizes and file output of all figures. matplotlib is imported lazily."""
+"""Colours, line styles, font sizes and file output of all figures. Only functions that draw import matplotlib."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _NO_DATE: dict[str, dict[str, None]] = {
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """Return an empty figure of the given size in inches. It needs no display.
+    """Return an empty figure of the given size in inches. No display is needed.
 
     Raise `ConfigError` if matplotlib is not installed.
     """
@@ -47,7 +47,7 @@ def check_picture_name(path: Path) -> None:
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure to `path` and create its folder. Raise `DataError` if writing fails.
+    """Write a figure to `path`, and create missing folders. Raise `DataError` if writing fails.
 
     The file contains no date, so that the same figure gives the same bytes.
     """

@@ -1,4 +1,4 @@
-"""Tables of `dnabert-rm gue` for the report, with the results of several folders side by side. Torch-free."""
+"""Scores from `dnabert-rm gue` for the report, with the results of several folders side by side. Torch-free."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class GueTable:
 
 
 def read_gue(folder: Path, name: str) -> GueTable:
-    """Read an output folder of `dnabert-rm gue`. Raise `DataError` if its table is missing or damaged."""
+    """Read an output folder of `dnabert-rm gue`. Raise `DataError` if table.csv is missing or damaged."""
     path = folder / TABLE_NAME
     try:
         with open(path, newline="", encoding="utf-8") as stream:
@@ -74,9 +74,10 @@ def _remarks(path: Path) -> list[str]:
 
 
 def group_of(row: dict[str, str]) -> str:
-    """Return the comparison group of a table row: `IN_GUE`, `STAND_IN` or `OTHER`.
+    """Return the group of a row of table.csv: `IN_GUE`, `STAND_IN` or `OTHER`.
 
-    Rows of `STAND_IN` were trained on dev.csv, so their scores are not comparable with GUE scores.
+    `STAND_IN` means that the model was trained on dev.csv, so the scores are not comparable with GUE scores. `OTHER`
+    means that GUE does not have the data set.
     """
     if "stand-in" in row["trained_on"]:
         return STAND_IN
@@ -84,7 +85,10 @@ def group_of(row: dict[str, str]) -> str:
 
 
 def columns(tables: Sequence[GueTable]) -> list[tuple[int, str]]:
-    """Return the score columns of the report as pairs (table index, arm). Published models are excluded."""
+    """Return the score columns of the report as pairs (index into `tables`, arm).
+
+    An arm is a kind of fine-tuning run, e.g. "scratch". Published models have no score column.
+    """
     return [
         (number, arm)
         for number, table in enumerate(tables)
@@ -93,14 +97,15 @@ def columns(tables: Sequence[GueTable]) -> list[tuple[int, str]]:
 
 
 def column_titles(tables: Sequence[GueTable]) -> list[str]:
-    """Return the title of each score column: the arm, after the folder's name if there are several folders."""
+    """Return the title of each score column, e.g. "scratch", or "folder: scratch" if there are several tables."""
     return [f"{tables[number].name}: {arm}" if len(tables) > 1 else arm for number, arm in columns(tables)]
 
 
 def pivot(tables: Sequence[GueTable], kind: str, group: str = IN_GUE) -> list[list[str | None]]:
-    """Return the report's rows of one kind, `DATA_SET` or `FAMILY`, and one comparison group.
+    """Return the rows of one table of the report, each as a list of cells.
 
-    The cells of a row are: name, metric, score ± half-width for each arm, seeds, train rows, test rows.
+    `kind` is `DATA_SET` or `FAMILY` (task means). `group` is a value of `group_of`. The cells are: name, metric, one
+    score ± half-width per score column, number of seeds, number of training rows, number of test rows.
     """
     # Rows by (name, metric), then by column.
     arms: dict[tuple[str, str], dict[tuple[int, str], dict[str, str]]] = {}
@@ -118,7 +123,7 @@ def pivot(tables: Sequence[GueTable], kind: str, group: str = IN_GUE) -> list[li
 
 
 def published(tables: Sequence[GueTable]) -> list[list[str | None]]:
-    """Return the published family means as rows with family, metric, model, mean and source."""
+    """Return the published task means, each as a list: task, metric, model, mean, source."""
     rows = [row for table in tables for row in table.rows if row["row"] == PUBLISHED]
     unique = {(row["name"], row["arm"]): row for row in rows}
     return [

@@ -23,7 +23,7 @@ MAX_KMERS = 4096
 """Maximum number of k-mers in a map. It allows all k-mers up to k = 6, and a random sample for larger k."""
 COSINE, EUCLIDEAN, PLANE = "silhouette_cosine", "silhouette_euclidean", "silhouette_tsne"
 SHUFFLED = "_shuffled"
-"""Suffix of score names for shuffled labels. With many groups, the score of shuffled labels is below 0."""
+"""Suffix of score names for shuffled labels. With many groups, the score for shuffled labels is below 0."""
 METRICS = ("euclidean", "cosine")
 TITLES = {
     COSINE: "embedding space, cosine distance",
@@ -34,13 +34,13 @@ TITLES = {
 
 @dataclass(frozen=True)
 class KmerMap:
-    """Silhouette scores and optional t-SNE coordinates of k-mer embeddings."""
+    """Silhouette scores and optional t-SNE coordinates of N k-mer embeddings."""
 
     k: int
     ids: NDArray[np.int64]
     """(N,) vocabulary ids."""
     labels: NDArray[np.int64]
-    """(N,) 0 … 15: 4 × code of the first central base + code of the second. The codes are A 0, T 1, C 2, G 3."""
+    """(N,) 4 × code of the first central base + code of the second base, with codes A 0, T 1, C 2, G 3."""
     scores: dict[str, float]
     """Silhouette scores, keyed by `COSINE`, `EUCLIDEAN` and `PLANE`. The suffix `SHUFFLED` is for shuffled labels."""
     plane: NDArray[np.float64] | None = None
@@ -50,15 +50,15 @@ class KmerMap:
 
 
 def central_bases(k: int) -> tuple[int, int]:
-    """Return the 0-based positions of the two central bases: 2 and 3 for k = 6.
+    """Return the 0-based positions of the two central bases of a k-mer: 2 and 3 for k = 6.
 
-    For odd k, these are the middle base and the one after it.
+    For odd k, the two central bases are the middle base and the next base: 2 and 3 for k = 5.
     """
     return (k - 1) // 2, (k - 1) // 2 + 1
 
 
 def central_labels(ids: NDArray, k: int) -> NDArray[np.int64]:
-    """Return the label of each k-mer id as defined in `KmerMap.labels`, (N,) → (N,)."""
+    """Return a label from 0 to 15 for each k-mer id. The label encodes the two central bases (see `KmerMap.labels`)."""
     codes = kmer_codes(ids, k).astype(np.int64)
     first, second = central_bases(k)
     return 4 * codes[:, first] + codes[:, second]
@@ -76,9 +76,10 @@ def map_kmers(
 ) -> KmerMap:
     """Compute silhouette scores of k-mer embeddings. If `plane` is true, also compute a t-SNE map.
 
-    `matrix` (V, H) contains the embeddings of 5 special tokens, then of 4^k k-mers. Any further rows are padding.
+    The rows of `matrix` are the embeddings of 5 special tokens, then of 4^k k-mers. Any further rows are padding.
     `metric` and `perplexity` are parameters of scikit-learn's t-SNE. If there are more than `max_kmers` k-mers, a
-    random sample is used. Raise `ConfigError` if the matrix has too few rows or k-mers, or values that are not finite.
+    random sample of `max_kmers` is used. Raise `ConfigError` if the matrix has too few rows or k-mers, or values that
+    are not finite.
     """
     from sklearn.metrics import silhouette_score
 
@@ -128,14 +129,14 @@ def map_csv(kmer_map: KmerMap) -> str:
 
 
 def pair_name(label: int) -> str:
-    """Return the two central bases that a label encodes, e.g. "AT" for 1."""
+    """Return the two central bases that a label from 0 to 15 encodes (see `KmerMap.labels`)."""
     return BASE_ORDER[label // 4] + BASE_ORDER[label % 4]
 
 
 def map_figure(kmer_map: KmerMap, title: str) -> Figure:
-    """Plot the t-SNE map. The colour shows the first central base and the marker shape the second.
+    """Plot the t-SNE map. Colours show the first central base, and marker shapes show the second central base.
 
-    The scores are printed above the map.
+    The silhouette scores are printed above the map.
     """
     assert kmer_map.plane is not None
     figure = new_figure(7.6, 6.6)
@@ -172,7 +173,7 @@ def _score_text(kmer_map: KmerMap) -> str:
 
 
 def _marker_area(num_points: int) -> float:
-    """Return the area of a scatter marker in pt². It grows as the number of k-mers falls."""
+    """Return the area of a scatter marker in pt². Maps with fewer points have larger markers."""
     return float(np.clip(16000 / num_points, 7, 45))
 
 
@@ -195,9 +196,9 @@ def _base_legends(figure: Figure, k: int) -> None:
 
 
 def steps_figure(by_step: Mapping[int, Mapping[str, float]], title: str) -> Figure:
-    """Plot silhouette scores against the steps of the checkpoints.
+    """Plot the silhouette scores of a run's checkpoints against the training step.
 
-    The t-SNE score is omitted if only one of several checkpoints has it.
+    The score of the t-SNE coordinates is omitted if only one of several checkpoints has t-SNE coordinates.
     """
     figure = new_figure(7.6, 4.0)
     panel = figure.subplots()
@@ -233,5 +234,5 @@ def parse_steps(text: str, saved: Sequence[int]) -> list[int]:
     except ValueError:
         raise ConfigError(f"--steps {text}: not a list of integers; separate steps by commas, e.g. 1000,2000") from None
     if absent := [step for step in steps if step not in saved]:
-        raise ConfigError(f"--steps {absent[0]}: no checkpoint of that step; choose from {', '.join(map(str, saved))}")
+        raise ConfigError(f"--steps {absent[0]}: no checkpoint of this step; choose from {', '.join(map(str, saved))}")
     return steps

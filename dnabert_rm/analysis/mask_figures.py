@@ -39,7 +39,7 @@ def masks_figure(
     replacement: str = "token",
     seed: int = 42,
 ) -> Figure:
-    """Draw the masks of random windows with one panel per phase, one row per window and one column per token.
+    """Draw the masks of random windows with one panel per masking phase, one row per window, one column per token.
 
     Raise `ConfigError` if matplotlib is not installed.
     """
@@ -76,10 +76,11 @@ def masks_figure(
 def mask_kinds(
     schedule: MaskSchedule, step: int, *, k: int, num_windows: int, num_tokens: int, replacement: str, seed: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Mask windows of random k-mers in the same way as the collator does at `step`.
+    """Mask windows of random k-mers in the same way as training does at `step`.
 
-    Return the kind of each token, (num_windows, num_tokens) int64, and the span of each window, (num_windows,). The
-    windows are sorted by span. The kinds are `SEEN`, `MASKED`, `RANDOM` and `KEPT`.
+    Return the kind of each token, (num_windows, num_tokens) int64, and the mask span of each window, (num_windows,).
+    The windows are sorted by span. The kinds are `SEEN` (not predicted), `MASKED` (predicted from [MASK]), `RANDOM`
+    (predicted from a random k-mer) and `KEPT` (predicted, but unchanged).
     """
     bits = random.fold(random.key(seed, "picture"), np.arange(num_windows * num_tokens))
     ids = (NUM_SPECIAL + random.below(bits, 4**k)).reshape(num_windows, num_tokens)
@@ -95,7 +96,7 @@ def mask_kinds(
 def hidden_figure(spans: Sequence[int], *, k: int = 6, seed: int = 42) -> Figure:
     """Draw the bases that one masked span hides, with one panel per span length.
 
-    Each token is a bar below the bases that the token covers. Raise `ConfigError` if matplotlib is not installed.
+    Each token is drawn as a bar below the k bases of its k-mer. Raise `ConfigError` if matplotlib is not installed.
     """
     bits = random.fold(random.key(seed, "picture"), np.arange(NUM_BASES))
     letters = np.array(list(BASE_ORDER))[random.below(bits, 4)]
@@ -112,9 +113,10 @@ def hidden_figure(spans: Sequence[int], *, k: int = 6, seed: int = 42) -> Figure
 
 
 def hidden_bases(masked: NDArray[np.bool_], k: int) -> NDArray[np.bool_]:
-    """Return True for each base that no unmasked token covers, (num_tokens,) → (num_tokens + k - 1,) bool.
+    """Return whether each base of a window is hidden, as bool of shape (num_tokens + k - 1,).
 
-    Token i covers bases i … i + k - 1. Inside a window, m consecutive masked tokens hide max(0, m - k + 1) bases.
+    `masked` has one bool per token. A base is hidden if all k-mers that cover the base are masked. Token i covers bases
+    i … i + k - 1. A span of m consecutive masked tokens inside a window hides max(0, m - k + 1) bases.
     """
     seen = np.zeros(len(masked) + k - 1, bool)
     for token in np.flatnonzero(~masked):

@@ -30,9 +30,9 @@ MAX_DEFAULT_WINDOW = 512
 
 
 def output_folder(model: Path, output: Path | None) -> Path:
-    """Return the output folder: `output`, or by default the folder for figures in the run folder `model`.
+    """Return the folder for the figures: `output`, or by default the subfolder "analysis" of the run folder `model`.
 
-    Raise `ConfigError` if there is no default because `model` is not a run folder.
+    Raise `ConfigError` if `output` is None and `model` is not a run folder. Raise `DataError` if `output` is a file.
     """
     if output is not None:
         if output.exists() and not output.is_dir():
@@ -44,7 +44,7 @@ def output_folder(model: Path, output: Path | None) -> Path:
 
 
 def model_title(model: Path, step: int | None = None) -> str:
-    """Return the name of a model or run for a figure title. A checkpoint folder has the name of its run."""
+    """Return the name of a model or run for a figure title. For a checkpoint folder, return the name of the run."""
     model = model.resolve()
     name = model.parent.parent.name if step_of(model) is not None else model.name
     return name if step is None else f"{name} after {step:,} steps"
@@ -60,10 +60,10 @@ def draw_embeddings(
     max_kmers: int = 4096,
     seed: int = 0,
 ) -> list[Path]:
-    """Score the k-mer embeddings of a run's checkpoints, and draw the embeddings of the last checkpoint.
+    """Compute silhouette scores of each checkpoint's k-mer embeddings, and draw a t-SNE map for the last checkpoint.
 
-    Return the paths of the files written. `steps` selects checkpoints of a run, e.g. "1000,2000". The default is all.
-    See `map_kmers` for the other options.
+    `steps` selects checkpoints of a run, e.g. "1000,2000"; the default is all. See `map_kmers` for the other options.
+    Return the paths of the files written.
     """
     folder = output_folder(model, output)
     new_figure(1, 1)  # A missing matplotlib is reported here, not after minutes of t-SNE.
@@ -97,10 +97,13 @@ def draw_embeddings(
 
 
 def _chosen_steps(model: Path, steps: str | None) -> list[int | None]:
-    """Return the steps of the checkpoints to score, in ascending order. The list is [None] if `model` has no steps."""
+    """Return the steps of the checkpoints to score, in ascending order.
+
+    The list is [None] if `model` is an exported model or a run without checkpoints.
+    """
     if is_run(model):
         saved = complete_steps(model)
-        # [None] if there is no checkpoint: loading the model then reports the mistake.
+        # Without checkpoints, return [None]. Loading the model then raises an error about missing checkpoints.
         return [*(parse_steps(steps, saved) if steps else saved)] or [None]
     if steps:
         raise ConfigError(f"--steps: {model} is a single model; pass the run folder to choose among its checkpoints")
@@ -127,11 +130,19 @@ def draw_attention(
     non_overlapping: bool = False,
     seed: int = 0,
 ) -> list[Path]:
-    """Measure and draw the attention on windows of a prepared folder or a FASTA file.
+    """Measure and draw the attention on windows of prepared data or a FASTA file. Return the paths of the new files.
 
-    Return the paths of the files written. `step` selects a checkpoint of a run; the default is the last. `window` is a
-    number of tokens, including [CLS] and [SEP]. The default is the pretraining window, but at most 512. `data` is the
-    prepared folder. `split` and `seed` select its windows as in `windows_of_data`.
+    Args:
+        model: Run folder, checkpoint folder or exported model.
+        output: Folder for the figures; by default a subfolder of the run folder.
+        data: Folder of prepared data; used if `fasta` is not set.
+        fasta: FASTA file to cut into windows.
+        split: Split of the prepared data; by default val, or train if there is no val.
+        step: Checkpoint of a run; by default the last.
+        window: Tokens per window, including [CLS] and [SEP]; by default as in pretraining, but at most 512.
+        num_windows: Maximum number of windows.
+        non_overlapping: Use tokens with stride k, even if the model was pretrained on overlapping tokens.
+        seed: Seed for choosing windows of prepared data.
     """
     folder = output_folder(model, output)
     new_figure(1, 1)  # A missing matplotlib is reported here, before the model is loaded.
@@ -143,7 +154,7 @@ def draw_attention(
     positions = encoder.model.config.max_position_embeddings
     window = window or min(MAX_DEFAULT_WINDOW, encoder.window)
     if window > positions:
-        raise ConfigError(f"--window {window}: the model has {positions} positions; pass at most that")
+        raise ConfigError(f"--window {window}: the model has only {positions} positions; pass at most {positions}")
     overlapping = encoder.overlapping and not non_overlapping
     options: dict[str, Any] = {"window": window, "num_windows": num_windows, "overlapping": overlapping}
     if fasta:
@@ -158,7 +169,7 @@ def draw_attention(
 
 
 def _fasta_windows(model: Path, encoder: Encoder, fasta: str, **options: Any) -> tuple[NDArray, dict[str, Any]]:
-    """Return token ids (N, window) from a FASTA file, and the `attention.json` entry that names the file."""
+    """Return token ids, one row per window of a FASTA file, and the source as a dict for `attention.json`."""
     if encoder.k is None:
         raise ConfigError(f"{model}: its tokens are not k-mers; pass prepared data with --data")
     with Input(fasta, "a FASTA file") as source:
@@ -167,7 +178,7 @@ def _fasta_windows(model: Path, encoder: Encoder, fasta: str, **options: Any) ->
 
 
 def _prepared_windows(encoder: Encoder, data: str, **options: Any) -> tuple[NDArray, dict[str, Any]]:
-    """Return token ids (N, window) from a prepared folder, and the `attention.json` entries for its source."""
+    """Return token ids, one row per window of prepared data, and the source as a dict for `attention.json`."""
     input_ids, split, k = windows_of_data(data, **options)
     check_same_k(data, k, encoder)
     return input_ids, {"data": data, "split": split}

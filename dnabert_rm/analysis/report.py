@@ -112,7 +112,7 @@ def _curves_picture(runs: Sequence[Run], axis: str) -> Picture:
 
 
 def _pictures_by_run(runs: Sequence[Run], kind: str) -> list[tuple[str, list[Picture]]]:
-    """Return pairs (run name, figures) for the runs that have figures of one kind, "embeddings" or "attention"."""
+    """Return pairs (run name, figures) for the runs with figures of `kind`, "embeddings" or "attention"."""
     by_run = []
     for run in runs:
         paths = {run.folder / ANALYSIS_NAME / name: description for name, description in PICTURES[kind].items()}
@@ -139,7 +139,7 @@ def _gue_section(tables: Sequence[GueTable]) -> GueSection:
 
 
 def _missing(content: dict[str, Any], runs: Sequence[Run]) -> list[str]:
-    """Return one sentence for each part of the report that has no data, in the order of the sections."""
+    """Return one sentence for each part of the report that has no data, in report order."""
     sentences = []
     if not content["held_out_rows"]:
         sentences.append("No run has held-out losses. The data had no validation split, or --validation.every was 0.")
@@ -154,7 +154,7 @@ def _missing(content: dict[str, Any], runs: Sequence[Run]) -> list[str]:
     if content["gue"] is None:
         sentences.append("No GUE table; pass an output folder of `dnabert-rm gue` with `--gue DIR`.")
     elif content["gue"].is_empty:
-        sentences.append("The GUE folders have no finished run yet.")
+        sentences.append("The folders passed with `--gue` have no finished run yet.")
     with_checkpoints = {name for name, _ in content["checkpoints"]}
     sentences += [f"{run.name} has no checkpoints in its folder." for run in runs if run.name not in with_checkpoints]
     sentences += [f"{run.name} has no config.toml, so its phases are not shown." for run in runs if not run.config]

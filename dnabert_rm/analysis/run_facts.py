@@ -1,4 +1,4 @@
-"""Table rows of the report: results, speed, checkpoints, settings. Torch-free."""
+"""Rows for the tables of the report: results, speed, checkpoints and settings. Torch-free."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def median(run: Run, name: str) -> float | None:
 
 
 def number(value: float | None, form: str) -> str | None:
-    """Format a number as `form` specifies. Return None for None."""
+    """Return `form.format(value)`, or None if `value` is None."""
     return None if value is None else form.format(value)
 
 
@@ -49,7 +49,7 @@ def bytes_text(count: int) -> str:
 
 
 def model_text(run: Run) -> str | None:
-    """Describe the model, e.g. "bert, 4 layers × 256, 4 heads"."""
+    """Describe the model, e.g. "bert, 4 layers × 256, 4 heads". Return None if the run has no configuration."""
     model = run.config.get("model")
     if not model:
         return None
@@ -59,7 +59,7 @@ def model_text(run: Run) -> str | None:
 
 
 def masking_text(run: Run) -> str | None:
-    """Describe the masking, e.g. "randommask, spans up to 6, 8, 10"."""
+    """Describe the masking, e.g. "randommask, spans up to 6, 8, 10". Return None if the run has no configuration."""
     policy = run.setting("masking", "policy")
     if policy is None:
         return None
@@ -70,7 +70,10 @@ def masking_text(run: Run) -> str | None:
 
 
 def hardware_text(run: Run) -> str | None:
-    """Describe the hardware, e.g. "8 ranks on 8 × NVIDIA H100 in the first node"."""
+    """Return the number of ranks and the hardware of the first node, e.g. "2 ranks on the CPU (8 cores)".
+
+    Return None if the run has no environment.json.
+    """
     environment = run.environment
     if not environment:
         return None
@@ -82,7 +85,7 @@ def hardware_text(run: Run) -> str | None:
 
 
 def summary_rows(runs: Sequence[Run]) -> list[list[Any]]:
-    """Return the rows of the summary table: one row per fact, with its name and one value per run."""
+    """Return the rows of the summary table. Each row is a name, e.g. "seed", followed by one value per run."""
     last = [run.rows[-1] for run in runs]
     facts: dict[str, list[Any]] = {
         "model": [model_text(run) for run in runs],
@@ -123,7 +126,7 @@ def short_commit(commit: str | None) -> str | None:
 
 
 def held_out_rows(runs: Sequence[Run]) -> list[list[Any]]:
-    """Return the held-out losses of the last validation: one row per span, with one value per run."""
+    """Return the held-out losses of the last validation. Each row is a mask span, followed by one loss per run."""
     rows = []
     for name in dict.fromkeys(name for run in runs for name in run.held_out_names):
         curves = [run.curve("validation", name, "loss") for run in runs]
@@ -135,10 +138,10 @@ def held_out_rows(runs: Sequence[Run]) -> list[list[Any]]:
 
 
 def phase_rows(run: Run) -> list[list[Any]]:
-    """Return one row per phase of a run.
+    """Return one row per masking phase of a run.
 
-    The cells of a row are: phase number, largest span, steps, mean loss at the start, mean loss at the end, and number
-    of logged steps in each mean.
+    Cells: phase number, largest mask span, steps, mean loss at the start, mean loss at the end, number of logged steps
+    per mean.
     """
     losses = run.curve("loss")
     rows = []
@@ -152,7 +155,7 @@ def phase_rows(run: Run) -> list[list[Any]]:
 
 
 def speed_rows(runs: Sequence[Run]) -> list[list[Any]]:
-    """Return the rows of the speed table: one row per quantity, with its median over the logged steps of each run."""
+    """Return the rows of the speed table. Each row is the name of a quantity, followed by one median per run."""
     return [[title, *(number(median(run, key), form) for run in runs)] for title, (key, form) in SPEED.items()]
 
 
@@ -170,9 +173,9 @@ def _size(folder: Path) -> int:
 
 
 def setting_rows(contents: Sequence[dict[str, Any]]) -> tuple[list[list[Any]], int]:
-    """Flatten the nested settings of several runs into one row per setting: dotted name, then one value per run.
+    """Return a table of the settings of several runs, and the number of settings that differ between runs.
 
-    Return the rows, and the number of settings that differ between runs. Rows of differing settings come first.
+    Each row is a dotted name, e.g. "train.seed", followed by one value per run. Settings that differ come first.
     """
     flat = [_flat(content) for content in contents]
     names = dict.fromkeys(name for settings in flat for name in settings)

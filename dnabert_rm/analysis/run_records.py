@@ -1,4 +1,4 @@
-"""Content of a run folder for figures and reports: metrics.jsonl, config.toml, environment.json. Torch-free."""
+"""Content of a run folder for figures and reports: metrics.jsonl, config.toml and environment.json. Torch-free."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TOKENS = "consumed_tokens"
 
 @dataclass(frozen=True)
 class Phase:
-    """A masking phase of a run: steps `first` … `end` - 1, and the largest span in these steps."""
+    """A masking phase of a run: steps `first` … `end` - 1, and the largest mask span in these steps."""
 
     number: int
     first: int
@@ -43,7 +43,7 @@ class Points:
     values: NDArray[np.float64]
 
     def x(self, axis: str) -> NDArray:
-        """Return the x coordinates of the points. `axis` is "steps" or "tokens"."""
+        """Return the x coordinates of the points: steps if `axis` is "steps", otherwise tokens."""
         return self.steps if axis == "steps" else self.tokens
 
 
@@ -66,7 +66,7 @@ class Run:
     def curve(self, *path: str) -> Points:
         """Return the recorded points of a metric.
 
-        `path` contains the keys of the metric in a row: `"loss"`, or `"validation", "span_6", "loss"`.
+        `path` contains the nested keys of the metric in metrics.jsonl: `"loss"`, or `"validation", "span_6", "loss"`.
         """
         recorded = [(row, value) for row in self.rows if (value := _at(row, path)) is not None]
         steps = np.array([row["step"] for row, _ in recorded], dtype=np.int64)
@@ -82,8 +82,8 @@ class Run:
     def phases(self) -> list[Phase]:
         """Masking phases with at least one step. The list is empty if the masking policy has no phases.
 
-        The last phase ends at the last logged step. The other ends are from the configuration. The spans are from the
-        logged steps.
+        Phase ends are from the configuration, but no phase ends after the last logged step. Largest spans are from
+        metrics.jsonl.
         """
         if not str(self.setting("masking", "policy")).startswith("randommask"):
             return []
@@ -100,7 +100,7 @@ class Run:
         ]
 
     def position(self, step: int, axis: str) -> float:
-        """Return the x coordinate of the start of a step. `axis` is "steps" or "tokens"."""
+        """Return the x coordinate of the start of a step: the step, or the tokens consumed if `axis` is "tokens"."""
         if axis == "steps":
             return float(step)
         points = self.curve("loss")
@@ -143,7 +143,7 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
         except (ValueError, KeyError, TypeError):
             if number == len(lines):
                 break
-            raise DataError(f"{path}:{number}: not the JSON record of a step; remove the line") from None
+            raise DataError(f"{path}:{number}: not a JSON object with the metrics of a step; remove the line") from None
     if not rows:
         raise DataError(f"{path}: no step is logged yet; wait until the run logs its first step")
     return rows
@@ -163,7 +163,7 @@ def _read(path: Path, parse: Any) -> dict[str, Any]:
 
 
 def read_runs(folders: Sequence[str | Path], names: Sequence[str] = ()) -> list[Run]:
-    """Read several run folders. The runs are named after `names`, or by default after their paths."""
+    """Read several run folders. The runs get the names `names`, or by default short names of the folders."""
     return [read_run(folder, name) for folder, name in zip(folders, own_names(folders, names), strict=True)]
 
 
@@ -183,7 +183,7 @@ def own_names(folders: Sequence[str | Path], names: Sequence[str] = ()) -> Seque
 
 
 def short_names(folders: Sequence[str | Path]) -> list[str]:
-    """Return a distinct name for each folder: the last parts of its path, as few as possible."""
+    """Return a distinct name for each folder: the shortest path endings that differ, e.g. "a/run" and "b/run"."""
     parts = [Path(folder).resolve().parts for folder in folders]
     names: list[str] = []
     for depth in range(1, max(map(len, parts)) + 1):
@@ -194,10 +194,10 @@ def short_names(folders: Sequence[str | Path]) -> list[str]:
 
 
 def smooth(points: Points, width: int, phases: Sequence[Phase] = ()) -> NDArray[np.float64]:
-    """Return the centred running mean (N,) over `width` points. `width` is odd.
+    """Return the values of a curve, each replaced by the mean of the `width` values around the point.
 
-    A mean contains only points of one phase, so the jump at the start of a phase is kept. Near the ends of a phase it
-    contains fewer points. A value that is not finite affects only the means that contain it.
+    `width` is odd. Each mean is over values of one masking phase, so the jump of the loss at a new phase is kept. Near
+    the ends of a phase, means are over fewer values. Values that are not finite affect only nearby means.
     """
     smoothed = np.empty(len(points.values))
     cuts = np.searchsorted(points.steps, [phase.first for phase in phases])

@@ -1,6 +1,7 @@
-"""TensorBoard figures of a run's checkpoints, drawn during training or later (`dnabert-rm analyze images`).
+"""TensorBoard figures of a run's checkpoints: t-SNE of the k-mer embeddings, and attention.
 
-The command is a separate process, so training does not wait for t-SNE.
+`dnabert-rm analyze images` draws the figures during or after training. Training does not wait for the figures, because
+the command is a separate process.
 """
 
 from __future__ import annotations
@@ -31,10 +32,10 @@ _POLL_SECONDS = 20.0
 
 
 def write_images(run: Path, *, data: str | None = None, follow: bool = False) -> Path:
-    """Add figures of each checkpoint without figures to TensorBoard. Return the TensorBoard folder.
+    """Add figures to TensorBoard for each checkpoint that has no figures yet. Return the folder of the event files.
 
-    `data` is the prepared folder for the attention figures. If it is None, only the embeddings are drawn. If `follow`
-    is true, wait for new checkpoints until the last step of the run has its figures.
+    `data` is the folder of prepared data for attention figures. If `data` is None, only the embeddings are drawn. If
+    `follow` is true, wait for new checkpoints until the last step of the run has figures.
     """
     if not is_run(run):
         raise ConfigError(f"{run}: not a run folder; pass the --output of a pretraining run")
@@ -43,7 +44,7 @@ def write_images(run: Path, *, data: str | None = None, follow: bool = False) ->
     last_step = min(train.steps, train.stop_after or train.steps)
     folder = run / TENSORBOARD_NAME / IMAGES_NAME
     record = run / ANALYSIS_NAME / DONE_NAME
-    done: list[int] = json.loads(record.read_text()) if record.is_file() else []
+    done: list[int] = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else []
     with SummaryWriter(str(folder)) as writer:
         while True:
             for step in [step for step in complete_steps(run) if step not in done]:
@@ -56,13 +57,13 @@ def write_images(run: Path, *, data: str | None = None, follow: bool = False) ->
 
 
 def add_images(writer: SummaryWriter, run: Path, step: int, data: str | None) -> bool:
-    """Add the figures and scores of one checkpoint. Return False if the run has deleted the checkpoint."""
+    """Add figures and scores of one checkpoint to TensorBoard. Return False if training has deleted the checkpoint."""
     try:
         encoder = load_encoder(run, step, attention="eager")
     except CheckpointError as error:
         if step in complete_steps(run):
             raise
-        print(f"step {step}: skipped, the run has deleted this checkpoint ({error})", file=sys.stderr)
+        print(f"step {step}: skipped, because training has deleted this checkpoint ({error})", file=sys.stderr)
         return False
     title = model_title(run, step)
     if encoder.k is not None:

@@ -1,7 +1,7 @@
 """Checkpoint manifest `complete.json`: the files of a checkpoint, each with its size and SHA-256.
 
-The manifest is written last and checked first. Each rank hashes the files that it wrote, and rank 0 writes all hashes
-to the manifest.
+The manifest is the last file that is written to a checkpoint, and the first that is checked. Each rank hashes the files
+that it wrote, and rank 0 writes all hashes to the manifest.
 """
 
 from __future__ import annotations
@@ -47,15 +47,14 @@ class CheckpointManifest:
 def is_own_file(name: str, rank: int, world_size: int) -> bool:
     """Return whether this rank has to hash the file `name`.
 
-    The file name contains the rank that wrote the file, which counts modulo `world_size`. Rank 0 hashes all files
-    without a rank in their name.
+    If the file name contains a rank r, rank r % `world_size` hashes the file. Rank 0 hashes all other files.
     """
     writer = _RANK.search(name)
     return (int(writer[1]) if writer else 0) % world_size == rank
 
 
 def hash_own_files(folder: Path, rank: int, world_size: int) -> dict[str, tuple[int, str]]:
-    """Flush one rank's share of the files to disk. Return a map from file name to (size in bytes, SHA-256)."""
+    """Flush and hash the files assigned to `rank`. Return a map from file name to (size in bytes, SHA-256)."""
     names = [name for name in file_names(folder) if is_own_file(name, rank, world_size)]
     for parent in {(folder / name).parent for name in names}:
         flush_to_disk(parent)
@@ -84,7 +83,7 @@ def write_checkpoint_manifest(folder: Path, manifest: CheckpointManifest) -> Non
 def read_checkpoint_manifest(folder: Path) -> CheckpointManifest:
     """Read and check `complete.json`. Raises `CheckpointError` if it is missing or damaged.
 
-    A file name that points outside the folder counts as damage.
+    `complete.json` counts as damaged if it names a file outside the checkpoint's folder.
     """
     path = folder / COMPLETE_NAME
     try:
@@ -110,20 +109,20 @@ def _parse_manifest(content: dict[str, Any]) -> CheckpointManifest:
         if not is_inside(name):
             raise ValueError(f"the file name {name!r} points outside the folder")
         if not _SHA256.fullmatch(entry["sha256"]):
-            raise ValueError(f"the entry of {name} has no valid SHA-256")
+            raise ValueError(f"the manifest has no valid SHA-256 for {name}")
         files[name] = (int(entry["bytes"]), entry["sha256"])
     return CheckpointManifest(layout, files)
 
 
 def is_inside(name: str) -> bool:
-    """Return whether `name` is a plain relative path without "..", which can't point outside a folder."""
+    """Return whether `name` is a plain relative path without "..", so that it can't point outside a folder."""
     path = PurePosixPath(name)
     plain = path.as_posix() == name and not path.is_absolute() and bool(path.parts)
     return plain and ".." not in path.parts and "\\" not in name and "\0" not in name
 
 
 def find_damage(folder: Path, manifest: CheckpointManifest, rank: int = 0, world_size: int = 1) -> str | None:
-    """Check one rank's share of a checkpoint's files. Return a message on the first damaged file, or None."""
+    """Check one rank's share of a checkpoint's files. Return a message that names a damaged file, or None."""
     for name, (size, digest) in sorted(manifest.files.items()):
         if is_own_file(name, rank, world_size) and (fault := _fault(folder, name, size, digest)):
             return f"{folder / name} {fault}"

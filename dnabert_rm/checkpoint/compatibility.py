@@ -1,4 +1,4 @@
-"""Compare a run with the checkpoint that it resumes: what never fits, and what would alter the results. Torch-free."""
+"""Reject changes of settings or data that would alter the results of a resumed run. Torch-free."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _BATCH_WARMUP = ("train.batch_start", "train.batch_increment", "train.batch_warm
 
 @dataclass(frozen=True)
 class CheckpointRecords:
-    """Records of a checkpoint that a resumed run is compared with."""
+    """Metadata of a checkpoint: folder, training state, configuration, tokenizer and model shape."""
 
     folder: Path
     state: TrainState
@@ -36,7 +36,11 @@ class CheckpointRecords:
 
 @dataclass(frozen=True)
 class Change:
-    """A setting that differs from the checkpoint's: its dotted name, or `FINGERPRINT`, and both values."""
+    """A difference between a resumed run and its checkpoint, in a setting or in the data.
+
+    `field` is the setting's dotted name, or `FINGERPRINT` if the data differ. `old` is the checkpoint's value, and
+    `new` is the run's value.
+    """
 
     field: str
     old: Any
@@ -47,7 +51,7 @@ class Change:
 
 
 def read_records(folder: Path) -> CheckpointRecords:
-    """Read a checkpoint's records. Raises `CheckpointError` if one is missing or damaged."""
+    """Read a checkpoint's metadata. Raises `CheckpointError` if a metadata file is missing or damaged."""
     shape = model_fields(folder, missing="use another checkpoint")
     return CheckpointRecords(folder, read_state(folder), stored_config(folder), _stored_tokenizer(folder), shape)
 
@@ -55,7 +59,7 @@ def read_records(folder: Path) -> CheckpointRecords:
 def stored_config(folder: Path) -> RunConfig:
     """Read a checkpoint's training configuration. Raises `CheckpointError` if it is missing or damaged."""
     try:
-        return resolve(tomllib.loads((folder / CONFIG_NAME).read_text()))
+        return resolve(tomllib.loads((folder / CONFIG_NAME).read_text(encoding="utf-8")))
     except (OSError, ValueError, ConfigError) as error:
         raise CheckpointError(f"{folder / CONFIG_NAME}: cannot be read ({error}); use another checkpoint") from None
 
@@ -72,13 +76,12 @@ def _stored_tokenizer(folder: Path) -> TokenizerInfo:
 def check_compatible(
     records: CheckpointRecords, config: RunConfig, tokenizer: TokenizerInfo, fingerprint: str
 ) -> list[Change]:
-    """Return the differences from the checkpoint that would change the results and that the run accepts.
+    """Return the changes since the checkpoint that alter the results, or raise `CheckpointError`.
 
-    `tokenizer` and `fingerprint` are those of this run's data. Only fields in `free_on_resume()` may differ without
-    `--allow-changes`.
+    `tokenizer` and `fingerprint` describe this run's data.
 
-    Raises `CheckpointError` for a change that was not accepted, and for one that can never be: another tokenizer, model
-    shape or batch-size warm-up, or a precision that DeepSpeed can't convert to.
+    Changes that alter the results raise `CheckpointError` unless `--allow-changes` is given. Some changes always raise
+    it: another tokenizer, model shape or batch-size warm-up, and a change of precision from or to fp16.
     """
     folder = records.folder
     _check_tokenizer(folder, records.tokenizer, tokenizer)
@@ -96,8 +99,8 @@ def _check_tokenizer(folder: Path, stored: TokenizerInfo, current: TokenizerInfo
         return
     raise CheckpointError(
         f"{folder}: was trained with {_tokenizer_name(stored)}, but the data have {_tokenizer_name(current)}; a "
-        "trained model can't change its tokenizer: pass data that were built with the same one, or choose another "
-        "--output"
+        "trained model can't change its tokenizer: pass data that were built with the checkpoint's tokenizer, or "
+        "choose another --output"
     )
 
 
@@ -109,7 +112,7 @@ def _tokenizer_name(tokenizer: TokenizerInfo) -> str:
 
 
 def _check_shape(records: CheckpointRecords, config: RunConfig) -> None:
-    """Raise `CheckpointError` if the run asks for another model shape. The shape always comes from the checkpoint."""
+    """Raise `CheckpointError` if the model shape in the run's settings differs from the checkpoint's model shape."""
     asked = {name: getattr(config.model, name) for name in SHAPE_FIELDS}
     changes = [
         str(Change(f"model.{name}", value, asked[name]))
@@ -124,7 +127,7 @@ def _check_shape(records: CheckpointRecords, config: RunConfig) -> None:
 
 
 def find_changes(records: CheckpointRecords, config: RunConfig, fingerprint: str) -> list[Change]:
-    """Return the differences from the checkpoint that would change the results, apart from tokenizer and shape."""
+    """Return all changes since the checkpoint that alter the results, except changes of tokenizer or model shape."""
     stored = records.config.to_dict()
     current = config.to_dict()
     if current["train"]["precision"] == "auto":  # before the run has selected its device
@@ -144,7 +147,7 @@ def find_changes(records: CheckpointRecords, config: RunConfig, fingerprint: str
 
 
 def _check_possible(folder: Path, changes: list[Change]) -> None:
-    """Raise `CheckpointError` for changes that a resumed run can't make, with or without `--allow-changes`."""
+    """Raise `CheckpointError` for changes that are impossible in a resumed run, even with `--allow-changes`."""
     for change in changes:
         if change.field in _BATCH_WARMUP:
             raise CheckpointError(
@@ -159,7 +162,7 @@ def _check_possible(folder: Path, changes: list[Change]) -> None:
 
 
 def _explain(change: Change) -> str:
-    """Return a sentence about a change that the run has not accepted yet."""
+    """Describe one change, as part of the error message that asks for `--allow-changes`."""
     if change.field == FINGERPRINT:
         return (
             f"was trained on other data (fingerprint {change.old[:12]}, now {change.new[:12]}), so samples would be "
@@ -174,7 +177,7 @@ def _explain(change: Change) -> str:
 
 
 def describe_changes(step: int, changes: list[Change]) -> str:
-    """Return one line of text about the accepted changes of a run that resumes at `step`."""
+    """Return one line of text on the changes accepted with `--allow-changes` for a run that resumes at `step`."""
     shown = (
         f"{FINGERPRINT} was {change.old[:12]} and is {change.new[:12]}" if change.field == FINGERPRINT else str(change)
         for change in changes
@@ -183,9 +186,10 @@ def describe_changes(step: int, changes: list[Change]) -> str:
 
 
 def record_changes(run: Path, step: int, changes: list[Change]) -> None:
-    """Write the accepted changes of a run that resumes at `step` to `changes.jsonl`, one object per change.
+    """Add the changes accepted with `--allow-changes` to the run's `changes.jsonl`, one JSON object per change.
 
-    Changes that were recorded for this step or a later one are dropped, because their steps are run again.
+    The run resumes at `step`. Changes that were recorded at `step` or later are removed from the file, because the run
+    repeats these steps.
     """
     path = run / CHANGES_NAME
     earlier = [row for row in read_json_lines(path) if row["step"] < step] if path.is_file() else []

@@ -35,9 +35,10 @@ from dnabert_rm.utils.errors import CheckpointError, RankReadError
 
 
 def find_damage_on_all_ranks(folder: Path, ranks: Ranks) -> str | None:
-    """Check a checkpoint's files on all ranks. Return the same message on the first damage, or None, on every rank.
+    """Check a checkpoint's files on all ranks. Return a message that names a damaged file, or None.
 
-    Each rank checks its share of the files: first sizes and hashes, then that torch files contain only tensors.
+    Each rank checks the sizes and hashes of its share of the files, and that torch files contain only tensors. All
+    ranks return the same message.
     """
     try:
         manifest = on_first_rank(lambda: read_checkpoint_manifest(folder), ranks)
@@ -61,9 +62,10 @@ def load_checkpoint(engine: Any, folder: Path, run: Path, ranks: Ranks, precisio
     """Load weights and optimizer state of a verified checkpoint into DeepSpeed's `engine`, on all ranks together.
 
     A checkpoint with another number of ranks, ZeRO stage or precision is first converted in a temporary folder inside
-    `run`. `precision` is that of this run.
+    `run`. `precision` is this run's precision.
 
-    Raises `CheckpointError` if the checkpoint can't be converted, and `RankReadError` if it does not fit the model.
+    Raises `CheckpointError` if the checkpoint can't be converted, and `RankReadError` if the checkpoint does not fit
+    the model.
     """
     saved = on_first_rank(lambda: SavedFormat.of(folder), ranks)
     current = SavedFormat(checkpoint_layout(engine, ranks), precision)

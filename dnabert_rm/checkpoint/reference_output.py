@@ -22,7 +22,11 @@ NUM_POSITIONS = 8
 
 @dataclass(frozen=True)
 class ReferenceOutput:
-    """Fixed `input_ids` (2, L), `positions` (8,) in the flattened ids, and the `logits` (8, V) at these positions."""
+    """Model output for a fixed input of 2 windows with L tokens each. V is the vocabulary size.
+
+    `input_ids` is (2, L). `positions` (8,) are indices into the flattened ids. `logits` (8, V) are the output at these
+    positions.
+    """
 
     input_ids: NDArray[np.int64]
     positions: NDArray[np.int64]
@@ -32,9 +36,10 @@ class ReferenceOutput:
 
 
 def reference_input(vocab_size: int, window: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the fixed input ids (2, L) and the positions (8,) to predict.
+    """Return the fixed input ids (2, L) int64 and the positions (8,) int64 to predict.
 
-    The ids are random tokens, some of them masked. Positions are indices into the flattened ids.
+    The ids are random tokens from a fixed seed, and some of them are masked. L is `window`, but at most
+    `MAX_TOKENS`. Positions are indices into the flattened ids.
     """
     length = min(window, MAX_TOKENS)
     bits = random.fold(random.key(0, "probe"), np.arange(NUM_WINDOWS * length))
@@ -66,7 +71,7 @@ def save_reference_output(path: Path, output: ReferenceOutput) -> None:
 
 
 def load_reference_output(path: Path) -> ReferenceOutput:
-    """Read a reference output without pickle. Raises `CheckpointError` if it is missing, damaged or malformed."""
+    """Read a reference output without pickle. Raises `CheckpointError` if the file is missing or damaged."""
     try:
         with np.load(path, allow_pickle=False) as stored:
             output = ReferenceOutput(
@@ -87,11 +92,13 @@ def _check(output: ReferenceOutput) -> None:
     for array, kind, dimensions in ((output.input_ids, "i", 2), (output.positions, "i", 1), (output.logits, "f", 2)):
         if array.dtype.kind != kind or array.ndim != dimensions:
             raise ValueError(
-                f"expected an array of kind {kind} with {dimensions} dimensions, found {array.dtype} with {array.ndim}"
+                f"expected {dimensions} dimensions of dtype kind {kind!r} (i: integer, f: float), found {array.ndim} "
+                f"dimensions of {array.dtype}"
             )
     if len(output.logits) != len(output.positions) or not len(output.positions) or not output.input_ids.size:
         raise ValueError(
-            f"expected one row of logits per position, found {len(output.logits)} for {len(output.positions)}"
+            f"expected one row of logits per position, found {len(output.logits)} rows for {len(output.positions)} "
+            "positions"
         )
     if output.positions.min() < 0 or output.positions.max() >= output.input_ids.size:
         raise ValueError(f"a position is not between 0 and {output.input_ids.size - 1}, the last index of the input")

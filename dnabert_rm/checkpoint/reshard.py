@@ -1,9 +1,11 @@
-"""Convert a checkpoint to other ranks, ZeRO stage or precision, through DeepSpeed's universal checkpoint.
+"""Convert a checkpoint to another number of ranks, ZeRO stage or precision, using DeepSpeed's universal checkpoint.
 
-DeepSpeed's converter writes one folder per parameter, whatever the ZeRO stage. Master weights and moments are fp32 in
-every precision, so nothing is rounded. Each rank of the new run loads its part
-from these folders. The folders from stages 1 and 2 have a slightly different format than those from stage 3, and each
-stage reads only its own format. `_make_loadable` rewrites the folders for the other format.
+DeepSpeed's converter writes one folder per parameter, whatever the ZeRO stage. Master weights and moments are fp32,
+whatever the training precision, so nothing is rounded. Each rank of the new run loads its share of every
+parameter from these folders.
+
+For ZeRO stages 1 and 2, the folders have a slightly different format than for stage 3. DeepSpeed loads only the format
+of the run's own stage. If necessary, `_make_loadable` converts the folders from one format to the other.
 """
 
 from __future__ import annotations
@@ -32,14 +34,14 @@ _MODEL_FILES = {True: "zero_pp_rank_0_mp_rank_00_model_states.pt", False: "mp_ra
 
 @dataclass(frozen=True)
 class SavedFormat:
-    """Format of DeepSpeed's files in a checkpoint. Their names depend on the layout and the precision."""
+    """Layout and precision of a checkpoint, which determine names and contents of DeepSpeed's files."""
 
     layout: CheckpointLayout
     precision: str
 
     @classmethod
     def of(cls, folder: Path) -> SavedFormat:
-        """Return the format of the checkpoint in `folder`. Raises `CheckpointError` if its records are damaged."""
+        """Read the format of a checkpoint. Raises `CheckpointError` if its manifest or configuration is damaged."""
         return cls(read_checkpoint_manifest(folder).layout, stored_config(folder).train.precision)
 
     def __str__(self) -> str:
@@ -132,9 +134,10 @@ def _check_names(folder: Path, module: nn.Module) -> None:
 
 
 def _make_loadable(output: Path, module: nn.Module, saved_stage: int, stage: int) -> None:
-    """Rewrite a checkpoint converted from `saved_stage` in the format that `stage` reads.
+    """Rewrite a universal checkpoint so that a run with ZeRO stage `stage` can load it.
 
-    In the optimizer state file, only entries that all parameters share are kept, such as the step count.
+    `saved_stage` is the ZeRO stage of the original checkpoint. The optimizer state file keeps only values that all
+    parameters share, such as the step count.
     """
     step = _common_state(output / "zero" / "optimizer_state.pt", saved_stage, output / "zero")
     if (saved_stage == 3) == (stage == 3):
@@ -150,7 +153,10 @@ def _make_loadable(output: Path, module: nn.Module, saved_stage: int, stage: int
 
 
 def _common_state(path: Path, saved_stage: int, parameters: Path) -> torch.Tensor:
-    """Rewrite the optimizer state file in a form that every stage can load. Return the step count."""
+    """Rewrite the optimizer state file `path` so that every ZeRO stage can load it. Return the step count.
+
+    The folder `parameters` contains one folder per parameter.
+    """
     from deepspeed import __version__
 
     content = torch.load(path, map_location="cpu")

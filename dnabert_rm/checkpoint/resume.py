@@ -22,7 +22,7 @@ from dnabert_rm.utils.errors import CheckpointError
 
 @dataclass(frozen=True)
 class Start:
-    """Where a run starts: its first state, and for a resumed run the checkpoint and the accepted changes."""
+    """Starting point of a run: the training state, the checkpoint if any, and changes since the checkpoint."""
 
     state: TrainState
     checkpoint: Path | None = None
@@ -31,11 +31,14 @@ class Start:
     """Folder that the initial weights of the run came from, before its first step."""
 
     def recorded_config(self, config: RunConfig) -> RunConfig:
-        """Return the configuration to record. A resumed run has the initial weights that its checkpoint names."""
+        """Return `config` with the run's original `model.init_from`.
+
+        A resumed run takes this value from its checkpoint.
+        """
         return dataclasses.replace(config, model=dataclasses.replace(config.model, init_from=self.init_from))
 
     def print_changes(self, config: RunConfig) -> None:
-        """Print one line about the accepted changes, and one about an `--init-from` that has no effect."""
+        """Print a line about the changes since the checkpoint, if any, and a line if `--init-from` has no effect."""
         if self.changes:
             print(describe_changes(self.state.step, self.changes), file=sys.stderr, flush=True)
         if config.model.init_from not in ("", self.init_from):
@@ -47,9 +50,9 @@ class Start:
 
 
 def find_first_state(config: RunConfig, dataset: WindowDataset, ranks: Ranks) -> Start:
-    """Return the state that the run starts from, and its checkpoint. All ranks must call this.
+    """Return the starting point of a new or resumed run. All ranks must call this.
 
-    A new run starts at step 0, and its checkpoint is None. Raises `CheckpointError` if all checkpoints are damaged, or
+    A new run starts at step 0 and has no checkpoint. Raises `CheckpointError` if all checkpoints are damaged, or
     if the newest undamaged one does not fit the configuration or the data.
     """
     train = config.train
@@ -82,19 +85,24 @@ def find_start(resume: str, run: Path, ranks: Ranks) -> Path | None:
     if damages:
         others = f" ({len(damages) - 1} others are damaged too)" if len(damages) > 1 else ""
         raise CheckpointError(
-            f"{damages[0][1]}{others}; no usable checkpoint is left; restore a copy, choose another with --resume, or "
-            "start a new run with another --output"
+            f"{damages[0][1]}{others}; no usable checkpoint is left; restore a copy, choose another checkpoint with "
+            "--resume, or start a new run with another --output"
         )
     return None
 
 
 def _relative_to_run(run: Path, path: Path) -> Path:
-    """Return a relative path if `path` is inside `run`, else an absolute path. Then `run / path` fits every node."""
+    """Return `path` relative to `run` if it is inside `run`, otherwise as an absolute path.
+
+    Nodes may mount the run folder at different paths, so each node joins the result with its own `run`.
+    """
     return path.relative_to(run) if path.is_relative_to(run) else path.absolute()
 
 
 def _prepare_resume(folder: Path, damages: list[tuple[Path, str]], resume: str, run: Path) -> None:
-    """Report and rename the skipped damaged checkpoints, and set `latest` to the chosen checkpoint `folder`.
+    """Prepare `run` for resuming the checkpoint `folder`, and report the damaged checkpoints that were skipped.
+
+    If `folder` is a checkpoint of `run`, the damaged checkpoints are renamed and `latest` is set to `folder`.
 
     Raises `CheckpointError` if resuming from `folder` would overwrite other checkpoints of `run`.
     """
@@ -105,8 +113,8 @@ def _prepare_resume(folder: Path, damages: list[tuple[Path, str]], resume: str, 
     later = [found for found in later if step_folder(run, found).name not in skipped]
     if later:
         raise CheckpointError(
-            f"{run}: already has checkpoints (step {later[-1]}), which --resume {resume} would overwrite; resume them "
-            "with --resume auto, delete them, or choose another --output"
+            f"{run}: already has checkpoints (step {later[-1]}), which --resume {resume} would overwrite; pass "
+            "--resume auto, delete these checkpoints, or choose another --output"
         )
     if damages:
         reasons = "; ".join(reason for _, reason in damages)
@@ -118,7 +126,11 @@ def _prepare_resume(folder: Path, damages: list[tuple[Path, str]], resume: str, 
 
 
 def _resumed(folder: Path, config: RunConfig, dataset: WindowDataset) -> Start:
-    """Return the start from a checkpoint. Raises `CheckpointError` if it does not fit the run or its folder name."""
+    """Return the starting point of a run that resumes the checkpoint in `folder`.
+
+    Raises `CheckpointError` if the checkpoint does not fit the run, or if its step differs from the step in the
+    folder's name.
+    """
     records = read_records(folder)
     state = records.state
     if (step := step_of(folder)) not in (None, state.step):

@@ -27,9 +27,9 @@ def step_folder(run: Path, step: int) -> Path:
 
 
 def temporary_folder(path: Path) -> Path:
-    """Return the hidden path that a folder has while it is being written or deleted.
+    """Return the hidden path that the folder `path` has while it is being written or deleted.
 
-    If a run is killed meanwhile, `remove_leftovers` deletes this path at the next start.
+    If a run is killed during this time, the next start deletes the hidden path (`remove_leftovers`).
     """
     return path.with_name(f".{path.name}.tmp")
 
@@ -41,20 +41,20 @@ def step_of(folder: Path) -> int | None:
 
 
 def saved_steps(run: Path) -> list[int]:
-    """Return the steps of a run's checkpoints in ascending order, without checking the files."""
+    """Return the steps of a run's checkpoints in ascending order. The files are not checked."""
     steps = (step_of(path) for path in (run / FOLDER_NAME).glob("step_*"))
     return sorted(step for step in steps if step is not None)
 
 
 def complete_steps(run: Path) -> list[int]:
-    """Return the steps of a run's checkpoints with a manifest, in ascending order, without checking the files."""
+    """Return the steps of a run's checkpoints that have a manifest, in ascending order. The files are not checked."""
     return [step for step in saved_steps(run) if (step_folder(run, step) / COMPLETE_NAME).is_file()]
 
 
 def read_state(folder: Path) -> TrainState:
-    """Read the `TrainState` of a checkpoint. Raises `CheckpointError` if it is missing or damaged."""
+    """Read the `TrainState` of a checkpoint. Raises `CheckpointError` if `state.json` is missing or damaged."""
     try:
-        return TrainState.from_dict(json.loads((folder / STATE_NAME).read_text()))
+        return TrainState.from_dict(json.loads((folder / STATE_NAME).read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, TypeError, AssertionError, RecursionError) as error:
         raise CheckpointError(f"{folder / STATE_NAME}: cannot be read ({error}); use an earlier checkpoint") from None
 
@@ -64,7 +64,8 @@ def candidates(resume: str, run: Path) -> list[Path]:
 
     `resume` is "auto", "never", or the path of a run folder or checkpoint.
 
-    Raises `CheckpointError` if `run` has checkpoints and `resume` is "never", or if the path contains no checkpoint.
+    Raises `CheckpointError` if `run` has checkpoints and `resume` is "never", or if `resume` is a path without a
+    checkpoint.
     """
     if resume == "never" and saved_steps(run):
         raise CheckpointError(f"{run}: has checkpoints, and --resume is never; choose another --output")

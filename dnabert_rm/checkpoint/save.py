@@ -1,4 +1,4 @@
-"""Save, verify and delete checkpoints. A checkpoint gets its final name only after all of it is on disk.
+"""Save, verify and delete checkpoints. A checkpoint gets its final name only after all its files are on disk.
 
 `checkpoints/step_00001000/` holds DeepSpeed's files, `state.json` (`TrainState`), `probe.npz` (the model's output for a
 fixed input, for checking exports) and the metadata. `complete.json` (`checksums.py`) is written last. All files are
@@ -58,7 +58,7 @@ def save_checkpoint(
 ) -> float:
     """Save a checkpoint of DeepSpeed's `engine`, and return the duration in seconds. All ranks must call this.
 
-    `write_metadata(folder)` is called on every rank.
+    Every rank calls `write_metadata(folder)` with the checkpoint's temporary folder.
 
     Raises `CheckpointError` before anything is written if the disk has too little space. Raises `SaveError` on a rank
     that can't write. Earlier checkpoints stay unchanged.
@@ -142,7 +142,7 @@ def _publish(temporary: Path, final: Path) -> None:
 
 
 def write_latest(folder: Path) -> None:
-    """Write the newest checkpoint's name to `checkpoints/latest`, which only users and other programs read."""
+    """Write the newest checkpoint's name to `checkpoints/latest`. The file is for users and other programs."""
     write_text(folder.parent / LATEST_NAME, f"{folder.name}\n")
 
 
@@ -154,7 +154,7 @@ def rename_damaged(folder: Path) -> None:
 def remove_old_checkpoints(run: Path, keep_last: int, keep_every: int = 0) -> None:
     """Delete all checkpoints except the last `keep_last` and those at steps that are multiples of `keep_every`.
 
-    If `keep_last` is 0, all are kept. If `keep_every` is 0, only the last ones are kept.
+    If `keep_last` is 0, all checkpoints are kept. If `keep_every` is 0, only the last `keep_last` are kept.
     """
     steps = complete_steps(run)
     for step in steps[:-keep_last] if keep_last else []:
@@ -173,7 +173,7 @@ def remove_leftovers(run: Path) -> None:
 
 
 def _delete(folder: Path, temporary: Path) -> None:
-    """Delete a checkpoint. If this process is killed, the checkpoint's folder is either still complete or gone."""
+    """Delete a checkpoint after renaming it to `temporary`, so that a killed process leaves no partial checkpoint."""
     _move(folder, temporary)
     shutil.rmtree(temporary, ignore_errors=True)
 

@@ -1,4 +1,4 @@
-"""Command `dnabert-rm analyze KIND`: plot figures or write a report of runs. Each kind is a subcommand."""
+"""Command `dnabert-rm analyze KIND`: plot figures, or write a report about runs. Each kind is a subcommand."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class EmbeddingsSettings(Settings):
     """Flags of `analyze embeddings`."""
 
     model: Path = setting(positional=True, metavar="MODEL")
-    """An exported model, a run folder (its last checkpoint), or one of its step_… folders."""
+    """An exported or fine-tuned model, a run folder (its last checkpoint), or one of its step_… folders."""
     output: Path | None = setting(None, metavar="DIR")
     """Folder for embeddings.png, .csv, .json; by default RUN/analysis, where the report finds them. Required for an
     exported model."""
@@ -78,7 +78,7 @@ class EmbeddingsSettings(Settings):
 
 
 def run_embeddings(settings: EmbeddingsSettings) -> None:
-    """Score and plot k-mer embeddings, and print the paths of the files."""
+    """Score and plot k-mer embeddings, and print the paths of the files written."""
     suppress_library_output()
     from dnabert_rm.analysis.model_pictures import draw_embeddings
 
@@ -100,7 +100,7 @@ class AttentionSettings(Settings):
     """Flags of `analyze attention`."""
 
     model: Path = setting(positional=True, metavar="MODEL")
-    """An exported model, a run folder (its last checkpoint), or one of its step_… folders."""
+    """An exported or fine-tuned model, a run folder (its last checkpoint), or one of its step_… folders."""
     output: Path | None = setting(None, metavar="DIR")
     """Folder for attention.json and three figures; by default RUN/analysis, where the report finds them. Required for
     an exported model."""
@@ -130,7 +130,7 @@ class AttentionSettings(Settings):
 
 
 def run_attention(settings: AttentionSettings) -> None:
-    """Measure and plot attention, and print the paths of the files."""
+    """Measure and plot attention, and print the paths of the files written."""
     suppress_library_output()
     from dnabert_rm.analysis.model_pictures import draw_attention
 
@@ -163,7 +163,7 @@ class ImagesSettings(Settings):
 
 
 def run_images(settings: ImagesSettings) -> None:
-    """Add figures of each checkpoint to a run's TensorBoard."""
+    """Add figures of each checkpoint to a run's TensorBoard log."""
     suppress_library_output()
     from dnabert_rm.analysis.tensorboard_images import write_images
 
@@ -251,9 +251,11 @@ class ReportSettings(Settings):
     """Horizontal axis of the curves."""
 
     def problems(self) -> Iterator[str]:
-        """Yield an error message if the output is a folder."""
+        """Yield an error message if the output is a folder, or if its name does not end in .html or .htm."""
         if self.output.is_dir():
             yield f"--output {self.output}: is a folder; pass the path of a file, such as report.html"
+        elif self.output.suffix.lower() not in (".html", ".htm"):  # so that it is none of a run's own files
+            yield f"--output {self.output}: the file name must end in .html"
 
 
 def run_report(settings: ReportSettings) -> None:

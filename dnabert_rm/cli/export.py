@@ -39,7 +39,7 @@ def run(settings: ExportSettings) -> None:
     trained = "training" if average == 1 else "averaged"
     print(
         f"{done.folder}: {steps}, {done.num_parameters / 1e6:.1f} M parameters; stock transformers loads it; "
-        f"logits differ from the {trained} model's by {done.max_difference:.1e} of the largest"
+        f"logits differ from the {trained} model's by {done.max_difference:.1e} of the largest logit"
     )
 
 

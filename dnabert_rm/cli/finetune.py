@@ -1,4 +1,4 @@
-"""Command `dnabert-rm finetune`: fine-tune a head for any task on a table of sequences and labels."""
+"""Command `dnabert-rm finetune`: fine-tune a model on a table of sequences and labels."""
 
 from __future__ import annotations
 

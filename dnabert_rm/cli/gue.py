@@ -18,7 +18,7 @@ COMMAND = Command(
     help="fine-tune on every GUE data set in a folder, with several seeds and initial weights; write one table",
     example=(
         "dnabert-rm gue --model exported/ --data GUE/ --output runs/gue --seeds 1,2,3 --arms pretrained,scratch\n\n"
-        "The same command continues where an earlier one ended. Settings of each data set: docs/gue.md."
+        "Run the same command again to continue after an interruption. Settings of each data set: docs/gue.md."
     ),
     settings=SuiteSettings,
     run=run,

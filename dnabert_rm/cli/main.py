@@ -1,4 +1,7 @@
-"""Entry point of `dnabert-rm COMMAND …`: import a command's module and run it. Imports nothing slow itself."""
+"""Entry point of `dnabert-rm COMMAND …`: import the command's module, then run the command.
+
+This file imports no slow packages itself.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Command `dnabert-rm plan`: estimate a run's memory by ZeRO stage, FLOPs, time and communication before it starts."""
+"""Command `dnabert-rm plan`: estimate a run's FLOPs and time, and memory and communication for each ZeRO stage."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def run(settings: PlanSettings, flags: RunFlags) -> None:
 
 
 def _peak(gpu: str | None) -> float | None:
-    """Return the peak FLOP/s of the named GPU, or None for "cpu" or no name."""
+    """Return the peak FLOP/s of the GPU named `gpu`, or None if `gpu` is "cpu" or None."""
     if gpu in (None, "cpu"):
         return None
     if (peak := peak_flops(gpu)) is None:
@@ -70,7 +70,7 @@ def _peak(gpu: str | None) -> float | None:
 
 
 def _vocab_size(config: RunConfig, k: int) -> int:
-    """Return the vocabulary size of the prepared data, or of k-mers if no data are given."""
+    """Return the vocabulary size of the prepared data. If no data are given, return that of k-mers of `k` bases."""
     first = config.data.path[0]
     return kmer.vocab_size(kmer.check_k(k)) if first == NOT_NEEDED else load_manifest(first).tokenizer.vocab_size
 

@@ -17,7 +17,7 @@ DEFAULT_PRESET = "base"
 
 @dataclass(frozen=True)
 class RunFlags:
-    """Run configuration settings from a command line, and the errors in their flags."""
+    """Configuration settings of a run, given as command-line flags, and the errors found in these flags."""
 
     preset: str = DEFAULT_PRESET
     config_file: str | None = None
@@ -29,10 +29,11 @@ class RunFlags:
     """Error messages for values of the wrong type."""
 
     def config(self, placeholders: Mapping[str, Mapping[str, Any]] | None = None) -> RunConfig:
-        """Return the run configuration. Flags override the file, and the file overrides the preset.
+        """Return the run configuration. Flags override the configuration file, and the file overrides the preset.
 
         Args:
-            placeholders: Values for required fields that the command does not need. Every other layer overrides them.
+            placeholders: Values for required fields that the command does not need. Values from the preset, file or
+                flags override them.
 
         Raises `ConfigError` with all errors.
         """
@@ -71,7 +72,7 @@ class RunCommand(Command):
             add_flag(groups[name.split(".")[0]], item, names=flag_names(name), show_empty=True)
 
     def parse(self, prog: str, words: Sequence[str]) -> tuple[Any, ...]:
-        """Parse the words and return (settings, RunFlags). `RunFlags.config` later raises the errors in run flags."""
+        """Parse the words and return (settings, RunFlags). Errors in run flags are only raised by `RunFlags.config`."""
         parsed = self.parser(prog).parse_words(words)
         settings = make_settings(self.settings, parsed.flags, parsed.missing)
         values, wrong_types = values_of(parsed.flags, run_settings().values())
@@ -89,7 +90,7 @@ def flag_names(name: str) -> list[str]:
 
 
 def _model_field(layers: Sequence[Mapping[str, Any]], key: str) -> str | None:
-    """Return the value of a field of `[model]` from the last layer that sets it, or None."""
+    """Return the value of field `key` of `[model]` from the flags, else from the configuration file, else None."""
     models = [layer["model"] for layer in layers if isinstance(layer.get("model"), dict)]
     return next((str(model[key]) for model in reversed(models) if key in model), None)
 

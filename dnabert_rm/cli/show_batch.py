@@ -167,7 +167,10 @@ class WindowPrinter:
 
 
 def token_marks(input_ids: NDArray[np.int64], labels: NDArray[np.int64]) -> list[str]:
-    """Return one mark per token, as explained in `LEGEND`. Both arrays have shape (T,)."""
+    """Return one mark per token: masked, random, kept, seen or unknown, as explained in `LEGEND`.
+
+    Both arrays have one value per token.
+    """
     marks = np.full(len(input_ids), SEEN)
     marks[input_ids < NUM_SPECIAL] = UNKNOWN
     predicted = labels != IGNORE
@@ -176,7 +179,10 @@ def token_marks(input_ids: NDArray[np.int64], labels: NDArray[np.int64]) -> list
 
 
 def window_bases(ids: NDArray[np.int64], k: int, stride: int) -> str:
-    """Return the bases of k-mers at a stride, (T,) → (T - 1) * stride + k letters. Bases that no k-mer covers are N."""
+    """Return the bases of T k-mers that start `stride` bases apart: (T - 1) * stride + k letters.
+
+    Bases that only special tokens cover are N.
+    """
     bases = np.full((len(ids) - 1) * stride + k, ord("N"), dtype=np.uint8)
     real = np.flatnonzero(ids >= NUM_SPECIAL)
     letters = np.frombuffer(codes_to_bases(kmer_codes(ids[real], k).reshape(-1)), dtype=np.uint8)

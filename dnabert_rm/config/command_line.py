@@ -104,7 +104,8 @@ def add_flag(target: Any, item: Setting, *, names: Sequence[str] = (), show_empt
     The parser keeps strings. `values_of` converts them later, so that all errors are reported together.
 
     Args:
-        names: Flag names to use instead of the field's name. With them, a `bool` flag takes an optional true or false.
+        names: Flag names to use instead of the field's name. With `names`, the flag of a `bool` field can be followed
+            by true or false.
         show_empty: Show the default in the help even if it is empty or a `bool`.
     """
     rules = item.metadata
@@ -153,7 +154,10 @@ def values_of(found: argparse.Namespace, items: Iterable[Setting]) -> tuple[dict
 
 
 def make_settings(cls: type, found: argparse.Namespace, problems: Sequence[str] = ()) -> Any:
-    """Make settings from parsed flags. If there are errors, raise `ConfigError` with `problems` and all new errors."""
+    """Make settings from parsed flags.
+
+    Raises one `ConfigError` with all errors: first the messages in `problems`, then the errors in flag values.
+    """
     items = settings_of(cls)
     values, wrong_types = values_of(found, items.values())
     outside = [line for name, value in values.items() for line in find_problems(items[name], value, items[name].flag)]

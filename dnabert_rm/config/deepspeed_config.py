@@ -1,4 +1,4 @@
-"""Read DeepSpeed configuration files, and their settings for memory and communication. Does not import torch."""
+"""Read DeepSpeed configuration files, and find the ZeRO settings in them. Does not import torch."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def load_ds_config(name: str) -> tuple[Path, dict[str, Any]]:
     """
     path = find_ds_config(name)
     try:
-        settings = json.loads(path.read_text())
+        settings = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"--ds-config {path}: {error}; fix the file") from None
     if not isinstance(settings, dict) or not isinstance(settings.get("zero_optimization", {}), dict):

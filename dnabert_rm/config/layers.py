@@ -27,7 +27,7 @@ def preset_names() -> list[str]:
     """Return the names of the shipped presets, smallest model first."""
     folder = resources.files("dnabert_rm") / "presets"
     models = {
-        item.name.removesuffix(".toml"): tomllib.loads(item.read_text())["model"]
+        item.name.removesuffix(".toml"): tomllib.loads(item.read_text(encoding="utf-8"))["model"]
         for item in folder.iterdir()
         if item.name.endswith(".toml")
     }
@@ -42,7 +42,7 @@ def load_preset(name: str, architecture: str | None = None) -> dict[str, Any]:
     """
     if name not in preset_names():
         raise ConfigError(f"--preset {name}: no such preset; choose one of {', '.join(preset_names())}")
-    sections = tomllib.loads((resources.files("dnabert_rm") / "presets" / f"{name}.toml").read_text())
+    sections = tomllib.loads((resources.files("dnabert_rm") / "presets" / f"{name}.toml").read_text(encoding="utf-8"))
     own = sections["model"].setdefault("architecture", ModelConfig.architecture)
     differences = {known: sections.pop(known, {}) for known in ARCHITECTURES}
     sections["model"] |= differences.get(architecture or own, {})
@@ -61,7 +61,7 @@ def load_config_file(path: str) -> dict[str, Any]:
 
 
 def resolve(*layers: Layer) -> RunConfig:
-    """Merge layers into one configuration. Later layers override earlier ones.
+    """Merge layers, such as a preset and the flags, into one configuration. Later layers override earlier ones.
 
     Raises `ConfigError` with all errors, one per line.
     """
@@ -78,7 +78,10 @@ def resolve(*layers: Layer) -> RunConfig:
 
 
 def _merge(values: dict[str, dict[str, Any]], section: str, content: Any) -> Iterator[str]:
-    """Merge one section of a layer into `values`. Yield an error message for each wrong key or value."""
+    """Merge a section, such as "train", of a configuration layer into `values`.
+
+    Yields an error message for each wrong key or value.
+    """
     if section not in SECTIONS or not isinstance(content, Mapping):
         yield f"[{section}]: unknown section{did_you_mean(section, SECTIONS)}"
         return
@@ -95,7 +98,7 @@ def _merge(values: dict[str, dict[str, Any]], section: str, content: Any) -> Ite
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return a suggestion to end an error message: the most similar known word, or all words if there are few."""
+    """Return a suggestion to append to an error message: the most similar known word, or all words if there are few."""
     names = list(known)
     near = difflib.get_close_matches(word, names, n=1)
     if near:

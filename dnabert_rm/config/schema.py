@@ -1,7 +1,7 @@
 """Settings as frozen dataclasses: a field's type, default and docstring define its flag, help and documentation.
 
-Simple types are str, int, float, bool, Path and a `Literal` of strings. A field has a simple type or a `tuple[X, ...]`
-of one, optionally with `| None`.
+Simple types are str, int, float, bool, Path and a `Literal` of strings. The type of a field is a simple type X or
+`tuple[X, ...]`, optionally with `| None`.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class Setting:
 
 @cache
 def settings_of(cls: Any) -> dict[str, Setting]:
-    """Return the fields of a settings class, keyed by name. A field's text is the docstring below it in the source."""
+    """Return the fields of a settings class, keyed by name. `Setting.text` is the docstring below a field."""
     hints, texts = typing.get_type_hints(cls), _field_docstrings(cls)
     return {
         item.name: Setting(
@@ -115,7 +115,7 @@ def _without_none(hint: Any) -> Any:
 
 
 def _field_docstrings(cls: type) -> dict[str, str]:
-    """Return the docstrings below the fields of a class and its bases, keyed by field. The class has precedence."""
+    """Return the docstrings below the fields of a class and its bases, keyed by field. A class overrides its bases."""
     texts: dict[str, str] = {}
     for base in reversed(cls.__mro__):
         if "__dataclass_fields__" not in vars(base):
@@ -179,7 +179,7 @@ def _converted(value: Any, kind: Any) -> Any:
 
 
 def find_problems(item: Setting, value: Any, label: str) -> Iterator[str]:
-    """Yield an error message for each value outside the field's choices or bounds. `label` names the field in it."""
+    """Yield an error message, starting with `label`, for each value outside the field's choices or bounds."""
     rules = item.metadata
     for part in value if isinstance(value, tuple) else (value,):
         if part is None:

@@ -1,4 +1,4 @@
-"""Batches as functions of integers: the samples of each step, and the samples of each rank within a step.
+"""Assignment of samples to steps, ranks and micro-batches, computed from integers only.
 
 `BatchPlan` determines which samples form the global batch of a step. `BatchSplit` divides a global batch into
 micro-batches over the ranks. `micro_batch` is always a size: the number of windows in one forward pass on one rank.
@@ -37,7 +37,7 @@ class BatchPlan:
     def growing(cls, start: int, increment: int, global_batch: int, warmup_steps: int) -> BatchPlan:
         """Return a plan whose batch grows from `start` to `global_batch`, with the same number of steps at each size.
 
-        Each change adds `increment`, or `start` if `increment` is 0. The full size is reached at step `warmup_steps`,
+        Each increase adds `increment`, or `start` if `increment` is 0. The full size is reached at step `warmup_steps`,
         or a few steps earlier if the number of increments does not divide `warmup_steps`.
 
         Raises `ConfigError` if the increments do not end at `global_batch`, or if `warmup_steps` is smaller than the
@@ -54,8 +54,8 @@ class BatchPlan:
             )
         if warmup_steps < num_stages:
             raise ConfigError(
-                f"train.batch_warmup_steps: {warmup_steps} is too few for {num_stages} increments of the batch; set "
-                f"it to at least {num_stages}, or raise train.batch_increment"
+                f"train.batch_warmup_steps: {warmup_steps} steps are too few for {num_stages} increases of the "
+                f"global batch; use at least {num_stages} steps, or raise train.batch_increment"
             )
         stage_steps = warmup_steps // num_stages
         points, sample = [], 0
@@ -111,7 +111,10 @@ class BatchPlan:
 
 
 def make_batch_plan(config: RunConfig) -> BatchPlan:
-    """Return the batch plan of a new run. Raises `ConfigError` if its batch-size warm-up is impossible."""
+    """Return the batch plan of a new run.
+
+    Raises `ConfigError` if the batch-size warm-up can't end at `train.global_batch` or has too few steps.
+    """
     train = config.train
     if not train.batch_start:
         return BatchPlan.constant(train.global_batch)
@@ -135,20 +138,20 @@ class BatchSplit:
     def accumulation(self, global_batch: int) -> int:
         """Return the number of accumulation steps for a global batch.
 
-        Raises `ConfigError` if the batch does not divide evenly.
+        Raises `ConfigError` if `global_batch` is not a multiple of `micro_batch` x `world_size`.
         """
         return accumulation_steps(global_batch, self.micro_batch, self.world_size)
 
 
 def split_batch(plan: BatchPlan, micro_batch: int, world_size: int, first_step: int = 0) -> BatchSplit:
-    """Return the split of a plan's global batches from `first_step` on.
+    """Return the division into micro-batches of the plan's global batches from `first_step` on.
 
-    If `micro_batch` is 0, its size is chosen so that the plan's smallest global batch needs no accumulation. A run that
-    resumes during or after a batch-size warm-up then has the same micro-batches as an uninterrupted run. If the
-    smallest batch does not divide evenly over the ranks, or does not divide every remaining batch, the smallest
-    remaining batch is used instead.
+    If `micro_batch` is 0, the micro-batch size is chosen so that the smallest global batch of the whole plan has one
+    micro-batch per rank. A run that resumes during or after a batch-size warm-up then has the same micro-batches as an
+    uninterrupted run. If `world_size` does not divide that global batch, or if that global batch does not divide all
+    sizes from `first_step` on, the smallest size from `first_step` on has one micro-batch per rank instead.
 
-    Raises `ConfigError` if a remaining batch does not divide evenly.
+    Raises `ConfigError` if a size from `first_step` on is not a multiple of `world_size` times the micro-batch size.
     """
     remaining = plan.sizes(first_step)
     if not micro_batch:
@@ -164,7 +167,7 @@ def split_batch(plan: BatchPlan, micro_batch: int, world_size: int, first_step: 
 def accumulation_steps(global_batch: int, micro_batch: int, world_size: int) -> int:
     """Return the number of micro-batches per rank in a global batch.
 
-    Raises `ConfigError` if the batch does not divide evenly.
+    Raises `ConfigError` if `global_batch` is not a multiple of `micro_batch` x `world_size`.
     """
     if global_batch % (micro_batch * world_size):
         raise ConfigError(
@@ -175,7 +178,10 @@ def accumulation_steps(global_batch: int, micro_batch: int, world_size: int) -> 
 
 
 def micro_batch_size(global_batch: int, world_size: int, accumulation: int) -> int:
-    """Return the number of windows in a micro-batch. Raises `ConfigError` if `global_batch` does not divide evenly."""
+    """Return the number of windows in a micro-batch.
+
+    Raises `ConfigError` if `global_batch` is not a multiple of `world_size` x `accumulation`.
+    """
     parts = world_size * accumulation
     if global_batch % parts:
         raise ConfigError(
@@ -188,11 +194,14 @@ def micro_batch_size(global_batch: int, world_size: int, accumulation: int) -> i
 def micro_batch_samples(
     plan: BatchPlan, step: int, micro_step: int, rank: int, world_size: int, accumulation: int
 ) -> NDArray[np.int64]:
-    """Return the sample indices of one rank's micro-batch `micro_step` in a step, (micro_batch,) int64.
+    """Return the sample indices of a rank's micro-batch number `micro_step` in one step, (micro_batch,) int64.
 
     Sample n of the global batch belongs to micro-batch n mod (ranks x accumulation). Micro-batch m belongs to rank m
-    mod ranks. So rank r reads the samples with n mod ranks = r, which come from few streams. Two ranks with one
-    accumulation step have the same micro-batches as one rank with two.
+    mod ranks. So two ranks with one accumulation step have the same micro-batches as one rank with two accumulation
+    steps.
+
+    Rank r reads the samples with n mod ranks = r. If the number of ranks divides `data.num_streams`, each rank reads
+    different streams of windows. A rank then opens fewer shards.
     """
     size = micro_batch_size(plan.batch_of_step(step), world_size, accumulation)
     first = plan.first_sample(step) + micro_step * world_size + rank

@@ -21,10 +21,10 @@ GIGABYTE = 10**9
 class ShardCache:
     """A folder of `SHA256.tar` files. When space is needed, the least recently used files are evicted.
 
-    Only one process at a time fetches a given shard. It writes to a temporary file, and renames the file when its size
-    and SHA-256 match the manifest. Space is reserved before the fetch, so the folder never exceeds `max_bytes`. File
-    names are checksums, so a remote manifest can't choose a path. The folder must be on a local disk, because the
-    locks use `flock`.
+    Only one process at a time fetches a given shard. This process writes a temporary file, and renames the file when
+    its size and SHA-256 match the manifest. Space is reserved before the fetch, so the folder never exceeds
+    `max_bytes`. Files are named by checksum, not by their name in the manifest. So a remote manifest can't choose a
+    path outside the folder. The folder must be on a local disk, because the locks use `flock`.
     """
 
     def __init__(self, folder: str | Path, max_bytes: int) -> None:
@@ -44,10 +44,10 @@ class ShardCache:
         return self.folder / f"{info.sha256}.tar"
 
     def get(self, info: ShardInfo, fetch: Fetch) -> Path:
-        """Return the path of a shard. Fetch the shard first if it is not in the cache.
+        """Return the path of a shard. If it is not in the cache, call `fetch`, which writes the shard to an open file.
 
         Raises `DataError` if the fetched file does not match the manifest, and `ConfigError` if the cache is too small.
-        Exceptions of `fetch` are passed on.
+        Exceptions of `fetch` are not caught.
         """
         path = self.path(info)
         if self.touch(info):
@@ -96,7 +96,7 @@ class ShardCache:
                 stream.truncate(info.bytes)
 
     def _files(self, pattern: str) -> list[tuple[float, int, Path]]:
-        """Return (last use, size, path) of each matching file. Skip files that another process removes meanwhile."""
+        """Return (last use, size, path) of each file that matches `pattern`. Skip files removed by other processes."""
         found = []
         for path in self.folder.glob(pattern):
             with contextlib.suppress(FileNotFoundError):

@@ -90,7 +90,7 @@ def _has_window(path: str, settings: WindowSettings, storage: StorageSettings) -
 
 @dataclass(frozen=True)
 class WindowSettings:
-    """Settings for cutting windows from the stored segments. The fields match `[data]` in the configuration."""
+    """Settings for cutting windows from stored segments of contigs. The fields match `[data]` in the configuration."""
 
     split: str = "train"
     window: int = 512
@@ -104,9 +104,10 @@ class WindowSettings:
 
 @dataclass(frozen=True)
 class WindowBatch:
-    """Windows without special tokens: `samples` (B,) int64, `ids` (B, T) in the stored type.
+    """B windows of T tokens each, without [CLS] and [SEP].
 
-    `num_replaced` counts the windows that replace a window of a bad shard.
+    `samples` (B,) int64 holds the sample indices. `ids` (B, T) holds the token ids, uint16 or uint32.
+    `num_replaced` is the number of windows that replace a window of a damaged or missing shard.
     """
 
     samples: NDArray[np.int64]
@@ -115,7 +116,10 @@ class WindowBatch:
 
 
 class WindowDataset:
-    """Windows as a function of the sample index, the step and the set of bad shards. Torch-free."""
+    """Dataset of training windows. Does not import torch.
+
+    A window depends only on the sample index, the step, and which shards are damaged or missing.
+    """
 
     def __init__(
         self,
@@ -125,13 +129,15 @@ class WindowDataset:
         seed: int,
         storage: StorageSettings | None = None,
     ) -> None:
-        """Read the manifests, but no shards. Raises `DataError` for bad data, `ConfigError` for bad settings.
+        """Read the manifests, but no shards.
+
+        Raises `DataError` for invalid data, `ConfigError` for invalid settings.
 
         Args:
             folders: Paths or URLs of prepared folders.
             weights: Relative number of samples from each folder; empty for equal numbers.
             settings: Settings for cutting windows.
-            seed: Seed of the window order, lengths and crops.
+            seed: Seed of the order of the windows, and of the length and start of shortened windows.
             storage: Settings for shard access.
         """
         self.settings = settings
@@ -179,7 +185,10 @@ class WindowDataset:
             raise ConfigError("data.remainder 'drop' needs a single data set; set data.remainder to wrap")
 
     def _stored_tokens(self, num_tokens: int) -> int:
-        """Return the number of consecutive stored tokens that a window of `num_tokens` tokens covers."""
+        """Return the number of consecutive stored tokens that a window of `num_tokens` tokens covers.
+
+        Shards store overlapping k-mers. So a window of non-overlapping k-mers takes every k-th stored token.
+        """
         return (num_tokens - 1) * self.stride + 1
 
     @property
@@ -199,14 +208,14 @@ class WindowDataset:
         return int(tokens_of_steps(self.seed, step, self.num_tokens))
 
     def locate(self, samples: ArrayLike) -> Windows:
-        """Return the positions of the full-length windows of sample indices.
+        """Return the positions of the windows with the given sample indices, before any window is shortened.
 
         A call for a thousand samples takes little longer than for one, so locate many samples in one call.
         """
         return self.order.locate(samples)
 
     def windows(self, samples: ArrayLike, step: int, found: Windows | None = None) -> WindowBatch:
-        """Read the windows of sample indices (B,), which must all belong to `step`.
+        """Read the windows with the given sample indices. All samples must belong to `step`.
 
         Pass the result of `locate(samples)` as `found` if it is already known.
         """
@@ -241,7 +250,7 @@ class WindowDataset:
     def _resolve(
         self, samples: NDArray[np.int64], step: int, found: Windows | None = None
     ) -> tuple[Windows, int, NDArray[np.bool_]]:
-        """Return the windows to read, the number of tokens per window, and a mask (B,) of replacement samples."""
+        """Return the windows to read, the number of tokens per window, and a bool array that marks replaced windows."""
         found = self.locate(samples) if found is None else found
         found, is_replaced = self._replace_bad(samples, found)
         num_tokens = self.tokens_of_step(step)
@@ -252,9 +261,9 @@ class WindowDataset:
         return Windows(found.source, found.shard, found.segment, start, found.reverse), num_tokens, is_replaced
 
     def _replace_bad(self, samples: NDArray[np.int64], found: Windows) -> tuple[Windows, NDArray[np.bool_]]:
-        """Replace windows of bad shards by other windows of the same data set.
+        """Replace windows of damaged or missing shards with other windows of the same data set.
 
-        Return all windows, and a mask (B,) of the replaced ones.
+        Return all windows, and a bool array that marks the replaced windows.
         """
         shards = list(zip(found.source.tolist(), found.shard.tolist(), strict=True))
         bad = {(source, shard) for source, shard in set(shards) if not self.readers[source].is_usable(shard)}
@@ -267,9 +276,9 @@ class WindowDataset:
         return Windows.concatenate([found[good_rows], *replacements])[original_order], is_bad
 
     def _replacement(self, sample: int, source: int) -> Windows:
-        """Return a random window from a usable shard of data set `source`. The sample index determines the choice.
+        """Return a random window from a readable shard of data set `source`. The sample index determines the choice.
 
-        Raises `DataError` if too many tries find a bad shard.
+        Raises `DataError` if too many random choices fall on damaged or missing shards.
         """
         sampler = self.samplers[source]
         for attempt in itertools.count():

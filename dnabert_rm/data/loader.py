@@ -1,4 +1,7 @@
-"""Data loader of one rank: PyTorch's `DataLoader` over numbered micro-batches. Its only state is the first step."""
+"""Data loader of one rank: PyTorch's `DataLoader` over numbered micro-batches.
+
+The loader keeps no state: a resumed run only sets the first step.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ LOCATED_AHEAD = 4096
 class MicroBatchSampler:
     """Sample indices of each micro-batch of one rank, from `first_step` to `last_step` (exclusive).
 
-    Every micro-batch has `micro_batch` windows. The number of micro-batches in a step depends on its global batch size.
+    Every micro-batch has `micro_batch` windows. A step with a larger global batch has more micro-batches.
     """
 
     def __init__(
@@ -59,7 +62,10 @@ class MicroBatchSampler:
         return int(self._first_numbers[-1])
 
     def __getitem__(self, number: int) -> NDArray[np.int64]:
-        """Return the sample indices of micro-batch `number`, (micro_batch,) int64. Numbers start at `first_step`."""
+        """Return the sample indices of micro-batch `number`, (micro_batch,) int64.
+
+        Number 0 is the first micro-batch of step `first_step`.
+        """
         step, micro_step, accumulation = self._position(number)
         return micro_batch_samples(self.plan, step, micro_step, self.rank, self.world_size, accumulation)
 
@@ -68,7 +74,7 @@ class MicroBatchSampler:
         return self._position(number)[0]
 
     def _position(self, number: int) -> tuple[int, int, int]:
-        """Return the step of a micro-batch, its index within the step, and the step's number of accumulation steps."""
+        """Return a micro-batch's step, its index within that step, and the step's number of micro-batches per rank."""
         index = int(np.searchsorted(self._first_numbers[:-1], number, side="right")) - 1
         accumulation = int(self._accumulation[index])
         steps, micro_step = divmod(number - int(self._first_numbers[index]), accumulation)
@@ -78,7 +84,7 @@ class MicroBatchSampler:
 class _BatchDataset:
     """Map-style dataset for the worker processes: maps a micro-batch number to a collated batch.
 
-    The batch depends only on that number.
+    The batch depends only on the micro-batch number.
     """
 
     def __init__(self, dataset: WindowDataset, collate: Collate, sampler: MicroBatchSampler) -> None:
@@ -91,7 +97,10 @@ class _BatchDataset:
         return len(self._sampler)
 
     def __getitem__(self, number: int) -> dict[str, Any] | UserError:
-        """Return a batch. Return a `UserError` instead of raising it, because PyTorch would wrap it in a traceback."""
+        """Return the collated batch of a micro-batch number.
+
+        A `UserError` is returned instead of raised, because PyTorch would wrap a raised error in a traceback.
+        """
         samples, found = self._locate(number)
         try:
             windows: WindowBatch = self._dataset.windows(samples, self._sampler.step_of(number), found)
@@ -102,7 +111,10 @@ class _BatchDataset:
         return {**batch, "num_replaced": torch.from_numpy(np.array(windows.num_replaced))}
 
     def _locate(self, number: int) -> tuple[NDArray[np.int64], Windows]:
-        """Return the sample indices and windows of a micro-batch. Also locate this worker's next micro-batches."""
+        """Return the sample indices and window positions of a micro-batch.
+
+        This worker's next micro-batches are located in the same call, which takes little longer than locating one.
+        """
         if number not in self._ahead:
             worker = get_worker_info()
             numbers = range(number, len(self), worker.num_workers if worker else 1)
@@ -160,7 +172,7 @@ def make_loader(
 
     Args:
         dataset: The windows.
-        collate: Function that makes a batch from (samples (B,), ids (B, T)).
+        collate: Function that makes a batch from sample indices (B,) and token ids (B, T), for B windows of T tokens.
         sampler: The micro-batches of this rank.
         num_workers: Number of worker processes; 0 loads batches in this process.
         prefetch: Number of batches that each worker prepares in advance.
@@ -168,8 +180,8 @@ def make_loader(
         prepare_worker: Function that each worker process calls first, with the worker's index. If it is given,
             workers start with `STOP_SIGNALS` blocked.
 
-    The loader adds `num_replaced`, a scalar int64, to each batch. It counts the windows that replace a window of a bad
-    shard.
+    The loader adds `num_replaced`, a scalar int64, to each batch: the number of windows that replace a window of a
+    damaged or missing shard.
     """
     batches: DataLoader[Any] = DataLoader(
         _BatchDataset(dataset, collate, sampler),  # type: ignore[arg-type]  # has all the methods that are called

@@ -1,8 +1,9 @@
 """The format of a prepared folder: `manifest.json`, the names of shard members and the data's fingerprint.
 
-A prepared folder holds `manifest.json` and the shards that it names. A shard is a tar, written by webdataset, with two
-members per segment: `KEY.ids.npy` (1-D uint16 or uint32 token ids) and `KEY.json` (`genome, contig, start, end, split`;
-bases, 0-based half-open). See `docs/data_format.md` for the full description.
+A prepared folder holds `manifest.json` and the shards that it names. A shard is a tar, written by webdataset. It
+holds segments, which are contiguous parts of contigs. Each segment has two members: `KEY.ids.npy` (1-D uint16 or uint32
+token ids) and `KEY.json` (`genome, contig, start, end, split`). `start` and `end` are 0-based half-open positions in
+bases. See `docs/data_format.md` for the full description.
 """
 
 from __future__ import annotations
@@ -107,13 +108,14 @@ class Manifest:
         if not found:
             have = ", ".join(sorted({shard.split for shard in self.shards})) or "none"
             raise DataError(
-                f"no shards for split {split!r} (the data has: {have}); choose another split, or build this one"
+                f"no shards for split {split!r} (the data has: {have}); choose another split, or build shards for "
+                f"{split!r}"
             )
         return found
 
 
 def segment_keys(start: int = 0) -> Iterator[str]:
-    """Yield segment keys without end, from number `start` on: "0000000", "0000001", …"""
+    """Yield an endless sequence of segment keys, from number `start` on: "0000000", "0000001", …"""
     while True:
         yield f"{start:07d}"
         start += 1
@@ -140,7 +142,7 @@ def load_manifest(folder: str | os.PathLike[str]) -> Manifest:
 
 
 def parse_manifest(content: dict[str, Any]) -> Manifest:
-    """Return the manifest in a JSON object. Raises ValueError, TypeError or KeyError if the object is invalid."""
+    """Convert a JSON object to a `Manifest`. Raises ValueError, TypeError or KeyError if the object is invalid."""
     if content.pop("format") != FORMAT:
         raise ValueError(f"its format is not {FORMAT!r}")
     version = content.pop("format_version")

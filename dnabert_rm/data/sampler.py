@@ -1,23 +1,24 @@
 """Order of the training windows: a pure function of the seed, the manifest and the sample index n.
 
 `(seed, segment lengths, n) → (shard, segment, start, strand)`. The sample index n is the only state, so a run resumes
-at n without reading earlier windows. Every rank, worker and run computes the same order. `EpochSampler` orders one data
-set, in three steps per epoch:
+at n without reading earlier windows. Every rank and worker computes the same order. `EpochSampler` orders one data set,
+in three steps per epoch:
 
-1. Cut. A segment of L tokens gives round(L / F) windows of F tokens, by stratified jitter. The segment is divided into
-   equal strata. Window t is centred on a uniform random token of stratum t, then clipped to the segment. So all tokens
-   in the middle of a segment are seen equally often. For tokens less than F tokens from an end, this holds only on
-   average. There the outermost tokens are seen half as often, and tokens further in up to 1.5 times as often.
+1. Cut. A segment is a contiguous part of a contig. A segment of L tokens gives round(L / F) windows of F tokens, by
+   stratified jitter. The segment is divided into equal parts (strata), one per window. Window t is centred on a uniform
+   random token of stratum t, then clipped to the segment. So all tokens in the middle of a segment are seen equally
+   often. Within F tokens of an end, the outermost tokens are seen half as often, and tokens further in up to 1.5 times
+   as often. The average over these F tokens is the same as in the middle.
 2. Shuffle. The shards are shuffled, and so are the segments within each shard. The windows, in that order, are split
-   into `num_streams` contiguous ranges. Each range becomes one stream, chosen at random. The windows of a stream are
-   then shuffled within blocks of `block_windows` windows.
+   into `num_streams` contiguous ranges. The ranges are assigned to streams at random. The windows of a stream are then
+   shuffled within blocks of `block_windows` windows.
 3. Interleave. Sample q of the epoch is window q // num_streams of stream q mod num_streams.
 
 So neighbours in a batch come from different streams, while each stream reads few shards at a time. Segments shorter
 than F give no window; `num_short_segments` counts them.
 
-`MixtureSampler` combines several data sets by weight. The last two functions serve `data.lengths` "random": they draw
-the window lengths and the start of each shortened window.
+`MixtureSampler` combines several data sets by weight. If `data.lengths` is "random", `tokens_of_steps` chooses the
+window length of each step, and `crop_offsets` the start of each shortened window.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ SHORTEST_TOKENS = 5
 
 @dataclass(frozen=True)
 class Windows:
-    """Positions of N windows in the stored data. Arrays of shape (N,), int64 and bool.
+    """Positions of N windows in the stored data, as arrays of shape (N,): `reverse` is bool, the others int64.
 
     `source` is the index of the data set. `shard` is the shard's index in the split, and `segment` the segment's index
     in the shard. `start` is the index of the window's first stored token in the segment. `reverse` is true if the
@@ -72,7 +73,7 @@ class Sampler(Protocol):
     """Window order of one or several data sets."""
 
     def locate(self, samples: ArrayLike) -> Windows:
-        """Return the windows of sample indices, in the order given."""
+        """Return the windows with the given sample indices, in the same order."""
 
 
 # One data set: EpochSampler
@@ -80,10 +81,11 @@ class Sampler(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class _Segments:
-    """Segments that are long enough for a window, in the order of the split. Arrays of shape (S,), int64.
+    """The S segments that are long enough for a window, in the order of the split, as int64 arrays of shape (S,).
 
     `shard` is the shard's index in the split, and `index` the segment's index in the shard. `length` is in stored
-    tokens. `windows` is the number of windows in the segment, and `first_window` the number before the segment.
+    tokens. `windows` is the number of windows in the segment, and `first_window` the number of windows in all earlier
+    segments.
     """
 
     shard: NDArray[np.int64]
@@ -95,10 +97,10 @@ class _Segments:
 
 @dataclass(frozen=True, eq=False)
 class _Epoch:
-    """Shuffled order of one epoch.
+    """Shuffled order of the S segments in one epoch.
 
-    `segments` (S,) holds the segment indices in shuffled order. `window_ends` (S,) holds, for each of them, the number
-    of windows up to its end. `stream_starts` (num_streams,) holds the index of the first window in each stream.
+    `segments` (S,) holds the segment indices in shuffled order. `window_ends` (S,) holds the cumulative number of
+    windows in that order. `stream_starts` (num_streams,) holds the index of the first window in each stream.
     """
 
     segments: NDArray[np.int64]
@@ -163,7 +165,7 @@ class EpochSampler:
         self._epochs: dict[int, _Epoch] = {}
 
     def locate(self, samples: ArrayLike) -> Windows:
-        """Return the windows of non-negative sample indices (N,), in the order given."""
+        """Return the windows with the given non-negative sample indices, in the same order."""
         samples = np.asarray(samples, dtype=np.int64).reshape(-1)
         epochs, positions = np.divmod(samples, self.epoch_samples)
         numbers = self._window_numbers(epochs, positions)
@@ -179,7 +181,7 @@ class EpochSampler:
         return Windows(np.full(len(samples), self.source), table.shard[segments], table.index[segments], start, reverse)
 
     def _window_numbers(self, epochs: NDArray[np.int64], positions: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Map positions in an epoch to window numbers. Numbers are assigned before the shuffle within streams."""
+        """Map positions in an epoch to window numbers. Windows are numbered segment by segment, in shuffled order."""
         rows, streams = np.divmod(positions, self.num_streams)
         stream_sizes = self._stream_sizes[streams]
         blocks, offsets = np.divmod(rows, self.block_windows)
@@ -209,7 +211,10 @@ class EpochSampler:
     def _segments_and_strata(
         self, epochs: NDArray[np.int64], numbers: NDArray[np.int64]
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return each window's segment, and the index of its stratum in that segment."""
+        """Return each window's segment, and the index of the window's stratum.
+
+        A segment is divided into as many equal strata as it has windows.
+        """
         segments, strata = np.empty_like(numbers), np.empty_like(numbers)
         for epoch in np.unique(epochs):
             table, rows = self._epoch(int(epoch)), epochs == epoch
@@ -223,9 +228,9 @@ class EpochSampler:
     ) -> NDArray[np.int64]:
         """Return the index of each window's first stored token in its segment.
 
-        Each window is centred on a uniform random token of its stratum, then clipped to the segment. Strata hold whole
-        tokens and are longer than half a window. So at most one window is clipped at each end of a segment, and no two
-        windows of an epoch are equal.
+        A segment has one stratum, an equal part of its tokens, for each window. The window is centred on a uniform
+        random token of the stratum, then clipped to the segment. A stratum is a whole number of tokens, more than half
+        a window. So at most one window is clipped at each end of a segment, and no two windows of an epoch are equal.
         """
         length, windows = self._segments.length[segments], self._segments.windows[segments]
         bits = random.fold(random.fold(self._keys["jitter"], epochs), self._segments.first_window[segments] + strata)
@@ -259,10 +264,11 @@ def _long_segments(shard_segments: Sequence[Sequence[int]], stored_tokens: int) 
 
 
 class MixtureSampler:
-    """Sampler that assigns samples to data sets by weight. Each data set keeps its own order.
+    """Sampler that draws from several data sets in proportion to their weights.
 
-    The order consists of cycles of `CYCLE` samples. After c whole cycles, every data set has had its exact share of
-    c * `CYCLE` samples, rounded to whole samples. Within a cycle, samples of the data sets are mixed at random.
+    The samples of one data set keep their order. The mixed sequence consists of cycles of `CYCLE` samples. The first c
+    cycles contain each data set's share of c * `CYCLE` samples, rounded to a whole number. Within a cycle, the data
+    sets are mixed at random.
     """
 
     def __init__(self, samplers: Sequence[EpochSampler], weights: Sequence[float], seed: int) -> None:
@@ -277,7 +283,7 @@ class MixtureSampler:
         self._key = random.key(seed, "mixture")
 
     def locate(self, samples: ArrayLike) -> Windows:
-        """Return the windows of sample indices, in the order given. `source` is the index of the data set."""
+        """Return the windows with the given sample indices, in the same order."""
         sets, indices = self.assign(samples)
         parts = [(np.flatnonzero(sets == number), sampler) for number, sampler in enumerate(self._samplers)]
         found = [(rows, sampler.locate(indices[rows])) for rows, sampler in parts if len(rows)]
@@ -285,7 +291,7 @@ class MixtureSampler:
         return Windows.concatenate([windows for _, windows in found])[original_order]
 
     def assign(self, samples: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return each sample's data set, and its sample index within that data set, both (N,)."""
+        """Map N sample indices to data sets and to sample indices within those data sets, both (N,) int64."""
         cycles, positions = np.divmod(np.asarray(samples, dtype=np.int64).reshape(-1), CYCLE)
         before, after = self._quota_ends(cycles), self._quota_ends(cycles + 1)
         quota_ends = np.cumsum(np.diff(after) - np.diff(before), axis=1)
@@ -296,9 +302,9 @@ class MixtureSampler:
         return sets, np.diff(before)[rows, sets] + slots - first_slot
 
     def _quota_ends(self, cycles: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the cumulative quotas of the D data sets after `cycles` (N,) whole cycles, (N, D + 1) int64.
+        """For each of N cycle numbers, return cumulative sample counts of the D data sets, (N, D + 1) int64.
 
-        Column d is the total number of samples from data sets 0 … d - 1, rounded to whole samples.
+        Column d is the number of samples from data sets 0 … d - 1 in all earlier cycles, rounded to whole samples.
         """
         return np.rint(cycles[:, None] * (self._cumulative * CYCLE)).astype(np.int64)
 
@@ -309,9 +315,9 @@ class MixtureSampler:
 def permute(keys: NDArray[np.uint64], values: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return the image of each value under a random permutation of 0 … size - 1.
 
-    The value's key selects the permutation. The method is an alternating Feistel network on a rectangle of a x b cells,
-    with cycle walking (Black and Rogaway, "Ciphers with arbitrary finite domains", 2002). The rectangle has at least
-    `size` cells but fewer than size + a, so a second walk is rare.
+    The value's key selects the permutation. The method is an alternating Feistel network on a rectangle of a x b cells.
+    If the network returns `size` or more, the network is applied again. This is cycle walking (Black and Rogaway,
+    "Ciphers with arbitrary finite domains", 2002). It is rare, since the rectangle has `size` to size + a - 1 cells.
 
     Args:
         keys: (N,) uint64. Values with the same key and size share one permutation.
@@ -333,7 +339,10 @@ def permute(keys: NDArray[np.uint64], values: NDArray[np.int64], sizes: NDArray[
 def _feistel(
     keys: NDArray[np.uint64], values: NDArray[np.int64], height: NDArray[np.int64], width: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """Apply a bijection of 0 … height * width - 1. Rounds shift rows by a hash of columns and vice versa."""
+    """Apply a bijection of 0 … height * width - 1, the cell numbers of a table.
+
+    Even rounds shift the row by a hash of the column. Odd rounds shift the column by a hash of the row.
+    """
     row, column = np.divmod(values, width)
     for number in range(NUM_ROUNDS):
         round_keys = random.fold(keys, number)
@@ -350,9 +359,9 @@ def _feistel(
 def tokens_of_steps(seed: int, steps: ArrayLike, full_tokens: int) -> NDArray[np.int64]:
     """Return the number of tokens per window in each step, int64 in the shape of `steps`.
 
-    This applies to `data.lengths` "random". A step has `full_tokens` tokens with probability 1/2. Otherwise its length
-    is uniform over 5 … `full_tokens`, as in DNABERT. All windows of a step have the same length, so padding is never
-    needed.
+    This function is used if `data.lengths` is "random". A step has `full_tokens` tokens with probability 1/2. Otherwise
+    its length is uniform over 5 … `full_tokens`, as in DNABERT. All windows of a step have the same length, so padding
+    is never needed.
     """
     bits = random.fold(random.key(seed, "length"), steps)
     num_lengths = max(1, full_tokens - SHORTEST_TOKENS + 1)
@@ -361,6 +370,6 @@ def tokens_of_steps(seed: int, steps: ArrayLike, full_tokens: int) -> NDArray[np
 
 
 def crop_offsets(seed: int, samples: ArrayLike, full_tokens: int, num_tokens: int) -> NDArray[np.int64]:
-    """Return a uniform random start for each shortened window in its full window, int64 in the shape of `samples`."""
+    """For each shortened window, return a random start within the full window, int64 in the shape of `samples`."""
     bits = random.fold(random.key(seed, "crop"), samples)
     return random.below(bits, full_tokens - num_tokens + 1)

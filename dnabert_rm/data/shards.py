@@ -1,9 +1,8 @@
 """Reader of one shard: a tar that holds `KEY.ids.npy` and `KEY.json` for every segment.
 
-There are two entry points. Training calls `open_shard`, which checks a shard against its manifest entry once and
-returns a `ShardFile` for random access. `data_prep` calls `read_segments` and `read_metas`, which go through a shard in
-order. Both walk the tar with `_members` and parse array headers with `_npy_header`. Files are memory-mapped. Nothing is
-extracted or unpickled.
+Training calls `open_shard`, which checks a shard against its manifest entry once and returns a `ShardFile` for random
+access. `data_prep` calls `read_segments` and `read_metas`, which go through a shard in order. All these functions list
+the files in the tar with `_members`. Shards are memory-mapped. Nothing is extracted or unpickled.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ _PARSE_ERRORS = (ValueError, RecursionError, MemoryError)
 
 
 class _Member(NamedTuple):
-    """One file in the tar. Its contents are the bytes `first` … `end - 1` of the shard."""
+    """One file in a shard, which is a tar. Its contents are the bytes `first` … `end - 1` of the shard."""
 
     name: str
     first: int
@@ -66,8 +65,8 @@ def _members(view: memoryview) -> Iterator[_Member]:
     """Yield the members of a tar, in order. Raise `ValueError` for a member that is truncated or not a plain file.
 
     Shards are ustar files of regular members with short names. So a member is one block that holds its name and size,
-    followed by its contents in whole blocks. The standard `tarfile` takes ten times as long. Extended headers are
-    skipped, because they hold nothing that is needed here. Some writers store the modification time in them.
+    followed by its contents in whole blocks. The standard `tarfile` takes ten times as long. Extended headers, in which
+    some writers store the modification time, are skipped.
     """
     offset = 0
     while offset < len(view) and any(block := bytes(view[offset : offset + _BLOCK_BYTES])):
@@ -108,7 +107,7 @@ def _parse_npy_header(header: bytes) -> _NpyHeader:
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """Byte positions of a shard's segments.
+    """Byte positions of the S segments in a shard.
 
     `ids` (S,) int64 holds the offset of each segment's first token. `metas` (S, 2) int64 holds the offset and size of
     each segment's JSON member.
@@ -120,7 +119,10 @@ class ShardIndex:
 
 
 class ShardFile:
-    """A checked shard. Callers map and unmap the file with `map` and `unmap`, to limit the number of maps."""
+    """Reader of a shard that `open_shard` has checked.
+
+    Callers use `map` and `unmap` to limit the number of memory maps.
+    """
 
     def __init__(self, path: Path, index: ShardIndex) -> None:
         self.path = path
@@ -129,7 +131,7 @@ class ShardFile:
         self._first_words: list[int] = []
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the state to pickle, without the map. A map can't be sent to another process."""
+        """Return the state to pickle, without the memory map, which can't be sent to another process."""
         return {**self.__dict__, "_words": None, "_first_words": []}
 
     @property
@@ -143,12 +145,12 @@ class ShardFile:
         self._first_words = (self.index.ids // self.index.dtype.itemsize).tolist()
 
     def unmap(self) -> None:
-        """Drop the map. Its memory is released once no window refers to it."""
+        """Drop the memory map. The map is released once no array that `tokens` returned refers to the file."""
         self._words = None
         self._first_words = []
 
     def tokens(self, segment: int, start: int, stop: int, step: int = 1) -> NDArray:
-        """Return every `step`-th of the stored tokens `start` … `stop - 1` of a segment, read-only."""
+        """Return every `step`-th of a segment's stored tokens `start` … `stop - 1`, as a read-only array."""
         if self._words is not None:
             first = self._first_words[segment]
             return self._words[first + start : first + stop : step]
@@ -172,7 +174,7 @@ class ShardFile:
 
 
 def open_shard(path: Path, info: ShardInfo, vocab_size: int) -> ShardFile:
-    """Check one shard against its manifest entry and index it.
+    """Check a shard against its entry in the manifest, and return a reader for the shard.
 
     Raises `FileNotFoundError`, or a `DataError` that names the shard and the fault.
     """
@@ -220,7 +222,7 @@ def _index_members(view: memoryview) -> tuple[ShardIndex, list[int]]:
 
 
 def _id_array_header(member: _Member, view: memoryview) -> _NpyHeader:
-    """Return the header of an id array. Raise `ValueError` unless the array can be used in place.
+    """Return the header of an id array. Raise `ValueError` unless its ids can be read from the mapped file.
 
     Only uint16 and uint32 are accepted. So object arrays, which would have to be unpickled, are rejected.
     """

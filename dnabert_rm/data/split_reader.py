@@ -1,4 +1,4 @@
-"""Reader of one split of a prepared folder: opens, checks and maps its shards, and handles bad shards."""
+"""Reader of a split of a prepared folder: opens, checks and maps shards, and handles damaged or missing shards."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ class SplitReader:
     """
 
     def __init__(self, folder: str | Path, split: str, storage: StorageSettings | None = None) -> None:
-        """Read the manifest. Unless bad shards are skipped, also check the sizes of local shards.
+        """Read the manifest. Unless `on_bad_shard` is "skip", also check the sizes of local shards.
 
-        Raises `DataError` for bad data, `ConfigError` for bad settings.
+        Raises `DataError` for damaged or missing data, `ConfigError` for invalid settings.
         """
         storage = storage or StorageSettings()
         if storage.on_bad_shard not in BAD_SHARD_RULES:
@@ -61,7 +61,7 @@ class SplitReader:
     def is_usable(self, number: int) -> bool:
         """Return whether a shard can be read.
 
-        If `on_bad_shard` is "skip", a bad shard is logged once and stays unusable. Otherwise its `DataError` is raised.
+        If `on_bad_shard` is "skip", a damaged or missing shard is logged once. Otherwise its `DataError` is raised.
         """
         if number in self._mapped:
             return True
@@ -79,7 +79,7 @@ class SplitReader:
     def tokens(self, shard: int, segment: int, start: int, stop: int, step: int = 1) -> NDArray:
         """Return every `step`-th of the stored tokens `start` … `stop - 1` of a segment.
 
-        Raises `DataError` if the shard is bad.
+        Raises `DataError` if the shard is damaged or missing.
         """
         if (mapped := self._mapped.get(shard)) is not None:
             return mapped.tokens(segment, start, stop, step)
@@ -153,10 +153,12 @@ class SplitReader:
     def _mark_bad(self, number: int, error: DataError) -> None:
         self.bad.add(number)
         tokens = self.shards[number].tokens
-        logger.warning("%s; skipped (--on-bad-shard skip), and other windows replace its %d tokens", error, tokens)
+        logger.warning(
+            "%s; shard skipped (--on-bad-shard skip), and other windows replace its %d tokens", error, tokens
+        )
 
     def _check_sizes(self) -> None:
-        """Raise `DataError` for a missing shard or a wrong shard size, so that the run stops before it starts."""
+        """Raise `DataError` if a shard is missing or has the wrong size, before any shard is read."""
         for info in self.shards:
             path = self.folder.fetch(info)
             try:

@@ -20,7 +20,8 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 NUM_TRIES = 5
 FIRST_WAIT_SECONDS = 0.5
-MAX_MANIFEST_BYTES = 1 << 30
+MAX_FILE_BYTES = 1 << 30
+"""Limit for files that are read whole: the manifest and a BPE model."""
 _URL = re.compile(r"([a-z][a-z0-9+.-]+):", re.IGNORECASE)
 
 
@@ -42,6 +43,9 @@ class PreparedFolder(Protocol):
 
     def manifest(self) -> Manifest:
         """Read and check the manifest."""
+
+    def read(self, name: str) -> bytes:
+        """Return the content of a small file beside the manifest. Raises `DataError` if it can't be read."""
 
     def fetch(self, info: ShardInfo) -> Path:
         """Return the local path of a shard. Fetch the shard first if necessary."""
@@ -74,6 +78,13 @@ class LocalFolder:
         """Read and check the manifest."""
         return load_manifest(self.path)
 
+    def read(self, name: str) -> bytes:
+        """Return the content of a file in the folder. Raises `DataError` if it can't be read."""
+        try:
+            return (self.path / name).read_bytes()
+        except OSError as error:
+            raise DataError(f"{self.path / name}: cannot be read ({error.strerror}); restore the file") from None
+
     def fetch(self, info: ShardInfo) -> Path:
         """Return the path of a shard."""
         return self.path / info.name
@@ -92,7 +103,7 @@ class RemoteFolder:
     is_local = False
 
     def __init__(self, url: str, storage: StorageSettings) -> None:
-        """Raise `ConfigError` for `pipe:` unless it is allowed, and for URLs that webdataset can't open."""
+        """Raise `ConfigError` for a URL that webdataset can't open, or for a `pipe:` URL without `allow_pipe`."""
         self.shown = url
         _check_url(url, storage.allow_pipe)
         self._cache = ShardCache(Path(storage.cache_dir).expanduser(), round(storage.cache_gb * GIGABYTE))
@@ -112,8 +123,13 @@ class RemoteFolder:
                 f"{url}: not a valid manifest ({error}); check the URL, or upload the folder again"
             ) from None
 
+    def read(self, name: str) -> bytes:
+        """Return the content of a file in the folder. Raises `DataError` if all tries fail."""
+        url = self.url_of(name)
+        return _with_retries(url, lambda: _read_all(url))
+
     def fetch(self, info: ShardInfo) -> Path:
-        """Return a shard's path in the cache, after fetching it if necessary. Raises `DataError` after the last try."""
+        """Fetch a shard if it is not in the cache, and return its path. Raises `DataError` if all tries fail."""
         url = self.url_of(info.name)
         return _with_retries(url, lambda: self._cache.get(info, lambda stream: _copy(url, stream, info.bytes)))
 
@@ -143,7 +159,7 @@ def _check_url(url: str, allow_pipe: bool) -> None:
 
 
 def _with_retries(url: str, work: Callable[[], T]) -> T:
-    """Call `work`. If it fails, retry after growing pauses. Raises `DataError` with the URL after the last try."""
+    """Call `work`. If it fails, retry after growing pauses. Raises `DataError` with the URL if all tries fail."""
     for attempt in range(NUM_TRIES):
         try:
             return work()
@@ -159,7 +175,7 @@ def _with_retries(url: str, work: Callable[[], T]) -> T:
 
 
 def _reason(error: Exception) -> str:
-    """Return a short reason for a failed transfer. webdataset's own message includes the whole command."""
+    """Return the reason for a failed transfer, without the long shell command in webdataset's message."""
     code = re.search(r": exit (-?\d+) ", str(error))
     if code:
         return f"the command that opens the URL failed with exit code {code[1]}"
@@ -173,7 +189,7 @@ def _read_all(url: str) -> bytes:
     from webdataset.gopen import gopen
 
     with gopen(url, "rb") as stream:
-        return stream.read(MAX_MANIFEST_BYTES)
+        return stream.read(MAX_FILE_BYTES)
 
 
 def _copy(url: str, out: BinaryIO, num_bytes: int) -> None:

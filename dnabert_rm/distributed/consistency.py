@@ -1,4 +1,4 @@
-"""Check that all ranks have the same versions, code, data, configuration, device type and run folder.
+"""Check that all ranks have the same package versions, code, data, configuration, device type and run folder.
 
 Each rank sends a report to rank 0 through the rendezvous' store. This happens before a process group or model is made
 and before any GPU memory is used. A difference ends all ranks, and rank 0 reports the difference in one line.
@@ -54,7 +54,8 @@ class InconsistentRanksError(ConfigError):
 def check_consistency(rendezvous: Rendezvous, config: RunConfig, fingerprint: str) -> None:
     """Raise the same error on every rank unless all ranks can train together. Rank 0 reports the error.
 
-    `fingerprint` is the fingerprint of the data. Rank 0 creates the run folder and a temporary token file in it.
+    `fingerprint` is the fingerprint of the data. Rank 0 creates the run folder and a temporary file in it, to test
+    whether all ranks share the folder.
     """
     if rendezvous.info.world_size == 1:
         return
@@ -75,7 +76,7 @@ def abort_all_ranks(problem: UserError) -> None:
 
 
 def _compare_ranks(rendezvous: Rendezvous, report: Report) -> None:
-    """Compare the reports of all ranks on rank 0, and raise the first difference on every rank."""
+    """Let rank 0 compare the reports of all ranks. Every rank raises an error for the first difference found."""
     texts = rendezvous.gather("facts", json.dumps({**report, "host": socket.gethostname()}))
     reports = [json.loads(text) for text in texts]
     if difference := rendezvous.broadcast("difference", next(differences(reports), "")):
@@ -116,10 +117,10 @@ def code_digest() -> str:
 
 @contextlib.contextmanager
 def shared_token(rendezvous: Rendezvous, run: Path) -> Iterator[bool]:
-    """Yield whether this rank sees the token file that rank 0 writes to the run folder.
+    """Yield whether this rank sees a temporary file that rank 0 writes to the run folder.
 
-    All ranks must call this. The file is removed on exit. If the block raises `ConfigError`, a run folder that was
-    created for the file is removed as well.
+    A rank that does not see the file does not share rank 0's run folder. All ranks must call this. The file is removed
+    on exit. If the block raises `ConfigError`, a run folder that was created for the file is removed as well.
     """
     token = ""
     is_new = False
@@ -142,7 +143,10 @@ def shared_token(rendezvous: Rendezvous, run: Path) -> Iterator[bool]:
 
 
 def _appears(run: Path, token: str) -> bool:
-    """Return whether the file `token` is in `run` or appears within `TOKEN_SECONDS`. Return True for an empty name."""
+    """Return whether the file named `token` is in `run` or appears there within `TOKEN_SECONDS`.
+
+    Return True if `token` is "", which means that rank 0 wrote no file.
+    """
     deadline = time.monotonic() + TOKEN_SECONDS
     while token and token not in _names_in(run):
         if time.monotonic() > deadline:
@@ -161,7 +165,7 @@ def _names_in(run: Path) -> list[str]:
 
 
 def differences(reports: Sequence[Report]) -> Iterator[str]:
-    """Yield an error message for each problem or difference in `reports`, the list of all ranks' reports."""
+    """Yield a message for each error in the ranks' `reports`. Without errors, yield a message for each difference."""
     hosts = [report["host"] for report in reports]
     problems = [report.get("problem") for report in reports]
     for problem in dict.fromkeys(filter(None, problems)):
@@ -195,7 +199,10 @@ def _different_values(reports: Sequence[Report], hosts: Sequence[str]) -> Iterat
 
 
 def _values(values: dict[int, Any], hosts: Sequence[str]) -> str:
-    """Return up to three values with their ranks: "A on rank 0 (a); B on ranks 1-3 (b)". Shorten long values."""
+    """Return up to three values with ranks and hosts: "A on rank 0 (node1); B on ranks 1-3 (node2)".
+
+    Long values are shortened.
+    """
     groups: dict[str, list[int]] = {}
     for rank, value in values.items():
         groups.setdefault(value if isinstance(value, str) else json.dumps(value), []).append(rank)
@@ -208,7 +215,7 @@ def _shorten(text: str, length: int = 60) -> str:
 
 
 def name_ranks(ranks: Sequence[int], hosts: Sequence[str]) -> str:
-    """Return ranks and at most three of their hosts as text: "rank 3 (a)" or "ranks 0-2, 5 (a, b)"."""
+    """Return ranks and at most three of their hosts as text: "rank 3 (node1)" or "ranks 0-2, 5 (node1, node2)"."""
     spans: list[list[int]] = []
     for rank in ranks:
         if spans and spans[-1][-1] == rank - 1:

@@ -1,4 +1,4 @@
-"""Device and CPU threads of a rank: its GPU, its share of the node's memory and cores, and its precision."""
+"""Device, memory, CPU threads and precision of a rank."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def select_device(info: RankInfo) -> torch.device:
 
 
 def gpu_index(local_rank: int, num_visible: int) -> int:
-    """Return the index of a rank's GPU among the visible GPUs. Raises `ConfigError` for more ranks than GPUs."""
+    """Return the index of a rank's GPU among the visible GPUs. Raises `ConfigError` if none is left."""
     if num_visible == 1:
         return 0  # `srun --gpus-per-task=1` shows each rank only its own GPU
     if local_rank >= num_visible:
@@ -62,7 +62,8 @@ def memory_of_rank(device: torch.device, local_world_size: int) -> float:
 def threads_of_rank(info: RankInfo, num_cores: int) -> int:
     """Return the number of CPU threads for a rank: its share of the `num_cores` cores that this process may use.
 
-    srun may bind each task to separate cores, which only the ranks of that task share.
+    Usually all ranks of the node share these cores. If srun binds each task to separate cores, the ranks of one task
+    share the cores of that task.
     """
     task = slurm_rank(os.environ)
     cores_per_task = os.environ.get("SLURM_CPUS_PER_TASK", "")
@@ -72,7 +73,7 @@ def threads_of_rank(info: RankInfo, num_cores: int) -> int:
 
 
 def resolve_precision(precision: Precision) -> Precision:
-    """Return "bf16" for "auto" if the GPU supports bf16, and "fp32" if not. Return other values unchanged.
+    """For "auto", return "bf16" if the GPU supports bf16, otherwise "fp32". Return other values unchanged.
 
     Raises `ConfigError` for fp16 on a CPU.
     """

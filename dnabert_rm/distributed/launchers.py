@@ -1,4 +1,4 @@
-"""Rank, world size, local rank and master address, read from launchers' environment variables. Pure, torch-free.
+"""Rank, world size, local rank and master address, read from launchers' environment variables. Torch-free.
 
 DeepSpeed's launcher and torchrun set RANK, WORLD_SIZE and so on. mpirun and srun use other names. If several launchers
 have set variables, those of the innermost launcher are used. For example, srun or mpirun can start torchrun or
@@ -7,14 +7,16 @@ have set variables, those of the innermost launcher are used. For example, srun 
 
 from __future__ import annotations
 
+import random
 import re
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from dnabert_rm.utils.errors import ConfigError
 
 PORTS = range(15000, 30000)
-"""Range of a MASTER_PORT that is computed from a Slurm job id: below the ephemeral ports that systems assign."""
+"""Range of the ports that we choose: below the ephemeral ports that systems assign to outgoing connections."""
 
 
 class LauncherError(ConfigError):
@@ -28,7 +30,8 @@ class LauncherError(ConfigError):
 class RankInfo:
     """Rank and world size of a process, and the address and port of rank 0.
 
-    `master_addr` is "" and `master_port` is 0 if the launcher did not set them. The ranks then have to agree on them.
+    `master_addr` is "" and `master_port` is 0 if the launcher did not set them. The ranks then have to agree on
+    an address and a port.
     """
 
     launcher: str
@@ -156,10 +159,10 @@ def _number(environ: Mapping[str, str], name: str, default: str | None = None) -
 
 
 def _check_nested(inner: RankInfo, outer: RankInfo) -> None:
-    """Raise `LauncherError` if the process `outer` can't have started the rank `inner`.
+    """Raise `LauncherError` if the ranks that two launchers set for this process contradict each other.
 
-    An outer launcher starts either the ranks themselves, or one launcher per node. Each of these launchers then starts
-    the ranks of its node.
+    `inner` comes from torchrun or DeepSpeed's launcher, and `outer` from MPI or Slurm. The outer launcher starts either
+    all ranks, or one inner launcher per node. Each inner launcher then starts the ranks of its node.
     """
     if outer.world_size == 1 or (inner.rank, inner.world_size) == (outer.rank, outer.world_size):
         return
@@ -184,6 +187,36 @@ def _with_master(info: RankInfo, environ: Mapping[str, str]) -> RankInfo:
         )
     info = replace(info, master_addr=address, master_port=int(port or 0))
     return _with_slurm_master(info, environ) if info.launcher == "Slurm" else info
+
+
+def how_to_set(variable: str, value: str, info: RankInfo, environ: Mapping[str, str]) -> str:
+    """Return an instruction for users: how to set `variable` to `value` with this rank's launcher.
+
+    `variable` is MASTER_ADDR or MASTER_PORT. DeepSpeed's launcher and torchrun overwrite both variables. For
+    these launchers, the instruction names a command-line flag instead.
+    """
+    flag = f"--{variable.lower()}"
+    if info.launcher == _EXPLICIT.launcher and "TORCHELASTIC_RUN_ID" in environ:
+        other = f"--local-addr {value}" if variable == "MASTER_ADDR" else f"--rdzv-endpoint HOST:{value}"
+        return f"pass {flag.replace('_', '-')} {value} to torchrun, or {other} if it has no --master-port"
+    if info.launcher == _EXPLICIT.launcher and "LOCAL_SIZE" in environ:  # only DeepSpeed sets this variable
+        if "DNABERT_RM_STOP_FILE" in environ:  # `bash launch_scripts/pretrain.sh` started DeepSpeed's launcher
+            return f"add {flag} {value} to DEEPSPEED_ARGS"
+        return f"start with `deepspeed {flag} {value} launch_scripts/pretrain.sh …`"
+    return f"set {variable}={value} for all ranks"
+
+
+def free_port() -> int:
+    """Return a TCP port that is free at the moment. Two runs that start together most likely get different ports."""
+    # The system's random numbers, because a seed would give all runs the same port.
+    for port in [*random.SystemRandom().sample(PORTS, 100), 0]:
+        with socket.socket() as listener:
+            try:
+                listener.bind(("", port))
+            except OSError:
+                continue
+            return int(listener.getsockname()[1])
+    raise LauncherError("this machine has no free TCP port; end programs that keep ports open")
 
 
 # Slurm

@@ -64,7 +64,7 @@ def process_group(
     can crash with `terminate called`.
 
     Args:
-        threads_per_rank: Number of CPU threads for this rank. 0 means its share of the cores.
+        threads_per_rank: Number of CPU threads for this rank. 0 means the rank's share of the usable cores.
         timeout: Timeout of collectives. None means torch's default.
         start_seconds: Timeout of the rendezvous in seconds.
         check: Called after the rendezvous and before the first collective.
@@ -125,7 +125,7 @@ def _test_sum(info: RankInfo, device: torch.device, timeout: timedelta) -> None:
 
 
 def _end_all_ranks(rendezvous: Rendezvous, device: torch.device, reason: str) -> None:
-    """Raise `ConfigError` if this rank is the first to fail, otherwise exit silently."""
+    """Make all other ranks exit. Raise `ConfigError` if this rank is the first to fail, otherwise exit silently."""
     try:
         is_first = rendezvous.store.add(_FAILED, 1) == 1
     except RuntimeError:
@@ -175,14 +175,18 @@ def _watch_for_failure(store: dist.Store, done: threading.Event, info: RankInfo)
 
 
 def collective_timeout(limit: float) -> timedelta:
-    """Return a timeout that exceeds the watchdog's `limit` in seconds. If `limit` is 0, return a year."""
+    """Return a timeout of collectives that is longer than the watchdog's `limit` in seconds.
+
+    The watchdog therefore reports a hang before a collective times out. If `limit` is 0, the watchdog is off and the
+    timeout is a year.
+    """
     return timedelta(seconds=limit * FIRST_TIMES + 60) if limit else timedelta(days=365)
 
 
 def set_collective_timeout(timeout: timedelta) -> None:
     """Set the timeout of all existing process groups. Call this after DeepSpeed has made its groups.
 
-    Torch gives each new group its default timeout (10 minutes on GPUs), not the first group's timeout.
+    Torch gives each new group the default timeout (10 minutes on GPUs), not the timeout of the first group.
     """
     for group in list(dist.distributed_c10d._world.pg_map):
         set_group_timeout(timeout, group)

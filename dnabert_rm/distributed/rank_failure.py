@@ -1,4 +1,4 @@
-"""Rank failures: errors caused by the failure of another rank, and their explanation in one line."""
+"""Rank failures: recognize errors that the failure of another rank caused, and explain them in one line."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def explain_rank_failures(
         text = "".join(traceback.format_exception(error))
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text)
+            path.write_text(text, encoding="utf-8")
         except OSError:
             print(text, file=sys.stderr)
         if under_launcher:

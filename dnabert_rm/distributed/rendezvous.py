@@ -8,6 +8,7 @@ import os
 import re
 import select
 import socket
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,11 +19,15 @@ import psutil
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
-from dnabert_rm.distributed.launchers import LauncherError, RankInfo, rank_info
+from dnabert_rm.distributed.launchers import LauncherError, RankInfo, free_port, how_to_set, rank_info
 from dnabert_rm.utils.errors import ConfigError
 
 CHECK_SECONDS = 120.0
 """Longest wait for another rank between the rendezvous and the start of training."""
+RESOLVE_SECONDS = 5.0
+"""How long resolving the host name of rank 0 is retried, because a name server may fail for a moment."""
+EXIT_DELAY_SECONDS = 3.0
+"""How long ranks that don't report an error wait before they exit. The launcher kills all ranks at the first exit."""
 
 
 @dataclass(frozen=True)
@@ -69,10 +74,12 @@ def _explain_store_failure(info: RankInfo) -> Iterator[None]:
 def join_rendezvous(seconds: float) -> Rendezvous:
     """Join the rendezvous of all ranks that the launcher started.
 
-    Sets the environment variables that torch and DeepSpeed read. Raises `ConfigError` if a rank is missing after
-    `seconds`.
+    Sets the environment variables that torch and DeepSpeed read. Raises `ConfigError` if a rank is still missing
+    when the time limit `seconds` is over, or much earlier if the address of rank 0 can't be right.
     """
     info = rank_info(os.environ)
+    if info.master_addr:
+        check_master(info, os.environ)
     if info.world_size == 1:
         info = info if info.master_port else replace(info, master_addr="127.0.0.1", master_port=free_port())
     elif not (info.master_addr and info.master_port):
@@ -88,29 +95,125 @@ def join_rendezvous(seconds: float) -> Rendezvous:
 
 
 def _rendezvous_error(info: RankInfo, reason: str, seconds: float) -> ConfigError:
-    """Return a one-line error for a failed rendezvous, which one rank per node reports."""
-    master = f"{info.master_addr}:{info.master_port}"
+    """Return a one-line error for a failed rendezvous. Only local rank 0 of each node reports the error."""
     if "address already in use" in reason.lower():
-        text = f"port {info.master_port} is in use on this node; set another MASTER_PORT (deepspeed --master_port)"
-    elif match := re.search(r"(\d+)/\d+ clients joined", reason):
+        return _port_in_use(info)
+    master = f"{info.master_addr}:{info.master_port}"
+    if match := re.search(r"(\d+)/\d+ clients joined", reason):
         text = (
             f"only {match[1]} of {info.world_size} ranks connected to {master} within {seconds:g} s; check why the "
-            "others did not start, or raise train.start_timeout_seconds"
+            "other ranks did not start, or raise train.start_timeout_seconds"
         )
     else:
         text = (
             f"rank {info.rank} on {socket.gethostname()} found no rank 0 at {master} within {seconds:g} s; check that "
             "rank 0 has started, that MASTER_ADDR is its node, and that no firewall blocks the port"
         )
+    return _error_of_node(info, text)
+
+
+def _port_in_use(info: RankInfo) -> ConfigError:
+    advice = how_to_set("MASTER_PORT", str(free_port()), info, os.environ)
+    return _error_of_node(info, f"port {info.master_port} is in use on {socket.gethostname()}; {advice}")
+
+
+def _error_of_node(info: RankInfo, text: str) -> ConfigError:
+    """Return an error that only local rank 0 of each node prints.
+
+    The other ranks wait before they return the error, because the launcher ends all ranks as soon as one exits.
+    """
+    if info.local_rank:
+        time.sleep(EXIT_DELAY_SECONDS)
     error = ConfigError(text)
     error.on_one_rank = info.local_rank == 0
     return error
 
 
-def _agree_on_master(info: RankInfo) -> RankInfo:
-    """Return `info` with the address and port of rank 0, on which all ranks agree over MPI.
+def check_master(info: RankInfo, environ: Mapping[str, str]) -> None:
+    """Raise `ConfigError` if MASTER_ADDR can't be resolved, or if it is not an address of rank 0's node.
 
-    Afterwards MPI is finalized, because all further communication uses torch.
+    Without this check, torch would try to connect until the rendezvous times out. Nodes without rank 0 print a warning
+    if MASTER_ADDR is a loopback address, because a loopback address always leads to the node itself.
+    """
+    who = f"rank {info.rank} on {socket.gethostname()}"
+    advice = how_to_set("MASTER_ADDR", "ADDRESS", info, environ)
+    try:
+        found = _resolve(info.master_addr)
+    except (socket.gaierror, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, socket.gaierror) else "not a host name"
+        text = (
+            f"{who}: the host name {info.master_addr} of rank 0's node can't be resolved ({reason}); {advice}, where "
+            "ADDRESS is a name or IP address of that node"
+        )
+        raise _error_of_node(info, text) from None
+    if info.rank == 0:
+        if not _leads_here(info, found, environ):
+            text = (
+                f"{who}: {info.master_addr} ({found[0][1][0]}) is not an address of this node, on which rank 0 runs; "
+                f"{advice}, where ADDRESS is one of {', '.join(candidate_addresses(environ)) or 'its own'}"
+            )
+            raise _error_of_node(info, text)
+    elif info.local_rank == 0 and info.local_world_size < info.world_size and _all_loopback(found):
+        print(
+            f"{who}: warning: {info.master_addr} leads to this node itself; if rank 0 runs on another node, {advice}, "
+            "where ADDRESS is a name or IP address of that node",
+            file=sys.stderr,
+        )
+
+
+_Resolved = list[tuple[socket.AddressFamily, tuple[Any, ...]]]
+"""The addresses of a host name: the family, and the socket address that starts with the IP address."""
+
+
+def _resolve(host: str) -> _Resolved:
+    """Return the addresses of `host`. Retry for `RESOLVE_SECONDS`, then raise `socket.gaierror`."""
+    deadline = time.monotonic() + RESOLVE_SECONDS
+    while True:
+        try:
+            return [(entry[0], entry[4]) for entry in socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)]
+        except socket.gaierror:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(1)
+
+
+def _all_loopback(found: _Resolved) -> bool:
+    return all(ipaddress.ip_address(address[0].partition("%")[0]).is_loopback for _, address in found)
+
+
+def _leads_here(info: RankInfo, found: _Resolved, environ: Mapping[str, str]) -> bool:
+    """Return whether MASTER_ADDR, resolved to `found`, leads to this node. Return True if this can't be tested."""
+    if environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":  # torchrun listens in place of rank 0
+        return True
+    if any(_is_own(*entry) for entry in found):
+        return True
+    addresses = [address[0] for family, address in found if family == socket.AF_INET]
+    if not addresses or not info.master_port:
+        return True
+    # A router may forward an address that no interface has, for example that of a Kubernetes service.
+    with socket.socket() as listener:
+        try:
+            listener.bind(("", info.master_port))
+        except OSError:
+            raise _port_in_use(info) from None
+        listener.listen()
+        return any(reachable(addresses, info.master_port))
+
+
+def _is_own(family: socket.AddressFamily, address: tuple[Any, ...]) -> bool:
+    """Return whether an interface of this machine has `address`."""
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.bind(address)
+    except OSError:
+        return False
+    return True
+
+
+def _agree_on_master(info: RankInfo) -> RankInfo:
+    """Let all ranks agree over MPI on an address and port for rank 0. Return `info` with this address and port.
+
+    MPI is then finalized, because all further communication uses torch.
 
     Raises `LauncherError` if MPI can't be used, and `ConfigError` if no address of rank 0 is reachable from all nodes.
     """
@@ -159,13 +262,16 @@ class _TriedAddresses:
 
 
 def _try_addresses(comm: Any, info: RankInfo) -> _TriedAddresses:
-    """Listen on rank 0 and try to connect to each of its addresses from every node."""
+    """Listen on rank 0, and try from every node to connect to each address of rank 0's node."""
     with socket.socket() as listener:
         addresses = [info.master_addr] if info.master_addr else candidate_addresses(os.environ)
         if not info.master_addr and info.local_world_size == info.world_size:
             addresses = ["127.0.0.1"]
         if info.rank == 0:
-            listener.bind(("", info.master_port))
+            try:
+                listener.bind(("", info.master_port))
+            except OSError:
+                raise _port_in_use(info) from None
             listener.listen(1024)
         addresses, port = comm.bcast((addresses, listener.getsockname()[1]) if info.rank == 0 else None)
         # One rank tries for its whole node.
@@ -201,21 +307,17 @@ def interface_towards(host: str) -> str | None:
 
 
 def candidate_addresses(environ: Mapping[str, str]) -> list[str]:
-    """Return this machine's IPv4 addresses. Interfaces in GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME come first."""
+    """Return this machine's IPv4 addresses.
+
+    Addresses of the interfaces that GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME name come first.
+    """
     found = interface_addresses()
     named = [name for variable in _INTERFACE_VARIABLES for name in environ.get(variable, "").split(",")]
     return [address for name in sorted(found, key=lambda name: name not in named) for address in found[name]]
 
 
-def free_port() -> int:
-    """Return a TCP port that is free at the moment."""
-    with socket.socket() as listener:
-        listener.bind(("", 0))
-        return int(listener.getsockname()[1])
-
-
 def reachable(addresses: Sequence[str], port: int, seconds: float = _CONNECT_SECONDS) -> list[bool]:
-    """Try to connect to `port` on all addresses at once. Return for each whether it connects within `seconds`."""
+    """Try to connect to `port` on all addresses at once. Return for each address whether this succeeds in `seconds`."""
     connections = []
     for address in addresses:
         connection = socket.socket()

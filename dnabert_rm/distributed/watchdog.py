@@ -1,8 +1,8 @@
-"""Watchdog: ends a run that waits too long, and writes the stacks of every thread and loader worker.
+"""Watchdog: if a run waits too long, write the stacks of every thread and loader worker, and end the run.
 
-Each rank has its own watchdog. The training loop resets the watchdog before each stage. A thread measures the time
-since the last reset. A rank that hangs reaches the limit together with the ranks that wait for it in a collective. The
-run folder therefore has the stacks of all these ranks.
+Each rank has its own watchdog. The training loop resets the watchdog before each stage, such as loading a batch. A
+thread measures the time since the last reset. A rank that hangs reaches the limit together with the ranks that wait for
+it in a collective. The run folder therefore has the stacks of all these ranks.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ _PR_SET_PDEATHSIG = 1
 class Watchdog:
     """Timer that ends the process with exit code `EXIT_HANG` if `reset` is not called for `limit` seconds.
 
-    A limit of 0 disables the timer. Stages in `ONCE` have a longer limit. Time in which the process is suspended does
-    not count, so a suspended job is not mistaken for a hang.
+    A limit of 0 disables the timer. Stages that happen once (`ONCE`), such as the first step, have a longer limit. Time
+    in which the process is suspended does not count, so a suspended job is not mistaken for a hang.
     """
 
     def __init__(self, run: Path, rank: int, limit: float) -> None:
@@ -124,34 +124,34 @@ class Watchdog:
             if start < before == size:
                 break
         self._stacks.seek(start)
-        out.write(self._stacks.read() or b"it did not respond\n")
+        out.write(self._stacks.read() or b"the worker did not respond\n")
 
 
 def _descendants(process: int) -> list[int]:
     """Return the ids of all descendants of a process, for example loader workers and `pipe:` commands."""
     found = []
     for children in Path(f"/proc/{process}/task").glob("*/children"):
-        for child in map(int, children.read_text().split()):
+        for child in map(int, children.read_text(encoding="utf-8").split()):
             found += [child, *_descendants(child)]
     return found
 
 
 def _process_state(process: int) -> str:
-    """Return the operating system's state of a process, for example running, sleeping or waiting for a disk."""
+    """Return the state of a process as text, for example running, sleeping or waiting for a disk."""
     try:
-        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+        lines = Path(f"/proc/{process}/status").read_text(encoding="utf-8").splitlines()
     except OSError:
         return "ended"
     return next((line.replace("\t", " ").lower() for line in lines if line.startswith("State:")), "state: unknown")
 
 
 def prepare_worker(stacks: str, _: int) -> None:
-    """Set up the signal handling of a loader worker. Each worker calls this first.
+    """Set up the signal handling of a loader worker. Each worker calls this when it starts.
 
-    Stop signals are blocked, because DeepSpeed's launcher and Slurm signal whole process trees. If a stop signal killed
-    a worker, the run would end before saving a checkpoint. Only the worker's parent rank may end the worker. Workers
-    die with their parent, because orphans would keep files and pipes open. On SIGUSR2 the worker writes its stacks to
-    the file `stacks`.
+    Stop signals are blocked, because DeepSpeed's launcher and Slurm send them to whole process trees. If a stop signal
+    killed a worker, the run would end before saving a checkpoint. Only the worker's parent rank may end the worker.
+    Workers die with their parent, because orphans would keep files and pipes open. On SIGUSR2 the worker writes its
+    stacks to the file `stacks`.
     """
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)

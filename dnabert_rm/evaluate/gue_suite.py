@@ -1,7 +1,8 @@
-"""The 28 GUE data sets: their settings, metrics and published scores, and functions that find them in a folder.
+"""Settings, metrics and published scores of the 28 GUE data sets, and functions that find the data sets in a folder.
 
 The fine-tuning settings are from Zhou et al.'s script for k-mer models, `finetune/scripts/run_dnabert1.sh` in the
-DNABERT-2 repository. The script's batch of 32 rows is four GPUs × 8 rows. The published scores are from the paper:
+DNABERT-2 repository. The script trains on four GPUs with 8 sequences each, so batches have 32 sequences. The published
+scores are from:
 Zhou et al., "DNABERT-2: Efficient Foundation Model and Benchmark for Multi-Species Genome", arXiv:2306.15006.
 """
 
@@ -34,7 +35,7 @@ class SetSettings:
 
 @dataclass(frozen=True)
 class GueSet:
-    """One GUE data set."""
+    """Facts about one GUE data set, such as its task and sequence length."""
 
     name: str
     """Official folder name, e.g. `mouse/0`."""
@@ -44,7 +45,7 @@ class GueSet:
     num_bases: int
     """Sequence length in bases."""
     num_tokens: int
-    """Maximum input length in the script, including special tokens. It fits overlapping k-mers with k from 3 to 6."""
+    """Maximum number of input tokens in the DNABERT-2 script. It fits overlapping k-mers for k from 3 to 6."""
     settings: SetSettings
 
 
@@ -74,7 +75,7 @@ FAMILIES = tuple(dict.fromkeys(gue_set.family for gue_set in GUE.values()))
 
 DEFAULT_METRIC = "mcc"
 METRICS = {"Covid": "f1_macro"}
-"""Families that do not use `DEFAULT_METRIC`, and the names of their metrics in `scores.json`."""
+"""Metrics of the tasks that do not use `DEFAULT_METRIC`: task name to metric name in `scores.json`."""
 METRIC_TITLES = {"mcc": "MCC", "f1_macro": "macro F1"}
 
 PUBLISHED = {
@@ -84,12 +85,12 @@ PUBLISHED = {
     "NT-2500M-multi": (58.06, 63.33, 67.02, 88.15, 71.63, 89.35, 73.04),
     "DNABERT-2": (55.98, 70.11, 68.00, 84.21, 70.53, 84.99, 71.02),
 }
-"""Mean score of each family, in the order of `FAMILIES`: MCC × 100, or macro F1 × 100 for Covid."""
+"""Published mean score of each task, in the order of `FAMILIES`: MCC × 100, or macro F1 × 100 for Covid."""
 PUBLISHED_SOURCE = "Zhou et al. 2023, arXiv:2306.15006"
 
 
 def family_of(name: str) -> str | None:
-    """Return the family of a data set, or None if GUE does not have the data set."""
+    """Return the task of a data set, e.g. "TF mouse", or None if GUE does not have the data set."""
     return GUE[name].family if name in GUE else None
 
 
@@ -107,7 +108,10 @@ def set_settings(name: str) -> SetSettings:
 
 SPLITS = ("train", "dev", "test")
 STAND_IN = "dev → test stand-in"
-"""Label of results without train.csv: trained on dev.csv with `--stand-in`. They are not GUE scores."""
+"""Label of scores after training on dev.csv with `--stand-in`, because train.csv is missing.
+
+Such scores are not GUE scores.
+"""
 
 
 @dataclass(frozen=True)
@@ -115,7 +119,7 @@ class DataSet:
     """A data set folder, which contains at least one of train.csv, dev.csv and test.csv."""
 
     name: str
-    """`family/name` as in GUE, otherwise the path relative to the searched folder."""
+    """Official name of a GUE data set, e.g. `mouse/0`. For other data sets, the path below the searched folder."""
     folder: Path
     splits: tuple[str, ...]
     """Splits whose CSV files exist."""
@@ -127,12 +131,12 @@ class DataSet:
 
     @property
     def missing(self) -> list[str]:
-        """File names of the missing tables, e.g. "train.csv"."""
+        """Names of the missing CSV files, e.g. "train.csv"."""
         return [f"{split}.csv" for split in SPLITS if split not in self.splits]
 
     @property
     def may_stand_in(self) -> bool:
-        """Whether train.csv is the only missing table, so that dev.csv can replace it for training."""
+        """Whether train.csv is the only missing file, so that dev.csv can replace train.csv for training."""
         return self.missing == ["train.csv"]
 
     def file(self, split: str) -> Path:
@@ -141,10 +145,10 @@ class DataSet:
 
 
 def find_sets(root: Path) -> list[DataSet]:
-    """Return the data sets in `root` and its subfolders, first those of GUE in published order, then others by name.
+    """Return the data sets in `root` and its subfolders.
 
-    `root` may be a single data set, or any folder above data sets. Raise `DataError` if `root` contains no data set,
-    or if two folders have the same data set name.
+    GUE data sets come first, in published order. Other data sets follow, sorted by name. `root` may be a single data
+    set, or any folder above data sets. Raise `DataError` if there is no data set, or two have the same name.
     """
     if not root.is_dir():
         raise DataError(f"--data {root}: no such folder; pass the folder that contains <family>/<name>/train.csv")
@@ -152,7 +156,10 @@ def find_sets(root: Path) -> list[DataSet]:
     for folder, splits in _folders(root):
         name = _name(root, folder)
         if name in found:
-            raise DataError(f"--data {root}: {found[name].folder} and {folder} are both {name}; pass only one of them")
+            raise DataError(
+                f"--data {root}: {found[name].folder} and {folder} are both {name}; "
+                f"pass a folder with only one data set {name}"
+            )
         found[name] = DataSet(name, folder, splits)
     if not found:
         raise DataError(
@@ -163,14 +170,14 @@ def find_sets(root: Path) -> list[DataSet]:
 
 
 def _folders(root: Path) -> Iterator[tuple[Path, tuple[str, ...]]]:
-    """Yield each folder that contains tables, with the names of its splits."""
+    """Yield each folder that contains train.csv, dev.csv or test.csv, with the names of the splits found."""
     seen = set()
     for folder, names, files in os.walk(root, followlinks=True):
         if (real := os.path.realpath(folder)) in seen:  # a link to a folder already visited
             names.clear()
             continue
         seen.add(real)
-        # Visit links last, so that a folder with several paths is found under its real one.
+        # Visit links last, so that a linked folder is found under its real path.
         names[:] = sorted((name for name in names if name[0] != "."), key=lambda name: (_is_link(folder, name), name))
         splits = tuple(split for split in SPLITS if f"{split}.csv" in files)
         if splits:
@@ -182,7 +189,7 @@ def _is_link(folder: str, name: str) -> bool:
 
 
 def _name(root: Path, folder: Path) -> str:
-    """Return the name of a data set: `family/name` as in GUE, otherwise the path relative to `root`."""
+    """Return the official name of a GUE data set, e.g. `mouse/0`, or another data set's path relative to `root`."""
     official = "/".join(folder.absolute().parts[-2:])
     if official in GUE:
         return official
@@ -209,9 +216,9 @@ def choose_sets(found: Sequence[DataSet], patterns: Sequence[str]) -> list[DataS
 
 
 def why_not(data_set: DataSet, stand_in: bool) -> str | None:
-    """Return the reason why fine-tuning on a data set is impossible, or None if it is possible.
+    """Return the reason why fine-tuning on a data set is impossible, or None if fine-tuning is possible.
 
-    The reason names the missing tables. With `stand_in`, dev.csv may replace a missing train.csv.
+    The reason names the missing CSV files. If `stand_in` is true, dev.csv may replace a missing train.csv.
     """
     if not data_set.missing or (stand_in and data_set.may_stand_in):
         return None

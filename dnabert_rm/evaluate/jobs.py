@@ -1,4 +1,4 @@
-"""Parallel child processes on the GPUs or the CPU. They end when this process ends."""
+"""Parallel child processes on GPUs or the CPU. All child processes end when the parent process ends."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class _Running:
 
 
 def visible_gpus() -> list[str]:
-    """Return the GPUs visible to a child process, in the format of `CUDA_VISIBLE_DEVICES`, without importing torch."""
+    """Return the visible GPUs as entries of `CUDA_VISIBLE_DEVICES`, e.g. ["0", "1"], without importing torch."""
     variable = os.environ.get("CUDA_VISIBLE_DEVICES")
     if variable is not None:
         names = [name.strip() for name in variable.split(",")]
@@ -63,10 +63,10 @@ def visible_gpus() -> list[str]:
 
 
 def slot_environments(num_jobs: int, gpus: Sequence[str]) -> list[dict[str, str]]:
-    """Return one dict of environment variables for each of `num_jobs` parallel slots.
+    """Return the environment variables of each slot, where a slot runs one job at a time.
 
-    With GPUs, the dict assigns one GPU to the slot. Without GPUs, it limits the slot to its share of the CPU cores,
-    unless `OMP_NUM_THREADS` is set already.
+    `num_jobs` is the number of slots. With GPUs, each slot gets one GPU. Without GPUs, each slot gets an equal share of
+    the CPU cores, unless `OMP_NUM_THREADS` is set already.
     """
     if gpus:
         return [{"CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]} for slot in range(num_jobs)]
@@ -76,13 +76,15 @@ def slot_environments(num_jobs: int, gpus: Sequence[str]) -> list[dict[str, str]
 
 
 def run_jobs(jobs: Iterable[Job], slots: Sequence[dict[str, str]]) -> Generator[FinishedJob, None, None]:
-    """Run the jobs in order, one per slot at a time, and yield the result of each job when it finishes.
+    """Start the jobs in order, and yield the result of each job when the job finishes.
 
-    The next job is taken from `jobs` only when a slot is free. If the generator is closed early or raises an
-    exception, the running processes are terminated. On Linux the kernel kills them if this process is killed.
+    At most `len(slots)` jobs run at a time. The next job is taken from `jobs` only when a slot is free. If the
+    generator is closed early or raises an exception, the running jobs are terminated. If this process is killed on
+    Linux, the kernel kills the running jobs.
 
     Args:
-        slots: Environment variables of each slot.
+        jobs: Commands to run.
+        slots: Environment variables of each slot, where a slot runs one job at a time.
     """
     waiting = enumerate(jobs)
     free_slots = deque(range(len(slots)))
@@ -108,7 +110,7 @@ def run_jobs(jobs: Iterable[Job], slots: Sequence[dict[str, str]]) -> Generator[
 
 def _start(job: Job, variables: dict[str, str]) -> subprocess.Popen:
     job.log.parent.mkdir(parents=True, exist_ok=True)
-    with open(job.log, "w") as log:
+    with open(job.log, "w", encoding="utf-8") as log:
         return subprocess.Popen(
             job.command,
             env={**os.environ, **variables},
@@ -122,7 +124,7 @@ def _start(job: Job, variables: dict[str, str]) -> subprocess.Popen:
 
 def _die_with_parent(parent: int) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    # The kernel sends the signal only for a parent that dies later; this one may have died before the call.
+    # The kernel sends the signal only if the parent dies after the prctl call. The parent may have died before.
     if os.getppid() != parent:
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -142,7 +144,7 @@ def _terminate(processes: Sequence[subprocess.Popen]) -> None:
 def last_line(log: Path) -> str:
     """Return the last non-blank line of a log file, or "(no log)" or "(the log is empty)"."""
     try:
-        lines = log.read_text(errors="replace").splitlines()
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return "(no log)"
     return next((line.strip() for line in reversed(lines) if line.strip()), "(the log is empty)")

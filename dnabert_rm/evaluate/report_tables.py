@@ -99,8 +99,9 @@ CSV_COLUMNS = (
 def table_csv(rows: Sequence[TableRow], families: Sequence[TableRow]) -> str:
     """Return the text of table.csv.
 
-    It has a row per data set and arm, then a row per family and arm. The last rows are the published means of these
-    families. An arm is `pretrained` or `scratch`, with overlapping or non-overlapping k-mers.
+    An arm is `pretrained` or `scratch`, with overlapping or non-overlapping k-mers. The first rows contain the scores
+    of each data set and arm. Next come the mean scores of each task and arm, then the published means of the same
+    tasks.
     """
     stream = io.StringIO()
     writer = csv.DictWriter(stream, CSV_COLUMNS, lineterminator="\n", restval="")
@@ -127,7 +128,10 @@ def table_csv(rows: Sequence[TableRow], families: Sequence[TableRow]) -> str:
 
 
 def _columns(kind: str, row: TableRow) -> dict[str, Any]:
-    """Return the cells of a row, keyed by column name. Row counts and training time are None for a family mean."""
+    """Return the cells of one row of table.csv, keyed by column name.
+
+    For the mean of a task, the numbers of sequences and the training time are None.
+    """
     is_family = kind == FAMILY_ROW
     columns = {
         "row": kind,
@@ -159,7 +163,7 @@ def _csv_cell(value: Any) -> Any:
 def all_scores(
     results: Sequence[Result], rows: Sequence[TableRow], families: Sequence[TableRow], unfinished: UnfinishedRuns
 ) -> dict[str, Any]:
-    """Return the content of scores.json: all runs, the rows of table.csv, and reasons for missing results."""
+    """Return the content of scores.json: finished runs, the rows of table.csv, and reasons for missing results."""
     return {
         "runs": [
             result.scores
@@ -184,7 +188,7 @@ HEADINGS = {
     STAND_INS: "Stand-ins: trained on dev, tested on test, because train is missing. Compare them only with each other",
     OTHERS: "Data sets that are not in GUE, with default settings",
 }
-FAMILY_HEADING = "Mean of each task whose data sets were all run, with published means"
+FAMILY_HEADING = "Mean of each task with scores for all its data sets, and published means"
 
 
 def table_markdown(
@@ -192,8 +196,8 @@ def table_markdown(
 ) -> str:
     """Return the text of table.md.
 
-    The tables are, in order: GUE data sets, family means, data sets trained on dev.csv, and data sets outside GUE.
-    Notes follow the tables.
+    The order of the tables is: GUE data sets, task means, data sets that use dev.csv for training, data sets outside
+    GUE. Notes follow the tables.
     """
     tables = {group: _group_table(group, [row for row in rows if row.group == group]) for group in HEADINGS}
     sections = [
@@ -209,7 +213,10 @@ def table_markdown(
 
 
 def _group_table(group: str, rows: Sequence[TableRow]) -> str:
-    """Return a Markdown table with a line per data set and a column per arm, e.g. "scratch", or "" without rows."""
+    """Return a Markdown table with one line per data set, or an empty string if `rows` is empty.
+
+    Each experiment arm, e.g. "scratch", has a column with its mean score.
+    """
     if not rows:
         return ""
     arms = [arm for arm in ARMS if any(row.arm == arm for row in rows)]
@@ -239,7 +246,10 @@ def _group_table(group: str, rows: Sequence[TableRow]) -> str:
 
 
 def _family_table(families: Sequence[TableRow]) -> str:
-    """Return a Markdown table of family means, with a line per arm or published model and a column per family."""
+    """Return a Markdown table of task means with one column per task.
+
+    Each experiment arm, e.g. "scratch", has a line, and so does each published model.
+    """
     names = [family for family in FAMILIES if any(row.name == family for row in families)]
     lines = [_line(["", *names]), _line(["---", *["---:"] * len(names)])]
     for arm in ARMS:
@@ -293,11 +303,11 @@ def _notes(results: Sequence[Result], rows: Sequence[TableRow], families: Sequen
             " labels."
         )
     for text, names_with_change in _changed_settings(results).items():
-        yield f"Settings other than GUE's for {', '.join(names_with_change)}: {text}."
+        yield f"Settings that differ from GUE's for {', '.join(names_with_change)}: {text}."
 
 
 def _changed_settings(results: Sequence[Result]) -> dict[str, list[str]]:
-    """Return the names of data sets whose settings differ from GUE's, keyed by a description of the difference."""
+    """Return a dict from changes of GUE's settings, e.g. "epochs 5", to the data sets trained with these changes."""
     changed: dict[str, list[str]] = {}
     for name, settings in {result.name: result.record["settings"] for result in results}.items():
         gue_settings = resolve_settings(name, {})

@@ -1,4 +1,4 @@
-"""Scores of finished runs: mean and confidence interval over seeds, per data set or family, for each arm."""
+"""Scores of finished fine-tuning runs: mean and confidence interval over seeds, per data set or task."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ class Result:
 
 @dataclass(frozen=True)
 class TableRow:
-    """One row of the table: the scores of one arm on a data set, or its mean scores over a family."""
+    """Scores of one experiment arm, e.g. "scratch": on one data set, or averaged over the data sets of a task."""
 
     name: str
     arm: str
     group: str
-    """`IN_GUE`, `STAND_INS` or `OTHERS`."""
+    """`IN_GUE`, `STAND_INS` or `OTHERS`. Compare scores only within a group."""
     metric: str
     scores: dict[int, float]
     """Score × 100 by seed."""
@@ -65,7 +65,7 @@ class TableRow:
     cut_rows: int = 0
     """Number of test rows cut to their middle because they are longer than the model's input."""
     seconds: float = 0.0
-    """Mean training time over seeds."""
+    """Mean training time over seeds, in seconds."""
 
     @property
     def mean(self) -> float:
@@ -79,7 +79,7 @@ class TableRow:
 
 
 def main_score(name: str, scores: Mapping[str, Any]) -> tuple[str, float]:
-    """Return the title of a data set's metric and the test score × 100. Raise `DataError` if the score is missing."""
+    """Return the title of a data set's metric and the test score × 100. Raise `DataError` if there is no such score."""
     metric = metric_of(name)
     try:
         return METRIC_TITLES[metric], 100 * float(scores["metrics"]["test"][metric])
@@ -90,9 +90,10 @@ def main_score(name: str, scores: Mapping[str, Any]) -> tuple[str, float]:
 
 
 def load_results(output: Path) -> list[Result]:
-    """Return the finished runs of an output folder, sorted by data set, then by arm, then by seed.
+    """Return the finished runs in an output folder of `dnabert-rm gue`.
 
-    Data sets trained on dev.csv come last.
+    The runs are sorted by data set, then by experiment arm (in the order of `ARMS`), then by seed. Runs trained on
+    dev.csv come last.
     """
     order = {name: index for index, name in enumerate(GUE)}
     results = [
@@ -111,7 +112,7 @@ def load_results(output: Path) -> list[Result]:
 
 
 def data_set_rows(results: Sequence[Result]) -> list[TableRow]:
-    """Return one row per data set and arm, in the order of `results`."""
+    """Return the scores per data set and experiment arm (e.g. "scratch"), in the order of `results`."""
     grouped: dict[tuple[str, str], list[Result]] = {}
     for result in results:
         grouped.setdefault((result.name, result.record["arm"]), []).append(result)
@@ -119,7 +120,7 @@ def data_set_rows(results: Sequence[Result]) -> list[TableRow]:
 
 
 def _row(runs: Sequence[Result]) -> TableRow:
-    """Return the row of one data set and arm. `runs` has one run per seed."""
+    """Combine runs that differ only in their seed into one `TableRow`."""
     record = runs[0].record
     scores = runs[0].scores
     group = IN_GUE if runs[0].name in GUE else OTHERS
@@ -138,10 +139,10 @@ def _row(runs: Sequence[Result]) -> TableRow:
 
 
 def family_rows(rows: Sequence[TableRow]) -> list[TableRow]:
-    """Return one row per family and arm, with the mean over the family's data sets for each seed.
+    """Return the mean score of each task, for each experiment arm (e.g. "scratch") and each seed.
 
-    The mean is unweighted, as in the published table. A family is omitted unless the arm has a row for each of its
-    data sets. Rows of data sets trained on dev.csv do not count. A seed is omitted unless all have a score for it.
+    The mean over the task's data sets is unweighted, as in the published table. A mean is returned only if
+    all data sets of the task have scores for the same arm and seed. Scores after training on dev.csv are ignored.
     """
     family_means = []
     for family in FAMILIES:
@@ -158,16 +159,16 @@ def family_rows(rows: Sequence[TableRow]) -> list[TableRow]:
 
 
 def difference(row: TableRow, other: TableRow) -> tuple[float, float | None] | None:
-    """Return the mean difference `row` − `other` over common seeds, and the half-width of its confidence interval.
+    """Return the mean score difference `row` − `other`, and the half-width of its 95 % confidence interval.
 
-    Return None if the rows have no common seed.
+    The mean is over the seeds that `row` and `other` share. Return None if no seed is shared.
     """
     seeds = [seed for seed in row.scores if seed in other.scores]
     return mean_and_half_width(row.scores[seed] - other.scores[seed] for seed in seeds) if seeds else None
 
 
 def published_rows(families: Sequence[TableRow]) -> list[tuple[str, str, float]]:
-    """Return the published means of the families in `families`, as tuples (model, family, mean)."""
+    """Return tuples (model, task, published mean score) for the tasks in `families`."""
     complete = {row.name for row in families}
     return [
         (model, family, value)

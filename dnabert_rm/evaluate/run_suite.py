@@ -1,4 +1,4 @@
-"""Execution of the GUE suite: parallel fine-tuning processes on every data set, and tables of their scores."""
+"""Fine-tune a model on every GUE data set, in parallel processes, and write tables of the test scores."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from dnabert_rm.utils.lock import LockHeldError, file_lock
 
 LOCK_FILE = ".gue.lock"
 UNUSABLE_FILE = "unusable_scores.json"
-"""New file name for a scores.json that lacks the table's metric."""
+"""File name to which a scores.json without the data set's metric is renamed."""
 
 
 def run_suite(suite: SuiteSettings) -> int:
@@ -39,7 +39,7 @@ def run_suite(suite: SuiteSettings) -> int:
     _report_sets(sets, not_run, all_sets=not suite.sets)
     if not runnable:
         raise DataError(
-            f"--data {suite.data}: none of these data sets can be run; add the tables listed in the warnings"
+            f"--data {suite.data}: none of these data sets can be run; add the CSV files named in the warnings"
         )
     runs = make_runs(suite, runnable)
     output = suite.output
@@ -60,9 +60,9 @@ def run_suite(suite: SuiteSettings) -> int:
 
 
 def _report_sets(sets: Sequence[DataSet], not_run: Mapping[str, str], all_sets: bool) -> None:
-    """Print a notice for each data set that is not run, is not in GUE, or is trained on dev.csv.
+    """Print a notice for each data set that is not run, is not in GUE, or needs training on dev.csv.
 
-    With `all_sets`, also list the GUE data sets that are absent.
+    If `all_sets` is true, also list the GUE data sets that are not in `sets`.
     """
     for name, reason in not_run.items():
         _notice(f"warning: {name}: not run: {reason}")
@@ -70,7 +70,7 @@ def _report_sets(sets: Sequence[DataSet], not_run: Mapping[str, str], all_sets: 
         if data_set.name in not_run:
             continue
         if not data_set.known:
-            _notice(f"note: {data_set.name} is not a GUE data set, so its settings are the defaults")
+            _notice(f"note: {data_set.name} is not a GUE data set; default settings are used")
         if data_set.may_stand_in:
             _notice(
                 f"note: {data_set.name}: {STAND_IN}: trained on dev.csv because train.csv is missing; not a GUE score"
@@ -103,7 +103,7 @@ def _lock(output: Path) -> Iterator[None]:
             stack.enter_context(file_lock(output / LOCK_FILE))
         except LockHeldError:
             raise ConfigError(
-                f"--output {output}: another `dnabert-rm gue` is using it; wait, or choose another folder"
+                f"--output {output}: another `dnabert-rm gue` is using this folder; wait, or choose another folder"
             ) from None
         except OSError as error:
             raise ConfigError(
@@ -118,9 +118,9 @@ def _lock(output: Path) -> Iterator[None]:
 def _run_all(
     suite: SuiteSettings, all_runs: Sequence[Run], pending: Sequence[Run], not_run: Mapping[str, str]
 ) -> dict[str, str]:
-    """Execute the pending runs. After each run, print its result and rewrite the tables.
+    """Execute the `pending` runs. After each run, print its result and rewrite the tables.
 
-    Return the reason for each failed run, keyed by `Run.title`.
+    Return the reason for each failure, keyed by `Run.title`.
     """
     gpus = jobs.visible_gpus()
     num_jobs = min(suite.jobs or len(gpus) or 1, max(1, len(pending)))
@@ -143,10 +143,10 @@ def _run_all(
 
 
 def _prepare(run: Run) -> jobs.Job:
-    """Write the record file of a run and return the job that executes the run.
+    """Prepare the folder of a run, and return the job that executes the run.
 
-    Scores of an earlier run are removed first. Otherwise, if this run is killed, they would
-    look like scores of the new record.
+    An old scores.json is removed before `RECORD_FILE` is written with the new settings. Otherwise, after a killed run,
+    the old scores would seem to belong to the new settings.
     """
     (run.folder / SCORES_FILE).unlink(missing_ok=True)
     run.folder.mkdir(parents=True, exist_ok=True)
@@ -155,7 +155,7 @@ def _prepare(run: Run) -> jobs.Job:
 
 
 def _finish(run: Run, keep_model: bool) -> str:
-    """Return the test score of a successful run as text. Delete its model unless `keep_model` is true."""
+    """Return the test score of a successful run as text. Delete the fine-tuned model unless `keep_model` is true."""
     if not keep_model:
         shutil.rmtree(run.folder / MODEL_FOLDER, ignore_errors=True)
     title, score = main_score(run.data_set.name, read_run_file(run.folder / SCORES_FILE))
@@ -163,7 +163,7 @@ def _finish(run: Run, keep_model: bool) -> str:
 
 
 def _failure(run: Run, code: int) -> str | None:
-    """Return the reason why a run failed, with the path and last line of its log, or None if it succeeded."""
+    """Return the reason why a run failed, with the path and last line of its log, or None for a successful run."""
     log = run.folder / LOG_FILE
     scores = run.folder / SCORES_FILE
     if code == 0 and scores.is_file():

@@ -1,8 +1,11 @@
-"""Fine-tuning runs of the GUE suite, one per data set, arm and seed: their settings, records and checks."""
+"""Fine-tuning runs of the GUE suite, and checks of finished runs.
+
+There is one run per data set, seed and arm. An arm is `pretrained` or `scratch`, with overlapping or non-overlapping
+k-mers.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -12,19 +15,19 @@ from typing import Any
 from dnabert_rm.evaluate.gue_suite import SPLITS, STAND_IN, DataSet, set_settings
 from dnabert_rm.evaluate.suite_settings import SuiteSettings
 from dnabert_rm.finetune.finetune_settings import SCORES_FILE, FinetuneSettings, flag
-from dnabert_rm.model.pretrained import check_model_folder
-from dnabert_rm.utils.errors import ConfigError, DataError
-from dnabert_rm.utils.files import read_json, sha256_of_file
+from dnabert_rm.finetune.fingerprints import hash_model, hash_tables
+from dnabert_rm.utils.errors import ConfigError
+from dnabert_rm.utils.files import read_json
 
 RUNS_FOLDER = "runs"
 RECORD_FILE = "gue_run.json"
-"""Record of a run, beside its scores.json: data set, arm, seed, settings, and SHA-256 of model and tables."""
+"""File beside a run's scores.json with data set, arm, seed, settings, and SHA-256 of the model and CSV files."""
 LOG_FILE = "log.txt"
 
 
 @dataclass(frozen=True)
 class Run:
-    """One `dnabert-rm finetune` process, with its settings and record."""
+    """Settings of one `dnabert-rm finetune` process."""
 
     data_set: DataSet
     arm: str
@@ -39,7 +42,7 @@ class Run:
 
     @property
     def title(self) -> str:
-        """Name of the run in messages: data set, arm and seed."""
+        """Name of the run in messages, e.g. "mouse/0 scratch seed 1"."""
         stand_in = f" ({STAND_IN})" if self.record["stand_in"] else ""
         return f"{self.data_set.name}{stand_in} {self.arm} seed {self.settings.seed}"
 
@@ -56,7 +59,7 @@ class Run:
 
 
 def arm_name(weights: str, overlapping: bool) -> str:
-    """Return the name of an arm: "pretrained" or "scratch", plus "-non-overlapping" if `overlapping` is false."""
+    """Return `weights` ("pretrained" or "scratch"), with the suffix "-non-overlapping" if `overlapping` is false."""
     return weights if overlapping else f"{weights}-non-overlapping"
 
 
@@ -74,7 +77,14 @@ def resolve_settings(name: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def make_runs(suite: SuiteSettings, sets: Sequence[DataSet]) -> list[Run]:
-    """Return one run per data set, seed and arm. Raise `ConfigError` if a setting is out of range."""
+    """Return one run per data set, seed and choice of initial weights.
+
+    Raise `ConfigError` if a setting is out of range, or if the runs would overwrite the model or the data.
+    """
+    for name, path in (("--model", suite.model), ("--data", suite.data)):
+        inside = path.resolve()
+        if (suite.output / RUNS_FOLDER).resolve() in (inside, *inside.parents):
+            raise ConfigError(f"--output {suite.output}: the runs would replace {name} {path}; choose another folder")
     model_sha256 = hash_model(suite.model)
     return [run for data_set in sets for run in _runs_of_set(suite, data_set, model_sha256)]
 
@@ -94,7 +104,7 @@ def _runs_of_set(suite: SuiteSettings, data_set: DataSet, model_sha256: str) -> 
         "stand_in": stand_in,
         "settings": settings,
         "model_sha256": model_sha256,
-        "data_sha256": hash_tables(data_set),
+        "data_sha256": hash_tables({split: data_set.file(split) for split in SPLITS if split in data_set.splits}),
     }
     for seed in suite.seeds:
         for weights in suite.arms:
@@ -110,49 +120,25 @@ def _runs_of_set(suite: SuiteSettings, data_set: DataSet, model_sha256: str) -> 
             yield Run(data_set, arm, finetune_settings, common_record | {"arm": arm, "seed": seed})
 
 
-def hash_model(folder: Path) -> str:
-    """Return one SHA-256 for a model folder, computed from its configuration, vocabulary and weight files.
-
-    Raise `CheckpointError` if the folder contains no model.
-    """
-    check_model_folder(folder)
-    # tokenizer.json counts only where it is the vocabulary that is read.
-    vocabulary = "vocab.txt" if (folder / "vocab.txt").is_file() else "tokenizer.json"
-    patterns = ("config.json", vocabulary, "*.safetensors", "*.bin")
-    names = sorted({path.name for pattern in patterns for path in folder.glob(pattern)})
-    lines = [f"{sha256_of_file(folder / name)}  {name}\n" for name in names]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-def hash_tables(data_set: DataSet) -> dict[str, str]:
-    """Return the SHA-256 of each table of a data set, keyed by split. Raise `DataError` if a table can't be read."""
-    try:
-        return {split: sha256_of_file(data_set.file(split)) for split in SPLITS if split in data_set.splits}
-    except OSError as error:
-        raise DataError(
-            f"{data_set.folder}: {error.filename} can't be read ({error.strerror}); check the file"
-        ) from None
-
-
 # ---- runs in the output folder
 
 
 def finished_records(output: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Yield the folder and record of every finished run in an output folder, sorted by path."""
+    """Yield the folder and the content of `RECORD_FILE` for every finished run in `output`, sorted by path."""
     for path in sorted((output / RUNS_FOLDER).rglob(SCORES_FILE)):
         yield path.parent, read_run_file(path.with_name(RECORD_FILE))
 
 
 def read_run_file(path: Path) -> dict[str, Any]:
-    """Return the content of a JSON file of a finished run. The error message says how to repeat the run."""
+    """Return the content of a JSON file of a finished run. Raise `DataError` if the file can't be read."""
     return read_json(path, advice=f"remove {path.parent} to repeat the run")
 
 
 def check_finished(runs: Sequence[Run], output: Path, overwrite: bool) -> set[Path]:
-    """Return the folders of finished runs. Raise `ConfigError` if a finished run does not match `runs`.
+    """Return the folders of the finished runs in `output`. Raise `ConfigError` if a finished run does not match `runs`.
 
-    All runs in an output folder must have the same model. All runs of a data set must have the same settings and
-    tables. With `overwrite`, finished runs that are also in `runs` are neither checked nor returned.
+    All runs in an output folder must use the same model. All runs on a data set must use the same settings and CSV
+    files. If `overwrite` is true, finished runs that are also in `runs` are neither checked nor returned.
     """
     repeated = {run.folder for run in runs}
     current_records = {run.data_set.name: run.record for run in runs}
@@ -165,7 +151,7 @@ def check_finished(runs: Sequence[Run], output: Path, overwrite: bool) -> set[Pa
         finished.add(folder)
         current = current_records.get(record.get("data_set", ""), other_set_record)
         if differences := list(_differences(record, current)):
-            problems.append(f"{folder}: finished with {', '.join(differences)}")
+            problems.append(f"{folder}: this finished run used {', '.join(differences)}")
     if problems:
         more = f" (and {len(problems) - 1} more runs)" if len(problems) > 1 else ""
         raise ConfigError(f"{problems[0]}{more}; choose another --output, or pass --overwrite to replace these runs")
@@ -173,8 +159,9 @@ def check_finished(runs: Sequence[Run], output: Path, overwrite: bool) -> set[Pa
 
 
 def _differences(record: Mapping[str, Any], current: Mapping[str, Any]) -> Iterator[str]:
-    """Yield a description of each difference between the record of a finished run and the record `current`.
+    """Yield each difference between a finished run and the current command, as text for a message.
 
+    `record` is the content of `RECORD_FILE` in the finished run, and `current` is the content for the current command.
     If `current` has no settings, only the models are compared.
     """
     if record.get("model_sha256") != current["model_sha256"]:
@@ -182,7 +169,7 @@ def _differences(record: Mapping[str, Any], current: Mapping[str, Any]) -> Itera
     if "settings" not in current:
         return
     if record.get("data_sha256") != current["data_sha256"] or record.get("stand_in") != current["stand_in"]:
-        yield "other tables"
+        yield "other CSV files"
     finished_settings = record.get("settings", {})
     for name in sorted({*finished_settings, *current["settings"]}):
         if finished_settings.get(name) != current["settings"].get(name):

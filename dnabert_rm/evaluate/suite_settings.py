@@ -1,4 +1,4 @@
-"""Settings of `dnabert-rm gue`: which runs to launch, and overrides of GUE's fine-tuning settings. Torch-free."""
+"""Settings of `dnabert-rm gue`: model, data sets, seeds, and overrides of GUE's fine-tuning settings. Torch-free."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _set_names(text: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class SuiteSettings(Settings):
-    """Settings of one `dnabert-rm gue` call, such as the model, the data sets, seeds and arms."""
+    """Settings of one `dnabert-rm gue` call, such as model, data sets, seeds and initial weights."""
 
     GROUPS: ClassVar = {
         "model": "files",
@@ -66,7 +66,7 @@ class SuiteSettings(Settings):
     dry_run: bool = False
     """List the runs and their settings without starting them."""
     epochs: int | None = setting(None, metavar="N")
-    """Passes over the training rows. GUE's own number of steps is then ignored."""
+    """Passes over the training rows. If set, GUE's own number of steps is ignored."""
     max_steps: int | None = setting(None, metavar="N")
     """Number of optimizer steps; overrides --epochs."""
     learning_rate: float | None = setting(None, metavar="N")
@@ -87,7 +87,7 @@ class SuiteSettings(Settings):
     """fp32, or bf16 for mixed precision."""
 
     def problems(self) -> Iterator[str]:
-        """Yield an error message for each of `seeds` and `arms` that is empty or has duplicates."""
+        """Yield an error message if `seeds` is empty or has duplicates. Check `arms` in the same way."""
         for name in ("seeds", "arms"):
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):

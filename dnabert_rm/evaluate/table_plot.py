@@ -1,4 +1,4 @@
-"""Plot of the `gue` table: a row per data set or family, a point per arm, and published family means."""
+"""Plot of the scores from `dnabert-rm gue`, by data set and task, with published means."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ _ARM_INCHES = 0.17
 
 
 def plot_table(path: Path, rows: Sequence[TableRow], families: Sequence[TableRow]) -> None:
-    """Write the plot of the table to `path`. Raise `ImportError` if matplotlib is not installed."""
+    """Write the plot of the scores to `path`. Raise `ImportError` if matplotlib is not installed."""
     table_figure(rows, families).savefig(path, dpi=150, metadata={"Software": None})
 
 
 def table_figure(rows: Sequence[TableRow], families: Sequence[TableRow]) -> Figure:
-    """Return a figure with one panel per group of rows, such as GUE data sets or family means.
+    """Return a figure with one panel per group of scores, such as GUE data sets or task means.
 
     Raise `ImportError` if matplotlib is not installed.
     """
@@ -64,9 +64,9 @@ def table_figure(rows: Sequence[TableRow], families: Sequence[TableRow]) -> Figu
 
 
 def score_limits(rows: Sequence[TableRow], published: Sequence[float]) -> tuple[float, float]:
-    """Return the lower and upper limit of the score axis.
+    """Return the lower and upper limit of the x axis, in units of score × 100.
 
-    The limits are at least 20 apart and include all scores. Confidence intervals widen the axis by at most 15 on each
+    The limits include all scores and are at least 20 apart. Confidence intervals extend the axis by at most 15 on each
     side.
     """
     scores = [*published, *(value for row in rows for value in row.scores.values())]
@@ -108,7 +108,10 @@ def _plot_panel(axes: Any, rows: Sequence[TableRow], arms: Sequence[str], num_li
 
 
 def _label(row: TableRow) -> str:
-    """Return the label of a row: its name, its metric unless MCC, and its task unless part of the name."""
+    """Return a label for the y axis, made of the name of the data set or task, the metric and the task.
+
+    The metric is omitted for MCC. The task is omitted if the name contains the task.
+    """
     metric = "" if row.metric == DEFAULT_METRIC else f" ({METRIC_TITLES[row.metric]})"
     task = family_of(row.name) or ""
     return f"{row.name}{metric}" + (f"\n{task}" if task.lower() not in row.name.lower() else "")

@@ -1,1 +1,1 @@
-"""Export of a checkpoint as a self-checked Hugging Face folder."""
+"""Export a checkpoint as a Hugging Face folder, and check that the exported model matches the trained model."""

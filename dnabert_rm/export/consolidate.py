@@ -1,8 +1,8 @@
-"""Consolidate a checkpoint's full fp32 weights, one at a time, from the files that the ranks saved.
+"""Consolidate the full fp32 weights of a checkpoint, one weight at a time, from the files that the ranks saved.
 
-Below ZeRO stage 3, DeepSpeed's own conversion holds the weights in memory twice. It can't read stage 0 at all. Here the
-files are memory-mapped, so the optimizer's moments stay on disk. Mapping the files again from time to time releases the
-pages that were already read.
+DeepSpeed's own conversion holds the weights in memory twice at ZeRO stages 1 and 2, and can't read stage 0. This module
+memory-maps the files, so the optimizer's moments stay on disk. `read_weights` maps the files again from time to time,
+because this releases the memory of the parts already read.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from dnabert_rm.utils.progress import progress_bar
 MODULE_PREFIX = "model."
 """Prefix that `model.mlm.MaskedLM` adds to the weight names of the transformers model."""
 REMAP_BYTES = 64_000_000
-"""Bytes read from all checkpoints together before their files are mapped again; 1/16 of the model if that is more."""
+"""Bytes to read before the files are mapped again, or 1/16 of the model if larger. Concurrent readers share them."""
 
 
 class SavedWeights:
     """The weights of one checkpoint, keyed by transformers name. `weights[name]` returns a new fp32 tensor.
 
-    `shapes` maps each name to a shape. `aliases` maps the second name of each tied weight to its first name. The
-    constructor raises `CheckpointError` if the files do not match the recorded ZeRO stage. It raises the same error for
-    weights offloaded to disk (`zero3_nvme`), because DeepSpeed does not record the order of its swap files.
+    `shapes` maps each name to a shape. A tied weight has two names, and `aliases` maps the second name to the first.
+    The constructor raises `CheckpointError` if the files do not match the recorded ZeRO stage. Weights offloaded to
+    disk (`zero3_nvme`) also raise `CheckpointError`, because DeepSpeed does not record the order of its swap files.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -47,7 +47,7 @@ class SavedWeights:
         with _as_checkpoint_error(folder), safe_torch_load():
             is_stage_3 = layout.zero_stage == 3
             model = _load_mapped(folder / f"{'zero_pp_rank_0_' if is_stage_3 else ''}mp_rank_00_model_states.pt")
-            # Stage 0 partitions nothing; the other stages partition everything but the buffers.
+            # Stage 0 partitions nothing. The other stages partition all parameters, but no buffers.
             names = model["buffer_names"] if layout.zero_stage else model["module"]
             whole = {name: model["module"][name] for name in names}
             self.shapes = {_model_name(name): tensor.shape for name, tensor in whole.items()}
@@ -77,7 +77,7 @@ class SavedWeights:
 def read_weights(folder: Path, what: str, share: int = 1, quiet: bool = False) -> Iterator[tuple[str, Tensor]]:
     """Yield the name and tensor of each weight of a checkpoint. Show a progress bar labelled `what` unless `quiet`.
 
-    If several checkpoints are read concurrently, pass their number as `share`. They share the memory for mapped files.
+    `share` is the number of concurrent calls of `read_weights`, which share the memory for mapped files equally.
     """
     saved = SavedWeights(folder)
     bytes_read = 0
@@ -95,21 +95,26 @@ def read_weights(folder: Path, what: str, share: int = 1, quiet: bool = False) -
 
 
 def mean_weights(folders: Sequence[Path]) -> dict[str, Tensor]:
-    """Return the fp32 weights averaged over checkpoints, which are read in turn. Memory holds one set of weights."""
+    """Return the fp32 weights averaged over checkpoints. To save memory, checkpoints are read one after the other."""
     mean: dict[str, Tensor] = {}
     for number, folder in enumerate(folders):
         for name, weight in read_weights(folder, f"reading {folder.name}"):
             if number and (name not in mean or mean[name].shape != weight.shape):
                 raise CheckpointError(
-                    f"{folder}: {name} is missing in {folders[0].name} or has another shape; average fewer checkpoints"
+                    f"{folder}: weight {name} is missing or has a different shape in {folders[0].name}; "
+                    "average fewer checkpoints"
                 )
-            # A running mean: after all checkpoints each has the same share.
+            # A running mean: after all updates, each checkpoint contributes equally.
             mean[name] = mean[name].lerp_(weight, 1 / (number + 1)) if number else weight
     return mean
 
 
 def mean_weights_one_by_one(folders: Sequence[Path]) -> Iterator[tuple[str, Tensor]]:
-    """Yield the weights of `mean_weights`, computed differently for the self-check: one at a time, summed in fp64."""
+    """Yield the name and mean over checkpoints of each weight, one weight at a time.
+
+    The self-check compares these means with the exported means from `mean_weights`. To be an independent check, this
+    function computes in fp64 and does not call `mean_weights`.
+    """
     readers = [
         read_weights(folder, "comparing weights", share=len(folders), quiet=number > 0)
         for number, folder in enumerate(folders)
@@ -124,7 +129,7 @@ def mean_weights_one_by_one(folders: Sequence[Path]) -> Iterator[tuple[str, Tens
 
 
 def _mapped_vector(length: int) -> Tensor:
-    """Return an fp32 vector in its own memory mapping. malloc would keep much of the memory after it is freed."""
+    """Return an fp32 vector in its own memory mapping, because malloc would keep much of the freed memory."""
     return torch.frombuffer(mmap.mmap(-1, 4 * length), dtype=torch.float32)
 
 
@@ -138,7 +143,10 @@ def _load_mapped(path: Path) -> dict[str, Any]:
 
 
 def _rank_files(folder: Path, world_size: int) -> list[Path]:
-    """Return each rank's file of partitioned weights, in rank order. In bf16, its name starts with "bf16_"."""
+    """Return the files of partitioned weights in rank order. Raise `ValueError` if a file is missing.
+
+    For training in bf16, the file names start with "bf16_".
+    """
     found = [next(folder.glob(f"*zero_pp_rank_{rank}_mp_rank_00_optim_states.pt"), None) for rank in range(world_size)]
     if None in found:
         raise ValueError(f"the weights of rank {found.index(None)} are missing")
@@ -146,16 +154,20 @@ def _rank_files(folder: Path, world_size: int) -> list[Path]:
 
 
 def _shared_memory_names(pieces: dict[str, list[Tensor]]) -> dict[str, str]:
-    """Return {name: earlier name} for each tensor that shares memory with an earlier tensor."""
+    """Return a dict that maps the second name of each tied weight to its first name.
+
+    `pieces` maps each name to a list of one flat tensor. Two names are tied if their tensors share memory.
+    """
     first: dict[int, str] = {}
     names = {name: first.setdefault(flat.data_ptr(), name) for name, (flat,) in pieces.items() if flat.numel()}
     return {name: other for name, other in names.items() if name != other}
 
 
 def _pieces_of_stages_1_2(groups: list[dict[str, torch.Size]], states: list[dict]) -> dict[str, list[Tensor]]:
-    """Return the pieces of each weight at ZeRO stages 1 and 2.
+    """Return, for each weight, the flat tensors to concatenate at ZeRO stages 1 and 2.
 
-    The partitions of a parameter group, joined over ranks, hold the weights of the group in order.
+    `groups` has the weight names and shapes of each parameter group. `states` has the optimizer state of each rank. The
+    weights of a parameter group are concatenated in the order of their names in `groups`, then split among the ranks.
     """
     pieces: dict[str, list[Tensor]] = {}
     paddings = states[0].get("param_alignment_paddings")
@@ -169,9 +181,10 @@ def _pieces_of_stages_1_2(groups: list[dict[str, torch.Size]], states: list[dict
 
 
 def _pieces_of_stage_3(groups: list[dict[str, torch.Size]], states: list[dict]) -> dict[str, list[Tensor]]:
-    """Return the pieces of each weight at ZeRO stage 3.
+    """Return, for each weight, the flat tensors to concatenate at ZeRO stage 3.
 
-    Each rank holds an equal part of each weight, and the last part is padded.
+    `groups` has the weight names and shapes of each parameter group. `states` has the optimizer state of each rank.
+    Each rank has an equal part of each weight, and the last part is padded.
     """
     pieces: dict[str, list[Tensor]] = {}
     start = 0
@@ -187,9 +200,9 @@ def _pieces_of_stage_3(groups: list[dict[str, torch.Size]], states: list[dict]) 
 
 
 def _slice(vectors: Sequence[Tensor], start: int, length: int) -> list[Tensor]:
-    """Return views of `length` elements of the concatenated vectors, from `start` on.
+    """Return elements `start` … `start + length - 1` of the concatenated vectors, as a list of views.
 
-    Raises `ValueError` if the vectors are too short.
+    Raises `ValueError` if the vectors have fewer elements.
     """
     found = []
     for vector in vectors:

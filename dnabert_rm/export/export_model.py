@@ -35,12 +35,12 @@ from dnabert_rm.config import RunConfig, resolve
 from dnabert_rm.data.manifest import TokenizerInfo
 from dnabert_rm.export.consolidate import SavedWeights, mean_weights, mean_weights_one_by_one, read_weights
 from dnabert_rm.export.model_card import provenance, write_records
-from dnabert_rm.export.self_check import check_exported, check_tokenizer
+from dnabert_rm.export.self_check import check_exported
+from dnabert_rm.export.tokenizer import check_tokenizer, write_tokenizer
 from dnabert_rm.model.build import architecture_of
 from dnabert_rm.model.mlm import MaskedLM
-from dnabert_rm.tokenizer import KmerTokenizer
 from dnabert_rm.utils.errors import CheckpointError, DataError
-from dnabert_rm.utils.files import atomic_folder, read_json
+from dnabert_rm.utils.files import apply_umask, atomic_folder, read_json
 
 MAX_SHARD_SIZE = "2GB"
 """Larger models are split into several safetensors files."""
@@ -48,19 +48,19 @@ MAX_SHARD_SIZE = "2GB"
 
 @dataclass(frozen=True)
 class ExportResult:
-    """The exported folder and its self-check."""
+    """The exported folder and the result of its self-check."""
 
     folder: Path
     steps: list[int]
     """Steps of the averaged checkpoints; a single step without averaging."""
     num_parameters: int
     max_difference: float
-    """Largest difference from the training model's logits, as a share of the largest logit."""
+    """Largest difference between exported and training logits, divided by the largest training logit (at least 1)."""
 
 
 @dataclass(frozen=True)
 class _CheckpointRecords:
-    """A checkpoint's training state, configuration, tokenizer and reference output."""
+    """Records of a checkpoint: training state, configuration, tokenizer, and reference logits for a fixed input."""
 
     state: TrainState
     config: RunConfig
@@ -69,16 +69,17 @@ class _CheckpointRecords:
 
 
 def find_checkpoints(path: Path, step: int | None = None, average: int = 1) -> list[Path]:
-    """Return the last `average` complete checkpoints of a run, none later than `step`.
+    """Return the last `average` complete checkpoints of a run up to `step`.
 
-    `path` is a run folder or a checkpoint. Raises `CheckpointError` if the run lacks `step` or has too few checkpoints.
+    `path` is a run folder or a checkpoint. If `path` is a checkpoint, its step is used instead of `step`. Raises
+    `CheckpointError` if the run has no checkpoint of `step` or too few checkpoints.
     """
     if average < 1:
         raise CheckpointError(f"--average {average}: pass a number of checkpoints, 1 or more")
     if (path / CONFIG_NAME).is_file() and (path / REFERENCE_OUTPUT_NAME).is_file():
         if average == 1:
             return [path]
-        # The run's earlier checkpoints are beside this one.
+        # Earlier checkpoints of the run are in the same folder as `path`.
         step = step_of(path.resolve())
         path = path.resolve().parent.parent
     steps = complete_steps(path)
@@ -102,11 +103,12 @@ def export(
     average: int = 1,
     max_shard_size: str = MAX_SHARD_SIZE,
 ) -> ExportResult:
-    """Export a run or checkpoint, or the mean of a run's last `average` checkpoints, to the new folder `output`.
+    """Export a run's checkpoint, or the mean of its last `average` checkpoints, to the new folder `output`.
 
-    Raises `CheckpointError` if a checkpoint is damaged or the written model differs from the trained one. Raises
-    `DataError` if `output` exists or can't be written. After an error, no output folder remains. Memory holds the
-    fp32 weights once, or twice while they are read (docs/export.md).
+    `source` is a run folder or a checkpoint. `step` selects a checkpoint of a run; the default is the last. Raises
+    `CheckpointError` if a checkpoint is damaged, or if the exported model differs from the trained model. Raises
+    `DataError` if `output` exists or can't be written. After an error, the new folder is removed. docs/export.md
+    describes the memory needed.
     """
     checkpoints = find_checkpoints(Path(source), step, average)
     output = Path(output)
@@ -119,16 +121,16 @@ def export(
         num_parameters, reference = _write_model(checkpoints, last, temporary, max_shard_size)
         aliases = SavedWeights(checkpoints[-1]).aliases
         difference = check_exported(temporary, _trained_weights(checkpoints), aliases, reference, exact=average == 1)
-        if last.tokenizer.kind == "kmer":
-            check_tokenizer(temporary, last.tokenizer)
+        check_tokenizer(temporary, last.tokenizer)
         facts = provenance(checkpoints[-1], last.state, last.config, last.tokenizer, steps, difference)
         write_records(temporary, facts)
+        apply_umask(temporary)
     return ExportResult(output, steps, num_parameters, difference)
 
 
 @contextlib.contextmanager
 def _new_folder(output: Path) -> Iterator[Path]:
-    """Create the folder `output` with `atomic_folder`. Raise `DataError` if a write fails."""
+    """Yield a temporary folder that becomes `output` after success. Raise `DataError` if a write fails."""
     try:
         with atomic_folder(output) as temporary:
             yield temporary
@@ -137,20 +139,25 @@ def _new_folder(output: Path) -> Iterator[Path]:
 
 
 def _read_records(checkpoint: Path) -> _CheckpointRecords:
-    """Verify a checkpoint and read its records. Raise `CheckpointError` if it is damaged."""
+    """Verify a checkpoint, and read its training state, configuration, tokenizer and reference logits.
+
+    Raise `CheckpointError` if the checkpoint is damaged.
+    """
     check_checkpoint(checkpoint)
     state = read_state(checkpoint)
     reference = load_reference_output(checkpoint / REFERENCE_OUTPUT_NAME)
     try:
-        config = resolve(tomllib.loads((checkpoint / CONFIG_NAME).read_text()))
+        config = resolve(tomllib.loads((checkpoint / CONFIG_NAME).read_text(encoding="utf-8")))
         tokenizer = TokenizerInfo(**read_json(checkpoint / TOKENIZER_NAME, error=CheckpointError))
     except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{checkpoint}: its records cannot be read ({error}); use another checkpoint") from None
+        raise CheckpointError(
+            f"{checkpoint}: {CONFIG_NAME} or {TOKENIZER_NAME} cannot be read ({error}); use another checkpoint"
+        ) from None
     return _CheckpointRecords(state, config, tokenizer, reference)
 
 
 def _trained_weights(checkpoints: list[Path]) -> Iterator[tuple[str, Tensor]]:
-    """Yield the weights again for the self-check. `mean_weights_one_by_one` averages several checkpoints."""
+    """Read the checkpoints again for the self-check. Yield the name of each weight and its mean over `checkpoints`."""
     if len(checkpoints) > 1:
         return mean_weights_one_by_one(checkpoints)
     return read_weights(checkpoints[0], "comparing weights")
@@ -159,16 +166,14 @@ def _trained_weights(checkpoints: list[Path]) -> Iterator[tuple[str, Tensor]]:
 def _write_model(
     checkpoints: list[Path], last: _CheckpointRecords, folder: Path, max_shard_size: str
 ) -> tuple[int, ReferenceOutput]:
-    """Write weights, configuration and tokenizer. Return the number of parameters and the reference output."""
+    """Write weights, configuration and tokenizer. Return the number of parameters and the reference logits."""
     model = _trained_model(checkpoints, last)
     reference = last.reference if len(checkpoints) == 1 else _reference_of_mean(model, last.reference)
     try:
         model.save_pretrained(folder, max_shard_size=max_shard_size)
     except ValueError as error:
         raise DataError(f"--max-shard-size {max_shard_size}: {error}") from None
-    if last.tokenizer.kind == "kmer":
-        length = last.config.model.max_positions
-        KmerTokenizer(k=last.tokenizer.k, model_max_length=length).save_pretrained(folder)
+    write_tokenizer(checkpoints[-1], last.tokenizer, last.config, folder)
     return model.num_parameters(), reference
 
 
@@ -185,14 +190,14 @@ def _trained_model(checkpoints: list[Path], last: _CheckpointRecords) -> PreTrai
     except (RuntimeError, KeyError) as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(
-            f"{checkpoint}: its weights do not fit its configuration ({reason}); use another checkpoint"
+            f"{checkpoint}: its weights do not match its configuration ({reason}); use another checkpoint"
         ) from None
     model.tie_weights()
     return model.eval()
 
 
 def _reference_of_mean(model: PreTrainedModel, reference: ReferenceOutput) -> ReferenceOutput:
-    """Recompute the reference output for averaged weights with the training code's `MaskedLM`, in fp32 on the CPU."""
+    """Return `reference` with the logits of `model`, computed by the training code in fp32 on the CPU."""
     with torch.no_grad():
         logits = MaskedLM(model)(torch.from_numpy(reference.input_ids), torch.from_numpy(reference.positions))
     return dataclasses.replace(reference, logits=logits.numpy(), precision="fp32", device="cpu")

@@ -22,6 +22,11 @@ from dnabert_rm.utils.system_info import ENVIRONMENT_NAME
 
 CARD_NAME = "README.md"
 CARD_TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
+OLDEST_TRANSFORMERS = {"bert": "4.40", "modernbert": "5.17"}
+"""First release of transformers that loads an export correctly.
+
+Releases before 5.17 would use local attention in some layers of ModernBERT.
+"""
 _PHASE_END_ROWS = 50
 """Number of logged steps averaged at the end of each phase."""
 _NAMES_SHOWN = 12
@@ -38,6 +43,7 @@ def provenance(
     """Return the content of `pretraining.json`. Unknown values are null or empty."""
     run = checkpoint.parent.parent if checkpoint.parent.name == FOLDER_NAME else checkpoint
     environment = _read_json_or_empty(run / ENVIRONMENT_NAME)
+    records = _read_json_or_empty(checkpoint / DATA_NAME)
     return {
         "dnabert_rm": __version__,
         "step": state.step,
@@ -45,6 +51,8 @@ def provenance(
         "consumed_samples": state.consumed_samples,
         "data_fingerprint": state.fingerprint,
         "sources": training_sources(checkpoint, config, state.fingerprint),
+        "init_from": records.get("init_from"),
+        "earlier_data": records.get("earlier") or [],
         "tokenizer": dataclasses.asdict(tokenizer),
         "commit": environment.get("commit"),
         "packages": environment.get("packages", {}),
@@ -56,9 +64,9 @@ def provenance(
 
 
 def training_sources(checkpoint: Path, config: RunConfig, fingerprint: str) -> list[dict[str, Any]]:
-    """Return genome, file, bytes and SHA-256 of each source of the training data.
+    """Return genome, file, bytes and SHA-256 of each source file of the training data.
 
-    They come from the checkpoint, or from the data folder if the checkpoint does not record them.
+    The values are from the checkpoint. If the checkpoint does not record sources, the values are from the data folder.
     """
     with contextlib.suppress(DataError, OSError, TypeError):
         if found := _read_json_or_empty(checkpoint / DATA_NAME).get("sources"):
@@ -70,9 +78,9 @@ def training_sources(checkpoint: Path, config: RunConfig, fingerprint: str) -> l
 
 
 def phases(metrics: Path, steps: int) -> list[dict[str, Any]]:
-    """Return loss and masked accuracy of each masking phase in the first `steps` steps.
+    """Return the training loss and masked accuracy at the end of each masking phase in the first `steps` steps.
 
-    Both are means over the last 50 logged steps of the phase.
+    Loss and accuracy are means over the last 50 logged steps of the phase. `metrics` is a run's metrics.jsonl.
     """
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         rows = [row for row in read_json_lines(metrics) if row["step"] < steps]
@@ -94,24 +102,29 @@ def _read_json_or_empty(path: Path) -> dict[str, Any]:
 
 
 def write_records(folder: Path, facts: dict[str, Any]) -> None:
-    """Write `pretraining.json` and the model card."""
-    (folder / PROVENANCE_NAME).write_text(json.dumps(facts, indent=1) + "\n")
-    (folder / CARD_NAME).write_text(model_card(facts))
+    """Write `pretraining.json` and the model card (README.md) to `folder`. `facts` is the result of `provenance`."""
+    (folder / PROVENANCE_NAME).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    (folder / CARD_NAME).write_text(model_card(facts), encoding="utf-8")
 
 
 def model_card(facts: dict[str, Any]) -> str:
-    """Render the model card of an export as Markdown."""
+    """Render the model card as Markdown. `facts` is the result of `provenance`."""
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
     template = environment.from_string(CARD_TEMPLATE.read_text(encoding="utf-8"))
-    return template.render(facts=facts, genomes=_names([source["genome"] for source in facts["sources"]]))
+    return template.render(
+        facts=facts,
+        genomes=_genomes,
+        oldest=OLDEST_TRANSFORMERS[facts["config"]["model"]["architecture"]],
+    )
 
 
-def _names(names: list[str]) -> str:
-    """Join genome names, without duplicates or characters that would break a Markdown table."""
-    known = [" ".join(name.replace("|", "/").split()) for name in dict.fromkeys(names)]
+def _genomes(sources: list[dict[str, Any]]) -> str:
+    """Join the distinct genome names of `sources` for a cell of a Markdown table, without "|" and line breaks."""
+    names = dict.fromkeys(source["genome"] for source in sources)
+    known = [" ".join(name.replace("|", "/").split()) for name in names]
     more = f" and {len(known) - _NAMES_SHOWN} more (`{PROVENANCE_NAME}`)" if len(known) > _NAMES_SHOWN else ""
     return ", ".join(known[:_NAMES_SHOWN]) + more if known else "not recorded"

@@ -1,4 +1,4 @@
-"""Fine-tune one head with one seed, and write the model, its scores and its predictions."""
+"""Fine-tune a model with one seed, and write the model, its scores and its predictions."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from dnabert_rm.finetune.finetune_settings import FinetuneSettings
+from dnabert_rm.finetune.fingerprints import fingerprints_of
 from dnabert_rm.finetune.output_folder import (
     check_output,
     clear_output,
@@ -22,12 +23,12 @@ __all__ = ["FinetuneSettings", "finetune", "scores_table"]
 
 
 def finetune(settings: FinetuneSettings) -> dict[str, Any]:
-    """Fine-tune one head, choose the checkpoint with the best dev metric, and score the test table once.
+    """Fine-tune a model, choose the checkpoint with the best dev metric, and score the test table once.
 
     Files in `settings.output`:
 
     - `model/`: load it with `AutoModelForSequenceClassification`, or `AutoModelForTokenClassification` for per-base
-      tasks. With LoRA, pass the pretrained model and this folder to `PeftModel.from_pretrained`.
+      tasks. With LoRA, pass the pretrained model and `model/` to `PeftModel.from_pretrained`.
     - `predictions.csv`: predictions for the test table.
     - `tensorboard/`: training curves.
     - `scores.json`: the returned scores, written last.
@@ -39,6 +40,7 @@ def finetune(settings: FinetuneSettings) -> dict[str, Any]:
     check_output(settings)
     check_model_folder(settings.model)
     splits = read_splits(settings)
+    fingerprints = fingerprints_of(settings)
     best_metric = chosen_metric(settings, splits)
     warn_of_shared_rows(splits)
     # Importing torch and transformers takes seconds, so errors in the tables are reported first.
@@ -64,6 +66,7 @@ def finetune(settings: FinetuneSettings) -> dict[str, Any]:
         metrics = {name: trainer.scores(output) for name, output in outputs.items()}
         scores = (
             describe(settings, splits, metrics)
+            | fingerprints
             | count_changed_rows(settings, splits, rows)
             | training_summary(trainer, trained, best_metric)
         )
@@ -74,27 +77,33 @@ def finetune(settings: FinetuneSettings) -> dict[str, Any]:
 
 
 def chosen_metric(settings: FinetuneSettings, splits: Splits) -> str:
-    """Return the name of the metric that chooses the checkpoint.
+    """Return the name of the metric that chooses the checkpoint: `--best-metric`, or the task's default.
 
-    Raises `ConfigError` if the task has no such metric, or if the metric is undefined on dev.
+    Raises `ConfigError` if the task has no metric of this name, if the metric is undefined on dev, or if every model
+    gets the same score on dev. Warns if a label is the same in all dev rows.
     """
     task = splits.task
     metric = settings.best_metric or task.best_metric
-    targets = splits.targets(splits.dev)
-    if task.per_base:
-        flat_targets = np.concatenate(targets)
-        scores = task.metrics(flat_targets, np.zeros_like(flat_targets))
-    else:
-        scores = task.metrics(np.stack(targets), np.zeros((len(targets), len(task.labels))))
-    if metric not in scores:
+    rows = splits.targets(splits.dev)
+    targets = np.concatenate(rows) if task.per_base else np.stack(rows)
+    right, wrong = (task.metrics(targets, outputs) for outputs in task.right_and_wrong_outputs(targets))
+    if metric not in right:
         raise ConfigError(
-            f"--best-metric {metric}: not a metric of --task {task.name}; choose one of {', '.join(scores)}"
+            f"--best-metric {metric}: not a metric of --task {task.name}; choose one of {', '.join(right)}"
         )
-    if scores[metric] is None:
-        defined = ", ".join(name for name, score in scores.items() if score is not None)
+    constant = task.constant_labels(targets)
+    dev = splits.dev.path if settings.dev else f"the rows held out of {splits.dev.path}"
+    usable = [name for name, score in right.items() if score is not None and score != wrong[name]]
+    if metric not in usable:
+        fault = "undefined" if right[metric] is None else "the same for every model"
         raise ConfigError(
-            f"--best-metric {metric}: undefined on {splits.dev.path}, where all labels are the same;"
-            f" pass one of {defined}"
+            f"--best-metric {metric}: {fault} on {dev}, where all labels are the same ({constant}); pass one of"
+            f" {', '.join(usable)}, or a --dev table with different labels"
+        )
+    if constant:
+        notice(
+            f"warning: {dev}: all rows have {constant}, so {metric} is unreliable for choosing the checkpoint; pass a"
+            " --dev table with different labels"
         )
     return metric
 
@@ -110,7 +119,10 @@ def allowed_tokens(settings: FinetuneSettings, config: Any) -> int:
 
 
 def prepare_model(settings: FinetuneSettings, splits: Splits, config: Any) -> tuple[Any, list[str]]:
-    """Load the model and select its trainable weights. Return it with the names of its newly initialized tensors."""
+    """Load the model and select its trainable weights.
+
+    Return the model and the names of its newly initialized tensors.
+    """
     from dnabert_rm.finetune import pretrained_encoder as encoder
     from dnabert_rm.finetune.lora import add_adapters
 
@@ -139,9 +151,7 @@ def tokenize_splits(settings: FinetuneSettings, splits: Splits, tokenizer: Any, 
             per_base=splits.task.per_base,
         )
         if rows.num_empty == len(table):
-            raise DataError(
-                f"{table.path}: every sequence is shorter than one {tokenizer.k}-mer; provide longer sequences"
-            )
+            raise DataError(f"{table.path}: every sequence is shorter than one token; provide longer sequences")
         rows_by_split[name] = rows
     return rows_by_split
 
@@ -154,19 +164,22 @@ def report_start(settings: FinetuneSettings, splits: Splits, rows_by_split: dict
     if settings.from_scratch:
         notice(f"model: architecture of {settings.model} with random weights")
     else:
-        notice(f"model: {settings.model}, with {len(new)} new tensors ({', '.join(new)})")
+        notice(f"model: {settings.model}, with {len(new)} newly initialized tensors ({', '.join(new)})")
     sizes = ", ".join(f"{name} {len(table)}" for name, table in splits.items())
     notice(f"data: {settings.name}: rows {sizes}; {splits.task.describe()}")
     handling = "only their middle is used" if settings.long == "middle" else "overlapping windows are averaged"
     for name, rows in rows_by_split.items():
         if rows.num_long:
-            notice(f"note: {rows.num_long} {name} rows have more tokens than the maximum input; {handling}")
+            notice(f"note: {rows.num_long} {name} rows have more tokens than the maximum input length; {handling}")
         if rows.num_empty:
             notice(f"warning: {rows.num_empty} {name} rows are shorter than one k-mer; the model can't see their bases")
 
 
 def count_changed_rows(settings: FinetuneSettings, splits: Splits, rows_by_split: dict[str, Any]) -> dict[str, Any]:
-    """Return row counts for `scores.json`: rows shared with train, cut to the maximum length, or left out."""
+    """Return numbers of rows for `scores.json`.
+
+    The counted rows are dev and test rows with a sequence from train, rows above the maximum length, and dropped rows.
+    """
     num_long = {name: rows.num_long for name, rows in rows_by_split.items()}
     none = dict.fromkeys(num_long, 0)
     return {

@@ -18,6 +18,8 @@ DEV_ONE_IN = 10
 MODEL_FOLDER = "model"
 FINETUNING_FILE = "finetuning.json"
 """File in the model's folder with the settings that `predict` needs."""
+CONFIG_ENTRY = "dnabert_rm_finetuning"
+"""Entry of config.json with the content of `FINETUNING_FILE`. It survives transformers' `save_pretrained`."""
 SCORES_FILE = "scores.json"
 PREDICTIONS_FILE = "predictions.csv"
 TENSORBOARD_FOLDER = "tensorboard"
@@ -25,7 +27,7 @@ CHECKPOINTS_FOLDER = ".finetune-checkpoints"
 
 
 def _seeds(text: str) -> int | tuple[int, ...]:
-    """Parse `--seeds` as a number of seeds or a list of seeds."""
+    """Parse `--seeds`. Return an integer for a number of seeds (`5`), or a tuple for a list of seeds (`1,2,3`)."""
     try:
         numbers = tuple(int(part) for part in text.split(","))
     except ValueError:
@@ -44,7 +46,10 @@ def _columns(text: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class FinetuneSettings(Settings):
-    """Settings of `finetune`, which trains one head on one data set. Training defaults follow DNABERT-2's scripts."""
+    """Settings of `finetune`, which trains a model on one data set.
+
+    The default values of the training settings follow DNABERT-2's scripts.
+    """
 
     GROUPS: ClassVar = {"model": "files", "task": "task", "epochs": "training", "max_tokens": "model"}
 
@@ -138,14 +143,20 @@ class FinetuneSettings(Settings):
 
     @property
     def name(self) -> str:
-        """Return the name of the data set."""
+        """Return the name of the data set: `data_set`, or else the name of the training table's folder."""
         return self.data_set or self.train.resolve().parent.name
 
+    @property
+    def tables(self) -> dict[str, Path]:
+        """Return the path of each table, keyed by split. Without `--dev`, the key `dev` is absent."""
+        paths = {"train": self.train, "dev": self.dev, "test": self.test}
+        return {split: path for split, path in paths.items() if path is not None}
+
     def to_json(self) -> dict[str, Any]:
-        """Return the settings as JSON values. Paths stay as the user wrote them."""
+        """Return the settings as JSON values. Paths become strings, as the user wrote them."""
         return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(self).items()}
 
 
 def flag(field: str) -> str:
-    """Return the command-line flag of a field."""
+    """Return the command-line flag of a field of `FinetuneSettings`."""
     return settings_of(FinetuneSettings)[field].flag

@@ -1,4 +1,4 @@
-"""Hugging Face's Trainer, adapted to all tasks: arguments, row order, global-batch loss and progress output."""
+"""Hugging Face's Trainer, adapted to the fine-tuning tasks: arguments, row order, loss and progress output."""
 
 from __future__ import annotations
 
@@ -35,7 +35,10 @@ LOWER_IS_BETTER = "mse"
 def make_trainer(
     model: Any, task: Task, train: TokenRows, dev: TokenRows, settings: FinetuneSettings, args: TrainingArguments
 ) -> TaskTrainer:
-    """Return a Trainer that keeps the checkpoint with the best metric on `dev`. In a tie, the earliest is kept."""
+    """Return a Trainer that keeps the checkpoint with the best metric on `dev`.
+
+    If several checkpoints have the same best metric, Trainer keeps the earliest.
+    """
     callbacks: list[TrainerCallback] = [ProgressCallback(str(args.metric_for_best_model)), SeedDropoutPerRank()]
     if args.process_index == 0:
         callbacks.append(TensorBoardCallback(SummaryWriter(str(settings.output / TENSORBOARD_FOLDER))))
@@ -58,7 +61,7 @@ def make_trainer(
 
 
 def training_arguments(settings: FinetuneSettings, best_metric: str) -> TrainingArguments:
-    """Return the `TrainingArguments`. Under a launcher, their construction also joins the process group.
+    """Return the `TrainingArguments`. Under a launcher, constructing them also initializes the process group.
 
     Raises `ConfigError` if the batch size is not a multiple of the number of ranks.
     """
@@ -105,7 +108,10 @@ def training_arguments(settings: FinetuneSettings, best_metric: str) -> Training
 
 
 def _predicted_classes(logits: Tensor, labels: Tensor) -> Tensor:
-    """Convert logits (B, N, L) to class indices (B, N). Keeping the logits of every base would take too much memory."""
+    """Convert logits (rows, bases, classes) to class indices (rows, bases).
+
+    Trainer keeps the outputs of all rows in memory. Class indices need less memory than logits.
+    """
     return logits.argmax(-1)
 
 
@@ -115,8 +121,8 @@ def _predicted_classes(logits: Tensor, labels: Tensor) -> Tensor:
 class TaskTrainer(Trainer):
     """Trainer with a task's loss: the sum over the global batch, divided by the number of targets in the batch.
 
-    Trainer counts the targets over all ranks before the backward pass. So the gradient does not depend on the
-    number of ranks.
+    A target is a label value other than `IGNORE_INDEX`. Trainer counts the targets of all ranks before the backward
+    pass, so the gradient does not depend on the number of ranks.
     """
 
     def __init__(self, task: Task, settings: FinetuneSettings, class_weights: Tensor | None, **options: Any):
@@ -158,9 +164,9 @@ class TaskTrainer(Trainer):
 class RowSampler(Sampler):
     """Sampler of shuffled row indices, in the same order for any number of ranks.
 
-    If row lengths differ, rows of similar length share a batch. With `pad_last_batch`, the index of the padding row of
-    `TokenRows` fills up the last batch of an epoch. So every rank gets rows of every batch. Without
-    padding, accelerate would repeat rows.
+    If row lengths differ, rows of similar length share a batch. `pad_last_batch` completes the last batch of an
+    epoch with padding rows, which the loss ignores. Without padding, accelerate would repeat rows to give all ranks
+    the same number of rows.
     """
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int, pad_last_batch: bool):
@@ -190,7 +196,7 @@ def wait_for_ranks() -> None:
 
 
 def leave_ranks() -> None:
-    """Destroy the process group if there is one. Otherwise torch would warn about it at exit."""
+    """Destroy the process group, if any, because torch warns at exit about a group that still exists."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 

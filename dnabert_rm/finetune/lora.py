@@ -17,10 +17,11 @@ _ATTENTION_LAYERS = {"bert": ["query", "key", "value"], "modernbert": ["Wqkv"]}
 
 
 def add_adapters(model: PreTrainedModel, rank: int, dropout: float, base: Path) -> Any:
-    """Wrap `model` in a `peft.PeftModel` that trains only the head and adapters of rank `rank`.
+    """Wrap `model` in a `peft.PeftModel` that trains only LoRA adapters, the head, and the pooler if there is one.
 
-    The query, key and value projections get adapters, scaled by 2 (alpha is twice the rank). peft saves `base` as the
-    folder of the pretrained model. Raises `ConfigError` if peft is not installed or the architecture is unknown.
+    The query, key and value projections get adapters of matrix rank `rank`, with an alpha of 2 * `rank`. `base` is the
+    pretrained model's folder, which peft records in the adapters' configuration. Raises `ConfigError` if peft is not
+    installed or the architecture is not supported.
     """
     try:
         from peft import LoraConfig, TaskType, get_peft_model

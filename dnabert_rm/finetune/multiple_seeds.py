@@ -1,9 +1,9 @@
-"""Repeat a fine-tuning run with several seeds, one folder for each, and aggregate the scores."""
+"""Repeat a fine-tuning run with several seeds, each in its own folder, and aggregate the scores."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,14 +11,15 @@ import numpy as np
 
 from dnabert_rm.finetune.finetune_model import finetune
 from dnabert_rm.finetune.finetune_settings import MODEL_FOLDER, SCORES_FILE, FinetuneSettings
-from dnabert_rm.finetune.output_folder import clear_output, format_score
+from dnabert_rm.finetune.fingerprints import changed_inputs, fingerprints_of
+from dnabert_rm.finetune.output_folder import check_inputs, clear_output, format_score
 from dnabert_rm.finetune.table_splits import notice
 from dnabert_rm.utils.errors import ConfigError, is_first_rank
 from dnabert_rm.utils.files import read_json, write_text
 from dnabert_rm.utils.statistics import mean_and_half_width
 
 _IGNORED_SETTINGS = ("output", "overwrite", "seed", "seeds")
-"""Settings that may differ from those of a finished run."""
+"""Settings that may differ between a finished run and the present run."""
 
 
 def finetune_seeds(settings: FinetuneSettings) -> dict[str, Any]:
@@ -29,11 +30,15 @@ def finetune_seeds(settings: FinetuneSettings) -> dict[str, Any]:
     """
     if not settings.overwrite and (settings.output.is_file() or (settings.output / MODEL_FOLDER).exists()):
         raise ConfigError(
-            f"--output {settings.output}: is a file, or holds a run without --seeds; choose another folder"
+            f"--output {settings.output}: is a file, or contains a model from finetune without --seeds;"
+            " choose another folder"
         )
     seeds = settings.seeds or (settings.seed,)
     runs = [replace(settings, seed=seed, seeds=None, output=settings.output / f"seed_{seed}") for seed in seeds]
-    finished = [None if settings.overwrite else read_finished(run) for run in runs]
+    for one in (settings, *runs):
+        check_inputs(one)
+    fingerprints = fingerprints_of(settings)
+    finished = [None if settings.overwrite else read_finished(run, fingerprints) for run in runs]
     results = []
     for run, scores in zip(runs, finished, strict=True):
         notice(f"seed {run.seed}: " + ("already finished" if scores else f"into {run.output}"))
@@ -45,10 +50,11 @@ def finetune_seeds(settings: FinetuneSettings) -> dict[str, Any]:
     return scores
 
 
-def read_finished(settings: FinetuneSettings) -> dict[str, Any] | None:
+def read_finished(settings: FinetuneSettings, fingerprints: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the scores of a finished run, or None if the run has not finished.
 
-    Raises `ConfigError` if the run finished with other settings.
+    `fingerprints` identifies the present model and tables (see `fingerprints_of`). Raises `ConfigError` if the
+    finished run used different settings, model files or tables, or if its `scores.json` lacks settings or fingerprints.
     """
     path = settings.output / SCORES_FILE
     if not path.exists():
@@ -63,22 +69,36 @@ def read_finished(settings: FinetuneSettings) -> dict[str, Any] | None:
     differing = sorted(name for name in names if wanted.get(name) != found.get(name))
     if differing:
         raise ConfigError(
-            f"{path}: records a run with other settings ({', '.join(differing)});"
+            f"{path}: is from a run with different settings ({', '.join(differing)});"
+            " choose another --output or pass --overwrite"
+        )
+    if any(not isinstance(scores.get(name), type(value)) for name, value in fingerprints.items()):
+        raise ConfigError(
+            f"{path}: has no checksums of the model and the tables, so these inputs may have changed since the run;"
+            " choose another --output or pass --overwrite"
+        )
+    if changed := changed_inputs(settings, scores, fingerprints):
+        raise ConfigError(
+            f"{path}: the content of {', '.join(changed)} has changed since this run;"
             " choose another --output or pass --overwrite"
         )
     return scores
 
 
 def aggregate(results: Sequence[dict[str, Any]], seeds: Sequence[int]) -> dict[str, Any]:
-    """Aggregate the scores of several seeds into one record.
+    """Aggregate the scores of several seeds into the content of one `scores.json`.
+
+    `results` holds the return value of `finetune` for each seed in `seeds`. The returned dictionary has these keys,
+    among others:
 
     - `metrics`: mean of each metric over the seeds, or None if the metric is undefined for any seed.
-    - `metrics_interval_95`: 95 % confidence interval [low, high] of each mean. It is None if the mean is None or there
-      is only one seed.
+    - `metrics_interval_95`: 95 % confidence interval [low, high] of each mean. An interval is None if the mean is None
+      or there is only one seed.
     - `metrics_by_seed`: values of each metric, in the order of `seeds`.
     """
     first = results[0]
-    common_keys = ("data_set", "task", "classes", "labels", "splits", "weights", "best_metric", "versions")
+    common_keys = ["data_set", "task", "classes", "labels", "splits", "weights", "best_metric", "versions"]
+    common_keys += ["model_sha256", "data_sha256"]
     by_seed = {
         split: {name: [result["metrics"][split][name] for result in results] for name in metrics}
         for split, metrics in first["metrics"].items()
@@ -103,8 +123,9 @@ def mean(values: Sequence[float | None]) -> float | None:
 
 
 def interval(values: Sequence[float | None]) -> list[float] | None:
-    """Return the 95 % confidence interval [low, high] of the mean (Student's t with n - 1 degrees of freedom).
+    """Return the 95 % confidence interval [low, high] of the mean of n values.
 
+    The interval uses Student's t distribution with n - 1 degrees of freedom.
     The result is None for fewer than two values, or if any value is None.
     """
     if None in values or len(values) < 2:
@@ -115,7 +136,7 @@ def interval(values: Sequence[float | None]) -> list[float] | None:
 
 
 def seeds_table(scores: dict[str, Any]) -> str:
-    """Format the means and intervals as text, with one row per split and metric."""
+    """Format the result of `aggregate` as a text table of means and intervals, one row per split and metric."""
     seeds = ", ".join(map(str, scores["seeds"]))
     width = max(len(name) for name in scores["metrics"]["test"])
     lines = [f"{scores['data_set']}, {scores['weights']} weights, seeds {seeds}"]

@@ -15,12 +15,14 @@ from numpy.typing import NDArray
 from dnabert_rm import __version__
 from dnabert_rm.finetune.finetune_settings import (
     CHECKPOINTS_FOLDER,
+    CONFIG_ENTRY,
     FINETUNING_FILE,
     MODEL_FOLDER,
     PREDICTIONS_FILE,
     SCORES_FILE,
     TENSORBOARD_FOLDER,
     FinetuneSettings,
+    flag,
 )
 from dnabert_rm.finetune.table_splits import Splits
 from dnabert_rm.utils.errors import ConfigError
@@ -28,20 +30,32 @@ from dnabert_rm.utils.files import writable_parent, write_text
 
 
 def check_output(settings: FinetuneSettings) -> None:
-    """Raise `ConfigError` if the output folder can't be written, or if the run may not replace its content."""
+    """Raise `ConfigError` if the output folder can't be written, or if it holds results and `--overwrite` is not set.
+
+    Also raise `ConfigError` if the results would replace the model or a table that the run reads.
+    """
     output = settings.output
     if output.exists() and not output.is_dir():
         raise ConfigError(f"--output {output}: is a file; choose a folder")
     writable_parent(output, f"--output {output}")
-    if settings.model.resolve() == (output / MODEL_FOLDER).resolve():
-        raise ConfigError(
-            f"--output {output}: the fine-tuned model would replace --model {settings.model}; choose another folder"
-        )
+    check_inputs(settings)
     existing = [name for name in (SCORES_FILE, MODEL_FOLDER, PREDICTIONS_FILE) if (output / name).exists()]
     if existing and not settings.overwrite:
         raise ConfigError(
             f"--output {output}: already contains {', '.join(existing)}; choose another folder or pass --overwrite"
         )
+
+
+def check_inputs(settings: FinetuneSettings) -> None:
+    """Raise `ConfigError` if the results would replace the model or a table that the run reads."""
+    names = (MODEL_FOLDER, TENSORBOARD_FOLDER, CHECKPOINTS_FOLDER, PREDICTIONS_FILE, SCORES_FILE)
+    results = {(settings.output / name).resolve() for name in names}
+    for name, path in {"model": settings.model, **settings.tables}.items():
+        inside = path.resolve()
+        if results & {inside, *inside.parents}:
+            raise ConfigError(
+                f"--output {settings.output}: the results would replace {flag(name)} {path}; choose another folder"
+            )
 
 
 def clear_output(settings: FinetuneSettings) -> None:
@@ -57,7 +71,7 @@ def clear_output(settings: FinetuneSettings) -> None:
 
 
 def describe(settings: FinetuneSettings, splits: Splits, metrics: dict[str, Any]) -> dict[str, Any]:
-    """Return the `scores.json` entries that record the data, the scores and how to reproduce them."""
+    """Return the `scores.json` entries about the data, the metrics, the settings and the package versions."""
     task = splits.task
     return {
         "data_set": settings.name,
@@ -89,18 +103,20 @@ def write_results(
     from dnabert_rm.finetune.pretrained_encoder import suppress_transformers_output
 
     folder = settings.output / MODEL_FOLDER
+    record = prediction_settings(settings, splits, max_tokens)
+    setattr(model.config, CONFIG_ENTRY, record)
     with suppress_transformers_output():
         # A model with adapters saves only the adapters and the head, so its configuration is saved separately.
         for part in (model, tokenizer, model.config):
             part.save_pretrained(folder)
-    write_text(folder / FINETUNING_FILE, json.dumps(prediction_settings(settings, splits, max_tokens), indent=2) + "\n")
+    write_text(folder / FINETUNING_FILE, json.dumps(record, indent=2) + "\n")
     write_predictions(settings.output / PREDICTIONS_FILE, splits, test.predictions, test.label_ids)
     write_text(settings.output / SCORES_FILE, json.dumps(scores, indent=2) + "\n")
     shutil.rmtree(settings.output / CHECKPOINTS_FOLDER, ignore_errors=True)
 
 
 def prediction_settings(settings: FinetuneSettings, splits: Splits, max_tokens: int) -> dict[str, Any]:
-    """Return the content of `finetuning.json`: the settings that `predict` needs."""
+    """Return the settings that `predict` needs, which are saved in both finetuning.json and config.json."""
     task = splits.task
     return {
         "task": task.name,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import transformers
@@ -28,9 +28,10 @@ from dnabert_rm.finetune.task_heads import Task
 from dnabert_rm.genome import kmer
 from dnabert_rm.genome.vocabulary import vocabulary_files
 from dnabert_rm.model.pretrained import check_model_folder
-from dnabert_rm.tokenizer import KmerTokenizer
+from dnabert_rm.tokenizer import BpeTokenizer, DnaTokenizer, KmerTokenizer
+from dnabert_rm.tokenizer.bpe_tokenizer import is_bpe
 from dnabert_rm.tokenizer.vocabulary_files import read_k
-from dnabert_rm.utils.errors import CheckpointError
+from dnabert_rm.utils.errors import CheckpointError, ConfigError
 from dnabert_rm.utils.out_of_memory import is_out_of_memory
 
 _DROPOUT_FIELDS = (
@@ -52,40 +53,59 @@ def load_config(folder: Path) -> PreTrainedConfig:
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
-def load_tokenizer(folder: Path, config: PreTrainedConfig, overlapping: bool = True) -> KmerTokenizer:
-    """Load a model's k-mer tokenizer, for overlapping or non-overlapping k-mers.
+def load_tokenizer(folder: Path, config: PreTrainedConfig, overlapping: bool = True) -> DnaTokenizer:
+    """Load a model's tokenizer. `overlapping` selects overlapping or non-overlapping k-mers.
 
-    Raises `CheckpointError` if `vocab.txt` or `tokenizer.json` is not a k-mer vocabulary, or if it does not fit the
-    number of the model's embeddings. A model may have a few unused embeddings, but not enough for a larger k.
+    Raises `ConfigError` if `overlapping` is False and the tokens are BPE. Raises `CheckpointError` if `vocab.txt` or
+    `tokenizer.json` holds neither BPE tokens nor a k-mer vocabulary. Raises `CheckpointError` also if the model has
+    fewer embeddings than the vocabulary has tokens, or if the tokens are k-mers but the model has enough embeddings for
+    a vocabulary of (k + 1)-mers.
     """
+    tokenizer: DnaTokenizer
     files = vocabulary_files(folder)
-    if len({read_k(path) for path in files}) > 1:
-        raise CheckpointError(f"{folder}: vocab.txt and tokenizer.json differ; remove the wrong one")
-    with as_checkpoint_error(folder):
-        tokenizer = KmerTokenizer.from_pretrained(folder, local_files_only=True, overlapping=overlapping)
-    size = tokenizer.vocab_size
-    if not size <= config.vocab_size < kmer.vocab_size(tokenizer.k + 1):
+    if is_bpe(folder):
+        if not overlapping:
+            raise ConfigError(
+                f"--non-overlapping: applies to k-mers, but {folder} has BPE tokens; omit --non-overlapping"
+            )
+        tokenizer = BpeTokenizer(folder)
+        largest = config.vocab_size
+    else:
+        if len({read_k(path) for path in files}) > 1:
+            raise CheckpointError(f"{folder}: vocab.txt and tokenizer.json differ; remove the wrong file")
+        with as_checkpoint_error(folder):
+            kmers = KmerTokenizer.from_pretrained(folder, local_files_only=True, overlapping=overlapping)
+        tokenizer = kmers
+        largest = kmer.vocab_size(kmers.k + 1) - 1
+    if not tokenizer.vocab_size <= config.vocab_size <= largest:
         name = next((path.name for path in files), "tokenizer_config.json")
         raise CheckpointError(
-            f"{folder}: {name} has {size} tokens, but the model has {config.vocab_size} embeddings;"
-            f" replace {name} with the one used for pretraining"
+            f"{folder}: {name} has {tokenizer.vocab_size} tokens, but the model has {config.vocab_size} embeddings;"
+            f" replace {name} with the {name} used for pretraining"
         )
+    return tokenizer
+
+
+def load_kmer_tokenizer(folder: Path, config: PreTrainedConfig, task: str) -> KmerTokenizer:
+    """Load the tokenizer for a task that needs overlapping k-mers. Raise `CheckpointError` for BPE."""
+    tokenizer = load_tokenizer(folder, config)
+    if not isinstance(tokenizer, KmerTokenizer):
+        raise CheckpointError(f"{folder}: has BPE tokens, but {task} needs overlapping k-mers; choose another model")
     return tokenizer
 
 
 def load_model(
     folder: Path, config: PreTrainedConfig, task: Task, dropout: float, seed: int, from_scratch: bool = False
 ) -> tuple[PreTrainedModel, list[str]]:
-    """Load a pretrained encoder in fp32, with a head for a fitted task.
+    """Load a pretrained encoder in fp32, with a new head for `task`.
 
-    The head is a token classifier if the task is `per_base`, otherwise a sequence classifier. `from_scratch`
-    initializes all weights at random, as a control. `seed` determines the new weights.
+    `task` must come from `Task.fitted`. The head is a token classifier if the task is `per_base`, otherwise a sequence
+    classifier. With `from_scratch`, all weights are initialized at random, and no weights are loaded. `seed` determines
+    the newly initialized weights.
 
     Returns the model and the names of its newly initialized tensors. Raises `CheckpointError` if a tensor of the
     encoder is missing, unexpected or has the wrong shape.
     """
-    if (folder / ADAPTER_CONFIG).exists():
-        raise CheckpointError(f"{folder}: holds only LoRA adapters; pass the model that they were trained on")
     for name in _DROPOUT_FIELDS:
         if hasattr(config, name):
             setattr(config, name, dropout)
@@ -94,11 +114,36 @@ def load_model(
     config.problem_type = task.problem_type  # type: ignore[assignment]
     auto_class: Any = AutoModelForTokenClassification if task.per_base else AutoModelForSequenceClassification
     set_seed(seed)
-    with suppress_transformers_output(), as_checkpoint_error(folder):
-        if from_scratch:
+    if from_scratch:
+        with suppress_transformers_output(), as_checkpoint_error(folder):
             model = auto_class.from_config(config, dtype=torch.float32)
-            return model, list(model.state_dict())
-        model, loading_info = auto_class.from_pretrained(
+        return model, list(model.state_dict())
+    loaded = load_weights(auto_class, folder, config)
+    return loaded.model, _new_tensors(folder, loaded)
+
+
+class LoadedModel(NamedTuple):
+    """A model from `load_weights`, with the names of the tensors that differ between the model and its files."""
+
+    model: PreTrainedModel
+    missing: set[str]
+    """Tensors that are in no file, which transformers initialized at random."""
+    reshaped: set[str]
+    """Tensors that have another shape in the files, which transformers initialized at random."""
+    unexpected: set[str]
+    """Tensors in the files that the model does not use."""
+
+
+def load_weights(auto_class: Any, folder: Path, config: PreTrainedConfig) -> LoadedModel:
+    """Load a model in fp32 from a local folder, without remote code.
+
+    Missing tensors raise no error, but are listed in the result. Raises `CheckpointError` if the files can't be read,
+    or if the folder holds only LoRA adapters.
+    """
+    if (folder / ADAPTER_CONFIG).exists():
+        raise CheckpointError(f"{folder}: holds only LoRA adapters; pass the model that the adapters were trained on")
+    with suppress_transformers_output(), as_checkpoint_error(folder):
+        model, report = auto_class.from_pretrained(
             folder,
             config=config,
             dtype=torch.float32,
@@ -107,7 +152,8 @@ def load_model(
             output_loading_info=True,
             ignore_mismatched_sizes=True,
         )
-    return model, _new_tensors(folder, model, loading_info)
+    reshaped = {entry if isinstance(entry, str) else entry[0] for entry in report["mismatched_keys"]}
+    return LoadedModel(model, set(report["missing_keys"]), reshaped, set(report["unexpected_keys"]))
 
 
 def freeze_encoder(model: PreTrainedModel) -> None:
@@ -116,28 +162,27 @@ def freeze_encoder(model: PreTrainedModel) -> None:
         parameter.requires_grad = "pooler." in name
 
 
-def _new_tensors(folder: Path, model: PreTrainedModel, loading_info: dict[str, Any]) -> list[str]:
+def _new_tensors(folder: Path, loaded: LoadedModel) -> list[str]:
     """Return the names of newly initialized tensors.
 
     Raises `CheckpointError` if an encoder tensor outside the pooler is missing, unexpected or wrongly shaped.
-    `loading_info` comes from `from_pretrained(output_loading_info=True)`.
     """
-    encoder = f"{model.base_model_prefix}."
+    prefix = loaded.model.base_model_prefix
+    encoder = f"{prefix}."
     # A fine-tuned model may be fine-tuned again for another number of classes, so its head may change shape.
-    reshaped = {entry if isinstance(entry, str) else entry[0] for entry in loading_info["mismatched_keys"]}
     problems = {
-        "lacks": loading_info["missing_keys"],
-        "has the wrong shape for": reshaped,
-        "does not use": loading_info["unexpected_keys"],
+        "lacks": loaded.missing,
+        "has the wrong shape for": loaded.reshaped,
+        "does not use": loaded.unexpected,
     }
     for problem, names in problems.items():
         wrong = sorted(name for name in names if name.startswith(encoder) and ".pooler." not in name)
         if wrong:
             raise CheckpointError(
-                f"{folder}: {problem} {len(wrong)} tensors of the {model.base_model_prefix} encoder, such as {wrong[0]}"
+                f"{folder}: {problem} {len(wrong)} tensors of the {prefix} encoder, such as {wrong[0]}"
                 "; config.json and the weights don't match; export the model again"
             )
-    return sorted({*loading_info["missing_keys"], *reshaped})
+    return sorted(loaded.missing | loaded.reshaped)
 
 
 @contextlib.contextmanager

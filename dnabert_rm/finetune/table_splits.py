@@ -15,7 +15,7 @@ from dnabert_rm.utils.errors import is_first_rank
 
 @dataclass(frozen=True)
 class Splits:
-    """The three tables, and the task fitted to the training table."""
+    """The train, dev and test tables of one data set, and the task, whose labels come from the training table."""
 
     train: tables.LabelledTable
     dev: tables.LabelledTable
@@ -32,12 +32,18 @@ class Splits:
         return [self.task.target(*row) for row in zip(table.sequences, table.fields, strict=True)]
 
     def dropped(self) -> dict[str, int]:
-        """Return the number of rows left out of each split's file. Held-out dev rows come from the training file."""
+        """Return the number of unusable rows that were dropped from each split's file.
+
+        Without `--dev`, the dev rows come from the training file, so train and dev have the same number.
+        """
         return {name: self.bad_rows.count(table.path) for name, table in self.items()}
 
 
 def read_splits(settings: FinetuneSettings) -> Splits:
-    """Read and check the three tables. Raise `DataError` for the first error in any of them."""
+    """Read and check the train, dev and test tables.
+
+    Raises `DataError` for an unusable table, and for an unusable row unless `--bad-rows` is `drop`.
+    """
     unfitted = TASK_CLASSES[settings.task](settings.label_columns)
     bad_rows = tables.BadRowHandler(drop=settings.bad_rows == "drop")
 

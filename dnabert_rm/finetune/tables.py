@@ -92,7 +92,10 @@ class BadRowHandler:
         return True
 
     def usable(self, table: LabelledTable, check: RowCheck) -> LabelledTable:
-        """Return a table with only the rows that pass `check`. Raise `DataError` if no row passes."""
+        """Return a table with only the rows that pass `check`. Call `handle` for each row that fails.
+
+        Raises `DataError` if no row passes.
+        """
         rows = enumerate(zip(table.lines, table.sequences, table.fields, strict=True))
         kept = [i for i, (line, sequence, fields) in rows if self.passes(table.path, line, check, sequence, fields)]
         return self.not_empty(table if len(kept) == len(table) else table.rows(kept))
@@ -114,11 +117,11 @@ def read_labelled(
     check: RowCheck | None = None,
     bad_rows: BadRowHandler | None = None,
 ) -> LabelledTable:
-    """Read a table with the column `sequence` and the label `columns`. Ignore other columns.
+    """Read a table with the column `sequence` and the label columns `columns`. Ignore other columns.
 
-    The header decides whether commas or tabs separate columns. Sequences are IUPAC nucleotide codes in any case.
-    `check` is applied to each row, after the built-in checks. Raises `DataError` with the file, the line and the fix,
-    unless `bad_rows` drops the row.
+    The header decides whether commas or tabs separate columns. Sequences are IUPAC codes in upper or lower case.
+    `check` gets each row's sequence and label columns, and raises `RowError` if the row is unusable. Raises `DataError`
+    with the file, the line and the fix, unless `bad_rows` drops the row.
     """
     path = Path(path)
     bad_rows = bad_rows or BadRowHandler()
@@ -203,8 +206,8 @@ def _check_row(sequence: str, columns: Sequence[str], fields: Sequence[str]) -> 
 def hold_out(table: LabelledTable, every: int, seed: int) -> tuple[LabelledTable, LabelledTable]:
     """Hold out a random 1 / `every` of the rows, stratified by label. Return the remaining and the held-out rows.
 
-    Rows are sorted by label and shuffled within each label. Then one of `every` consecutive rows is held out, and at
-    least one row in total. Both tables keep the order of the file.
+    Rows are sorted by label and shuffled within each label. Of this list, one row in `every` is held out, but never
+    fewer than one row. Both returned tables keep the order of the file.
     """
     order = random.permutation(random.key(seed, "finetune dev rows"), len(table))
     by_label = np.array(sorted(order, key=lambda index: table.fields[index]))
@@ -232,7 +235,7 @@ def class_names(labels: Sequence[str], path: Path) -> tuple[str, ...]:
 
 
 def label_index(label: str, labels: Sequence[str]) -> int:
-    """Return the index of `label` in the training table's `labels`. Raise `RowError` if it is not among them."""
+    """Return the index of `label` in `labels`, the training table's labels. Raise `RowError` for an unknown label."""
     if label not in labels:
         known = ", ".join(labels[:8]) + (", …" if len(labels) > 8 else "")
         raise RowError(

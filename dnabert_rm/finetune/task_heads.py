@@ -1,7 +1,7 @@
 """Fine-tuning tasks. Each task defines the labels, loss, metrics and predictions of its head.
 
-Shapes: B rows, L labels, N bases of the longest row. A row's target has shape () for one class, (L,) for several labels
-or regression, and (bases,) for `per_base` tasks.
+A row's target has shape () for one class, (labels,) for several labels or regression, and (bases,) for `per_base`
+tasks.
 """
 
 from __future__ import annotations
@@ -52,10 +52,13 @@ class Task:
     """Whether each base has a target. If so, the head is a token classifier."""
 
     def check(self, sequence: str, fields: Sequence[str]) -> None:
-        """Raise `RowError` if the label columns can't be parsed. This works before the task is fitted."""
+        """Raise `RowError` if the label columns can't be parsed. Labels need not occur in the training table."""
 
     def fitted(self, train: LabelledTable) -> Self:
-        """Return this task with the labels of a training table. Raise `DataError` if they leave nothing to learn."""
+        """Return this task with the labels of a training table.
+
+        Raise `DataError` for labels that a model can't learn, such as the same class in every row.
+        """
         raise NotImplementedError
 
     def target(self, sequence: str, fields: Sequence[str]) -> NDArray:
@@ -65,20 +68,35 @@ class Task:
     def loss(self, logits: Any, targets: Any, weights: Any = None) -> Any:
         """Return the loss summed over all targets except `IGNORE_INDEX`, as a scalar tensor.
 
-        `logits` have shape (B, L), or (B, N, L) for `per_base` tasks. `weights` are class weights (L,).
+        `logits` have shape (rows, labels), or (rows, bases, labels) for `per_base` tasks. `weights` are class weights
+        (labels,).
         """
         raise NotImplementedError
 
     def class_weights(self, targets: Sequence[NDArray]) -> NDArray:
-        """Return balanced class weights (L,), as scikit-learn defines "balanced"."""
+        """Return balanced class weights, shape (labels,), as scikit-learn defines "balanced"."""
         raise NotImplementedError
 
     def metrics(self, targets: NDArray, outputs: NDArray) -> dict[str, float | None]:
-        """Return the score per metric. `outputs` are logits (B, L), or class indices (B, N) for `per_base` tasks."""
+        """Return the score of each metric.
+
+        `outputs` are logits (rows, labels), or class indices (rows, bases) for `per_base` tasks.
+        """
+        raise NotImplementedError
+
+    def right_and_wrong_outputs(self, targets: NDArray) -> tuple[NDArray, NDArray]:
+        """Return outputs that predict every target correctly, and outputs that predict every target wrongly.
+
+        A metric with the same score for right and wrong outputs can't choose a checkpoint.
+        """
+        raise NotImplementedError
+
+    def constant_labels(self, targets: NDArray) -> str:
+        """Describe the labels that have the same value in all rows. Return "" if there is no such label."""
         raise NotImplementedError
 
     def prediction_columns(self) -> list[str]:
-        """Return the names of the prediction columns. In predictions.csv they follow the label columns."""
+        """Return the names of the prediction columns of predictions.csv."""
         raise NotImplementedError
 
     def predictions(self, outputs: NDArray, targets: NDArray) -> Iterator[list[str]]:
@@ -124,6 +142,14 @@ class SequenceClassification(Task):
 
         return classification_metrics(targets, outputs)
 
+    def right_and_wrong_outputs(self, targets: NDArray) -> tuple[NDArray, NDArray]:
+        right = np.eye(len(self.labels))[targets]
+        return right, np.roll(right, 1, axis=-1)
+
+    def constant_labels(self, targets: NDArray) -> str:
+        present = np.unique(targets[targets != IGNORE_INDEX])
+        return f"the class {self.labels[present[0]]!r}" if len(present) == 1 else ""
+
     def prediction_columns(self) -> list[str]:
         return ["prediction", *(f"p_{label}" for label in self.labels)]
 
@@ -135,7 +161,7 @@ class SequenceClassification(Task):
 
 
 class BaseClassification(SequenceClassification):
-    """Task with one class per base. Tables hold one letter per base, such as `0011100` or `EEEIIIE`."""
+    """Task with one class per base. The label column holds one letter per base, such as `0011100` or `EEEIIIE`."""
 
     name = "bases"
     problem_type = None
@@ -143,7 +169,7 @@ class BaseClassification(SequenceClassification):
 
     def check(self, sequence: str, fields: Sequence[str]) -> None:
         if len(fields[0]) != len(sequence):
-            raise RowError(f"{len(fields[0])} labels for {len(sequence)} bases; write one letter for each base")
+            raise RowError(f"{len(fields[0])} labels for {len(sequence)} bases; write one label letter for each base")
 
     def fitted(self, train: LabelledTable) -> Self:
         letters = sorted({letter for text in train.labels for letter in text})
@@ -163,11 +189,14 @@ class BaseClassification(SequenceClassification):
         scored = targets != IGNORE_INDEX
         return class_metrics(targets[scored], outputs[scored])
 
+    def right_and_wrong_outputs(self, targets: NDArray) -> tuple[NDArray, NDArray]:
+        return targets, (targets + 1) % len(self.labels)
+
     def prediction_columns(self) -> list[str]:
         return ["prediction"]
 
     def predictions(self, outputs: NDArray, targets: NDArray) -> Iterator[list[str]]:
-        """Yield one letter per base, or "." for a base that was not in the model's input."""
+        """Yield one string per row: the predicted letter of each base, or "." if no token predicts the base."""
         letters = np.array([*self.labels, "."])
         for row, target in zip(outputs, targets, strict=True):
             yield ["".join(letters[np.where(target == IGNORE_INDEX, -1, row)])]
@@ -210,7 +239,10 @@ class MultiLabelClassification(Task):
         return losses[targets != IGNORE_INDEX].sum()
 
     def class_weights(self, targets: Sequence[NDArray]) -> NDArray:
-        """Return each label's weight for positive rows, (L,): rows without the label divided by rows with the label."""
+        """Return the weight of each label's positive rows, shape (labels,).
+
+        The weight is the number of rows without the label, divided by the number of rows with the label.
+        """
         positives = np.sum(targets, axis=0)
         return (len(targets) - positives) / np.maximum(positives, 1)
 
@@ -218,6 +250,12 @@ class MultiLabelClassification(Task):
         from dnabert_rm.finetune.task_metrics import multi_label_metrics
 
         return multi_label_metrics(targets, outputs)
+
+    def right_and_wrong_outputs(self, targets: NDArray) -> tuple[NDArray, NDArray]:
+        return 2 * targets - 1, 1 - 2 * targets
+
+    def constant_labels(self, targets: NDArray) -> str:
+        return _constant_columns(targets, self.labels)
 
     def prediction_columns(self) -> list[str]:
         return ["prediction", *(f"p_{label}" for label in self.labels)]
@@ -259,7 +297,7 @@ class Regression(Task):
         return ((numbers - self.mean) / self.std).astype(np.float32)
 
     def in_table_units(self, outputs: NDArray) -> NDArray[np.float64]:
-        """Convert standardized numbers (B, L) to the units of the training table."""
+        """Convert standardized numbers, shape (rows, labels), to the units of the training table."""
         return np.asarray(outputs, dtype=np.float64) * self.std + self.mean
 
     def loss(self, logits: Any, targets: Any, weights: Any = None) -> Any:
@@ -270,6 +308,12 @@ class Regression(Task):
 
         return regression_metrics(self.in_table_units(targets), self.in_table_units(outputs), self.labels)
 
+    def right_and_wrong_outputs(self, targets: NDArray) -> tuple[NDArray, NDArray]:
+        return targets, np.max(targets) + 1 - targets  # anticorrelated, and different from every target
+
+    def constant_labels(self, targets: NDArray) -> str:
+        return _constant_columns(targets, self.labels)
+
     def prediction_columns(self) -> list[str]:
         return ["prediction"] if len(self.labels) == 1 else [f"prediction_{label}" for label in self.labels]
 
@@ -279,6 +323,12 @@ class Regression(Task):
 
     def describe(self) -> str:
         return f"targets {', '.join(self.labels)}"
+
+
+def _constant_columns(targets: NDArray, names: Sequence[str]) -> str:
+    """Describe the columns of targets, shape (rows, labels), that have the same value in all rows."""
+    constant = [name for name, column in zip(names, targets.T, strict=True) if np.ptp(column) == 0]
+    return f"the same value of {', '.join(constant)}" if constant else ""
 
 
 _ALL_TASKS: tuple[type[Task], ...] = (SequenceClassification, MultiLabelClassification, Regression, BaseClassification)

@@ -20,7 +20,7 @@ Scores = dict[str, float | None]
 
 
 def softmax(logits: NDArray) -> NDArray[np.float64]:
-    """Return the softmax over the last axis, (N, C) → (N, C), in float64."""
+    """Return the softmax over the last axis, in the shape of `logits` and in float64."""
     logits = np.asarray(logits, dtype=np.float64)
     exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
     return exponentials / exponentials.sum(axis=-1, keepdims=True)
@@ -32,7 +32,7 @@ def sigmoid(logits: NDArray) -> NDArray[np.float64]:
 
 
 def class_metrics(labels: NDArray[np.int64], predicted: NDArray[np.int64]) -> Scores:
-    """Return accuracy, macro F1 and Matthews' correlation (MCC) of class indices (N,).
+    """Return accuracy, macro F1 and Matthews' correlation (MCC) for 1-D arrays of class indices.
 
     MCC is 0 if all predictions or all labels are the same class (scikit-learn's convention). Macro F1 is the mean over
     the classes that occur in labels or predictions.
@@ -47,7 +47,8 @@ def class_metrics(labels: NDArray[np.int64], predicted: NDArray[np.int64]) -> Sc
 def classification_metrics(labels: NDArray[np.int64], logits: NDArray) -> Scores:
     """Return `class_metrics` of the most likely classes. For two classes, add the area under the ROC curve.
 
-    `labels` are class indices (N,), and `logits` are (N, C). The area is None if all labels are the same class.
+    `labels` are class indices (rows,), and `logits` have shape (rows, classes). The area under the ROC curve is None if
+    all labels are the same class.
     """
     scores = class_metrics(labels, np.asarray(logits).argmax(axis=-1))
     if np.shape(logits)[-1] == 2:
@@ -57,11 +58,11 @@ def classification_metrics(labels: NDArray[np.int64], logits: NDArray) -> Scores
 
 
 def multi_label_metrics(labels: NDArray, logits: NDArray) -> Scores:
-    """Return micro F1, and macro F1, MCC and area under the ROC curve. Macro scores are means over the labels.
+    """Return micro F1, macro F1, macro MCC (Matthews' correlation) and macro AUROC (area under the ROC curve).
 
-    `labels` (N, L) are 0 or 1. `logits` are (N, L), and a positive logit predicts its label. F1 is 0 for a label that
-    neither occurs nor is predicted. The mean area includes only labels with both values, 0 and 1. It is None if there
-    is no such label.
+    Macro scores are means over the labels. `labels` are 0 or 1, shape (rows, labels). `logits` have the same shape, and
+    a positive logit predicts its label. F1 is 0 for a label that neither occurs nor is predicted. Macro AUROC includes
+    only labels with both values, 0 and 1, and is None if there is no such label.
     """
     labels = np.asarray(labels).astype(int)
     predicted = (np.asarray(logits) > 0).astype(int)
@@ -79,9 +80,9 @@ def multi_label_metrics(labels: NDArray, logits: NDArray) -> Scores:
 def regression_metrics(targets: NDArray, predicted: NDArray, names: Sequence[str]) -> Scores:
     """Return Pearson's and Spearman's correlation, R² and mean squared error, averaged over the targets.
 
-    With several targets, add the scores of each target. `targets` and `predicted` (N, T) are in the units of the table,
-    and `names` are the T targets' names. Correlations with a constant prediction are 0. For a constant target,
-    correlations and R² are None, and so are their means over targets.
+    With several targets, the result also holds the scores of each single target. `targets` and `predicted` have shape
+    (rows, targets), in the units of the table. `names` are the targets' names. Correlations with a constant prediction
+    are 0. If a target is constant, its correlations and R² are None, and the means over the targets are None too.
     """
     targets = np.asarray(targets, dtype=np.float64)
     predicted = np.asarray(predicted, dtype=np.float64)
@@ -112,7 +113,7 @@ def _target_metrics(target: NDArray, predicted: NDArray) -> Scores:
 
 def _mcc(labels: NDArray, predicted: NDArray) -> float:
     if len(np.unique(labels)) < 2 or len(np.unique(predicted)) < 2:
-        return 0.0  # scikit-learn returns the same, but warns if both are one class
+        return 0.0  # scikit-learn returns 0 too, but with a warning
     return float(matthews_corrcoef(labels, predicted))
 
 

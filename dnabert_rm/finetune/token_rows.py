@@ -1,7 +1,4 @@
-"""Tokenized rows for Trainer, their collation into batches, and the pooling of logits.
-
-Shapes: B rows, V windows of at most W tokens, L labels, N bases of the longest row, P pairs of a logit and an output.
-"""
+"""Tokenized rows for Trainer, their collation into batches, and the pooling of logits."""
 
 from __future__ import annotations
 
@@ -16,12 +13,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from dnabert_rm.finetune.task_heads import IGNORE_INDEX
-from dnabert_rm.tokenizer import KmerTokenizer
-from dnabert_rm.tokenizer.windows import pad_rows, windows
+from dnabert_rm.tokenizer import DnaTokenizer
+from dnabert_rm.tokenizer.windows import has_known_kmer, middle, pad_rows, windows
 
 
 class BaseTokenPairs(NamedTuple):
-    """Pairs of a base and a token that predicts it, in one window. Both arrays are (P,), with pair i at index i."""
+    """Pairs of a base and a token that predicts the base, in one window. Pair i is `bases[i]` and `tokens[i]`."""
 
     bases: NDArray
     """Index of the base in the sequence."""
@@ -34,14 +31,17 @@ class TokenizedRow:
     """One sequence as model input, and its target."""
 
     windows: list[NDArray]
-    """Token ids of each window, (T_i,) int32 with special tokens; most rows have one window."""
+    """Token ids of each window, int32 with special tokens; most rows have one window."""
     pairs: list[BaseTokenPairs] | None
     """Base-token pairs of each window if each base has a target, otherwise None."""
     target: NDArray
 
 
 class TokenRows(Dataset):
-    """Tokenized rows of one table. Index `len(rows)` is a padding row without loss, which fills up the last batch."""
+    """Tokenized rows of one table.
+
+    Index `len(rows)` gives a padding row with the target `IGNORE_INDEX`, for completing the last batch of an epoch.
+    """
 
     def __init__(self, rows: list[TokenizedRow], num_long: int):
         self.rows = rows
@@ -74,7 +74,7 @@ class TokenRows(Dataset):
 
 
 def token_rows(
-    tokenizer: KmerTokenizer,
+    tokenizer: DnaTokenizer,
     sequences: Sequence[str],
     targets: Sequence[NDArray],
     max_tokens: int,
@@ -85,16 +85,19 @@ def token_rows(
     """Tokenize sequences, with `[CLS]` and `[SEP]` around each window.
 
     If a sequence has more than `max_tokens` tokens, `long="middle"` keeps its middle and `long="window"` cuts it into
-    overlapping windows. With `per_base`, a base that no token predicts gets the target `IGNORE_INDEX`.
+    overlapping windows. Windows without a known k-mer are left out. If no window of a sequence has a known k-mer,
+    all its windows are kept. With `per_base`, a base that no token predicts gets the target `IGNORE_INDEX`.
     """
     max_kmers = max_tokens - 2
-    all_ids = tokenizer.kmer_ids(sequences)
+    all_ids = tokenizer.token_ids(sequences)
     rows = []
-    for ids, target in zip(all_ids, targets, strict=True):
+    for sequence, ids, target in zip(sequences, all_ids, targets, strict=True):
         ranges = [middle(len(ids), max_kmers)] if long == "middle" else list(windows(len(ids), max_kmers))
+        ranges = [window for window in ranges if has_known_kmer(ids[window.start : window.stop])] or ranges
         pairs: list[BaseTokenPairs] | None = None
         if per_base:
-            pairs = [base_token_pairs(window, len(ids), len(target), tokenizer.k, tokenizer.step) for window in ranges]
+            token_ranges = tokenizer.token_ranges(sequence)
+            pairs = [base_token_pairs(window, token_ranges) for window in ranges]
             pairs = [BaseTokenPairs(bases, tokens + 1) for bases, tokens in pairs]  # + 1 for [CLS]
             is_predicted = np.isin(np.arange(len(target)), np.concatenate([pair.bases for pair in pairs]))
             target = np.where(is_predicted, target, IGNORE_INDEX)
@@ -104,39 +107,31 @@ def token_rows(
     return TokenRows(rows, num_long=sum(len(ids) > max_kmers for ids in all_ids))
 
 
-def middle(num_tokens: int, max_tokens: int) -> range:
-    """Return the index range of the middle `max_tokens` tokens.
-
-    If the number of tokens to cut is odd, one more is cut on the right than on the left.
-    """
-    start = max(0, num_tokens - max_tokens) // 2
-    return range(start, min(num_tokens, start + max_tokens))
-
-
-def base_token_pairs(window: range, num_tokens: int, num_bases: int, k: int, step: int) -> BaseTokenPairs:
+def base_token_pairs(window: range, token_ranges: NDArray[np.int64]) -> BaseTokenPairs:
     """Pair each base with the tokens of a window that predict it.
 
-    A k-mer predicts the k bases that it covers. With overlapping k-mers (`step` 1) up to k tokens predict a base.
-    With non-overlapping k-mers (`step` k), up to k - 1 bases after the last token are in no k-mer. The last token
-    also predicts these bases. `window` is a range of indices into the sequence's `num_tokens` tokens.
+    Args:
+        window: Range of indices into the sequence's tokens.
+        token_ranges: Range of bases that each of the sequence's tokens predicts, shape (tokens, 2). Ranges may overlap.
     """
-    tokens = np.arange(window.start, window.stop)
-    starts = tokens * step
-    ends = np.where(tokens == num_tokens - 1, num_bases, starts + k)
+    starts, ends = token_ranges[window.start : window.stop].T
     lengths = ends - starts
     first_pair = np.cumsum(lengths) - lengths
     bases = np.arange(lengths.sum()) + np.repeat(starts - first_pair, lengths)
-    return BaseTokenPairs(bases, np.repeat(tokens - window.start, lengths))
+    return BaseTokenPairs(bases, np.repeat(np.arange(len(window)), lengths))
 
 
 def collate(rows: Sequence[TokenizedRow]) -> dict[str, Tensor]:
-    """Collate B rows into one batch.
+    """Collate tokenized rows into one batch.
+
+    Shapes: B rows, V windows of at most W tokens, L labels, N bases of the longest row, P logit vectors to average.
 
     - `input_ids` (V, W).
     - `attention_mask` (V, W), only if a window is padded, because attention kernels are faster without a mask.
     - `labels` (B,), (B, L), or (B, N) padded with `IGNORE_INDEX`.
-    - `logit_indices` (P,) and `output_indices` (P,), only if outputs are means of logits. Element
-      `logit_indices[i]` of the flattened logits is averaged into output `output_indices[i]`.
+    - `logit_indices` (P,) and `output_indices` (P,), only for per-base tasks, or if a row has several windows.
+      Logit vector `logit_indices[i]` is averaged into output `output_indices[i]`. Both are indices into arrays that are
+      flattened except for the label axis.
     """
     all_windows = [window for row in rows for window in row.windows]
     ids, mask = pad_rows(all_windows, max(map(len, all_windows)))
@@ -172,9 +167,10 @@ def _pad_targets(targets: Sequence[NDArray]) -> NDArray:
 
 
 def pool_logits(logits: Tensor, batch: dict[str, Tensor]) -> Tensor:
-    """Average logits into outputs (B, L), or (B, N, L) per base. `batch` comes from `collate`.
+    """Average logits into outputs of shape (rows, labels), or (rows, bases, labels) for per-base tasks.
 
-    `logits` are (V, L) from a sequence head, or (V, W, L) from a token head. A base that no token predicts gets zeros.
+    `logits` have shape (windows, labels) from a sequence head, or (windows, tokens, labels) from a token head. `batch`
+    comes from `collate`. A base that no token predicts gets zeros.
     """
     if "logit_indices" not in batch:
         return logits

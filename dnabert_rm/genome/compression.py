@@ -1,8 +1,9 @@
-"""Decompress gzip files, and name other formats that a user may pass by mistake.
+"""Decompress gzip files, and detect other formats that a user may pass by mistake.
 
-Files are recognized by their first bytes, whatever their name. Gzip files are read as `gzip` reads them: any number of
-members of any size, and zero bytes as padding after a member (RFC 1952). Bgzip is gzip in small members, ended by an
-empty one. Every command reads through `GzipStream`, so all of them accept the same files.
+Files are recognized by their first bytes, whatever their name. A gzip file can have any number of members
+(independently compressed parts), with zero bytes as padding after a member (RFC 1952). A bgzip file is a gzip file
+with small members, and its last member is empty. Every command reads through `GzipStream`, so every command accepts
+the same files.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class GzipStream(io.RawIOBase):
     A bgzip file without its empty last member is read, with a warning, because it may be incomplete.
 
     Args:
-        raw: The compressed file, at the start of a member.
+        raw: The compressed file, at the start of a gzip member.
         display_name: The file's name in messages.
         limit: Number of decompressed bytes to read; by default all.
 
@@ -87,7 +88,7 @@ class GzipStream(io.RawIOBase):
         return len(content)
 
     def _decompress(self, wanted: int) -> bytes:
-        """Return up to `wanted` bytes of the open member; b"" at its end."""
+        """Return at most `wanted` decompressed bytes of the current gzip member, or b"" at its end."""
         if not self._input:
             self._input = self._read()
             if not self._input:
@@ -112,7 +113,7 @@ class GzipStream(io.RawIOBase):
         )
 
     def _open_member(self) -> bool:
-        """Begin the next member if none is open; return False at the end of the file."""
+        """Begin the next gzip member if the current member has ended. Return False at the end of the file."""
         if self._member is not None:
             return True
         is_first = self._consumed == 0
@@ -137,7 +138,7 @@ class GzipStream(io.RawIOBase):
         return True
 
     def _skip_padding(self) -> None:
-        """Skip zero bytes after a member."""
+        """Skip the zero bytes after a gzip member."""
         self._input = self._input.lstrip(b"\0")
         while not self._input and (more := self._read()):
             self._input = more.lstrip(b"\0")
@@ -147,5 +148,5 @@ class GzipStream(io.RawIOBase):
 
 
 def warn_no_end_block(display_name: str) -> None:
-    """Warn that a bgzip file has no end block."""
+    """Warn that a bgzip file has no end block (empty last member), so it may be incomplete."""
     notice(f"warning: {display_name}: has no bgzip end block, so it may be incomplete; its complete blocks are read")

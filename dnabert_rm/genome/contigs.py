@@ -1,4 +1,4 @@
-"""Contigs of a scanned FASTA: join scanned pieces into records and read bases by coordinate."""
+"""Contigs of a scanned FASTA file: join the scanned parts of each contig, and read bases by coordinate."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _NO_LETTERS = np.empty(0, np.uint8)
 class Contig:
     """One FASTA record.
 
-    `gaps` (n, 2) are half-open ranges of positions without A, C, G, T. `anchors` (m, 2) map positions to the file: each
-    row is a byte offset and the position of the base there.
+    `gaps` (n, 2) are half-open ranges of positions without A, C, G, T. Each row of `anchors` (m, 2) is a byte offset in
+    the file and the position of the base at this offset. Reading can start at any anchor.
     """
 
     genome: str
@@ -31,12 +31,12 @@ class Contig:
     anchors: NDArray[np.int64]
 
     def anchors_of(self, starts: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return, for each of `starts` (n,), the last anchor at or before it, shape (n, 2)."""
+        """Return the last row of `anchors` at or before each position in `starts` (n,), shape (n, 2)."""
         return self.anchors[np.searchsorted(self.anchors[:, 1], starts, "right") - 1]
 
 
 def join_pieces(genome: str, source: int, pieces: Iterable[Piece]) -> list[Contig]:
-    """Join the pieces of one file, in file order, into contigs."""
+    """Join the scanned parts of records into the contigs of one file. `pieces` must be in file order."""
     records: list[list[Piece]] = []
     for piece in pieces:
         if piece.name is None:
@@ -47,7 +47,7 @@ def join_pieces(genome: str, source: int, pieces: Iterable[Piece]) -> list[Conti
 
 
 def _join_record(genome: str, source: int, pieces: list[Piece]) -> Contig:
-    """Join the pieces of one contig, shifting each piece's coordinates to the contig's start."""
+    """Join the scanned parts of one contig. Shift the positions in each part to count from the contig's start."""
     start = 0
     gaps = [np.empty((0, 2), np.int64)]
     anchors = [np.empty((0, 2), np.int64)]
@@ -60,7 +60,7 @@ def _join_record(genome: str, source: int, pieces: list[Piece]) -> Contig:
 
 
 def _merge_adjacent(gaps: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Merge adjacent gaps (n, 2). Each pair was one gap that a block boundary split."""
+    """Merge gaps (n, 2) that touch. The scan splits a gap in two if it crosses a block boundary."""
     separate = gaps[1:, 0] > gaps[:-1, 1]
     starts = gaps[np.concatenate([[True], separate])[: len(gaps)], 0]
     ends = gaps[np.concatenate([separate, [True]])[-len(gaps) :] if len(gaps) else slice(0), 1]
@@ -75,7 +75,8 @@ def check_scan(
     Args:
         display_name: The file's name in messages.
         uncompressed: Path of the scanned file.
-        rna_advice: What to do with a file of RNA; ends the message.
+        pieces: All records of the file, in one or more scanned parts each.
+        rna_advice: Last words of the message about RNA, which tell the user what to change.
     """
     letters = sum(piece.length - piece.alignment_gaps for piece in pieces)
     if 2 * sum(piece.other_letters for piece in pieces) > letters:
@@ -114,7 +115,7 @@ def pure_codes(letters: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Return the base codes of letters, (N,) → (N,).
 
     All letters must be A, C, G, T or U, in either case. U counts as T. In ASCII, bit 1 of such a letter is the upper
-    bit of its code, and bit 2 is the lower bit. Using these bits is several times faster than a table look-up.
+    bit of its base code, and bit 2 is the lower bit. Using these bits is several times faster than a table look-up.
     """
     codes = letters >> np.uint8(2)
     codes &= np.uint8(1)
@@ -123,7 +124,7 @@ def pure_codes(letters: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def without_whitespace(raw: bytes) -> bytes:
-    """Return `raw` without line ends, blanks and tabs."""
+    """Return `raw` without line ends, spaces and tabs."""
     for i in range(len(WHITESPACE)):
         if (blank := WHITESPACE[i : i + 1]) in raw:
             raw = raw.replace(blank, b"")
@@ -131,7 +132,7 @@ def without_whitespace(raw: bytes) -> bytes:
 
 
 class RegionReader:
-    """Reader of regions in an uncompressed FASTA. Reading is fastest if each region starts where the last one ended.
+    """Reader of regions in an uncompressed FASTA. Reading is fastest if each region starts where the previous ended.
 
     Args:
         path: Path of the uncompressed FASTA.
@@ -150,7 +151,7 @@ class RegionReader:
         self._stream.close()
 
     def read(self, contig: int, start: int, end: int, anchor: tuple[int, int]) -> NDArray[np.uint8]:
-        """Return the letters start … end - 1 of a contig, in the case of the file, shape (end - start,) uint8.
+        """Return letters start … end - 1 of a contig, in upper or lower case as in the file, (end - start,) uint8.
 
         Args:
             contig: Index of the contig within the file.

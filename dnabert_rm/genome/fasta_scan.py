@@ -1,8 +1,9 @@
 """Scan of a FASTA: one parallel pass that finds records, gaps and byte offsets.
 
-Byte ranges of a file are scanned independently, and the pieces of all ranges are joined. The result is small: names,
-lengths, gaps (ranges without A, C, G, T), and an anchor every quarter of a megabyte. An anchor is a byte offset with
-the position of the base there. With anchors, any region can be read without an index file, even if line lengths vary.
+Workers scan byte ranges of a file independently, and the results are joined. Only names, lengths, gaps (ranges without
+A, C, G, T) and anchors are kept. An anchor is a byte offset and the position of the base at this offset. There is an
+anchor every quarter of a megabyte. With anchors, any region can be read without an index file, even if line lengths
+vary.
 
 Offsets are in bytes of the uncompressed file; all other coordinates are in bases.
 """
@@ -38,8 +39,8 @@ _BOM = b"\xef\xbb\xbf"
 def scan_table(rna: bool) -> bytes:
     """Return a translation table from bytes to codes.
 
-    Bases are 0 … 3, N is 4, other letters 5, illegal bytes 7 and the gap symbols of alignments 8. U is T if `rna`,
-    otherwise 6.
+    Bases are 0 … 3, N is 4, other letters 5, illegal bytes 7 and the gap symbols of alignments 8. U has
+    the code of T if `rna` is true, otherwise 6.
     """
     table = np.full(256, _ILLEGAL, dtype=np.uint8)
     letters = np.array([byte for byte in range(128) if chr(byte).isalpha()])
@@ -72,7 +73,7 @@ class Piece:
     anchors: list[tuple[int, int]] = field(default_factory=list)
 
     def add(self, raw: bytes, offset: int, rna: bool) -> None:
-        """Add the sequence bytes `raw`, which start at offset `offset`. Raise ValueError for an illegal byte."""
+        """Add the sequence bytes `raw` from byte `offset` of the file. Raise ValueError for an illegal byte."""
         self.anchors.append((offset, self.length))
         if not raw.translate(None, _BASES_AND_WHITESPACE[rna]):
             # Fast path for nearly every block, three times as fast. Every letter is a larger byte than whitespace.
@@ -99,7 +100,7 @@ def true_runs(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
 
 
 def scan_range(path: str, display_name: str, start: int, stop: int, rna: bool) -> list[Piece]:
-    """Return the pieces of records in bytes start … stop - 1 of an uncompressed FASTA.
+    """Return the records, or parts of records, in bytes start … stop - 1 of an uncompressed FASTA.
 
     A header belongs to the range in which it begins. `display_name` is the file's name in messages. If the file is not
     FASTA, raises `DataError` with the line number.
@@ -127,7 +128,10 @@ def _scan_block(
     pieces: list[Piece],
     rna: bool,
 ) -> tuple[int, bool]:
-    """Scan one block into `pieces`. Return the offset of the next block, and whether that block starts a line."""
+    """Scan one block of a FASTA, and add its sequence and new records to `pieces`.
+
+    Return the offset of the next block, and whether that block starts a line.
+    """
     cursor = 0
     header = 0 if at_line_start and block.startswith(b">") else _next_header(block, 1)
     while True:
@@ -157,9 +161,9 @@ def _next_header(block: bytes, start: int) -> int:
 
 
 def _find_start(stream: BinaryIO, display_name: str, start: int) -> tuple[int, bool]:
-    """Return the offset of the range's first byte, and whether that byte starts a line.
+    """Return the offset of the first byte to scan, and whether that byte starts a line.
 
-    The first byte is at `start`, or after a header that began before `start`.
+    The scan begins at `start`, or after a header that began before `start`.
     """
     if start == 0:
         return first_header(stream.read(BLOCK_BYTES), display_name), True
@@ -213,7 +217,7 @@ def header_name(line: bytes) -> str:
         character = next(letter for letter in name if not letter.isprintable())
         kind = "space" if character.isspace() else "control character"
         raise ValueError(
-            f"the name in the header contains the {kind} U+{ord(character):04X}; replace it by a blank or remove it"
+            f"the name in the header contains the {kind} U+{ord(character):04X}; replace it with a space, or remove it"
         )
     return name
 

@@ -31,7 +31,7 @@ class Input:
     Args:
         content: What the file should contain, for messages.
 
-    Raises `DataError` if the file can't be opened, or has another compression than gzip.
+    Raises `DataError` if the file can't be opened, or if it is compressed but not gzip.
     """
 
     def __init__(self, path: str | os.PathLike[str], content: str):
@@ -43,7 +43,7 @@ class Input:
             try:
                 self._raw = open(path, "rb", buffering=BLOCK_BYTES)  # noqa: SIM115 (closed in __exit__)
             except OSError as error:  # a socket, for example
-                raise DataError(f"{path}: cannot be opened ({error.strerror}); pass a file") from None
+                raise DataError(f"{path}: cannot be opened ({error.strerror}); pass a regular file or a pipe") from None
         self.size = os.stat(path).st_size if os.path.isfile(path) else None
         head = self._raw.peek(_HEAD_BYTES)[:_HEAD_BYTES]
         self.is_compressed = head.startswith(GZIP_MAGIC)

@@ -1,4 +1,4 @@
-"""The k-mer alphabet: encode and decode overlapping k-mers, reverse complements, the vocabulary.
+"""Overlapping k-mers: encoding, decoding, reverse complements and the vocabulary.
 
 Bases are coded A = 0, T = 1, C = 2, G = 3, in the order of DNABERT's vocabulary files. In this order the complement of
 a code is `code ^ 1`. The id of the k-mer with codes c_0 … c_{k-1} is
@@ -112,18 +112,21 @@ def encode_codes(codes: NDArray[np.uint8], k: int) -> NDArray:
 
 
 def _join(left: NDArray[Any], left_width: int, right: NDArray[Any], right_width: int) -> NDArray[Any]:
-    """Join the word of `left_width` bases at each position i with the word of `right_width` bases that follows it."""
+    """Return, for each position, a number that encodes the next `left_width + right_width` bases.
+
+    `left` and `right` hold such numbers for the next `left_width` and `right_width` bases.
+    """
     size = max(0, min(len(left), len(right) - left_width))
     bits = 2 * (left_width + right_width)
     dtype = np.uint8 if bits <= 8 else np.uint16 if bits <= 16 else np.uint32
-    # Multiply and add instead of shift and or, since numpy's shift of bytes is several times slower.
+    # Multiply and add, because shifting bytes in numpy is several times slower.
     joined: NDArray[Any] = np.multiply(left[:size], dtype(4**right_width), dtype=dtype)
     joined += right[left_width : left_width + size]
     return joined
 
 
 def encode(sequence: bytes | str, k: int) -> NDArray:
-    """Encode a sequence as overlapping k-mer ids. A token that covers a letter other than A, C, G, T is `[UNK]`.
+    """Encode a sequence of N letters as overlapping k-mer ids. A k-mer with a letter other than A, C, G, T is `[UNK]`.
 
     Returns: ids (N - k + 1,), `id_dtype(vocab_size(k))`; empty if N < k.
     """
@@ -180,10 +183,10 @@ def reverse_complement_table(k: int) -> NDArray:
 
 
 def reverse_complement_ids(ids: NDArray, k: int) -> NDArray:
-    """Convert overlapping k-mer ids to those of the opposite strand, (…, T) → (…, T)."""
+    """Convert the overlapping k-mer ids of T tokens to the ids of the opposite strand, (…, T) → (…, T)."""
     return reverse_complement_table(k)[ids][..., ::-1]
 
 
 def reverse_complement(sequence: bytes) -> bytes:
-    """Return the reverse complement. Letters other than A, C, G, T are kept, since each of them encodes to `[UNK]`."""
+    """Return the reverse complement. Ambiguous letters are not complemented, since their k-mers become `[UNK]`."""
     return sequence.translate(_COMPLEMENT)[::-1]

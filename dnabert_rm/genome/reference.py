@@ -13,9 +13,9 @@ from dnabert_rm.utils.files import explain_full_temporary_folder
 class Genome:
     """Contigs of a FASTA file, addressed by name and coordinates.
 
-    A gzip file is decompressed to a temporary file, since gzip has no random access, and a pipe is copied to one. No
-    index file is needed or written. Raises `DataError` if the file is not FASTA, repeats a contig name, or does not fit
-    into the folder for temporary files.
+    A gzip file or a pipe has no random access, so its uncompressed content is copied to a temporary file. No index file
+    is needed or written. Raises `DataError` if the file is not FASTA, repeats a contig name, or does not fit into the
+    folder for temporary files.
     """
 
     def __init__(self, path: str):

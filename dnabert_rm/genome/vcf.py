@@ -2,7 +2,7 @@
 
 Positions are 0-based, except in the VCF and in messages, where they are 1-based.
 
-The rules are those of VCF 4.3, sections 1.4 and 1.6.1.
+Rows are interpreted according to VCF 4.3, sections 1.4 and 1.6.1.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _NUM_COLUMNS = 5
 _MAX_POSITION_DIGITS = 18
 _BOM = b"\xef\xbb\xbf"
 _FIRST_BASES = bytes.maketrans(b"RYSWKMBDHV", b"ACCAGACAAA")
-"""For each IUPAC code its alphabetically first base, which REF has where the genome has the code."""
+"""Map from each IUPAC code to its alphabetically first base, which VCF writes in REF instead of the code."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,8 @@ class VariantReader:
     def sites(self) -> Iterator[Site]:
         """Yield one site per row of the VCF, in file order.
 
-        Raises `DataError` if the file is empty or not a VCF. For a bad row the message has the line number.
+        Raises `DataError` if the file is empty or not a VCF, and for a bad row unless `drop` is set. The message for a
+        bad row has the line number.
         """
         is_empty = True
         for number, line in self._lines():
@@ -90,9 +91,9 @@ class VariantReader:
             raise DataError(f"{self.source.display_name}: is empty; pass a VCF file")
 
     def _lines(self) -> Iterator[tuple[int, bytes]]:
-        """Yield each line with its number, or as much of a long line as has all columns that are read.
+        """Yield the number and content of each line. A long row may be cut after ALT, the last column that is needed.
 
-        A line with 100,000 samples or a long ALT arrives in several parts.
+        A row is long, for example, if it has 100,000 samples. Long comment lines may be cut too.
         """
         number = 1
         kept: list[bytes] = []
@@ -146,7 +147,7 @@ class VariantReader:
         if length is None:
             known = ", ".join(self.genome.names[:4])
             raise _BadRow(
-                "not in the FASTA", f"contig {contig!r} is not in {self.genome.display_name} (the file has {known} …)"
+                "contig not in the FASTA", f"contig {contig!r} is not in {self.genome.display_name} (the file has {known} …)"
             )
         if position in (-1, length):
             return "telomere"
@@ -203,7 +204,7 @@ def _reason(ref: str, alt: str) -> str:
 
 
 class _BadRow(Exception):  # noqa: N818 (never leaves this file)
-    """Error for a row that can't be used. `kind` is the category under which the row is counted."""
+    """Error for a row that can't be used. `kind` names the type of error. Skipped rows are counted by `kind`."""
 
     def __init__(self, kind: str, text: str):
         super().__init__(text)

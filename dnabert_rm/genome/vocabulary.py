@@ -17,14 +17,14 @@ _ADVICE = "restore the file that was used for pretraining"
 
 
 def vocabulary_files(folder: Path) -> list[Path]:
-    """Return the paths of `vocab.txt` and `tokenizer.json` in `folder`, as far as they exist."""
+    """Return the paths of `vocab.txt` and `tokenizer.json` in `folder`. Omit files that do not exist."""
     return [path for name in (VOCAB_FILE, STOCK_FILE) if (path := folder / name).is_file()]
 
 
 def read_vocabulary(path: str | os.PathLike[str]) -> list[str]:
     """Return the tokens of a `vocab.txt` or `tokenizer.json` in order of their ids.
 
-    Tokens that a user added after the vocabulary are left out. Raises `CheckpointError` if the file can't be read, or
+    Tokens that a user has added to the vocabulary are left out. Raises `CheckpointError` if the file can't be read, or
     if the ids of a `tokenizer.json` are not 0, 1, 2 ….
     """
     path = Path(path)
@@ -55,7 +55,10 @@ def _stock_vocabulary(path: Path) -> list[str]:
 
 
 def _ids_of_model(vocab: Any) -> dict[str, int]:
-    """Return the ids of a model's tokens. Unigram models store a list of (token, score), all others a map to ids."""
+    """Return the id of each token from the entry `model.vocab` of a `tokenizer.json`.
+
+    Unigram models store a list of (token, score), where the index is the id. Other models map tokens to ids.
+    """
     if isinstance(vocab, list):
         return {str(entry[0]): index for index, entry in enumerate(vocab)}
     return {str(token): int(index) for token, index in vocab.items()}

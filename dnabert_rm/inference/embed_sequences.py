@@ -1,7 +1,4 @@
-"""Embeddings of sequences of any length, one per sequence or one per token, streamed from file to file.
-
-Shapes: B rows per batch, W tokens per padded row with special tokens, T k-mers in a row, H hidden size.
-"""
+"""Embeddings of sequences of any length, one per sequence or one per token, streamed from file to file."""
 
 from __future__ import annotations
 
@@ -16,22 +13,25 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import AutoModel, PreTrainedModel
+from transformers import PreTrainedModel
 
-from dnabert_rm.finetune.pretrained_encoder import load_config, load_tokenizer
+from dnabert_rm.finetune.pretrained_encoder import load_tokenizer
 from dnabert_rm.genome import kmer
 from dnabert_rm.inference.embedding_files import CsvFile, NpyFile, ParquetFile, VectorFile, names_path
 from dnabert_rm.inference.inference_settings import EmbeddingSettings
-from dnabert_rm.inference.model_runner import BatchRunner, chunked, default_device, load_model
-from dnabert_rm.inference.sequence_input import Region, Tokenization
+from dnabert_rm.inference.model_loading import load_encoder, model_inputs, open_model_folder
+from dnabert_rm.inference.model_runner import BatchRunner, chunked, default_device
+from dnabert_rm.inference.sequence_input import Region
 from dnabert_rm.inference.window_stream import (
     RunningMean,
     Tally,
     WindowOutput,
     check_token_limits,
     group_by_region,
+    make_tokenization,
     model_outputs,
 )
+from dnabert_rm.tokenizer import BpeTokenizer
 from dnabert_rm.utils.errors import ConfigError
 from dnabert_rm.utils.files import atomic_outputs, check_output_file
 
@@ -53,9 +53,9 @@ class Embedder:
     hidden_size: int
 
     def forward(self, sequences: list[bytes]) -> list[NDArray | None]:
-        """Return each sequence's embedding (H,), or (T, H) without pooling.
+        """Return each sequence's embedding, shape (hidden size,), or (tokens, hidden size) without pooling.
 
-        The result is None for a sequence without a known k-mer.
+        Without pooling, `[CLS]` and `[SEP]` are excluded. The embedding is None for a sequence without a known k-mer.
         """
         forward = self._embed(sequences)
         if not self.both_strands:
@@ -73,11 +73,11 @@ class Embedder:
         return states[1 : 1 + num_kmers] if self.pooling is None else states
 
     def _strand_mean(self, forward: NDArray, reverse: NDArray) -> NDArray:
-        # Token i of one strand covers the bases of token T - 1 - i of the other.
+        # Token i of one strand covers the same bases as the other strand's i-th token from the end.
         return (forward + (reverse[::-1] if self.pooling is None else reverse)) / 2
 
     def hidden_states(self, ids: Tensor, mask: Tensor | None) -> Tensor:
-        """Return the pooled hidden states (B, H) of a batch, or (B, W, H) without pooling."""
+        """Return a batch's hidden states: (rows, hidden size) if pooled, otherwise (rows, tokens, hidden size)."""
         if self.layer is None:
             states = self.model(input_ids=ids, attention_mask=mask).last_hidden_state
         else:
@@ -86,7 +86,10 @@ class Embedder:
 
 
 def pool(states: Tensor, mask: Tensor | None, pooling: str) -> Tensor:
-    """Pool hidden states (B, W, H) to (B, H): the mean or maximum over the k-mers, or the state of `[CLS]`."""
+    """Pool hidden states (rows, tokens, hidden size) to (rows, hidden size).
+
+    `pooling` selects the mean or maximum over the k-mers, or the state of `[CLS]`.
+    """
     if pooling == "cls":
         return states[:, 0]
     inner = states[:, 1:-1]
@@ -101,15 +104,20 @@ def pool(states: Tensor, mask: Tensor | None, pooling: str) -> Tensor:
 
 def load_embedder(settings: EmbeddingSettings) -> Embedder:
     """Load the encoder of a pretrained or fine-tuned model. Raise `ConfigError` if `--layer` is out of range."""
-    config = load_config(settings.model)
+    folder = open_model_folder(settings.model)
+    config = folder.config
     depth = config.num_hidden_layers
     if settings.layer is not None and not -depth - 1 <= settings.layer <= depth:
         raise ConfigError(
             f"--layer {settings.layer}: the model has {depth} layers; pass 0 … {depth}, or -1 … {-depth - 1}"
         )
-    tokenizer = load_tokenizer(settings.model, config, settings.overlapping)
+    tokenizer = load_tokenizer(folder.tokenizer, config, settings.overlapping)
+    if settings.both_strands and isinstance(tokenizer, BpeTokenizer):
+        raise ConfigError(
+            "--both-strands: BPE tokens have no reverse complement; omit --both-strands, or choose a k-mer model"
+        )
     device = default_device()
-    model = load_model(AutoModel, settings.model, config, optional="pooler.").to(device)  # type: ignore[arg-type]
+    model = load_encoder(folder).to(device)  # type: ignore[arg-type]
     runner = BatchRunner(tokenizer, device, settings.precision, settings.batch_size)
     pooling = None if settings.per_token else settings.pooling
     return Embedder(
@@ -124,19 +132,20 @@ def load_embedder(settings: EmbeddingSettings) -> Embedder:
 
 
 def embed(settings: EmbeddingSettings) -> Tally:
-    """Write the embeddings of all records or tiles in `input`, in order, to a .npy, .csv or .parquet file.
+    """Write the embeddings of all sequences in `input`, in order, to a .npy, .csv or .parquet file.
 
-    A .npy file holds an (N, H) float32 array, and the table `NAME.ids.csv` beside it names the rows. With `per_token`,
-    each line of the table gives a sequence's name, first row and number of rows. Raises `ConfigError`,
-    `CheckpointError` or `DataError`. After an error, no output file remains.
+    With `tile`, each sequence is cut into tiles, and each tile has its own embedding. A .npy file holds a float32 array
+    of shape (embeddings, hidden size). The table `NAME.ids.csv` in the same folder names the rows of the array. With
+    `per_token`, each line of the table gives the name of a sequence or tile, the index of its first row in the array,
+    and its number of rows. Raises `ConfigError`, `CheckpointError` or `DataError`. After an error, no output file
+    remains.
     """
     npy = settings.output.suffix == ".npy"
     output_paths = [names_path(settings.output), settings.output] if npy else [settings.output]
     for path in output_paths:
-        check_output_file(path, settings.overwrite)
+        check_output_file(path, settings.overwrite, model_inputs(settings.model, settings.input))
     embedder = load_embedder(settings)
-    tokenizer = embedder.runner.tokenizer
-    tokenization = Tokenization(tokenizer.k, tokenizer.step, (settings.max_tokens or embedder.positions) - 2)
+    tokenization = make_tokenization(embedder.runner.tokenizer, settings.max_tokens or embedder.positions)
     check_token_limits(settings, tokenization, embedder.positions)
     tally = Tally()
     limits = {"batches_sorted": 1} if settings.per_token else {}
@@ -147,7 +156,7 @@ def embed(settings: EmbeddingSettings) -> Tally:
     ):
         if settings.per_token:
             assert isinstance(file, NpyFile)
-            write_tokens(file, outputs, tokenization, embedder.hidden_size, settings.tile is not None, tally)
+            write_tokens(file, outputs, embedder.hidden_size, settings.tile is not None, tally)
         else:
             write_pooled(file, outputs, settings, embedder.hidden_size, tally)
     return tally
@@ -168,7 +177,7 @@ def _name_cells(region: Region, with_coordinates: bool) -> list[Any]:
 def write_pooled(
     file: VectorFile, outputs: Iterable[WindowOutput], settings: EmbeddingSettings, width: int, tally: Tally
 ) -> None:
-    """Write one row per region. The row is NaN for a region without a known k-mer."""
+    """Write one embedding per sequence or tile. A sequence or tile without a known k-mer gets NaN."""
     join = partial(join_windows, pooling=settings.pooling)
     joined = ((region, join(windows)) for region, windows in group_by_region(outputs))
     for rows in chunked(joined, ROWS_WRITTEN):
@@ -179,10 +188,10 @@ def write_pooled(
 
 
 def join_windows(outputs: Iterable[WindowOutput], pooling: str) -> NDArray | None:
-    """Join the embeddings of a region's windows into one (H,): the maximum for "max" pooling, otherwise the mean.
+    """Join the embeddings of all windows of a sequence or tile into one embedding, shape (hidden size,).
 
-    An unweighted mean is right because all windows of a region have the same length. The
-    result is None if no window has an output.
+    With "max" pooling, the result is the maximum over the windows, otherwise the mean. The result is None if no window
+    has an embedding. The mean needs no weights, because all windows of a sequence have the same number of tokens.
     """
     num_windows = 0
     total: NDArray | None = None
@@ -197,22 +206,20 @@ def join_windows(outputs: Iterable[WindowOutput], pooling: str) -> NDArray | Non
 def write_tokens(
     file: NpyFile,
     outputs: Iterable[WindowOutput],
-    tokenization: Tokenization,
     width: int,
     with_coordinates: bool,
     tally: Tally,
 ) -> None:
-    """Write one embedding per token of each region, averaged over the windows that contain the token."""
+    """Write one embedding per token of each sequence or tile, averaged over the windows that contain the token."""
     for region, windows in group_by_region(outputs):
         first_row = file.num_rows
         means = RunningMean(width)
         is_empty = True
         for window, states in windows:
-            first_token = (window.start - region.start) // tokenization.stride
-            file.write([], means.pop(first_token))
-            means.extend(first_token, first_token + tokenization.num_kmers(len(window.sequence)))
+            file.write([], means.pop(window.first_token))
+            means.extend(window.first_token, window.first_token + window.num_tokens)
             if states is not None:
-                means.add(first_token, states)
+                means.add(window.first_token, states)
                 is_empty = False
         file.write([], means.pop())
         names = [*_name_cells(region, with_coordinates), first_row, file.num_rows - first_row]

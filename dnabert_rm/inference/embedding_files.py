@@ -17,14 +17,17 @@ class VectorFile(Protocol):
     """Interface of the writers of named vectors."""
 
     def write(self, names: Sequence[Sequence[Any]], vectors: NDArray[np.floating]) -> None:
-        """Append vectors (n, D) and their names."""
+        """Append `vectors`, shape (vectors, width), and their `names`."""
 
     def close(self) -> None:
         """Complete and close the file."""
 
 
 class NpyFile:
-    """A `.npy` file with an (N, D) float32 array, and a CSV table of names beside it. `close` writes the final N."""
+    """A `.npy` file with one float32 vector per row, and a CSV table of names beside it.
+
+    The number of rows in the header is correct only after `close`.
+    """
 
     def __init__(self, path: Path, names_path: Path, columns: Sequence[str], width: int):
         self._stream = open(path, "wb")  # noqa: SIM115 (closed in close)
@@ -47,7 +50,10 @@ class NpyFile:
         self.num_rows += len(vectors)
 
     def close(self) -> None:
-        """Rewrite the header with the final N and close both files. Any N fits, because numpy pads the header."""
+        """Write the final number of rows into the header, and close both files.
+
+        The header keeps its size, because numpy reserves space for a larger number of rows.
+        """
         self._stream.seek(0)
         self._write_header()
         assert self._stream.tell() == self._header_bytes
@@ -56,7 +62,7 @@ class NpyFile:
 
 
 class CsvFile:
-    """A CSV table with the name columns, followed by e0, e1 and so on. NaN becomes an empty cell."""
+    """A CSV table with the name columns, then one column per vector element (e0, e1, …). NaN becomes an empty cell."""
 
     def __init__(self, path: Path, columns: Sequence[str], width: int):
         self._stream = open(path, "w", newline="", encoding="utf-8")  # noqa: SIM115 (closed in close)
@@ -64,7 +70,7 @@ class CsvFile:
         self._writer.writerow([*columns, *(f"e{i}" for i in range(width))])
 
     def write(self, names: Sequence[Sequence[Any]], vectors: NDArray[np.floating]) -> None:
-        """Append vectors (n, D) and their names."""
+        """Append `vectors`, shape (names, width), and their `names`."""
         for name, vector in zip(names, vectors, strict=True):
             self._writer.writerow([*name, *("" if np.isnan(value) else f"{value:.7g}" for value in vector)])
 
@@ -74,7 +80,10 @@ class CsvFile:
 
 
 class ParquetFile:
-    """A Parquet file with the name columns and `embedding`, a list of D float32 values, or null if any value is NaN."""
+    """A Parquet file with the name columns and the column `embedding`, a list of `width` float32 values.
+
+    `embedding` is null if any of the values is NaN.
+    """
 
     def __init__(self, path: Path, columns: Sequence[str], width: int):
         try:
@@ -91,7 +100,7 @@ class ParquetFile:
         self._writer = parquet.ParquetWriter(path, self._schema)
 
     def write(self, names: Sequence[Sequence[Any]], vectors: NDArray[np.floating]) -> None:
-        """Append vectors (n, D) and their names as one row group."""
+        """Append `vectors`, shape (names, width), and their `names` as one row group."""
         flat = self._arrow.array(np.ascontiguousarray(vectors, dtype=np.float32).reshape(-1))
         missing = self._arrow.array(np.isnan(vectors).any(axis=1))
         lists = self._arrow.FixedSizeListArray.from_arrays(

@@ -1,7 +1,4 @@
-"""Predictions of a fine-tuned model for sequences of any length, streamed from file to table.
-
-Shapes: C logits of the model, T k-mers, N rows.
-"""
+"""Predictions of a fine-tuned model for sequences of any length, streamed from file to table."""
 
 from __future__ import annotations
 
@@ -17,80 +14,25 @@ from numpy.typing import NDArray
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification
 
 from dnabert_rm.finetune.finetune_settings import FINETUNING_FILE
-from dnabert_rm.finetune.pretrained_encoder import load_config, load_tokenizer
-from dnabert_rm.finetune.task_heads import TASK_CLASSES, Regression, SequenceClassification, Task
-from dnabert_rm.genome.vocabulary import vocabulary_files
+from dnabert_rm.finetune.pretrained_encoder import load_tokenizer
 from dnabert_rm.inference.inference_settings import InferenceSettings
-from dnabert_rm.inference.model_runner import BatchRunner, adapter_base, default_device, load_adapted, load_model
-from dnabert_rm.inference.sequence_input import LONG, Region, Tokenization
+from dnabert_rm.inference.model_loading import load_adapted, load_model, model_inputs, open_model_folder
+from dnabert_rm.inference.model_runner import BatchRunner, default_device
+from dnabert_rm.inference.prediction_head import Head, read_head
+from dnabert_rm.inference.sequence_input import AnyTokenization, Region
 from dnabert_rm.inference.window_stream import (
     RunningMean,
     Tally,
     WindowOutput,
     check_token_limits,
     group_by_region,
+    make_tokenization,
     model_outputs,
 )
-from dnabert_rm.model.pretrained import NAME_FINETUNED, check_model_folder
+from dnabert_rm.model.pretrained import NAME_FINETUNED
+from dnabert_rm.tokenizer import BpeTokenizer
 from dnabert_rm.utils.errors import CheckpointError
-from dnabert_rm.utils.files import atomic_outputs, check_output_file, read_json
-
-
-@dataclass(frozen=True)
-class Head:
-    """The task of a fine-tuned model, with the settings for tokenizing and cutting sequences."""
-
-    task: Task
-    """Converts logits to table cells. For `bases` it is `SequenceClassification`, because each base has its own row."""
-    per_base: bool = False
-    overlapping: bool = True
-    max_tokens: int | None = None
-    long: str = "middle"
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """Return the names of the model's outputs, in order."""
-        return self.task.labels
-
-    def cells(self, logits: NDArray) -> list[list[str]]:
-        """Return the cells of predictions.csv for logits (N, C). A row of NaN gives empty cells."""
-        missing = np.isnan(logits).any(axis=1)
-        filled = self.task.predictions(np.where(missing[:, None], 0, logits), np.zeros(len(logits)))
-        empty = [""] * len(self.task.prediction_columns())
-        return [empty if is_missing else row for row, is_missing in zip(filled, missing, strict=True)]
-
-
-def read_head(folder: Path, config: Any) -> Head:
-    """Read the head from `finetuning.json` in the model's folder.
-
-    Without that file, the head is a classifier with the label names of the model's configuration. Raises
-    `CheckpointError` if the file does not describe a fine-tuned model.
-    """
-    path = folder / FINETUNING_FILE
-    if not path.is_file():
-        tokenizer = folder / "tokenizer_config.json"
-        overlapping = read_json(tokenizer).get("overlapping", True) if tokenizer.is_file() else True
-        labels = tuple(config.id2label[i] for i in range(config.num_labels))
-        return Head(SequenceClassification(labels, labels), overlapping=overlapping)
-    record = read_json(path)
-    try:
-        kind = TASK_CLASSES[record["task"]]
-        labels = tuple(str(label) for label in record["labels"])
-        scales = [tuple(map(float, record.get(name) or ())) for name in ("target_mean", "target_std")]
-        if not labels or {len(scale) for scale in scales} - {len(labels) if kind is Regression else 0}:
-            raise ValueError("labels, target_mean and target_std do not match")
-        head = Head(
-            task=(SequenceClassification if kind.per_base else kind)(labels, labels, *scales),
-            per_base=kind.per_base,
-            overlapping=bool(record.get("overlapping", True)),
-            max_tokens=None if record.get("max_tokens") is None else int(record["max_tokens"]),
-            long=record.get("long") or "middle",
-        )
-        if head.long not in LONG:
-            raise ValueError(f"long is {head.long!r}, not one of {', '.join(LONG)}")
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: does not describe a fine-tuned model ({error}); fine-tune again") from None
-    return head
+from dnabert_rm.utils.files import atomic_outputs, check_output_file
 
 
 @dataclass(frozen=True)
@@ -103,26 +45,39 @@ class Predictor:
     positions: int
 
     def forward(self, sequences: list[bytes]) -> list[NDArray | None]:
-        """Return each sequence's logits (C,), or (T, C) per base.
+        """Return each sequence's logits, shape (labels,), or None for a sequence without a known token.
 
-        The result is None for a sequence without a known k-mer.
+        If the model classifies bases, the shape is (k-mers, labels), or (bases, labels) with BPE.
         """
         per_base = self.head.per_base
-        return self.runner.run(
+        tokenizer = self.runner.tokenizer
+        outputs = self.runner.run(
             self.runner.tokenize(sequences),
             lambda ids, mask: self.model(input_ids=ids, attention_mask=mask).logits,
-            lambda logits, num_kmers: logits[1 : 1 + num_kmers] if per_base else logits,
+            lambda logits, num_tokens: logits[1 : 1 + num_tokens] if per_base else logits,
         )
+        if not (per_base and isinstance(tokenizer, BpeTokenizer)):
+            return outputs
+        return [
+            None if logits is None else repeat_for_bases(logits, tokenizer.token_ranges(sequence.decode("ascii")))
+            for sequence, logits in zip(sequences, outputs, strict=True)
+        ]
+
+
+def repeat_for_bases(logits: NDArray, token_ranges: NDArray[np.int64]) -> NDArray:
+    """Repeat the logits of each token for every base of the token: (tokens, labels) becomes (bases, labels).
+
+    `token_ranges` holds the half-open base range of each token, shape (tokens, 2). Ranges must be adjacent.
+    """
+    return np.repeat(logits, token_ranges[:, 1] - token_ranges[:, 0], axis=0)
 
 
 def load_predictor(folder: Path, batch_size: int, precision: str) -> Predictor:
     """Load a fine-tuned model or LoRA adapters. Raise `CheckpointError` if `folder` holds neither."""
-    base = adapter_base(folder)
-    if base is None:
-        check_model_folder(folder, NAME_FINETUNED)
-    config = load_config(folder if base is None or (folder / "config.json").is_file() else base)
-    head = read_head(folder, config)
-    if base is not None:
+    source = open_model_folder(folder, NAME_FINETUNED)
+    config = source.config
+    head = read_head(source)
+    if source.base is not None:
         config.id2label = dict(enumerate(head.labels))
     if len(head.labels) != config.num_labels:
         raise CheckpointError(
@@ -130,29 +85,27 @@ def load_predictor(folder: Path, batch_size: int, precision: str) -> Predictor:
             "outputs; fine-tune again"
         )
     auto_class = AutoModelForTokenClassification if head.per_base else AutoModelForSequenceClassification
-    if base is None:
+    if source.base is None:
         model: torch.nn.Module = load_model(auto_class, folder, config)
     else:
-        model = load_adapted(auto_class, folder, base, config)
-    tokenizer_folder = folder if base is None or vocabulary_files(folder) else base
-    tokenizer = load_tokenizer(tokenizer_folder, config, head.overlapping)
+        model = load_adapted(auto_class, folder, source.base, config)
+    tokenizer = load_tokenizer(source.tokenizer, config, head.overlapping)
     device = default_device()
     runner = BatchRunner(tokenizer, device, precision, batch_size)
     return Predictor(head, model.to(device), runner, config.max_position_embeddings)
 
 
 def predict(settings: InferenceSettings) -> Tally:
-    """Write predictions for each record or tile of `input` to the table `output`, in the order of the input.
+    """Write predictions for each sequence in `input` to the table `output`, in the order of the input.
 
-    Raises `ConfigError`, `CheckpointError`, or `DataError` with the line number. After an error, no output file
-    remains.
+    With `tile`, each sequence is cut into tiles, and each tile has its own prediction. Raises `ConfigError`,
+    `CheckpointError`, or `DataError` with the line number. After an error, no output file remains.
     """
-    check_output_file(settings.output, settings.overwrite)
+    check_output_file(settings.output, settings.overwrite, model_inputs(settings.model, settings.input))
     predictor = load_predictor(settings.model, settings.batch_size, settings.precision)
     head = predictor.head
-    tokenizer = predictor.runner.tokenizer
-    max_kmers = (settings.max_tokens or head.max_tokens or predictor.positions) - 2
-    tokenization = Tokenization(tokenizer.k, tokenizer.step, max_kmers)
+    max_tokens = settings.max_tokens or head.max_tokens or predictor.positions
+    tokenization = make_tokenization(predictor.runner.tokenizer, max_tokens)
     check_token_limits(settings, tokenization, predictor.positions)
     tally = Tally()
     # Per-base logits are large, so hold one batch at a time. Other outputs are a few numbers per window.
@@ -178,14 +131,20 @@ def predict(settings: InferenceSettings) -> Tally:
 
 
 def region_rows(head: Head, outputs: Iterable[WindowOutput], with_coordinates: bool) -> Iterator[list[Any]]:
-    """Yield a row per region: its id, then start and end if `with_coordinates`, then its prediction cells."""
+    """Yield a table row per sequence or tile, with the id and the prediction cells.
+
+    If `with_coordinates` is set, the row has the start and end between the id and the prediction cells.
+    """
     for region, logits in mean_logits(outputs):
         cells = head.cells(np.full((1, len(head.labels)), np.nan) if logits is None else logits[None])[0]
         yield [region.name, *([region.start, region.end] if with_coordinates else []), *cells]
 
 
 def mean_logits(outputs: Iterable[WindowOutput]) -> Iterator[tuple[Region, NDArray | None]]:
-    """Yield each region with its logits (C,) averaged over windows, or with None if no window has an output."""
+    """Yield each sequence or tile with the mean logits of its windows, shape (labels,).
+
+    The logits are None if no window has an output.
+    """
     for region, windows in group_by_region(outputs):
         total = np.zeros(0)
         num_windows = 0
@@ -196,10 +155,11 @@ def mean_logits(outputs: Iterable[WindowOutput]) -> Iterator[tuple[Region, NDArr
         yield region, total / num_windows if num_windows else None
 
 
-def base_rows(head: Head, tokenization: Tokenization, outputs: Iterable[WindowOutput]) -> Iterator[list[Any]]:
-    """Yield a row for each base in a window: id, position in the record, and the prediction cells.
+def base_rows(head: Head, tokenization: AnyTokenization, outputs: Iterable[WindowOutput]) -> Iterator[list[Any]]:
+    """Yield a table row per base: id, 0-based position in the sequence, and prediction cells.
 
-    A base's logits are the mean over all k-mers that cover it, in all windows.
+    The logits of a base are the mean over all tokens that cover the base, in all windows. A base outside all windows
+    has no row.
     """
     for region, windows in group_by_region(outputs):
         means = RunningMean(len(head.labels))

@@ -10,10 +10,14 @@ import csv
 import itertools
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from dnabert_rm.genome.fasta_stream import NUCLEOTIDES, Input, fasta_records, letter_fault
+from dnabert_rm.tokenizer.windows import middle, windows
 from dnabert_rm.utils.errors import DataError
 from dnabert_rm.utils.files import explain_full_temporary_folder
 
@@ -29,7 +33,7 @@ Records = Iterator[tuple[str, Iterator[bytes]]]
 
 @dataclass
 class Region:
-    """The part of a record that gets one result: bases `start` … `end` - 1. The last window sets `end`."""
+    """Part of a record that gets one result: bases `start` … `end` - 1. `end` is 0 until the last window is cut."""
 
     name: str
     start: int = 0
@@ -38,12 +42,15 @@ class Region:
 
 @dataclass(frozen=True)
 class Window:
-    """One model input. `sequence` starts at base `start` of the record and ends with its last whole k-mer."""
+    """One model input. `sequence` starts at base `start` of the record and ends with the window's last token."""
 
     region: Region
     sequence: bytes
     start: int
     is_last: bool
+    first_token: int
+    """Index of the window's first token in the region."""
+    num_tokens: int
 
 
 @dataclass(frozen=True)
@@ -65,14 +72,34 @@ class Tokenization:
         return (num_kmers - 1) * self.stride + self.k if num_kmers else 0
 
 
+@dataclass(frozen=True)
+class BpeTokenization:
+    """Rules for cutting a sequence between BPE tokens.
+
+    The whole sequence or tile is held in memory and tokenized. Windows are cut between two tokens, so that a window
+    encoded alone has the same tokens as in the whole sequence. Each base gets the output of its token, so
+    `k` and `stride` are 1.
+    """
+
+    token_ranges: Callable[[str], NDArray[np.int64]]
+    """Function from a sequence to the half-open range of bases that each token covers, (T, 2)."""
+    max_kmers: int
+    """Tokens per window, without special tokens."""
+    k: int = 1
+    stride: int = 1
+
+
+AnyTokenization = Tokenization | BpeTokenization
+
+
 # ---- reading
 
 
 def read_records(source: Input, id_column: str | None = None) -> Records:
     """Return the records of a FASTA file, or the rows of a CSV or TSV table with the column `sequence`.
 
-    A row's name comes from `id_column`, by default `id`. Without a column `id`, rows are numbered from 1. Raises
-    `DataError` with the number of the line that can't be read.
+    A row's name comes from the column `id_column`, by default `id`. If `id_column` is None and the table has no column
+    `id`, rows are numbered from 1. Raises `DataError` with the number of the line that can't be read.
     """
     lines = source.lines()
     number = 0
@@ -119,7 +146,7 @@ def _table_records(lines: Iterable[bytes], display_name: str, lines_before: int,
 
 
 def _decoded_lines(lines: Iterable[bytes], display_name: str) -> Iterator[str]:
-    """Yield whole lines as text. `Input.lines` splits very long lines, so their pieces are joined here."""
+    """Yield whole lines as text. `Input.lines` returns a very long line in parts, which are joined here."""
     pieces: list[bytes] = []
     for line in itertools.chain(lines, [b""]):
         pieces.append(line)
@@ -161,10 +188,11 @@ def _checked_sequence(text: str, where: str) -> bytes:
 def regions(
     records: Records, tile: int | None = None, step: int | None = None
 ) -> Iterator[tuple[Region, Iterator[bytes]]]:
-    """Yield each record as one region, or as tiles of `tile` bases that start `step` bases apart.
+    """Yield the regions of each record. A region gets one result.
 
-    `step` is `tile` by default. The last tile ends with the record, so it may be shorter. No tile lies within the tile
-    before it.
+    Without `tile`, a region is the whole record. Otherwise regions are tiles of `tile` bases. The starts of tiles are
+    `step` bases apart, and `step` defaults to `tile`. A tile at the end of the record may be shorter. A tile that would
+    lie within the previous tile is omitted.
     """
     for name, blocks in records:
         if tile is None:
@@ -191,12 +219,15 @@ def _tiles(blocks: Iterable[bytes], size: int, step: int) -> Iterator[tuple[int,
         yield start, bytes(buffer[start - buffer_start :])
 
 
-def cut_windows(region: Region, blocks: Iterator[bytes], tokenization: Tokenization, long: str) -> Iterator[Window]:
-    """Yield the windows of a region. A region too long for the model gives overlapping windows or only its middle.
+def cut_windows(region: Region, blocks: Iterator[bytes], tokenization: AnyTokenization, long: str) -> Iterator[Window]:
+    """Yield the windows (model inputs) of a region, which is a whole record or one tile.
 
-    `long` is "window" or "middle". Overlapping windows start half a window apart, as in `tokenizer.windows.windows`.
+    For a region too long for the model, `long` selects overlapping windows ("window") or only the middle ("middle").
+    Overlapping windows start half a window apart, as in `tokenizer.windows.windows`.
     A region shorter than one k-mer gives one window with an empty sequence.
     """
+    if isinstance(tokenization, BpeTokenization):
+        return _windows_between_tokens(region, b"".join(blocks), tokenization, long)
     cut = _overlapping_windows if long == "window" else _middle_window
     return cut(region, blocks, tokenization)
 
@@ -213,7 +244,7 @@ def _overlapping_windows(region: Region, blocks: Iterator[bytes], tokenization: 
         start = first_kmer * tokenization.stride
         offset = start - buffer_start
         sequence = bytes(buffer[offset : offset + tokenization.num_bases(num_kmers)])
-        return Window(region, sequence, region.start + start, is_last)
+        return Window(region, sequence, region.start + start, is_last, first_kmer, num_kmers)
 
     for block in blocks:
         buffer += block
@@ -221,7 +252,7 @@ def _overlapping_windows(region: Region, blocks: Iterator[bytes], tokenization: 
         while next_kmer + max_kmers < tokenization.num_kmers(total):
             yield window(next_kmer, max_kmers, False)
             next_kmer += window_stride
-        # The last window may start before the next regular one would.
+        # The last window may start before the next regular window would.
         kept_from = min(next_kmer, max(0, tokenization.num_kmers(total) - max_kmers)) * tokenization.stride
         del buffer[: kept_from - buffer_start]
         buffer_start = kept_from
@@ -231,16 +262,37 @@ def _overlapping_windows(region: Region, blocks: Iterator[bytes], tokenization: 
 
 
 def _middle_window(region: Region, blocks: Iterator[bytes], tokenization: Tokenization) -> Iterator[Window]:
-    """Yield the middle window. Its position depends on the record's end, so long records go to a temporary file."""
+    """Yield the middle window of a region.
+
+    The middle is unknown until the region is read to its end, so a long region is copied to a temporary file.
+    """
     with tempfile.SpooledTemporaryFile(max_size=_SPOOLED_BYTES) as spool:
         for block in blocks:
             with explain_full_temporary_folder():
                 spool.write(block)
         total = spool.tell()
         num_kmers = tokenization.num_kmers(total)
-        # As in fine-tuning: if the middle can't be centred, one more k-mer is cut on the right.
-        start = max(0, num_kmers - tokenization.max_kmers) // 2 * tokenization.stride
+        window = middle(num_kmers, tokenization.max_kmers)
+        start = window.start * tokenization.stride
         spool.seek(start)
-        sequence = spool.read(tokenization.num_bases(min(tokenization.max_kmers, num_kmers)))
+        sequence = spool.read(tokenization.num_bases(len(window)))
     region.end = region.start + total
-    yield Window(region, sequence, region.start + start, True)
+    yield Window(region, sequence, region.start + start, True, window.start, len(window))
+
+
+def _windows_between_tokens(
+    region: Region, sequence: bytes, tokenization: BpeTokenization, long: str
+) -> Iterator[Window]:
+    """Yield the windows of a region (a whole record or one tile), cut between BPE tokens."""
+    region.end = region.start + len(sequence)
+    token_ranges = tokenization.token_ranges(sequence.decode("ascii"))
+    num_tokens = len(token_ranges)
+    cut = (
+        list(windows(num_tokens, tokenization.max_kmers))
+        if long == "window"
+        else [middle(num_tokens, tokenization.max_kmers)]
+    )
+    for window in cut:
+        start, end = (token_ranges[window.start, 0], token_ranges[window.stop - 1, 1]) if num_tokens else (0, 0)
+        part = sequence[start:end]
+        yield Window(region, part, region.start + int(start), window is cut[-1], window.start, len(window))

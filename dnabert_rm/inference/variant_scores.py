@@ -1,14 +1,14 @@
 """Masked-likelihood scores of single-base variants: log P(alt) - log P(ref) at the variant's position.
 
-All k-mers that cover the base are masked, because a single visible k-mer would reveal it. For each masked token t, the
-model predicts a distribution over k-mers. Only k-mers that agree with the visible bases are used. Their probabilities
-are summed for each base b at the position, then renormalised over the four bases:
+All k-mers that cover the variant's base are masked, because a single visible k-mer would reveal the base. For each
+masked token t, the model predicts a distribution over k-mers. Only k-mers that agree with the visible bases are
+used. Their probabilities are summed for each base b at the position, then renormalised over the four bases:
 
     P_t(b) = sum of P_t(k-mer with b) / sum over b' of P_t(k-mer with b')
 
-log P(b) is the mean of log P_t(b) over the tokens that cover the base. docs/predictions.md gives the reasons.
+log P(b) is the mean of log P_t(b) over the tokens that cover the base. docs/predictions.md explains this score.
 
-Shapes: L bases, T tokens, V vocabulary, N sites. M masked tokens cover the base: k, or fewer at a contig's ends.
+Shapes: T tokens of a window, M masked tokens that cover the base (k, or fewer at a contig's ends), n k-mers per base.
 """
 
 from __future__ import annotations
@@ -25,13 +25,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AutoModelForMaskedLM
 
-from dnabert_rm.finetune.pretrained_encoder import load_config, load_tokenizer
+from dnabert_rm.finetune.pretrained_encoder import load_config, load_kmer_tokenizer
 from dnabert_rm.genome import kmer
 from dnabert_rm.genome.fasta_stream import Input
 from dnabert_rm.genome.reference import Genome
 from dnabert_rm.genome.vcf import Site, VariantReader
 from dnabert_rm.inference.inference_settings import VariantSettings
-from dnabert_rm.inference.model_runner import chunked, default_device, load_model
+from dnabert_rm.inference.model_loading import load_model, model_inputs
+from dnabert_rm.inference.model_runner import chunked, default_device
 from dnabert_rm.model.mlm import MaskedLM
 from dnabert_rm.utils.errors import ConfigError
 from dnabert_rm.utils.files import atomic_outputs, check_output_file
@@ -54,10 +55,10 @@ class MaskedSite:
 
 
 def mask_site(sequence: bytes, target: int, k: int, span: int) -> MaskedSite:
-    """Mask `span` tokens, centred on the tokens that cover base `target`. Requires span >= k and L >= k.
+    """Mask `span` tokens, centred on the tokens that cover base `target`.
 
-    If span - k is odd, the extra token is masked on the right. A base is visible if at least one unmasked token other
-    than `[UNK]` covers it.
+    `span` and the length of `sequence` must be at least k. If span - k is odd, the extra token is masked on the right.
+    A base is visible if at least one unmasked token other than `[UNK]` covers it.
     """
     ids = kmer.encode(sequence, k).astype(np.int64)
     first = target - k + 1 - (span - k) // 2
@@ -74,9 +75,10 @@ def mask_site(sequence: bytes, target: int, k: int, span: int) -> MaskedSite:
 
 
 def _candidates(codes: NDArray[np.uint8], is_visible: NDArray[np.bool_], offset: int, k: int) -> NDArray[np.int64]:
-    """Return the ids (4, n) of all k-mers that agree with the visible base codes, from `codes` (k,).
+    """Return the ids of all k-mers that agree with the visible bases, shape (4, k-mers per base).
 
-    Row b holds the k-mers with base code b at `offset`. The base at `offset` must not be visible.
+    Row b of the result holds the k-mers with base code b at `offset`, where the base must be hidden. `codes` and
+    `is_visible` have shape (k,). `codes` are base codes 0 … 3, and are ignored where a base is hidden.
     """
     weights = 4 ** np.arange(k - 1, -1, -1, dtype=np.int64)
     ids = np.array([kmer.NUM_SPECIAL + (codes[is_visible] * weights[is_visible]).sum()])
@@ -87,7 +89,10 @@ def _candidates(codes: NDArray[np.uint8], is_visible: NDArray[np.bool_], offset:
 
 
 def _pad_candidates(candidates: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
-    """Stack the candidates (4, n_i) of M tokens into one array (M, 4, n), padded with -1."""
+    """Stack the candidate ids of all tokens into one array, padded with -1.
+
+    A token's ids have shape (4, k-mers per base). The result has shape (tokens, 4, largest number of k-mers per base).
+    """
     padded = np.full((len(candidates), 4, max(ids.shape[1] for ids in candidates)), -1, dtype=np.int64)
     for row, ids in zip(padded, candidates, strict=True):
         row[:, : ids.shape[1]] = ids
@@ -95,7 +100,11 @@ def _pad_candidates(candidates: Sequence[NDArray[np.int64]]) -> NDArray[np.int64
 
 
 def base_log_probabilities(logits: Tensor, candidates: Tensor) -> Tensor:
-    """Return log P_t(b) for M tokens and 4 bases, (M, 4) float32, from logits (M, V) and candidates (M, 4, n)."""
+    """Return each masked token's log probabilities of the four bases, float32 of shape (tokens, 4).
+
+    `logits` have shape (tokens, vocabulary). `candidates` are the k-mer ids for each base, shape
+    (tokens, 4, k-mers per base), padded with -1.
+    """
     selected = logits.float().gather(1, candidates.clamp(min=0).flatten(1)).view(candidates.shape)
     return selected.masked_fill(candidates < 0, -torch.inf).logsumexp(dim=2).log_softmax(dim=1)
 
@@ -115,7 +124,10 @@ class Scorer:
     """K-mers per window, without special tokens."""
 
     def log_probabilities(self, sites: Sequence[Site]) -> NDArray[np.float64]:
-        """Return log P of the four bases at each site, (N, 4). With `strand` "both", average over the strands."""
+        """Return the log probabilities of the four bases at each site, shape (sites, 4).
+
+        With `strand` "both", the result is the mean over both strands.
+        """
         masked = []
         for site in sites:
             last = len(site.sequence) - 1
@@ -131,7 +143,10 @@ class Scorer:
         return forward if self.strand == "+" else reverse
 
     def _forward(self, sites: Sequence[MaskedSite]) -> NDArray[np.float64]:
-        """Return log P of the four bases at each site, (N, 4). Batches have windows of one length, without padding."""
+        """Return the log probabilities of the four bases at each site, shape (sites, 4).
+
+        Only windows of equal length share a batch, so batches have no padding.
+        """
         log_p = np.empty((len(sites), 4))
         lengths = np.array([len(site.ids) for site in sites])
         for length in np.unique(lengths):
@@ -159,7 +174,7 @@ class Scorer:
 
 @dataclass
 class VariantTally:
-    """Counts for the final summary line."""
+    """Numbers of scored alleles, unscored alleles and dropped rows, for the final summary line."""
 
     scored: int = 0
     unscored: Counter[str] = field(default_factory=Counter)
@@ -178,9 +193,9 @@ class VariantTally:
 
 
 def load_scorer(settings: VariantSettings) -> Scorer:
-    """Load the pretrained model. Raise `ConfigError` if it does not support `--span` or `--max-tokens`."""
+    """Load the pretrained model. Raise `ConfigError` if `--span` or `--max-tokens` is out of range for the model."""
     config = load_config(settings.model)
-    k = load_tokenizer(settings.model, config).k
+    k = load_kmer_tokenizer(settings.model, config, "score-variants").k
     positions = config.max_position_embeddings
     max_kmers = (settings.max_tokens or positions) - 2
     span = settings.span or k
@@ -212,7 +227,7 @@ def score_variants(settings: VariantSettings) -> VariantTally:
     `score` is log P(alt) - log P(ref), with natural logarithms. If `score` is empty, `reason` explains why. Raises
     `ConfigError`, `CheckpointError`, or `DataError` with the line number. After an error, no output file remains.
     """
-    check_output_file(settings.output, settings.overwrite)
+    check_output_file(settings.output, settings.overwrite, model_inputs(settings.model, settings.vcf, settings.fasta))
     scorer = load_scorer(settings)
     # The same number of bases on either side, so that both strands have the same window.
     radius = (scorer.max_kmers + scorer.k - 2) // 2
@@ -235,7 +250,7 @@ def score_variants(settings: VariantSettings) -> VariantTally:
 
 
 def _score_rows(sites: Sequence[Site], scorer: Scorer, tally: VariantTally) -> list[list[Any]]:
-    """Score all sites together and return one output row per allele."""
+    """Score the alleles at all `sites` and return one table row per allele."""
     scorable = [site for site in sites if site.sequence]
     log_probabilities = iter(scorer.log_probabilities(scorable) if scorable else ())
     rows = []

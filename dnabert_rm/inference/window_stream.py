@@ -12,9 +12,19 @@ from numpy.typing import NDArray
 from dnabert_rm.genome.fasta_stream import Input
 from dnabert_rm.inference.inference_settings import InferenceSettings
 from dnabert_rm.inference.model_runner import chunked
-from dnabert_rm.inference.sequence_input import Region, Tokenization, Window, cut_windows, read_records, regions
+from dnabert_rm.inference.sequence_input import (
+    AnyTokenization,
+    BpeTokenization,
+    Region,
+    Tokenization,
+    Window,
+    cut_windows,
+    read_records,
+    regions,
+)
+from dnabert_rm.tokenizer import BpeTokenizer, DnaTokenizer
 from dnabert_rm.utils.errors import ConfigError
-from dnabert_rm.utils.progress import progress_bar
+from dnabert_rm.utils.progress import notice, progress_bar
 
 BATCHES_SORTED = 16
 """Number of batches of windows that are sorted by length together."""
@@ -25,7 +35,7 @@ WindowOutput = tuple[Window, NDArray | None]
 
 @dataclass
 class Tally:
-    """Counts for the final summary line."""
+    """Numbers of rows and bases, and the run time, for the final summary line."""
 
     rows: int = 0
     empty: int = 0
@@ -42,15 +52,22 @@ class Tally:
         return f"{output}: {self.rows:,} rows{empty}; {done}"
 
 
-def check_token_limits(settings: InferenceSettings, tokenization: Tokenization, positions: int) -> None:
+def make_tokenization(tokenizer: DnaTokenizer, max_tokens: int) -> AnyTokenization:
+    """Return the rules for cutting sequences into windows of at most `max_tokens` tokens, special tokens included."""
+    if isinstance(tokenizer, BpeTokenizer):
+        return BpeTokenization(tokenizer.token_ranges, max_tokens - 2)
+    return Tokenization(tokenizer.k, tokenizer.step, max_tokens - 2)
+
+
+def check_token_limits(settings: InferenceSettings, tokenization: AnyTokenization, positions: int) -> None:
     """Raise `ConfigError` if `--max-tokens` or `--tile` needs more positions than the model has."""
     max_kmers = tokenization.max_kmers
     if max_kmers + 2 > positions:
         raise ConfigError(
             f"--max-tokens {max_kmers + 2}: the model has {positions} positions; pass {positions} or less"
         )
-    if settings.tile is None or settings.long is not None:
-        return
+    if settings.tile is None or settings.long is not None or isinstance(tokenization, BpeTokenization):
+        return  # the number of BPE tokens in a tile is not known in advance
     if (num_kmers := tokenization.num_kmers(settings.tile)) > max_kmers:
         raise ConfigError(
             f"--tile {settings.tile}: has {num_kmers} tokens, but the model takes {max_kmers} at once;"
@@ -58,9 +75,44 @@ def check_token_limits(settings: InferenceSettings, tokenization: Tokenization, 
         )
 
 
+def describe_tiles(settings: InferenceSettings) -> str:
+    """Return a sentence that says how many times each base goes through the model, or "" if only once."""
+    tile = settings.tile
+    step = settings.step
+    if tile is None or step is None or tile == step:
+        return ""
+    tiles = f"tiles of {tile:,} bases every {step:,}"
+    if step > tile:
+        return f"{tiles}: {tile / step:.1%} of the bases go through the model"
+    times = f"{tile / step:,.0f}" if tile >= 100 * step else f"{tile / step:.3g}"
+    return f"{tiles}: each base goes through the model {times} times"
+
+
+class InputPosition:
+    """Counter of input bases for the progress bar. A base in several windows counts once."""
+
+    def __init__(self) -> None:
+        self._region: Region | None = None
+        self._end = 0
+        """Bases of the current record that are already counted."""
+
+    def advance(self, window: Window) -> int:
+        """Count bases up to the end of `window`, and return the number of newly counted bases.
+
+        Pass windows in input order.
+        """
+        if window.region is not self._region and window.region.start == 0:
+            self._end = 0
+        self._region = window.region
+        end = window.region.end if window.is_last else window.start + len(window.sequence)
+        num_bases = max(0, end - self._end)
+        self._end += num_bases
+        return num_bases
+
+
 def model_outputs(
     settings: InferenceSettings,
-    tokenization: Tokenization,
+    tokenization: AnyTokenization,
     long: str,
     forward: Callable[[list[bytes]], list[NDArray | None]],
     tally: Tally,
@@ -68,13 +120,18 @@ def model_outputs(
 ) -> Iterator[WindowOutput]:
     """Yield every window of the input, in order, with the output of `forward` for its sequence.
 
-    Shows a progress bar and updates `tally`. Memory holds at most `batches_sorted` batches of windows, for any length
-    of file or record.
+    Shows a progress bar and updates `tally`. Memory holds at most `batches_sorted` batches of windows, however long the
+    file is.
     """
     start_time = time.monotonic()
+    if work := describe_tiles(settings):
+        notice(work)
+    position = InputPosition()
+    num_windows = 0
     with (
         Input(settings.input, "FASTA, or a table with the column sequence,") as source,
-        progress_bar("sequences", source.size, "byte") as bar,
+        # Most bytes of an uncompressed file are bases.
+        progress_bar("sequences", None if source.is_compressed else source.size, "base") as bar,
     ):
         records = read_records(source, settings.id_column)
         windows = (
@@ -87,11 +144,16 @@ def model_outputs(
             tally.bases += sum(len(window.sequence) for window, output in outputs if output is not None)
             yield from outputs
             tally.seconds = time.monotonic() - start_time
-            bar.update(source.position - bar.n)
+            num_windows += len(group)
+            bar.set_postfix_str(f"{num_windows:,} windows", refresh=False)
+            bar.update(sum(position.advance(window) for window in group))
 
 
 def group_by_region(outputs: Iterable[WindowOutput]) -> Iterator[tuple[Region, Iterator[WindowOutput]]]:
-    """Yield each region with its windows. Consume the windows before requesting the next region."""
+    """Yield each region (a whole record or one tile) with its windows.
+
+    Consume the windows before requesting the next region.
+    """
     outputs = iter(outputs)
     for first in outputs:
 
@@ -105,10 +167,10 @@ def group_by_region(outputs: Iterable[WindowOutput]) -> Iterator[tuple[Region, I
 
 
 class RunningMean:
-    """Running means over overlapping windows, for each position of a sequence.
+    """Accumulator of the mean output of overlapping windows at each position (token or base) of a sequence.
 
-    Each position has `width` values. Windows must come in order of their start. If `pop` releases the means before each
-    new window, memory holds the positions of about one window.
+    Each position has `width` values. Add windows in the order of their starts. Call `pop` before each new window to
+    limit memory to about one window.
     """
 
     def __init__(self, width: int):
@@ -119,7 +181,7 @@ class RunningMean:
         self._counts = np.zeros((0, 1))
 
     def extend(self, start: int, end: int) -> None:
-        """Add the positions `start` … `end` - 1. Their means are NaN until they get values."""
+        """Add the positions `start` … `end` - 1. A position's mean is NaN until `add` gives it a value."""
         if not len(self._counts):
             self.start = start
         if (missing := end - self.start - len(self._counts)) > 0:
@@ -127,7 +189,10 @@ class RunningMean:
             self._counts = np.concatenate((self._counts, np.zeros((missing, 1))))
 
     def add(self, start: int, values: NDArray, step: int = 1, covered: int = 1) -> None:
-        """Add values (T, width) of one or more tokens. Token i covers `covered` positions, from start + i * step."""
+        """Add the values of consecutive tokens, shape (tokens, width).
+
+        Token i's values are added to each of the `covered` consecutive positions that begin at start + i * step.
+        """
         last = (len(values) - 1) * step
         self.extend(start, start + last + covered)
         for offset in range(start - self.start, start - self.start + covered):
@@ -136,7 +201,10 @@ class RunningMean:
             self._counts[positions] += 1
 
     def pop(self, until: int | None = None) -> NDArray[np.float64]:
-        """Remove and return the means (n, width) of the positions before `until`, by default of all positions."""
+        """Remove and return the means of the positions before `until`, by default of all positions.
+
+        The result has shape (positions, width).
+        """
         n = len(self._counts) if until is None else min(len(self._counts), max(0, until - self.start))
         with np.errstate(invalid="ignore"):
             means = self._sums[:n] / self._counts[:n]

@@ -1,6 +1,7 @@
 """Collator that makes a masked batch from windows and their sample indices.
 
-The step is computed from the sample index, not counted. So prefetching workers can't drift from the schedule.
+The masking phase depends on the training step. The step is computed from the sample index, so
+that data-loader workers that prefetch batches still use the right phase.
 
 Shapes: B windows, T tokens without special tokens, L = T + 2 with [CLS] and [SEP], M masked tokens.
 """
@@ -29,10 +30,11 @@ CHUNK_TOKENS = 1 << 16
 
 @dataclass(frozen=True)
 class MaskedBatch:
-    """A masked batch of int64 arrays.
+    """A masked batch: int64 arrays for B windows of L tokens. M is the number of masked tokens in the batch.
 
     `input_ids` (B, L). `positions` (M,) are the positions of masked tokens in the flattened batch, ascending. `targets`
-    (M,) are the original tokens. `span` and `phase` (B,) have one value per window.
+    (M,) are the original tokens at these positions. `span` and `phase` (B,) are the span length and the masking phase
+    of each window.
     """
 
     input_ids: NDArray[np.int64]
@@ -42,7 +44,7 @@ class MaskedBatch:
     phase: NDArray[np.int64]
 
     def labels(self) -> NDArray[np.int64]:
-        """Return labels (B, L) int64: the original token at masked positions, -100 elsewhere."""
+        """Return labels (B, L) int64 for B windows of L tokens: original tokens at masked positions, else -100."""
         labels = np.full_like(self.input_ids, IGNORE)
         labels.reshape(-1)[self.positions] = self.targets
         return labels
@@ -63,11 +65,11 @@ class RandomMaskCollator:
         """Make a collator.
 
         Args:
-            schedule: Spans and rates of each step.
-            step_of: Maps sample indices (N,) to steps (N,).
+            schedule: Span lengths and probability of span centres in each training step.
+            step_of: Function from N sample indices to N training steps, (N,) → (N,).
             vocab_size: Number of tokens in the vocabulary.
             seed: Seed of the masks.
-            replacement: See `spans.replace`.
+            replacement: How masked tokens are replaced; see `spans.replace`.
 
         Raises `ConfigError` for an unknown `replacement`.
         """
@@ -82,7 +84,10 @@ class RandomMaskCollator:
         self._keys = {purpose: random.key(seed, f"mask/{purpose}") for purpose in ("span", "centre", "replacement")}
 
     def mask(self, samples: NDArray[np.int64], ids: NDArray) -> MaskedBatch:
-        """Mask the windows `ids` (B, T), of any integer dtype. `samples` (B,) are the windows' sample indices."""
+        """Return a masked batch of B windows with T tokens each.
+
+        `ids` (B, T) are the windows' tokens, of any integer dtype. `samples` (B,) are the windows' sample indices.
+        """
         phase = self.schedule.phase_of(self.step_of(samples))
         span = self.spans(samples)
         rate = self._rates[phase - 1]
@@ -103,7 +108,7 @@ class RandomMaskCollator:
         return MaskedBatch(input_ids, np.concatenate(positions), np.concatenate(targets), span, phase)
 
     def spans(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the span of each window, (B,) int64."""
+        """Return the span length for each of B windows, (B,) int64. `samples` (B,) are the windows' sample indices."""
         row = self.schedule.phase_of(self.step_of(samples)) - 1
         return draw_spans(random.fold(self._keys["span"], samples), *self._span_table, row)
 
@@ -115,9 +120,16 @@ class RandomMaskCollator:
         span: NDArray[np.int64],
         rate: NDArray[np.float64],
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Mask `input_ids` (B, L) in place.
+        """Mask B windows of T tokens in place, and return the positions and original tokens of the M masked tokens.
 
-        Return the masked positions in the flattened `input_ids` and the original tokens at them, both (M,) int64.
+        The positions are in the flattened `input_ids`. Both results are (M,) int64.
+
+        Args:
+            samples: Sample indices, (B,).
+            ids: Original tokens, (B, T).
+            input_ids: The same tokens between [CLS] and [SEP], (B, T + 2). Masked tokens are replaced here.
+            span: Span length in each window, (B,).
+            rate: Probability that a token is the centre of a span, for each window, (B,).
         """
         num_tokens, is_real = ids.shape[1], ids >= NUM_SPECIAL
         centres = draw_centres(random.fold(self._keys["centre"], samples), num_tokens, rate) & is_real
@@ -131,11 +143,12 @@ class RandomMaskCollator:
         return positions, targets
 
     def __call__(self, batch: tuple[NDArray[np.int64], NDArray]) -> dict[str, Any]:
-        """Return a masked batch as int64 tensors. `batch` holds sample indices (B,) and windows (B, T).
+        """Return a masked batch as int64 tensors. `batch` holds sample indices (B,) and B windows of T tokens (B, T).
 
-        The keys are `input_ids` (B, L), `positions` (M,) of masked tokens in the flattened batch, `targets` (M,),
-        `span` (B,) and `samples` (B,). If no token is masked, one position with target -100 is returned, because
-        under ZeRO-3 every rank has to run the head.
+        `input_ids` (B, T + 2) are the tokens with [CLS] and [SEP]. `positions` (M,) are the positions of the M masked
+        tokens in the flattened batch, and `targets` (M,) the original tokens. `span` (B,) and `samples` (B,) are the
+        span length and sample index of each window. If no token is masked, one position with target -100 is returned,
+        because under ZeRO-3 every rank has to run the language-model head.
         """
         import torch
 
@@ -157,5 +170,5 @@ class RandomMaskCollator:
 def make_collator(
     config: RunConfig, schedule: MaskSchedule, step_of: Callable[[ArrayLike], NDArray[np.int64]], vocab_size: int
 ) -> RandomMaskCollator:
-    """Return the collator for a configuration. `step_of` maps sample indices (N,) to steps (N,)."""
+    """Return the collator for a configuration. `step_of` converts N sample indices to N training steps, (N,) → (N,)."""
     return RandomMaskCollator(schedule, step_of, vocab_size, config.train.seed, replacement=config.masking.replacement)

@@ -1,7 +1,7 @@
-"""RandomMask's schedule: the spans and the centre rate of each step. Pure functions of integers.
+"""RandomMask's schedule: the span lengths of each step, and the probability that a token is the centre of a span.
 
-Source: "Rethinking the BERT-like Pretraining for DNA Sequences" (arXiv 2310.07644). Details that the paper leaves open
-are settings, described in `docs/randommask.md`.
+All functions are pure functions of integers. Source: "Rethinking the BERT-like Pretraining for DNA Sequences" (arXiv
+2310.07644). Details that the paper leaves open are settings, described in `docs/randommask.md`.
 """
 
 from __future__ import annotations
@@ -26,11 +26,13 @@ SPAN_STEP = 2
 
 @dataclass(frozen=True)
 class MaskSchedule:
-    """Masking phases of a run.
+    """Masking phases of a training run.
 
-    Phase i (0-based) ends before step `phase_ends[i]`. The last phase has no end. In a short run a phase may be empty.
-    In phase i, the span of a window is drawn uniformly from `spans[i]`, and each token is a centre with probability
-    `rates[i]`.
+    Phase i (0-based) ends before step `phase_ends[i]`, except that the last phase also covers all later steps. In a
+    short run a phase may be empty.
+
+    In phase i, the span length of a window is drawn uniformly from `spans[i]`. Each token is the centre of a masked
+    span with probability `rates[i]`.
     """
 
     phase_ends: tuple[int, ...]
@@ -59,7 +61,7 @@ class MaskSchedule:
         return np.minimum(found, self.num_phases - 1) + 1
 
     def max_span(self, step: int) -> int:
-        """Return the largest possible span of a window at this step."""
+        """Return the largest possible span length of a window at this step."""
         return max(self.spans[int(self.phase_of(step)) - 1])
 
     def expected_fraction(self, step: int) -> float:
@@ -69,9 +71,10 @@ class MaskSchedule:
 
 
 def expected_fraction(spans: Sequence[int], rate: float) -> float:
-    """Return the expected masked fraction: the mean of 1 - (1 - rate)^m over all spans m.
+    """Return the expected fraction of masked tokens: the mean of 1 - (1 - rate)^m over all span lengths m in `spans`.
 
-    With span m, a token is masked if at least one of the m tokens around it is a centre.
+    Each token is the centre of a span with probability `rate`. For span length m, a token is masked if at least one of
+    the m tokens around it is a centre.
     """
     return float(np.mean(1 - (1 - rate) ** np.asarray(spans, dtype=np.float64)))
 
@@ -118,12 +121,12 @@ def make_schedule(
     Args:
         policy: One of `POLICIES`.
         k: Bases per k-mer.
-        total_steps: Number of steps in the run.
+        total_steps: Number of steps in the training run.
         phase_ends: See `resolve_phase_ends`.
-        phase_spans: Largest span M of each phase; by default k, k + 2, k + 4 …
-        centre_rate: Probability p that a token is a centre.
-        draw: "uniform" draws a span from {k, k + 2, … M}; "max" always takes M.
-        fixed_span: Span of policy "fixed"; 0 means k.
+        phase_spans: Largest span length M of each phase; by default k, k + 2, k + 4 …
+        centre_rate: Probability that a token is the centre of a masked span.
+        draw: "uniform" draws a span length from {k, k + 2, … M}; "max" always takes M.
+        fixed_span: Span length of policy "fixed"; 0 means k.
         token_rate: Masked fraction of policy "token".
     """
     if policy not in POLICIES:
@@ -149,7 +152,7 @@ def make_schedule(
 
 
 def _span_choices(k: int, largest: int, draw: str) -> tuple[int, ...]:
-    """Return the spans of one phase: k, k + 2, … up to `largest`.
+    """Return the span lengths of one phase: k, k + 2, … up to `largest`.
 
     If `largest` is below k or `draw` is "max", return `largest` only.
     """
@@ -159,7 +162,10 @@ def _span_choices(k: int, largest: int, draw: str) -> tuple[int, ...]:
 
 
 def _matched_rate(spans: Sequence[int], target: float) -> float:
-    """Return the centre rate that gives the expected masked fraction `target`, found by bisection."""
+    """Return the probability of span centres for which the expected masked fraction is `target`.
+
+    The probability is found by bisection. `spans` are the equally probable span lengths.
+    """
     low, high = 0.0, 1.0
     for _ in range(100):
         middle = (low + high) / 2

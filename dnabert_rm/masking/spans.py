@@ -1,4 +1,4 @@
-"""Steps of masking: draw centres, unite their spans, replace tokens. Pure numpy, without loops over tokens.
+"""Steps of masking: draw span centres, merge the spans, replace tokens. Pure numpy, without loops over tokens.
 
 Shapes: B windows in a batch, T tokens in a window without special tokens, M masked tokens.
 """
@@ -21,15 +21,19 @@ _RANDOM_BELOW = np.uint64(round((MASK_SHARE + RANDOM_SHARE) * 2**32) << 32)
 
 
 def span_reach(span: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the number of tokens that are masked before and after a centre.
+    """Return the number of masked tokens before and after the centre of a span.
 
-    Span m around centre i covers tokens i - ceil(m/2) + 1 … i + floor(m/2). Span 6 covers i - 2 … i + 3, as in DNABERT.
+    A span of m tokens around centre i covers tokens i - ceil(m/2) + 1 … i + floor(m/2). A span of 6 tokens covers
+    i - 2 … i + 3, as in DNABERT.
     """
     return (span + 1) // 2 - 1, span // 2
 
 
 def span_table(choices: Sequence[Sequence[int]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return P lists of spans as an array (P, longest list) int64 padded with 0, and the length of each list (P,)."""
+    """Return lists of span lengths as one array padded with 0, and the number of span lengths in each list.
+
+    `choices` has P lists, one for each masking phase. Shapes: (P, longest list) int64 and (P,).
+    """
     counts = np.array([len(spans) for spans in choices])
     table = np.zeros((len(choices), counts.max()), dtype=np.int64)
     for number, spans in enumerate(choices):
@@ -40,25 +44,26 @@ def span_table(choices: Sequence[Sequence[int]]) -> tuple[NDArray[np.int64], NDA
 def draw_spans(
     keys: NDArray[np.uint64], table: NDArray[np.int64], counts: NDArray[np.int64], row: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """Return one span per window, drawn uniformly from a row of a `span_table`, (B,) int64.
+    """Return one span length per window, (B,) int64 for B windows, drawn uniformly from a row of a `span_table`.
 
     Args:
         keys: (B,) uint64, one random key per window.
         table, counts: The two arrays that `span_table` returns.
-        row: (B,) int64, the row of each window.
+        row: (B,) int64, the index of each window's row in `table`.
     """
     return table[row, random.below(keys, counts[row])]
 
 
 def draw_centres(keys: NDArray[np.uint64], num_tokens: int, rate: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Return which tokens are centres, (B, T) bool. Tokens are drawn independently, with their window's probability.
+    """Return which tokens are centres of masked spans, (B, T) bool for B windows of T tokens.
 
-    Each 64-bit hash serves two tokens with 32 bits each, so probabilities are exact to 2^-32.
+    Tokens are drawn independently, with their window's probability. Each 64-bit hash serves two tokens with 32 bits
+    each, so probabilities are exact to 2^-32.
 
     Args:
         keys: (B,) uint64, one random key per window.
-        num_tokens: T.
-        rate: Probability of a centre in each window, (B,) float64.
+        num_tokens: Tokens per window, T.
+        rate: Probability that a token is a centre, for each window, (B,) float64.
     """
     words = random.fold(keys[:, None], np.arange((num_tokens + 1) // 2))
     halves = words.astype("<u8", copy=False).view("<u4")[:, :num_tokens]
@@ -67,11 +72,13 @@ def draw_centres(keys: NDArray[np.uint64], num_tokens: int, rate: NDArray[np.flo
 
 
 def unite_spans(centres: NDArray[np.bool_], span: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Return the union of the spans around all centres, (B, T) bool. Spans are cut at the ends of the window.
+    """Return which tokens are in a span around any centre, (B, T) bool for B windows of T tokens.
+
+    Spans are cut at the ends of the window.
 
     Args:
-        centres: (B, T) bool.
-        span: (B,) int64, at least 1.
+        centres: Whether each token is the centre of a span, (B, T) bool.
+        span: Span length in each window, (B,) int64, at least 1.
     """
     num_tokens = centres.shape[1]
     before, after = span_reach(span)
@@ -93,18 +100,18 @@ def replace(
     vocab_size: int,
     replacement: str,
 ) -> NDArray[np.int64]:
-    """Return the input tokens for masked positions, (M,) int64: 80 % [MASK], 10 % random k-mers, 10 % unchanged.
+    """Return the input tokens for M masked positions, (M,) int64: 80 % [MASK], 10 % random k-mers, 10 % unchanged.
 
     Random tokens are uniform over the k-mers and never special tokens.
 
     Args:
-        targets: (M,) int64, the masked tokens, row by row.
-        rows: (M,) int64, the window of each token.
+        targets: (M,) int64, the original tokens, sorted by window and position.
+        rows: (M,) int64, the index of each token's window.
         columns: (M,) int64, the position of each token in its window.
-        keys: (B,) uint64, one random key per window.
+        keys: (B,) uint64, one random key for each of B windows.
         vocab_size: Number of tokens in the vocabulary, special tokens included.
-        replacement: "token" chooses for each token separately, as DNABERT does. "span" chooses once per united span,
-            so that an unchanged token can't reveal the masked ones around it.
+        replacement: "token" chooses for each token separately, as DNABERT does. "span" chooses once for each group
+            of adjacent masked tokens, so that an unchanged token can't reveal the masked tokens around it.
     """
     bits = random.fold(keys[rows], columns)
     choice = bits

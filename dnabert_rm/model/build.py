@@ -31,7 +31,10 @@ DROPOUTS = {
 
 
 def architecture_of(model: ModelConfig, vocab_size: int, checkpoint: Path | None = None) -> PreTrainedConfig:
-    """Return the transformers configuration from `checkpoint`, else `init_from`, else the configured sizes."""
+    """Return the transformers configuration of the folder `checkpoint` or, if None, of the folder `model.init_from`.
+
+    If neither is given, make the configuration from the sizes in `model`.
+    """
     if checkpoint or model.init_from:
         return pretrained_config(str(checkpoint or model.init_from), model.dropout)
     return transformers_config(

@@ -86,7 +86,7 @@ def num_parameters(shape: ModelShape) -> int:
 def attended_tokens(shape: ModelShape, window: int) -> float:
     """Return how many tokens a token attends to, summed over the layers and averaged over the window.
 
-    In a layer with sliding-window attention, only tokens within `SLIDING_REACH` count.
+    In a layer with sliding-window attention, only tokens at most `SLIDING_REACH` positions away count.
     """
     if shape.architecture == "bert" or shape.max_positions <= MAX_GLOBAL_POSITIONS:
         return float(shape.num_layers * window)
@@ -99,8 +99,10 @@ def attended_tokens(shape: ModelShape, window: int) -> float:
 def forward_flops_per_token(shape: ModelShape, window: int, masked_fraction: float = 1.0) -> float:
     """Return the number of forward-pass operations per token, for windows of `window` tokens.
 
-    - Layers: 2N(4H² + 2HI), or 2N(4H² + 3HI) with GeGLU.
-    - Attention: 4H for each attended token. This covers the scores and their product with the values.
+    For N layers, hidden size H, intermediate size I and vocabulary size V:
+
+    - Matrix products of the layers: 2N(4H² + 2HI), or 2N(4H² + 3HI) with GeGLU.
+    - Attention scores and their product with the values: 4H for each layer and each attended token.
     - Head: 2(H² + HV) for each masked token.
 
     A `masked_fraction` of 1.0 means that the head runs on all positions, as in transformers.
@@ -138,8 +140,8 @@ def training_flops_per_step(
     """Return the number of operations in one optimizer step on `windows` windows of `window_tokens` tokens.
 
     `num_masked` is the number of predicted tokens in all windows together. To get MFU (PaLM, appendix B), divide by the
-    seconds, the number of ranks and `peak_flops`. With `checkpointing` the quotient is the hardware utilisation (HFU),
-    which is higher.
+    seconds per step, the number of ranks and `peak_flops`. With `checkpointing` the quotient is the hardware
+    utilisation (HFU), which is higher.
     """
     tokens = windows * window_tokens
     return tokens * training_flops_per_token(shape, window_tokens, num_masked / max(1, tokens), checkpointing)

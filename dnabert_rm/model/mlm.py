@@ -22,7 +22,7 @@ class MaskedLM(nn.Module):
     """
 
     def __init__(self, model: PreTrainedModel, k: int | None = None) -> None:
-        """Wrap a model with a vocabulary of k-mers. If `k` is None (BPE), correct bases are not counted."""
+        """Wrap a transformers model. `k` is the number of bases per token. With None (BPE), bases are not counted."""
         super().__init__()
         self.model = model
         self.k = k
@@ -33,11 +33,12 @@ class MaskedLM(nn.Module):
         """Return the summed loss and the numbers of correct tokens and bases. Without `targets`, return the logits.
 
         Args:
-            input_ids: (B, L) int64.
-            positions: (M,) int64, masked positions in the flattened batch.
-            targets: (M,) int64; -100 is ignored.
+            input_ids: (B, L) int64, for B windows of L tokens.
+            positions: (M,) int64, the M masked positions in the flattened batch.
+            targets: (M,) int64, the original token ids at these positions; -100 is ignored.
 
-        Returns: The loss (scalar, fp32) and two counts (scalars, int64), or the logits (M, V) in the model's dtype.
+        Returns: The loss (scalar, fp32) and two counts (scalars, int64). Without `targets`, the logits (M, V) in the
+            model's dtype, for a vocabulary of V tokens.
         """
         logits = self._masked_logits(input_ids, positions)
         if targets is None:
@@ -62,8 +63,8 @@ def num_right_bases(predicted: Tensor, targets: Tensor, k: int | None) -> Tensor
     counts equal digits.
 
     Args:
-        predicted: (M,) token ids. Special tokens have no bases.
-        targets: (M,) token ids. Special tokens and -100 have no bases.
+        predicted: (M,) predicted token ids at the M masked positions. Special tokens have no bases.
+        targets: (M,) original token ids. Special tokens and -100 have no bases.
         k: Bases per token.
     """
     if k is None:

@@ -1,4 +1,4 @@
-"""Check Hugging Face model folders and map the models' dimensions to `[model]` fields. Torch-free."""
+"""Check Hugging Face model folders and read the models' sizes as `ModelConfig` fields. Torch-free."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def model_fields(folder: str | Path, missing: str = "pass a Hugging Face folder 
 def check_vocabulary(folder: str | Path, k: int | None, vocab_size: int, bpe_sha256: str | None = None) -> None:
     """Raise `CheckpointError` unless the model in `folder` has the vocabulary of the data.
 
-    `k` is None for BPE data, whose model file has the SHA-256 `bpe_sha256`.
+    For BPE data, `k` is None and `bpe_sha256` is the SHA-256 of the file of the BPE tokenizer.
     """
     folder = Path(folder)
     embedded = read_json(folder / "config.json", error=CheckpointError).get("vocab_size")
@@ -72,10 +72,11 @@ def check_vocabulary(folder: str | Path, k: int | None, vocab_size: int, bpe_sha
 
 
 def _check_bpe(folder: Path, sha256: str | None) -> None:
-    """Raise `CheckpointError` if the files in `folder` show another tokenizer than the BPE model of the data.
+    """Raise `CheckpointError` if the model in `folder` does not use the BPE tokenizer of the data.
 
-    An export records the hash of its BPE model, and other folders may contain the model file. A `tokenizer.json` can
-    only show that the model has k-mers.
+    `sha256` is compared with the SHA-256 that `dnabert-rm export` recorded, else with that of the `.model` files in
+    `folder`. A folder that has only a `vocab.txt` or `tokenizer.json` is refused only if the tokens in that file are
+    k-mers.
     """
     advice = "choose another model, or build the data with this model's tokenizer"
     models = sorted(folder.glob("*.model"))
@@ -102,7 +103,8 @@ def _check_bpe(folder: Path, sha256: str | None) -> None:
 def check_model_folder(folder: Path, advice: str = NAME_EXPORTED) -> None:
     """Raise `CheckpointError` if `folder` has no config.json.
 
-    The message ends with `advice`, or names the subfolder `model` if that has a config.json.
+    The message ends with `advice`. If the subfolder `model` has a config.json, the message advises to pass that
+    subfolder instead.
     """
     if (folder / "config.json").is_file():
         return

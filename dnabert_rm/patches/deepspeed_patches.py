@@ -18,13 +18,13 @@ from dnabert_rm.utils.errors import RankReadError
 def import_deepspeed() -> Any:
     """Import DeepSpeed and return the module.
 
-    What is changed: torch's build lock is replaced (see `install_build_lock`). DeepSpeed also no longer compiles its
+    What is changed: torch's build lock is replaced (see `install_build_lock`). DeepSpeed no longer compiles its
     shared-memory collective for CPU ranks.
 
-    Reason: only DeepSpeed's inference needs this collective. If it is compiled, every rank leaves a file of 69 MB in
-    /dev/shm.
+    Reason: only DeepSpeed's inference needs this collective. If DeepSpeed compiles the collective, every rank leaves
+    a file of 69 MB in /dev/shm.
 
-    Upstream: the comments of deepspeedai/DeepSpeed#4115 describe these files. The collective is built in
+    Upstream: the comments of deepspeedai/DeepSpeed#4115 describe the files in /dev/shm. The collective is built in
     deepspeed/comm/torch.py, `build_shm_op`.
     """
     import deepspeed
@@ -38,14 +38,14 @@ def import_deepspeed() -> Any:
 def safe_torch_load() -> Iterator[None]:
     """Load only tensors and plain values from files during the block, so that a checkpoint can't run code.
 
-    What is changed: `torch.load` always uses `weights_only=True`, even when DeepSpeed calls it. The few DeepSpeed
-    classes that its checkpoints contain are allowed by name.
+    What is changed: `torch.load` always uses `weights_only=True`, even when DeepSpeed passes False. The few DeepSpeed
+    classes that DeepSpeed checkpoints contain are allowed by name.
 
-    Reason: DeepSpeed passes `weights_only=False`, so the argument has to be overridden.
+    Reason: DeepSpeed passes `weights_only=False`, which would let a checkpoint run code.
 
-    Upstream: deepspeedai/DeepSpeed#6751, which made `weights_only=False` explicit.
+    Upstream: deepspeedai/DeepSpeed#6751 made `weights_only=False` explicit.
 
-    Raises `RankReadError` with the file's name if the file contains other objects or is damaged.
+    Raises `RankReadError` if a file is damaged or contains objects of other classes. The message names the file.
     """
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
@@ -61,7 +61,8 @@ def safe_torch_load() -> Iterator[None]:
             # torch's message for unpickling errors is long, and recommends weights_only=False.
             reason = "" if isinstance(error, pickle.UnpicklingError) else f" ({' '.join(str(error).split())[:100]})"
             raise RankReadError(
-                f"{file}: not loaded, because it holds more than tensors or is damaged{reason}; use another checkpoint"
+                f"{file}: not loaded, because the file holds more than tensors or is damaged{reason}; "
+                "use another checkpoint"
             ) from None
 
     torch.load = load  # type: ignore[assignment]
@@ -82,10 +83,10 @@ def fuse_overflow_check(optimizer: Any) -> None:
     """Check gradients for inf and NaN with one kernel per gradient.
 
     What is changed: the method `has_overflow_partitioned_grads_serial` of DeepSpeed's ZeRO-1 and ZeRO-2 optimizer, for
-    bf16 and fp16. Its result is the same. Other optimizers are left unchanged.
+    bf16 and fp16. The new method returns the same result. Other optimizers are left unchanged.
 
-    Reason: DeepSpeed launches about twenty kernels per gradient. In a step of BERT base these are two thirds of all
-    kernels. On a GPU these kernels take the same time per step for every batch size.
+    Reason: DeepSpeed launches about twenty kernels per gradient. In a step of BERT base, two thirds of all kernels are
+    for this check. On a GPU, the check takes the same time per step for every batch size.
 
     Upstream: no upstream issue known; deepspeed/runtime/zero/stage_1_and_2.py.
     """
@@ -103,7 +104,7 @@ def fuse_overflow_check(optimizer: Any) -> None:
 
 
 def disable_gradient_allreduce(deepspeed_engine: Any) -> None:
-    """Skip the all-reduce of gradients. Call this only for a single rank without ZeRO.
+    """Skip the all-reduce of gradients. Call this function only for a single rank without ZeRO.
 
     What is changed: the engine's attribute `enable_backward_allreduce`.
 
@@ -120,8 +121,8 @@ def universal_loading(deepspeed_engine: Any) -> Iterator[None]:
 
     What is changed: `load_universal_checkpoint` in the engine's private configuration is True during the block.
 
-    Reason: DeepSpeed reads this setting once, from its JSON configuration. At that time the run does not know yet
-    whether the checkpoint has to be converted.
+    Reason: DeepSpeed reads this setting once, from the JSON configuration when the engine is created. At that
+    time, it is not yet known whether the checkpoint has to be converted to a universal checkpoint.
 
     Upstream: no upstream issue known; deepspeed/runtime/engine.py, `load_universal_checkpoint`.
     """
@@ -135,14 +136,14 @@ def universal_loading(deepspeed_engine: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def keep_optimizer_settings(deepspeed_engine: Any) -> Iterator[None]:
-    """Keep this run's optimizer settings while a checkpoint is loaded in the block.
+    """Keep the engine's optimizer settings, such as weight decay, while a checkpoint is loaded in the block.
 
     What is changed: at the end of the block, the settings of all parameter groups and the clipping threshold are
-    restored, and each parameter gets a separate step count.
+    restored. Each parameter gets a separate step count.
 
-    Reason: DeepSpeed takes the settings from the checkpoint. For a universal checkpoint under ZeRO-3 it gives the first
-    group's settings, including weight decay, to all groups. All groups then also share one step tensor, which
-    each group increments.
+    Reason: DeepSpeed takes the settings from the checkpoint. For a universal checkpoint under ZeRO-3, DeepSpeed gives
+    the first group's settings, including weight decay, to all groups. All groups also share one step tensor, and each
+    group increments this tensor.
 
     Upstream: no upstream issue known; deepspeed/runtime/zero/stage3.py,
     `load_hp_checkpoint_state_from_checkpoint_dir_stage3`.

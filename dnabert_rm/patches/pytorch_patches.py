@@ -14,8 +14,8 @@ from dnabert_rm.utils.lock import LockHeldError, PosixLock
 class BuildLock:
     """Replacement for torch's `FileBaton`: one process builds an extension while the others wait.
 
-    Unlike `FileBaton`, the operating system releases the POSIX lock if the process is killed. The lock also works in
-    home folders that nodes share. On a file system without locks every process builds.
+    The operating system releases a POSIX lock if the process is killed, but a `FileBaton` would remain. A POSIX lock
+    also works in home folders that nodes share. On a file system without locks, every process builds the extension.
     """
 
     def __init__(self, lock_file_path: str, **_: Any) -> None:
@@ -23,7 +23,7 @@ class BuildLock:
         self._lock = PosixLock(Path(f"{lock_file_path}.held"))
 
     def try_acquire(self) -> bool:
-        """Return whether this process has to build the extension."""
+        """Try to acquire the lock. Return whether this process has to build the extension."""
         try:
             self._lock.acquire()
         except LockHeldError:
@@ -49,10 +49,10 @@ def install_build_lock() -> None:
 
     What is changed: `torch.utils.cpp_extension.FileBaton` becomes `BuildLock`, for the whole process.
 
-    Reason: a `FileBaton` is a file that remains if its process is killed. Every later run then waits forever, without
+    Reason: a `FileBaton` is a file that remains if the process is killed. Every later run then waits forever, without
     a message.
 
-    Upstream: pytorch/pytorch#189245. Pull request #190543 uses `flock` instead; torch 2.13 does not include it.
+    Upstream: pytorch/pytorch#189245. Pull request #190543 replaces the file by `flock`, but is not in torch 2.13.
     """
     from torch.utils import cpp_extension
 
@@ -62,11 +62,12 @@ def install_build_lock() -> None:
 def set_group_timeout(timeout: timedelta, group: dist.ProcessGroup | None = None) -> None:
     """Set the timeout of later collectives in `group`, by default the group of all ranks.
 
-    What is changed: nothing in torch. Before torch 2.14 this calls the private `_set_pg_timeout`.
+    What is changed: nothing in torch. Before torch 2.14, the private function `_set_pg_timeout` is called.
 
-    Reason: torch's public API sets the timeout only when a group is created, and DeepSpeed creates groups itself.
+    Reason: before torch 2.14, the public API sets the timeout only when a group is created. DeepSpeed creates its
+    groups itself.
 
-    Upstream: torch/distributed/distributed_c10d.py. The function is public as `set_timeout` since torch 2.14.
+    Upstream: torch/distributed/distributed_c10d.py. Since torch 2.14, the public function is `set_timeout`.
     """
     name = "set_timeout" if hasattr(dist.distributed_c10d, "set_timeout") else "_set_pg_timeout"
     getattr(dist.distributed_c10d, name)(timeout, group)

@@ -17,7 +17,7 @@ def make_tar_writer(out: Any) -> Any:
     """Return webdataset's `TarWriter` for the binary file `out`, with fixed times and owners for all members.
 
     What is changed: the writer's attribute `tarstream` becomes a `TarFile` that writes one member at a time. The bytes
-    are the same. Closing the writer also closes this `TarFile`.
+    of the tar file do not change. Closing the writer also closes the `TarFile`.
 
     Reason: `TarWriter` uses tarfile's stream mode, which writes blocks of 10 KB. Writing then takes longer than
     encoding the k-mers.
@@ -37,8 +37,8 @@ def tar_writer_class() -> Any:
     webdataset's modules are removed from `sys.modules`, and a later import of webdataset finds torch. Nothing is
     changed if torch or webdataset is already imported.
 
-    Reason: webdataset imports torch if torch is installed. This costs seconds and hundreds of megabytes per worker, and
-    webdataset works without torch.
+    Reason: webdataset works without torch, but imports torch if torch is installed. The import costs seconds and
+    hundreds of megabytes per worker.
 
     Upstream: no upstream issue known.
     """

@@ -42,14 +42,18 @@ class Workload:
 
     @property
     def is_fused(self) -> bool:
-        """Whether the kernel avoids storing the whole attention matrix. On a CPU with dropout, sdpa stores it."""
+        """Whether the attention kernel avoids storing the whole attention matrix.
+
+        On a CPU with dropout, sdpa stores the matrix.
+        """
         return self.attention != "eager" and not (self.attention == "sdpa" and self.dropout > 0 and not self.on_gpu)
 
 
 def layer_bytes(shape: ModelShape, work: Workload) -> float:
     """Return the bytes that one layer keeps for the backward pass.
 
-    Besides norm statistics, dropout masks and attention, a layer keeps this number of values:
+    For T tokens, hidden size H and intermediate size I, a layer keeps the following numbers of values. Norm statistics,
+    dropout masks and attention matrices are added to them.
 
     - bert: 8 TH for the input, q, k, v, the context, the sums before both norms, and the first norm's output. 2 TI for
       the input and output of GELU.
@@ -101,25 +105,30 @@ def encoder_bytes(shape: ModelShape, work: Workload) -> float:
 
 
 def head_bytes(shape: ModelShape, work: Workload) -> float:
-    """Return the bytes that the head keeps: four M x H tensors, and the M x V log-probabilities in fp32."""
+    """Return the bytes that the head keeps for the backward pass.
+
+    M is the number of masked tokens, H the hidden size, and V the vocabulary size. The head keeps four M x H tensors in
+    the training precision, and M x V log-probabilities in fp32.
+    """
     return work.num_masked * (4 * shape.hidden_size * work.value_bytes + shape.vocab_size * FP32_BYTES)
 
 
 def loss_bytes(shape: ModelShape, work: Workload) -> float:
-    """Return the temporary bytes at the loss and the start of the backward pass.
+    """Return the bytes of temporary tensors at the end of the forward pass and the start of the backward pass.
 
-    In fp32 this is the gradient of the logits. In half precision it is the logits, and their gradient both in fp32 and
-    in half precision.
+    In fp32, the only temporary tensor is the gradient of the logits. In half precision, the tensors are the logits and
+    two copies of their gradient, one in fp32 and one in half precision.
     """
     each = FP32_BYTES if work.value_bytes == FP32_BYTES else FP32_BYTES + 2 * work.value_bytes
     return work.num_masked * shape.vocab_size * each
 
 
 def inner_gradient_bytes(shape: ModelShape, work: Workload) -> float:
-    """Return the largest size of the gradients of inner tensors during a layer's backward pass, in bytes.
+    """Return the peak memory for gradients of intermediate tensors in a layer's backward pass, in bytes.
 
-    The peak is in the feed-forward part. Without a fused kernel it can also be in attention, at the gradients of two
-    attention matrices. There the feed-forward activations are already freed, so their size is subtracted.
+    With a fused attention kernel, the peak is in the feed-forward part. Without one, the gradients of two attention
+    matrices can take more. The feed-forward activations are freed before the attention's backward pass, so their size
+    is subtracted from the size of these gradients.
     """
     H, T, w = shape.hidden_size, work.tokens, work.value_bytes
     wide = (1 if shape.architecture == "bert" else 2) * shape.intermediate_size

@@ -16,7 +16,10 @@ OPTIMIZER_BYTES = 12
 
 
 def checkpoint_bytes(config: RunConfig, vocab_size: int) -> int:
-    """Return the bytes of one checkpoint, without small files. ZeRO-3 stores only the master weights."""
+    """Return the bytes of one checkpoint, without small files.
+
+    The sum covers the fp32 master weights, AdamW's moments and, except with ZeRO-3, the model's weights.
+    """
     weight = 2 if config.train.precision in ("bf16", "fp16") else 4
     stage = zero_stage(load_ds_config(config.train.ds_config)[1])
     return num_parameters(model_shape(config.model, vocab_size)) * (OPTIMIZER_BYTES + (0 if stage == 3 else weight))

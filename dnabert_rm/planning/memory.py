@@ -66,7 +66,10 @@ class Memory:
 def rank_memory(
     shape: ModelShape, work: Workload, zero: ZeroSettings, world_size: int, accumulation: int = 1
 ) -> Memory:
-    """Return the peak memory of one of `world_size` ranks. Each step runs `work` `accumulation` times on a rank."""
+    """Return the peak memory of one of `world_size` ranks.
+
+    In each step, a rank processes `accumulation` micro-batches like `work`.
+    """
     sizes = _Sizes(shape, work, zero, world_size, accumulation)
     moments: list[Callable[[_Sizes], Memory]] = [_loss, _last_layer, _first_layer, _backward_ends, _update]
     if sizes.gathers:
@@ -75,7 +78,10 @@ def rank_memory(
 
 
 class _Sizes:
-    """Sizes used at several moments of a step. `P`, `part` and `largest` are in elements, the others in bytes."""
+    """Sizes used at several moments of a step, in bytes unless stated otherwise.
+
+    In elements: `P`, all parameters; `part`, a rank's share of `P`; and `largest`, the largest parameter tensor.
+    """
 
     def __init__(
         self, shape: ModelShape, work: Workload, zero: ZeroSettings, world_size: int, accumulation: int
@@ -140,7 +146,7 @@ def _host_bytes(sizes: _Sizes) -> float:
 
 
 def _full_gradients(sizes: _Sizes) -> float:
-    """Return the bytes of all gradients at the end of a backward pass, or 0 in stages 2 and 3."""
+    """Return the bytes of all gradients at the end of a backward pass, or 0 in ZeRO stages 2 and 3."""
     return (sizes.zero.gradient_bytes or sizes.w) * float(sizes.P) if sizes.zero.stage < 2 else 0.0
 
 
@@ -157,7 +163,7 @@ def _earlier_gradients(sizes: _Sizes) -> float:
 
 
 def _loss(sizes: _Sizes) -> Memory:
-    """Return the memory at the loss: all activations, the logits' gradient, and gradients of earlier micro-batches."""
+    """Return the memory when backward starts: all activations, the logits' gradient, and accumulated gradients."""
     shape, work = sizes.shape, sizes.work
     kept = encoder_bytes(shape, work) + head_bytes(shape, work)
     return sizes.memory(
@@ -169,7 +175,7 @@ def _loss(sizes: _Sizes) -> Memory:
 
 
 def _last_layer(sizes: _Sizes) -> Memory:
-    """Return the memory in the last layer's backward pass: activations without the head's, and head gradients."""
+    """Return the memory in the last layer's backward pass: all layers' activations, and the head's gradients."""
     shape, work = sizes.shape, sizes.work
     elements = shape.hidden_size * (shape.vocab_size + shape.hidden_size)
     gradients = _earlier_gradients(sizes)
@@ -183,7 +189,10 @@ def _last_layer(sizes: _Sizes) -> Memory:
 
 
 def _first_layer(sizes: _Sizes) -> Memory:
-    """Return the memory in the first layer's backward pass: its activations, and all non-embedding gradients."""
+    """Return the memory in the first layer's backward pass.
+
+    Only this layer's activations are left. All gradients except the embedding's have been computed.
+    """
     shape, work = sizes.shape, sizes.work
     embedding = shape.vocab_size * shape.hidden_size
     gradients = max(0.0, _full_gradients(sizes) - sizes.w * embedding)
@@ -202,7 +211,7 @@ def _reduces_within(sizes: _Sizes, elements: int) -> bool:
 
 
 def _moves_gradients_early(sizes: _Sizes) -> bool:
-    """Return whether each gradient moves to the reduce bucket once it is computed, so that no other copy exists."""
+    """Return whether each new gradient moves to the reduce bucket immediately, so that no second copy exists."""
     zero = sizes.zero
     return zero.stage >= 2 or (zero.stage == 1 and zero.overlap and sizes.accumulation == 1)
 
@@ -243,10 +252,10 @@ def _backward_ends(sizes: _Sizes) -> Memory:
 
 
 def _update(sizes: _Sizes) -> Memory:
-    """Return the memory in the update.
+    """Return the memory during the optimizer's update.
 
-    It includes the flattened fp32 gradients or, if larger, an fp64 copy of the largest gradient for the norm. Fused
-    AdamW needs no copy of its states.
+    The buffers hold the flattened fp32 gradients or, if larger, an fp64 copy of the largest gradient for the norm.
+    Fused AdamW needs no copy of its states.
     """
     stage = sizes.zero.stage
     if sizes.offloaded:

@@ -47,7 +47,7 @@ class Job:
         return self.split.accumulation(self.split.global_batch)
 
     def with_micro_batch(self, micro_batch: int, checkpointing: bool | None = None) -> Job:
-        """Return a copy of the job with another micro-batch size and, if not None, another `checkpointing`."""
+        """Return a copy of the job with `micro_batch` and `checkpointing`. None leaves `checkpointing` unchanged."""
         old = self.work
         work = dataclasses.replace(
             old,
@@ -130,8 +130,8 @@ def message_bytes(job: Job, zero: ZeroSettings) -> float:
     - Stage 1: 3, for one all-reduce and a gather of the updated weights. It would be 2 with the reduce-scatter of the
       ZeRO paper, but DeepSpeed 0.19 reduces whole buckets.
     - Stage 2: 2 per micro-batch for the gradients, plus 1 to gather the updated weights.
-    - Stage 3: 3 per micro-batch, to gather weights in the forward and backward pass and to reduce gradients. It is 2 if
-      all weights can be kept between the two passes.
+    - Stage 3: 3 per micro-batch, to gather weights in the forward and backward pass and to reduce gradients, or 2 per
+      micro-batch if all weights can be kept between the two passes.
     """
     P, W = num_parameters(job.shape), job.split.world_size
     kept = min(zero.max_live, zero.max_reuse) >= P
@@ -157,13 +157,19 @@ def largest_micro_batch(job: Job, zero: ZeroSettings, usable_bytes: float) -> in
 
 
 def options(job: Job, memory_bytes: float | None, ds_config: str = "") -> list[Option]:
-    """Return the options for a job, lowest ZeRO stage first. A `ds_config` outside `CHOICES` is appended."""
+    """Return the options for a job, lowest ZeRO stage first.
+
+    The options are the DeepSpeed configurations in `CHOICES` that support the job's precision. If `ds_config` names
+    another configuration, it is appended.
+    """
     names = _choices(job)
     if ds_config and ds_config not in names:
         names.append(ds_config)
     found = [_option(job, name, memory_bytes) for name in names]
     if _is_half(job) and found[-1].zero.stage == 0:
-        raise ConfigError(f"train.ds_config: {ds_config} has ZeRO stage 0, which trains in fp32 only; choose zero1")
+        raise ConfigError(
+            f"train.ds_config: {ds_config} has ZeRO stage 0, which trains in fp32 only; choose --ds-config zero1"
+        )
     return found
 
 
@@ -172,7 +178,7 @@ def _is_half(job: Job) -> bool:
 
 
 def _choices(job: Job) -> list[str]:
-    """Return the `CHOICES` that support the job's precision."""
+    """Return the names of the DeepSpeed configurations in `CHOICES` that support the job's precision."""
     return [name for name in CHOICES if not (_is_half(job) and name == "zero0")]
 
 
@@ -194,7 +200,7 @@ def _option(job: Job, name: str, memory_bytes: float | None) -> Option:
 
 
 def best_option(found: list[Option]) -> Option | None:
-    """Among the options that fit in memory, return the one with the least communication. Return None if none fits."""
+    """Return the first option in `found` that fits in memory, or None if none fits."""
     return next((option for option in found if option.fits), None)
 
 
@@ -230,7 +236,10 @@ def _gib(size: float) -> str:
 
 
 def _flags_that_fit(job: Job, memory_bytes: float) -> str:
-    """Return advice on how to fit in memory: a smaller micro-batch, then also checkpointing, then also offload."""
+    """Return advice with the first set of flags that makes the run fit in memory.
+
+    Smaller micro-batches are tried first. Next, activation checkpointing is added, and last, offload.
+    """
     names = _choices(job)
     on_device = [name for name in names if "offload" not in name]
     for checkpointing, candidates in ((job.work.checkpointing, on_device), (True, on_device), (True, names)):

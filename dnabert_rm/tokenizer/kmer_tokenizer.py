@@ -3,34 +3,42 @@
 How text is encoded:
 - Bases in either case become k-mers with stride 1, or with stride k if `overlapping=False`.
 - A k-mer that covers any other letter (N, other IUPAC codes, U, …) is `[UNK]`.
-- A run of fewer than k letters gives no token: "ACG" at k = 6 is `[CLS] [SEP]`.
-- White space separates runs, and no k-mer crosses it. So DNABERT's notation, k-mers separated by spaces
-  ("ACGTAC CGTACG"), gives one token per word. The ids are those of the raw sequence.
+- White space separates sequences, and no k-mer crosses it. So DNABERT's notation, k-mers separated by spaces
+  ("ACGTAC CGTACG"), gives one token per word. The raw sequence "ACGTACG" gives the same ids.
+- A sequence of fewer than k letters gives no token: "ACG" at k = 6 is `[CLS] [SEP]`.
 - A special token in the text is encoded as that token, and no k-mer crosses it. So "ACGTAC[MASK]GTACGT" is two k-mers
   around one masked token, which stands for unknown bases.
 
 Decoding joins k-mers that overlap and writes N for a base that only `[UNK]` tokens cover. It writes a space between
 adjacent tokens that do not overlap. Encoding the decoded text gives the same ids.
 
-`save_pretrained` writes `vocab.txt`, identical to DNABERT's, and a `tokenizer.json` for users without this package. A
-stock `AutoTokenizer` loads that file without remote code and encodes raw DNA, but much more slowly. Once this module is
-imported, `AutoTokenizer` loads the same folder as a `KmerTokenizer`.
+`save_pretrained` writes `vocab.txt`, identical to DNABERT's, and a `tokenizer.json` for users without this package.
+`AutoTokenizer` loads `tokenizer.json` without remote code and encodes raw DNA to the same ids, but much more slowly.
+For speed, load the folder with `KmerTokenizer.from_pretrained`.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import groupby, pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from transformers import AutoTokenizer, BatchEncoding, PreTrainedConfig, PreTrainedTokenizer
+from transformers import BatchEncoding, PreTrainedTokenizer
 
 from dnabert_rm.genome import kmer
-from dnabert_rm.tokenizer.vocabulary_files import STOCK_FILE, VOCAB_FILE, read_k, write_tokenizer_files
+from dnabert_rm.tokenizer.vocabulary_files import (
+    STOCK_FILE,
+    VOCAB_FILE,
+    name_stock_class,
+    read_k,
+    write_tokenizer_files,
+)
 from dnabert_rm.tokenizer.windows import pad_rows, padded_width
 from dnabert_rm.utils.errors import CheckpointError
 
@@ -108,8 +116,8 @@ class KmerTokenizer(PreTrainedTokenizer):
 
     # ---- encoding: a fast path for plain texts, and the general path of transformers
 
-    def kmer_ids(self, texts: Sequence[str]) -> list[NDArray]:
-        """Return the token ids of each text without `[CLS]` and `[SEP]`: arrays (T_i,), uint16 or uint32.
+    def token_ids(self, texts: Sequence[str]) -> list[NDArray]:
+        """Return the ids of each text without `[CLS]` and `[SEP]`: one array (tokens,), uint16 or uint32, per text.
 
         All texts of a batch are encoded together as one array, which is then split.
         """
@@ -122,8 +130,19 @@ class KmerTokenizer(PreTrainedTokenizer):
         bounds = np.cumsum([0, *map(len, letters)]).tolist()
         return [ids[start : max(start, end - self.k + 1) : self.step] for start, end in pairwise(bounds)]
 
+    def token_ranges(self, text: str) -> NDArray[np.int64]:
+        """Return the half-open range of bases that each token of a text without spaces predicts, shape (T, 2).
+
+        A k-mer predicts the k bases that it covers. With non-overlapping k-mers, up to k - 1 bases after the last
+        token are in no k-mer. The last token also predicts these bases.
+        """
+        starts = np.arange(0, max(0, len(text) - self.k + 1), self.step)
+        ranges = np.stack([starts, starts + self.k], axis=1)
+        ranges[-1:, 1] = len(text)
+        return ranges
+
     def _ids_of_mixed_text(self, text: str) -> NDArray:
-        """Return the ids (T,) of one text that may contain white space and special tokens."""
+        """Return the ids of one text that may contain white space and special tokens, shape (tokens,)."""
         parts: list[NDArray] = [np.empty(0, dtype=kmer.id_dtype(len(self)))]
         for piece in [text] if self.split_special_tokens else self.tokens_trie.split(text):
             if piece in self._added_tokens_encoder and not self.split_special_tokens:
@@ -133,7 +152,7 @@ class KmerTokenizer(PreTrainedTokenizer):
         return np.concatenate(parts)
 
     def _encode_plus(self, text: Any, text_pair: Any = None, **options: Any) -> BatchEncoding:  # type: ignore[override]
-        """Implement `tokenizer(…)`: plain strings take the fast path, all other inputs transformers' general path."""
+        """Implement `tokenizer(…)`. Plain strings are encoded here, other inputs by transformers' slower code."""
         texts = [text] if isinstance(text, str) else text
         plain = text_pair is None and isinstance(texts, list | tuple) and all(isinstance(one, str) for one in texts)
         general = any(options.get(name) for name in _GENERAL_OPTIONS) or options["truncation_strategy"] == "only_second"
@@ -150,9 +169,9 @@ class KmerTokenizer(PreTrainedTokenizer):
         return BatchEncoding(columns, tensor_type=tensors)
 
     def _rows(self, texts: Sequence[str], options: dict[str, Any]) -> list[NDArray[np.int64]]:
-        """Return the ids of each text, with special tokens and truncation if requested: arrays (T_i,) int64."""
+        """Return one array of ids per text, (tokens,) int64, with special tokens and truncation if requested."""
         num_special = 2 if options.get("add_special_tokens", True) else 0
-        ids = self.kmer_ids(texts)
+        ids = self.token_ids(texts)
         max_length = options.get("max_length")
         longest = max(map(len, ids)) + num_special
         if max_length and longest > max_length and options["truncation_strategy"] != "do_not_truncate":
@@ -168,7 +187,10 @@ class KmerTokenizer(PreTrainedTokenizer):
         return [np.concatenate((first, row, last), dtype=np.int64) for row in ids]
 
     def _columns(self, rows: list[NDArray[np.int64]], as_lists: bool, options: dict[str, Any]) -> dict[str, Any]:
-        """Return `input_ids` and other requested columns, padded if requested, as lists or arrays (B, W) int64."""
+        """Return `input_ids` and other requested columns, as lists or as int64 arrays.
+
+        The arrays have shape (B, W) for B texts that are padded to W tokens. Lists are padded if requested.
+        """
         ids: Any
         mask: Any
         multiple = options.get("pad_to_multiple_of") or 1
@@ -194,7 +216,7 @@ class KmerTokenizer(PreTrainedTokenizer):
         return name in self.model_input_names if requested is None else requested
 
     def _tokenize(self, text: str, **_: Any) -> list[str]:
-        """Return the k-mers of a text without special tokens. Only the slow general path calls this method."""
+        """Return the k-mers of a text without special tokens. Only transformers' slower code calls this method."""
         runs = re.split(f"[{_WHITE_SPACE.decode()}]", text)
         return [run[i : i + self.k] for run in runs for i in range(0, len(run) - self.k + 1, self.step)]
 
@@ -213,7 +235,7 @@ class KmerTokenizer(PreTrainedTokenizer):
     def _decode(  # type: ignore[override]
         self, token_ids: int | list[int], skip_special_tokens: bool = False, **_: Any
     ) -> str:
-        """Decode ids to text. `skip_special_tokens` does not remove `[UNK]`, since it stands for bases."""
+        """Decode ids to text. `skip_special_tokens` does not remove `[UNK]`, since `[UNK]` represents bases."""
         words: list[str] = []
         ids = [token_ids] if isinstance(token_ids, int) else token_ids
         for is_added, group in groupby(ids, lambda i: i in self._added_tokens_decoder and i != kmer.UNK_ID):
@@ -253,6 +275,15 @@ class KmerTokenizer(PreTrainedTokenizer):
 
     # ---- files
 
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> tuple[str, ...]:
+        """Save the tokenizer for `KmerTokenizer`, and for `AutoTokenizer` of transformers 4.40 and newer.
+
+        Returns the paths of the files.
+        """
+        files = super().save_pretrained(save_directory, *args, **kwargs)
+        name_stock_class(Path(files[0]))
+        return files
+
     def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str, ...]:
         """Write `vocab.txt` and `tokenizer.json`, and return their paths."""
         prefix = f"{filename_prefix}-" if filename_prefix else ""
@@ -262,15 +293,3 @@ class KmerTokenizer(PreTrainedTokenizer):
 def _letters(text: str) -> bytes:
     """Encode text as one byte per letter. Letters outside Latin-1 become "?", which is not a base."""
     return text.encode("latin-1", errors="replace")
-
-
-class _KmerTokenizerConfig(PreTrainedConfig):
-    """Placeholder for `AutoTokenizer.register`, which requires a model configuration.
-
-    Registering BERT's configuration instead would affect every BERT model.
-    """
-
-    model_type = "dnabert_rm_kmer_tokenizer"
-
-
-AutoTokenizer.register(_KmerTokenizerConfig, tokenizer_class=KmerTokenizer, exist_ok=True)

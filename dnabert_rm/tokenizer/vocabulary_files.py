@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -11,12 +12,15 @@ from tokenizers.models import WordLevel
 from dnabert_rm.genome import kmer
 from dnabert_rm.genome.vocabulary import STOCK_FILE, VOCAB_FILE, k_of_vocabulary, read_vocabulary
 from dnabert_rm.utils.errors import CheckpointError
+from dnabert_rm.utils.files import read_json
 
+STOCK_CLASS = "PreTrainedTokenizerFast"
+"""transformers' class that loads any `tokenizer.json`, by the name that versions 4 and 5 know."""
 _LETTERS = "ACGTN"
 
 
 def read_k(path: str | os.PathLike[str]) -> int:
-    """Return the k of a `vocab.txt` or `tokenizer.json`. Raise `CheckpointError` for any tokens but DNABERT's."""
+    """Return the k of a `vocab.txt` or `tokenizer.json`. Raise `CheckpointError` if the tokens are not DNABERT's."""
     k = k_of_vocabulary(read_vocabulary(path))
     if k is None:
         raise CheckpointError(
@@ -37,11 +41,22 @@ def write_tokenizer_files(
     return str(vocab), str(stock)
 
 
+def name_stock_class(config_file: Path) -> None:
+    """Write the name of a transformers class to `tokenizer_config.json`, so that `KmerTokenizer` is not required.
+
+    transformers 4 looks up the class by this name and has no other way to load `tokenizer.json`.
+    """
+    content = read_json(config_file, error=CheckpointError)
+    content.pop("backend", None)
+    content |= {"tokenizer_class": STOCK_CLASS, "clean_up_tokenization_spaces": False}
+    config_file.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
 def stock_tokenizer(k: int, overlapping: bool = True) -> Tokenizer:
     """Return a tokenizer from the `tokenizers` library that gives the same ids as `KmerTokenizer`.
 
-    That library splits text into pieces that never overlap. So for overlapping tokens, its normaliser first writes
-    out every k-mer (`_write_out_kmers`). The split then only has to find words of k letters.
+    The library splits text into tokens that never overlap. So for overlapping k-mers, a normaliser first writes out
+    every k-mer (`_write_out_kmers`). The library then splits the written-out text into words of k letters.
     """
     steps = [normalizers.Replace(Regex(r"[^ACGTacgt \t\n\r\x0b\x0c]"), "N"), *_upper_case()]
     if overlapping:
@@ -63,12 +78,12 @@ def _upper_case() -> list[normalizers.Normalizer]:
 
 
 def _write_out_kmers(k: int) -> list[normalizers.Normalizer]:
-    """Return normaliser steps that turn "ACGT" into "AC|CG|GT|T" (k = 2): one record per base.
+    """Return normaliser steps that turn "ACGT" into "AC|CG|GT|T" (k = 2): one word per base, separated by "|".
 
-    Records of k letters become tokens. The first step makes records of one base, "A|C|G|T". Each of k - 1 rounds
-    appends to every record the last base of the next one. Records near the end of the sequence stay shorter. A round
-    handles one letter at a time. It appends the letter in lower case, so that no later step of the round matches it.
-    The round ends by converting to upper case.
+    Words of k letters become tokens. The first step makes words of one base, "A|C|G|T". Round i of k - 1 rounds appends
+    to each word of i letters the last letter of the next word, if that word has i letters too. So the words at the end
+    of the sequence stay shorter. A round handles one letter of the alphabet at a time. It appends the letter in lower
+    case, so that no later step of the round matches it, and ends by converting to upper case.
     """
     steps: list[normalizers.Normalizer] = [normalizers.Replace(Regex(rf"(?<=[{_LETTERS}])(?=[{_LETTERS}])"), "|")]
     for width in range(1, k):

@@ -1,4 +1,4 @@
-"""Padding of token rows, and windows over long sequences (numpy)."""
+"""Padding of token sequences, and windows over long sequences (numpy)."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from dnabert_rm.genome.kmer import PAD_ID
+from dnabert_rm.genome.kmer import PAD_ID, UNK_ID
 
 
 def pad_rows(
     rows: Sequence[NDArray], width: int | None = None, left: bool = False
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Pad rows (T_i,) with `[PAD]` on the right or left. Return ids and attention mask, both (B, W) int64.
+    """Pad token sequences with `[PAD]` on the right or left. Return ids and attention mask, both int64.
 
-    No row may be longer than `width` = W. If `width` is None, raises ValueError unless all rows have the same length.
+    `rows` are B arrays of ids. The results have the shape (B, `width`), and no array may be longer than `width`. If
+    `width` is None, raises ValueError unless all arrays have the same length.
     """
     lengths = np.array([len(row) for row in rows])
     if width is None and lengths.min() < lengths.max():
         raise ValueError(
-            "rows of different lengths can't form a tensor; pass padding=True, and truncation=True to limit the length"
+            "texts of different lengths can't form a tensor; pass padding=True, and truncation=True to limit the length"
         )
     width = int(lengths.max()) if width is None else width
     coordinates = np.arange(width)
@@ -31,10 +32,19 @@ def pad_rows(
 
 
 def padded_width(rows: Sequence[NDArray], strategy: str, max_length: int | None, multiple: int) -> int | None:
-    """Return the row length after padding by a strategy of transformers, or None if the strategy does not pad."""
+    """Return the padded length of sequences under a Hugging Face padding strategy, or None for no padding."""
     longest = max(map(len, rows))
     width = {"longest": longest, "max_length": max_length}.get(strategy)
     return None if width is None else -(-max(width, longest) // multiple) * multiple
+
+
+def has_known_kmer(ids: NDArray) -> bool:
+    """Return whether any of the token ids (T,), without special tokens, is a k-mer instead of `[UNK]`.
+
+    A window without a known k-mer tells a model nothing. It is left out of the mean over a sequence's windows, both in
+    fine-tuning and in inference.
+    """
+    return bool((ids != UNK_ID).any())
 
 
 def windows(num_tokens: int, length: int, stride: int | None = None) -> Iterator[range]:
@@ -52,3 +62,12 @@ def windows(num_tokens: int, length: int, stride: int | None = None) -> Iterator
     for start in range(0, last, stride):
         yield range(start, start + length)
     yield range(last, num_tokens)
+
+
+def middle(num_tokens: int, max_tokens: int) -> range:
+    """Return the index range of the middle `max_tokens` tokens.
+
+    If the number of tokens to cut is odd, one more is cut on the right than on the left.
+    """
+    start = max(0, num_tokens - max_tokens) // 2
+    return range(start, min(num_tokens, start + max_tokens))

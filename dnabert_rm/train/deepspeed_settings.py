@@ -1,4 +1,4 @@
-"""DeepSpeed configuration of a run, with "auto" filled in and contradictory settings rejected. Torch-free."""
+"""Make the DeepSpeed configuration of a run: fill in "auto" values, reject contradictory settings. Torch-free."""
 
 from __future__ import annotations
 
@@ -20,10 +20,12 @@ def ds_settings(
     precision: str | None = None,
     local_world_size: int | None = None,
 ) -> dict[str, Any]:
-    """Return a run's DeepSpeed configuration, with "auto" filled in from the run configuration.
+    """Return a run's DeepSpeed configuration, with "auto" values filled in from the run configuration.
 
-    `split`, `precision` and `local_world_size` are known only once the rank has started. Settings that depend on a
-    missing argument are left unchanged. Raises `ConfigError` for a setting that contradicts the run configuration.
+    `split` divides global batches into micro-batches. `split`, `precision` and `local_world_size` are known only after
+    this rank has started. DeepSpeed settings that depend on an argument are left unchanged if the argument is None.
+
+    Raises `ConfigError` for a setting that contradicts the run configuration.
     """
     path, settings = load_ds_config(config.train.ds_config)
     # Key path → (value, the run setting that it comes from).
@@ -56,7 +58,10 @@ def ds_settings(
 
 
 def _fill_offload_dir(zero: dict[str, Any], folder: str, path: Path) -> None:
-    """Set each "auto" `nvme_path` to `folder`. Raises `ConfigError` if `folder` is empty or does not exist."""
+    """Set each `nvme_path` that is "auto" to `folder`.
+
+    Raises `ConfigError` if an `nvme_path` is "auto" and `folder` is "" or does not exist.
+    """
     for part in ("offload_optimizer", "offload_param"):
         if zero.get(part, {}).get("nvme_path") != AUTO:
             continue
@@ -70,9 +75,9 @@ def _fill_offload_dir(zero: dict[str, Any], folder: str, path: Path) -> None:
 
 
 def _fill(settings: dict[str, Any], keys: tuple[str, ...], value: Any, source: str, path: Path) -> None:
-    """Set the entry at the key path `keys` to `value`, which comes from the run setting `source`.
+    """Set the DeepSpeed setting at the key path `keys` to `value`. `source` is the run setting that requires the value.
 
-    Raises `ConfigError` if the DeepSpeed configuration file sets another value there.
+    Raises `ConfigError` if the DeepSpeed configuration file already sets a different value.
     """
     for key in keys[:-1]:
         settings = settings.setdefault(key, {})
@@ -85,7 +90,7 @@ def _fill(settings: dict[str, Any], keys: tuple[str, ...], value: Any, source: s
 def _check_saving(settings: dict[str, Any], path: Path) -> None:
     """Raise `ConfigError` for settings that change how DeepSpeed saves or loads checkpoints.
 
-    DeepSpeed's asynchronous writers, for example, would finish only after the checkpoint's manifest is written.
+    For example, an asynchronous DeepSpeed writer would change checkpoint files after this run has hashed the files.
     """
     checkpoint = settings.get("checkpoint", {})
     is_set = {

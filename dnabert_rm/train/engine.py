@@ -24,8 +24,8 @@ PARTITIONED_FROM = 1_000_000_000
 def is_built_partitioned(model: ModelConfig, vocab_size: int, settings: dict[str, Any]) -> bool:
     """Return whether the model is partitioned over the ranks while it is built. Only ZeRO-3 supports this.
 
-    `model.build` decides. With "auto", a model is partitioned if it has more than `PARTITIONED_FROM` parameters
-    and runs under ZeRO-3.
+    The setting `model.build` decides. "auto" means partitioned if the ZeRO stage is 3 and the model has more than
+    `PARTITIONED_FROM` parameters.
     """
     if model.build == "auto":
         return zero_stage(settings) == 3 and num_parameters(model_shape(model, vocab_size)) > PARTITIONED_FROM
@@ -34,11 +34,11 @@ def is_built_partitioned(model: ModelConfig, vocab_size: int, settings: dict[str
 
 @contextlib.contextmanager
 def partitioned_build(settings: dict[str, Any]) -> Iterator[None]:
-    """During the block, make transformers partition each module over the ranks as soon as it is built.
+    """Context in which the transformers library partitions each module over the ranks as soon as the module is built.
 
-    No rank ever holds the whole model. `settings` is a ZeRO-3 configuration with no "auto" left, and sets the precision
-    of the parameters. With the same seed, the weights differ from those of an unpartitioned build, because modules are
-    initialized in another order. The weights do not depend on the number of ranks.
+    No rank ever holds the whole model. `settings` is a ZeRO-3 configuration with no "auto" left, and determines the
+    precision of the parameters. With the same seed, the weights differ from those of an unpartitioned build, because
+    modules are initialized in a different order. The weights do not depend on the number of ranks.
     """
     from transformers.integrations import HfDeepSpeedConfig
 
@@ -53,7 +53,7 @@ def partitioned_build(settings: dict[str, Any]) -> Iterator[None]:
 
 
 class Engine:
-    """DeepSpeed engine over all ranks, for a `MaskedLM`."""
+    """DeepSpeed engine that trains a `MaskedLM` on all ranks."""
 
     def __init__(self, module: MaskedLM, config: RunConfig, settings: dict[str, Any], ranks: Ranks) -> None:
         """Wrap `module` in a DeepSpeed engine configured by `settings`, with an AdamW configured by `config.optim`.
@@ -81,11 +81,13 @@ class Engine:
     def backward(self, loss_sum: torch.Tensor, num_targets: torch.Tensor, is_last: bool) -> None:
         """Accumulate the gradient of `loss_sum / num_targets`, both scalars.
 
-        DeepSpeed divides the loss by the accumulation steps and averages gradients over ranks. This method undoes both,
-        so that the gradient of a global batch does not depend on how the batch is split.
+        DeepSpeed divides the loss by the accumulation steps and averages gradients over ranks. To cancel both, this
+        method multiplies the loss by the number of accumulation steps and by the number of ranks. The gradient of a
+        global batch therefore does not depend on how the global batch is split.
 
         Args: `num_targets` is the number of masked tokens in the global batch. `is_last` is true for the step's last
-        batch on this rank. DeepSpeed's own batch counter would be wrong after the number of batches per step changes.
+        batch on this rank. `is_last` replaces DeepSpeed's batch counter, which is wrong after the number of batches per
+        step changes.
         """
         self.deepspeed.set_gradient_accumulation_boundary(is_last)
         undo = self.deepspeed.gradient_accumulation_steps() * self.ranks.world_size

@@ -51,7 +51,7 @@ TAGS = {
 }
 
 VALIDATION = "validation"
-"""Key of the validation results in a metrics row, by curve. Their tags are `validation_loss/span_6` and so on."""
+"""Key of the validation results in a metrics row. The TensorBoard tags are `validation_loss/span_6` and so on."""
 BY_TOKENS_NAME = "by_tokens"
 BY_TOKENS = ("loss", "masked_accuracy", "base_accuracy")
 LAYOUT = {
@@ -68,7 +68,7 @@ COMPARED = ("train/loss", "train/base_accuracy", "validation_loss/span_6", "vali
 
 
 class BatchCounts(NamedTuple):
-    """Counts over one or more batches. They are known before the forward pass."""
+    """Numbers of tokens, masked tokens and windows in one or more batches, known before the forward pass."""
 
     num_masked: float
     num_tokens: float
@@ -79,7 +79,7 @@ class BatchCounts(NamedTuple):
 
 
 def count_batches(batches: list[dict[str, torch.Tensor]]) -> BatchCounts:
-    """Return the counts over one rank's batches of a step."""
+    """Count the tokens, masked tokens and windows in this rank's batches of one step."""
     return BatchCounts(
         num_masked=float(sum(int((batch["targets"] != IGNORE).sum()) for batch in batches)),
         num_tokens=float(sum(batch["input_ids"].numel() for batch in batches)),
@@ -91,7 +91,7 @@ def count_batches(batches: list[dict[str, torch.Tensor]]) -> BatchCounts:
 
 @dataclass(frozen=True)
 class StepSums:
-    """Sums over the global batch of one step: all batches of all ranks."""
+    """Loss, correct predictions, stop requests and counts of one step, summed over all batches of all ranks."""
 
     loss: float
     num_right: float
@@ -104,7 +104,10 @@ class StepSums:
     def to_result(
         self, step: int, k: int | None, grad_norm: float, *, seconds: float, data_seconds: float
     ) -> StepResult:
-        """Return the result of the step. `k` is the k-mer length, or None for other tokenizers."""
+        """Return the step's result: counts, times, and loss and accuracies as means over the masked tokens.
+
+        `k` is the k-mer length, or None if tokens are not k-mers.
+        """
         counts = self.counts
         divisor = max(1.0, counts.num_masked)
         return StepResult(
@@ -125,7 +128,7 @@ class StepSums:
 
 @dataclass(frozen=True)
 class StepResult:
-    """Result of one optimizer step over its global batch."""
+    """Loss, accuracies, counts and times of one optimizer step on a global batch."""
 
     step: int
     loss: float
@@ -160,7 +163,7 @@ def metrics_row(
     epoch_windows: int,
     consumed_tokens: int,
 ) -> dict[str, Any]:
-    """Return the row of metrics.jsonl for one step. `state` is the training state after the step."""
+    """Return one step's metrics as a dict for metrics.jsonl. `state` is the training state after the step."""
     ranks = engine.ranks
     num_windows = state.plan.batch_of_step(result.step)
     flops = training_flops_per_step(shape, num_windows, result.num_tokens // num_windows, result.num_masked)
@@ -196,12 +199,12 @@ def metrics_row(
 class MetricsWriter:
     """Writer of metrics.jsonl and TensorBoard events, on rank 0. A resumed run continues the same curves.
 
-    `tensorboard/` holds the TensorBoard curves over steps. Its subfolder `by_tokens/` holds the losses and accuracies
-    over consumed tokens.
+    The curves in `tensorboard/` have the step on the x-axis. The curves of losses and accuracies in
+    `tensorboard/by_tokens/` have the number of consumed tokens on the x-axis.
     """
 
     def __init__(self, run: Path, first_step: int, first_tokens: int = 0, settings: str = "") -> None:
-        """Open metrics.jsonl and TensorBoard. Drop all rows and points that a killed run left from `first_step` on.
+        """Open metrics.jsonl and TensorBoard. Drop rows and points that a killed run left for `first_step` or later.
 
         Args: `first_tokens` is the number of tokens consumed before `first_step`. `settings` is the run configuration
         as TOML text, to show in TensorBoard.
@@ -219,7 +222,10 @@ class MetricsWriter:
             _add_hyperparameters(self._board, settings)
 
     def log(self, row: dict[str, Any], spans: NDArray[np.int64] | None = None) -> None:
-        """Write one row of metrics. `spans` holds the span of each window and is written as a histogram."""
+        """Write the metrics `row` of a step. TensorBoard also gets a histogram of `spans`.
+
+        `spans` (windows,) int64 holds the mask span length of each window in the global batch.
+        """
         self._lines.write(json.dumps(row) + "\n")
         self._lines.flush()
         step = row["step"]
@@ -241,7 +247,11 @@ class MetricsWriter:
             self._board.add_histogram("masking/spans", spans, step, bins=np.arange(spans.max() + 2) - 0.5)
 
     def flush(self) -> None:
-        """Flush all metrics to disk. Call this before saving a checkpoint, so that no earlier metrics are lost."""
+        """Flush all metrics to disk.
+
+        Call this before saving a checkpoint. A run that resumes from the checkpoint does not write the metrics of
+        completed steps again.
+        """
         os.fsync(self._lines.fileno())
         for writer in (self._board, self._by_tokens):
             writer.flush()
@@ -258,8 +268,8 @@ class MetricsWriter:
 def _summary_writer(folder: Path, first: int) -> SummaryWriter:
     """Return a TensorBoard writer that drops the existing points from `first` on.
 
-    `first` is a step or a number of consumed tokens. It may be 0, because a run that was killed before its first
-    checkpoint restarts at step 0.
+    `first` is a step or a number of consumed tokens. `first` may be 0, because a run that was killed before its
+    first checkpoint restarts at step 0.
     """
     from torch.utils.tensorboard import SummaryWriter
 
@@ -270,7 +280,8 @@ def _summary_writer(folder: Path, first: int) -> SummaryWriter:
 def _add_hyperparameters(board: SummaryWriter, settings: str) -> None:
     """Add the configuration to TensorBoard's page "HParams", which can sort runs by a setting.
 
-    `SummaryWriter.add_hparams` is not used, because it would write another event file, listed as a separate run.
+    `SummaryWriter.add_hparams` is not used, because it writes another event file, which TensorBoard lists as a separate
+    run.
     """
     from torch.utils.tensorboard.summary import hparams
 
@@ -284,7 +295,7 @@ def _add_hyperparameters(board: SummaryWriter, settings: str) -> None:
 
 
 def drop_later_rows(path: Path, first_step: int) -> None:
-    """Remove from the metrics file `path` all rows from step `first_step` on, and an incomplete last line."""
+    """Remove rows of `first_step` and later steps, and any incomplete last line, from the metrics file `path`."""
     if not path.exists():
         return
     rows = [row for row in read_json_lines(path) if row["step"] < first_step]

@@ -9,11 +9,14 @@ import torch
 from torch import nn
 
 PAPER_WARMUP_SHARE = 10_000 / 480_000
-"""Share of the paper's training steps that are warm-up."""
+"""Share of warm-up steps in the training steps of the RandomMask paper (arXiv 2310.07644)."""
 
 
 def warmup_length(warmup_steps: int, total_steps: int) -> int:
-    """Return the number of warm-up steps. If `warmup_steps` is -1, return the paper's share of `total_steps`."""
+    """Return the number of warm-up steps.
+
+    If `warmup_steps` is -1, return the same share of `total_steps` as in the RandomMask paper: 10,000 of 480,000.
+    """
     return warmup_steps if warmup_steps >= 0 else round(total_steps * PAPER_WARMUP_SHARE)
 
 
@@ -23,8 +26,9 @@ def learning_rate(
     """Return the learning rate of a 0-based step: linear warm-up to `peak`, then `schedule`.
 
     The learning rate of the first step is peak / warmup_steps, not 0. "linear" and "cosine" reach 0 at `total_steps`,
-    one step after the last step. "wsd" means warm-up, stable, decay (Hu et al., "MiniCPM", 2024). It stays at `peak`
-    until the last `decay_share * total_steps` steps, and then decays linearly. "constant" stays at `peak`.
+    one step after the last step. "wsd" means warm-up, stable, decay (Hu et al., "MiniCPM", 2024). With "wsd", the rate
+    stays at `peak` until the last `decay_share * total_steps` steps, and then decays linearly to 0. With "constant",
+    the rate stays at `peak`.
     """
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
@@ -57,5 +61,5 @@ def _num_dims(parameter: nn.Parameter) -> int:
 def make_optimizer(
     model: nn.Module, *, lr: float, betas: tuple[float, float], eps: float, weight_decay: float
 ) -> torch.optim.Optimizer:
-    """Return torch's fused AdamW, which makes one pass over weights, gradients and moments, on GPUs and CPUs."""
+    """Return torch's fused AdamW, which updates weights and moments in one pass on both GPUs and CPUs."""
     return torch.optim.AdamW(parameter_groups(model, weight_decay), lr=lr, betas=betas, eps=eps, fused=True)

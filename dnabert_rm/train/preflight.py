@@ -1,4 +1,4 @@
-"""Checks of a run before any rank starts: configuration, data, checkpoint, batch sizes. Torch-free."""
+"""Check a run's configuration, data, checkpoint and batch sizes before any rank starts. Torch-free."""
 
 from __future__ import annotations
 
@@ -62,9 +62,9 @@ def check_run(config: RunConfig, num_ranks: int = 1) -> list[str]:
 
 
 def newest_checkpoint(config: RunConfig) -> CheckpointRecords | None:
-    """Return the records of the newest checkpoint that the run could resume, or None.
+    """Return the metadata of the newest checkpoint that the run could resume, or None.
 
-    Only records are read here. The run itself checks all files of the checkpoint for damage.
+    Only metadata is read here. The run itself checks all files of the checkpoint for damage.
     """
     train = config.train
     if train.resume == "never":
@@ -79,7 +79,10 @@ def newest_checkpoint(config: RunConfig) -> CheckpointRecords | None:
 
 
 def remaining_plan(config: RunConfig, state: TrainState | None) -> tuple[BatchPlan, int]:
-    """Return the run's batch plan and first step. `state` is the state to resume from, or None for a new run."""
+    """Return the global batch size of each step (`BatchPlan`), and the first step to run.
+
+    `state` is the training state to resume from, or None for a new run.
+    """
     if state is None:
         return make_batch_plan(config), 0
     return state.plan.changed(state.step, config.train.global_batch), state.step
@@ -107,9 +110,8 @@ def _phases_line(schedule: MaskSchedule) -> str:
 def _batches_line(config: RunConfig, split: BatchSplit) -> str:
     """Return a line of text on how the ranks share a global batch.
 
-    Windows are distributed over the ranks, not shards. Any number of shards therefore works with any number of ranks
-    and loader workers. The number of ranks only affects how many streams, and so how many shards, a rank reads at a
-    time.
+    An epoch's windows are divided into `data.num_streams` streams. The line says how many streams each rank reads,
+    because a rank that reads more streams opens more shards.
     """
     num_ranks = split.world_size
     num_streams = config.data.num_streams

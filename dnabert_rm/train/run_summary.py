@@ -23,7 +23,7 @@ def start_summary(
     last_step: int,
     has_validation: bool,
 ) -> str:
-    """Return a few lines of text on the model, the data, the masking phases and the memory use of a run."""
+    """Return a few lines of text on a run's model, data, masking phases and memory use."""
     train = config.train
     num_parameters = sum(getattr(p, "ds_numel", p.numel()) for p in engine.module.parameters())
     accumulation = split.accumulation(state.plan.batch_of_step(state.step))

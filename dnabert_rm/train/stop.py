@@ -1,7 +1,7 @@
-"""Stop requests of a run: signals, a stop file, or the end of the launcher. Torch-free.
+"""Stop requests to a run: signals, a stop file, or a launcher that has ended. Torch-free.
 
-A request on any rank stops all ranks after the same step. For this, each step adds the number of ranks with a request
-to an all-reduce that it runs anyway. docs/stopping.md lists the effect of each request.
+A request on any rank stops all ranks after the same step. The ranks learn of the request from the all-reduce that sums
+the step's loss. docs/stopping.md lists the effect of each request.
 """
 
 from __future__ import annotations
@@ -48,7 +48,10 @@ class StopRequests:
                 os.write(2, f"\n{self.signal.name}: finishing the step, then saving{hint}\n".encode())
 
     def watch_files(self, run: Path) -> None:
-        """Delete an old stop file, then watch for stop files. Call this only on rank 0, after it locked the run."""
+        """Delete an old stop file from `run`, and make `wanted` look for stop files.
+
+        Call this only on rank 0, with the run folder locked.
+        """
         (run / STOP_NAME).unlink(missing_ok=True)
         self._files = [run / STOP_NAME]
         if STOP_FILE_VARIABLE in os.environ:
@@ -63,7 +66,8 @@ class StopRequests:
     def obey(self, steps_done: int, last_step: int) -> None:
         """Delete the run folder's stop file, and raise `StoppedError` if steps are left.
 
-        Call this on all ranks, after they have saved a checkpoint. The next start must not find the stop file.
+        The file is deleted so that the next start does not find it. Call this on all ranks, after they have saved a
+        checkpoint.
         """
         for path in self._files[:1]:
             path.unlink(missing_ok=True)
@@ -76,9 +80,11 @@ class StopRequests:
 def launcher_processes() -> list[int]:
     """Return the process ids of DeepSpeed's launcher: this rank's parent process, then the `deepspeed` command.
 
-    The list is empty if DeepSpeed's launcher did not start this rank. It has only the parent's id if the `deepspeed`
-    command did not start the parent. Ranks keep running if a signal kills their launcher. `StopRequests.wanted` detects
-    this by comparing the current ids with the ids at the start.
+    The list is empty if DeepSpeed's launcher did not start this rank. If the `deepspeed` command did not start the
+    parent process, the list has only the id of the parent process.
+
+    A signal that kills the launcher does not end the ranks. `StopRequests.wanted` therefore compares the current ids
+    with the ids at the start of the run.
     """
     node = os.getppid()
     if "deepspeed.launcher.launch" not in _command_line(node):
@@ -99,6 +105,6 @@ def _command_line(process: int) -> list[str]:
 def _parent(process: int) -> int:
     """Return the process id of the parent of `process`, or 0 if `process` has ended."""
     try:
-        return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+        return int(Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[1])
     except OSError:
         return 0

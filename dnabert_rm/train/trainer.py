@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from dnabert_rm.checkpoint.compatibility import record_changes
+from dnabert_rm.checkpoint.data_records import read_data_records
 from dnabert_rm.checkpoint.load import load_checkpoint
 from dnabert_rm.checkpoint.metadata import write_metadata
 from dnabert_rm.checkpoint.resume import Start, find_first_state
@@ -26,7 +27,7 @@ from dnabert_rm.config import RunConfig
 from dnabert_rm.data.batching import split_batch
 from dnabert_rm.data.dataset import WindowDataset, consumed_tokens, make_dataset
 from dnabert_rm.data.loader import Loader, MicroBatchSampler, make_loader
-from dnabert_rm.distributed.collectives import any_rank, barrier, on_every_rank, sum_over_ranks
+from dnabert_rm.distributed.collectives import any_rank, barrier, on_every_rank, on_first_rank, sum_over_ranks
 from dnabert_rm.distributed.consistency import check_consistency
 from dnabert_rm.distributed.device import peak_memory, resolve_precision
 from dnabert_rm.distributed.process_group import Ranks, collective_timeout, process_group, set_collective_timeout
@@ -120,6 +121,7 @@ class Trainer:
         self.last_step = min(config.train.steps, config.train.stop_after or config.train.steps)
         self.save_seconds: float | None = None
 
+        self.data_records = on_first_rank(lambda: read_data_records(start, dataset), ranks)
         self.split = split_batch(self.state.plan, config.train.micro_batch, ranks.world_size, self.state.step)
         self.schedule = make_mask_schedule(config, dataset.tokenizer.k)
         self.collate = make_collator(config, self.schedule, self.state.plan.step_of, self.vocab_size)
@@ -134,7 +136,7 @@ class Trainer:
         set_collective_timeout(collective_timeout(config.train.hang_timeout_seconds))
         if self.checkpoint:
             load_checkpoint(self.engine.deepspeed, self.checkpoint, self.folder, ranks, precision)
-        if ranks.is_first:  # a run that can't load its checkpoint leaves the records as they were
+        if ranks.is_first:  # a run that can't load its checkpoint must not change these files
             self._write_records(start)
         self.validation = Validation.from_config(config, ranks, self.split.micro_batch)
         self.num_tokens = consumed_tokens(dataset, self.state.plan, self.state.step)
@@ -145,10 +147,10 @@ class Trainer:
         self.loader = self._build_loader()
 
     def run(self) -> StepResult | None:
-        """Train to the last step, with a summary on standard error before and after.
+        """Train to the last step. Print a summary on standard error before the first step and after the last.
 
-        Raises `StoppedError` on all ranks if any rank was asked to stop before the last step. By then a checkpoint
-        of all completed steps has been saved.
+        Raises `StoppedError` on all ranks if any rank was asked to stop before the last step. By then all completed
+        steps have been saved in a checkpoint.
         """
         self._print_start()
         try:
@@ -213,7 +215,10 @@ class Trainer:
         )
 
     def validate(self) -> dict[str, Any]:
-        """Run the validation and return its entries for a metrics row. Return an empty dict if there is none."""
+        """Run the validation and return its results and duration, to add to a metrics row.
+
+        Return an empty dict if the run has no validation.
+        """
         if self.validation is None:
             return {}
         start = time.perf_counter()
@@ -244,11 +249,13 @@ class Trainer:
         self.bar.set_postfix(loss=f"{row['loss']:.3f}", phase=row["phase"], refresh=False)
 
     def save(self) -> None:
-        """Save a checkpoint. All logged metrics are flushed to disk first."""
+        """Flush all logged metrics to disk, save a checkpoint, and then delete old checkpoints."""
         self.watchdog.reset("save")
         if self.metrics_writer:
             self.metrics_writer.flush()
-        metadata = functools.partial(write_metadata, self.engine.deepspeed, self.config, self.dataset, self.ranks)
+        metadata = functools.partial(
+            write_metadata, self.engine.deepspeed, self.config, self.dataset, self.data_records, self.ranks
+        )
         self.save_seconds = save_checkpoint(self.engine.deepspeed, self.state, self.folder, self.ranks, metadata)
         if self.ranks.is_first:
             remove_old_checkpoints(self.folder, self.config.train.keep_last, self.config.train.keep_every)
@@ -259,7 +266,10 @@ class Trainer:
         return done == self.last_step or (every > 0 and done % every == 0)
 
     def _write_records(self, start: Start) -> None:
-        """Write the configuration, the environment and the accepted changes. Call on rank 0 only."""
+        """Record the configuration, the environment and changes accepted with `--allow-changes` in the run folder.
+
+        Call this only on rank 0.
+        """
         write_text(self.folder / CONFIG_NAME, self.config.to_toml())
         environment = json.dumps(describe_environment(self.ranks.world_size), indent=1)
         write_text(self.folder / ENVIRONMENT_NAME, environment + "\n")
@@ -345,8 +355,10 @@ def training_step(
 
         loss = sum of cross-entropy over masked tokens / number of masked tokens in the GLOBAL batch
 
-    Therefore the divisor is summed over the ranks before the first backward pass. The gradient does not depend on how
-    the global batch is split. Raises `NonFiniteLossError` on every rank, before the update, if the loss is inf or NaN.
+    Therefore the number of masked tokens is summed over the ranks before the first backward pass. The gradient does not
+    depend on how the global batch is split.
+
+    Raises `NonFiniteLossError` on every rank, before the update, if the loss is inf or NaN.
     """
     device = engine.ranks.device
     summed_counts = sum_over_ranks(list(count_batches(batches)), engine.ranks)
@@ -382,8 +394,8 @@ class NonFiniteLossError(UserError):
 def check_finite(loss_sum: float, batches: list[Batch], step: int, num_windows: int) -> None:
     """Raise `NonFiniteLossError` if the summed loss of the global batch is inf or NaN.
 
-    The sum is the same on every rank, so all ranks raise the error. Only rank 0 prints its error. The first sample of
-    the global batch is in one of rank 0's batches.
+    The sum is the same on every rank, so all ranks raise the error, but only rank 0 prints the message. The message
+    names the first sample of the global batch, which is always in one of rank 0's batches.
     """
     if not math.isfinite(loss_sum):
         first = min(int(batch["samples"].min()) for batch in batches)

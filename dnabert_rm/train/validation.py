@@ -1,4 +1,4 @@
-"""Validation: loss and accuracy on held-out windows at fixed mask spans. Comparable between runs on the same data."""
+"""Validation: loss and accuracy on held-out windows at fixed mask spans, comparable between runs on the same data."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dnabert_rm.utils.errors import UserError
 
 
 class Validation:
-    """Validation on one rank, which runs the windows with index rank, rank + world size, rank + 2 * world size, …"""
+    """Validation on one rank. Rank r processes the windows r, r + world_size, r + 2 * world_size, …"""
 
     def __init__(self, dataset: WindowDataset, config: RunConfig, ranks: Ranks, micro_batch: int) -> None:
         """Prepare the validation without reading a shard. `micro_batch` is the number of windows per forward pass."""
@@ -37,10 +37,10 @@ class Validation:
         return None if dataset is None else cls(dataset, config, ranks, micro_batch)
 
     def run(self, engine: Engine, reset_watchdog: Callable[[str], None]) -> dict[str, dict[str, float | None]]:
-        """Return the loss, masked accuracy and base accuracy of each curve ("span_6", …), computed without dropout.
+        """Return the loss, masked accuracy and base accuracy of each validation curve, computed without dropout.
 
-        Every rank must call this. Each value is a mean over the masked tokens of all ranks. With another number of
-        ranks the values differ only by rounding.
+        For example, the curve "span_6" is for mask spans of 6 tokens. Every rank must call this. Each value is a mean
+        over the masked tokens of all ranks. With another number of ranks the values differ only by rounding.
         """
         sums = torch.zeros(len(self._collators), 4, dtype=torch.float64, device=self.ranks.device)
         engine.deepspeed.eval()
@@ -54,17 +54,20 @@ class Validation:
         return {name: _means(values, engine.k) for name, values in zip(self._collators, totals, strict=True)}
 
     def _read_windows(self) -> list[NDArray]:
-        """Return the token ids of each batch. The first call reads them, later calls return them from memory."""
+        """Return the token ids of each batch. The first call reads shards, later calls use the ids in memory."""
         if self._windows is None:
             try:
                 self._windows = [self._dataset.windows(samples, 0).ids for samples, _ in self._batches]
             except UserError as error:
-                error.on_one_rank = True  # other ranks may have read theirs
+                error.on_one_rank = True  # other ranks may have read their windows
                 raise
         return self._windows
 
     def _forward(self, engine: Engine, batch: dict[str, Any], is_counted: bool) -> torch.Tensor:
-        """Run one batch and return four sums, (4,) float64: loss, correct tokens, correct bases, masked tokens."""
+        """Run one batch and return four sums, (4,) float64: loss, correct tokens, correct bases, masked tokens.
+
+        If `is_counted` is false, all labels are ignored, and all sums are 0.
+        """
         if not is_counted:
             batch["targets"].fill_(IGNORE)
         device = self.ranks.device
@@ -74,10 +77,10 @@ class Validation:
 
 
 def validation_batches(num_windows: int, ranks: Ranks, micro_batch: int) -> list[tuple[NDArray[np.int64], bool]]:
-    """Return the sample indices of each forward pass on this rank, and whether the pass counts.
+    """Return the sample indices of each forward pass on this rank, and whether the result of the pass is used.
 
     All ranks have the same number of batches, because under ZeRO-3 each forward pass gathers weights from all ranks.
-    A rank with no windows left runs window 0 again, and this pass does not count.
+    A rank with no windows left runs window 0 instead, and the result is not used.
     """
     samples = np.arange(ranks.rank, num_windows, ranks.world_size)
     most_samples = -(-num_windows // ranks.world_size)
@@ -97,9 +100,10 @@ def _means(sums: list[float], k: int | None) -> dict[str, float | None]:
 
 
 def make_validation_collators(config: RunConfig, dataset: WindowDataset) -> dict[str, RandomMaskCollator]:
-    """Return one collator for each validation curve, keyed by the curve's name: "span_6", …, or "token".
+    """Return one collator for each validation curve, keyed by the curve's name.
 
-    Mask spans and centre rates are independent of the masking used in training.
+    For the curve "span_6", the collator masks spans of 6 tokens. For "token", it masks single tokens. Span lengths and
+    masking probabilities do not depend on the masking used in training.
     """
     k = dataset.tokenizer.k
     spans = config.validation.spans

@@ -42,8 +42,8 @@ def limit_openmp_spinning() -> None:
 
     Call before importing torch. Child processes inherit the setting.
 
-    Torch divides an operation among threads. At its end, the threads wait for each other. While one thread waits for a
-    core, the others spin. By default they spin long enough to delay the thread that needs a core.
+    Torch divides an operation among threads. At the end of the operation, the threads wait for each other. While one
+    thread waits for a core, the others spin. By default they spin long enough to delay the thread that needs a core.
     """
     if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
         os.environ["GOMP_SPINCOUNT"] = SPIN_COUNT

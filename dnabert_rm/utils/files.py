@@ -10,7 +10,7 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ def check_regular_file(path: str | os.PathLike[str], reason: str) -> None:
 
 @contextlib.contextmanager
 def explain_full_temporary_folder() -> Iterator[None]:
-    """Raise `DataError` with the folder's name if there is no space for a temporary file."""
+    """Raise `DataError` if the `with` block runs out of space for temporary files, or finds no folder for them."""
     try:
         yield
     except OSError as error:
@@ -107,10 +107,10 @@ def temporary_path(path: Path) -> Path:
 
 @contextlib.contextmanager
 def atomic_file(path: Path, temporary: Path | None = None) -> Iterator[Path]:
-    """Yield a temporary path to write to. On success, flush it and rename it to `path`. Otherwise remove it.
+    """Yield a temporary path to write to. On success, flush and rename the file to `path`. Otherwise remove the file.
 
     Args:
-        temporary: Path on the same file system as `path`; by default a hidden name beside it.
+        temporary: Path on the same file system as `path`; by default a hidden name beside `path`.
     """
     temporary = temporary or temporary_path(path)
     try:
@@ -175,20 +175,65 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         raise
 
 
-def check_output_file(path: Path, overwrite: bool) -> None:
-    """Raise `ConfigError` if `path` can't be created, or if it exists and `overwrite` is false."""
+def apply_umask(folder: Path) -> None:
+    """Give all files of a folder the permissions of newly created files. safetensors makes its files private."""
+    umask = os.umask(0)
+    os.umask(umask)
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            path.chmod(0o666 & ~umask)
+
+
+def check_not_input(output: Path, inputs: Iterable[str | os.PathLike[str]], name: str = "--output") -> None:
+    """Raise `ConfigError` if `output` is one of the files that a command reads, also through a link.
+
+    Args:
+        inputs: Files, and folders whose files are read. `-` is standard input. Missing files are ignored.
+        name: The output's flag, for the message.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        found = os.stat(output)
+        for path in inputs:
+            for file in _input_files(path):
+                with contextlib.suppress(OSError, ValueError):  # ValueError: standard input is closed
+                    if os.path.samestat(found, os.stat(file)):
+                        shown = "standard input" if isinstance(file, int) else file
+                        raise ConfigError(
+                            f"{name} {output}: is the same file as the input {shown}; choose another file"
+                        )
+
+
+def _input_files(path: str | os.PathLike[str]) -> Iterator[int | Path]:
+    """Yield `path`, or the files below it if it is a folder. For standard input, yield 0, its file descriptor."""
+    if os.fspath(path) == "-":
+        yield 0
+    elif os.path.isdir(path):
+        yield from (file for file in Path(path).rglob("*") if file.is_file())
+    else:
+        yield Path(path)
+
+
+def check_output_file(path: Path, overwrite: bool, inputs: Iterable[str | os.PathLike[str]] = ()) -> None:
+    """Raise `ConfigError` if `path` can't be created, or if it exists and `overwrite` is false.
+
+    Also raise it if `path` is one of the `inputs`, as in `check_not_input`.
+    """
     if path.is_dir():
         raise ConfigError(f"--output {path}: is a folder; pass the path of a file")
     if not path.parent.is_dir():
         raise ConfigError(f"--output {path}: the folder {path.parent} does not exist; create it first")
     if not os.access(path.parent, os.W_OK | os.X_OK):
         raise ConfigError(f"--output {path}: {path.parent} can't be written; choose another folder")
+    check_not_input(path, inputs)
     if path.exists() and not overwrite:
         raise ConfigError(f"--output {path}: exists already; choose another file or pass --overwrite")
 
 
 def writable_parent(folder: Path, name: str = "train.output") -> Path:
-    """Return `folder` or its nearest existing parent. Raise `ConfigError` unless this is a writable folder."""
+    """Return `folder`, or its nearest existing parent if `folder` does not exist.
+
+    Raises `ConfigError` unless the returned path is a writable folder.
+    """
     candidates = (folder.absolute(), *folder.absolute().parents)
     parent = next(path for path in candidates if path.exists() or path.is_symlink())
     if not parent.is_dir():

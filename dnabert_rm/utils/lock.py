@@ -16,7 +16,7 @@ _UNSUPPORTED = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errn
 
 
 class LockHeldError(Exception):
-    """Another process holds the lock. `holder` is that process's description in the lock file, or empty."""
+    """Another process holds the lock. `holder` is the description of the other process in the lock file, or empty."""
 
     def __init__(self, path: Path, holder: str = "") -> None:
         super().__init__(f"{path} is locked")
@@ -28,7 +28,7 @@ def file_lock(path: Path, *, wait: bool = False, required: bool = False) -> Iter
     """Hold a file lock during the `with` block. The file must be on a local disk, since filelock uses `flock`.
 
     Raises `LockHeldError` if another process holds the lock and `wait` is false. On a file system without locks, the
-    block runs unprotected after a warning on standard error. With `required`, `OSError` is raised there instead.
+    block runs unprotected after a warning on standard error. If `required` is true, `OSError` is raised instead.
     """
     # On a file system without flock, filelock would use a marker file, which remains if its process is killed.
     from filelock import FileLock, Timeout  # takes a quarter of a second, which `--help` need not wait for
@@ -89,4 +89,6 @@ class PosixLock:
 def report_unlocked(folder: Path, error: Exception) -> None:
     """Warn on standard error that a folder can't be locked."""
     reason = getattr(error, "strerror", None) or str(error)
-    print(f"warning: {folder}: can't be locked ({reason}); don't start a second process there", file=sys.stderr)
+    print(
+        f"warning: {folder}: can't be locked ({reason}); don't start a second process in this folder", file=sys.stderr
+    )

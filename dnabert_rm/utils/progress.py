@@ -22,7 +22,7 @@ def progress_bar(
     """Return a tqdm progress bar. Call its `update(number)`, and close it or use it in a `with` statement.
 
     Args:
-        total: Number of units; None if it is unknown.
+        total: Number of units, exact or estimated; None if it is unknown.
         done: Units completed before the bar starts.
         scaled: Abbreviate large numbers, such as 12.1M.
         leave: Keep the bar on the terminal when it is closed.

@@ -1,6 +1,6 @@
 """Counter-based random numbers: pure functions of (seed, purpose, index).
 
-Every random choice in the project comes from a 64-bit hash of its indices. So it does not depend on workers,
+Every random choice in the project comes from a 64-bit hash of its indices. So no choice depends on workers,
 prefetching, ranks or a resume. The hash is SplitMix64's finaliser (Steele, Lea and Flood, "Fast splittable pseudorandom
 number generators", OOPSLA 2014), applied once per index.
 """
@@ -66,5 +66,5 @@ def below(bits: NDArray[np.uint64], bound: ArrayLike) -> NDArray[np.int64]:
 
 
 def permutation(parent: ArrayLike, size: int) -> NDArray[np.int64]:
-    """Return a random permutation of 0 … size - 1: the indices sorted by their hashes, and equal hashes by index."""
+    """Return a random permutation of 0 … size - 1: the indices sorted by hash, or by index if hashes are equal."""
     return np.argsort(fold(parent, np.arange(size)), kind="stable")

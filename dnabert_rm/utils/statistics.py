@@ -10,7 +10,8 @@ from statistics import fmean, stdev
 def mean_and_half_width(values: Iterable[float]) -> tuple[float, float | None]:
     """Return the mean and the half-width of its 95 % confidence interval.
 
-    The interval uses Student's t distribution with n - 1 degrees of freedom. The half-width is None for a single value.
+    The interval for n values uses Student's t distribution with n - 1 degrees of freedom. The half-width is None for a
+    single value.
     """
     values = list(values)
     if len(values) < 2:

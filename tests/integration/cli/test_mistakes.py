@@ -41,7 +41,7 @@ MISTAKES = {
     "missing DeepSpeed file": ([*PRETRAIN, *DATA, "--window", "64", "--ds-config", "zero9"], "zero3"),
     "stage 0 in bf16": (
         [*PRETRAIN, *DATA, "--window", "64", "--global-batch", "4", "--precision", "bf16", "--ds-config", "zero0"],
-        "choose zero1",
+        "choose --ds-config zero1",
     ),
     "batch does not divide": (
         [*PRETRAIN, *DATA, "--window", "64", "--global-batch", "10", "--micro-batch", "4"],
@@ -221,7 +221,8 @@ def wide(folder: Path) -> Path:
     rng = np.random.default_rng(1)
     rows = [f"{random_bases(rng, 24)},{row % 2}" for row in range(1024)]
     (folder / "many.csv").write_text("\n".join(["sequence,label", *rows]) + "\n")
-    save_bert(folder / "wide", BertForSequenceClassification, num_hidden_layers=1, intermediate_size=2**17)
+    sizes = {"num_hidden_layers": 1, "intermediate_size": 2**17}
+    save_bert(folder / "wide", BertForSequenceClassification, problem_type="single_label_classification", **sizes)
     return folder
 
 

@@ -46,7 +46,7 @@ def write_files(folder: Path) -> None:
         (["{}/cut.fa.gz"], "cut.fa.gz: the gzip data are damaged or end too early"),
         (["{}/gaps.fa"], "no segment is left"),
         (["--list", "{}/list.txt"], "missing.fa: no such file"),
-        ([], "no FASTA file; pass at least one"),
+        ([], "no FASTA file given; pass one"),
         (["{}/good.fa", "--k", "9"], "--k 9: k must be between 3 and 8"),
         (["{}/good.fa", "--k", "six"], "--k six: must be of type int"),
         (["{}/good.fa", "--workers", "0"], "--workers 0: must be at least 1"),
@@ -99,7 +99,7 @@ def test_an_unfinished_build_of_something_else_is_refused_too(
     manifest = load_manifest(tmp_path / "out")
     (tmp_path / "out" / "manifest.json").unlink()
     assert main(["build", str(good), "--out", str(tmp_path / "out"), "--workers", "1"]) == 2
-    assert "holds shard-000000.tar of an unknown build" in capsys.readouterr().err
+    assert "holds shard-000000.tar, but no manifest" in capsys.readouterr().err
     scratch.mkdir()
     record = {"options": {**manifest.options, "k": 4}, "sources": [asdict(source) for source in manifest.sources]}
     (scratch / "plan.json").write_text(json.dumps(record))

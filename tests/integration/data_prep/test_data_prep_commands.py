@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import gzip
 import os
 import pty
 import re
@@ -17,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from builds import build
-from support import ROOT, clean_environment, run_cli
+from support import ROOT, clean_environment, random_bases, run_cli
 
 
 def test_progress_is_shown_on_a_terminal_only(test_data: Path, tmp_path: Path) -> None:
@@ -87,3 +88,36 @@ def test_help_is_quick_and_ends_with_an_example(command: str) -> None:
     assert done.returncode == 0 and "example:\n  python -m data_prep" in done.stdout
     # CPU time, because elapsed time is longer on a busy machine.
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1
+
+
+def test_a_locale_without_utf8(tmp_path: Path) -> None:
+    """Names and the histogram are printed with the characters that the terminal has."""
+    folder = tmp_path / "génome"
+    folder.mkdir()
+    (folder / "g.fa").write_text(">é\nACGTACGTAC\n", encoding="utf-8")
+    locale = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+
+    def run(*words: str | Path, **variables: str) -> bytes:
+        command = [sys.executable, "-m", "data_prep", *map(str, words)]
+        environment = {**clean_environment(), **variables}
+        return subprocess.run(command, cwd=ROOT, env=environment, stdout=-1, timeout=300, check=True).stdout
+
+    run("build", folder / "g.fa", "--out", folder / "out", "--workers", "1", **locale)
+    assert b"  ####################" in run("stats", folder / "out", "--workers", "1", **locale)
+    assert b"g:\\xe9:0-10 ACGTACGTAC" in run("inspect", folder / "out", **locale)
+    assert b"##########" in run("stats", folder / "out", "--workers", "1", PYTHONIOENCODING="latin-1")
+    assert "██████████" in run("stats", folder / "out", "--workers", "1", PYTHONIOENCODING="utf-8").decode()
+
+
+def test_a_full_disk_for_train_bpe(tmp_path: Path) -> None:
+    (tmp_path / "g.fa").write_text(">a\n" + random_bases(np.random.default_rng(0), 900_000) + "\n")
+    (tmp_path / "g.fa.gz").write_bytes(gzip.compress((tmp_path / "g.fa").read_bytes()))
+    for workers in ("1", "2"):
+        words = ["train-bpe", tmp_path / "g.fa.gz", "--out", tmp_path / "out.model", "--workers", workers]
+        script = f"ulimit -f 100; exec {sys.executable} -m data_prep " + " ".join(map(str, words))
+        done = subprocess.run(
+            ["bash", "-c", script], cwd=ROOT, env=clean_environment(), capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 2, done.stderr
+        assert f"--out {tmp_path}/out.model: {tmp_path} cannot be written (File too large); free some" in done.stderr
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["g.fa", "g.fa.gz"]

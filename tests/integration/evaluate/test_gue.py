@@ -181,5 +181,5 @@ def test_refuses_settings_other_than_those_of_finished_runs(output, capsys):
     before = sorted(path.stat().st_mtime_ns for path in folder.rglob("*.json"))
     assert main([*map(str, words), "--eval-steps", "4"]) == 2
     [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("dnabert-rm gue: error")]
-    assert "mouse/0/pretrained/seed-1: finished with eval_steps 200 instead of 4 (and 3 more runs)" in line
+    assert "mouse/0/pretrained/seed-1: this finished run used eval_steps 200 instead of 4 (and 3 more runs)" in line
     assert sorted(path.stat().st_mtime_ns for path in folder.rglob("*.json")) == before

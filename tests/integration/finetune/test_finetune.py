@@ -61,7 +61,7 @@ def test_command_from_tables_to_a_model_that_anyone_loads(model, data, tmp_path,
     lines = printed.out.splitlines()
     assert len(lines) == 4 and lines[1].split() == ["split", "rows", "accuracy", "f1_macro", "mcc", "auroc"]
     assert lines[3].split()[:2] == ["test", "50"]
-    assert "4 new tensors" in printed.err and "Traceback" not in printed.err
+    assert "4 newly initialized tensors" in printed.err and "Traceback" not in printed.err
     assert scores["metrics"]["test"]["mcc"] > 0.8, "base composition is easy to learn"
     assert (scores["steps"], scores["seed"], scores["splits"]["train"]["rows"]) == (24, 42, 160)
     assert sorted(path.name for path in output.iterdir()) == ["model", "predictions.csv", "scores.json", "tensorboard"]
@@ -139,7 +139,7 @@ def test_order_of_rows_depends_only_on_the_seed(model, data, tmp_path):
 
 def test_non_overlapping_tokens(model, data, tmp_path):
     finetune(settings_for(model, data, tmp_path / "out", overlapping=False, max_steps=2))
-    saved = AutoTokenizer.from_pretrained(tmp_path / "out" / "model")
+    saved = KmerTokenizer.from_pretrained(tmp_path / "out" / "model")
     whole = KmerTokenizer(3)("ACGTTTGACAT")["input_ids"][1:-1]
     assert not saved.overlapping and saved("ACGTTTGACAT")["input_ids"][1:-1] == whole[::3]
     tokenizer = encoder.load_tokenizer(model, encoder.load_config(model), overlapping=False)

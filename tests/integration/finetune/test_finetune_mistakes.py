@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from dnabert_rm.cli.main import run_one
 from dnabert_rm.finetune.finetune_model import finetune
+from dnabert_rm.finetune.multiple_seeds import finetune_seeds
 from dnabert_rm.utils.errors import CheckpointError, ConfigError, DataError
 
 
@@ -102,6 +103,25 @@ def test_results_are_replaced_only_with_overwrite(model, data, tmp_path):
     assert len(list((tmp_path / "out" / "tensorboard").iterdir())) == 1
     with pytest.raises(ConfigError, match="would replace --model"):
         finetune(settings_for(tmp_path / "out" / "model", data, tmp_path / "out", overwrite=True))
+
+
+@pytest.mark.parametrize("seeds", [None, (1,)])
+@pytest.mark.parametrize("place", ["predictions.csv", "model/train.csv", "tensorboard/train.csv", "link"])
+def test_inputs_are_never_replaced(model, data, tmp_path, place, seeds):
+    output = tmp_path / "out"
+    table = output / ("predictions.csv" if place == "link" else place)
+    table.parent.mkdir(parents=True)
+    table.write_text((data / "train.csv").read_text())
+    (output / "scores.json").write_text("{}")
+    before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+    given = table
+    if place == "link":
+        given = tmp_path / "train.csv"
+        given.symlink_to(table)
+    settings = settings_for(model, data, output, train=given, overwrite=True, seeds=seeds)
+    with pytest.raises(ConfigError, match=rf"would replace --train {given}; choose another folder"):
+        (finetune if seeds is None else finetune_seeds)(settings)
+    assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == before
 
 
 def test_refuses_labels_that_train_lacks(model, data, tmp_path):

@@ -1,16 +1,22 @@
 """Options of `finetune`: what is trained, early stopping, the choice of the checkpoint, and refused options."""
 
 import json
+import shutil
 
+import numpy as np
 import pytest
 import torch
-from finetuning import data_of, read, save_model, settings_for, slow_outputs, write_classes, write_table
+from finetuning import LABELS, data_of, read, save_model, settings_for, slow_outputs, write_classes, write_table
 from peft import PeftModel
-from safetensors.torch import load_file
-from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoTokenizer
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoTokenizer
 
-from dnabert_rm.finetune.finetune_model import finetune
-from dnabert_rm.utils.errors import ConfigError, DataError
+from dnabert_rm.analysis.encoder import load_encoder
+from dnabert_rm.cli.main import main
+from dnabert_rm.finetune.finetune_model import chosen_metric, finetune
+from dnabert_rm.finetune.table_splits import read_splits
+from dnabert_rm.finetune.task_heads import TASK_CLASSES
+from dnabert_rm.utils.errors import CheckpointError, ConfigError, DataError
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +68,81 @@ def test_lora_is_saved_as_adapters(model, classes, tmp_path, task):
             assert float(predicted["p_1"]) == pytest.approx(outputs.softmax(-1)[1].item(), abs=2e-5)
 
 
+@pytest.mark.parametrize("task", ["classes", "bases"])
+def test_embeddings_and_attention_of_lora_adapters_are_those_of_the_adapted_encoder(model, tmp_path, task):
+    data = write_classes(tmp_path) if task == "classes" else data_of("bases", ("label",), tmp_path)
+    output = tmp_path / "out"
+    finetune(settings_for(model, data, output, task=task, lora=4, max_steps=10, learning_rate=1e-2))
+    adapters = output / "model"
+    kind = AutoModelForTokenClassification if task == "bases" else AutoModelForSequenceClassification
+    loaded = PeftModel.from_pretrained(kind.from_pretrained(model, num_labels=2), adapters).eval().base_model.model
+    tokenizer = AutoTokenizer.from_pretrained(adapters)
+    sequence = "ACGTTGCAACGGATTACAGG"
+    (tmp_path / "a.fa").write_text(f">a\n{sequence}\n")
+    with torch.no_grad():
+        states = loaded.bert(**tokenizer(sequence, return_tensors="pt")).last_hidden_state[0, 1:-1]
+        plain = AutoModel.from_pretrained(model)(**tokenizer(sequence, return_tensors="pt")).last_hidden_state[0, 1:-1]
+    assert (states.mean(0) - plain.mean(0)).abs().max() > 1e-3, "the adapters change the encoder"
+    alone = tmp_path / "alone"  # as peft saves adapters: without a tokenizer or a configuration of the model
+    alone.mkdir()
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        shutil.copy(adapters / name, alone)
+    for folder in (adapters, alone):
+        words = [
+            "embed",
+            "--model",
+            folder,
+            "--input",
+            tmp_path / "a.fa",
+            "--output",
+            tmp_path / "e.npy",
+            "--overwrite",
+        ]
+        assert main([*map(str, words)]) == 0
+        assert np.load(tmp_path / "e.npy")[0] == pytest.approx(states.mean(0).numpy(), abs=1e-5)
+        encoder = load_encoder(folder, attention="eager")
+        ids = torch.tensor(tokenizer([sequence])["input_ids"])
+        with torch.no_grad():
+            outputs = encoder.model(ids, output_attentions=True)
+        assert outputs.last_hidden_state[0, 1:-1].numpy() == pytest.approx(states.numpy(), abs=1e-5)
+        assert len(outputs.attentions) == 2 and (encoder.k, encoder.window) == (3, 40)
+    drawn = ["analyze", "attention", adapters, "--fasta", tmp_path / "a.fa", "--output", tmp_path / "figures"]
+    assert main([*map(str, drawn), "--window", "12"]) == 0
+
+
+@pytest.mark.parametrize("damage", ["lacks", "renames"])
+def test_refuses_adapters_that_lack_a_tensor(model, classes, tmp_path, capsys, damage):
+    finetune(settings_for(model, classes, tmp_path / "out", lora=4, max_steps=2))
+    folder = tmp_path / "out" / "model"
+    weights = load_file(folder / "adapter_model.safetensors")
+    name = next(name for name in weights if "lora_B" in name)
+    tensor = weights.pop(name)
+    if damage == "renames":
+        weights[name.replace(".layer.0.", ".layer.7.")] = tensor
+    save_file(weights, folder / "adapter_model.safetensors")
+    for command in ("predict", "embed"):
+        words = [command, "--model", folder, "--input", classes / "test.csv", "--output", tmp_path / "o.csv"]
+        capsys.readouterr()
+        assert main([*map(str, words)]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and "tensors do not match adapter_config.json, such as base_model.model" in error
+    with pytest.raises(CheckpointError, match="tensors do not match"):
+        load_encoder(folder)
+
+
+def test_score_variants_refuses_adapters(model, classes, tmp_path, capsys):
+    finetune(settings_for(model, classes, tmp_path / "out", lora=4, max_steps=2))
+    (tmp_path / "a.fa").write_text(">a\nACGTTGCAACGGATTACAGG\n")
+    (tmp_path / "a.vcf").write_text("##fileformat=VCFv4.2\n#CHROM\tPOS\tID\tREF\tALT\na\t2\t.\tC\tG\n")
+    words = ["--model", tmp_path / "out" / "model", "--vcf", tmp_path / "a.vcf", "--fasta", tmp_path / "a.fa"]
+    capsys.readouterr()
+    assert main(["score-variants", *map(str, words), "--output", str(tmp_path / "s.csv")]) == 2
+    error = capsys.readouterr().err
+    assert (
+        error.count("\n") == 1 and "holds only LoRA adapters; pass the model that the adapters were trained on" in error
+    )
+
+
 def test_refuses_adapters_as_a_pretrained_model(model, classes, tmp_path):
     (tmp_path / "hf").mkdir()
     for path in model.iterdir():
@@ -94,6 +175,55 @@ def test_checkpoint_by_another_metric(model, classes, tmp_path):
     (tmp_path / "dev.csv").write_text("sequence,label\nACGTACGT,0\nAAAAACGT,0\n")
     with pytest.raises(ConfigError, match=r"auroc: undefined on .*dev.csv"):
         finetune(settings_for(model, classes, tmp_path / "o", best_metric="auroc", dev=tmp_path / "dev.csv"))
+
+
+@pytest.mark.parametrize(
+    ("task", "columns", "rows", "refused", "accepted"),
+    [
+        (
+            "classes",
+            ("label",),
+            ["1", "1"],
+            {"mcc": "the same for every", "auroc": "undefined"},
+            ["accuracy", "f1_macro"],
+        ),
+        ("bases", ("label",), ["E" * 12, "E" * 12], {"mcc": "the same for every"}, ["accuracy", "f1_macro"]),
+        (
+            "multi-label",
+            ("x", "y"),
+            ["0,1", "0,1"],
+            {"auroc_macro": "undefined", "mcc_macro": "the same"},
+            ["f1_macro"],
+        ),
+        ("multi-label", ("x", "y"), ["0,1", "1,1"], {}, ["auroc_macro", "mcc_macro", "f1_macro", "f1_micro"]),
+        ("multi-label", ("x", "y"), ["0,0", "0,0"], {"f1_macro": "the same", "f1_micro": "the same"}, []),
+        ("regression", ("label",), ["4", "4"], {"r2": "undefined", "pearson": "undefined"}, ["mse"]),
+        ("regression", ("a", "c"), ["4,1", "4,2"], {"r2": "undefined", "r2_a": "undefined"}, ["r2_c", "mse"]),
+    ],
+)
+def test_a_metric_that_cannot_choose_a_checkpoint_is_refused(tmp_path, capsys, task, columns, rows, refused, accepted):
+    data = write_classes(tmp_path) if task == "classes" else data_of(task, columns, tmp_path)
+    (tmp_path / "dev.csv").write_text(f"sequence,{','.join(columns)}\n" + "".join(f"ACGTACGTACGT,{r}\n" for r in rows))
+    for metric, fault in refused.items():
+        settings = settings_for(tmp_path, data, tmp_path / "o", task=task, label_columns=columns, best_metric=metric)
+        with pytest.raises(ConfigError, match=rf"--best-metric {metric}: {fault}.* on .*dev.csv, where") as error:
+            chosen_metric(settings, read_splits(settings))
+        assert "\n" not in str(error.value) and "or a --dev table with different labels" in str(error.value)
+    for metric in accepted:
+        settings = settings_for(tmp_path, data, tmp_path / "o", task=task, label_columns=columns, best_metric=metric)
+        capsys.readouterr()
+        assert chosen_metric(settings, read_splits(settings)) == metric
+        assert f"dev.csv: all rows have the {'class' if task in ('classes', 'bases') else 'same value of '}" in (
+            capsys.readouterr().err
+        )
+
+
+def test_a_dev_table_with_different_labels_gives_no_warning(tmp_path, capsys):
+    for task, columns in [("classes", ("label",)), *LABELS]:
+        data = write_classes(tmp_path) if task == "classes" else data_of(task, columns, tmp_path)
+        settings = settings_for(tmp_path, data, tmp_path / "o", task=task, label_columns=columns)
+        assert chosen_metric(settings, read_splits(settings)) == TASK_CLASSES[task].best_metric
+    assert capsys.readouterr().err == ""
 
 
 def test_bad_rows_are_dropped(model, classes, tmp_path, capsys):

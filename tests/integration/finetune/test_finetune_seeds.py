@@ -1,6 +1,7 @@
 """Several seeds: finished seeds are kept, and scores are aggregated."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -54,17 +55,50 @@ def test_refuses_a_finished_seed_with_other_settings(folder, tmp_path):
     first = settings_for(folder / "hf", folder, tmp_path / "out", seeds=(1,), max_steps=2)
     assert seeds.finetune_seeds(first)["metrics_interval_95"]["test"]["auroc"] is None
     other = settings_for(folder / "hf", folder, tmp_path / "out", seeds=(1,), max_steps=3)
-    with pytest.raises(ConfigError, match=r"seed_1/scores.json: records a run with other settings \(max_steps\)"):
+    with pytest.raises(ConfigError, match=r"seed_1/scores.json: is from a run with different settings \(max_steps\)"):
         seeds.finetune_seeds(other)
     replaced = settings_for(folder / "hf", folder, tmp_path / "out", seeds=(1,), max_steps=3, overwrite=True)
     assert seeds.finetune_seeds(replaced)["settings"]["max_steps"] == 3
+
+
+@pytest.mark.parametrize("changed", ["model", "train", "dev", "test"])
+def test_refuses_a_finished_seed_of_other_content_in_the_same_place(folder, tmp_path, changed):
+    """The settings are the same, but a table or the weights were replaced since the seed finished."""
+    data = tmp_path / "data"
+    shutil.copytree(folder, data)
+    first = settings_for(data / "hf", data, tmp_path / "out", seeds=(1,), max_steps=2)
+    scores = seeds.finetune_seeds(first)
+    assert set(scores["data_sha256"]) == {"train", "dev", "test"} and len(scores["model_sha256"]) == 64
+    if changed == "model":
+        save_model(data / "hf", initializer_range=0.1)
+    else:
+        write_table(data / f"{changed}.csv", ["0", "1"], 30, 9)
+    name = data / ("hf" if changed == "model" else f"{changed}.csv")
+    more = replace(first, seeds=(1, 2))
+    with pytest.raises(
+        ConfigError, match=rf"seed_1/scores.json: the content of --{changed} {name} has changed since this run; choose"
+    ) as error:
+        seeds.finetune_seeds(more)
+    assert "\n" not in str(error.value) and not (tmp_path / "out" / "seed_2").exists()
+    assert seeds.finetune_seeds(replace(more, overwrite=True))["seeds"] == [1, 2]
+
+
+def test_refuses_a_finished_seed_without_checksums(folder, tmp_path):
+    settings = settings_for(folder / "hf", folder, tmp_path / "out", seeds=(1,), max_steps=2)
+    seeds.finetune_seeds(settings)
+    path = tmp_path / "out" / "seed_1" / "scores.json"
+    scores = json.loads(path.read_text())
+    del scores["data_sha256"], scores["model_sha256"]
+    path.write_text(json.dumps(scores))
+    with pytest.raises(ConfigError, match=r"has no checksums of the model and the tables, .* or pass --overwrite"):
+        seeds.finetune_seeds(settings)
 
 
 def test_a_single_run_and_several_seeds_need_different_folders(folder, tmp_path):
     single = settings_for(folder / "hf", folder, tmp_path / "out", max_steps=2)
     several = settings_for(folder / "hf", folder, tmp_path / "out", seeds=(1, 2), max_steps=2)
     finetune(single)
-    with pytest.raises(ConfigError, match="is a file, or holds a run without --seeds"):
+    with pytest.raises(ConfigError, match="is a file, or contains a model from finetune without --seeds"):
         seeds.finetune_seeds(several)
     seeds.finetune_seeds(replace(several, overwrite=True))
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["scores.json", "seed_1", "seed_2"]

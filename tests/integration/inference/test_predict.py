@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -22,9 +24,11 @@ from transformers import (
 
 from dnabert_rm.cli.main import main
 from dnabert_rm.tokenizer.windows import windows
+from dnabert_rm.utils import progress
 
 MAX_KMERS = POSITIONS - 2
 K = 3
+CLASSES = "single_label_classification"
 LENGTHS = [3, 24, 7, 24, 80, 4, 24, 11, 51, 23, 25, 9]
 
 
@@ -37,7 +41,7 @@ def sequences() -> dict[str, str]:
 @pytest.fixture(scope="module")
 def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "classes"
-    return save_bert(folder, BertForSequenceClassification, num_labels=3)
+    return save_bert(folder, BertForSequenceClassification, num_labels=3, problem_type=CLASSES)
 
 
 def predict(model: Path, source: Path | str, output: Path, *words: object, code: int = 0) -> list[dict[str, str]]:
@@ -224,6 +228,80 @@ def test_mistakes_are_one_line_and_leave_no_output(
     assert f"{bad}:202: 'X' is not a nucleotide" in error_of("--batch-size", 1, source=bad)
     assert "no such file" in error_of(source=tmp_path / "none.fa")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.fa", "bad.csv", "mlm"]
+
+
+@pytest.mark.parametrize("command", ["predict", "embed", "score-variants"])
+def test_the_input_is_never_replaced(
+    classifier: Path, sequences: dict[str, str], tmp_path: Path, capsys, monkeypatch, command: str
+) -> None:
+    """Whatever the command reads is refused as its output before any work, also through a link or standard input."""
+    model = tmp_path / "model"
+    shutil.copytree(classifier, model)
+    (model / "e.csv").write_text("mine")
+    table = tmp_path / "in.csv"
+    table.write_text("sequence,notes\n" + "".join(f"{sequence},mine\n" for sequence in sequences.values()))
+    fasta = write_fasta(tmp_path / "g.fa", sequences)
+    (tmp_path / "link.csv").symlink_to(table)
+    (tmp_path / "hard.csv").hardlink_to(table)
+    reads = ["--vcf", table, "--fasta", fasta] if command == "score-variants" else ["--input", table]
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    def error_of(output: Path, *words: object) -> str:
+        given = [*(words or reads), "--output", output, "--overwrite"]
+        assert main([command, "--model", str(model), *map(str, given)]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+        return error
+
+    for name in ("in.csv", "link.csv", "hard.csv"):
+        output = tmp_path / name
+        assert f"--output {output}: is the same file as the input {table}; choose another file" in error_of(output)
+    assert f"is the same file as the input {model / 'e.csv'}" in error_of(model / "e.csv")
+    if command == "score-variants":
+        assert f"is the same file as the input {fasta}" in error_of(fasta)
+        return
+    link = ["--input", tmp_path / "link.csv"]
+    assert "is the same file as the input" in error_of(table, *link)
+    with open(table) as stream:
+        saved = os.dup(0)
+        os.dup2(stream.fileno(), 0)
+        try:
+            assert "is the same file as the input standard input" in error_of(table, "--input", "-")
+        finally:
+            os.dup2(saved, 0)
+            os.close(saved)
+    if command == "predict":
+        monkeypatch.chdir(tmp_path)
+        assert "is the same file" in error_of(Path("in.csv"))
+
+
+def test_progress_counts_bases_and_windows_and_the_start_names_the_work(
+    classifier: Path, tmp_path: Path, capsys, monkeypatch
+) -> None:
+    rng = np.random.default_rng(2)
+    sequences = {name: random_bases(rng, length) for name, length in (("a", 400), ("b", 130))}
+    fasta = write_fasta(tmp_path / "a.fa", sequences)
+    packed = tmp_path / "a.fa.gz"
+    packed.write_bytes(gzip.compress(fasta.read_bytes()))
+    monkeypatch.setattr(progress, "LINE_INTERVAL_SECONDS", 0)
+
+    def lines_of(source: Path, *words: object) -> list[str]:
+        predict(classifier, source, tmp_path / "o.csv", "--overwrite", *words)
+        return capsys.readouterr().err.splitlines()
+
+    tiled = lines_of(fasta, "--tile", 20, "--step", 5)
+    assert tiled[0] == "tiles of 20 bases every 5: each base goes through the model 4 times"
+    bars = [line for line in tiled if line.startswith("sequences: ")]
+    num_rows = len(read_table(tmp_path / "o.csv"))
+    assert bars[-1].startswith(f"sequences: 530 of {fasta.stat().st_size} bases, ")
+    assert bars[-1].endswith(f", {num_rows} windows")
+    assert lines_of(fasta, "--tile", 20, "--step", 80)[0] == (
+        "tiles of 20 bases every 80: 25.0% of the bases go through the model"
+    )
+    for words in (["--tile", 20], ["--tile", 20, "--step", 20], ["--long", "window"], ["--long", "middle"]):
+        lines = lines_of(packed, *words)
+        assert not any("tiles of" in line for line in lines)
+        assert [line for line in lines if line.startswith("sequences: ")][-1].startswith("sequences: 530 of ? bases")
 
 
 def test_labels_with_commas_stay_one_cell(sequences: dict[str, str], tmp_path: Path) -> None:

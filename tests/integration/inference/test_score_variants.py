@@ -262,7 +262,7 @@ def test_rows_that_contradict_the_genome(
         assert f"{vcf}, line 4: {message}" in capsys.readouterr().err
     vcf = write_vcf(tmp_path / "v.vcf", [row for row, _ in bad] + [("chr1", 40, good, COMPLEMENT[good])])
     assert [row["id"] for row in score(model, vcf, fasta, tmp_path / "s.csv", "--bad-rows", "drop")] == ["rs4"]
-    assert "4 left out (2 position outside, 1 REF disagrees, 1 not in the FASTA)" in capsys.readouterr().err
+    assert "4 left out (2 position outside, 1 REF disagrees, 1 contig not in the FASTA)" in capsys.readouterr().err
     vcf.write_text("chr1 41 . A C\n")
     score(model, vcf, fasta, tmp_path / "t.csv", code=2)
     assert "line 1: expected CHROM, POS, ID, REF and ALT, separated by tabs" in capsys.readouterr().err

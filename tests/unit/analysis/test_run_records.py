@@ -70,7 +70,7 @@ def test_an_incomplete_last_line_is_skipped_and_a_damaged_line_is_reported(tmp_p
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 3, "lo')
     assert [row["step"] for row in read_run(tmp_path).rows] == [0, 1, 2]
     (tmp_path / "metrics.jsonl").write_text("\n".join([lines[0], "nonsense", lines[2]]))
-    with pytest.raises(DataError, match=r"metrics\.jsonl:2: not the JSON record of a step"):
+    with pytest.raises(DataError, match=r"metrics\.jsonl:2: not a JSON object with the metrics of a step"):
         read_run(tmp_path)
     (tmp_path / "metrics.jsonl").write_text("")
     with pytest.raises(DataError, match="no step is logged yet"):

@@ -9,7 +9,8 @@ import pytest
 import sentencepiece
 from slow_fasta import slow_file
 
-from data_prep.bpe import load_model, piece_bases, sample_sentences, train, train_from_files
+from data_prep.bpe import sample_sentences, train, train_from_files
+from data_prep.cli import main
 from data_prep.decode import make_decoder
 from data_prep.parallel import open_executor
 from data_prep.sharding.build_shards import Job, build
@@ -21,6 +22,7 @@ from data_prep.verify import find_faults
 from dnabert_rm.data.manifest import load_manifest
 from dnabert_rm.data.shards import read_segments
 from dnabert_rm.genome import kmer
+from dnabert_rm.genome.bpe_model import load_model, piece_bases
 from dnabert_rm.utils.errors import ConfigError, DataError
 from dnabert_rm.utils.files import sha256_of_file
 
@@ -123,6 +125,19 @@ def test_training_is_repeatable(genome: Path, model: Path, tmp_path: Path) -> No
         assert executor is not None
         train_from_files([Source("g", str(genome))], tmp_path / "m", 200, 50_000, 0, False, executor)
     assert (tmp_path / "m").read_bytes() == model.read_bytes()
+
+
+@pytest.mark.parametrize("name", ["g.fa", "link.model", "list.txt"])
+def test_the_input_is_never_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    (tmp_path / "g.fa").write_text(">a\n" + "ACGTTGCAAC" * 500 + "\n")
+    (tmp_path / "list.txt").write_text("g.fa\n")
+    (tmp_path / "link.model").symlink_to(tmp_path / "g.fa")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    words = ["train-bpe", "--list", str(tmp_path / "list.txt"), "--out", str(tmp_path / name), "--vocab-size", "12"]
+    assert main([*words, "--workers", "1"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and f"--out {tmp_path / name}: is the same file as the input" in error
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before and not (tmp_path / name).is_dir()
 
 
 def test_a_genome_too_short_to_train_on_is_refused(tmp_path: Path) -> None:

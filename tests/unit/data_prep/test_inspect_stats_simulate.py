@@ -86,6 +86,16 @@ def test_stats_count_every_letter(world: Path, capsys: pytest.CaptureFixture[str
     assert (tmp_path / "h.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_stats_never_draw_into_a_shard(world: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    shard = next((world / "out").glob("shard-*.tar"))
+    content = shard.read_bytes()
+    (tmp_path / "h.png").symlink_to(shard)
+    capsys.readouterr()
+    assert main(["stats", str(world / "out"), "--workers", "1", "--plot", str(tmp_path / "h.png")]) == 2
+    assert "h.png: is the same file as the input" in capsys.readouterr().err
+    assert shard.read_bytes() == content
+
+
 def test_stats_as_text_show_a_histogram(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     assert main(["stats", str(world / "out"), "--workers", "1"]) == 0

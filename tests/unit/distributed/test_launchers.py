@@ -10,6 +10,7 @@ from dnabert_rm.distributed.launchers import (
     LauncherError,
     RankInfo,
     first_host,
+    how_to_set,
     rank_info,
     tasks_per_node,
 )
@@ -148,6 +149,30 @@ def test_mpirun_in_a_slurm_job_takes_precedence_over_slurm() -> None:
 
 def test_srun_with_pmi2_is_read_as_slurm() -> None:
     assert numbers(rank_info({**SRUN, "PMI_RANK": "5", "PMI_SIZE": "8"})) == (5, 8, 1, 4)
+
+
+@pytest.mark.parametrize(
+    ("variables", "port", "address"),
+    [
+        (DEEPSPEED, "`deepspeed --master_port 7 launch_scripts/", "`deepspeed --master_addr a launch_scripts/"),
+        (
+            {**DEEPSPEED, "DNABERT_RM_STOP_FILE": "x"},
+            "add --master_port 7 to DEEPSPEED_ARGS",
+            "add --master_addr a to DEEPSPEED_ARGS",
+        ),
+        ({**TORCHRUN, "TORCHELASTIC_RUN_ID": "x"}, "pass --master-port 7 to torchrun", "or --local-addr a if"),
+        (TORCHRUN, "set MASTER_PORT=7", "set MASTER_ADDR=a"),
+        (OPEN_MPI, "set MASTER_PORT=7", "set MASTER_ADDR=a"),
+        (SRUN, "set MASTER_PORT=7", "set MASTER_ADDR=a"),
+        ({**SRUN, **DEEPSPEED, "SLURM_NTASKS": "1"}, "`deepspeed --master_port 7 ", "`deepspeed --master_addr a "),
+    ],
+)
+def test_the_address_of_rank_0_is_set_as_its_launcher_reads_it(
+    variables: dict[str, str], port: str, address: str
+) -> None:
+    info = rank_info(variables)
+    assert port in how_to_set("MASTER_PORT", "7", info, variables)
+    assert address in how_to_set("MASTER_ADDR", "a", info, variables)
 
 
 MISTAKES = {

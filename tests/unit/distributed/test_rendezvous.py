@@ -5,13 +5,17 @@ from __future__ import annotations
 import socket
 import time
 
+import pytest
+
+from dnabert_rm.distributed.launchers import RankInfo, free_port
 from dnabert_rm.distributed.rendezvous import (
     candidate_addresses,
-    free_port,
+    check_master,
     interface_addresses,
     interface_towards,
     reachable,
 )
+from dnabert_rm.utils.errors import ConfigError
 
 UNUSED_ADDRESS = "192.0.2.77"  # TEST-NET-1, which no machine uses
 
@@ -46,3 +50,51 @@ def test_the_interface_that_the_user_named_comes_first() -> None:
 def test_a_free_port_can_be_bound() -> None:
     with socket.socket() as listener:
         listener.bind(("", free_port()))
+
+
+def test_free_ports_of_two_runs_differ() -> None:
+    assert len({free_port() for _ in range(5)}) > 1
+
+
+def master(rank: int, address: str, local_rank: int = 0) -> RankInfo:
+    """A rank of two nodes with two ranks each."""
+    return RankInfo("Slurm", rank, 4, local_rank, 2, address, free_port())
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "localhost", "::1", *candidate_addresses({})])
+def test_rank_0_may_have_any_address_of_its_node(address: str, capsys: pytest.CaptureFixture[str]) -> None:
+    check_master(master(0, address), {})
+    assert capsys.readouterr().err == ""
+
+
+def test_rank_0_reports_an_address_of_another_node() -> None:
+    start = time.monotonic()
+    with pytest.raises(ConfigError) as caught:
+        check_master(master(0, UNUSED_ADDRESS), {})
+    assert time.monotonic() - start < 10
+    assert f"{UNUSED_ADDRESS} ({UNUSED_ADDRESS}) is not an address of this node" in str(caught.value)
+    assert "set MASTER_ADDR=ADDRESS" in str(caught.value)
+    check_master(master(0, UNUSED_ADDRESS), {"TORCHELASTIC_USE_AGENT_STORE": "True"})
+    check_master(master(2, UNUSED_ADDRESS), {})
+
+
+@pytest.mark.parametrize("address", ["no-such-node.invalid", "a" * 70])
+def test_one_rank_of_a_node_reports_a_name_that_cannot_be_resolved(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dnabert_rm.distributed.rendezvous.RESOLVE_SECONDS", 0.1)
+    monkeypatch.setattr("dnabert_rm.distributed.rendezvous.EXIT_DELAY_SECONDS", 0.5)
+    for rank, local_rank in ((0, 0), (2, 0), (3, 1)):
+        start = time.monotonic()
+        with pytest.raises(ConfigError, match=f"rank {rank} on .* {address} .* can't be resolved") as caught:
+            check_master(master(rank, address, local_rank), {})
+        assert caught.value.on_one_rank == (local_rank == 0)
+        assert local_rank == 0 or time.monotonic() - start > 0.5, "a launcher would kill the rank that reports it"
+
+
+def test_another_node_warns_of_a_loopback_address(capsys: pytest.CaptureFixture[str]) -> None:
+    """Only a warning, because both nodes may be simulated on one machine."""
+    for rank, local_rank in ((1, 1), (2, 0), (3, 1)):
+        check_master(master(rank, "localhost", local_rank), {})
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "rank 2 on" in line and "localhost leads to this node itself" in line and "MASTER_ADDR" in line

@@ -131,7 +131,7 @@ def test_changed_settings_are_noted(results):
     record["settings"] |= {"epochs": 1, "dropout": 0.0}
     path.write_text(json.dumps(record))
     write_tables(results, load_results(results), UnfinishedRuns())
-    assert "Settings other than GUE's for tf/2: dropout 0.0, epochs 1." in (results / "table.md").read_text()
+    assert "Settings that differ from GUE's for tf/2: dropout 0.0, epochs 1." in (results / "table.md").read_text()
 
 
 def test_refuses_scores_without_the_metric(results):

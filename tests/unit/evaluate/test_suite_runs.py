@@ -1,6 +1,7 @@
 """The settings of each run of `gue`, the runs it keeps, and the mistakes it reports before it starts any."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -75,7 +76,8 @@ def test_finished_runs_are_kept_only_with_the_same_settings(tmp_path, model):
     assert check_finished(runs(arms=("scratch",)), output, False), "another arm, the same settings"
     changed = runs(learning_rate=1e-3)
     with pytest.raises(
-        ConfigError, match=r"mouse/0/pretrained/seed-1: finished with learning_rate 3e-05 instead of 0.001 \(and 1"
+        ConfigError,
+        match=r"mouse/0/pretrained/seed-1: this finished run used learning_rate 3e-05 instead of 0.001 \(and 1",
     ):
         check_finished(changed, output, False)
     assert check_finished(changed, output, True) == set()
@@ -83,7 +85,9 @@ def test_finished_runs_are_kept_only_with_the_same_settings(tmp_path, model):
     with pytest.raises(ConfigError, match=r"dropout 0\.1 instead of 0\.0"):
         check_finished(scratch, output, True)  # the table would show it beside the kept arm with other settings
     (tmp_path / "data/mouse/0/dev.csv").write_text("sequence,label\nACGTA,0\n")
-    with pytest.raises(ConfigError, match="mouse/0/pretrained/seed-1: finished with other tables; choose an"):
+    with pytest.raises(
+        ConfigError, match="mouse/0/pretrained/seed-1: this finished run used other CSV files; choose an"
+    ):
         check_finished(runs(), output, False)
     assert check_finished(runs(sets[:1]), output, False), "this call does not run mouse/0"
     (model / "model.safetensors").write_text("other")
@@ -145,6 +149,18 @@ def test_mistakes_in_suite_settings(tmp_path, model):
         make_runs(suite(model, tmp_path / "out", batch_size=0), sets)
     with pytest.raises(CheckpointError, match=r"no config\.json"):
         make_runs(suite(tmp_path, tmp_path / "out"), sets)
+
+
+def test_refuses_a_model_or_data_among_the_runs_that_it_replaces(tmp_path, model):
+    sets = find_sets(make_sets(tmp_path / "out" / "runs" / "data", tf__0="train dev test"))
+    (tmp_path / "link").symlink_to(tmp_path / "out" / "runs" / "tf")
+    shutil.copytree(model, tmp_path / "out" / "runs" / "tf" / "model")
+    for given in (tmp_path / "out" / "runs" / "tf" / "model", tmp_path / "link" / "model"):
+        with pytest.raises(ConfigError, match=rf"--output .*out: the runs would replace --model {given}; choose"):
+            make_runs(suite(given, tmp_path / "out"), sets)
+    plan = SuiteSettings(model=model, data=tmp_path / "out" / "runs" / "data", output=tmp_path / "out")
+    with pytest.raises(ConfigError, match="the runs would replace --data"):
+        make_runs(plan, sets)
 
 
 def test_mistakes_are_one_line_and_nothing_is_written(tmp_path, model, capsys):

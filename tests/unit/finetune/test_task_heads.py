@@ -16,13 +16,17 @@ def test_every_task_has_its_class():
 
 def test_which_token_predicts_which_base():
     """7 bases at k = 3: 5 overlapping tokens, or 2 non-overlapping ones and a base that is in neither."""
-    bases, tokens = rows.base_token_pairs(range(5), 5, 7, 3, 1)
+    ranges = KmerTokenizer(3).token_ranges("ACGTACG")
+    bases, tokens = rows.base_token_pairs(range(5), ranges)
     pairs = set(zip(bases.tolist(), tokens.tolist(), strict=True))
     assert pairs == {(base, token) for token in range(5) for base in range(token, token + 3)}
-    bases, tokens = rows.base_token_pairs(range(2), 2, 7, 3, 3)
+    bases, tokens = rows.base_token_pairs(range(2), KmerTokenizer(3, overlapping=False).token_ranges("ACGTACG"))
     assert (bases.tolist(), tokens.tolist()) == ([0, 1, 2, 3, 4, 5, 6], [0, 0, 0, 1, 1, 1, 1])
-    bases, tokens = rows.base_token_pairs(range(1, 3), 5, 7, 3, 1)
+    bases, tokens = rows.base_token_pairs(range(1, 3), ranges)
     assert (bases.tolist(), tokens.tolist()) == ([1, 2, 3, 2, 3, 4], [0, 0, 0, 1, 1, 1])
+    bases, tokens = rows.base_token_pairs(range(1, 4), np.array([[0, 2], [2, 3], [3, 7], [7, 8]]))
+    assert (bases.tolist(), tokens.tolist()) == ([2, 3, 4, 5, 6, 7], [0, 1, 1, 1, 1, 2])
+    assert KmerTokenizer(3).token_ranges("AC").shape == (0, 2)
 
 
 @pytest.mark.parametrize("name", ["classes", "multi-label", "regression", "bases"])

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dnabert_rm.utils import files
-from dnabert_rm.utils.errors import CheckpointError, DataError
+from dnabert_rm.utils.errors import CheckpointError, ConfigError, DataError
 
 
 def names(folder: Path) -> list[str]:
@@ -27,6 +27,22 @@ def test_a_failed_write_leaves_the_old_content(tmp_path: Path) -> None:
         temporary.write_text("new")
         assert path.read_text() == "old"
     assert path.read_text() == "new" and names(tmp_path) == ["a.txt"]
+
+
+def test_an_output_is_none_of_the_inputs(tmp_path: Path) -> None:
+    (tmp_path / "folder" / "deep").mkdir(parents=True)
+    table = tmp_path / "a.csv"
+    inner = tmp_path / "folder" / "deep" / "b.csv"
+    for path in (table, inner):
+        path.write_text("mine")
+    link = tmp_path / "link.csv"
+    link.symlink_to(inner)
+    inputs = [table, tmp_path / "none.csv", tmp_path / "folder"]
+    for output, found in ((table, table), (inner, inner), (link, inner)):
+        with pytest.raises(ConfigError, match=rf"^--out {output}: is the same file as the input {found}; choose"):
+            files.check_not_input(output, inputs, "--out")
+    for output in ("c.csv", "none.csv", "folder/c.csv"):
+        files.check_not_input(tmp_path / output, inputs)
 
 
 def test_outputs_of_a_command_appear_together(tmp_path: Path) -> None:

@@ -1,0 +1,81 @@
+"""Checkpoint metadata about data: the BPE model, the current data sources, and the sources of data used before."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dnabert_rm.checkpoint.compatibility import FINGERPRINT
+from dnabert_rm.checkpoint.resume import Start
+from dnabert_rm.checkpoint.run_folder import DATA_NAME
+from dnabert_rm.data.dataset import WindowDataset
+from dnabert_rm.data.manifest import SourceInfo
+from dnabert_rm.model.pretrained import PROVENANCE_NAME
+from dnabert_rm.utils.errors import DataError, UserError
+from dnabert_rm.utils.files import read_json
+
+
+@dataclass(frozen=True)
+class DataRecords:
+    """Metadata about the data of a run, written to each checkpoint of the run."""
+
+    bpe_model: bytes | None
+    """The SentencePiece model; None for k-mers."""
+    content: dict[str, Any]
+    """Content of `data.json`: `sources`; `init_from` if the run began with pretrained weights; `earlier` if the run
+    trained on other data before."""
+
+
+def read_data_records(start: Start, dataset: WindowDataset) -> DataRecords:
+    """Collect the metadata about a run's data at the start of the run.
+
+    Raises `DataError` if the BPE model of the data is missing, or is not the model that made the shards.
+    """
+    content: dict[str, Any] = {
+        "sources": [dataclasses.asdict(source) for reader in dataset.readers for source in reader.manifest.sources]
+    }
+    saved = _read_json_or_empty(start.checkpoint / DATA_NAME) if start.checkpoint else {}
+    if start.init_from:
+        content["init_from"] = saved.get("init_from") or _describe_model(Path(start.init_from))
+    earlier = saved.get("earlier") or []
+    for change in start.changes:
+        if change.field == FINGERPRINT:
+            ended = {"last_step": start.state.step, "fingerprint": change.old, "sources": saved.get("sources") or []}
+            earlier = [*earlier, ended]
+    if earlier:
+        content["earlier"] = earlier
+    return DataRecords(_read_bpe_model(dataset), content)
+
+
+def _describe_model(folder: Path) -> dict[str, Any]:
+    """Return a pretrained model's folder, and the fingerprint and sources of its training data.
+
+    If the folder has no `pretraining.json` from `dnabert-rm export`, the fingerprint is None and the sources are [].
+    """
+    facts = _read_json_or_empty(folder / PROVENANCE_NAME)
+    sources: list[dict[str, Any]] = []
+    with contextlib.suppress(TypeError):
+        sources = [dataclasses.asdict(SourceInfo(**source)) for source in facts.get("sources") or []]
+    return {"folder": str(folder), "fingerprint": facts.get("data_fingerprint"), "sources": sources}
+
+
+def _read_json_or_empty(path: Path) -> dict[str, Any]:
+    with contextlib.suppress(UserError):
+        return read_json(path)
+    return {}
+
+
+def _read_bpe_model(dataset: WindowDataset) -> bytes | None:
+    if dataset.tokenizer.model is None:
+        return None
+    reader = dataset.readers[0]
+    content = reader.folder.read(dataset.tokenizer.model)
+    if hashlib.sha256(content).hexdigest() != dataset.tokenizer.model_sha256:
+        raise DataError(
+            f"{reader.folder.shown}: {dataset.tokenizer.model} is not the model that made the shards; restore the file"
+        )
+    return content
