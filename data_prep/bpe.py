@@ -36,7 +36,8 @@ def train_from_files(
 ) -> None:
     """Run `train-bpe`: scan the FASTA files, sample sequences, and write a BPE model to the file `out`.
 
-    Raises `ConfigError` or `DataError`, and leaves `out` unchanged in this case.
+    Raises `ConfigError` for an unusable setting or output folder, and `DataError` for an unusable input file. After an
+    error, the file `out` is unchanged.
     """
     if sample_bases < 1:
         raise ConfigError(f"--sample-bases {sample_bases}: must be at least 1")
@@ -71,15 +72,15 @@ def _explain_write_errors(out: Path) -> Iterator[None]:
 def sample_sentences(
     contigs: Sequence[Contig], paths: Sequence[tuple[str, str]], sample_bases: int, seed: int
 ) -> Iterator[str]:
-    """Yield random sequences of at most `SENTENCE_BASES` unambiguous bases, in input order.
+    """Yield a random selection of sequences of at most `SENTENCE_BASES` unambiguous bases, in input order.
 
-    Memory holds only the current sequence, and the coordinates of all sequences to choose from.
+    Memory holds only the bases of the current sequence, and the coordinates of all sequences that can be selected.
 
     Args:
         contigs: Contigs of all input files.
-        paths: For each input file, the path of its uncompressed content and the name for error messages.
+        paths: A pair for each input file: the path of the uncompressed file, and the file name for messages.
         sample_bases: Total number of bases to sample, rounded up to whole sequences.
-        seed: Seed for choosing the sequences.
+        seed: Seed of the random selection.
     """
     table = np.concatenate([_sentence_table(number, contig) for number, contig in enumerate(contigs)])
     order = random.permutation(random.key(seed, "bpe sample"), len(table))
@@ -93,10 +94,11 @@ def sample_sentences(
 
 
 def _sentence_table(number: int, contig: Contig) -> NDArray[np.int64]:
-    """Return a table of a contig's sequences to choose from, shape (n, 5) for n sequences.
+    """Return a table of the sequences that can be sampled from a contig, shape (n, 5) for n sequences.
 
-    Columns: index of the contig (`number`), start, end, a byte offset in the file, and the position of the base at this
-    offset. To read a sequence, begin at its byte offset, which is at or before the sequence's start.
+    Columns: the contig's index (`number`), the start and end of the sequence in the contig, a byte offset in the file,
+    and the position in the contig of the base at this offset. The offset is at or before the sequence's start, so
+    reading can begin there.
     """
     runs = runs_between(contig.gaps, contig.length)
     pieces = cut_runs(runs[long_enough(runs, 1, _MAX_PIECE_BASES)], 1, SENTENCE_BASES)
@@ -106,7 +108,8 @@ def _sentence_table(number: int, contig: Contig) -> NDArray[np.int64]:
 def train(sentences: Iterator[str], vocab_size: int) -> bytes:
     """Train a BPE model with `vocab_size` ids, special tokens included. Return the content of the model file.
 
-    `sentences` are strings of A, C, G and T. Raises `ConfigError` if they have too few bases for `vocab_size`.
+    `sentences` are strings of A, C, G and T. Raises `ConfigError` if `sentences` have too few bases for
+    `vocab_size` ids.
     """
     import sentencepiece
 

@@ -104,8 +104,8 @@ class VerifySettings(Settings):
 def verify(settings: VerifySettings) -> int:
     """Check a folder of shards. Return 1 if the folder has a fault, else 0.
 
-    With `--leakage`, also report the fraction of val and test sequences that occur in another split. The report is
-    omitted if the folder has a fault.
+    If the folder has no fault and `--leakage` is set, also print the fraction of val and test sequences that occur in
+    another split.
     """
     from data_prep import leakage
     from data_prep import verify as checks

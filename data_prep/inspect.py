@@ -31,8 +31,9 @@ def run(folder: Path, as_json: bool, num_samples: int, seed: int) -> int:
 def describe(manifest: Manifest, folder: Path) -> dict[str, Any]:
     """Read all shards in `folder` and return a summary that can be written as JSON.
 
-    The summary has the tokenizer, the counts of each split, the bases left out of the shards, and the data's
-    fingerprint.
+    For each split, the summary has the numbers of shards, segments, tokens and bases. For the whole folder, the summary
+    has the tokenizer, the genomes, the numbers of contigs and bases, the number of bases left out for each reason, and
+    the data's fingerprint.
     """
     bases = {
         split: unique_bases(meta for shard in shards for meta in read_metas(folder / shard.name))

@@ -1,7 +1,7 @@
 """Command `verify --leakage`: print the fraction of val and test sequences with an exact copy in another split.
 
-Subsequences of a given length are compared by a hash that is equal for both strands. Hashes above a limit are dropped,
-which bounds the memory. The limit is the same in every split, so the estimated fraction is unbiased (FracMinHash: Irber
+Subsequences of a given length are compared by a hash that is equal for both strands. Hashes above a limit are dropped
+to bound the memory. The limit is the same in every split, so the estimated fraction is unbiased (FracMinHash: Irber
 et al., "Lightweight compositional analysis of metagenomes with FracMinHash", 2022). For small genomes all hashes are
 kept, so the fraction is exact.
 """
@@ -30,7 +30,7 @@ _PAIRS = (("val", "train"), ("test", "train"), ("test", "val"))
 
 
 class Overlap(NamedTuple):
-    """Overlap of two splits: `shared` of the `compared` subsequences of `split` also occur in `other`."""
+    """Overlap of two splits: `compared` subsequences of `split` were compared; `shared` of them occur in `other`."""
 
     split: str
     other: str
@@ -104,7 +104,7 @@ def subsequence_hashes(codes: NDArray[np.uint8], length_bases: int) -> NDArray[n
 def _forward_hashes(codes: NDArray[np.uint8], length: int) -> NDArray[np.uint64]:
     """Return a hash of each subsequence of `length` bases, shape (N,) → (N - length + 1,) for N base codes.
 
-    Hashes of 1, 2, 4, … bases are joined, so the time grows with the logarithm of `length`.
+    The hashes are combined from hashes of 1, 2, 4, … bases. Therefore the time grows with the logarithm of `length`.
     """
     words = _mix(codes.astype(np.uint64) + np.uint64(1))
     word_length = 1

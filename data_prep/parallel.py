@@ -23,11 +23,11 @@ R = TypeVar("R")
 def open_executor(workers: int) -> Iterator[Executor | None]:
     """Yield an executor for `run_all`.
 
-    With one worker, this process does the work. Under an MPI launcher the ranks are the workers, and `workers` is
-    ignored. Only rank 0 gets an executor. Every other rank does work for rank 0, and gets None after rank 0 has
-    finished.
+    Without MPI, `workers` child processes do the work; if `workers` is 1, this process does the work itself.
 
-    Raises `ConfigError` under an MPI launcher if mpi4py is not installed.
+    Under an MPI launcher, the ranks are the workers, and `workers` is ignored. Rank 0 gets the executor. Every other
+    rank processes items for rank 0. When rank 0 has left the `with` block, the other ranks get None. Raises
+    `ConfigError` if mpi4py is not installed.
     """
     if any(name in os.environ for name in _MPI_VARIABLES):
         with _mpi_executor() as executor:
@@ -43,10 +43,10 @@ def open_executor(workers: int) -> Iterator[Executor | None]:
 
 
 def run_all(executor: Executor, function: Callable[[T], R], items: Sequence[T]) -> Iterator[tuple[int, R]]:
-    """Yield (index, `function(items[index])`) in order of completion. The first exception ends the iteration.
+    """Yield (index, `function(items[index])`) in order of completion.
 
-    Under MPI, rank 0 also works: it takes items from the end of the list, so that it is not idle. Raises `DataError`
-    if a worker process died.
+    The first exception of `function` ends the iteration. Under MPI, rank 0 also processes items, beginning at the end
+    of `items`, instead of only waiting for the other ranks. Raises `DataError` if a worker process was killed.
     """
     if isinstance(executor, _SerialExecutor):
         for index, item in enumerate(items):
@@ -95,9 +95,9 @@ def _start_method() -> Any:
 
 
 def _start_worker() -> None:
-    """Make a worker ignore Ctrl-C, which the parent handles, and exit when its parent dies.
+    """Make this worker process ignore Ctrl-C, and make it exit when its parent process ends.
 
-    Otherwise a worker would wait forever after SIGKILL had killed its parent.
+    The parent handles Ctrl-C. Without this exit, a worker would wait forever if SIGKILL had ended its parent.
     """
     import multiprocessing
     import signal

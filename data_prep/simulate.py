@@ -1,9 +1,9 @@
 """Command `simulate`: write a genome with learnable structure, and labelled sequences with the same structure.
 
-The genome is a third-order Markov background with repeat families, runs of N, lower-case repeats and planted elements.
-An element is a few motifs in a fixed order at nearly fixed distances.
+The genome is a third-order Markov sequence, overwritten with lower-case copies of repeat families, with planted
+elements, and with runs of N. An element is a few motifs in a fixed order at nearly fixed distances.
 
-A labelled sequence has the same background and contains one element. For label 0 the bases within each motif are
+A labelled sequence has the same Markov background and contains one element. For label 0 the bases within each motif are
 shuffled, so base composition does not reveal the label. All random numbers are counter-based (`utils/random.py`).
 """
 
@@ -78,7 +78,7 @@ class SequentialRandom:
 
 
 def _transition_probabilities(rng: SequentialRandom) -> NDArray[np.float64]:
-    """Return random probabilities of a base, given the three bases before it, shape (64, 4)."""
+    """Return random probabilities of each base, given the three preceding bases, shape (64, 4)."""
     weights = 0.1 + rng.uniform(64, 4) ** 2
     return weights / weights.sum(axis=1, keepdims=True)
 
@@ -86,7 +86,7 @@ def _transition_probabilities(rng: SequentialRandom) -> NDArray[np.float64]:
 def background(size: int, cumulative: NDArray[np.float64], rng: SequentialRandom) -> NDArray[np.uint8]:
     """Return a third-order Markov sequence as base codes, shape (size,).
 
-    Independent chunks grow in parallel by one base per loop iteration. Then they are joined.
+    The sequence is joined from independent chunks. All chunks are generated in parallel, one base per loop iteration.
 
     Args:
         cumulative: Cumulative transition probabilities, (64, 4).
@@ -117,7 +117,7 @@ class Element:
         return len(self.motifs) * (MOTIF_BASES + 1) + sum(self.spacers)
 
     def plant(self, codes: NDArray[np.uint8], start: int, rng: SequentialRandom, shuffled: bool = False) -> None:
-        """Write one copy of the element into `codes` from `start` on.
+        """Write one copy of the element into the base codes `codes`, beginning at position `start`.
 
         A few bases are mutated, and the distance after each motif varies by at most one base.
 

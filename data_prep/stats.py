@@ -34,7 +34,7 @@ class CountTask(NamedTuple):
 
 
 def run(folder: Path, as_json: bool, plot: str | None, executor: Executor) -> int:
-    """Run `stats`: print a table or one JSON object. If `plot` is given, also write the histogram to this file."""
+    """Run `stats`: print a table or one JSON object. If `plot` is given, also write the histogram to that file."""
     manifest = load_manifest(folder)
     if plot is not None:
         check_not_input(Path(plot), [folder], "--plot")
@@ -136,7 +136,7 @@ def _can_print(text: str) -> bool:
 
 
 def draw_histogram(rows: list[dict[str, int]], path: Path) -> None:
-    """Write the histogram of segment lengths as an image. The suffix of `path` chooses PNG, PDF or SVG."""
+    """Write the histogram of segment lengths as an image. The suffix of `path` selects PNG, PDF or SVG."""
     try:
         from matplotlib.figure import Figure
     except ImportError:

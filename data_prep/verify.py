@@ -98,7 +98,7 @@ def _has_model(folder: Path, tokenizer: TokenizerInfo) -> bool:
 
 
 def check_shard(check: ShardCheck) -> tuple[str | None, SegmentsByContig]:
-    """Check one shard. Return (description of the first fault, {}), or (None, all segments) without a fault."""
+    """Check one shard. Return (None, its segments) if it has no fault, else (description of the first fault, {})."""
     segments: SegmentsByContig = defaultdict(list)
     path = check.folder / check.info.name
     info = check.info
@@ -183,7 +183,7 @@ class _IdsCheck:
 def contig_faults(manifest: Manifest, segments: SegmentsByContig) -> Iterator[str]:
     """Check that segments cover every contig, and yield a description of each fault.
 
-    Every base must be in one split only, or counted as left out.
+    Every base of a contig must be in segments of exactly one split, or counted as left out.
     """
     k = manifest.tokenizer.k or 1
     strands = {"+", "-"} if manifest.options.get("strand") == "both" else {None}

@@ -1,7 +1,7 @@
-"""Record of an unfinished build. The same command resumes the build from its record.
+"""Record of an unfinished build. Running the same command again resumes the build from this record.
 
 The record is the hidden folder `.build` in the output folder. It holds a lock, the options, the checksums of the input
-files, the decompressed inputs, and one JSON file per finished shard. It is removed when the build is complete.
+files, the decompressed inputs, and one JSON file per finished shard. The folder is removed when the build is complete.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ class BuildRecord:
 
     @contextlib.contextmanager
     def open(self, options: BuildOptions, sources: list[SourceInfo]) -> Iterator[None]:
-        """Lock the folder and record the build during the `with` block. Remove the record on success.
+        """Lock the output folder and record the build during the `with` block. Remove the record on success.
 
         After a `UserError` or `OSError`, the record is kept if at least one shard is finished. If no shard is finished,
-        the record is removed, and the folder too if this call created it.
+        the record is removed. The output folder is also removed in this case, if this call created it.
 
-        Raises `ConfigError` if the folder holds a different build, or if another process is building in it.
+        Raises `ConfigError` if the output folder holds a different build, or if another process is building there.
         """
         is_new = not self.folder.exists()
         if not is_new and not self.folder.is_dir():
@@ -75,7 +75,10 @@ class BuildRecord:
         return found
 
     def _check_same_build(self, inputs: dict[str, Any]) -> None:
-        """Raise `ConfigError` if the folder's shards were built with different options or input files."""
+        """Raise `ConfigError` if the output folder holds a build whose options or input files differ from `inputs`.
+
+        Shards without a record or manifest also raise `ConfigError`.
+        """
         earlier = self._load()
         if earlier is None:
             unknown = next(self.folder.glob("shard-*.tar"), None)
@@ -88,9 +91,9 @@ class BuildRecord:
             )
 
     def _load(self) -> dict[str, Any] | None:
-        """Return the options and input files of the folder's build, or None if there is no build.
+        """Return the options and input files of the build in the output folder, finished or unfinished.
 
-        The build can be finished or unfinished.
+        Return None if the output folder holds no build.
         """
         if (self.folder / MANIFEST_NAME).exists():
             manifest = load_manifest(self.folder)
@@ -102,7 +105,7 @@ class BuildRecord:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        """Hold the folder's lock. Raises `ConfigError` if another build holds it."""
+        """Lock the output folder during the `with` block. Raises `ConfigError` if another build holds the lock."""
         with contextlib.ExitStack() as stack:
             try:
                 stack.enter_context(file_lock(self.scratch / _LOCK_NAME))
@@ -117,7 +120,7 @@ class BuildRecord:
         self._remove_temporary_files()
 
     def _remove_temporary_files(self) -> None:
-        """Remove temporary files of a killed or failed process."""
+        """Remove temporary files that a killed or failed process left behind."""
         for path in [*self.scratch.glob("*.tmp"), *self.folder.glob(f".{MANIFEST_NAME}.*.tmp")]:
             path.unlink(missing_ok=True)
 

@@ -48,8 +48,8 @@ class Job:
 def build(job: Job, executor: Executor) -> dict[str, Any]:
     """Build a folder of shards, or resume an unfinished build. Return the summary that `inspect` prints.
 
-    Raises `ConfigError` or `DataError`. Shards that are already finished are kept for the next run. If no shard is
-    finished, all files of this build are removed.
+    Raises `ConfigError` or `DataError`. After an error, finished shards are kept, so that the next run can resume the
+    build. If no shard is finished, all files of this build are removed.
     """
     try:
         return _build(job, BuildRecord(job.folder), executor)
@@ -121,7 +121,10 @@ def _write_shards(
     bpe_model: str | None,
     executor: Executor,
 ) -> list[ShardInfo]:
-    """Write the unfinished shards. Return the `ShardInfo` (manifest entry) of all shards, in the plan's order."""
+    """Write all shards that are not finished yet.
+
+    Return the `ShardInfo` (manifest entry) of every shard in `plan`, in the order of `plan`.
+    """
     infos = _finished_shards(plan, record, executor)
     if infos:
         notice(f"{record.folder}: {len(infos)} of {len(plan.shards)} shards are already finished")
@@ -153,7 +156,7 @@ def _shard_task(
 def _contig_infos(
     contigs: Sequence[Contig], plan: Plan, shards: Sequence[ShardInfo], options: BuildOptions
 ) -> list[ContigInfo]:
-    """Return each contig's manifest entry: length, number of tokens, and bases left out for each reason."""
+    """Return each contig's manifest entry: length, number of tokens, and number of bases left out for each reason."""
     tokens = np.zeros(len(contigs), dtype=np.int64)
     for shard, info in zip(plan.shards, shards, strict=True):
         np.add.at(tokens, np.repeat(shard.segments.contig, options.strands), info.segments)

@@ -1,7 +1,8 @@
 """Decompress gzip and bgzip inputs once, into a temporary folder.
 
-Workers read parts of a file, but a gzip file can only be read from its start. A bgzip file consists of small gzip
-blocks of known sizes, so several workers decompress it together.
+Each worker of a build reads a different part of an input, but a gzip file can only be read from its start. Therefore
+gzip inputs are decompressed first. A bgzip file consists of small gzip blocks of known sizes, so several workers can
+decompress one file in parallel.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _PART_BYTES = 1 << 26
 class Part:
     """Part of a compressed file, decompressed by one worker.
 
-    Reading starts at byte `compressed_offset` of `path`, which is the start of a block. Writing starts at byte
+    Reading starts at byte `compressed_offset` of `path`, where a gzip block starts. Writing starts at byte
     `output_offset` of `output`. `size` is the number of bytes to write, or None for the whole file.
     """
 
@@ -99,8 +100,8 @@ def cut_parts(path: str, output: str) -> list[Part]:
 def bgzip_blocks(path: str) -> list[tuple[int, int]] | None:
     """Return (offset, uncompressed bytes) of every block of a bgzip file.
 
-    Return None for plain gzip, or if plain gzip or any other data follow a block. Such a file can only be read from its
-    start. Raises `DataError` if the last block is incomplete.
+    Return None if any part of the file is not a bgzip block, as in a plain gzip file. Such a file can only be read from
+    its start. Raises `DataError` if the last block is incomplete.
     """
     blocks: list[tuple[int, int]] = []
     with open(path, "rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:

@@ -1,4 +1,4 @@
-"""First pass over all inputs: compute checksums and find contigs in parallel, then check the result."""
+"""First pass over all inputs: compute checksums and find contigs in parallel, then check the contigs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from dnabert_rm.utils.progress import notice, progress_bar
 def scan_files(
     sources: Sequence[Source], paths: Mapping[int, str], rna: bool, executor: Executor, checksums: bool = False
 ) -> tuple[list[SourceInfo], dict[int, list[Piece]]]:
-    """Scan uncompressed files. Return the checksums of all inputs, and the scanned records of each file.
+    """Scan uncompressed files. Return the checksums of all inputs, and the records of each scanned file.
 
     Several workers scan one file, so a long record consists of several `Piece` objects. Other workers compute checksums
     at the same time, one file each.
@@ -31,7 +31,8 @@ def scan_files(
         paths: Paths of the uncompressed files to scan, keyed by index in `sources`. The returned records have the same
             keys.
         rna: Read U as T.
-        checksums: Also compute the `SourceInfo` (with checksum) of every input. If false, return an empty list.
+        checksums: Also compute the `SourceInfo` (with checksum) of every input. If false, an empty list is returned
+            instead.
 
     Raises `DataError` for a file that is not FASTA.
     """
@@ -57,7 +58,7 @@ def join_contigs(
 ) -> list[Contig]:
     """Join the parts of records that several workers scanned. Return the contigs of all files, in input order.
 
-    Raises `DataError` for a file of proteins, for RNA without `--rna`, and for a contig that occurs twice in a genome.
+    Raises `DataError` for a file of proteins, for RNA without `--rna`, and for a contig name that is twice in a genome.
     """
     contigs: list[Contig] = []
     for number, source in enumerate(sources):

@@ -2,7 +2,7 @@
 
 All functions are pure functions of integers. The array `runs` (n, 2) holds the start and end of each gap-free range.
 Segment lengths are in tokens of k bases. Consecutive segments of a range share k - 1 bases, so that every k-mer is in
-one segment. For BPE k is 1, and lengths are in bases.
+exactly one segment. For BPE, k is 1, so lengths are in bases.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def cut_runs(runs: NDArray[np.int64], k: int, segment_tokens: int) -> NDArray[np
     """Cut each range of bases into nearly equal segments of at most `segment_tokens` k-mers. Return segments (m, 2).
 
     `runs` (n, 2) holds the start and end of each range. A segment with k-mers a … b - 1 of a range covers bases
-    a … b + k - 2. Consecutive segments share k - 1 bases.
+    a … b + k - 2 of this range. Consecutive segments of a range share k - 1 bases.
     """
     tokens = runs[:, 1] - runs[:, 0] - k + 1
     parts = -(-tokens // segment_tokens)

@@ -1,4 +1,4 @@
-"""Plan of a build: the division of contigs into segments and shards. It is the same on every machine."""
+"""Plan of a build: the division of contigs into segments and shards. The plan is the same on every machine."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class ShardPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """Plan of a build: all segments, their shards, and the number of bases left out of each contig, keyed by reason."""
+    """Plan of a build: all segments and shards, and the number of bases left out of each contig, keyed by reason."""
 
     segments: Segments
     shards: list[ShardPlan]
@@ -60,7 +60,10 @@ class Plan:
 
 
 def make_plan(contigs: Sequence[Contig], options: BuildOptions) -> Plan:
-    """Return the plan of a build. Raises `ConfigError` or `DataError` if nothing would be stored."""
+    """Return the plan of a build.
+
+    Raises `ConfigError` if `options` do not suit the contigs, and `DataError` if no range is long enough for a segment.
+    """
     included = _included(contigs, options)
     axis = ContigAxis.from_lengths([contig.length for contig in contigs])
     runs = axis.runs([contig.gaps for contig in contigs], included, options.unk_bases)

@@ -26,7 +26,7 @@ from dnabert_rm.utils.files import atomic_file, write_text
 
 @dataclass(frozen=True)
 class ContigRef:
-    """Names of a contig, the path of its uncompressed file, and the file name shown in messages."""
+    """Genome and name of a contig, path of its uncompressed FASTA, and file name for messages."""
 
     genome: str
     name: str
@@ -49,8 +49,9 @@ class ShardTask:
 def write_shard(task: ShardTask) -> ShardInfo:
     """Write one shard and return its `ShardInfo` (manifest entry).
 
-    The shard is flushed to disk and renamed, so it is complete or absent. If writing fails (`OSError`), no partial file
-    is left behind. The `ShardInfo` is also saved in `task.scratch`, for resuming an unfinished build.
+    The shard is written to a temporary file, flushed to disk and then renamed, so it is complete or absent. If writing
+    fails (`OSError`), no partial file is left behind. The `ShardInfo` is also saved in `task.scratch`, for resuming the
+    build.
     """
     temporary = Path(task.scratch) / f"{task.shard.name}.{os.getpid()}.tmp"
     with atomic_file(Path(task.folder) / task.shard.name, temporary), open(temporary, "wb", buffering=0) as raw:

@@ -91,6 +91,6 @@ def _split_name(item: str, folder: Path) -> tuple[str, str]:
 
 
 def source_info(source: Source) -> SourceInfo:
-    """Return a file's genome, name, size and SHA-256. A compressed file is not decompressed for this."""
+    """Return a file's genome, name, size and SHA-256. For a compressed file, these describe the compressed bytes."""
     path = Path(source.path)
     return SourceInfo(source.genome, path.name, path.stat().st_size, sha256_of_file(path))

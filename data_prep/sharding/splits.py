@@ -25,8 +25,8 @@ _WILDCARD = re.compile(r"[*?\[]")
 def matching(contigs: Sequence[Contig], patterns: Sequence[str], flag: str) -> NDArray[np.bool_]:
     """Return whether each contig matches any of `patterns`, shape (contigs,).
 
-    A pattern is NAME or GENOME:NAME and may contain the wildcards * ? [ ]. If a contig has exactly the pattern as its
-    name, wildcards are not expanded. Raises `ConfigError` for a pattern that matches no contig.
+    A pattern is NAME or GENOME:NAME and may contain the wildcards * ? [ ]. If the pattern is itself the name of a
+    contig, wildcards are not expanded. Raises `ConfigError` for a pattern that matches no contig.
     """
     matched = np.zeros(len(contigs), dtype=bool)
     by_name: dict[str, list[int]] = {}
@@ -49,7 +49,7 @@ def matching(contigs: Sequence[Contig], patterns: Sequence[str], flag: str) -> N
 
 
 def _with_prefix(sorted_names: list[str], prefix: str) -> list[str]:
-    """Return the names that begin with `prefix`. Names must be sorted, because they are found by binary search."""
+    """Return the names that begin with `prefix`, found by binary search in `sorted_names`."""
     start = bisect.bisect_left(sorted_names, prefix)
     end = bisect.bisect_left(sorted_names, True, start, key=lambda name: not name.startswith(prefix))
     return sorted_names[start:end]
@@ -71,14 +71,16 @@ def split_of_contigs(contigs: Sequence[Contig], options: BuildOptions) -> NDArra
 def split_by_blocks(
     runs: NDArray[np.int64], axis: ContigAxis, options: BuildOptions
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Assign gap-free ranges to splits by random blocks. Return the cut ranges (m, 2) and their splits (m,).
+    """Assign random blocks to splits, and cut gap-free ranges where the split changes.
+
+    Return the parts of all ranges, shape (m, 2), and the split of each part, shape (m,).
 
     `runs` (n, 2) holds the start and end of each range, as positions along all contigs laid end to end (`axis`).
-    Contigs are divided into blocks of about `options.block_bases` bases. Blocks with a range of at least
-    `options.min_tokens` tokens are shuffled. Val gets the first of them, and test the next ones. All other blocks are
-    train. Ranges are cut between blocks of different splits, so segments of different splits never share a base.
+    Contigs are divided into blocks of about `options.block_bases` bases. Blocks that contain a range of at least
+    `options.min_tokens` tokens are shuffled. In shuffled order, the first blocks are assigned to val and the next ones
+    to test. All other blocks are assigned to train. Segments of different splits never share a base.
 
-    Raises `ConfigError` if there are too few blocks for the fractions.
+    Raises `ConfigError` if there are too few blocks for the requested splits.
     """
     edges = _block_starts(axis, options.block_bases)
     cut = cut_at(runs, edges)
@@ -106,7 +108,7 @@ def _block_starts(axis: ContigAxis, block_bases: int) -> NDArray[np.int64]:
 def _assign_blocks(sizes: NDArray[np.int64], options: BuildOptions) -> NDArray[np.int64]:
     """Return each block's split: `TRAIN`, `VAL` or `TEST`, shape (blocks,).
 
-    Each requested split has at least one block.
+    Train and every requested split have at least one block. Raises `ConfigError` if there are too few blocks.
 
     Args:
         sizes: For each block, the number of bases that can be in segments, (blocks,).

@@ -70,7 +70,7 @@ def windows_of_records(
 
 
 def _pieces(blocks: Iterable[bytes], size: int) -> Iterator[bytes]:
-    """Yield consecutive substrings of `size` letters from a sequence stored as blocks. Drop a shorter last substring."""
+    """Yield consecutive substrings of `size` letters from a sequence stored as blocks. Drop a shorter remainder."""
     buffer = b""
     for block in blocks:
         buffer += block

@@ -62,8 +62,8 @@ def draw_embeddings(
 ) -> list[Path]:
     """Compute silhouette scores of each checkpoint's k-mer embeddings, and draw a t-SNE map for the last checkpoint.
 
-    `steps` selects checkpoints of a run, e.g. "1000,2000"; the default is all checkpoints. See `map_kmers` for the other options.
-    Return the paths of the files written.
+    `steps` selects checkpoints of a run, e.g. "1000,2000"; the default is all checkpoints. See `map_kmers` for
+    the other options. Return the paths of the files written.
     """
     folder = output_folder(model, output)
     new_figure(1, 1)  # A missing matplotlib is reported here, not after minutes of t-SNE.

@@ -23,7 +23,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class CheckpointLayout:
-    """Partitioning of a checkpoint's tensors over its files. A run with another layout must convert the checkpoint."""
+    """Settings of a run that determine how the tensors of its checkpoints are split into files."""
 
     world_size: int
     zero_stage: int
@@ -45,7 +45,7 @@ class CheckpointManifest:
 
 
 def is_own_file(name: str, rank: int, world_size: int) -> bool:
-    """Return whether this rank has to hash the file `name`.
+    """Return whether `rank` has to hash the file `name`.
 
     If the file name contains a rank r, rank r % `world_size` hashes the file. Rank 0 hashes all other files.
     """
@@ -54,7 +54,10 @@ def is_own_file(name: str, rank: int, world_size: int) -> bool:
 
 
 def hash_own_files(folder: Path, rank: int, world_size: int) -> dict[str, tuple[int, str]]:
-    """Flush and hash the files assigned to `rank`. Return a map from file name to (size in bytes, SHA-256)."""
+    """Flush and hash the files in `folder` that `is_own_file` assigns to `rank`.
+
+    Return a map from file name to (size in bytes, SHA-256).
+    """
     names = [name for name in file_names(folder) if is_own_file(name, rank, world_size)]
     for parent in {(folder / name).parent for name in names}:
         flush_to_disk(parent)
@@ -81,7 +84,7 @@ def write_checkpoint_manifest(folder: Path, manifest: CheckpointManifest) -> Non
 
 
 def read_checkpoint_manifest(folder: Path) -> CheckpointManifest:
-    """Read and check `complete.json`. Raises `CheckpointError` if it is missing or damaged.
+    """Read and check `complete.json`. Raises `CheckpointError` if the file is missing or damaged.
 
     `complete.json` counts as damaged if it names a file outside the checkpoint's folder.
     """
@@ -99,7 +102,7 @@ def read_checkpoint_manifest(folder: Path) -> CheckpointManifest:
 def _parse_manifest(content: dict[str, Any]) -> CheckpointManifest:
     if content["format_version"] != FORMAT_VERSION:
         raise ValueError(
-            f"format version {content['format_version']}, but this version of dnabert_rm reads {FORMAT_VERSION}"
+            f"it has format version {content['format_version']}, but this dnabert_rm reads version {FORMAT_VERSION}"
         )
     layout = CheckpointLayout(int(content["world_size"]), int(content["zero_stage"]), bool(content["nvme"]))
     if layout.world_size < 1 or layout.zero_stage not in range(4):
@@ -122,7 +125,10 @@ def is_inside(name: str) -> bool:
 
 
 def find_damage(folder: Path, manifest: CheckpointManifest, rank: int = 0, world_size: int = 1) -> str | None:
-    """Check one rank's share of a checkpoint's files. Return a message that names a damaged file, or None."""
+    """Check one rank's share of a checkpoint's files.
+
+    Return a message about a damaged file, or None if all are intact.
+    """
     for name, (size, digest) in sorted(manifest.files.items()):
         if is_own_file(name, rank, world_size) and (fault := _fault(folder, name, size, digest)):
             return f"{folder / name} {fault}"

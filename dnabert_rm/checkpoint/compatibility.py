@@ -76,12 +76,12 @@ def _stored_tokenizer(folder: Path) -> TokenizerInfo:
 def check_compatible(
     records: CheckpointRecords, config: RunConfig, tokenizer: TokenizerInfo, fingerprint: str
 ) -> list[Change]:
-    """Return the changes since the checkpoint that alter the results, or raise `CheckpointError`.
+    """Return the changes since the checkpoint that alter the training results.
 
     `tokenizer` and `fingerprint` describe this run's data.
 
-    Changes that alter the results raise `CheckpointError` unless `--allow-changes` is given. Some changes always raise
-    it: another tokenizer, model shape or batch-size warm-up, and a change of precision from or to fp16.
+    Raises `CheckpointError` if there are such changes and `--allow-changes` is not given. Some changes are errors even
+    with `--allow-changes`: another tokenizer, model shape or batch-size warm-up, and a change from or to fp16.
     """
     folder = records.folder
     _check_tokenizer(folder, records.tokenizer, tokenizer)
@@ -188,8 +188,8 @@ def describe_changes(step: int, changes: list[Change]) -> str:
 def record_changes(run: Path, step: int, changes: list[Change]) -> None:
     """Add the changes accepted with `--allow-changes` to the run's `changes.jsonl`, one JSON object per change.
 
-    The run resumes at `step`. Changes that were recorded at `step` or later are removed from the file, because the run
-    repeats these steps.
+    The run resumes at `step`. Entries for this step and later steps are removed from the file, because the run repeats
+    these steps.
     """
     path = run / CHANGES_NAME
     earlier = [row for row in read_json_lines(path) if row["step"] < step] if path.is_file() else []

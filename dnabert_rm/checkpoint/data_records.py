@@ -1,4 +1,4 @@
-"""Checkpoint metadata about data: the BPE model, the current data sources, and the sources of data used before."""
+"""Checkpoint metadata about a run's data: the BPE tokenizer, the data's sources, and the sources of earlier data."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class DataRecords:
 
 
 def read_data_records(start: Start, dataset: WindowDataset) -> DataRecords:
-    """Collect the metadata about a run's data at the start of the run.
+    """Collect the metadata about a run's data. Call this function when the run starts.
 
-    Raises `DataError` if the BPE model of the data is missing, or is not the model that made the shards.
+    Raises `DataError` if the BPE tokenizer's file is missing, or is not the file that the shards were made with.
     """
     content: dict[str, Any] = {
         "sources": [dataclasses.asdict(source) for reader in dataset.readers for source in reader.manifest.sources]
@@ -76,6 +76,7 @@ def _read_bpe_model(dataset: WindowDataset) -> bytes | None:
     content = reader.folder.read(dataset.tokenizer.model)
     if hashlib.sha256(content).hexdigest() != dataset.tokenizer.model_sha256:
         raise DataError(
-            f"{reader.folder.shown}: {dataset.tokenizer.model} is not the model that made the shards; restore the file"
+            f"{reader.folder.shown}: {dataset.tokenizer.model} is not the BPE model that made the shards; restore the "
+            "file"
         )
     return content

@@ -35,10 +35,10 @@ from dnabert_rm.utils.errors import CheckpointError, RankReadError
 
 
 def find_damage_on_all_ranks(folder: Path, ranks: Ranks) -> str | None:
-    """Check a checkpoint's files on all ranks. Return a message that names a damaged file, or None.
+    """Check a checkpoint's files on all ranks. Return a message about a damaged file, or None if all are intact.
 
-    Each rank checks the sizes and hashes of its share of the files, and that torch files contain only tensors. All
-    ranks return the same message.
+    Each rank checks its share of the files. Sizes and hashes must match the manifest, and torch files must contain only
+    tensors and plain values. All ranks return the same message.
     """
     try:
         manifest = on_first_rank(lambda: read_checkpoint_manifest(folder), ranks)
@@ -61,8 +61,8 @@ def _find_code(folder: Path, manifest: CheckpointManifest, ranks: Ranks) -> str 
 def load_checkpoint(engine: Any, folder: Path, run: Path, ranks: Ranks, precision: str) -> None:
     """Load weights and optimizer state of a verified checkpoint into DeepSpeed's `engine`, on all ranks together.
 
-    A checkpoint with another number of ranks, ZeRO stage or precision is first converted in a temporary folder inside
-    `run`. `precision` is this run's precision.
+    Under ZeRO, a checkpoint saved with another number of ranks, ZeRO stage or precision is converted before it is
+    loaded. The converted copy is in a temporary folder inside `run`. `precision` is this run's precision.
 
     Raises `CheckpointError` if the checkpoint can't be converted, and `RankReadError` if the checkpoint does not fit
     the model.

@@ -24,8 +24,8 @@ NUM_POSITIONS = 8
 class ReferenceOutput:
     """Model output for a fixed input of 2 windows with L tokens each. V is the vocabulary size.
 
-    `input_ids` is (2, L). `positions` (8,) are indices into the flattened ids. `logits` (8, V) are the output at these
-    positions.
+    `input_ids` has shape (2, L). `positions` (8,) contains indices into the flattened `input_ids`. `logits` (8, V)
+    contains the model's output at these positions.
     """
 
     input_ids: NDArray[np.int64]
@@ -71,7 +71,7 @@ def save_reference_output(path: Path, output: ReferenceOutput) -> None:
 
 
 def load_reference_output(path: Path) -> ReferenceOutput:
-    """Read a reference output without pickle. Raises `CheckpointError` if the file is missing or damaged."""
+    """Read a reference output from an .npz file. Raises `CheckpointError` if the file is missing or damaged."""
     try:
         with np.load(path, allow_pickle=False) as stored:
             output = ReferenceOutput(
@@ -92,8 +92,8 @@ def _check(output: ReferenceOutput) -> None:
     for array, kind, dimensions in ((output.input_ids, "i", 2), (output.positions, "i", 1), (output.logits, "f", 2)):
         if array.dtype.kind != kind or array.ndim != dimensions:
             raise ValueError(
-                f"expected {dimensions} dimensions of dtype kind {kind!r} (i: integer, f: float), found {array.ndim} "
-                f"dimensions of {array.dtype}"
+                f"expected an array with {dimensions} dimensions and dtype kind {kind!r} (i: integer, f: float), found "
+                f"an array with {array.ndim} dimensions and dtype {array.dtype}"
             )
     if len(output.logits) != len(output.positions) or not len(output.positions) or not output.input_ids.size:
         raise ValueError(

@@ -1,8 +1,8 @@
 """Convert a checkpoint to another number of ranks, ZeRO stage or precision, using DeepSpeed's universal checkpoint.
 
-DeepSpeed's converter writes one folder per parameter, whatever the ZeRO stage. Master weights and moments are fp32,
-whatever the training precision, so nothing is rounded. Each rank of the new run loads its share of every
-parameter from these folders.
+DeepSpeed's converter writes one folder per parameter, for every ZeRO stage. The folders contain master weights and
+moments, which are fp32 for every training precision, so nothing is rounded. Each rank of the new run loads its share of
+every parameter from these folders.
 
 For ZeRO stages 1 and 2, the folders have a slightly different format than for stage 3. DeepSpeed loads only the format
 of the run's own stage. If necessary, `_make_loadable` converts the folders from one format to the other.
@@ -68,10 +68,11 @@ def check_convertible(folder: Path, saved: SavedFormat, current: SavedFormat) ->
 
 
 def convert(folder: Path, run: Path, module: nn.Module, saved: CheckpointLayout, current: CheckpointLayout) -> None:
-    """Convert the checkpoint in `folder` in this process. Write the result to `converted_folder(run)/universal/`.
+    """Convert the checkpoint in `folder` from layout `saved` to layout `current`, in this process alone.
 
-    `module` is the module of DeepSpeed's engine. Call this inside `safe_torch_load`. Raises `CheckpointError` if the
-    conversion fails, for example on a full disk.
+    The result is written to `converted_folder(run)/universal/`. `module` is `engine.module` of DeepSpeed's engine. Call
+    this function in a `safe_torch_load` block. Raises `CheckpointError` if the conversion fails, for example because
+    the disk is full.
     """
     from deepspeed.checkpoint import ds_to_universal
 
@@ -134,10 +135,10 @@ def _check_names(folder: Path, module: nn.Module) -> None:
 
 
 def _make_loadable(output: Path, module: nn.Module, saved_stage: int, stage: int) -> None:
-    """Rewrite a universal checkpoint so that a run with ZeRO stage `stage` can load it.
+    """Rewrite the universal checkpoint in `output` so that a run with ZeRO stage `stage` can load it.
 
-    `saved_stage` is the ZeRO stage of the original checkpoint. The optimizer state file keeps only values that all
-    parameters share, such as the step count.
+    `saved_stage` is the ZeRO stage of the original checkpoint. The rewritten optimizer state file contains only values
+    that all parameters share, such as the step count.
     """
     step = _common_state(output / "zero" / "optimizer_state.pt", saved_stage, output / "zero")
     if (saved_stage == 3) == (stage == 3):

@@ -31,14 +31,14 @@ class Start:
     """Folder that the initial weights of the run came from, before its first step."""
 
     def recorded_config(self, config: RunConfig) -> RunConfig:
-        """Return `config` with the run's original `model.init_from`.
+        """Return `config` with `model.init_from` set to the folder of the run's initial weights.
 
-        A resumed run takes this value from its checkpoint.
+        A resumed run takes this folder from its checkpoint, and ignores `--init-from`.
         """
         return dataclasses.replace(config, model=dataclasses.replace(config.model, init_from=self.init_from))
 
     def print_changes(self, config: RunConfig) -> None:
-        """Print a line about the changes since the checkpoint, if any, and a line if `--init-from` has no effect."""
+        """Print the changes since the checkpoint, if any. If `--init-from` has no effect, print a notice."""
         if self.changes:
             print(describe_changes(self.state.step, self.changes), file=sys.stderr, flush=True)
         if config.model.init_from not in ("", self.init_from):
@@ -53,7 +53,7 @@ def find_first_state(config: RunConfig, dataset: WindowDataset, ranks: Ranks) ->
     """Return the starting point of a new or resumed run. All ranks must call this.
 
     A new run starts at step 0 and has no checkpoint. Raises `CheckpointError` if all checkpoints are damaged, or
-    if the newest undamaged one does not fit the configuration or the data.
+    if the newest undamaged checkpoint does not fit the configuration or the data.
     """
     train = config.train
     folder = find_start(train.resume, Path(train.output), ranks)
@@ -70,8 +70,8 @@ def find_first_state(config: RunConfig, dataset: WindowDataset, ranks: Ranks) ->
 def find_start(resume: str, run: Path, ranks: Ranks) -> Path | None:
     """Return the newest undamaged checkpoint, or None if there are no checkpoints. All ranks must call this.
 
-    Damaged checkpoints are skipped and reported in one line on standard error. If all checkpoints are damaged, raises
-    `CheckpointError`.
+    Damaged checkpoints are skipped, and reported in one line on standard error. Raises `CheckpointError` if all
+    checkpoints are damaged.
     """
     damages: list[tuple[Path, str]] = []
     # Another node may have mounted the run folder at a different path than rank 0.
@@ -102,7 +102,8 @@ def _relative_to_run(run: Path, path: Path) -> Path:
 def _prepare_resume(folder: Path, damages: list[tuple[Path, str]], resume: str, run: Path) -> None:
     """Prepare `run` for resuming the checkpoint `folder`, and report the damaged checkpoints that were skipped.
 
-    If `folder` is a checkpoint of `run`, the damaged checkpoints are renamed and `latest` is set to `folder`.
+    If `folder` is a checkpoint of `run`, the damaged checkpoints are renamed, and the file
+    `checkpoints/latest` then names `folder`.
 
     Raises `CheckpointError` if resuming from `folder` would overwrite other checkpoints of `run`.
     """
@@ -128,8 +129,8 @@ def _prepare_resume(folder: Path, damages: list[tuple[Path, str]], resume: str, 
 def _resumed(folder: Path, config: RunConfig, dataset: WindowDataset) -> Start:
     """Return the starting point of a run that resumes the checkpoint in `folder`.
 
-    Raises `CheckpointError` if the checkpoint does not fit the run, or if its step differs from the step in the
-    folder's name.
+    Raises `CheckpointError` if the checkpoint does not fit the run, or if the step in `state.json` differs from the
+    step in the folder's name.
     """
     records = read_records(folder)
     state = records.state

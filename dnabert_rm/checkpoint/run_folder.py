@@ -27,9 +27,9 @@ def step_folder(run: Path, step: int) -> Path:
 
 
 def temporary_folder(path: Path) -> Path:
-    """Return the hidden path that the folder `path` has while it is being written or deleted.
+    """Return the hidden path for the folder `path`, which is used while the folder is being written or deleted.
 
-    If a run is killed during this time, the next start deletes the hidden path (`remove_leftovers`).
+    If the run is killed meanwhile, the next start of the run deletes the hidden folder (`remove_leftovers`).
     """
     return path.with_name(f".{path.name}.tmp")
 

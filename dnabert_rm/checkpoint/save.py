@@ -1,8 +1,9 @@
 """Save, verify and delete checkpoints. A checkpoint gets its final name only after all its files are on disk.
 
-`checkpoints/step_00001000/` holds DeepSpeed's files, `state.json` (`TrainState`), `probe.npz` (the model's output for a
-fixed input, for checking exports) and the metadata. `complete.json` (`checksums.py`) is written last. All files are
-written to a temporary folder, which is then renamed. `resume.py` and `load.py` read the checkpoint.
+A checkpoint is a folder such as `checkpoints/step_00001000/`. It contains DeepSpeed's files, `state.json`
+(`TrainState`), `probe.npz` (the model's output for a fixed input, for checking exports) and other metadata. All files
+are written to a temporary folder, which is renamed at the end. The manifest `complete.json` (see `checksums.py`) is
+written last. `resume.py` and `load.py` read the checkpoint.
 """
 
 from __future__ import annotations
@@ -60,8 +61,8 @@ def save_checkpoint(
 
     Every rank calls `write_metadata(folder)` with the checkpoint's temporary folder.
 
-    Raises `CheckpointError` before anything is written if the disk has too little space. Raises `SaveError` on a rank
-    that can't write. Earlier checkpoints stay unchanged.
+    If the disk has too little space, raises `CheckpointError` before any file is written. A rank that can't write its
+    files raises `SaveError`. In both cases earlier checkpoints stay unchanged.
     """
     start = time.perf_counter()
     final = step_folder(run, state.step)
@@ -106,9 +107,10 @@ def _make_temporary(temporary: Path, run: Path, engine: Any) -> None:
 
 
 def expected_bytes(run: Path, engine: Any) -> int:
-    """Return the expected size of the next checkpoint in bytes, slightly more than that of the last checkpoint.
+    """Return the expected size of the next checkpoint in bytes.
 
-    Without earlier checkpoints, return an upper bound computed from the number of parameters.
+    This is slightly more than the size of the newest checkpoint. Without earlier checkpoints, it is an upper bound
+    computed from the number of parameters.
     """
     for step in reversed(complete_steps(run)):
         with contextlib.suppress(CheckpointError):
@@ -152,9 +154,9 @@ def rename_damaged(folder: Path) -> None:
 
 
 def remove_old_checkpoints(run: Path, keep_last: int, keep_every: int = 0) -> None:
-    """Delete all checkpoints except the last `keep_last` and those at steps that are multiples of `keep_every`.
+    """Delete all checkpoints except the newest `keep_last` and those whose step is a multiple of `keep_every`.
 
-    If `keep_last` is 0, all checkpoints are kept. If `keep_every` is 0, only the last `keep_last` are kept.
+    A `keep_last` of 0 keeps all checkpoints. A `keep_every` of 0 keeps only the newest `keep_last`.
     """
     steps = complete_steps(run)
     for step in steps[:-keep_last] if keep_last else []:
@@ -185,7 +187,10 @@ def _move(folder: Path, target: Path) -> None:
 
 
 def check_checkpoint(folder: Path) -> CheckpointManifest:
-    """Check all files of a checkpoint in this process and return its manifest. Raises `CheckpointError` for damage."""
+    """Check all files of a checkpoint in this process alone. Return the checkpoint's manifest.
+
+    Raises `CheckpointError` if a file is missing or damaged.
+    """
     manifest = read_checkpoint_manifest(folder)
     if damage := find_damage(folder, manifest):
         raise CheckpointError(f"{damage}; use an earlier checkpoint")

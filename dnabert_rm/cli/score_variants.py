@@ -1,4 +1,4 @@
-"""Command `dnabert-rm score-variants`: compare variant and reference by their likelihood under a pretrained model."""
+"""Command `dnabert-rm score-variants`: compare variant and reference alleles by likelihood under a pretrained model."""
 
 from __future__ import annotations
 

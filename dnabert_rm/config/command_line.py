@@ -168,7 +168,7 @@ def make_settings(cls: type, found: argparse.Namespace, problems: Sequence[str] 
 
 def overview(prog: str, description: str, commands: Iterable[Command], example: str) -> str:
     """Return the `--help` text of a program that has several commands."""
-    lines = [f"usage: {prog} COMMAND [options]   (each has --help)", "", description, ""]
+    lines = [f"usage: {prog} COMMAND [options]   (each command has --help)", "", description, ""]
     commands = list(commands)
     width = max(14, *(len(command.name) for command in commands))
     lines += [f"  {command.name:<{width}} {command.help}" for command in commands]

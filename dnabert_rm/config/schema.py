@@ -75,7 +75,7 @@ class Setting:
 
     @property
     def choices(self) -> tuple[str, ...]:
-        """Allowed values, or empty if any value is allowed."""
+        """Allowed values, or an empty tuple if any value is allowed."""
         return typing.get_args(self.item_type) if typing.get_origin(self.item_type) is Literal else ()
 
     @property
@@ -157,7 +157,7 @@ def _parse(text: str, kind: Any) -> Any:
 
 
 def value_of(value: Any, item: Setting) -> Any:
-    """Convert a Python or TOML value to the field's type. Raise TypeError if the value has another type."""
+    """Convert a Python or TOML value to the field's type. Raise TypeError if rounding or parsing would be needed."""
     if item.is_list:
         items = value if isinstance(value, list | tuple | range) else [value]
         return tuple(_converted(part, item.item_type) for part in items)

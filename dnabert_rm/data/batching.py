@@ -41,15 +41,16 @@ class BatchPlan:
         number of steps. The size `global_batch` is reached at step `warmup_steps`, or a few steps earlier if the number
         of increases does not divide `warmup_steps`.
 
-        Raises `ConfigError` if no number of increases gives exactly `global_batch`, or if `warmup_steps` is smaller
-        than the number of increases.
+        Raises `ConfigError` if no positive number of increases leads exactly from `start` to `global_batch`, or if
+        `warmup_steps` is smaller than the number of increases.
         """
         increment = increment or start
         num_stages, rest = divmod(global_batch - start, increment)
         if rest or num_stages < 1:
             raise ConfigError(
-                f"train.batch_start: from {start} in steps of {increment} (train.batch_increment), the batch never "
-                f"reaches train.global_batch ({global_batch}); choose an increment that divides {global_batch - start}"
+                f"train.batch_start: the batch can't grow from {start} by increases of {increment} windows "
+                f"(train.batch_increment) to exactly {global_batch} (train.global_batch); choose an increment that "
+                f"divides {global_batch - start}"
                 if global_batch > start
                 else f"train.batch_start: {start} must be below train.global_batch ({global_batch})"
             )
@@ -209,7 +210,7 @@ def micro_batch_samples(
     accumulation step have the same micro-batches as one rank with two accumulation steps.
 
     Rank r therefore reads the samples with n mod world_size = r. If `world_size` divides `data.num_streams`, no two
-    ranks read the same stream of windows. Each rank then opens fewer shards.
+    ranks read the same stream of windows in an epoch. Each rank then opens fewer shards.
     """
     size = micro_batch_size(plan.batch_of_step(step), world_size, accumulation)
     first = plan.first_sample(step) + micro_step * world_size + rank

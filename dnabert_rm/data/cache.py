@@ -106,7 +106,7 @@ class ShardCache:
         return found
 
     def _remove_abandoned(self) -> None:
-        """Remove partial files of killed processes: those whose lock is not held by any process."""
+        """Remove each partial file whose lock no process holds, because the process that wrote the file was killed."""
         for temporary in self.folder.glob("*.tmp"):
             with contextlib.suppress(LockHeldError), self._locked(temporary.stem, wait=False):
                 temporary.unlink(missing_ok=True)

@@ -1,4 +1,7 @@
-"""Training windows, addressed by sample index: positions from the sampler, tokens from the shard readers."""
+"""Dataset of training windows, addressed by sample index.
+
+A sampler gives the position of each window, and shard readers give its tokens.
+"""
 
 from __future__ import annotations
 

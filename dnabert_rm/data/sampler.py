@@ -182,7 +182,7 @@ class EpochSampler:
         return Windows(np.full(len(samples), self.source), table.shard[segments], table.index[segments], start, reverse)
 
     def _window_numbers(self, epochs: NDArray[np.int64], positions: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Map positions in an epoch to window numbers. Numbers follow the shuffled order of the segments."""
+        """Map positions in an epoch to window numbers. Windows are numbered in the shuffled order of their segments."""
         rows, streams = np.divmod(positions, self.num_streams)
         stream_sizes = self._stream_sizes[streams]
         blocks, offsets = np.divmod(rows, self.block_windows)
@@ -365,7 +365,7 @@ def tokens_of_steps(seed: int, steps: ArrayLike, full_tokens: int) -> NDArray[np
 
     This function is used if `data.lengths` is "random". All windows of a step have the same length, so padding is never
     needed. With probability 1/2, the length is `full_tokens`. With probability 1/2, the length is drawn uniformly from
-    5 … `full_tokens`. DNABERT does the same.
+    5 … `full_tokens`, as in DNABERT.
     """
     bits = random.fold(random.key(seed, "length"), steps)
     num_lengths = max(1, full_tokens - SHORTEST_TOKENS + 1)

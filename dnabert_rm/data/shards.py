@@ -97,7 +97,7 @@ def _parse_npy_header(header: bytes) -> _NpyHeader:
     stream = io.BytesIO(header)
     version = np.lib.format.read_magic(stream)
     if version != (1, 0):
-        raise ValueError(f".npy version {version} instead of (1, 0)")
+        raise ValueError(f"the .npy version is {version}, but only (1, 0) is supported")
     shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
     return _NpyHeader(shape, dtype, stream.tell())
 

@@ -1,7 +1,8 @@
 """Check that all ranks have the same package versions, code, data, configuration, device type and run folder.
 
-Each rank sends a report to rank 0 through the rendezvous' store. This happens before a process group or model is made
-and before any GPU memory is used. A difference ends all ranks, and rank 0 reports the difference in one line.
+Each rank sends a report to rank 0 through the store of the rendezvous. This happens before a process group or model is
+made and before any GPU memory is used. If the reports differ, all ranks end, and rank 0 prints the first difference in
+one line.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class InconsistentRanksError(ConfigError):
 
 
 def check_consistency(rendezvous: Rendezvous, config: RunConfig, fingerprint: str) -> None:
-    """Raise the same error on every rank unless all ranks can train together. Rank 0 reports the error.
+    """Raise the same error on every rank unless all ranks can train together. Only rank 0 prints the error.
 
     `fingerprint` is the fingerprint of the data. Rank 0 creates the run folder and a temporary file in it, to test
     whether all ranks share the folder.
@@ -65,7 +66,11 @@ def check_consistency(rendezvous: Rendezvous, config: RunConfig, fingerprint: st
 
 
 def abort_all_ranks(problem: UserError) -> None:
-    """End all ranks because this rank has the error `problem`. Other ranks may have errors too. Always raises."""
+    """End all ranks, because this rank can't train and has the error `problem`. Always raises an error.
+
+    All ranks raise the same error, which comes from the lowest rank with an error. If the rendezvous fails, this rank
+    raises `problem`.
+    """
     try:
         rendezvous = join_rendezvous(PROBLEM_SECONDS)
     except ConfigError:
@@ -84,7 +89,7 @@ def _compare_ranks(rendezvous: Rendezvous, report: Report) -> None:
 
 
 def rank_report(rendezvous: Rendezvous, config: RunConfig, fingerprint: str) -> Report:
-    """Return the values that must be equal on all ranks, and this rank's GPU id, which must differ."""
+    """Return the values that must be equal on all ranks, and this rank's GPU id, which must be unique."""
     report: Report = {"python": platform.python_version()}
     report |= {f"package {name}": package_version(name) for name in PACKAGES}
     report |= {"commit": code_commit(), "code": code_digest(), "data fingerprint": fingerprint}
@@ -107,7 +112,7 @@ def rank_report(rendezvous: Rendezvous, config: RunConfig, fingerprint: str) -> 
 
 
 def code_digest() -> str:
-    """Return the SHA-256 of this package's source files. The hash also identifies uncommitted code."""
+    """Return the SHA-256 of this package's source files. The hash also covers uncommitted changes."""
     folder = Path(__file__).resolve().parents[1]
     found = hashlib.sha256()
     for path in sorted(folder.rglob("*.py")):
@@ -120,7 +125,7 @@ def shared_token(rendezvous: Rendezvous, run: Path) -> Iterator[bool]:
     """Yield whether this rank sees a temporary file that rank 0 writes to the run folder.
 
     A rank that does not see the file does not share rank 0's run folder. All ranks must call this. The file is removed
-    on exit. If the block raises `ConfigError`, a run folder that was created for the file is removed as well.
+    after the block. If the block raises `ConfigError`, a run folder that was created for the file is removed as well.
     """
     token = ""
     is_new = False
@@ -156,7 +161,10 @@ def _appears(run: Path, token: str) -> bool:
 
 
 def _names_in(run: Path) -> list[str]:
-    """Return the file names in `run`. List the parent folder first, so that a network file system refreshes both."""
+    """Return the file names in `run`.
+
+    The parent folder is listed as well, because a network file system then refreshes both folders.
+    """
     try:
         os.listdir(run.absolute().parent)
         return os.listdir(run)
@@ -165,7 +173,10 @@ def _names_in(run: Path) -> list[str]:
 
 
 def differences(reports: Sequence[Report]) -> Iterator[str]:
-    """Yield a message for each error in the ranks' `reports`. Without errors, yield a message for each difference."""
+    """Yield a message for each error in the ranks' `reports`.
+
+    If no report contains an error, yield a message for each difference between the reports.
+    """
     hosts = [report["host"] for report in reports]
     problems = [report.get("problem") for report in reports]
     for problem in dict.fromkeys(filter(None, problems)):

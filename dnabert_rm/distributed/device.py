@@ -19,7 +19,7 @@ def gpu_in_use() -> bool:
 
 
 def select_device(info: RankInfo) -> torch.device:
-    """Return this rank's device. A GPU also becomes torch's current device.
+    """Return this rank's device. If the device is a GPU, also make this GPU torch's current device.
 
     Raises `ConfigError` if the node has no GPU for this rank.
     """
@@ -34,7 +34,7 @@ def select_device(info: RankInfo) -> torch.device:
 
 
 def gpu_index(local_rank: int, num_visible: int) -> int:
-    """Return the index of a rank's GPU among the visible GPUs. Raises `ConfigError` if none is left."""
+    """Return the index of a rank's GPU among the visible GPUs. Raises `ConfigError` if no GPU is left."""
     if num_visible == 1:
         return 0  # `srun --gpus-per-task=1` shows each rank only its own GPU
     if local_rank >= num_visible:
@@ -53,7 +53,7 @@ def peak_memory(device: torch.device) -> int:
 
 
 def memory_of_rank(device: torch.device, local_world_size: int) -> float:
-    """Return a rank's memory in bytes: all memory of its GPU, or on CPUs its share of the node's memory."""
+    """Return the memory for a rank in bytes: all memory of its GPU, or on CPUs its share of the node's memory."""
     if device.type == "cuda":
         return float(torch.cuda.get_device_properties(device).total_memory)
     return psutil.virtual_memory().total / local_world_size

@@ -1,8 +1,8 @@
 """Rank, world size, local rank and master address, read from launchers' environment variables. Torch-free.
 
-DeepSpeed's launcher and torchrun set RANK, WORLD_SIZE and so on. mpirun and srun use other names. If several launchers
-have set variables, those of the innermost launcher are used. For example, srun or mpirun can start torchrun or
-`deepspeed`, which then starts the ranks. mpirun itself can start its daemons through srun.
+DeepSpeed's launcher and torchrun set RANK, WORLD_SIZE and so on. mpirun and srun use other names. One launcher can
+start another: srun or mpirun can start torchrun or `deepspeed`, and mpirun can start its daemons through srun. In these
+cases several launchers set variables, and the variables of the innermost launcher are used.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def rank_info(environ: Mapping[str, str]) -> RankInfo:
 
 
 def _outer_rank(environ: Mapping[str, str]) -> RankInfo | None:
-    """Return the rank that MPI or Slurm sets for this process, or None."""
+    """Return the rank that MPI or Slurm sets for this process, or None if neither started the process."""
     for variables in _MPI:
         if variables.local_rank in environ and (found := _read(variables, environ)):
             return found
@@ -177,7 +177,7 @@ def _with_master(info: RankInfo, environ: Mapping[str, str]) -> RankInfo:
     """Return `info` with the address and port of rank 0, if the launcher sets them."""
     address, port = environ.get("MASTER_ADDR", ""), environ.get("MASTER_PORT", "")
     if port and not 0 < _number(environ, "MASTER_PORT") < 65536:
-        raise LauncherError(f"MASTER_PORT is {port}, but must be between 1 and 65535")
+        raise LauncherError(f"MASTER_PORT is {port}, but must be between 1 and 65535; correct or unset the variable")
     if info.world_size == 1 and (info.launcher != _EXPLICIT.launcher or not (address and port)):
         return info
     if info.launcher == _EXPLICIT.launcher and not (address and port):
@@ -223,7 +223,7 @@ def free_port() -> int:
 
 
 def slurm_rank(environ: Mapping[str, str]) -> RankInfo | None:
-    """Return the rank that srun sets for this task, or None outside srun or if there is only one task."""
+    """Return the rank that srun sets for this task. Return None outside srun, or if there is only one task."""
     if "SLURM_PROCID" not in environ:
         return None
     in_step = any(name.startswith("SLURM_STEP") for name in environ)

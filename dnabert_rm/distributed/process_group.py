@@ -60,8 +60,8 @@ def process_group(
 ) -> Iterator[Ranks]:
     """Join the process group of the ranks that a launcher started, or make a process group with a single rank.
 
-    The backend is NCCL on GPUs and gloo on CPUs. The group is always destroyed on exit, because otherwise the process
-    can crash with `terminate called`.
+    The backend is NCCL on GPUs and gloo on CPUs. The group is always destroyed after the block, because the process can
+    crash with `terminate called` if a group is left.
 
     Args:
         threads_per_rank: Number of CPU threads for this rank. 0 means the rank's share of the usable cores.
@@ -144,7 +144,10 @@ def _end_all_ranks(rendezvous: Rendezvous, device: torch.device, reason: str) ->
 
 @contextlib.contextmanager
 def _exit_if_other_rank_failed(rendezvous: Rendezvous) -> Iterator[None]:
-    """Exit this process as soon as another rank fails during the block. Otherwise torch might wait for minutes."""
+    """Exit this process as soon as another rank fails during the block.
+
+    Without this exit, torch might wait for the failed rank for minutes.
+    """
     # A separate connection, because the first one is busy while torch waits.
     store = rendezvous.store.clone()  # type: ignore[attr-defined]
     done = threading.Event()

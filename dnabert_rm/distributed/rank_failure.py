@@ -57,5 +57,5 @@ def explain_rank_failures(
 
 
 def _first_sentence(error: Exception) -> str:
-    """Return the first sentence of an error, without the source location at the start of gloo's messages."""
+    """Return the first sentence of an error message, without the source location at the start of gloo's messages."""
     return re.sub(r"^\[\S+:\d+\] ", "", re.split(r"\. |\n", str(error).strip())[0])

@@ -74,8 +74,8 @@ def _explain_store_failure(info: RankInfo) -> Iterator[None]:
 def join_rendezvous(seconds: float) -> Rendezvous:
     """Join the rendezvous of all ranks that the launcher started.
 
-    Sets the environment variables that torch and DeepSpeed read. Raises `ConfigError` if a rank is still missing
-    when the time limit `seconds` is over, or much earlier if the address of rank 0 can't be right.
+    Sets the environment variables that torch and DeepSpeed read. Raises `ConfigError` if a rank has not
+    joined after `seconds`. A wrong MASTER_ADDR raises `ConfigError` much earlier (`check_master`).
     """
     info = rank_info(os.environ)
     if info.master_addr:
@@ -95,7 +95,7 @@ def join_rendezvous(seconds: float) -> Rendezvous:
 
 
 def _rendezvous_error(info: RankInfo, reason: str, seconds: float) -> ConfigError:
-    """Return a one-line error for a failed rendezvous. Only local rank 0 of each node reports the error."""
+    """Return a one-line error for a failed rendezvous. Only local rank 0 of each node prints the error."""
     if "address already in use" in reason.lower():
         return _port_in_use(info)
     master = f"{info.master_addr}:{info.master_port}"
@@ -166,7 +166,7 @@ _Resolved = list[tuple[socket.AddressFamily, tuple[Any, ...]]]
 
 
 def _resolve(host: str) -> _Resolved:
-    """Return the addresses of `host`. Retry for `RESOLVE_SECONDS`, then raise `socket.gaierror`."""
+    """Return the addresses of `host`. Retry failures for `RESOLVE_SECONDS`, then raise `socket.gaierror`."""
     deadline = time.monotonic() + RESOLVE_SECONDS
     while True:
         try:
@@ -211,9 +211,9 @@ def _is_own(family: socket.AddressFamily, address: tuple[Any, ...]) -> bool:
 
 
 def _agree_on_master(info: RankInfo) -> RankInfo:
-    """Let all ranks agree over MPI on an address and port for rank 0. Return `info` with this address and port.
+    """Use MPI to agree with all ranks on an address and port for rank 0. Return `info` with this address and port.
 
-    MPI is then finalized, because all further communication uses torch.
+    Afterwards MPI is finalized, because all further communication uses torch.
 
     Raises `LauncherError` if MPI can't be used, and `ConfigError` if no address of rank 0 is reachable from all nodes.
     """
@@ -254,7 +254,7 @@ def _agree_on_master(info: RankInfo) -> RankInfo:
 
 @dataclass(frozen=True)
 class _TriedAddresses:
-    """Addresses of rank 0, a free port on its node, and for each rank whether it can reach each address."""
+    """Addresses of rank 0's node, a free port on that node, and which ranks can reach which addresses."""
 
     addresses: list[str]
     port: int
@@ -309,7 +309,7 @@ def interface_towards(host: str) -> str | None:
 def candidate_addresses(environ: Mapping[str, str]) -> list[str]:
     """Return this machine's IPv4 addresses.
 
-    Addresses of the interfaces that GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME name come first.
+    The list begins with addresses of the interfaces that are set in GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME.
     """
     found = interface_addresses()
     named = [name for variable in _INTERFACE_VARIABLES for name in environ.get(variable, "").split(",")]
@@ -317,7 +317,7 @@ def candidate_addresses(environ: Mapping[str, str]) -> list[str]:
 
 
 def reachable(addresses: Sequence[str], port: int, seconds: float = _CONNECT_SECONDS) -> list[bool]:
-    """Try to connect to `port` on all addresses at once. Return for each address whether this succeeds in `seconds`."""
+    """Return for each address whether a connection to `port` succeeds within `seconds`. Try all addresses at once."""
     connections = []
     for address in addresses:
         connection = socket.socket()

@@ -1,8 +1,9 @@
 """Watchdog: if a run waits too long, write the stacks of every thread and loader worker, and end the run.
 
 Each rank has its own watchdog. The training loop resets the watchdog before each stage, such as loading a batch. A
-thread measures the time since the last reset. A rank that hangs reaches the limit together with the ranks that wait for
-it in a collective. The run folder therefore has the stacks of all these ranks.
+thread measures the time since the last reset, and ends the rank if this time exceeds a limit. If one rank hangs, other
+ranks wait for this rank in a collective and exceed the limit at about the same time. The run folder therefore contains
+the stacks of all these ranks.
 """
 
 from __future__ import annotations
@@ -149,9 +150,9 @@ def prepare_worker(stacks: str, _: int) -> None:
     """Set up the signal handling of a loader worker. Each worker calls this when it starts.
 
     Stop signals are blocked, because DeepSpeed's launcher and Slurm send them to whole process trees. If a stop signal
-    killed a worker, the run would end before saving a checkpoint. Only the worker's parent rank may end the worker.
-    Workers die with their parent, because orphans would keep files and pipes open. On SIGUSR2 the worker writes its
-    stacks to the file `stacks`.
+    killed a worker, the run would end before saving a checkpoint. Only a SIGTERM from the parent process, which is a
+    rank, ends the worker. The worker is also killed when its parent dies, because orphaned workers would keep files and
+    pipes open. On SIGUSR2 the worker writes its stacks to the file `stacks`.
     """
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)

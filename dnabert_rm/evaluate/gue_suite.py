@@ -148,8 +148,8 @@ def find_sets(root: Path) -> list[DataSet]:
     """Return the data sets in `root` and its subfolders.
 
     GUE data sets come first, in published order. Other data sets follow, sorted by name. `root` may be a single data
-    set, or any folder above data sets. Raise `DataError` if `root` contains no data set,
-    or two data sets with the same name.
+    set, or any folder above data sets. Raise `DataError` if `root` contains no data set, or two data sets with the
+    same name.
     """
     if not root.is_dir():
         raise DataError(f"--data {root}: no such folder; pass the folder that contains <family>/<name>/train.csv")

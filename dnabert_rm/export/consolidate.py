@@ -31,9 +31,10 @@ REMAP_BYTES = 64_000_000
 class SavedWeights:
     """The weights of one checkpoint, keyed by transformers name. `weights[name]` returns a new fp32 tensor.
 
-    `shapes` maps each name to a shape. A tied weight has two names, and `aliases` maps the second name to the first.
-    The constructor raises `CheckpointError` if the files do not match the recorded ZeRO stage. Weights offloaded to
-    disk (`zero3_nvme`) also raise `CheckpointError`, because DeepSpeed does not record the order of its swap files.
+    `shapes` maps the name of each weight to its shape. A tied weight has two names: `shapes` has only the first name,
+    and `aliases` maps the second name to the first. The constructor raises `CheckpointError` if the files do not
+    match the recorded ZeRO stage. It also raises `CheckpointError` for weights offloaded to disk (`zero3_nvme`),
+    because DeepSpeed does not record the order of its swap files.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -77,7 +78,8 @@ class SavedWeights:
 def read_weights(folder: Path, what: str, share: int = 1, quiet: bool = False) -> Iterator[tuple[str, Tensor]]:
     """Yield the name and tensor of each weight of a checkpoint. Show a progress bar labelled `what` unless `quiet`.
 
-    `share` is the number of concurrent calls of `read_weights`, which share the memory for mapped files equally.
+    `share` is the number of concurrent calls of `read_weights`. Each call uses 1/`share` of the memory for mapped
+    files.
     """
     saved = SavedWeights(folder)
     bytes_read = 0
@@ -110,7 +112,7 @@ def mean_weights(folders: Sequence[Path]) -> dict[str, Tensor]:
 
 
 def mean_weights_one_by_one(folders: Sequence[Path]) -> Iterator[tuple[str, Tensor]]:
-    """Yield the name and mean over checkpoints of each weight, one weight at a time.
+    """Yield each weight's name and its mean over the checkpoints, one weight at a time.
 
     The self-check compares these means with the exported means from `mean_weights`. To be an independent check, this
     function computes in fp64 and does not call `mean_weights`.
@@ -129,7 +131,7 @@ def mean_weights_one_by_one(folders: Sequence[Path]) -> Iterator[tuple[str, Tens
 
 
 def _mapped_vector(length: int) -> Tensor:
-    """Return an fp32 vector in its own memory mapping, because malloc would keep much of the freed memory."""
+    """Return an fp32 vector in its own memory mapping, because malloc might not return freed memory to the system."""
     return torch.frombuffer(mmap.mmap(-1, 4 * length), dtype=torch.float32)
 
 
@@ -200,7 +202,7 @@ def _pieces_of_stage_3(groups: list[dict[str, torch.Size]], states: list[dict]) 
 
 
 def _slice(vectors: Sequence[Tensor], start: int, length: int) -> list[Tensor]:
-    """Return elements `start` … `start + length - 1` of the concatenated vectors, as a list of views.
+    """Return elements `start` … `start + length - 1` of the concatenation of `vectors`, as a list of views.
 
     Raises `ValueError` if the vectors have fewer elements.
     """

@@ -69,10 +69,12 @@ class _CheckpointRecords:
 
 
 def find_checkpoints(path: Path, step: int | None = None, average: int = 1) -> list[Path]:
-    """Return the last `average` complete checkpoints of a run up to `step`.
+    """Return the chosen checkpoint of a run and the `average - 1` complete checkpoints before it, oldest first.
 
-    `path` is a run folder or a checkpoint. If `path` is a checkpoint, its step is used instead of `step`. Raises
-    `CheckpointError` if the run has no checkpoint of `step` or too few checkpoints.
+    If `path` is a checkpoint, this checkpoint is chosen, and `step` is ignored. If `path` is a run folder, the
+    checkpoint of `step` is chosen, or the last complete checkpoint if `step` is None.
+
+    Raises `CheckpointError` if the run has no complete checkpoint of `step`, or too few checkpoints before it.
     """
     if average < 1:
         raise CheckpointError(f"--average {average}: pass a number of checkpoints, 1 or more")
@@ -103,12 +105,14 @@ def export(
     average: int = 1,
     max_shard_size: str = MAX_SHARD_SIZE,
 ) -> ExportResult:
-    """Export a run's checkpoint, or the mean of its last `average` checkpoints, to the new folder `output`.
+    """Export a checkpoint, or the mean of `average` successive checkpoints of a run, to the new folder `output`.
 
-    `source` is a run folder or a checkpoint. `step` selects a checkpoint of a run; the default is the last. Raises
-    `CheckpointError` if a checkpoint is damaged, or if the exported model differs from the trained model. Raises
-    `DataError` if `output` exists or can't be written. After an error, the new folder is removed. docs/export.md
-    describes the memory needed.
+    `source` is a run folder or a checkpoint. `step` selects the last checkpoint to use from a run folder; the default
+    is the run's last checkpoint.
+
+    Raises `CheckpointError` if a checkpoint is missing or damaged, or if the exported model differs from the trained
+    model. Raises `DataError` if `output` exists or can't be written. After an error, an incomplete export is removed.
+    docs/export.md describes the memory needed.
     """
     checkpoints = find_checkpoints(Path(source), step, average)
     output = Path(output)
@@ -197,7 +201,7 @@ def _trained_model(checkpoints: list[Path], last: _CheckpointRecords) -> PreTrai
 
 
 def _reference_of_mean(model: PreTrainedModel, reference: ReferenceOutput) -> ReferenceOutput:
-    """Return `reference` with the logits of `model`, computed by the training code in fp32 on the CPU."""
+    """Return a copy of `reference` with new logits: those of `model`, run by the training code in fp32 on the CPU."""
     with torch.no_grad():
         logits = MaskedLM(model)(torch.from_numpy(reference.input_ids), torch.from_numpy(reference.positions))
     return dataclasses.replace(reference, logits=logits.numpy(), precision="fp32", device="cpu")

@@ -64,9 +64,10 @@ def provenance(
 
 
 def training_sources(checkpoint: Path, config: RunConfig, fingerprint: str) -> list[dict[str, Any]]:
-    """Return genome, file, bytes and SHA-256 of each source file of the training data.
+    """Return the genome, name, size and SHA-256 of each FASTA file that the training data were built from.
 
-    The values are from the checkpoint. If the checkpoint does not record sources, the values are from the data folder.
+    The values are from the checkpoint. If the checkpoint does not record them, the values are from the data folders.
+    The result is empty if the data folders have changed or can't be read.
     """
     with contextlib.suppress(DataError, OSError, TypeError):
         if found := _read_json_or_empty(checkpoint / DATA_NAME).get("sources"):

@@ -43,8 +43,8 @@ def check_exported(
         exact: Require equal weights. If false, allow rounding differences, as for averaged weights.
 
     Returns:
-        The largest absolute difference of logits, divided by the largest absolute training logit. The divisor is at
-        least 1.
+        The largest absolute difference between exported and training logits, divided by the largest absolute training
+        logit. The divisor is at least 1.
 
     Raises:
         CheckpointError: The exported model differs from the trained model.
@@ -94,10 +94,10 @@ def _nearly_equal(found: Tensor, expected: Tensor) -> bool:
 
 
 def _compare_logits(model: PreTrainedModel, reference: ReferenceOutput) -> float:
-    """Return the largest absolute difference from the training logits, divided by the largest absolute training logit.
+    """Compare the exported model's logits with the training logits.
 
-    The divisor is at least 1. The exported model runs in the precision of training. Raises `CheckpointError` if the
-    result exceeds `TOLERANCE`.
+    Return the largest absolute difference, divided by the largest absolute training logit. The divisor is at least 1.
+    The exported model runs in the precision of training. Raises `CheckpointError` if the result exceeds `TOLERANCE`.
     """
     if model.config.vocab_size != reference.logits.shape[1]:
         raise CheckpointError(

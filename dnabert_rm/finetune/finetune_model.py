@@ -28,8 +28,8 @@ def finetune(settings: FinetuneSettings) -> dict[str, Any]:
     Files in `settings.output`:
 
     - `model/`: the fine-tuned model. Load it with `AutoModelForSequenceClassification`, or with
-      `AutoModelForTokenClassification` for per-base tasks. With LoRA, the folder holds only adapters and the head:
-      pass the pretrained model and this folder to `PeftModel.from_pretrained`.
+      `AutoModelForTokenClassification` for per-base tasks. With LoRA, pass the pretrained model and `model/` to
+      `PeftModel.from_pretrained` instead.
     - `predictions.csv`: predictions for the test table.
     - `tensorboard/`: training curves.
     - `scores.json`: the returned scores, written last.
@@ -81,8 +81,8 @@ def chosen_metric(settings: FinetuneSettings, splits: Splits) -> str:
     """Return the name of the metric that chooses the checkpoint: `--best-metric`, or the task's default.
 
     Raises `ConfigError` if the task has no metric of this name. Raises `ConfigError` also if the metric can't compare
-    models, because it is undefined on the dev rows or has the same value for any predictions of them. Warns if all
-    dev rows have the same value of a label.
+    models, because it is undefined on the dev rows, or is the same whatever a model predicts. Warns if a label has the
+    same value in every dev row.
     """
     task = splits.task
     metric = settings.best_metric or task.best_metric

@@ -143,7 +143,7 @@ class FinetuneSettings(Settings):
 
     @property
     def name(self) -> str:
-        """Return the name of the data set: `data_set` if it is set, otherwise the name of the training table's folder."""
+        """Return the data set's name: `data_set` if it is set, otherwise the name of the training table's folder."""
         return self.data_set or self.train.resolve().parent.name
 
     @property

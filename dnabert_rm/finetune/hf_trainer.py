@@ -37,7 +37,7 @@ def make_trainer(
 ) -> TaskTrainer:
     """Return a Trainer that keeps the checkpoint with the best metric on `dev`.
 
-    If several checkpoints share the best value, Trainer keeps the earliest of them.
+    If several checkpoints are equally good, Trainer keeps the earliest of them.
     """
     callbacks: list[TrainerCallback] = [ProgressCallback(str(args.metric_for_best_model)), SeedDropoutPerRank()]
     if args.process_index == 0:

@@ -25,8 +25,8 @@ _IGNORED_SETTINGS = ("output", "overwrite", "seed", "seeds")
 def finetune_seeds(settings: FinetuneSettings) -> dict[str, Any]:
     """Fine-tune once with each seed S of `settings.seeds`, in the folder `output/seed_S`.
 
-    Without `overwrite`, runs that already finished with the same settings are not repeated. The aggregated scores are written to
-    `output/scores.json` and returned. Raises the same errors as `finetune`.
+    Without `overwrite`, runs that already finished with the same settings are not repeated. The aggregated scores
+    are written to `output/scores.json` and returned. Raises the same errors as `finetune`.
     """
     if not settings.overwrite and (settings.output.is_file() or (settings.output / MODEL_FOLDER).exists()):
         raise ConfigError(

@@ -88,7 +88,7 @@ def load_tokenizer(folder: Path, config: PreTrainedConfig, overlapping: bool = T
 
 
 def load_kmer_tokenizer(folder: Path, config: PreTrainedConfig, task: str) -> KmerTokenizer:
-    """Load the tokenizer for a task that needs overlapping k-mers. Raise `CheckpointError` if the model has BPE tokens."""
+    """Load the tokenizer for a task that needs overlapping k-mers. Raise `CheckpointError` if the tokens are BPE."""
     tokenizer = load_tokenizer(folder, config)
     if not isinstance(tokenizer, KmerTokenizer):
         raise CheckpointError(f"{folder}: has BPE tokens, but {task} needs overlapping k-mers; choose another model")
@@ -124,7 +124,7 @@ def load_model(
 
 
 class LoadedModel(NamedTuple):
-    """A model from `load_weights`, with the names of tensors that are only in the model, only in its files, or reshaped."""
+    """A model from `load_weights`, with the names of its missing, wrongly shaped and unexpected tensors."""
 
     model: PreTrainedModel
     missing: set[str]
@@ -138,8 +138,8 @@ class LoadedModel(NamedTuple):
 def load_weights(auto_class: Any, folder: Path, config: PreTrainedConfig) -> LoadedModel:
     """Load a model in fp32 from a local folder, without remote code.
 
-    Missing, wrongly shaped and unexpected tensors raise no error, but are listed in the result. Raises `CheckpointError` if the files can't be read,
-    or if the folder holds only LoRA adapters.
+    Missing, wrongly shaped and unexpected tensors raise no error, but are listed in the result. Raises
+    `CheckpointError` if the files can't be read, or if the folder holds only LoRA adapters.
     """
     if (folder / ADAPTER_CONFIG).exists():
         raise CheckpointError(f"{folder}: holds only LoRA adapters; pass the model that the adapters were trained on")

@@ -34,7 +34,7 @@ class Splits:
     def dropped(self) -> dict[str, int]:
         """Return the number of unusable rows that were dropped from each split's file.
 
-        Without `--dev`, train and dev come from the same file, so both splits get the number of that file.
+        Without `--dev`, train and dev come from the same file, so they have the same number of dropped rows.
         """
         return {name: self.bad_rows.count(table.path) for name, table in self.items()}
 
@@ -55,8 +55,8 @@ def read_splits(settings: FinetuneSettings) -> Splits:
     if settings.dev is None:
         train, dev = tables.hold_out(train, DEV_ONE_IN, settings.seed)
         notice(
-            f"note: --dev is not set, so {len(dev)} of {len(train) + len(dev)} rows of {settings.train} are held out to choose"
-            " the checkpoint"
+            f"note: --dev is not set, so {len(dev)} of {len(train) + len(dev)} rows of {settings.train} are held out to"
+            " choose the checkpoint"
         )
     else:
         dev = bad_rows.usable(read(settings.dev), task.target)

@@ -64,7 +64,7 @@ class LabelledTable:
 
 
 class BadRowHandler:
-    """Handler of unusable rows. With `drop`, unusable rows are recorded and dropped, otherwise they raise `DataError`."""
+    """Handler of unusable rows. With `drop`, these rows are recorded and dropped. Otherwise they raise `DataError`."""
 
     def __init__(self, drop: bool = False):
         self.drop = drop
@@ -119,11 +119,12 @@ def read_labelled(
 ) -> LabelledTable:
     """Read a table with the column `sequence` and the label columns `columns`. Ignore other columns.
 
-    Columns are separated by tabs if the header contains a tab, otherwise by commas. Sequences are IUPAC codes in upper or lower case.
-    `check` gets each row's sequence and label columns, and raises `RowError` if the row is unusable.
+    Columns are separated by tabs if the header contains a tab, otherwise by commas. Sequences are IUPAC codes in
+    upper or lower case. `check` gets each row's sequence and label columns, and raises `RowError` if the row is
+    unusable.
 
     Raises `DataError` for an unusable table, and also for an unusable row unless `bad_rows` drops such rows. The
-    message names the file, the line and the fix.
+    message names the file, the fix, and the line if it is known.
     """
     path = Path(path)
     bad_rows = bad_rows or BadRowHandler()
@@ -208,8 +209,8 @@ def _check_row(sequence: str, columns: Sequence[str], fields: Sequence[str]) -> 
 def hold_out(table: LabelledTable, every: int, seed: int) -> tuple[LabelledTable, LabelledTable]:
     """Hold out a random 1 / `every` of the rows, stratified by label. Return the remaining and the held-out rows.
 
-    Rows are shuffled, then sorted by label. From this list, one row of every `every` consecutive rows is held out, and
-    at least one row in total. The rows of both returned tables are in file order.
+    Rows are shuffled, then sorted by label. In the sorted list, the held-out rows are `every` positions apart. At least
+    one row is held out. The rows of both returned tables are in file order.
     """
     order = random.permutation(random.key(seed, "finetune dev rows"), len(table))
     by_label = np.array(sorted(order, key=lambda index: table.fields[index]))

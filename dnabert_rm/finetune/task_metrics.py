@@ -61,8 +61,8 @@ def multi_label_metrics(labels: NDArray, logits: NDArray) -> Scores:
     """Return micro F1, macro F1, macro MCC (Matthews' correlation) and macro AUROC (area under the ROC curve).
 
     Macro scores are means over the labels. `labels` are 0 or 1, shape (rows, labels). `logits` have the same shape.
-    A positive logit means that the label is predicted. F1 is 0 for a label that neither occurs nor is predicted. Macro AUROC includes
-    only labels with both values, 0 and 1. If there is no such label, macro AUROC is None.
+    A positive logit means that the label is predicted. F1 is 0 for a label that neither occurs nor is predicted.
+    Macro AUROC includes only labels with both values, 0 and 1. If there is no such label, macro AUROC is None.
     """
     labels = np.asarray(labels).astype(int)
     predicted = (np.asarray(logits) > 0).astype(int)
@@ -81,9 +81,9 @@ def regression_metrics(targets: NDArray, predicted: NDArray, names: Sequence[str
     """Return Pearson's and Spearman's correlation, R² and mean squared error, averaged over the targets.
 
     With several targets, the result also holds the scores of each single target. `targets` and `predicted` have shape
-    (rows, targets), in the units of the table. `names` are the targets' names. If a target is
-    constant, its correlations and R² are None, and so are the means of these scores over the targets. Otherwise,
-    constant predictions give correlations of 0.
+    (rows, targets), in the units of the table. `names` are the targets' names. If a target is constant, its
+    correlations and R² are None, and so are the means of these scores over the targets. If a target varies but its
+    predictions are constant, its correlations are 0.
     """
     targets = np.asarray(targets, dtype=np.float64)
     predicted = np.asarray(predicted, dtype=np.float64)

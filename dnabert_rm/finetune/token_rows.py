@@ -113,7 +113,7 @@ def base_token_pairs(window: range, token_ranges: NDArray[np.int64]) -> BaseToke
 
     Args:
         window: Range of indices into the sequence's tokens.
-        token_ranges: Half-open base range that each token of the sequence predicts, shape (tokens, 2). Ranges may overlap.
+        token_ranges: Half-open base range that each token of the sequence predicts, shape (tokens, 2).
     """
     starts, ends = token_ranges[window.start : window.stop].T
     lengths = ends - starts
@@ -125,8 +125,7 @@ def base_token_pairs(window: range, token_ranges: NDArray[np.int64]) -> BaseToke
 def collate(rows: Sequence[TokenizedRow]) -> dict[str, Tensor]:
     """Collate tokenized rows into one batch.
 
-    Shapes: B rows, V windows of at most W tokens, L labels, N bases of the longest row, P pairs of a logit vector and an
-    output.
+    Shapes: B rows, V windows of at most W tokens, L labels, N bases of the longest row, P pairs (logit vector, output).
 
     - `input_ids` (V, W).
     - `attention_mask` (V, W), only if a window is padded, because attention kernels are faster without a mask.

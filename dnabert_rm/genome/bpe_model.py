@@ -17,7 +17,11 @@ MODEL_NAME = "tokenizer.model"
 
 
 def load_model(path: str | Path) -> Any:
-    """Load a SentencePiece model. Raises `DataError` unless its first tokens are the special tokens."""
+    """Load a SentencePiece model.
+
+    Raises `DataError` if the file is not a SentencePiece model, or if the model's first tokens are not the special
+    tokens.
+    """
     import sentencepiece
 
     check_readable_file(path, "a SentencePiece model")

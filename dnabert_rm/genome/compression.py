@@ -50,12 +50,12 @@ def check_format(head: bytes, display_name: str) -> None:
 class GzipStream(io.RawIOBase):
     """The decompressed content of a gzip or bgzip file.
 
-    A bgzip file without its empty last member is read, with a warning, because it may be incomplete.
+    A bgzip file without its empty last member may be incomplete. Such a file is read, but a warning is printed.
 
     Args:
-        raw: The compressed file, at the start of a gzip member.
+        raw: The compressed file, positioned at the start of a gzip member.
         display_name: The file's name in messages.
-        limit: Number of decompressed bytes to read; by default all.
+        limit: Largest number of decompressed bytes to read; by default all.
 
     Reading raises `DataError` if the data are damaged, end too early, or are followed by other data.
     """
@@ -77,7 +77,7 @@ class GzipStream(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """Fill `buffer` with the next decompressed bytes and return their number; 0 at the end."""
+        """Write the next decompressed bytes into `buffer`. Return their number, or 0 at the end of the data."""
         wanted = len(buffer) if self._remaining is None else min(len(buffer), self._remaining)
         content = b""
         while wanted and not content and self._open_member():
@@ -88,7 +88,7 @@ class GzipStream(io.RawIOBase):
         return len(content)
 
     def _decompress(self, wanted: int) -> bytes:
-        """Return at most `wanted` decompressed bytes of the current gzip member, or b"" at its end."""
+        """Return at most `wanted` decompressed bytes of the current gzip member, or b"" at the member's end."""
         if not self._input:
             self._input = self._read()
             if not self._input:

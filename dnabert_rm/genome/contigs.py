@@ -60,7 +60,7 @@ def _join_record(genome: str, source: int, pieces: list[Piece]) -> Contig:
 
 
 def _merge_adjacent(gaps: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Merge gaps (n, 2) that touch. The scan splits a gap in two if it crosses a block boundary."""
+    """Merge gaps (n, 2) that touch. A gap across a block boundary of the scan is found as two touching gaps."""
     separate = gaps[1:, 0] > gaps[:-1, 1]
     starts = gaps[np.concatenate([[True], separate])[: len(gaps)], 0]
     ends = gaps[np.concatenate([separate, [True]])[-len(gaps) :] if len(gaps) else slice(0), 1]
@@ -114,8 +114,9 @@ def _count_thymines(path: str) -> int:
 def pure_codes(letters: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Return the base codes of letters, (N,) → (N,).
 
-    All letters must be A, C, G, T or U, in either case. U counts as T. In ASCII, bit 1 of such a letter is the upper
-    bit of its base code, and bit 2 is the lower bit. Using these bits is several times faster than a table look-up.
+    All letters must be A, C, G, T or U, in either case. U counts as T. In ASCII, bits 1 and 2 of such a letter
+    (counted from 0) are the upper and the lower bit of its base code. Using these bits is several times faster than a
+    table look-up.
     """
     codes = letters >> np.uint8(2)
     codes &= np.uint8(1)

@@ -56,7 +56,7 @@ def scan_table(rna: bool) -> bytes:
 
 @dataclass
 class Piece:
-    """A record, or the part of it inside the scanned byte range.
+    """A FASTA record, or the part of a record that is inside the scanned byte range.
 
     `name` is None if the record began before the range. `gaps` are arrays (n, 2) of half-open ranges without A, C, G,
     T. `anchors` are pairs (byte offset, position). Positions are counted from the piece's start.
@@ -130,7 +130,7 @@ def _scan_block(
 ) -> tuple[int, bool]:
     """Scan one block of a FASTA, and add its sequence and new records to `pieces`.
 
-    Return the offset of the next block, and whether that block starts a line.
+    Return the offset of the next block, and whether the next block begins at the start of a line.
     """
     cursor = 0
     header = 0 if at_line_start and block.startswith(b">") else _next_header(block, 1)
@@ -153,7 +153,10 @@ def _scan_block(
 
 
 def _next_header(block: bytes, start: int) -> int:
-    """Return the offset of the next header from `start` (at least 1) on, or the block's length if there is none."""
+    """Return the offset of the first header at or after `start`, or the block's length if there is none.
+
+    `start` must be at least 1.
+    """
     offset = block.find(b">", start)
     while offset > 0 and block[offset - 1 : offset] != b"\n":
         offset = block.find(b">", offset + 1)
@@ -163,7 +166,8 @@ def _next_header(block: bytes, start: int) -> int:
 def _find_start(stream: BinaryIO, display_name: str, start: int) -> tuple[int, bool]:
     """Return the offset of the first byte to scan, and whether that byte starts a line.
 
-    The scan begins at `start`, or after a header that began before `start`.
+    Scanning begins at `start`, or after the header if `start` is inside a header. If `start` is 0, scanning begins at
+    the file's first header.
     """
     if start == 0:
         return first_header(stream.read(BLOCK_BYTES), display_name), True
@@ -205,7 +209,7 @@ def _record_name(stream: BinaryIO, display_name: str, line: bytes, offset: int) 
 
 
 def header_name(line: bytes) -> str:
-    """Return the first word of a header line. Raise ValueError with the reason if the line is not valid."""
+    """Return the first word of a header line. Raise ValueError with the reason if the header is not valid."""
     if len(line) > MAX_HEADER_BYTES:
         raise ValueError(f"the header has more than {MAX_HEADER_BYTES} bytes; shorten it")
     if b"\r" in line.rstrip(b"\r\n"):
@@ -243,5 +247,5 @@ def line_number(stream: BinaryIO, offset: int) -> int:
 
 
 def scan_ranges(size: int, range_bytes: int = RANGE_BYTES) -> list[tuple[int, int]]:
-    """Return the byte ranges (start, stop) that split a file of `size` bytes for `scan_range`."""
+    """Split a file of `size` bytes into byte ranges for `scan_range`. Return (start, stop) of each range."""
     return [(start, min(size, start + range_bytes)) for start in range(0, max(1, size), range_bytes)]

@@ -24,12 +24,12 @@ _HEAD_BYTES = 512
 
 
 class Input:
-    """A plain or gzip file that is read once from its start; "-" is standard input.
+    """A plain or gzip file that is read once from its start. The path "-" means standard input.
 
     `position` and `size` are in bytes of the (compressed) file. `size` is None for a pipe or a device.
 
     Args:
-        content: What the file should contain, for messages.
+        content: The expected content for messages, such as "a FASTA file".
 
     Raises `DataError` if the file can't be opened, or if it is compressed but not gzip.
     """
@@ -90,7 +90,7 @@ def fasta_records(
     Args:
         lines: Lines of the file; the first one must be a header.
         display_name: The file's name in messages.
-        first_line: Number of the first line.
+        first_line: The number that error messages give to the first of `lines`.
 
     If the file is not FASTA of DNA, raises `DataError` with the line number.
     """

@@ -35,7 +35,7 @@ _COMPLEMENT = bytes.maketrans(b"ACGTacgt", b"TGCAtgca")
 
 
 def check_k(k: int) -> int:
-    """Return `k`. Raise `ConfigError` if it is outside 3 … 8."""
+    """Return `k`. Raise `ConfigError` if `k` is outside 3 … 8."""
     if not MIN_K <= k <= MAX_K:
         raise ConfigError(f"--k {k}: k must be between {MIN_K} and {MAX_K}")
     return k
@@ -112,9 +112,9 @@ def encode_codes(codes: NDArray[np.uint8], k: int) -> NDArray:
 
 
 def _join(left: NDArray[Any], left_width: int, right: NDArray[Any], right_width: int) -> NDArray[Any]:
-    """Return, for each position, a number that encodes the next `left_width + right_width` bases.
+    """Return, for each position, a number that encodes the `left_width + right_width` bases from this position on.
 
-    `left` and `right` hold such numbers for the next `left_width` and `right_width` bases.
+    `left` holds such numbers for `left_width` bases, and `right` for `right_width` bases.
     """
     size = max(0, min(len(left), len(right) - left_width))
     bits = 2 * (left_width + right_width)

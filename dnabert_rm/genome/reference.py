@@ -56,9 +56,9 @@ class Genome:
 
 
 def _temporary_copy(path: str) -> tempfile._TemporaryFileWrapper | None:
-    """Return a temporary file with the content of a gzip file or a pipe; None for an uncompressed regular file.
+    """Return a temporary file with the uncompressed content of a gzip file or a pipe.
 
-    The file is deleted when it is closed.
+    The temporary file is deleted when it is closed. Return None if `path` is an uncompressed regular file.
     """
     with Input(path, "a FASTA file") as source:
         if not source.is_compressed and source.size is not None:

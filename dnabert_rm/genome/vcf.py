@@ -27,7 +27,10 @@ _FIRST_BASES = bytes.maketrans(b"RYSWKMBDHV", b"ACCAGACAAA")
 
 @dataclass(frozen=True)
 class Allele:
-    """One pair of REF and ALT in a VCF row. `reason` says why the allele gets no score; empty if it gets one."""
+    """One pair of REF and ALT in a VCF row.
+
+    If the allele gets no score, `reason` says why; otherwise `reason` is empty.
+    """
 
     contig: str
     position: int
@@ -40,7 +43,7 @@ class Allele:
 
 @dataclass(frozen=True)
 class Site:
-    """The alleles of one VCF row and the sequence around them. `sequence` is empty if no allele gets a score."""
+    """The alleles of one VCF row and the genome sequence around them. `sequence` is empty if no allele gets a score."""
 
     alleles: list[Allele]
     sequence: bytes = b""
@@ -52,7 +55,8 @@ class Site:
 class VariantReader:
     """Reader of a VCF.
 
-    A row that is invalid or contradicts the genome raises an error. With `drop`, such rows are counted and skipped.
+    A row that is invalid or contradicts the genome raises an error. If `drop` is true, such a row is counted and
+    skipped instead.
     """
 
     source: Input
@@ -67,8 +71,8 @@ class VariantReader:
     def sites(self) -> Iterator[Site]:
         """Yield one site per row of the VCF, in file order.
 
-        Raises `DataError` if the file is empty or not a VCF, and for a bad row unless `drop` is set. The message for a
-        bad row has the line number.
+        Raises `DataError` if the file is empty or not a VCF. If `drop` is false, a row that is invalid or contradicts
+        the genome also raises `DataError`, with the line number.
         """
         is_empty = True
         for number, line in self._lines():
@@ -123,7 +127,7 @@ class VariantReader:
             )
 
     def _site(self, fields: list[str]) -> Site:
-        """Return the alleles and sequence of one row, given its columns. Raise `_BadRow` if it can't be used."""
+        """Return the alleles and sequence of one row, given its columns. Raise `_BadRow` if the row can't be used."""
         if len(fields) < _NUM_COLUMNS or not (fields[1].isascii() and fields[1].isdigit()):
             raise _BadRow("not a row of a VCF", "expected CHROM, POS, ID, REF and ALT, separated by tabs")
         contig, position_text, name, ref, alts = fields
@@ -140,7 +144,10 @@ class VariantReader:
         return Site(alleles, self.genome.fetch(contig, start, end), position - start)
 
     def _check_reference(self, contig: str, position: int, ref: str) -> str:
-        """Return why no allele of the row can be scored, or ""; raise `_BadRow` if the row contradicts the genome."""
+        """Return the reason why no allele of the row can be scored, or "" if there is no such reason.
+
+        Raise `_BadRow` if the row contradicts the genome.
+        """
         if contig.startswith("<"):
             return "contig of an assembly file"
         length = self.genome.length(contig)
@@ -172,8 +179,8 @@ class VariantReader:
 def _agrees(ref: str, found: bytes) -> bool:
     """Return whether REF agrees with the genome's bases at every position.
 
-    N in REF agrees with every base. An IUPAC code in the genome agrees with itself and with its alphabetically first
-    base.
+    N in REF agrees with every base. An IUPAC code in the genome agrees with itself, and with the alphabetically first
+    base that the code stands for.
     """
     given = np.frombuffer(ref.encode("ascii", "replace"), np.uint8)
     bases = np.frombuffer(found, np.uint8)
@@ -182,7 +189,7 @@ def _agrees(ref: str, found: bytes) -> bool:
 
 
 def _reason(ref: str, alt: str) -> str:
-    """Return why an allele gets no score, or "" if it gets one."""
+    """Return the reason why an allele gets no score, or "" if the allele gets a score."""
     if alt in ("", "."):
         return "no alternative allele"
     if alt == "*":

@@ -137,11 +137,10 @@ def embed(settings: EmbeddingSettings) -> Tally:
     With `tile`, each sequence is cut into tiles, and each tile has its own embedding.
 
     A .npy file holds a float32 array of shape (embeddings, hidden size). The table `NAME.ids.csv` beside the file names
-    the array's rows. With `per_token`, a sequence or tile has one array row per token. Its line in the table then has
-    its name, the index of its first array row, and its number of array rows.
+    the array's rows. With `per_token`, the array has one row per token, and the table has one line per sequence or
+    tile: the name, the index of the first array row, and the number of array rows.
 
-    Raises `ConfigError`, `CheckpointError` or `DataError`. After an error, no output file
-    remains.
+    Raises `ConfigError`, `CheckpointError` or `DataError`. After an error, no output file remains.
     """
     npy = settings.output.suffix == ".npy"
     output_paths = [names_path(settings.output), settings.output] if npy else [settings.output]
@@ -180,7 +179,7 @@ def _name_cells(region: Region, with_coordinates: bool) -> list[Any]:
 def write_pooled(
     file: VectorFile, outputs: Iterable[WindowOutput], settings: EmbeddingSettings, width: int, tally: Tally
 ) -> None:
-    """Write one embedding per sequence or tile. Without a known k-mer, the embedding is NaN."""
+    """Write one embedding per sequence or tile. The embedding is NaN if the sequence or tile has no known k-mer."""
     join = partial(join_windows, pooling=settings.pooling)
     joined = ((region, join(windows)) for region, windows in group_by_region(outputs))
     for rows in chunked(joined, ROWS_WRITTEN):
@@ -194,7 +193,8 @@ def join_windows(outputs: Iterable[WindowOutput], pooling: str) -> NDArray | Non
     """Join the embeddings of all windows of a sequence or tile into one embedding, shape (hidden size,).
 
     With "max" pooling, the result is the maximum over the windows. With other pooling, it is the mean over the windows.
-    If no window has an embedding, the result is None. The mean needs no weights, because all windows of a sequence have the same number of tokens.
+    If no window has an embedding, the result is None. The mean needs no weights, because all windows of a sequence have
+    the same number of tokens.
     """
     num_windows = 0
     total: NDArray | None = None

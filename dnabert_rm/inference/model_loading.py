@@ -72,8 +72,8 @@ def load_model(
     """Load a model in fp32 on the CPU, in evaluation mode.
 
     Raises `CheckpointError` if a tensor is missing or wrongly shaped, because transformers would initialize the
-    tensor at random. The check ignores tensors in `adapted`, which LoRA adapters supply, and tensors whose
-    name contains `optional`.
+    tensor at random. The check ignores tensors in `adapted`, which LoRA adapters supply, and tensors whose name
+    contains `optional`.
     """
     loaded = load_weights(auto_class, folder, config)
     missing = sorted((loaded.missing | loaded.reshaped) - set(adapted))
@@ -87,9 +87,10 @@ def load_model(
 
 
 def load_encoder(folder: ModelFolder) -> PreTrainedModel:
-    """Load the encoder of a pretrained or fine-tuned model in fp32 on the CPU. Merge LoRA adapters into the weights.
+    """Load the encoder of a pretrained or fine-tuned model in fp32 on the CPU, with any LoRA adapters merged.
 
-    Do not use the pooler's output. Masked language models are saved without pooler weights, so these may be random.
+    Do not use the pooler's output. Masked language models are saved without a pooler, so the loaded pooler may be
+    random.
     """
     if folder.base is None:
         return load_model(AutoModel, folder.path, folder.config, optional="pooler.")

@@ -53,9 +53,9 @@ class BatchRunner:
     ) -> list[NDArray | None]:
         """Run `forward` in batches and return one result per row of token ids, in the order of `rows`.
 
-        A row's result is `select(output, num_kmers)`, where `output` is the row's float32 output, padding
-        included, and `num_kmers` is the row's number of tokens without special tokens. A row that is None has the
-        result None. Rows of similar length share a batch, to keep padding small.
+        A row's result is `select(output, num_kmers)`. `output` is the row's float32 output, padding included.
+        `num_kmers` is the row's number of tokens without special tokens. A row that is None has the result None.
+        Rows of similar length share a batch, to keep padding small.
         """
         known = [i for i, row in enumerate(rows) if row is not None]
         known.sort(key=lambda i: len(rows[i]), reverse=True)  # type: ignore[arg-type]

@@ -89,7 +89,7 @@ def _recorded_head(name: str, record: Any) -> Head:
             long=record.get("long") or "middle",
         )
         if head.long not in LONG:
-            raise ValueError(f"\"long\" is {head.long!r}, not one of {', '.join(LONG)}")
+            raise ValueError(f'"long" is {head.long!r}, not one of {", ".join(LONG)}')
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{name}: does not describe a fine-tuned model ({error}); fine-tune again") from None
     return head

@@ -77,8 +77,8 @@ class BpeTokenization:
     """Rules for cutting a sequence between BPE tokens.
 
     The whole sequence or tile is held in memory and tokenized. Windows are cut between two tokens, so that a window
-    encoded alone has the same tokens as in the whole sequence. Per-base models give one output
-    per base, as for k-mers with a `k` and `stride` of 1.
+    encoded alone has the same tokens as in the whole sequence. In per-base predictions, each base has its own output,
+    so `k` and `stride` are 1.
     """
 
     token_ranges: Callable[[str], NDArray[np.int64]]
@@ -224,9 +224,8 @@ def cut_windows(region: Region, blocks: Iterator[bytes], tokenization: AnyTokeni
     """Yield the windows (model inputs) of a region, which is a whole record or one tile.
 
     If a region has too many tokens for one window, `long` selects overlapping windows ("window") or only one window in
-    the middle ("middle").
-    Overlapping windows start half a window apart, as in `tokenizer.windows.windows`.
-    A region shorter than one k-mer gives one window with an empty sequence.
+    the middle ("middle"). Overlapping windows start half a window apart, as in `tokenizer.windows.windows`. A region
+    shorter than one k-mer gives one window with an empty sequence.
     """
     if isinstance(tokenization, BpeTokenization):
         return _windows_between_tokens(region, b"".join(blocks), tokenization, long)

@@ -224,8 +224,8 @@ def load_scorer(settings: VariantSettings) -> Scorer:
 def score_variants(settings: VariantSettings) -> VariantTally:
     """Write a CSV table with one row per allele, in the order of the VCF file.
 
-    The columns are chrom, pos (1-based), id, ref, alt, score and reason. `score` is log P(alt) - log P(ref), with natural
-    logarithms. If an allele has no score, `reason` explains why. Raises `ConfigError`, `CheckpointError`, or
+    The columns are chrom, pos (1-based), id, ref, alt, score and reason. `score` is log P(alt) - log P(ref), with
+    natural logarithms. If an allele has no score, `reason` explains why. Raises `ConfigError`, `CheckpointError`, or
     `DataError` with the line number. After an error, no output file remains.
     """
     check_output_file(settings.output, settings.overwrite, model_inputs(settings.model, settings.vcf, settings.fasta))

@@ -120,8 +120,7 @@ def model_outputs(
 ) -> Iterator[WindowOutput]:
     """Yield every window of the input, in order, with the output of `forward` for the window's sequence.
 
-    Shows a progress bar and updates `tally`. Memory holds at most `batches_sorted` batches of windows, for input of any
-    length.
+    Shows a progress bar and updates `tally`. At most `batches_sorted` batches of windows are in memory at once.
     """
     start_time = time.monotonic()
     if work := describe_tiles(settings):
@@ -169,8 +168,8 @@ def group_by_region(outputs: Iterable[WindowOutput]) -> Iterator[tuple[Region, I
 class RunningMean:
     """Running mean of the outputs of overlapping windows, for each position of a sequence.
 
-    A position is a token or a base, and has `width` values. Add windows in the order of their starts. Call `pop` before each new window to
-    limit memory to about one window.
+    A position is a token or a base, and has `width` values. Add windows in the order of their starts. Call `pop`
+    before each new window to limit memory to about one window.
     """
 
     def __init__(self, width: int):

@@ -51,7 +51,7 @@ class MaskedBatch:
 
 
 class RandomMaskCollator:
-    """Collator that masks windows. The mask of a window depends only on the seed, its sample index and its step."""
+    """Collator that masks windows. A window's mask depends only on the seed and the window's sample index and step."""
 
     def __init__(
         self,

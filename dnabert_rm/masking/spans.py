@@ -21,7 +21,7 @@ _RANDOM_BELOW = np.uint64(round((MASK_SHARE + RANDOM_SHARE) * 2**32) << 32)
 
 
 def span_reach(span: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return two numbers for each span length: the masked tokens before and after the centre of the span.
+    """For each span length, return the number of tokens before the centre and the number of tokens after the centre.
 
     A span of m tokens around centre i covers tokens i - ceil(m/2) + 1 … i + floor(m/2). A span of 6 tokens covers
     i - 2 … i + 3, as in DNABERT.

@@ -31,9 +31,10 @@ DROPOUTS = {
 
 
 def architecture_of(model: ModelConfig, vocab_size: int, checkpoint: Path | None = None) -> PreTrainedConfig:
-    """Return the transformers configuration of the folder `checkpoint` or, if None, of the folder `model.init_from`.
+    """Return the transformers configuration of a model.
 
-    If neither is given, make the configuration from the sizes in `model`.
+    The configuration comes from the folder `checkpoint` or, if `checkpoint` is None, from the folder `model.init_from`.
+    If neither folder is given, the configuration is made from the sizes in `model`.
     """
     if checkpoint or model.init_from:
         return pretrained_config(str(checkpoint or model.init_from), model.dropout)
@@ -99,10 +100,10 @@ def build_model(
     attention: str = "sdpa",
     init_from: str = "",
 ) -> PreTrainedModel:
-    """Return a masked language model in fp32. Weights come from the folder `init_from` if given, else they are random.
+    """Return a masked language model in fp32 with random weights or, if `init_from` is set, weights from that folder.
 
-    Random weights depend on `config` and `seed` only. Torch's global random state is restored afterwards. If the
-    folder has no masked-language-model head, the head gets random weights, with a warning on standard error.
+    Random weights depend on `config` and `seed` only. Torch's global random state is restored afterwards. If the model
+    in `init_from` has no masked-language-model head, the head gets random weights, and a warning is printed.
 
     Raises `RankReadError` if `init_from` can't be loaded or lacks encoder weights.
     """
@@ -148,7 +149,7 @@ def encoder_layers(model: PreTrainedModel) -> torch.nn.ModuleList:
 
 
 def prepare_layers(model: PreTrainedModel, *, checkpointing: bool, compile_layers: bool) -> None:
-    """Enable activation checkpointing and torch.compile in place, as requested.
+    """Enable activation checkpointing, torch.compile or both for the layers of `model`, in place.
 
     Layers are compiled one by one, so that identical layers share one compiled graph. The head is not compiled, because
     the number of masked positions differs from batch to batch.

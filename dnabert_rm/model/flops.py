@@ -1,12 +1,13 @@
 """Parameter and operation counts of a model, computed from its sizes, and peak FLOP/s of GPUs. Torch-free.
 
 An operation is a floating-point operation. The product of an (m, k) and a (k, n) matrix takes 2mkn operations. Only
-matrix products are counted, since norms, softmax and activations are below 1 %. The backward pass has two products for
-each product of the forward pass.
+matrix products are counted, because norms, softmax and activations take less than 1 % of all operations. The backward
+pass has two matrix products for each matrix product of the forward pass.
 
 Sources:
 - Kaplan et al., "Scaling Laws for Neural Language Models" (2020), section 2.1.
-- Chowdhery et al., "PaLM" (2022), appendix B: defines MFU, without recomputation.
+- Chowdhery et al., "PaLM" (2022), appendix B: defines model FLOPs utilization (MFU), which excludes
+  recomputation.
 - Narayanan et al., "Efficient Large-Scale Language Model Training on GPU Clusters" (2021), appendix: counts
   recomputation as an additional forward pass.
 
@@ -74,7 +75,7 @@ def parameter_tensors(shape: ModelShape) -> dict[str, list[tuple[int, int]]]:
 
 
 def parameter_counts(shape: ModelShape) -> dict[str, int]:
-    """Return the number of parameters in each part. Their sum equals transformers' `num_parameters()`."""
+    """Return the number of parameters in each part. These numbers add up to transformers' `num_parameters()`."""
     return {part: sum(count * numel for count, numel in tensors) for part, tensors in parameter_tensors(shape).items()}
 
 
@@ -103,7 +104,7 @@ def forward_flops_per_token(shape: ModelShape, window: int, masked_fraction: flo
 
     - Matrix products of the layers: 2N(4H² + 2HI), or 2N(4H² + 3HI) with GeGLU.
     - Attention scores and their product with the values: 4H for each layer and each attended token.
-    - Head: 2(H² + HV) for each masked token.
+    - Head: 2(H² + HV) for a masked token, and 0 for other tokens. The average is `masked_fraction` times 2(H² + HV).
 
     A `masked_fraction` of 1.0 means that the head runs on all positions, as in transformers.
     """
@@ -128,7 +129,8 @@ def training_flops_per_token(
 ) -> float:
     """Return the number of operations per token in the forward and backward pass: three times the forward pass.
 
-    `checkpointing` adds the recomputed forward pass of the layers. The hardware runs it, but MFU does not count it.
+    With activation `checkpointing`, the recomputed forward pass of the layers is added. The hardware runs this pass,
+    but model FLOPs utilization (MFU) does not count it.
     """
     recomputed = layer_flops_per_token(shape, window) if checkpointing else 0.0
     return 3 * forward_flops_per_token(shape, window, masked_fraction) + recomputed
@@ -139,9 +141,9 @@ def training_flops_per_step(
 ) -> float:
     """Return the number of operations in one optimizer step on `windows` windows of `window_tokens` tokens.
 
-    `num_masked` is the number of predicted tokens in all windows together. To get MFU (PaLM, appendix B), divide by the
-    seconds per step, the number of ranks and `peak_flops`. With `checkpointing` the quotient is the hardware
-    utilisation (HFU), which is higher.
+    `num_masked` is the number of predicted tokens in all windows together. To get model FLOPs utilization (MFU; PaLM,
+    appendix B), divide the result by the seconds per step, the number of ranks and `peak_flops`. With activation
+    `checkpointing`, the quotient is hardware FLOPs utilization (HFU), which is higher than MFU.
     """
     tokens = windows * window_tokens
     return tokens * training_flops_per_token(shape, window_tokens, num_masked / max(1, tokens), checkpointing)
@@ -183,7 +185,7 @@ def peak_flops(device_name: str) -> float | None:
     """Return a GPU's peak in dense half-precision operations per second, or None if the GPU is not in the table.
 
     `device_name` is the name that torch reports, or a short one such as "h100". An H100 or H200 without "PCIe" or "NVL"
-    in its name is the SXM module.
+    in its name counts as the SXM module.
     """
     words = set(re.findall(r"[a-z0-9]+", device_name.lower()))
     for needed, tflops in _PEAK_TFLOPS:

@@ -18,7 +18,7 @@ class MaskedLM(nn.Module):
     """A transformers masked language model whose head runs on masked positions only.
 
     The encoder gets no attention mask, because pretraining has no padding. The loss is a sum in fp32. The training
-    loop divides it by the number of masked tokens in the global batch.
+    loop divides this sum by the number of masked tokens in the global batch.
     """
 
     def __init__(self, model: PreTrainedModel, k: int | None = None) -> None:
@@ -57,9 +57,9 @@ class MaskedLM(nn.Module):
 
 
 def num_right_bases(predicted: Tensor, targets: Tensor, k: int | None) -> Tensor:
-    """Return the number of predicted bases that equal the target bases, scalar int64. It is 0 if `k` is None.
+    """Return the number of predicted bases that equal the target bases, as a scalar int64. Return 0 if `k` is None.
 
-    After subtracting `NUM_SPECIAL`, the base-4 digits of a k-mer's id are its bases (see kmer.py). So the function
+    The base-4 digits of (k-mer id - `NUM_SPECIAL`) encode the bases of the k-mer (see kmer.py). The function therefore
     counts equal digits.
 
     Args:

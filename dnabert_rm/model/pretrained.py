@@ -29,8 +29,8 @@ NAME_FINETUNED = "pass the model/ folder that `dnabert-rm finetune` wrote"
 def model_fields(folder: str | Path, missing: str = "pass a Hugging Face folder with --init-from") -> dict[str, Any]:
     """Return the architecture and sizes of the model in `folder`, named as in `config.ModelConfig`.
 
-    `missing` is the advice if there is no config.json. Raises `CheckpointError` unless the folder has a config.json
-    that describes a BERT or ModernBERT model.
+    Raises `CheckpointError` unless the folder has a config.json that describes a BERT or ModernBERT model. `missing` is
+    the advice in the error message if there is no config.json.
     """
     path = Path(folder) / "config.json"
     content = read_json(path, error=CheckpointError, advice="fix the file", missing=missing)
@@ -48,7 +48,7 @@ def model_fields(folder: str | Path, missing: str = "pass a Hugging Face folder 
 def check_vocabulary(folder: str | Path, k: int | None, vocab_size: int, bpe_sha256: str | None = None) -> None:
     """Raise `CheckpointError` unless the model in `folder` has the vocabulary of the data.
 
-    For BPE data, `k` is None and `bpe_sha256` is the SHA-256 of the file of the BPE tokenizer.
+    For BPE data, `k` is None and `bpe_sha256` is the SHA-256 of the `.model` file of the data's tokenizer.
     """
     folder = Path(folder)
     embedded = read_json(folder / "config.json", error=CheckpointError).get("vocab_size")
@@ -74,9 +74,9 @@ def check_vocabulary(folder: str | Path, k: int | None, vocab_size: int, bpe_sha
 def _check_bpe(folder: Path, sha256: str | None) -> None:
     """Raise `CheckpointError` if the model in `folder` does not use the BPE tokenizer of the data.
 
-    `sha256` is compared with the SHA-256 that `dnabert-rm export` recorded, else with that of the `.model` files in
-    `folder`. A folder that has only a `vocab.txt` or `tokenizer.json` is refused only if the tokens in that file are
-    k-mers.
+    `sha256` is the SHA-256 of the data's tokenizer. It is compared with the SHA-256 in `pretraining.json`, a file that
+    `dnabert-rm export` writes. Without `pretraining.json`, it is compared with the SHA-256 of each `.model` file in
+    `folder`. A `vocab.txt` or `tokenizer.json` alone can't be compared, and is rejected only if the tokens are k-mers.
     """
     advice = "choose another model, or build the data with this model's tokenizer"
     models = sorted(folder.glob("*.model"))
@@ -103,8 +103,8 @@ def _check_bpe(folder: Path, sha256: str | None) -> None:
 def check_model_folder(folder: Path, advice: str = NAME_EXPORTED) -> None:
     """Raise `CheckpointError` if `folder` has no config.json.
 
-    The message ends with `advice`. If the subfolder `model` has a config.json, the message advises to pass that
-    subfolder instead.
+    The error message ends with `advice`. If the subfolder `model` has a config.json, the message instead ends with the
+    advice to pass that subfolder.
     """
     if (folder / "config.json").is_file():
         return

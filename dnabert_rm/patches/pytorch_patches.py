@@ -19,7 +19,7 @@ class BuildLock:
     """
 
     def __init__(self, lock_file_path: str, **_: Any) -> None:
-        """Open a lock file beside `lock_file_path`, the file that torch's `FileBaton` would create."""
+        """Open the lock file `<lock_file_path>.held`. Torch's `FileBaton` would create `lock_file_path` itself."""
         self._lock = PosixLock(Path(f"{lock_file_path}.held"))
 
     def try_acquire(self) -> bool:

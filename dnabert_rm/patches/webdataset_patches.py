@@ -37,8 +37,8 @@ def tar_writer_class() -> Any:
     webdataset's modules are removed from `sys.modules`, and a later import of webdataset finds torch. Nothing is
     changed if torch or webdataset is already imported.
 
-    Reason: webdataset works without torch, but imports torch if torch is installed. The import costs seconds and
-    hundreds of megabytes per worker.
+    Reason: webdataset works without torch, but imports torch if torch is installed. Importing torch takes
+    seconds and hundreds of megabytes per worker.
 
     Upstream: no upstream issue known.
     """

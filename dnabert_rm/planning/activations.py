@@ -4,8 +4,8 @@ Symbols: T = tokens in the micro-batch, H = hidden size, I = intermediate size, 
 
 The estimate counts the tensors that autograd saves for the layers of the transformers library. For a `bert` layer in
 half precision, without dropout and with I = 4H, these tensors take 32·T·H bytes. Korthikanti et al., "Reducing
-Activation Recomputation in Large Transformer Models" (2022), section 4.1, give the same number of bytes if dropout masks
-and attention matrices are left out.
+Activation Recomputation in Large Transformer Models" (2022), section 4.1, give the same number if dropout masks and
+attention matrices are left out.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ class Workload:
 def layer_bytes(shape: ModelShape, work: Workload) -> float:
     """Return the bytes that one layer keeps for the backward pass.
 
-    A layer keeps norm statistics, dropout masks, attention matrices, and the following numbers of other values. T is the
-    number of tokens, H the hidden size and I the intermediate size.
+    A layer keeps norm statistics, dropout masks, attention matrices, and the following numbers of other values. T is
+    the number of tokens, H the hidden size and I the intermediate size.
 
     - bert: 8·T·H for the input, q, k, v, the context, the sums before both norms, and the first norm's output; and
       2·T·I for the input and output of GELU.

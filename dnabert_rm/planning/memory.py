@@ -166,7 +166,7 @@ def _earlier_gradients(sizes: _Sizes) -> float:
 
 
 def _loss(sizes: _Sizes) -> Memory:
-    """Return the memory when backward starts: all activations, the logits' gradient, and accumulated gradients."""
+    """Return the memory when the backward pass starts: activations, the logits' gradient, and accumulated gradients."""
     shape, work = sizes.shape, sizes.work
     kept = encoder_bytes(shape, work) + head_bytes(shape, work)
     return sizes.memory(
@@ -209,7 +209,10 @@ def _first_layer(sizes: _Sizes) -> Memory:
 
 
 def _reduces_within(sizes: _Sizes, elements: int) -> bool:
-    """Return whether the reduce bucket fills up and is reduced before `elements` gradient elements are computed."""
+    """Return whether the reduce bucket fills up before `elements` gradient elements are computed.
+
+    DeepSpeed reduces the gradients in a full bucket immediately.
+    """
     return _moves_gradients_early(sizes) and sizes.zero.reduce_bucket < elements
 
 
@@ -220,7 +223,10 @@ def _moves_gradients_early(sizes: _Sizes) -> bool:
 
 
 def _gathered(sizes: _Sizes) -> float:
-    """Return the bytes of gathered weights that ZeRO-3 keeps until the backward pass, within DeepSpeed's limits."""
+    """Return the bytes of gathered weights that ZeRO-3 keeps until the backward pass.
+
+    DeepSpeed's limits on live and reused parameters apply. Small tensors are kept in addition.
+    """
     if not sizes.gathers:
         return 0.0
     return sizes.persistent + min(sizes.gatherable, sizes.w * sizes.zero.max_reuse)

@@ -31,7 +31,8 @@ TIGHT_SHARE = 0.9
 class Job:
     """Training job: model, micro-batch, division of batches among ranks, and global batch sizes.
 
-    `sizes` are all global batch sizes that occur in the run. `masked` is the mean share of masked tokens in the run. `max_masked` is the largest share in any phase.
+    `sizes` are all global batch sizes that occur in the run. `masked` is the mean share of masked tokens in the run.
+    `max_masked` is the largest share in any phase.
     """
 
     shape: ModelShape
@@ -130,8 +131,8 @@ def message_bytes(job: Job, zero: ZeroSettings) -> float:
     For W ranks, the unit is (W - 1) / W times the bytes of all weights. The number of units is:
 
     - Stage 0: 2, for one all-reduce of the gradients.
-    - Stage 1: 3, namely 2 for one all-reduce of the gradients and 1 to gather the updated weights. The reduce-scatter of
-      the ZeRO paper would save 1, but DeepSpeed 0.19 reduces whole buckets.
+    - Stage 1: 3, namely 2 for one all-reduce of the gradients and 1 to gather the updated weights. The reduce-scatter
+      of the ZeRO paper would save 1, but DeepSpeed 0.19 reduces whole buckets.
     - Stage 2: 2 per micro-batch for the gradients, plus 1 per step to gather the updated weights.
     - Stage 3: 3 per micro-batch, namely 1 to gather weights in the forward pass, 1 to gather weights again in the
       backward pass, and 1 to reduce gradients. If all weights can be kept between the two passes, 2 per micro-batch.
@@ -163,7 +164,7 @@ def options(job: Job, memory_bytes: float | None, ds_config: str = "") -> list[O
     """Return the options for a job, lowest ZeRO stage first.
 
     The options are the DeepSpeed configurations in `CHOICES` that support the job's precision. If `ds_config` is
-    not one of these configurations, `ds_config` is appended.
+    given and is not one of these configurations, `ds_config` is appended.
     """
     names = _choices(job)
     if ds_config and ds_config not in names:
@@ -211,7 +212,7 @@ def advice(job: Job, found: list[Option], memory_bytes: float | None, configured
     """Return one line that recommends an option, with the reason. `configured` names the run's current option."""
     current = next(option for option in found if option.name == configured)
     if memory_bytes is None:
-        return f"{_uses(current)}; for advice, pass --gpu-memory with the memory of one GPU (or of one rank if --gpu is cpu)"
+        return f"{_uses(current)}; for advice, set --gpu-memory to the memory of a GPU, or of a rank with --gpu cpu"
     usable, best = f"of {_gib(memory_bytes * USABLE_SHARE)} usable", best_option(found)
     if best is None:
         return f"{_uses(current)} {usable}, and no stage fits: {_flags_that_fit(job, memory_bytes)}"

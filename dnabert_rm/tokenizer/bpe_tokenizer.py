@@ -5,9 +5,9 @@ How text is encoded:
 - Adjacent letters other than A, C, G, T become one `[UNK]`.
 - White space separates sequences, and no token crosses it. A special token in the text is encoded as that token.
 
-SentencePiece merges the pair whose merged token has the lowest id, and among equal pairs the leftmost. The `tokenizers`
-library merges the pair that comes first in its list of merges. Therefore this list holds all pairs, ordered by the id
-of the merged token.
+SentencePiece merges the pair whose merged token has the lowest id. If several pairs give this token, it merges the
+leftmost. The `tokenizers` library instead merges the pair that comes first in the list of merges in `tokenizer.json`.
+Therefore this list holds all pairs of tokens whose merged form is a token, ordered by the id of the merged token.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 How text is encoded:
 - Bases in either case become k-mers with stride 1, or with stride k if `overlapping=False`.
 - A k-mer that covers any other letter (N, other IUPAC codes, U, …) is `[UNK]`.
-- White space separates sequences, and no k-mer crosses it. So DNABERT's notation, k-mers separated by spaces
-  ("ACGTAC CGTACG"), gives one token per word. The raw sequence "ACGTACG" gives the same ids.
+- White space separates sequences, and no k-mer crosses it. So DNABERT's notation, k-mers separated by spaces,
+  gives one token per word. At k = 6, "ACGTAC CGTACG" gives the same ids as the raw sequence "ACGTACG".
 - A sequence of fewer than k letters gives no token: "ACG" at k = 6 is `[CLS] [SEP]`.
 - A special token in the text is encoded as that token, and no k-mer crosses it. So "ACGTAC[MASK]GTACGT" is two k-mers
   around one masked token, which stands for unknown bases.
@@ -50,7 +50,7 @@ _GENERAL_OPTIONS = ("is_split_into_words", "return_overflowing_tokens", "return_
 
 @lru_cache
 def _vocabulary(k: int) -> dict[str, int]:
-    """Return the mapping from tokens to ids, in id order. It is cached, so callers must not change it."""
+    """Return the mapping from tokens to ids, in id order. The mapping is cached, so callers must not change it."""
     return {token: index for index, token in enumerate(kmer.vocabulary(k))}
 
 
@@ -62,8 +62,8 @@ def _tokens(k: int) -> tuple[str, ...]:
 class KmerTokenizer(PreTrainedTokenizer):
     """K-mer tokenizer; the module's docstring describes how text is encoded.
 
-    `token_type_ids` are returned only on request. For a single sequence they are all 0. Without them, BERT assumes
-    zeros. ModernBERT does not use them.
+    `token_type_ids` are returned only on request. For a single sequence they are all 0. If they are missing, BERT
+    assumes zeros. ModernBERT does not use them.
 
     Args:
         k: Bases per token; by default read from `vocab_file` or `tokenizer_file`.
@@ -71,8 +71,8 @@ class KmerTokenizer(PreTrainedTokenizer):
         tokenizer_file: Path of a `tokenizer.json`, which is read if there is no `vocab_file`.
         overlapping: Whether tokens have stride 1; otherwise stride k.
 
-    Raises `CheckpointError` if k is missing or contradicts the file, or if the file is not a k-mer vocabulary.
-    transformers 5 saves most tokenizers as `tokenizer.json` only, so that file is checked like a `vocab.txt`.
+    Raises `CheckpointError` if neither k nor a file is given, if k contradicts the file, or if the file is not a k-mer
+    vocabulary. `tokenizer.json` is also accepted, because transformers 5 saves most tokenizers in this file only.
     """
 
     vocab_files_names = {"vocab_file": VOCAB_FILE}  # noqa: RUF012 (as transformers requires)
@@ -84,8 +84,8 @@ class KmerTokenizer(PreTrainedTokenizer):
         if file_k is None:
             name = kwargs.get("name_or_path") or "KmerTokenizer"
             raise CheckpointError(
-                f"{name}: no {VOCAB_FILE} or {STOCK_FILE} found and no k given; add the {VOCAB_FILE} of its "
-                "pretraining, or pass k"
+                f"{name}: no {VOCAB_FILE} or {STOCK_FILE} found and no k given; add the "
+                f"{VOCAB_FILE} that was used for pretraining, or pass k"
             )
         if k not in (None, file_k):
             raise CheckpointError(
@@ -119,7 +119,7 @@ class KmerTokenizer(PreTrainedTokenizer):
     def token_ids(self, texts: Sequence[str]) -> list[NDArray]:
         """Return the ids of each text without `[CLS]` and `[SEP]`: one array (tokens,), uint16 or uint32, per text.
 
-        All texts of a batch are encoded together as one array, which is then split.
+        If no text has white space or special tokens, all texts are encoded together as one array, which is then split.
         """
         letters = [_letters(text) for text in texts]
         joined = b"".join(letters)
@@ -189,7 +189,7 @@ class KmerTokenizer(PreTrainedTokenizer):
     def _columns(self, rows: list[NDArray[np.int64]], as_lists: bool, options: dict[str, Any]) -> dict[str, Any]:
         """Return `input_ids` and other requested columns, as lists or as int64 arrays.
 
-        The arrays have shape (B, W) for B texts that are padded to W tokens. Lists are padded if requested.
+        The arrays have shape (B, W) for B texts that are padded to W tokens. Lists are padded only if requested.
         """
         ids: Any
         mask: Any
@@ -248,8 +248,8 @@ class KmerTokenizer(PreTrainedTokenizer):
     def _bases(self, ids: list[int]) -> str:
         """Return the bases of k-mers and `[UNK]` tokens, with a space where adjacent tokens do not overlap.
 
-        If u unknown tokens separate two k-mers, u - k + 1 bases between the k-mers are covered by neither and become
-        N. If there are no such bases, each unknown token is written as "[UNK]" instead.
+        If u unknown tokens separate two k-mers, u - k + 1 bases between the k-mers are covered by neither k-mer and
+        become N. If there are no such bases, each unknown token is written as "[UNK]" instead.
         """
         if not self.overlapping:
             return "".join("N" * self.k if i == kmer.UNK_ID else self._convert_id_to_token(i) for i in ids)
@@ -276,9 +276,9 @@ class KmerTokenizer(PreTrainedTokenizer):
     # ---- files
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> tuple[str, ...]:
-        """Save the tokenizer for `KmerTokenizer`, and for `AutoTokenizer` of transformers 4.40 and newer.
+        """Save the tokenizer to a folder, and return the paths of the files.
 
-        Returns the paths of the files.
+        `KmerTokenizer` can load the folder, and so can `AutoTokenizer` of transformers 4.40 and newer.
         """
         files = super().save_pretrained(save_directory, *args, **kwargs)
         name_stock_class(Path(files[0]))

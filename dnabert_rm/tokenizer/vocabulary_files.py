@@ -42,9 +42,10 @@ def write_tokenizer_files(
 
 
 def name_stock_class(config_file: Path) -> None:
-    """Write the name of a transformers class to `tokenizer_config.json`, so that `KmerTokenizer` is not required.
+    """Write the name of a transformers class to `tokenizer_config.json`.
 
-    transformers 4 looks up the class by this name and has no other way to load `tokenizer.json`.
+    With this name, stock transformers can load the folder without `KmerTokenizer`. transformers 4 looks up the class by
+    its name and has no other way to load `tokenizer.json`.
     """
     content = read_json(config_file, error=CheckpointError)
     content.pop("backend", None)
@@ -80,10 +81,12 @@ def _upper_case() -> list[normalizers.Normalizer]:
 def _write_out_kmers(k: int) -> list[normalizers.Normalizer]:
     """Return normaliser steps that turn "ACGT" into "AC|CG|GT|T" (k = 2): one word per base, separated by "|".
 
-    Words of k letters become tokens. The first step makes words of one base, "A|C|G|T". Round i of k - 1 rounds appends
-    to each word of i letters the last letter of the next word, if that word has i letters too. So the words at the end
-    of the sequence stay shorter. A round handles one letter of the alphabet at a time. It appends the letter in lower
-    case, so that no later step of the round matches it, and ends by converting to upper case.
+    The first step makes words of one letter, "A|C|G|T". It is followed by k - 1 rounds. In round i, each word of i
+    letters is extended by the last letter of the next word, if the next word also has i letters. Words near the end of
+    the sequence therefore stay shorter than k letters. Only words of k letters become tokens.
+
+    A round has one step for each letter of the alphabet. A step appends its letter in lower case, so that no later step
+    of the same round matches the appended letter. At the end of the round, all letters are converted to upper case.
     """
     steps: list[normalizers.Normalizer] = [normalizers.Replace(Regex(rf"(?<=[{_LETTERS}])(?=[{_LETTERS}])"), "|")]
     for width in range(1, k):

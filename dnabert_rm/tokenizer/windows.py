@@ -41,8 +41,8 @@ def padded_width(rows: Sequence[NDArray], strategy: str, max_length: int | None,
 def has_known_kmer(ids: NDArray) -> bool:
     """Return whether any of the token ids (T,), without special tokens, is a k-mer instead of `[UNK]`.
 
-    A window without a known k-mer tells a model nothing. It is left out of the mean over a sequence's windows, both in
-    fine-tuning and in inference.
+    A window without a known k-mer tells a model nothing. Such a window is left out of the mean over a sequence's
+    windows, both in fine-tuning and in inference.
     """
     return bool((ids != UNK_ID).any())
 
@@ -51,7 +51,7 @@ def windows(num_tokens: int, length: int, stride: int | None = None) -> Iterator
     """Yield windows of `length` tokens over `num_tokens` tokens, as index ranges whose starts are `stride` apart.
 
     The default stride is half a window. Every token is in at least one window. The last window ends with the last
-    token, so its overlap with the previous one may be larger. If all tokens fit in one window, or there are none,
+    token, so it may overlap more with the window before it. If all tokens fit in one window, or if `num_tokens` is 0,
     there is a single window.
 
     Raises ValueError for a stride that would skip tokens.

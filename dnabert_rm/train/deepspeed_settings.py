@@ -23,7 +23,7 @@ def ds_settings(
     """Return a run's DeepSpeed configuration, with "auto" values filled in from the run configuration.
 
     `split` divides global batches into micro-batches. `split`, `precision` and `local_world_size` are known only after
-    this rank has started. If one of these arguments is None, the DeepSpeed settings computed from it are left unchanged,
+    this rank has started. If one of these arguments is None, the DeepSpeed settings computed from it stay unchanged,
     even if they are "auto".
 
     Raises `ConfigError` for a setting that contradicts the run configuration.

@@ -205,7 +205,7 @@ class MetricsWriter:
     """
 
     def __init__(self, run: Path, first_step: int, first_tokens: int = 0, settings: str = "") -> None:
-        """Open metrics.jsonl and TensorBoard. Remove the metrics that a killed run wrote for `first_step` or later.
+        """Open metrics.jsonl and TensorBoard. Remove metrics that a killed run wrote for step `first_step` or later.
 
         Args: `first_tokens` is the number of tokens consumed before `first_step`. `settings` is the run configuration
         as TOML text, to show in TensorBoard.

@@ -16,6 +16,7 @@ def suppress_library_output() -> None:
     Hidden output:
 
     - torch's warnings about deprecated collectives, which DeepSpeed still calls.
+    - Warnings of torch's C++ code.
     - DeepSpeed's messages below the level ERROR.
     - transformers' warnings and progress bars.
     """

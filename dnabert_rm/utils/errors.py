@@ -75,8 +75,8 @@ def run_command(program: str, command: Callable[[], int | None]) -> int:
     """Run `command` and return its exit code, reporting expected errors as one line on standard error.
 
     A `UserError` gives exit code 2, an `EndedEarlyError` gives its `exit_code`, and Ctrl-C gives 130. A closed pipe
-    (`… | head`) ends the command without a message. Rank 0 reports every error. The other
-    ranks report only errors whose `on_one_rank` is set.
+    (`… | head`) ends the command without a message. Rank 0 reports every error. The other ranks report only
+    errors whose `on_one_rank` is set.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A terminal may not be UTF-8, and names in files may have any characters. As for standard error by default.

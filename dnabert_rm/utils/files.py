@@ -138,9 +138,10 @@ def write_json(path: Path, content: Any) -> Path:
 
 @contextlib.contextmanager
 def atomic_outputs(*paths: Path) -> Iterator[list[Path]]:
-    """Yield temporary paths for a command's output files. If the `with` block succeeds, rename them to `paths`, in order.
+    """Yield temporary paths for a command's output files.
 
-    If the block fails, the output files stay unchanged. Raises `DataError` for a write error, such as a full disk.
+    If the `with` block succeeds, rename the temporary files to `paths`, in order. If the block fails, the
+    output files stay unchanged. Raises `DataError` for a write error, such as a full disk.
     """
     temporaries = [temporary_path(path) for path in paths]
     try:
@@ -206,7 +207,7 @@ def check_not_input(output: Path, inputs: Iterable[str | os.PathLike[str]], name
 
 
 def _input_files(path: str | os.PathLike[str]) -> Iterator[int | Path]:
-    """Yield `path`, or all files below `path` if it is a folder. For standard input (`-`), yield the file descriptor 0."""
+    """Yield `path`, or all files below `path` if it is a folder. For standard input (`-`), yield file descriptor 0."""
     if os.fspath(path) == "-":
         yield 0
     elif os.path.isdir(path):

@@ -16,7 +16,7 @@ _UNSUPPORTED = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errn
 
 
 class LockHeldError(Exception):
-    """Another process holds the lock. `holder` is the description that this process wrote into the lock file, or empty."""
+    """Another process holds the lock. `holder` is that process's description in the lock file, or empty."""
 
     def __init__(self, path: Path, holder: str = "") -> None:
         super().__init__(f"{path} is locked by another process")
@@ -77,7 +77,7 @@ class PosixLock:
             raise LockHeldError(self.path, os.read(self._descriptor, 1000).decode(errors="replace").strip()) from None
 
     def note_holder(self, text: str) -> None:
-        """Write a description of this process into the lock file. Ignore errors, since the lock works without a description."""
+        """Write a description of this process into the lock file. Ignore errors, since the description is optional."""
         with contextlib.suppress(OSError):
             os.ftruncate(self._descriptor, 0)
             os.write(self._descriptor, text.encode())

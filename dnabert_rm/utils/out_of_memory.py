@@ -30,7 +30,10 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def explain_out_of_memory(advice: str, rank: int | None = None) -> Iterator[None]:
-    """Turn an out-of-memory error in the `with` block into a `NotEnoughMemoryError`, whose message ends with `advice`."""
+    """Turn an out-of-memory error in the `with` block into a `NotEnoughMemoryError`.
+
+    The one-line message ends with `advice`, and begins with the rank if `rank` is set.
+    """
     try:
         yield
     except Exception as error:

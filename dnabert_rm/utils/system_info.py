@@ -42,7 +42,10 @@ def package_version(package: str) -> str | None:
 
 
 def code_commit() -> str | None:
-    """Return the commit of the package's Git checkout, or None without a checkout. Append "+changes" if files were modified."""
+    """Return the commit of the package's Git checkout, or None if there is no checkout.
+
+    If files were modified, "+changes" is appended to the commit.
+    """
     folder = Path(__file__).resolve().parents[2]
     if not (folder / "setup.py").is_file():
         # An installed copy: a Git repository around it belongs to another project.

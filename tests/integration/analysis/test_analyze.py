@@ -210,7 +210,10 @@ def test_a_report_of_an_incomplete_run_lists_what_is_missing(runs: Path, tmp_pat
         (["embeddings", "RUNS/randommask", "--steps", "5"], "no checkpoint of this step; choose from 4, 8, 12"),
         (["attention", "RUNS/fixed", "--fasta", "OUT/none.fa"], "OUT/none.fa: no such file"),
         (["attention", "RUNS/fixed", "--data", "RUNS/prepared", "--split", "test"], "--split test"),
-        (["attention", "RUNS/fixed", "--data", "RUNS/prepared", "--window", "900"], "the model has only 64 positions; pass at most 64"),
+        (
+            ["attention", "RUNS/fixed", "--data", "RUNS/prepared", "--window", "900"],
+            "the model has only 64 positions; pass at most 64",
+        ),
         (["report", "RUNS/fixed", "--gue", "RUNS/prepared", "--output", "OUT/r.html"], "table.csv: no such file"),
         (["report", "RUNS/fixed", "--output", "OUT"], "is a folder"),
         (["report", "RUNS/fixed", "--output", "RUNS/fixed/metrics.jsonl"], "the file name must end in .html"),
