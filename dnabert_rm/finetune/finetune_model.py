@@ -153,7 +153,8 @@ def tokenize_splits(settings: FinetuneSettings, splits: Splits, tokenizer: Any, 
             per_base=splits.task.per_base,
         )
         if rows.num_empty == len(table):
-            raise DataError(f"{table.path}: every sequence is shorter than one token; provide longer sequences")
+            token = f"{tokenizer.k}-mer" if hasattr(tokenizer, "k") else "token"
+            raise DataError(f"{table.path}: every sequence is shorter than one {token}; provide longer sequences")
         rows_by_split[name] = rows
     return rows_by_split
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,10 +13,15 @@ from torch import nn
 
 from dnabert_rm.config import ModelConfig, OptimConfig, RunConfig
 from dnabert_rm.config.deepspeed_config import offloads_optimizer, zero_stage
+from dnabert_rm.data.batching import BatchSplit
+from dnabert_rm.data.manifest import TokenizerInfo
+from dnabert_rm.distributed.collectives import on_every_rank
 from dnabert_rm.distributed.process_group import Ranks
+from dnabert_rm.model.build import architecture_of, build_model, prepare_layers
 from dnabert_rm.model.flops import model_shape, num_parameters
 from dnabert_rm.model.mlm import MaskedLM
 from dnabert_rm.patches.deepspeed_patches import disable_gradient_allreduce, fuse_overflow_check, import_deepspeed
+from dnabert_rm.train.deepspeed_settings import ds_settings
 from dnabert_rm.train.optimizer import make_optimizer, parameter_groups
 
 PARTITIONED_FROM = 1_000_000_000
@@ -50,6 +57,29 @@ def partitioned_build(settings: dict[str, Any]) -> Iterator[None]:
         yield
     finally:
         del zero3
+
+
+def build_engine(
+    config: RunConfig, split: BatchSplit, tokenizer: TokenizerInfo, checkpoint: Path | None, ranks: Ranks
+) -> Engine:
+    """Return a DeepSpeed engine with a new model, which is built whole or partitioned over the ranks.
+
+    All ranks must call this together. With a `checkpoint`, the architecture comes from it, and its weights still have
+    to be loaded.
+    """
+    model = config.model
+    settings = ds_settings(config, split, config.train.precision, ranks.local_world_size)
+    architecture = architecture_of(model, tokenizer.vocab_size, checkpoint)
+    init_from = "" if checkpoint else model.init_from
+    build = functools.partial(build_model, architecture, config.train.seed, model.attention, init_from)
+    if is_built_partitioned(model, tokenizer.vocab_size, settings):
+        # The ranks exchange weights during this build, so an error on one of them can't be raised on all.
+        with partitioned_build(settings):
+            network = build()
+    else:
+        network = on_every_rank(build)
+    prepare_layers(network, checkpointing=model.activation_checkpointing, compile_layers=model.compile)
+    return Engine(MaskedLM(network, tokenizer.k), config, settings, ranks)
 
 
 class Engine:

@@ -27,7 +27,7 @@ from dnabert_rm.config import RunConfig
 from dnabert_rm.data.batching import split_batch
 from dnabert_rm.data.dataset import WindowDataset, consumed_tokens, make_dataset
 from dnabert_rm.data.loader import Loader, MicroBatchSampler, make_loader
-from dnabert_rm.distributed.collectives import any_rank, barrier, on_every_rank, on_first_rank, sum_over_ranks
+from dnabert_rm.distributed.collectives import any_rank, barrier, on_first_rank, sum_over_ranks
 from dnabert_rm.distributed.consistency import check_consistency
 from dnabert_rm.distributed.device import peak_memory, resolve_precision
 from dnabert_rm.distributed.process_group import Ranks, collective_timeout, process_group, set_collective_timeout
@@ -35,11 +35,8 @@ from dnabert_rm.distributed.rank_failure import explain_rank_failures
 from dnabert_rm.distributed.watchdog import Watchdog
 from dnabert_rm.masking.collator import make_collator
 from dnabert_rm.masking.schedule import make_mask_schedule
-from dnabert_rm.model.build import architecture_of, build_model, prepare_layers
 from dnabert_rm.model.flops import model_shape
-from dnabert_rm.model.mlm import MaskedLM
-from dnabert_rm.train.deepspeed_settings import ds_settings
-from dnabert_rm.train.engine import Engine, is_built_partitioned, partitioned_build
+from dnabert_rm.train.engine import Engine, build_engine
 from dnabert_rm.train.metrics import (
     VALIDATION,
     BatchCounts,
@@ -131,7 +128,7 @@ class Trainer:
             self.folder.mkdir(parents=True, exist_ok=True)
         barrier()
         watchdog.reset("loading")
-        self.engine = self._build_engine()
+        self.engine = build_engine(config, self.split, dataset.tokenizer, self.checkpoint, ranks)
         # DeepSpeed has created its process groups by now, so the timeout applies to them too.
         set_collective_timeout(collective_timeout(config.train.hang_timeout_seconds))
         if self.checkpoint:
@@ -275,24 +272,6 @@ class Trainer:
         environment = json.dumps(describe_environment(self.ranks.world_size), indent=1)
         write_text(self.folder / ENVIRONMENT_NAME, environment + "\n")
         record_changes(self.folder, start.state.step, start.changes)
-
-    def _build_engine(self) -> Engine:
-        """Return a DeepSpeed engine with a new model, which is built whole or partitioned over the ranks."""
-        config = self.config
-        model = config.model
-        settings = ds_settings(config, self.split, config.train.precision, self.ranks.local_world_size)
-        architecture = architecture_of(model, self.vocab_size, self.checkpoint)
-        # A checkpoint has its own weights.
-        init_from = "" if self.checkpoint else model.init_from
-        build = functools.partial(build_model, architecture, config.train.seed, model.attention, init_from)
-        if is_built_partitioned(model, self.vocab_size, settings):
-            # The ranks exchange weights during this build, so an error on one of them can't be raised on all.
-            with partitioned_build(settings):
-                network = build()
-        else:
-            network = on_every_rank(build)
-        prepare_layers(network, checkpointing=model.activation_checkpointing, compile_layers=model.compile)
-        return Engine(MaskedLM(network, self.dataset.tokenizer.k), config, settings, self.ranks)
 
     def _build_loader(self) -> Loader:
         """Return the loader of this rank's batches, from the next step to the last step."""

@@ -182,7 +182,7 @@ FAULTS = {
     "added tensor": (lambda f: change_weights(f, lambda w: w.update({"more": w[SQUARE].clone()})), "unexpected keys"),
     "transposed square": (lambda f: change_weights(f, lambda w: w.update({SQUARE: w[SQUARE].T})), f"{SQUARE} differs"),
     "transposed oblong": (lambda f: change_weights(f, lambda w: w.update({OBLONG: w[OBLONG].T})), "cannot load the"),
-    "vocabulary in another order": (reorder_tokenizer, "tokenizer.json gives AAAT the id"),
+    "vocabulary in another order": (reorder_tokenizer, "token AAAT has id"),
     "embeddings in another order": (lambda f: change_weights(f, reorder_embeddings), f"{EMBEDDING} differs"),
     "larger vocabulary": (enlarge_vocabulary, f"{EMBEDDING} differs"),
     "other k": (lambda f: (f / "tokenizer.json").write_text(stock_tokenizer(3).to_str()), "tokenizer.json 69, tr"),

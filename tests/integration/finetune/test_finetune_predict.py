@@ -115,7 +115,7 @@ def test_a_model_without_our_records_goes_by_its_problem_type(model, tmp_path: P
     (foreign / "config.json").write_text(json.dumps(config))
     assert predict(foreign, data / "test.csv", tmp_path / "unknown.csv", code=2) == ""
     error = capsys.readouterr().err.splitlines()[-1]
-    assert 'set "problem_type" to "single_label_classification" or' in error
+    assert 'set "problem_type" in config.json to "single_label_classification" or' in error
     # Somebody trained the model again for another task.
     other = "regression" if task == "multi-label" else "multi_label_classification"
     changed = config | {"dnabert_rm_finetuning": record, "problem_type": other}
