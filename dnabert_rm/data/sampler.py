@@ -130,15 +130,14 @@ class EpochSampler:
 
         Args:
             shard_segments: Number of tokens in each segment, as one sequence per shard.
-            stored_tokens: Number of stored tokens that one window covers. For a window of T tokens this is T, or
-                (T - 1) * k + 1 if the window's tokens are non-overlapping k-mers.
+            stored_tokens: Number of stored tokens that a window of T tokens covers: T, or (T - 1) * k + 1 for
+                non-overlapping k-mers.
             seed: Seed of the shuffles.
             strand: "forward", "random" (reverse for half of the windows) or "both" (each window twice per epoch).
             num_streams: Number of streams that the windows are divided into.
             block_windows: Number of windows that are shuffled together within a stream.
             drop_to_multiple_of: Drop windows at the end of each epoch, so that the number of samples per epoch is a
-                multiple of this. Pass the global batch size to drop the last partial batch. 1 keeps every window,
-                so a batch may continue into the next epoch.
+                multiple of this, usually of the global batch size. With 1, a batch may continue into the next epoch.
             source: Index of the data set.
         """
         if strand not in STRANDS:

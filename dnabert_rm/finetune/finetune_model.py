@@ -27,11 +27,9 @@ def finetune(settings: FinetuneSettings) -> dict[str, Any]:
 
     Files in `settings.output`:
 
-    - `model/`: the fine-tuned model. Load it with `AutoModelForSequenceClassification`, or with
-      `AutoModelForTokenClassification` for per-base tasks. With LoRA, pass the pretrained model and `model/` to
-      `PeftModel.from_pretrained` instead.
-    - `predictions.csv`: predictions for the test table.
-    - `tensorboard/`: training curves.
+    - `model/`: the fine-tuned model for `AutoModelForSequenceClassification`, or `AutoModelForTokenClassification` for
+      per-base tasks. With LoRA, `PeftModel.from_pretrained` loads it on the pretrained model.
+    - `predictions.csv` for the test table, and `tensorboard/`.
     - `scores.json`: the returned scores, written last.
 
     On a CPU, the same settings give the same scores. Under a launcher, every rank must call this function, but only
