@@ -124,9 +124,7 @@ class EpochSampler:
         drop_to_multiple_of: int = 1,
         source: int = 0,
     ) -> None:
-        """Count the windows of all segments.
-
-        Raises `ConfigError` for an unknown `strand`, or if an epoch would have no samples.
+        """Count the windows of all segments. Raise `ConfigError` for an unknown `strand`, or an epoch without samples.
 
         Args:
             shard_segments: Number of tokens in each segment, as one sequence per shard.
