@@ -212,7 +212,7 @@ class WindowDataset:
         return int(tokens_of_steps(self.seed, step, self.num_tokens))
 
     def locate(self, samples: ArrayLike) -> Windows:
-        """Return the positions of the windows with the given sample indices, before any window is shortened.
+        """Return the positions of the full-length windows with the given sample indices.
 
         A call for a thousand samples takes little longer than for one, so locate many samples in one call.
         """
