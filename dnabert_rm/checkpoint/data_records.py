@@ -1,4 +1,4 @@
-"""Checkpoint metadata about a run's data: the BPE tokenizer, the data's sources, and the sources of earlier data."""
+"""Checkpoint metadata about a run's data: its BPE tokenizer, its sources, and the sources of data used before it."""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ def read_finished(settings: FinetuneSettings, fingerprints: Mapping[str, Any]) -
         )
     if changed := changed_inputs(settings, scores, fingerprints):
         raise ConfigError(
-            f"{path}: the content of {', '.join(changed)} has changed since this run;"
+            f"{path}: the content of {', '.join(changed)} has changed since this seed finished;"
             " choose another --output or pass --overwrite"
         )
     return scores

@@ -76,7 +76,8 @@ def test_refuses_a_finished_seed_of_other_content_in_the_same_place(folder, tmp_
     name = data / ("hf" if changed == "model" else f"{changed}.csv")
     more = replace(first, seeds=(1, 2))
     with pytest.raises(
-        ConfigError, match=rf"seed_1/scores.json: the content of --{changed} {name} has changed since this run; choose"
+        ConfigError,
+        match=rf"seed_1/scores.json: the content of --{changed} {name} has changed since this seed finished; choose",
     ) as error:
         seeds.finetune_seeds(more)
     assert "\n" not in str(error.value) and not (tmp_path / "out" / "seed_2").exists()
