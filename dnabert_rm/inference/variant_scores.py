@@ -91,7 +91,8 @@ def _candidates(codes: NDArray[np.uint8], is_visible: NDArray[np.bool_], offset:
 def _pad_candidates(candidates: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
     """Stack the candidate ids of all tokens into one array, padded with -1.
 
-    A token's ids have shape (4, k-mers per base). The result has shape (tokens, 4, largest number of k-mers per base).
+    The candidates of one token have shape (4, n): n k-mer ids for each of the four bases. The result has shape (tokens,
+    4, largest n).
     """
     padded = np.full((len(candidates), 4, max(ids.shape[1] for ids in candidates)), -1, dtype=np.int64)
     for row, ids in zip(padded, candidates, strict=True):
