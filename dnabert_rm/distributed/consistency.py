@@ -163,7 +163,7 @@ def _appears(run: Path, token: str) -> bool:
 def _names_in(run: Path) -> list[str]:
     """Return the file names in `run`.
 
-    The parent folder is listed as well, because a network file system then refreshes both folders.
+    The parent folder is read first, so that a network file system refreshes its cached list of both folders.
     """
     try:
         os.listdir(run.absolute().parent)
