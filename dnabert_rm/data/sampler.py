@@ -266,9 +266,9 @@ def _long_segments(shard_segments: Sequence[Sequence[int]], stored_tokens: int) 
 class MixtureSampler:
     """Sampler that draws from several data sets in proportion to their weights.
 
-    The samples of one data set keep their order. The mixed sequence consists of cycles of `CYCLE` samples. For every
-    c, the first c cycles contain each data set's share of c * `CYCLE` samples, rounded to a whole number. Within a cycle, the data
-    sets are mixed at random.
+    The samples of one data set keep their order. The mixed sequence consists of cycles of `CYCLE` samples. For every c,
+    the first c cycles contain each data set's share of c * `CYCLE` samples, rounded to a whole number. Within a cycle,
+    the data sets are mixed at random.
     """
 
     def __init__(self, samplers: Sequence[EpochSampler], weights: Sequence[float], seed: int) -> None:
