@@ -147,7 +147,10 @@ class WindowPrinter:
         return "\n".join(" ".join(painted[first : first + per_line]) for first in range(0, len(painted), per_line))
 
     def _bases(self, row: dict[str, Any], original: NDArray[np.int64], marks: list[str]) -> str:
-        """Return the bases in reading direction. Below each base is the mark of the token that starts there."""
+        """Return the bases in the order in which the model reads them, with the mask marks of the tokens below them.
+
+        The mark of a token is below its first base. With non-overlapping k-mers it is below all of them.
+        """
         assert self.k is not None
         bases = window_bases(original, self.k, self.stride)
         # The mark of a non-overlapping token is repeated over all its bases.

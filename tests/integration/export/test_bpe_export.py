@@ -113,7 +113,7 @@ def test_stock_transformers_loads_the_export_without_this_package(data: Path, mo
 
 
 def test_a_missing_or_other_model_is_refused_before_the_first_step(data: Path, tmp_path: Path) -> None:
-    for content, message in ((None, "tokenizer.model: cannot be read"), (b"other", "is not the model that made")):
+    for content, message in ((None, "tokenizer.model: cannot be read"), (b"other", "is not the BPE model that made")):
         folder = tmp_path / str(content)
         folder.mkdir()
         for path in data.iterdir():
