@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import torch
@@ -12,6 +13,11 @@ from tensorboard.plugins.hparams import metadata as hparams
 from dnabert_rm.config import resolve
 from dnabert_rm.masking.collator import IGNORE
 from dnabert_rm.train.metrics import BatchCounts, MetricsWriter, StepSums, count_batches
+
+
+def wait_for_another_name() -> None:
+    """Wait a second. TensorBoard reads files by name: second of creation, then a counter whose 10 sorts before 9."""
+    time.sleep(1)
 
 
 def row(step: int, loss: float) -> dict:
@@ -51,6 +57,7 @@ def test_points_after_the_resumed_step_are_replaced(tmp_path: Path) -> None:
     first.close()
     with open(tmp_path / "metrics.jsonl", "a") as stream:
         stream.write('{"step": 6, "lo')  # killed in the middle of a row
+    wait_for_another_name()
     second = MetricsWriter(tmp_path, 4)
     for step in range(4, 8):
         second.log(row(step, 2.0))
@@ -67,6 +74,7 @@ def test_a_run_killed_before_its_first_checkpoint_has_no_duplicate_step(tmp_path
         metrics_writer = MetricsWriter(tmp_path, 0)
         metrics_writer.log(row(0, loss))
         metrics_writer.close()
+        wait_for_another_name()
     board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [(event.step, event.value) for event in board.Scalars("train/loss")] == [(0, 2.0)]
 
@@ -84,6 +92,7 @@ def test_flushed_rows_are_on_disk_without_a_close(tmp_path: Path) -> None:
 def test_settings_are_on_the_hyperparameters_page(tmp_path: Path) -> None:
     config = resolve({"optim": {"lr": 0.003}, "data": {"path": ["a", "b"]}, "train": {"output": "run"}})
     MetricsWriter(tmp_path, 0, settings=config.to_toml()).close()
+    wait_for_another_name()
     MetricsWriter(tmp_path, 5, settings=config.to_toml()).close()  # after a resume
     board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     pages = board.PluginTagToContent(hparams.PLUGIN_NAME)
