@@ -53,7 +53,7 @@ class Change:
 def read_records(folder: Path) -> CheckpointRecords:
     """Read a checkpoint's metadata. Raises `CheckpointError` if a metadata file is missing or damaged."""
     shape = model_fields(folder, missing="use another checkpoint")
-    return CheckpointRecords(folder, read_state(folder), stored_config(folder), _stored_tokenizer(folder), shape)
+    return CheckpointRecords(folder, read_state(folder), stored_config(folder), stored_tokenizer(folder), shape)
 
 
 def stored_config(folder: Path) -> RunConfig:
@@ -64,7 +64,8 @@ def stored_config(folder: Path) -> RunConfig:
         raise CheckpointError(f"{folder / CONFIG_NAME}: cannot be read ({error}); use another checkpoint") from None
 
 
-def _stored_tokenizer(folder: Path) -> TokenizerInfo:
+def stored_tokenizer(folder: Path) -> TokenizerInfo:
+    """Read the tokenizer of a checkpoint's training data. Raises `CheckpointError` if it is missing or damaged."""
     path = folder / TOKENIZER_NAME
     content = read_json(path, error=CheckpointError, advice="use another checkpoint")
     try:

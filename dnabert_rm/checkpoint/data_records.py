@@ -15,8 +15,8 @@ from dnabert_rm.checkpoint.run_folder import DATA_NAME
 from dnabert_rm.data.dataset import WindowDataset
 from dnabert_rm.data.manifest import SourceInfo
 from dnabert_rm.model.pretrained import PROVENANCE_NAME
-from dnabert_rm.utils.errors import DataError, UserError
-from dnabert_rm.utils.files import read_json
+from dnabert_rm.utils.errors import DataError
+from dnabert_rm.utils.files import read_json_or_empty
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def read_data_records(start: Start, dataset: WindowDataset) -> DataRecords:
     content: dict[str, Any] = {
         "sources": [dataclasses.asdict(source) for reader in dataset.readers for source in reader.manifest.sources]
     }
-    saved = _read_json_or_empty(start.checkpoint / DATA_NAME) if start.checkpoint else {}
+    saved = read_json_or_empty(start.checkpoint / DATA_NAME) if start.checkpoint else {}
     if start.init_from:
         content["init_from"] = saved.get("init_from") or _describe_model(Path(start.init_from))
     earlier = saved.get("earlier") or []
@@ -56,17 +56,11 @@ def _describe_model(folder: Path) -> dict[str, Any]:
 
     If the folder has no `pretraining.json` from `dnabert-rm export`, the fingerprint is None and the sources are [].
     """
-    facts = _read_json_or_empty(folder / PROVENANCE_NAME)
+    facts = read_json_or_empty(folder / PROVENANCE_NAME)
     sources: list[dict[str, Any]] = []
     with contextlib.suppress(TypeError):
         sources = [dataclasses.asdict(SourceInfo(**source)) for source in facts.get("sources") or []]
     return {"folder": str(folder), "fingerprint": facts.get("data_fingerprint"), "sources": sources}
-
-
-def _read_json_or_empty(path: Path) -> dict[str, Any]:
-    with contextlib.suppress(UserError):
-        return read_json(path)
-    return {}
 
 
 def _read_bpe_model(dataset: WindowDataset) -> bytes | None:

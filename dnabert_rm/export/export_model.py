@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +18,11 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForMaskedLM, PreTrainedModel
 
+from dnabert_rm.checkpoint.compatibility import stored_config, stored_tokenizer
 from dnabert_rm.checkpoint.reference_output import ReferenceOutput, load_reference_output
 from dnabert_rm.checkpoint.run_folder import (
     CONFIG_NAME,
     REFERENCE_OUTPUT_NAME,
-    TOKENIZER_NAME,
     complete_steps,
     read_state,
     step_folder,
@@ -31,7 +30,7 @@ from dnabert_rm.checkpoint.run_folder import (
 )
 from dnabert_rm.checkpoint.save import check_checkpoint
 from dnabert_rm.checkpoint.train_state import TrainState
-from dnabert_rm.config import RunConfig, resolve
+from dnabert_rm.config import RunConfig
 from dnabert_rm.data.manifest import TokenizerInfo
 from dnabert_rm.export.consolidate import SavedWeights, mean_weights, mean_weights_one_by_one, read_weights
 from dnabert_rm.export.model_card import provenance, write_records
@@ -40,7 +39,7 @@ from dnabert_rm.export.tokenizer import check_tokenizer, write_tokenizer
 from dnabert_rm.model.build import architecture_of
 from dnabert_rm.model.mlm import MaskedLM
 from dnabert_rm.utils.errors import CheckpointError, DataError
-from dnabert_rm.utils.files import apply_umask, atomic_folder, read_json
+from dnabert_rm.utils.files import apply_umask, atomic_folder
 
 MAX_SHARD_SIZE = "2GB"
 """Larger models are split into several safetensors files."""
@@ -150,14 +149,7 @@ def _read_records(checkpoint: Path) -> _CheckpointRecords:
     check_checkpoint(checkpoint)
     state = read_state(checkpoint)
     reference = load_reference_output(checkpoint / REFERENCE_OUTPUT_NAME)
-    try:
-        config = resolve(tomllib.loads((checkpoint / CONFIG_NAME).read_text(encoding="utf-8")))
-        tokenizer = TokenizerInfo(**read_json(checkpoint / TOKENIZER_NAME, error=CheckpointError))
-    except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(
-            f"{checkpoint}: {CONFIG_NAME} or {TOKENIZER_NAME} cannot be read ({error}); use another checkpoint"
-        ) from None
-    return _CheckpointRecords(state, config, tokenizer, reference)
+    return _CheckpointRecords(state, stored_config(checkpoint), stored_tokenizer(checkpoint), reference)
 
 
 def _trained_weights(checkpoints: list[Path]) -> Iterator[tuple[str, Tensor]]:

@@ -16,8 +16,8 @@ from dnabert_rm.config import RunConfig
 from dnabert_rm.data.manifest import SourceInfo, TokenizerInfo, load_manifest
 from dnabert_rm.model.pretrained import PROVENANCE_NAME
 from dnabert_rm.train.metrics import METRICS_NAME
-from dnabert_rm.utils.errors import DataError, UserError
-from dnabert_rm.utils.files import read_json, read_json_lines
+from dnabert_rm.utils.errors import DataError
+from dnabert_rm.utils.files import read_json_lines, read_json_or_empty
 from dnabert_rm.utils.system_info import ENVIRONMENT_NAME
 
 CARD_NAME = "README.md"
@@ -42,8 +42,8 @@ def provenance(
 ) -> dict[str, Any]:
     """Return the content of `pretraining.json`. Unknown values are null or empty."""
     run = checkpoint.parent.parent if checkpoint.parent.name == FOLDER_NAME else checkpoint
-    environment = _read_json_or_empty(run / ENVIRONMENT_NAME)
-    records = _read_json_or_empty(checkpoint / DATA_NAME)
+    environment = read_json_or_empty(run / ENVIRONMENT_NAME)
+    records = read_json_or_empty(checkpoint / DATA_NAME)
     return {
         "dnabert_rm": __version__,
         "step": state.step,
@@ -70,7 +70,7 @@ def training_sources(checkpoint: Path, config: RunConfig, fingerprint: str) -> l
     The result is empty if the data folders have changed or can't be read.
     """
     with contextlib.suppress(DataError, OSError, TypeError):
-        if found := _read_json_or_empty(checkpoint / DATA_NAME).get("sources"):
+        if found := read_json_or_empty(checkpoint / DATA_NAME).get("sources"):
             return [dataclasses.asdict(SourceInfo(**source)) for source in found]
         manifests = [load_manifest(folder) for folder in config.data.path]
         if "+".join(manifest.fingerprint for manifest in manifests) == fingerprint:
@@ -93,13 +93,6 @@ def _phase_end(rows: list[dict[str, Any]]) -> dict[str, Any]:
     last = rows[-_PHASE_END_ROWS:]
     means = {key: sum(row[key] for row in last) / len(last) for key in ("loss", "masked_accuracy")}
     return {"phase": rows[-1]["phase"], "last_step": rows[-1]["step"], "max_span": rows[-1]["max_span"], **means}
-
-
-def _read_json_or_empty(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a file, or an empty dict if the file is missing or damaged."""
-    with contextlib.suppress(UserError):
-        return read_json(path)
-    return {}
 
 
 def write_records(folder: Path, facts: dict[str, Any]) -> None:

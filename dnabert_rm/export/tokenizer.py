@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from dnabert_rm.tokenizer.bpe_tokenizer import write_bpe_files
 from dnabert_rm.tokenizer.vocabulary_files import STOCK_FILE
 from dnabert_rm.utils import random
 from dnabert_rm.utils.errors import CheckpointError
-from dnabert_rm.utils.files import read_json
+from dnabert_rm.utils.files import read_json, sha256_of_file
 
 _TEST_BASES = 5000
 _TEST_REPEATS = 200
@@ -51,7 +50,7 @@ def _find_bpe_model(folders: Sequence[Path], trained: TokenizerInfo) -> Path | N
     """Return the path of the SentencePiece model that tokenized the training data, or None if no folder contains it."""
     for folder in folders:
         path = folder / (trained.model or MODEL_NAME)
-        if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == trained.model_sha256:
+        if path.is_file() and sha256_of_file(path) == trained.model_sha256:
             return path
     return None
 
@@ -112,17 +111,17 @@ def _check_vocabulary(name: str, found: Mapping[str, int], trained: Sequence[str
 
 def _mixed_sequence() -> str:
     """Return a sequence of random upper-case and lower-case bases, with a few N and R."""
-    return "".join(_choose("ACGTacgt" * 8 + "NR", "trial", _TEST_BASES))
+    return "".join(_choose("ACGTacgt" * 8 + "NR"))
 
 
 def _repetitive_sequence() -> str:
     """Return random bases followed by tandem repeats of 1 to 6 random bases, such as ACGACGACG."""
-    bases = "".join(_choose("ACGT", "trial", _TEST_BASES))
+    bases = "".join(_choose("ACGT"))
     units = (bases[i : i + 1 + i % 6] for i in range(_TEST_REPEATS))
     return bases + "".join(unit * (2 + i % 15) for i, unit in enumerate(units))
 
 
-def _choose(letters: str, purpose: str, count: int) -> NDArray:
-    """Return `count` pseudorandom elements of `letters`. The same arguments always give the same result."""
-    bits = random.fold(random.key(0, purpose), np.arange(count))
+def _choose(letters: str) -> NDArray:
+    """Return `_TEST_BASES` pseudorandom elements of `letters`, the same in every call."""
+    bits = random.fold(random.key(0, "trial"), np.arange(_TEST_BASES))
     return np.array(list(letters))[random.below(bits, len(letters))]

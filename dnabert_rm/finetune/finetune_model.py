@@ -32,9 +32,8 @@ def finetune(settings: FinetuneSettings) -> dict[str, Any]:
     - `predictions.csv` for the test table, and `tensorboard/`.
     - `scores.json`: the returned scores, written last.
 
-    On a CPU, the same settings give the same scores. Under a launcher, every rank must call this function, but only
-    rank 0 writes files. Raises `DataError` for errors in the tables, `CheckpointError` for errors in the model, and
-    `ConfigError` for errors in the settings.
+    On a CPU, the same settings give the same scores. Under a launcher every rank must call this, and rank 0 writes.
+    Raises `DataError` for errors in the tables, `CheckpointError` in the model, and `ConfigError` in the settings.
     """
     check_output(settings)
     check_model_folder(settings.model)

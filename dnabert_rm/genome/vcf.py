@@ -7,6 +7,7 @@ Rows are interpreted according to VCF 4.3, sections 1.4 and 1.6.1.
 
 from __future__ import annotations
 
+import codecs
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -20,7 +21,6 @@ from dnabert_rm.utils.errors import DataError
 _NUM_COLUMNS = 5
 """CHROM, POS, ID, REF and ALT; the columns after them are not read."""
 _MAX_POSITION_DIGITS = 18
-_BOM = b"\xef\xbb\xbf"
 _FIRST_BASES = bytes.maketrans(b"RYSWKMBDHV", b"ACCAGACAAA")
 """Map from each IUPAC code to its alphabetically first base, which VCF writes in REF instead of the code."""
 
@@ -104,7 +104,7 @@ class VariantReader:
         num_tabs = 0
         for part in self.source.lines():
             if not kept:
-                kept = [part.removeprefix(_BOM) if number == 1 else part]
+                kept = [part.removeprefix(codecs.BOM_UTF8) if number == 1 else part]
                 num_tabs = kept[0].count(b"\t")
             elif num_tabs < _NUM_COLUMNS and not kept[0].startswith(b"#"):
                 kept.append(part)

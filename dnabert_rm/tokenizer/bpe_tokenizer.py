@@ -21,12 +21,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers, processors
+from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 
 from dnabert_rm.genome import kmer
 from dnabert_rm.genome.bpe_model import MODEL_NAME, load_model
-from dnabert_rm.tokenizer.vocabulary_files import STOCK_CLASS, STOCK_FILE, VOCAB_FILE
+from dnabert_rm.tokenizer.vocabulary_files import STOCK_CLASS, STOCK_FILE, VOCAB_FILE, add_special_tokens
 from dnabert_rm.utils.errors import CheckpointError
 from dnabert_rm.utils.files import read_json
 
@@ -48,12 +48,7 @@ def stock_bpe_tokenizer(model: Any) -> Tokenizer:
     other_letters = normalizers.Replace(Regex(r"[^ACGT \t\n\r\x0b\x0c]"), "N")
     tokenizer.normalizer = normalizers.Sequence([*upper_case, other_letters])
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in kmer.SPECIAL_TOKENS])
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[("[CLS]", kmer.CLS_ID), ("[SEP]", kmer.SEP_ID)],
-    )
+    add_special_tokens(tokenizer)
     return tokenizer
 
 

@@ -65,13 +65,18 @@ def stock_tokenizer(k: int, overlapping: bool = True) -> Tokenizer:
     tokenizer = Tokenizer(WordLevel({token: i for i, token in enumerate(kmer.vocabulary(k))}, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.Sequence(steps)
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(f"[{_LETTERS}]{{{k}}}"), "removed", invert=True)
+    add_special_tokens(tokenizer)
+    return tokenizer
+
+
+def add_special_tokens(tokenizer: Tokenizer) -> None:
+    """Make `tokenizer` put `[CLS]` and `[SEP]` around each text, and recognize special tokens inside a text."""
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in kmer.SPECIAL_TOKENS])
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",
         special_tokens=[("[CLS]", kmer.CLS_ID), ("[SEP]", kmer.SEP_ID)],
     )
-    return tokenizer
 
 
 def _upper_case() -> list[normalizers.Normalizer]:

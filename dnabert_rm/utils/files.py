@@ -82,6 +82,13 @@ def read_json(
     return content
 
 
+def read_json_or_empty(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file, or an empty dict if the file is missing or damaged."""
+    with contextlib.suppress(UserError):
+        return read_json(path)
+    return {}
+
+
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """Return the objects in a JSON Lines file. Skip incomplete lines, such as one that a killed process left."""
     rows = []
