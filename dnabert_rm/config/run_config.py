@@ -35,6 +35,10 @@ class ModelConfig:
     """Largest sequence length in tokens, special tokens included."""
     dropout: float = 0.0
     """Dropout of hidden states and attention in pretraining (DNABERT's is 0.1)."""
+    loss: Literal["token", "base", "both", "base-then-token"] = setting("token", flag="--loss")
+    """Training loss over k-mers ("token"), over single bases ("base"), mean of "both", or "base-then-token"."""
+    loss_switch: float = setting(0.5, above=0, below=1)
+    """Share of the steps after which model.loss "base-then-token" changes from bases to tokens."""
     attention: Literal["sdpa", "eager", "flash_attention_2"] = setting("sdpa", free_on_resume=True)
     """Attention kernel: "sdpa", "eager" or "flash_attention_2" (flash-attn, a GPU, bf16 or fp16)."""
     activation_checkpointing: bool = setting(False, free_on_resume=True)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from dnabert_rm.genome.kmer import NUM_SPECIAL
+from dnabert_rm.model.losses import base_loss_sum, token_loss_sum
 
 
 class MaskedLM(nn.Module):
@@ -26,26 +27,43 @@ class MaskedLM(nn.Module):
         super().__init__()
         self.model = model
         self.k = k
+        self.base_share = 0.0
+        """Share of the loss over bases in the training loss, from 0 to 1. The rest is the loss over tokens."""
 
     def forward(
-        self, input_ids: Tensor, positions: Tensor, targets: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor] | Tensor:
-        """Return the summed loss and the numbers of correct tokens and bases. Without `targets`, return the logits.
+        self,
+        input_ids: Tensor,
+        positions: Tensor,
+        targets: Tensor | None = None,
+        base_weights: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor] | Tensor:
+        """Return the summed losses and the numbers of correct tokens and bases. Without `targets`, return the logits.
 
         Args:
             input_ids: (B, L) int64, for B windows of L tokens.
             positions: (M,) int64, the M masked positions in the flattened batch.
             targets: (M,) int64, the original token ids at these positions; -100 is ignored.
+            base_weights: (M, k) float32, the weight of each base in the training loss; None means 1. The weight of a
+                token is the mean weight of its bases.
 
-        Returns: The loss (scalar, fp32) and two counts (scalars, int64). Without `targets`, the logits (M, V) in the
-            model's dtype, for a vocabulary of V tokens.
+        Returns: The training loss (scalar, fp32, with a gradient), the cross-entropy over tokens (scalar, fp32, without
+            a gradient) and two counts (scalars, int64). Without `targets`, the logits (M, V) in the model's dtype, for
+            a vocabulary of V tokens.
         """
         logits = self._masked_logits(input_ids, positions)
         if targets is None:
             return logits
-        loss_sum = nn.functional.cross_entropy(logits.float(), targets, ignore_index=-100, reduction="sum")
+        logits = logits.float()
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.base_share < 1):
+            token_loss = token_loss_sum(logits, targets, base_weights)
+        loss = token_loss
+        if self.base_share:
+            assert self.k is not None, "the configuration allows a loss over bases for k-mers only"
+            base_loss = base_loss_sum(logits, targets, self.k, base_weights)
+            loss = base_loss if self.base_share == 1 else torch.lerp(token_loss, base_loss, self.base_share)
         predicted = logits.detach().argmax(dim=-1)
-        return loss_sum, (predicted == targets).sum(), num_right_bases(predicted, targets, self.k)
+        num_right = (predicted == targets).sum()
+        return loss, token_loss.detach(), num_right, num_right_bases(predicted, targets, self.k)
 
     def _masked_logits(self, input_ids: Tensor, positions: Tensor) -> Tensor:
         hidden = self.model.base_model(input_ids=input_ids).last_hidden_state

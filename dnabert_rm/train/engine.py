@@ -130,6 +130,10 @@ class Engine:
         micro_batch = self.deepspeed.train_micro_batch_size_per_gpu()
         self.deepspeed.set_train_batch_size(micro_batch * num_batches * self.ranks.world_size)
 
+    def set_base_share(self, share: float) -> None:
+        """Set the share of the loss over bases in the training loss, from 0 to 1."""
+        self.deepspeed.module.base_share = share
+
     def step(self) -> None:
         """Finish a batch. After the last batch of the step, update the weights."""
         # DeepSpeed computes no gradient norm if it does not wrap the optimizer.

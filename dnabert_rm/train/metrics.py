@@ -28,6 +28,7 @@ METRICS_NAME = "metrics.jsonl"
 TENSORBOARD_NAME = "tensorboard"
 TAGS = {
     "loss": "train/loss",
+    "token_loss": "train/token_loss",
     "masked_accuracy": "train/masked_accuracy",
     "base_accuracy": "train/base_accuracy",
     "lr": "train/learning_rate",
@@ -94,6 +95,7 @@ class StepSums:
     """Loss, correct predictions, stop requests and counts of one step, summed over all batches of all ranks."""
 
     loss: float
+    token_loss: float
     num_right: float
     """Number of masked tokens that were predicted correctly."""
     num_right_bases: float
@@ -114,6 +116,7 @@ class StepSums:
         return StepResult(
             step=step,
             loss=self.loss / divisor,
+            token_loss=self.token_loss / divisor,
             masked_accuracy=self.num_right / divisor,
             base_accuracy=self.num_right_bases / divisor / k if k else None,
             num_masked=int(counts.num_masked),
@@ -133,7 +136,9 @@ class StepResult:
 
     step: int
     loss: float
-    """Mean over the masked tokens of the global batch, in nats."""
+    """Training loss: the mean over the masked tokens of the global batch, in nats."""
+    token_loss: float
+    """Cross-entropy over tokens, as a mean over the same tokens. It equals `loss` if model.loss is "token"."""
     masked_accuracy: float
     base_accuracy: float | None
     """Share of correct bases in masked k-mers; None for other tokenizers."""
@@ -174,6 +179,7 @@ def metrics_row(
         "step": result.step,
         "consumed_samples": state.consumed_samples,
         "loss": result.loss,
+        "token_loss": result.token_loss,
         "masked_accuracy": result.masked_accuracy,
         "base_accuracy": result.base_accuracy,
         "lr": learning_rate,

@@ -40,6 +40,8 @@ def check_run(config: RunConfig, num_ranks: int = 1) -> list[str]:
     plan, first_step = remaining_plan(config, newest.state if newest else None)
     split = split_batch(plan, config.train.micro_batch, num_ranks, first_step)
     _check_batch_size(split, dataset)
+    if dataset.tokenizer.k is None and config.model.loss != "token":
+        raise ConfigError(f"model.loss {config.model.loss}: needs k-mers; pass --loss token for BPE shards")
     if config.model.init_from and not newest:  # a resumed run has its checkpoint's weights
         check_vocabulary(config.model.init_from, dataset.tokenizer.k, vocab_size, dataset.tokenizer.model_sha256)
     if config.model.attention == "flash_attention_2" and not importlib.util.find_spec("flash_attn"):

@@ -36,6 +36,7 @@ from dnabert_rm.distributed.watchdog import Watchdog
 from dnabert_rm.masking.collator import make_collator
 from dnabert_rm.masking.schedule import make_mask_schedule
 from dnabert_rm.model.flops import model_shape
+from dnabert_rm.model.losses import base_loss_share
 from dnabert_rm.train.engine import Engine, build_engine
 from dnabert_rm.train.metrics import (
     VALIDATION,
@@ -179,6 +180,7 @@ class Trainer:
             # Forward, backward, update.
             self.engine.set_learning_rate(self.learning_rate(step))
             self.engine.set_accumulation(num_batches)
+            self.engine.set_base_share(self.base_share(step))
             self.watchdog.reset("step" if result else "first step")
             sums = training_step(self.engine, batches, step, config.train.seed, self.stop.wanted)
             seconds = time.perf_counter() - start
@@ -210,6 +212,11 @@ class Trainer:
             total_steps=total_steps,
             decay_share=optim.decay_share,
         )
+
+    def base_share(self, step: int) -> float:
+        """Return the share of the loss over bases in the training loss of a step."""
+        model = self.config.model
+        return base_loss_share(model.loss, model.loss_switch, step, self.config.train.steps)
 
     def validate(self) -> dict[str, Any]:
         """Run the validation and return its results and duration, to add to a metrics row.
@@ -343,12 +350,12 @@ def training_step(
     device = engine.ranks.device
     summed_counts = sum_over_ranks(list(count_batches(batches)), engine.ranks)
     divisor = summed_counts[BatchCounts._fields.index("num_masked")].clamp(min=1)
-    sums = torch.zeros(3, dtype=torch.float64, device=device)
+    sums = torch.zeros(4, dtype=torch.float64, device=device)
     for number, batch in enumerate(batches):
         seed_dropout(seed, int(batch["samples"][0]))
         inputs = (batch[name].to(device, non_blocking=True) for name in ("input_ids", "positions", "targets"))
-        loss_sum, num_right, num_right_bases = engine(*inputs)
-        sums += torch.stack([loss_sum.detach().double(), num_right.double(), num_right_bases.double()])
+        loss_sum, *counted = engine(*inputs)
+        sums += torch.stack([value.double() for value in (loss_sum.detach(), *counted)])
         is_last = number == len(batches) - 1
         engine.backward(loss_sum, divisor, is_last)
         if is_last:
@@ -358,8 +365,8 @@ def training_step(
             counts = BatchCounts(*summed_counts.tolist())
             check_finite(totals[0], batches, step, int(counts.num_windows))
         engine.step()
-    loss, num_right, num_right_bases, num_stopping = totals
-    return StepSums(loss, num_right, num_right_bases, num_stopping, counts)
+    loss, token_loss, num_right, num_right_bases, num_stopping = totals
+    return StepSums(loss, token_loss, num_right, num_right_bases, num_stopping, counts)
 
 
 def seed_dropout(seed: int, sample: int) -> None:

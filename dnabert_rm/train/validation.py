@@ -44,6 +44,7 @@ class Validation:
         """
         sums = torch.zeros(len(self._collators), 4, dtype=torch.float64, device=self.ranks.device)
         engine.deepspeed.eval()
+        engine.set_base_share(0.0)
         with torch.no_grad():
             for row, collate in enumerate(self._collators.values()):
                 for (samples, is_counted), ids in zip(self._batches, self._read_windows(), strict=True):
@@ -71,7 +72,7 @@ class Validation:
         if not is_counted:
             batch["targets"].fill_(IGNORE)
         device = self.ranks.device
-        sums = engine(*(batch[name].to(device) for name in ("input_ids", "positions", "targets")))
+        _, *sums = engine(*(batch[name].to(device) for name in ("input_ids", "positions", "targets")))
         num_masked = (batch["targets"] != IGNORE).sum().to(device)
         return torch.stack([value.double() for value in (*sums, num_masked)])
 

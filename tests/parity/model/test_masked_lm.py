@@ -43,7 +43,7 @@ def test_logits_loss_and_gradients_equal_transformers(architecture: str) -> None
     ids, labels, positions, targets = batch()
 
     expected = theirs(input_ids=ids, labels=labels)
-    loss_sum, num_right, _ = ours(ids, positions, targets)
+    loss_sum, _, num_right, _ = ours(ids, positions, targets)
     logits = ours(ids, positions)
     torch.testing.assert_close(logits, expected.logits.flatten(0, 1)[positions], rtol=0, atol=1e-5)
     torch.testing.assert_close(loss_sum / len(targets), expected.loss, rtol=1e-6, atol=0)
@@ -66,7 +66,7 @@ def test_activation_checkpointing_is_switched_on_without_a_warning(architecture:
 
 def test_a_batch_without_a_masked_token_has_loss_and_gradient_zero() -> None:
     model = MaskedLM(build_model(transformers_config(architecture="bert", vocab_size=69, **SIZES), seed=0))
-    loss_sum, num_right, _ = model(torch.randint(5, 69, (2, 10)), torch.tensor([0]), torch.tensor([-100]))
+    loss_sum, _, num_right, _ = model(torch.randint(5, 69, (2, 10)), torch.tensor([0]), torch.tensor([-100]))
     loss_sum.backward()
     assert (loss_sum.item(), num_right.item()) == (0.0, 0)
     assert all(p.grad is None or p.grad.abs().max() == 0 for p in model.parameters())

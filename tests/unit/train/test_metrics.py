@@ -38,7 +38,7 @@ def test_ignored_targets_are_not_counted_as_masked() -> None:
 
 
 def test_a_result_has_the_means_over_masked_tokens() -> None:
-    sums = StepSums(60.0, 10.0, 90.0, 1.0, BatchCounts(20.0, 100.0, 12.0, 2.0, 0.0))
+    sums = StepSums(60.0, 60.0, 10.0, 90.0, 1.0, BatchCounts(20.0, 100.0, 12.0, 2.0, 0.0))
     result = sums.to_result(3, 6, 0.5, seconds=2.0, data_seconds=0.5)
     assert (result.loss, result.masked_accuracy, result.base_accuracy) == (3.0, 0.5, 0.75)
     assert (result.mean_span, result.data_wait, result.stop_wanted) == (6.0, 0.25, True)
@@ -46,7 +46,7 @@ def test_a_result_has_the_means_over_masked_tokens() -> None:
 
 
 def test_a_step_without_masked_tokens_has_loss_zero() -> None:
-    sums = StepSums(0.0, 0.0, 0.0, 0.0, BatchCounts(0.0, 10.0, 6.0, 1.0, 0.0))
+    sums = StepSums(0.0, 0.0, 0.0, 0.0, 0.0, BatchCounts(0.0, 10.0, 6.0, 1.0, 0.0))
     assert sums.to_result(0, 6, 0.0, seconds=1.0, data_seconds=0.0).loss == 0.0
 
 
