@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import multiprocessing.process
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -39,10 +40,26 @@ def random_bases(rng: np.random.Generator, length: int) -> str:
     return "".join(rng.choice(list("ACGT"), length))
 
 
+def random_repeats(rng: np.random.Generator, length: int) -> str:
+    """Return a random sequence of A, C, G, T with runs in lower case."""
+    bases, edges = random_bases(rng, length), np.sort(rng.integers(0, length, 2 * (length // 100)))
+    for start, end in edges.reshape(-1, 2).tolist():
+        bases = bases[:start] + bases[start:end].lower() + bases[end:]
+    return bases
+
+
 def write_prepared(
-    folder: Path, shards: Sequence[Sequence[str]], *, k: int = 6, splits: Mapping[int, str] | None = None
+    folder: Path,
+    shards: Sequence[Sequence[str]],
+    *,
+    k: int = 6,
+    splits: Mapping[int, str] | None = None,
+    soft_mask: bool = False,
 ) -> Manifest:
-    """Write a prepared folder without `data_prep`: each sequence is a contig with one segment. Return its manifest."""
+    """Write a prepared folder without `data_prep`: each sequence is a contig with one segment. Return its manifest.
+
+    With `soft_mask`, the lower-case ranges are recorded.
+    """
     folder.mkdir(parents=True)
     keys = segment_keys()
     contigs: list[ContigInfo] = []
@@ -55,7 +72,15 @@ def write_prepared(
             for sequence in sequences:
                 ids = kmer.encode(sequence, k)
                 name = f"contig{len(contigs)}"
-                record = {"genome": "g", "contig": name, "start": 0, "end": len(sequence), "split": split}
+                record: dict[str, Any] = {
+                    "genome": "g",
+                    "contig": name,
+                    "start": 0,
+                    "end": len(sequence),
+                    "split": split,
+                }
+                if soft_mask:
+                    record["soft_masked"] = [list(match.span()) for match in re.finditer("[a-z]+", sequence)]
                 tar.write({"__key__": next(keys), "ids.npy": ids, "json": record})
                 contigs.append(ContigInfo("g", name, len(sequence), len(ids), {}))
                 lengths.append(len(ids))
@@ -65,6 +90,7 @@ def write_prepared(
         sources=[SourceInfo("g", "g.fa", 0, "0" * 64)],
         contigs=contigs,
         shards=infos,
+        options={"record_soft_mask": True} if soft_mask else {},
     )
     (folder / MANIFEST_NAME).write_text(manifest.to_json())
     return manifest

@@ -69,6 +69,8 @@ class DataConfig:
     """Overlapping k-mers (stride 1); false: non-overlapping k-mers at a random offset."""
     strand: Literal["forward", "random", "both"] = setting("forward", flag="--strand")
     """"forward", "random" (half of the windows reverse-complemented) or "both" (each window twice per epoch)."""
+    repeat_weight: float = setting(1.0, minimum=0, maximum=1)
+    """Weight of soft-masked (lower-case) bases in the training loss. Below 1 the data need `--record-soft-mask`."""
     num_streams: int = setting(64, minimum=1)
     """Number of streams of windows in an epoch. A rank reads only its own streams, so it opens few shards."""
     block_windows: int = setting(65536, minimum=1)

@@ -28,6 +28,7 @@ from dnabert_rm.data.sampler import (
 from dnabert_rm.data.split_reader import SplitReader
 from dnabert_rm.data.storage import StorageSettings, prepared_folder
 from dnabert_rm.genome.kmer import id_dtype, reverse_complement_ids
+from dnabert_rm.genome.soft_mask import SoftMask, num_window_bytes
 from dnabert_rm.utils import random
 from dnabert_rm.utils.errors import ConfigError, DataError
 
@@ -53,6 +54,7 @@ def make_dataset(config: RunConfig) -> WindowDataset:
         num_streams=data.num_streams,
         block_windows=data.block_windows,
         drop_to_multiple_of=config.train.global_batch if data.remainder == "drop" else 1,
+        soft_mask=data.repeat_weight < 1,
     )
     return WindowDataset(data.path, data.weights, settings, config.train.seed, _storage_settings(config))
 
@@ -94,7 +96,10 @@ def _has_window(path: str, settings: WindowSettings, storage: StorageSettings) -
 
 @dataclass(frozen=True)
 class WindowSettings:
-    """Settings for cutting windows from stored segments of contigs. The fields match `[data]` in the configuration."""
+    """Settings for cutting windows from stored segments of contigs. The fields match `[data]` in the configuration.
+
+    `soft_mask` is whether the soft mask of the windows is read too.
+    """
 
     split: str = "train"
     window: int = 512
@@ -104,6 +109,7 @@ class WindowSettings:
     num_streams: int = 64
     block_windows: int = 1 << 16
     drop_to_multiple_of: int = 1
+    soft_mask: bool = False
 
 
 @dataclass(frozen=True)
@@ -111,12 +117,14 @@ class WindowBatch:
     """B windows of T tokens each, without [CLS] and [SEP].
 
     `samples` (B,) int64 holds the sample indices. `ids` (B, T) holds the token ids, uint16 or uint32.
-    `num_replaced` is the number of windows that replace a window of a damaged or missing shard.
+    `num_replaced` is the number of windows that replace a window of a damaged or missing shard. `soft_mask` is None if
+    `WindowSettings.soft_mask` is not set.
     """
 
     samples: NDArray[np.int64]
     ids: NDArray
     num_replaced: int = 0
+    soft_mask: SoftMask | None = None
 
 
 class WindowDataset:
@@ -181,12 +189,25 @@ class WindowDataset:
                 "BPE shards support neither non-overlapping tokens nor the reverse strand; leave data.overlap and "
                 "data.strand unset"
             )
+        if settings.soft_mask:
+            self._check_soft_mask()
         if settings.window <= NUM_SPECIAL_PER_WINDOW:
             raise ConfigError(f"data.window {settings.window} can't hold [CLS], a token and [SEP]; raise --window")
         if settings.lengths not in LENGTHS:
             raise ConfigError(f"data.lengths {settings.lengths!r} must be one of {', '.join(LENGTHS)}")
         if settings.drop_to_multiple_of > 1 and len(names) > 1:
             raise ConfigError("data.remainder 'drop' needs a single data set; set data.remainder to wrap")
+
+    def _check_soft_mask(self) -> None:
+        """Raise `ConfigError` for BPE shards, and `DataError` for a folder that was built without soft masks."""
+        if self.tokenizer.k is None:
+            raise ConfigError("data.repeat_weight: needs k-mers; leave data.repeat_weight unset for BPE shards")
+        for reader in self.readers:
+            if not reader.manifest.options.get("record_soft_mask"):
+                raise DataError(
+                    f"{reader.folder.shown}: has no record of soft-masked bases, which data.repeat_weight needs; build "
+                    "the data again with --record-soft-mask, or leave data.repeat_weight unset"
+                )
 
     def _stored_tokens(self, num_tokens: int) -> int:
         """Return the number of consecutive stored tokens that a window of `num_tokens` tokens covers.
@@ -234,7 +255,18 @@ class WindowDataset:
         if found.reverse.any():
             # The stride keeps both the first and the last stored token, so it can be applied before the reversal.
             ids[found.reverse] = reverse_complement_ids(ids[found.reverse], int(self.tokenizer.k or 0))
-        return WindowBatch(indices, ids, int(is_replaced.sum()))
+        soft_mask = self._soft_mask(found, num_tokens) if self.settings.soft_mask else None
+        return WindowBatch(indices, ids, int(is_replaced.sum()), soft_mask)
+
+    def _soft_mask(self, found: Windows, num_tokens: int) -> SoftMask:
+        """Read the soft mask of windows of `num_tokens` tokens."""
+        k = int(self.tokenizer.k or 0)
+        num_bases = self._stored_tokens(num_tokens) + k - 1
+        num_bytes = num_window_bytes(num_bases)
+        positions = (found.source, found.shard, found.segment, found.start >> 3)
+        rows = zip(*(array.tolist() for array in positions), strict=True)
+        masks = [self.readers[source].soft_mask(*position, num_bytes) for source, *position in rows]
+        return SoftMask.of_windows(masks, found.start & 7, found.reverse, num_bases, k=k, stride=self.stride)
 
     def coordinates(self, samples: ArrayLike, step: int) -> list[dict[str, Any]]:
         """Return `genome, contig, start, end, strand` of each window.

@@ -19,7 +19,8 @@ from dnabert_rm.data.dataset import WindowBatch, WindowDataset
 from dnabert_rm.data.sampler import Windows
 from dnabert_rm.utils.errors import UserError
 
-Collate = Callable[[tuple[NDArray[np.int64], NDArray]], dict[str, Any]]
+Collate = Callable[[tuple[Any, ...]], dict[str, Any]]
+"""Function that makes a batch from sample indices (B,), token ids (B, T) and, if it was read, a `SoftMask`."""
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 """Signals that ask a rank to stop."""
 LOCATED_AHEAD = 4096
@@ -107,7 +108,8 @@ class _BatchDataset:
         except UserError as error:
             error.on_one_rank = True
             return error
-        batch = self._collate((windows.samples, windows.ids))
+        soft_mask = () if windows.soft_mask is None else (windows.soft_mask,)
+        batch = self._collate((windows.samples, windows.ids, *soft_mask))
         return {**batch, "num_replaced": torch.from_numpy(np.array(windows.num_replaced))}
 
     def _locate(self, number: int) -> tuple[NDArray[np.int64], Windows]:
@@ -172,7 +174,7 @@ def make_loader(
 
     Args:
         dataset: The windows.
-        collate: Function that makes a batch from sample indices (B,) and token ids (B, T), for B windows of T tokens.
+        collate: Function that makes a batch, for B windows of T tokens.
         sampler: The micro-batches of this rank.
         num_workers: Number of worker processes; 0 loads batches in this process.
         prefetch: Number of batches that each worker prepares in advance.

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dnabert_rm.data.manifest import ShardInfo
+from dnabert_rm.genome.soft_mask import pack_ranges
 from dnabert_rm.utils.errors import DataError
 from dnabert_rm.utils.files import sha256_of_file
 
@@ -170,7 +171,20 @@ class ShardFile:
         except (ValueError, TypeError, KeyError):
             raise DataError(f"{self.path}: segment {segment} has no valid KEY.json; {ADVICE}") from None
 
+    def soft_mask(self, segment: int, num_bases: int) -> bytes:
+        """Return one bit per base of a segment: 1 if the base is soft-masked (`pack_ranges`).
+
+        Raises `DataError` if the segment's JSON member has no valid `soft_masked`.
+        """
+        meta = self.meta(segment)
+        try:
+            return pack_ranges(meta["soft_masked"], meta["start"], num_bases)
+        except (ValueError, TypeError, KeyError):
+            raise DataError(f"{self.path}: segment {segment} has no valid soft_masked in KEY.json; {ADVICE}") from None
+
     def _read(self, first: int, size: int) -> bytes:
+        if self._words is not None:
+            return self._words.view(np.uint8)[first : first + size].tobytes()
         with open(self.path, "rb") as stream:
             stream.seek(first)
             return stream.read(size)

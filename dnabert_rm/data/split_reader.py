@@ -17,9 +17,12 @@ from dnabert_rm.utils.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
 MAX_MAPPED = 256
+MAX_SOFT_MASK_BYTES = 1 << 29
 BAD_SHARD_RULES = ("fail", "skip")
 _TOUCH_INTERVAL_SECONDS = 60.0
 _NUM_REFETCHES = 3
+_ENTRY_BYTES = 400
+"""Approximate memory of an entry in a dictionary of soft masks, in addition to the bits."""
 
 
 class SplitReader:
@@ -32,6 +35,9 @@ class SplitReader:
 
     Shards of a remote folder are fetched into the cache. They are not mapped but opened for each read, because a map
     would keep the disk space of an evicted file in use. An evicted shard is fetched again.
+
+    The soft mask of a segment is read when it is first needed. It takes one bit per base, and the reader keeps at most
+    `MAX_SOFT_MASK_BYTES`.
     """
 
     def __init__(self, folder: str | Path, split: str, storage: StorageSettings | None = None) -> None:
@@ -50,6 +56,8 @@ class SplitReader:
         self._known: dict[int, ShardFile] = {}
         self._mapped: OrderedDict[int, ShardFile] = OrderedDict()
         self._touched: dict[int, float] = {}
+        self._soft_masks: OrderedDict[tuple[int, int], bytes] = OrderedDict()
+        self._soft_mask_bytes = 0
         if self.folder.is_local and not self.skips_bad:
             self._check_sizes()
 
@@ -85,6 +93,26 @@ class SplitReader:
         if (mapped := self._mapped.get(shard)) is not None:
             return mapped.tokens(segment, start, stop, step)
         return self._read(shard, "tokens", segment, start, stop, step)
+
+    def soft_mask(self, shard: int, segment: int, first_byte: int, num_bytes: int) -> bytes:
+        """Return `num_bytes` bytes of a segment's soft mask, which has one bit per base (`pack_ranges`).
+
+        Raises `DataError` if the shard is damaged or missing, or has no valid soft mask.
+        """
+        packed = self._soft_masks.get((shard, segment))
+        if packed is None:
+            packed = self._load_soft_mask(shard, segment)
+        return packed[first_byte : first_byte + num_bytes]
+
+    def _load_soft_mask(self, shard: int, segment: int) -> bytes:
+        """Read a segment's soft mask, and forget those that were read first if there are too many."""
+        num_bases = self.shards[shard].segments[segment] + (self.manifest.tokenizer.k or 1) - 1
+        packed: bytes = self._read(shard, "soft_mask", segment, num_bases)
+        self._soft_masks[shard, segment] = packed
+        self._soft_mask_bytes += len(packed) + _ENTRY_BYTES
+        while self._soft_mask_bytes > MAX_SOFT_MASK_BYTES:
+            self._soft_mask_bytes -= len(self._soft_masks.popitem(last=False)[1]) + _ENTRY_BYTES
+        return packed
 
     def coordinates(self, shard: int, segment: int, start: int, stored_tokens: int) -> dict[str, Any]:
         """Return `genome`, `contig`, `start`, `end` and `strand` of `stored_tokens` tokens from index `start` on.

@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from dnabert_rm.config import RunConfig
 from dnabert_rm.genome.kmer import CLS_ID, NUM_SPECIAL, SEP_ID
+from dnabert_rm.genome.soft_mask import SoftMask
 from dnabert_rm.masking.schedule import MaskSchedule
 from dnabert_rm.masking.spans import REPLACEMENTS, draw_centres, draw_spans, replace, span_table, unite_spans
 from dnabert_rm.utils import random
@@ -61,6 +62,7 @@ class RandomMaskCollator:
         seed: int,
         *,
         replacement: str = "token",
+        repeat_weight: float = 1.0,
     ) -> None:
         """Make a collator.
 
@@ -70,6 +72,7 @@ class RandomMaskCollator:
             vocab_size: Number of tokens in the vocabulary.
             seed: Seed of the masks.
             replacement: How masked tokens are replaced; see `spans.replace`.
+            repeat_weight: Weight of soft-masked bases in the training loss.
 
         Raises `ConfigError` for an unknown `replacement`.
         """
@@ -79,6 +82,7 @@ class RandomMaskCollator:
         self.step_of = step_of
         self.vocab_size = vocab_size
         self.replacement = replacement
+        self.repeat_weight = repeat_weight
         self._span_table = span_table(schedule.spans)
         self._rates = np.array(schedule.rates)
         self._keys = {purpose: random.key(seed, f"mask/{purpose}") for purpose in ("span", "centre", "replacement")}
@@ -142,28 +146,42 @@ class RandomMaskCollator:
         flat[positions] = replace(targets, rows, columns, keys, self.vocab_size, self.replacement)
         return positions, targets
 
-    def __call__(self, batch: tuple[NDArray[np.int64], NDArray]) -> dict[str, Any]:
-        """Return a masked batch as int64 tensors. `batch` holds sample indices (B,) and B windows of T tokens (B, T).
+    def base_weights(self, masked: MaskedBatch, soft_mask: SoftMask) -> NDArray[np.float32]:
+        """Return the weights of the bases of the M masked tokens in the training loss, (M, k)."""
+        num_windows, width = masked.input_ids.shape
+        row_starts = width * np.arange(num_windows + 1)
+        counts = np.diff(np.searchsorted(masked.positions, row_starts))
+        tokens = masked.positions - np.repeat(row_starts[:-1] + 1, counts)
+        return soft_mask.base_weights(counts, tokens, self.repeat_weight)
+
+    def __call__(self, batch: tuple[Any, ...]) -> dict[str, Any]:
+        """Return a masked batch as tensors, int64 unless stated otherwise.
+
+        `batch` holds sample indices (B,), B windows of T tokens (B, T) and optionally their `SoftMask`.
 
         `input_ids` (B, T + 2) are the tokens with [CLS] and [SEP]. `positions` (M,) are the positions of the M masked
         tokens in the flattened batch, and `targets` (M,) the original tokens. `span` (B,) and `samples` (B,) are the
-        span length and sample index of each window. If no token is masked, one position with target -100 is returned,
+        span length and sample index of each window. With a soft mask, `base_weights` (M, k) float32 are the weights of
+        the masked tokens' bases. If no token is masked, one position with target -100 and weights 0 is returned,
         because under ZeRO-3 every rank has to run the language-model head.
         """
         import torch
 
-        samples, ids = batch
+        samples, ids, *soft_masks = batch
         masked = self.mask(samples, ids)
-        positions, targets = masked.positions, masked.targets
-        if len(positions) == 0:
-            positions, targets = np.zeros(1, dtype=np.int64), np.full(1, IGNORE)
-        arrays = {
+        arrays: dict[str, NDArray] = {
             "input_ids": masked.input_ids,
-            "positions": positions,
-            "targets": targets,
+            "positions": masked.positions,
+            "targets": masked.targets,
             "span": masked.span,
             "samples": samples,
         }
+        for soft_mask in soft_masks:
+            arrays["base_weights"] = self.base_weights(masked, soft_mask)
+        if len(masked.positions) == 0:
+            arrays |= {"positions": np.zeros(1, dtype=np.int64), "targets": np.full(1, IGNORE)}
+            if "base_weights" in arrays:
+                arrays["base_weights"] = np.zeros((1, arrays["base_weights"].shape[1]), dtype=np.float32)
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
@@ -171,4 +189,11 @@ def make_collator(
     config: RunConfig, schedule: MaskSchedule, step_of: Callable[[ArrayLike], NDArray[np.int64]], vocab_size: int
 ) -> RandomMaskCollator:
     """Return the collator for a configuration. `step_of` converts N sample indices to N training steps, (N,) → (N,)."""
-    return RandomMaskCollator(schedule, step_of, vocab_size, config.train.seed, replacement=config.masking.replacement)
+    return RandomMaskCollator(
+        schedule,
+        step_of,
+        vocab_size,
+        config.train.seed,
+        replacement=config.masking.replacement,
+        repeat_weight=config.data.repeat_weight,
+    )

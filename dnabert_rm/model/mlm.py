@@ -19,7 +19,7 @@ class MaskedLM(nn.Module):
     """A transformers masked language model whose head runs on masked positions only.
 
     The encoder gets no attention mask, because pretraining has no padding. The loss is a sum in fp32. The training
-    loop divides this sum by the number of masked tokens in the global batch.
+    loop divides this sum by the summed weights of the masked tokens in the global batch.
     """
 
     def __init__(self, model: PreTrainedModel, k: int | None = None) -> None:

@@ -108,8 +108,8 @@ class Engine:
         """Run the module's forward pass."""
         return self.deepspeed(*inputs)
 
-    def backward(self, loss_sum: torch.Tensor, num_targets: torch.Tensor, is_last: bool) -> None:
-        """Add the gradient of `loss_sum / num_targets` to the gradients accumulated in this step.
+    def backward(self, loss_sum: torch.Tensor, divisor: torch.Tensor, is_last: bool) -> None:
+        """Add the gradient of `loss_sum / divisor` to the gradients accumulated in this step.
 
         DeepSpeed divides the loss by the number of accumulation steps and averages gradients over ranks. To cancel
         both, this method multiplies the loss by the number of accumulation steps and by the number of ranks. The
@@ -117,13 +117,13 @@ class Engine:
 
         Args:
             loss_sum: Scalar, the loss summed over the masked tokens of one batch on this rank.
-            num_targets: Scalar, the number of masked tokens in the global batch.
+            divisor: Scalar, the sum of the weights of the masked tokens in the global batch.
             is_last: Whether this is the step's last batch on this rank. DeepSpeed's own batch counter is not used,
                 because it is wrong after the number of batches per step has changed.
         """
         self.deepspeed.set_gradient_accumulation_boundary(is_last)
         undo = self.deepspeed.gradient_accumulation_steps() * self.ranks.world_size
-        self.deepspeed.backward(loss_sum * (undo / num_targets.to(loss_sum.dtype)))
+        self.deepspeed.backward(loss_sum * (undo / divisor.to(loss_sum.dtype)))
 
     def set_accumulation(self, num_batches: int) -> None:
         """Set how many batches this rank runs in the next step. The number changes during a batch-size warm-up."""

@@ -72,6 +72,8 @@ class BatchCounts(NamedTuple):
     """Numbers of tokens, masked tokens and windows in one or more batches, known before the forward pass."""
 
     num_masked: float
+    weight: float
+    """Sum of the weights of the masked tokens in the training loss: `num_masked`, unless data.repeat_weight is set."""
     num_tokens: float
     span_sum: float
     num_windows: float
@@ -81,8 +83,11 @@ class BatchCounts(NamedTuple):
 
 def count_batches(batches: list[dict[str, torch.Tensor]]) -> BatchCounts:
     """Count the tokens, masked tokens and windows in this rank's batches of one step."""
+    num_masked = sum(int((batch["targets"] != IGNORE).sum()) for batch in batches)
+    weights = [batch["base_weights"].double().mean(dim=1).sum() for batch in batches if "base_weights" in batch]
     return BatchCounts(
-        num_masked=float(sum(int((batch["targets"] != IGNORE).sum()) for batch in batches)),
+        num_masked=float(num_masked),
+        weight=float(sum(weights) if weights else num_masked),
         num_tokens=float(sum(batch["input_ids"].numel() for batch in batches)),
         span_sum=float(sum(int(batch["span"].sum()) for batch in batches)),
         num_windows=float(sum(len(batch["samples"]) for batch in batches)),
@@ -106,17 +111,18 @@ class StepSums:
     def to_result(
         self, step: int, k: int | None, grad_norm: float, *, seconds: float, data_seconds: float
     ) -> StepResult:
-        """Return the result of the step. Its loss and accuracies are means over the masked tokens.
+        """Return the result of the step: weighted means of the losses over the masked tokens, and plain accuracies.
 
         `k` is the k-mer length, or None if tokens are not k-mers. `seconds` is the duration of the step, of which
         `data_seconds` were spent waiting for data.
         """
         counts = self.counts
         divisor = max(1.0, counts.num_masked)
+        weight = counts.weight or 1.0
         return StepResult(
             step=step,
-            loss=self.loss / divisor,
-            token_loss=self.token_loss / divisor,
+            loss=self.loss / weight,
+            token_loss=self.token_loss / weight,
             masked_accuracy=self.num_right / divisor,
             base_accuracy=self.num_right_bases / divisor / k if k else None,
             num_masked=int(counts.num_masked),
@@ -136,9 +142,9 @@ class StepResult:
 
     step: int
     loss: float
-    """Training loss: the mean over the masked tokens of the global batch, in nats."""
+    """Training loss: the mean over the masked tokens of the global batch, weighted by data.repeat_weight, in nats."""
     token_loss: float
-    """Cross-entropy over tokens, as a mean over the same tokens. It equals `loss` if model.loss is "token"."""
+    """Cross-entropy over tokens, as the same mean. It equals `loss` if model.loss is "token"."""
     masked_accuracy: float
     base_accuracy: float | None
     """Share of correct bases in masked k-mers; None for other tokenizers."""

@@ -101,7 +101,10 @@ def _check_batch_size(split: BatchSplit, dataset: WindowDataset) -> None:
 
 def _data_line(config: RunConfig, dataset: WindowDataset) -> str:
     epochs = config.train.steps * config.train.global_batch / dataset.num_windows
-    return f"data: {dataset.num_windows} windows of {config.data.window} tokens per epoch, {epochs:.2f} epochs"
+    weight = config.data.repeat_weight
+    return f"data: {dataset.num_windows} windows of {config.data.window} tokens per epoch, {epochs:.2f} epochs" + (
+        f"; soft-masked bases have weight {weight:g}" if weight < 1 else ""
+    )
 
 
 def _phases_line(schedule: MaskSchedule) -> str:

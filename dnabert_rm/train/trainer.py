@@ -61,6 +61,8 @@ from dnabert_rm.utils.system_info import ENVIRONMENT_NAME, describe_environment
 
 Batch = dict[str, torch.Tensor]
 """Tensors of one micro-batch: the output of `RandomMaskCollator`, and `num_replaced`."""
+MODEL_INPUTS = ("input_ids", "positions", "targets", "base_weights")
+"""Inputs of the model, in this order. Without data.repeat_weight a batch has no `base_weights`."""
 
 MEMORY_ADVICE = (
     "lower --micro-batch (accumulation keeps the global batch), pass --model.activation_checkpointing, or choose "
@@ -340,20 +342,21 @@ def training_step(
 
     The loss is a mean over the masked tokens of the global batch, not a mean of means over ranks or batches:
 
-        loss = sum of cross-entropy over masked tokens / number of masked tokens in the GLOBAL batch
+        loss = sum of weight x loss over masked tokens / sum of weights of masked tokens in the GLOBAL batch
 
-    Therefore the number of masked tokens is summed over the ranks before the first backward pass. The gradient does not
-    depend on how the global batch is split.
+    All weights are 1 unless data.repeat_weight is set. The sum of the weights is computed over all ranks before the
+    first backward pass, so the gradient does not depend on how the global batch is split. If it is 0, so is the loss.
 
     Raises `NonFiniteLossError` on every rank, before the update, if the loss is inf or NaN.
     """
     device = engine.ranks.device
     summed_counts = sum_over_ranks(list(count_batches(batches)), engine.ranks)
-    divisor = summed_counts[BatchCounts._fields.index("num_masked")].clamp(min=1)
+    weight = summed_counts[BatchCounts._fields.index("weight")]
+    divisor = torch.where(weight > 0, weight, 1.0)
     sums = torch.zeros(4, dtype=torch.float64, device=device)
     for number, batch in enumerate(batches):
         seed_dropout(seed, int(batch["samples"][0]))
-        inputs = (batch[name].to(device, non_blocking=True) for name in ("input_ids", "positions", "targets"))
+        inputs = (batch[name].to(device, non_blocking=True) for name in MODEL_INPUTS if name in batch)
         loss_sum, *counted = engine(*inputs)
         sums += torch.stack([value.double() for value in (loss_sum.detach(), *counted)])
         is_last = number == len(batches) - 1

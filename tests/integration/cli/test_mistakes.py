@@ -38,6 +38,15 @@ MISTAKES = {
     "no window fits": ([*PRETRAIN, *DATA, "--window", "500"], "lower --window"),
     "phases out of order": ([*PRETRAIN, *DATA, "--window", "64", "--phase-ends", "9,5"], "positive and increasing"),
     "unknown policy": ([*PRETRAIN, *DATA, "--window", "64", "--masking", "all"], "one of randommask"),
+    "a weight of repeats, and data without them": (
+        [*PRETRAIN, *DATA, "--window", "64", "--data.repeat_weight", "0.1"],
+        "prepared: has no record of soft-masked bases, which data.repeat_weight needs; build the data again with "
+        "--record-soft-mask",
+    ),
+    "a weight above 1": (
+        [*CLI, "check", *PRETRAIN[1:], *DATA, "--data.repeat_weight", "1.5"],
+        "data.repeat_weight 1.5: must be at most 1",
+    ),
     "missing DeepSpeed file": ([*PRETRAIN, *DATA, "--window", "64", "--ds-config", "zero9"], "zero3"),
     "stage 0 in bf16": (
         [*PRETRAIN, *DATA, "--window", "64", "--global-batch", "4", "--precision", "bf16", "--ds-config", "zero0"],

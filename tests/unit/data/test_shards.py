@@ -134,6 +134,19 @@ def test_an_invalid_json_member_is_refused(folder, content):
         SplitReader(folder, "train").coordinates(0, 1, 0, 10)
 
 
+@pytest.mark.parametrize(
+    "ranges", [None, 3, "soft", [1, 2], [[1, 2, 3]], [[2, 1]], [[5, 9], [3, 4]], [[-1, 4]], [[0, 906]], [[0.0, 1.0]]]
+)
+def test_an_invalid_soft_mask_is_refused(folder, ranges):
+    shard = load_manifest(folder).shards[0]
+    members = segment_members([np.full(length, 5, np.uint16) for length in shard.segments])
+    number = shard.segments.index(900 - 5)
+    members[2 * number + 1] = (members[2 * number + 1][0], record(soft_masked=ranges))
+    rewrite(folder / shard.name, members)
+    with pytest.raises(DataError, match=rf"shard-000000\.tar: segment {number} has no valid soft_masked in KEY\.json"):
+        SplitReader(folder, "train").soft_mask(0, number, 0, 1)
+
+
 def test_an_odd_size_is_refused(folder):
     """Half a token at the end of the file."""
     shard = load_manifest(folder).shards[0]

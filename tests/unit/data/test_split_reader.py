@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import pickle
@@ -9,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support import random_bases, write_prepared
+from support import random_bases, random_repeats, write_prepared
 
 from dnabert_rm.data import split_reader as split_reader_module
 from dnabert_rm.data.dataset import WindowDataset, WindowSettings
-from dnabert_rm.data.manifest import load_manifest
+from dnabert_rm.data.manifest import MANIFEST_NAME, TokenizerInfo, load_manifest
 from dnabert_rm.data.storage import StorageSettings
 from dnabert_rm.genome import kmer
 from dnabert_rm.utils.errors import ConfigError, DataError
@@ -168,6 +169,34 @@ def test_settings_that_do_not_fit_are_refused(folder, tmp_path):
         WindowDataset([folder, tmp_path / "other"], [], WindowSettings(window=42), 0)
     with pytest.raises(ConfigError, match=r"data\.remainder 'drop'"):
         WindowDataset([folder, folder], [], WindowSettings(window=42, drop_to_multiple_of=4), 0)
+
+
+def test_data_without_soft_masks_are_refused(folder, tmp_path):
+    with pytest.raises(
+        DataError, match=r"data: has no record of soft-masked bases.*build the data again with --record"
+    ):
+        dataset(folder, soft_mask=True)
+    write_prepared(tmp_path / "soft", [["ACGTacgt" * 200]], soft_mask=True)
+    with pytest.raises(DataError, match=r"/data: has no record of soft-masked bases"):
+        WindowDataset([tmp_path / "soft", folder], [], WindowSettings(window=42, soft_mask=True), 0)
+
+
+def test_soft_masks_of_bpe_shards_are_refused(tmp_path):
+    manifest = write_prepared(tmp_path / "soft", [["ACGTacgt" * 200]], soft_mask=True)
+    bpe = dataclasses.replace(manifest, tokenizer=TokenizerInfo("bpe", 4101, base_order=None, model="bpe.model"))
+    (tmp_path / "soft" / MANIFEST_NAME).write_text(bpe.to_json())
+    with pytest.raises(ConfigError, match=r"data\.repeat_weight: needs k-mers; leave data\.repeat_weight unset"):
+        dataset(tmp_path / "soft", soft_mask=True)
+
+
+def test_a_shard_deleted_after_it_was_opened_keeps_its_soft_masks(tmp_path):
+    rng = np.random.default_rng(0)
+    write_prepared(tmp_path / "soft", [[random_repeats(rng, 900), random_repeats(rng, 900)]], soft_mask=True)
+    samples, expected = np.arange(30), dataset(tmp_path / "soft", soft_mask=True).windows(np.arange(30), 0).soft_mask
+    windows = dataset(tmp_path / "soft", soft_mask=True)
+    windows.readers[0].is_usable(0)
+    (tmp_path / "soft" / "shard-000000.tar").unlink()
+    assert (windows.windows(samples, 0).soft_mask.bits == expected.bits).all()
 
 
 def test_two_folders_have_both_fingerprints_and_sources(folder, tmp_path):

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support import random_bases, write_prepared
+from support import random_bases, random_repeats, write_prepared
 
+from dnabert_rm.data import split_reader as split_reader_module
 from dnabert_rm.data import storage as storage_module
 from dnabert_rm.data.cache import ShardCache
 from dnabert_rm.data.dataset import WindowDataset, WindowSettings
@@ -103,6 +104,27 @@ def test_a_url_gives_the_windows_of_its_folder_and_is_fetched_once(folder, serve
         f"shard-{number:06d}.tar": 1 for number in range(4)
     }
     assert {path.stem for path in cached(tmp_path)} == {shard.sha256 for shard in load_manifest(folder).shards}
+
+
+def test_a_url_gives_the_soft_masks_of_its_folder_even_if_shards_are_evicted(tmp_path, monkeypatch):
+    """And if few soft masks are kept."""
+    rng = np.random.default_rng(0)
+    write_prepared(tmp_path / "data", [[random_repeats(rng, 9000)] for _ in range(4)], soft_mask=True)
+    settings = WindowSettings(window=42, num_streams=4, soft_mask=True)
+    local = WindowDataset([tmp_path / "data"], [], settings, 0)
+    expected = local.windows(SAMPLES, 0).soft_mask.bits
+    assert (np.unpackbits(expected).mean() > 0.2) and len(local.readers[0]._soft_masks) == 4
+    monkeypatch.setattr(split_reader_module, "MAX_SOFT_MASK_BYTES", 4000)
+    with Server(tmp_path / "data") as running:
+        threading.Thread(target=running.serve_forever, args=(0.02,), daemon=True).start()
+        # The cache has space for one shard of 31 kB.
+        storage = StorageSettings(cache_dir=str(tmp_path / "cache"), cache_gb=4e-5)
+        remote = WindowDataset([running.url], [], settings, 0, storage)
+        for samples in (SAMPLES[:30], SAMPLES[30:]):
+            found = remote.windows(samples, 0).soft_mask.bits
+            assert (found == expected[samples - SAMPLES[0]]).all()
+            assert len(remote.readers[0]._soft_masks) == 2
+        running.shutdown()
 
 
 def test_two_server_errors_are_retried(folder, server, tmp_path):

@@ -33,12 +33,12 @@ def test_ignored_targets_are_not_counted_as_masked() -> None:
         "num_replaced": torch.tensor(1),
     }
     assert count_batches([batch, batch]) == BatchCounts(
-        num_masked=4, num_tokens=20, span_sum=28, num_windows=4, num_replaced=2
+        num_masked=4, weight=4, num_tokens=20, span_sum=28, num_windows=4, num_replaced=2
     )
 
 
 def test_a_result_has_the_means_over_masked_tokens() -> None:
-    sums = StepSums(60.0, 60.0, 10.0, 90.0, 1.0, BatchCounts(20.0, 100.0, 12.0, 2.0, 0.0))
+    sums = StepSums(60.0, 60.0, 10.0, 90.0, 1.0, BatchCounts(20.0, 20.0, 100.0, 12.0, 2.0, 0.0))
     result = sums.to_result(3, 6, 0.5, seconds=2.0, data_seconds=0.5)
     assert (result.loss, result.masked_accuracy, result.base_accuracy) == (3.0, 0.5, 0.75)
     assert (result.mean_span, result.data_wait, result.stop_wanted) == (6.0, 0.25, True)
@@ -46,8 +46,24 @@ def test_a_result_has_the_means_over_masked_tokens() -> None:
 
 
 def test_a_step_without_masked_tokens_has_loss_zero() -> None:
-    sums = StepSums(0.0, 0.0, 0.0, 0.0, 0.0, BatchCounts(0.0, 10.0, 6.0, 1.0, 0.0))
+    sums = StepSums(0.0, 0.0, 0.0, 0.0, 0.0, BatchCounts(0.0, 0.0, 10.0, 6.0, 1.0, 0.0))
     assert sums.to_result(0, 6, 0.0, seconds=1.0, data_seconds=0.0).loss == 0.0
+
+
+def test_losses_are_divided_by_the_weights_and_accuracies_by_the_masked_tokens() -> None:
+    batch = {
+        "input_ids": torch.zeros(2, 5, dtype=torch.int64),
+        "targets": torch.tensor([7, 8]),
+        "base_weights": torch.tensor([[0.5, 0.5, 0.5, 0.5], [0.5, 1.0, 1.0, 1.0]]),
+        "span": torch.tensor([6, 8]),
+        "samples": torch.tensor([0, 1]),
+        "num_replaced": torch.tensor(0),
+    }
+    counts = count_batches([batch, batch])
+    assert (counts.num_masked, counts.weight) == (4, 2.75)
+    result = StepSums(5.5, 11.0, 2.0, 8.0, 0.0, counts).to_result(0, 4, 0.5, seconds=1.0, data_seconds=0.5)
+    assert (result.loss, result.token_loss) == (2.0, 4.0)
+    assert (result.masked_accuracy, result.base_accuracy, result.num_masked) == (0.5, 0.5, 4)
 
 
 def test_points_after_the_resumed_step_are_replaced(tmp_path: Path) -> None:
