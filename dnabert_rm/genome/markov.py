@@ -27,6 +27,8 @@ from dnabert_rm.genome.kmer_counts import KmerCounts
 from dnabert_rm.utils.errors import DataError
 
 MARKOV_ORDERS = (2, 5, 8, 11)
+"""The orders to report; one fit of the highest serves all of them."""
+
 ALPHAS = tuple(2.0**exponent for exponent in range(13))
 """The weights from which each order's weight of the next lower order is chosen."""
 

@@ -216,13 +216,15 @@ def test_rows_of_the_tables_sum_to_one(fitted: MarkovChain) -> None:
 
 def test_a_genome_of_one_letter_gives_finite_scores() -> None:
     chain = fit_chain(count_kmers([np.zeros(30_000_000, dtype=np.uint8)], 9), 8)
-    codes = uniform_dna(1000, seed=0)
+    codes = np.zeros(50, dtype=np.uint8)
+    rare = codes.copy()
+    rare[30] = 1
     for n in (1, 5, 9):
-        starts = np.array([0, 100, 991])
-        probabilities = hidden_base_probabilities(chain, codes, starts, n)
-        assert np.isfinite(hidden_base_bits(probabilities, codes, starts)).all()
-        probabilities = hidden_base_probabilities(chain, np.zeros(50, dtype=np.uint8), np.array([20]), n)
-        assert (probabilities[..., 0] > 0.999).all()
+        starts = np.array([20])
+        assert (hidden_base_probabilities(chain, codes, starts, n)[..., 0] > 0.999).all()
+        # Here every string has a base that was never seen after its context.
+        probabilities = hidden_base_probabilities(chain, rare, starts, n)
+        assert np.isfinite(hidden_base_bits(probabilities, rare, starts)).all()
 
 
 def test_training_sequences_without_bases_are_named() -> None:
