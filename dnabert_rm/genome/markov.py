@@ -199,7 +199,8 @@ def _marginals(chain: MarkovChain, left: NDArray[np.int64], right: NDArray[np.in
         weighted = onward.reshape(size, -1, backward.shape[1]) * backward[:, None, :]
         weighted = weighted.reshape(onward.shape)
         probabilities[:, i] = (forward[i][:, None, :] @ weighted)[:, 0]
-        backward = weighted.sum(axis=2)
+        # A product, because numpy's sum over a short last axis is six times slower.
+        backward = weighted @ np.ones(4)
         backward /= backward.max(axis=1, keepdims=True)
     return probabilities / probabilities.sum(axis=2, keepdims=True)
 
