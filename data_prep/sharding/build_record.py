@@ -23,6 +23,8 @@ from dnabert_rm.utils.lock import LockHeldError, file_lock
 SCRATCH_NAME = ".build"
 _PLAN_NAME = "plan.json"
 _LOCK_NAME = "lock"
+_FLAGS = {"exclude_regions": "exclude"}
+"""Flags of the options that are not named like their flag."""
 
 
 class BuildRecord:
@@ -136,7 +138,7 @@ def _differences(earlier: dict[str, Any], inputs: dict[str, Any]) -> list[str]:
     there = earlier["options"]
     here = inputs["options"]
     differences = [
-        f"--{name.replace('_', '-')} was {there.get(name)}, now {here.get(name)}"
+        f"--{_FLAGS.get(name, name.replace('_', '-'))} was {_shown(there.get(name))}, now {_shown(here.get(name))}"
         for name in sorted({*there, *here})
         if there.get(name) != here.get(name)
     ]
@@ -148,3 +150,10 @@ def _differences(earlier: dict[str, Any], inputs: dict[str, Any]) -> list[str]:
             what = "was removed" if now is None else "was added" if before is None else "has changed"
             differences.append(f"{file} (genome {genome}) {what}")
     return differences or ["the files are in another order"]
+
+
+def _shown(value: Any) -> Any:
+    """Return an option as messages show it. Files are shown with the first digits of their checksums."""
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return ", ".join(f"{file['file']} (SHA-256 {file['sha256'][:8]})" for file in value)
+    return value
