@@ -23,8 +23,8 @@ from dnabert_rm.utils.lock import LockHeldError, file_lock
 SCRATCH_NAME = ".build"
 _PLAN_NAME = "plan.json"
 _LOCK_NAME = "lock"
-_FLAGS = {"exclude_regions": "exclude"}
-"""Flags of the options that are not named like their flag."""
+_BED_FLAGS = {"regions": "--regions", "exclude_regions": "--exclude"}
+"""Flags of the options that hold BED files."""
 
 
 class BuildRecord:
@@ -138,7 +138,9 @@ def _differences(earlier: dict[str, Any], inputs: dict[str, Any]) -> list[str]:
     there = earlier["options"]
     here = inputs["options"]
     differences = [
-        f"--{_FLAGS.get(name, name.replace('_', '-'))} was {_shown(there.get(name))}, now {_shown(here.get(name))}"
+        f"{_BED_FLAGS[name]} was {_shown_files(there.get(name, []))}, now {_shown_files(here.get(name, []))}"
+        if name in _BED_FLAGS
+        else f"--{name.replace('_', '-')} was {there.get(name)}, now {here.get(name)}"
         for name in sorted({*there, *here})
         if there.get(name) != here.get(name)
     ]
@@ -152,8 +154,6 @@ def _differences(earlier: dict[str, Any], inputs: dict[str, Any]) -> list[str]:
     return differences or ["the files are in another order"]
 
 
-def _shown(value: Any) -> Any:
-    """Return an option as messages show it. Files are shown with the first digits of their checksums."""
-    if isinstance(value, list) and value and isinstance(value[0], dict):
-        return ", ".join(f"{file['file']} (SHA-256 {file['sha256'][:8]})" for file in value)
-    return value
+def _shown_files(files: list[dict[str, str]]) -> str:
+    """Return the names of BED files with the first digits of their checksums."""
+    return ", ".join(f"{file['file']} (SHA-256 {file['sha256'][:8]})" for file in files) or "no BED file"
