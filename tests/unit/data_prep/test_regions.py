@@ -184,6 +184,20 @@ def test_names_and_ends_that_no_contig_has(capsys: pytest.CaptureFixture[str]) -
             make_plan(contigs, BuildOptions(), regions)
 
 
+def test_a_short_gap_is_kept_only_with_bases_of_the_same_interval_on_both_sides() -> None:
+    contigs = [contig("AAAAANNAAAAA", "c")]
+
+    def stored(*rows: tuple[str, int, int]) -> tuple[list[list[int]], dict[str, int]]:
+        options = BuildOptions(k=3, unk_bases=5)
+        plan = make_plan(contigs, options, Regions([intervals(list(rows))], []))
+        return np.stack([plan.segments.start, plan.segments.end], axis=1).tolist(), plan.left_out[0]
+
+    assert stored(("c", 0, 12)) == stored(("c", 0, 6), ("c", 6, 12)) == ([[0, 12]], {})
+    assert stored(("c", 5, 12)) == ([[7, 12]], {"outside_regions": 5, "ambiguous": 2})
+    assert stored(("c", 0, 6)) == ([[0, 5]], {"outside_regions": 6, "ambiguous": 1})
+    assert stored(("c", 4, 8)) == ([[4, 8]], {"outside_regions": 8})
+
+
 def test_regions_that_leave_nothing_are_refused() -> None:
     contigs = [contig("A" * 50 + "N" * 50, "c")]
     for regions in (
