@@ -5,6 +5,7 @@ Shapes: B windows in a batch, T tokens in a window without special tokens, M mas
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,6 +19,16 @@ MASK_SHARE = 0.8
 RANDOM_SHARE = 0.1
 _MASK_BELOW = np.uint64(round(MASK_SHARE * 2**32) << 32)
 _RANDOM_BELOW = np.uint64(round((MASK_SHARE + RANDOM_SHARE) * 2**32) << 32)
+
+
+def loss_without_neighbours(entropy: float) -> float:
+    """Return the loss, in nats per masked token, of a model that knows only how frequent each k-mer is.
+
+    `entropy` is the loss of such a model on `[MASK]`. Masked tokens that were left unchanged or replaced at random look
+    alike. The best answer is then half the visible token and half the frequencies: an unchanged token costs ln 2, a
+    replaced one `entropy` + ln 2. Many runs stay near this loss before the model learns to use neighbours.
+    """
+    return (MASK_SHARE + RANDOM_SHARE) * entropy + (1 - MASK_SHARE) * math.log(2)
 
 
 def span_reach(span: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -136,7 +136,7 @@ class Trainer:
             load_checkpoint(self.engine.deepspeed, self.checkpoint, self.folder, ranks, precision)
         if ranks.is_first:  # a run that can't load its checkpoint must not change these files
             self._write_records(start)
-        self.validation = Validation.from_config(config, ranks, self.split.micro_batch)
+        self.validation = Validation.from_config(config, dataset, ranks, self.split.micro_batch)
         self.num_tokens = consumed_tokens(dataset, self.state.plan, self.state.step)
         self.metrics_writer = (
             MetricsWriter(self.folder, self.state.step, self.num_tokens, config.to_toml()) if ranks.is_first else None

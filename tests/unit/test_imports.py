@@ -41,7 +41,7 @@ ROOMS |= {
     "export": TRAINING,
     "finetune": ["tokenizer", "model", "genome", "config", "utils"],
     "inference": ["finetune", "tokenizer", "model", "genome", "config", "utils"],
-    "evaluate": ["finetune", "model", "config", "utils"],
+    "evaluate": ["inference", "finetune", "data", "masking", "model", "genome", "config", "utils"],
     "analysis": [*TRAINING, "export", "finetune", "inference"],
     "cli": [*TRAINING, "export", "finetune", "inference", "evaluate", "analysis"],
     "__main__": ["cli"],
