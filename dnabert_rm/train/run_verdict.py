@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from dnabert_rm.train.validation_record import (
+    GUESSING,
+    GUESSING_BITS,
     KMER_FREQUENCIES,
     bases_text,
     bits_lines,
@@ -21,7 +23,6 @@ from dnabert_rm.train.validation_record import (
     markov_order,
     model_bits,
     narrowest_curve,
-    validation_line,
     validation_of,
 )
 
@@ -71,7 +72,7 @@ def judge_run(rows: Sequence[Mapping[str, Any]], validation_every: int | None = 
     values = _compared_values(validated)
     trend, on_plateau = trend_of(values), is_on_plateau(validation)
     if hidden is None:
-        finding = f"{validation_line(steps, validation)}; no bits per base are recorded."
+        finding = f"No bits per base are recorded{_loss_text(validation)} after {steps:,} steps."
         advice = _advice(last, trend, len(values), is_below_markov=True)
         return Verdict(steps, f"{finding} {advice}", trend=trend, on_plateau=on_plateau)
     bits, lines = model_bits(validation)[hidden], bits_lines(validation, hidden)
@@ -137,17 +138,27 @@ def is_on_plateau(validation: Mapping[str, Any]) -> bool:
 def _comparison(bits: float, lines: Mapping[str, float], order: int | None) -> str:
     """Return which lines a model is better than, e.g. "better than guessing (2) and composition (1.987)"."""
     markov = None if order is None else markov_name(order)
-    shown = {name: f"{name} ({value:.4g})" for name, value in lines.items()}
+    shown = {
+        name: f"{name} ({GUESSING_BITS:g})" if name == GUESSING else f"{name} ({value:.3f})"
+        for name, value in lines.items()
+    }
     better = [shown[name] for name, value in lines.items() if bits < value]
     not_better = [shown[name] for name, value in lines.items() if bits >= value and name != markov]
-    parts = [f"better than {_joined(better)}"] if better else []
-    if not_better:
-        parts.append(f"no better than {_joined(not_better)}")
+    parts = [f"no better than {_joined(not_better)}"] if not_better else []
     if markov is not None and bits >= lines.get(markov, math.inf):
         parts.append(
-            f"above its Markov line (order {order}: {lines[markov]:.4g}), so a table of counts predicts better"
+            f"above its Markov line (order {order}: {lines[markov]:.3f}), so a table of counts predicts better"
         )
-    return (", but " if better else ", and ").join(parts)
+    text = " and ".join(parts)
+    if not better:
+        return text
+    return f"better than {_joined(better)}" + (f", but {text}" if text else "")
+
+
+def _loss_text(validation: Mapping[str, Any]) -> str:
+    if (curve := narrowest_curve(validation)) is None:
+        return ""
+    return f"; the held-out loss is {curve[1]['loss']:.3f} nats per masked token ({curve_text(curve[0])})"
 
 
 def _joined(names: Sequence[str]) -> str:
