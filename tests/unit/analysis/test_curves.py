@@ -64,7 +64,7 @@ def test_no_texts_overlap_and_none_is_cut_off(tmp_path: Path) -> None:
 
     runs = [make_run(tmp_path / str(markov), markov, (1.99, 1.985)) for markov in (1.93, 1.9862, 1.99)]
     figure, panels = figure_of(*runs)
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     boxes = [(text.get_text(), Text.get_window_extent(text)) for panel in panels.values() for text in panel.texts]
     boxes += [(panel.get_title(loc="left"), panel.get_tightbbox()) for panel in panels.values() if not panel.texts]
     headings = [part._suptitle for part in figure.subfigs if part._suptitle]
