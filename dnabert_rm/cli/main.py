@@ -21,6 +21,7 @@ COMMANDS = (
     "plan",
     "show-batch",
     "pretrain",
+    "check-run",
     "export",
     "finetune",
     "evaluate",

@@ -39,7 +39,6 @@ from dnabert_rm.model.flops import model_shape
 from dnabert_rm.model.losses import base_loss_share
 from dnabert_rm.train.engine import Engine, build_engine
 from dnabert_rm.train.metrics import (
-    VALIDATION,
     BatchCounts,
     MetricsWriter,
     StepResult,
@@ -52,6 +51,7 @@ from dnabert_rm.train.run_lock import run_lock
 from dnabert_rm.train.run_summary import end_summary, start_summary
 from dnabert_rm.train.stop import StopRequests
 from dnabert_rm.train.validation import Validation
+from dnabert_rm.train.validation_record import VALIDATION, validation_line
 from dnabert_rm.utils import random
 from dnabert_rm.utils.errors import UserError
 from dnabert_rm.utils.files import write_text
@@ -250,6 +250,8 @@ class Trainer:
         samples = np.arange(self.state.plan.first_sample(step), self.state.consumed_samples)
         self.metrics_writer.log(row | validation, self.collate.spans(samples))
         self.save_seconds = None
+        if validation:
+            self.bar.write(validation_line(step + 1, validation[VALIDATION]), file=sys.stderr)
         self.bar.set_postfix(loss=f"{row['loss']:.3f}", phase=row["phase"], refresh=False)
 
     def save(self) -> None:

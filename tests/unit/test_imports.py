@@ -136,6 +136,8 @@ def test_mpi_is_imported_lazily() -> None:
         "data_prep.sharding.build_shards",
         "dnabert_rm.cli.main",
         "dnabert_rm.train.preflight",
+        "dnabert_rm.train.run_verdict",
+        "dnabert_rm.train.validation_record",
         "dnabert_rm.cli.analyze",
         "dnabert_rm.analysis.report",
     ]
