@@ -105,8 +105,8 @@ class MaskingConfig:
     """Probability p that a token is the centre of a span."""
     draw: Literal["uniform", "max"] = "uniform"
     """Span of a window: "uniform" (random from k, k + 2 … largest of the phase) or "max" (the largest)."""
-    replacement: Literal["token", "span"] = "token"
-    """Unit of the 80/10/10 replacement: each "token", or each "span" (overlapping spans are merged)."""
+    replacement: Literal["token", "span", "mask"] = "token"
+    """80/10/10 replacement of each "token" or of each "span" (overlapping spans are merged), or always [MASK]: "mask"."""
     fixed_span: int = 0
     """Span of policy "fixed"; 0: k, as in DNABERT."""
     token_rate: float = 0.15
