@@ -108,7 +108,7 @@ def curves_figure(runs: Sequence[Run], curves: Sequence[Curve], axis: str = "ste
     columns = min(4, len(runs))
     legend_height = 0.15 + 0.2 * -(-len(runs) // columns)
     figure = new_figure(11, 0.5 + legend_height + sum(heights))
-    top, *parts = figure.subfigures(1 + len(rows), 1, height_ratios=[legend_height, *heights])
+    top, *parts = figure.subfigures(1 + len(rows), 1, height_ratios=[legend_height, *heights], squeeze=False)[:, 0]
     top.legend(handles=_legend(runs), loc="center", ncols=columns, fontsize=NORMAL, frameon=False)
     panels: dict[str, Any] = {}
     for row, part in zip(rows, parts, strict=True):

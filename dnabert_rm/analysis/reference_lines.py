@@ -61,7 +61,7 @@ def _merged(lines_of_runs: Sequence[dict[str, float]]) -> list[Line]:
     for lines in lines_of_runs:
         for name, value in lines.items():
             values.setdefault(name, set()).add(round(value, 6))
-    merged = {}
+    merged: dict[tuple[str, float], Line] = {}
     for number, lines in enumerate(lines_of_runs):
         for name, value in lines.items():
             colour = GREY if len(values[name]) == 1 else COLOURS[number % len(COLOURS)]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dnabert_rm.config.command_line import Command
 from dnabert_rm.config.schema import Settings, setting
@@ -46,7 +47,7 @@ def run(settings: CheckRunSettings) -> None:
         print("\n" + table_text(*_table(validation_of(validated[-1]))))
 
 
-def _table(validation: dict) -> tuple[Sequence[str], list[list[str | None]]]:
+def _table(validation: Mapping[str, Any]) -> tuple[Sequence[str], list[list[str | None]]]:
     """Return titles and rows: bits per base, or else the losses at fixed spans."""
     from dnabert_rm.train.validation_record import bits_table, curve_text, loss_curves
 
