@@ -125,13 +125,14 @@ def test_tensorboard_has_one_curve_per_span_by_steps_and_by_tokens(two_ranks: Pa
 
 def test_validation_does_not_change_the_training(two_ranks: Path, flags, tmp_path: Path) -> None:
     printed = run_ranks(2, *flags, "--output", tmp_path / "run", "--validation.every", 0, "--model.dropout", 0.1)
-    run_ranks(2, *flags, "--output", tmp_path / "with", "--model.dropout", 0.1)
+    verdict = run_ranks(2, *flags, "--output", tmp_path / "with", "--model.dropout", 0.1)
     losses = [
         {row["step"]: row["loss"] for row in read_metrics(tmp_path / name) if row["step"] in (0, 4, 5)}
         for name in ("run", "with")
     ]
     assert losses[0] == losses[1] and "validation" not in str(read_metrics(tmp_path / "run"))
     assert "no validation" not in printed
+    assert "after 6 steps" in verdict and "after 6 steps" not in printed, "a validated run ends with its verdict"
 
 
 def test_data_without_a_held_out_split_are_reported(flags, tmp_path: Path) -> None:
