@@ -106,7 +106,7 @@ class MaskingConfig:
     draw: Literal["uniform", "max"] = "uniform"
     """Span of a window: "uniform" (random from k, k + 2 … largest of the phase) or "max" (the largest)."""
     replacement: Literal["token", "span", "mask"] = "token"
-    """80/10/10 replacement of each "token" or of each "span" (overlapping spans are merged), or always [MASK]: "mask"."""
+    """80/10/10 replacement of each "token" or of each "span" (spans that touch are merged), or only [MASK]: "mask"."""
     fixed_span: int = 0
     """Span of policy "fixed"; 0: k, as in DNABERT."""
     token_rate: float = 0.15

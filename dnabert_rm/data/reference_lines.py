@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from dnabert_rm.data.held_out import HeldOutRegion, HiddenStretches
 from dnabert_rm.data.split_reader import SplitReader
 from dnabert_rm.genome.kmer import AMBIGUOUS, decode_codes
-from dnabert_rm.genome.kmer_counts import MAX_WIDTH, composition_probabilities, count_kmers, kmer_cross_entropy
+from dnabert_rm.genome.kmer_counts import composition_probabilities, count_kmers, kmer_cross_entropy
 from dnabert_rm.genome.markov import MARKOV_ORDERS, fit_chain, hidden_base_bits, hidden_base_probabilities
 from dnabert_rm.utils import random
 from dnabert_rm.utils.files import atomic_file
@@ -93,9 +93,10 @@ def _key(
 def _compute(
     training: Sequence[SplitReader], regions: Sequence[HeldOutRegion], stretches: Sequence[HiddenStretches], k: int
 ) -> ReferenceLines:
-    counts = count_kmers(training_codes(training), MAX_WIDTH)
-    chain = fit_chain(counts, max(MARKOV_ORDERS))
-    chains = {f"markov_{order}": chain.of_order(order) for order in MARKOV_ORDERS}
+    orders = orders_for(sum(shard.tokens for reader in training for shard in reader.shards))
+    counts = count_kmers(training_codes(training), max(k, orders[-1] + 1))
+    chain = fit_chain(counts, orders[-1])
+    chains = {f"markov_{order}": chain.of_order(order) for order in orders}
     # One sequence of all regions. An ambiguous base separates them, so no context crosses their borders.
     joined = np.concatenate([np.append(region.codes, np.uint8(AMBIGUOUS)) for region in regions])
     offsets = np.cumsum([0, *(len(region.codes) + 1 for region in regions)])
@@ -109,6 +110,11 @@ def _compute(
             bits[line][n] = hidden_base_bits(probabilities, joined, starts)
     scored = count_kmers((region.codes[region.first : region.last] for region in regions), k)
     return ReferenceLines(bits, kmer_cross_entropy(counts, scored, k))
+
+
+def orders_for(num_bases: int) -> list[int]:
+    """Return the orders of Markov chains that `num_bases` training bases allow: at least one base per context."""
+    return [order for order in MARKOV_ORDERS if order == min(MARKOV_ORDERS) or 4**order <= num_bases]
 
 
 def training_codes(training: Sequence[SplitReader]) -> Iterator[NDArray[np.uint8]]:
