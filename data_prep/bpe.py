@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 
 from data_prep.sharding.decompress import check_headers, decompress_sources, is_gzip
 from data_prep.sharding.scan import join_contigs, scan_files
-from data_prep.sharding.segments import cut_runs, long_enough, runs_between
+from data_prep.sharding.segments import cut_runs, long_enough
 from data_prep.sharding.sources import Source
 from dnabert_rm.genome.bpe_model import MODEL_NAME
 from dnabert_rm.genome.contigs import Contig, RegionReaders, pure_codes
+from dnabert_rm.genome.intervals import subtract
 from dnabert_rm.genome.kmer import SPECIAL_TOKENS, codes_to_bases
 from dnabert_rm.utils import random
 from dnabert_rm.utils.errors import ConfigError
@@ -100,7 +101,7 @@ def _sentence_table(number: int, contig: Contig) -> NDArray[np.int64]:
     and the position in the contig of the base at this offset. The offset is at or before the sequence's start, so
     reading can begin there.
     """
-    runs = runs_between(contig.gaps, contig.length)
+    runs = subtract(np.array([[0, contig.length]]), contig.gaps)
     pieces = cut_runs(runs[long_enough(runs, 1, _MAX_PIECE_BASES)], 1, SENTENCE_BASES)
     return np.column_stack([np.full(len(pieces), number), pieces, contig.anchors_of(pieces[:, 0])])
 

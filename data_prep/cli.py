@@ -9,11 +9,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from data_prep.sharding.options import BuildOptions, SegmentOptions
+from data_prep.sharding.options import BuildOptions, RegionFile, SegmentOptions, is_bed_name
 from dnabert_rm.config.command_line import Command, choose_command, overview
 from dnabert_rm.config.schema import Settings, setting
 from dnabert_rm.utils.errors import ConfigError, run_command
-from dnabert_rm.utils.files import check_not_input, check_readable_file, sha256_of_file
+from dnabert_rm.utils.files import check_not_input, check_readable_file, check_regular_file, sha256_of_file
 
 PROGRAM = "python -m data_prep"
 DESCRIPTION = "Convert whole genomes to shards of token ids for pretraining."
@@ -31,6 +31,8 @@ class BuildSettings(SegmentOptions):
         "fasta": "input and output",
     }
 
+    regions: tuple[str, ...] = setting((), metavar="FILE.bed")
+    """Use only the bases inside the intervals of these BED files."""
     fasta: tuple[str, ...] = setting((), positional=True, metavar="GENOME.fa")
     """FASTA files (plain, gzip or bgzip). NAME=FILE sets the genome's name."""
     list: str | None = setting(None, metavar="FILE")
@@ -53,6 +55,11 @@ class BuildSettings(SegmentOptions):
         """Path of the BPE model, or None for k-mers."""
         return None if self.tokenizer == "kmer" else self.tokenizer
 
+    @property
+    def exclude_regions(self) -> tuple[str, ...]:
+        """BED files of --exclude: the words with the suffix of a BED file that name an existing file."""
+        return tuple(word for word in self.exclude if is_bed_name(word) and os.path.isfile(word))
+
     def build_options(self) -> BuildOptions:
         """Return the options that change the shards' bytes. Raises `ConfigError` if flags conflict."""
         model = self.bpe_model
@@ -65,12 +72,21 @@ class BuildSettings(SegmentOptions):
         k = DEFAULT_K if self.k is None else self.k
         unk_bases = DEFAULT_UNK_BASES if self.unk_bases is None else self.unk_bases
         shared: dict[str, Any] = {item.name: getattr(self, item.name) for item in fields(SegmentOptions)}
+        shared["exclude"] = tuple(word for word in self.exclude if word not in self.exclude_regions)
         return BuildOptions(
             k=None if model is not None else k,
             unk_bases=unk_bases if self.ambiguous == "unk" else 0,
             bpe_sha256=None if model is None else sha256_of_file(model),
+            regions=tuple(map(_region_file, self.regions)),
+            exclude_regions=tuple(map(_region_file, self.exclude_regions)),
             **shared,
         )
+
+
+def _region_file(path: str) -> RegionFile:
+    check_readable_file(path, "a BED file")
+    check_regular_file(path, "each BED file is read twice")
+    return RegionFile(Path(path).name, sha256_of_file(path))
 
 
 def build(settings: BuildSettings) -> None:
@@ -85,7 +101,9 @@ def build(settings: BuildSettings) -> None:
         # Under MPI only one rank gets an executor, so that an error is reported once.
         if executor is not None:
             sources = find_sources(settings.fasta, settings.list)
-            job = Job(sources, settings.build_options(), settings.out, settings.bpe_model)
+            options = settings.build_options()
+            regions = (settings.regions, settings.exclude_regions)
+            job = Job(sources, options, settings.out, settings.bpe_model, *regions)
             print(as_text(str(settings.out), build_shards(job, executor)))
 
 

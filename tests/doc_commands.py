@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data_prep.cli import COMMANDS as PREP_COMMANDS
-from dnabert_rm.cli.analyze import KINDS
 from dnabert_rm.cli.main import COMMANDS, load_command
+from dnabert_rm.config.command_line import CommandGroup
 from dnabert_rm.utils.errors import ConfigError
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -75,18 +75,16 @@ def _until_operator(words: list[str]) -> Iterator[str]:
 
 
 def _parse(program: str, given: list[str], may_lack: bool) -> str:
-    table = {name: load_command(name) for name in (program,) if name in COMMANDS}
-    if program == "data_prep":
-        table = PREP_COMMANDS
-    elif program == "analyze":
-        table = KINDS
-    if program in ("data_prep", "analyze"):
+    found = load_command(program) if program in COMMANDS else None
+    table = PREP_COMMANDS if program == "data_prep" else found.kinds if isinstance(found, CommandGroup) else None
+    if table is not None:
         program, *given = given or [""]
-    if program not in table:
+        found = table.get(program)
+    if found is None:
         return f"no command {program!r}"
     if {"-h", "--help"} & set(given):
         return ""
-    command = table[program]
+    command = found
     try:
         parsed = command.parse(program, given)
     except ConfigError as error:

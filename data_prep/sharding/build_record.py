@@ -23,6 +23,8 @@ from dnabert_rm.utils.lock import LockHeldError, file_lock
 SCRATCH_NAME = ".build"
 _PLAN_NAME = "plan.json"
 _LOCK_NAME = "lock"
+_BED_FLAGS = {"regions": "--regions", "exclude_regions": "--exclude"}
+"""Flags of the options that hold BED files."""
 
 
 class BuildRecord:
@@ -136,7 +138,9 @@ def _differences(earlier: dict[str, Any], inputs: dict[str, Any]) -> list[str]:
     there = earlier["options"]
     here = inputs["options"]
     differences = [
-        f"--{name.replace('_', '-')} was {there.get(name)}, now {here.get(name)}"
+        f"{_BED_FLAGS[name]} was {_shown_files(there.get(name, []))}, now {_shown_files(here.get(name, []))}"
+        if name in _BED_FLAGS
+        else f"--{name.replace('_', '-')} was {there.get(name)}, now {here.get(name)}"
         for name in sorted({*there, *here})
         if there.get(name) != here.get(name)
     ]
@@ -148,3 +152,8 @@ def _differences(earlier: dict[str, Any], inputs: dict[str, Any]) -> list[str]:
             what = "was removed" if now is None else "was added" if before is None else "has changed"
             differences.append(f"{file} (genome {genome}) {what}")
     return differences or ["the files are in another order"]
+
+
+def _shown_files(files: list[dict[str, str]]) -> str:
+    """Return the names of BED files with the first digits of their checksums."""
+    return ", ".join(f"{file['file']} (SHA-256 {file['sha256'][:8]})" for file in files) or "no BED file"

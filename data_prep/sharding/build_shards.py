@@ -18,6 +18,7 @@ from data_prep.parallel import run_all
 from data_prep.sharding.build_record import BuildRecord, is_intact
 from data_prep.sharding.decompress import check_headers, decompress_sources, is_gzip
 from data_prep.sharding.options import BuildOptions
+from data_prep.sharding.regions import read_regions
 from data_prep.sharding.scan import join_contigs, scan_files
 from data_prep.sharding.shard_plan import Plan, ShardPlan, bases_of_splits, make_plan
 from data_prep.sharding.shard_writer import ContigRef, ShardTask, write_shard
@@ -36,13 +37,16 @@ from dnabert_rm.utils.progress import notice, progress_bar
 class Job:
     """Inputs, options and output folder of a build.
 
-    `bpe_model` is the path of a SentencePiece model, or None for k-mers.
+    `bpe_model` is the path of a SentencePiece model, or None for k-mers. `regions` and `exclude_regions` are the paths
+    of the BED files that `options` names.
     """
 
     sources: Sequence[Source]
     options: BuildOptions
     folder: Path
     bpe_model: str | None = None
+    regions: Sequence[str] = ()
+    exclude_regions: Sequence[str] = ()
 
 
 def build(job: Job, executor: Executor) -> dict[str, Any]:
@@ -66,6 +70,7 @@ def _build(job: Job, record: BuildRecord, executor: Executor) -> dict[str, Any]:
     options = job.options
     sizes_and_times = _sizes_and_times(sources)
     check_headers(sources)
+    regions = read_regions(job.regions, job.exclude_regions)
     tar_writer_class()  # Imported before workers are forked, so that they inherit the import.
     uncompressed = {i: source.path for i, source in enumerate(sources) if not is_gzip(source.path)}
     infos, pieces = scan_files(sources, uncompressed, options.rna, executor, checksums=True)
@@ -75,7 +80,7 @@ def _build(job: Job, record: BuildRecord, executor: Executor) -> dict[str, Any]:
         pieces |= scan_files(sources, decompressed, options.rna, executor)[1]
         paths = uncompressed | decompressed
         contigs = join_contigs(sources, paths, pieces)
-        plan = make_plan(contigs, options)
+        plan = make_plan(contigs, options, regions)
         refs = [ContigRef(c.genome, c.name, paths[c.source], sources[c.source].path) for c in contigs]
         shards = _write_shards(options, refs, plan, record, model, executor)
         if _sizes_and_times(sources) != sizes_and_times:

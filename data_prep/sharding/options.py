@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from dnabert_rm.config.schema import Settings, setting
 from dnabert_rm.utils.errors import ConfigError
+
+_BED_NAME = re.compile(r"\.(bed\d*|narrowPeak|broadPeak)(\.b?gz)?$", re.IGNORECASE)
+
+
+def is_bed_name(word: str) -> bool:
+    """Return whether a word of --exclude names a BED file if it exists, by its suffix."""
+    return _BED_NAME.search(word) is not None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +37,7 @@ class SegmentOptions(Settings):
     include: tuple[str, ...] = setting((), metavar="NAME")
     """Use only these contigs."""
     exclude: tuple[str, ...] = setting((), metavar="NAME")
-    """Leave out these contigs."""
+    """Leave out these contigs, or the bases in these BED files (names that end in .bed, .bed.gz, .narrowPeak)."""
     val_contigs: tuple[str, ...] = setting((), metavar="NAME")
     """Contigs for validation."""
     test_contigs: tuple[str, ...] = setting((), metavar="NAME")
@@ -63,6 +71,14 @@ class SegmentOptions(Settings):
         return 2 if self.strand == "both" else 1
 
 
+@dataclass(frozen=True)
+class RegionFile:
+    """A BED file of a build: its name without folder, and its SHA-256."""
+
+    file: str
+    sha256: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class BuildOptions(SegmentOptions):
     """All options that change the shards' bytes."""
@@ -73,6 +89,10 @@ class BuildOptions(SegmentOptions):
     """Runs of at most this many ambiguous letters stay inside a segment as `[UNK]`. Longer runs split the segment."""
     bpe_sha256: str | None = None
     """Checksum of the BPE model, or None for k-mers."""
+    regions: tuple[RegionFile, ...] = ()
+    """BED files of --regions."""
+    exclude_regions: tuple[RegionFile, ...] = ()
+    """BED files of --exclude."""
 
     def problems(self) -> Iterator[str]:
         """Yield an error message for each conflict between settings."""
@@ -98,5 +118,10 @@ class BuildOptions(SegmentOptions):
         return self.k or 1
 
     def to_json(self) -> dict[str, Any]:
-        """Return the options as the manifest stores them."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
+        """Return the options as the manifest stores them. Without BED files, the manifest has no entry for them."""
+        content = {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
+        for name in ("regions", "exclude_regions"):
+            content[name] = [asdict(file) for file in content[name]]
+            if not content[name]:
+                del content[name]
+        return content

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from dnabert_rm.genome.intervals import intersect, subtract
+
 
 @dataclass(frozen=True)
 class ContigAxis:
@@ -41,38 +43,33 @@ class ContigAxis:
         """
         return np.searchsorted(self.starts, positions, "right") - 1
 
-    def runs(self, gaps: Sequence[NDArray[np.int64]], included: NDArray[np.bool_], unk_bases: int) -> NDArray[np.int64]:
-        """Return the gap-free ranges of all contigs, as positions along all contigs laid end to end, shape (ranges, 2).
+    def ranges_of(self, included: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """Return the range of each included contig that has bases, shape (ranges, 2).
+
+        `included` (contigs,) selects contigs. Positions count along all contigs laid end to end.
+        """
+        return np.stack([self.starts, self.starts + self.lengths], axis=1)[included & (self.lengths > 0)]
+
+    def bases_of(self, ranges: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the number of bases of each contig in `ranges` (n, 2), shape (contigs,)."""
+        bases = np.zeros_like(self.lengths)
+        np.add.at(bases, self.contig_of(ranges[:, 0]), ranges[:, 1] - ranges[:, 0])
+        return bases
+
+    def runs(self, gaps: Sequence[NDArray[np.int64]], kept: NDArray[np.int64], unk_bases: int) -> NDArray[np.int64]:
+        """Return the gap-free parts of the ranges `kept`, as positions along all contigs laid end to end, (runs, 2).
 
         Args:
             gaps: For each contig the start and end of its gaps, (n, 2), as positions in the contig.
-            included: Whether each contig is included, (contigs,). Excluded contigs have no ranges.
-            unk_bases: Gaps of at most this many bases do not end a range, except at the ends of a contig.
+            kept: Sorted, disjoint, non-empty ranges along all contigs, (ranges, 2).
+            unk_bases: Gaps of at most this many bases do not end a run, except at the ends of a range.
         """
         contig = np.repeat(np.arange(len(gaps)), [len(rows) for rows in gaps])
-        table = np.concatenate([np.empty((0, 2), np.int64), *gaps])
-        inside = (table[:, 0] > 0) & (table[:, 1] < self.lengths[contig]) & (table[:, 1] - table[:, 0] <= unk_bases)
-        keep = ~inside & included[contig]
-        ends = self.starts + self.lengths
-        # The stable sort keeps this order for equal starts: an empty contig's gap precedes the unused position.
-        rows = np.concatenate(
-            [
-                np.stack([self.starts, ends], axis=1)[~included],
-                table[keep] + self.starts[contig[keep], None],
-                np.stack([ends, ends + 1], axis=1),
-            ]
-        )
-        return runs_between(rows[np.argsort(rows[:, 0], kind="stable")], int(ends[-1]))
-
-
-def runs_between(gaps: NDArray[np.int64], length: int) -> NDArray[np.int64]:
-    """Return the ranges between gaps in a sequence of `length` positions, shape (ranges, 2).
-
-    `gaps` (n, 2) holds the start and end of each gap. Gaps must be sorted and disjoint.
-    """
-    starts = np.concatenate([[0], gaps[:, 1]])
-    ends = np.concatenate([gaps[:, 0], [length]])
-    return np.stack([starts, ends], axis=1)[ends > starts]
+        table = np.concatenate([np.empty((0, 2), np.int64), *gaps]) + self.starts[contig, None]
+        table = intersect(table, kept)
+        row = kept[np.searchsorted(kept[:, 0], table[:, 0], "right") - 1]
+        inside = (table[:, 0] > row[:, 0]) & (table[:, 1] < row[:, 1])
+        return subtract(kept, table[~(inside & (table[:, 1] - table[:, 0] <= unk_bases))])
 
 
 def cut_at(runs: NDArray[np.int64], cuts: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -9,11 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.sharding.options import BuildOptions
+from data_prep.sharding.regions import NO_REGIONS, Regions
 from data_prep.sharding.segments import ContigAxis, cut_runs, long_enough
-from data_prep.sharding.splits import matching, split_by_blocks, split_of_contigs
+from data_prep.sharding.splits import check_splits_of_regions, matching, split_by_blocks, split_of_contigs
 from dnabert_rm.data.manifest import SPLITS
 from dnabert_rm.genome.contigs import Contig
 from dnabert_rm.utils.errors import ConfigError, DataError
+
+REASONS = ("excluded", "excluded_region", "outside_regions", "ambiguous", "too_short")
+"""Reasons to leave out a base, in the order in which they apply: a base has the first reason that is true of it."""
 
 
 @dataclass(frozen=True)
@@ -59,25 +63,34 @@ class Plan:
     left_out: list[dict[str, int]]
 
 
-def make_plan(contigs: Sequence[Contig], options: BuildOptions) -> Plan:
-    """Return the plan of a build.
+def make_plan(contigs: Sequence[Contig], options: BuildOptions, regions: Regions = NO_REGIONS) -> Plan:
+    """Return the plan of a build. `regions` are the intervals of its BED files.
 
     Raises `ConfigError` if `options` do not suit the contigs, and `DataError` if no range is long enough for a segment.
     """
     included = _included(contigs, options)
     axis = ContigAxis.from_lengths([contig.length for contig in contigs])
-    runs = axis.runs([contig.gaps for contig in contigs], included, options.unk_bases)
+    gaps = [contig.gaps for contig in contigs]
+    whole = axis.ranges_of(included)
+    not_excluded, kept = regions.select(whole, contigs, axis)
+    runs = axis.runs(gaps, kept, options.unk_bases)
     if options.val_fraction or options.test_fraction:
-        runs, split = split_by_blocks(runs, axis, options)
+        whole_runs = axis.runs(gaps, whole, options.unk_bases) if regions else None
+        runs, split = split_by_blocks(runs, axis, options, whole_runs)
     else:
         split = split_of_contigs(contigs, options)[axis.contig_of(runs[:, 0])]
     long = long_enough(runs, options.unit_bases, options.min_tokens)
     if not long.any():
+        where, fix = ("regions", "widen the intervals") if regions else ("input", "pass --rna")
         raise DataError(
-            "no segment is left: no run of A, C, G, T in the input is long enough; lower --min-tokens, or pass --rna"
+            f"no segment is left: no run of A, C, G, T in the {where} is long enough; lower --min-tokens, or {fix}"
         )
+    if regions:
+        sizes = runs[long, 1] - runs[long, 0]
+        check_splits_of_regions([int(sizes[split[long] == number].sum()) for number in range(len(SPLITS))], options)
     segments = _make_segments(contigs, axis, runs[long], split[long], options)
-    return Plan(segments, _make_shards(segments, options), _left_out(axis, runs, long, included))
+    left_out = _left_out(axis, (whole, not_excluded, kept, runs, runs[long]))
+    return Plan(segments, _make_shards(segments, options), left_out)
 
 
 def _included(contigs: Sequence[Contig], options: BuildOptions) -> NDArray[np.bool_]:
@@ -139,21 +152,14 @@ def _make_shards(segments: Segments, options: BuildOptions) -> list[ShardPlan]:
     return shards
 
 
-def _left_out(
-    axis: ContigAxis, runs: NDArray[np.int64], long: NDArray[np.bool_], included: NDArray[np.bool_]
-) -> list[dict[str, int]]:
-    """Return each contig's number of bases outside all segments, keyed by reason. Reasons with 0 bases are omitted."""
-    sizes = runs[:, 1] - runs[:, 0]
-    contig = axis.contig_of(runs[:, 0])
-    in_runs = np.zeros_like(axis.lengths)
-    short = np.zeros_like(axis.lengths)
-    np.add.at(in_runs, contig, sizes)
-    np.add.at(short, contig[~long], sizes[~long])
-    table = {
-        "ambiguous": np.where(included, axis.lengths - in_runs, 0),
-        "excluded": np.where(included, 0, axis.lengths),
-        "too_short": short,
-    }
+def _left_out(axis: ContigAxis, steps: Sequence[NDArray[np.int64]]) -> list[dict[str, int]]:
+    """Return each contig's number of bases outside all segments, keyed by reason. Reasons with 0 bases are omitted.
+
+    `steps` holds the ranges (n, 2) that are left after each of `REASONS`, as positions along all contigs. Every base is
+    left out at one step, so the counts add up.
+    """
+    remaining = [axis.lengths, *map(axis.bases_of, steps)]
+    table = {reason: before - after for reason, before, after in zip(REASONS, remaining, remaining[1:], strict=False)}
     rows = zip(*(counts.tolist() for counts in table.values()), strict=True)
     return [{reason: bases for reason, bases in zip(table, row, strict=True) if bases} for row in rows]
 

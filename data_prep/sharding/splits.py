@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 import numpy as np
 from numpy.typing import NDArray
 
-from data_prep.sharding.options import BuildOptions
+from data_prep.sharding.options import BuildOptions, is_bed_name
 from data_prep.sharding.segments import ContigAxis, cut_at, long_enough
 from dnabert_rm.genome.contigs import Contig
 from dnabert_rm.utils import random
@@ -19,6 +19,7 @@ from dnabert_rm.utils.errors import ConfigError
 from dnabert_rm.utils.progress import notice
 
 TRAIN, VAL, TEST = range(3)
+_BED_HINTS = {"--exclude": " and no such file exists", "--include": " (pass BED files to --regions)"}
 _WILDCARD = re.compile(r"[*?\[]")
 
 
@@ -42,10 +43,17 @@ def matching(contigs: Sequence[Contig], patterns: Sequence[str], flag: str) -> N
             for index in by_name[name]
         ]
         if not hits:
-            near = difflib.get_close_matches(pattern, [contig.name for contig in contigs[:10_000]], n=1, cutoff=0.0)
-            raise ConfigError(f"{flag} {pattern}: no contig has this name; did you mean {(near or ['none'])[0]!r}?")
+            hint = _BED_HINTS.get(flag, "") if is_bed_name(pattern) else ""
+            near = similar_contig(contigs, pattern)
+            raise ConfigError(f"{flag} {pattern}: no contig has this name{hint}; did you mean {near!r}?")
         matched[hits] = True
     return matched
+
+
+def similar_contig(contigs: Sequence[Contig], name: str) -> str:
+    """Return the contig name that is most similar to `name`, of the first 10,000 contigs."""
+    near = difflib.get_close_matches(name, [contig.name for contig in contigs[:10_000]], n=1, cutoff=0.0)
+    return (near or ["none"])[0]
 
 
 def _with_prefix(sorted_names: list[str], prefix: str) -> list[str]:
@@ -69,7 +77,7 @@ def split_of_contigs(contigs: Sequence[Contig], options: BuildOptions) -> NDArra
 
 
 def split_by_blocks(
-    runs: NDArray[np.int64], axis: ContigAxis, options: BuildOptions
+    runs: NDArray[np.int64], axis: ContigAxis, options: BuildOptions, whole_runs: NDArray[np.int64] | None = None
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Assign random blocks to splits, and cut gap-free ranges where the split changes.
 
@@ -80,10 +88,13 @@ def split_by_blocks(
     `options.min_tokens` tokens are shuffled. In shuffled order, the first blocks are assigned to val and the next ones
     to test. All other blocks are assigned to train. Segments of different splits never share a base.
 
+    In a build with BED files, `whole_runs` (w, 2) holds the gap-free ranges of the whole contigs. Blocks are assigned
+    by these ranges. So builds with other BED files, or without, hold out the same blocks.
+
     Raises `ConfigError` if there are too few blocks for the requested splits.
     """
     edges = _block_starts(axis, options.block_bases)
-    cut = cut_at(runs, edges)
+    cut = cut_at(runs if whole_runs is None else whole_runs, edges)
     block = np.searchsorted(edges, cut[:, 0], "right") - 1
     usable = long_enough(cut, options.unit_bases, options.min_tokens)
     sizes = np.zeros(len(edges), dtype=np.int64)
@@ -138,10 +149,36 @@ def _assign_blocks(sizes: NDArray[np.int64], options: BuildOptions) -> NDArray[n
     return split
 
 
-def _warn_if_far(flag: str, fraction: float, actual: float, block_bases: int) -> None:
+def _warn_if_far(flag: str, fraction: float, actual: float, block_bases: int, where: str = "") -> None:
     """Warn if a split's fraction of the bases is below 0.5 times or above 1.5 times the requested fraction."""
     if abs(actual - fraction) > fraction / 2:
         notice(
-            f"warning: {flag} {fraction:g}: with whole blocks of {block_bases:,} bases the fraction is {actual:.2g}; "
-            "lower --block-bases"
+            f"warning: {flag} {fraction:g}: with whole blocks of {block_bases:,} bases the fraction {where}is "
+            f"{actual:.2g}; lower --block-bases"
         )
+
+
+def check_splits_of_regions(bases: Sequence[int], options: BuildOptions) -> None:
+    """Check that train and every requested split have bases inside the BED files' regions.
+
+    `bases` holds the number of bases of train, val and test that are long enough for segments. Raises `ConfigError` if
+    a split by fraction has none. If held-out contigs have none, a warning is printed.
+    """
+    requested = (
+        (VAL, "val", options.val_fraction, options.val_contigs),
+        (TEST, "test", options.test_fraction, options.test_contigs),
+    )
+    for number, name, fraction, names in requested:
+        if names and not bases[number]:
+            notice(
+                f"warning: --{name}-contigs {' '.join(names)}: have no base in the regions, so there is no {name} split"
+            )
+        if not fraction:
+            continue
+        if not (bases[number] and bases[TRAIN]):
+            raise ConfigError(
+                f"--{name}-fraction {fraction:g}: train or {name} has no base in the regions; lower --block-bases in "
+                "every build of the mixture, or use --val-contigs and --test-contigs"
+            )
+        where = "of the bases in the regions "
+        _warn_if_far(f"--{name}-fraction", fraction, bases[number] / sum(bases), options.block_bases, where)

@@ -1,4 +1,4 @@
-"""Training curves of several runs in one figure: losses, masked accuracy, learning rate and masking phases."""
+"""Training curves of several runs in one figure: bits per base, losses, accuracy, learning rate, masking phases."""
 
 from __future__ import annotations
 
@@ -12,7 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dnabert_rm.analysis.figures import COLOURS, LINES, MARKERS, NORMAL, SMALL, new_figure
+from dnabert_rm.analysis.reference_lines import (
+    Line,
+    bits_reference_lines,
+    draw_lines,
+    label_lines,
+    loss_reference_lines,
+)
 from dnabert_rm.analysis.run_records import Points, Run, smooth
+from dnabert_rm.train.validation_record import BITS, VALIDATION, bases_text, curve_text
 from dnabert_rm.utils.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -21,7 +29,11 @@ if TYPE_CHECKING:
 LOSS, ACCURACY, RATE = "loss", "masked_accuracy", "lr"
 TITLES = {LOSS: "training loss (nats per masked token)", ACCURACY: "masked accuracy", RATE: "learning rate"}
 COLUMNS = ("run", "curve", "step", "tokens", "value", "drawn")
-MAX_PANELS_PER_ROW = 5
+BITS_PREFIX = "bits_"
+"""Prefix of the curves of bits per base; the number of hidden bases follows."""
+MAX_PANELS_PER_ROW, MAX_BITS_PANELS = 5, 4
+LOSS_HEIGHT, HEIGHT = 3.1, 2.3
+"""Heights in inches of the row of the training loss, and of each other row."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +61,11 @@ def make_curves(runs: Sequence[Run], width: int = 0) -> list[Curve]:
             drawn = smooth(points, width or default_width(run), run.phases) if smoothed else points.values
             curves.append(Curve(run, name, points, drawn))
         for name in run.held_out_names:
-            points = run.curve("validation", name, "loss")
+            points = run.curve(VALIDATION, name, "loss")
             curves.append(Curve(run, name, points, points.values))
+        for hidden in run.hidden_bases:
+            points = run.curve(VALIDATION, BITS, str(hidden))
+            curves.append(Curve(run, f"{BITS_PREFIX}{hidden}", points, points.values))
     return [curve for curve in curves if len(curve.points.values)]
 
 
@@ -72,13 +87,15 @@ def curves_csv(curves: Sequence[Curve]) -> str:
     return stream.getvalue()
 
 
-def held_out_title(name: str) -> str:
-    """Return the panel title of a held-out loss, e.g. "span 6" for "span_6"."""
-    return name.replace("_", " ") if name.startswith("span_") else f"single tokens ({name})"
+def panel_title(name: str) -> str:
+    """Return the title of a panel, e.g. "span 6" for "span_6", and "5 hidden bases" for "bits_5"."""
+    if name in TITLES:
+        return TITLES[name]
+    return bases_text(int(name.removeprefix(BITS_PREFIX))) if name.startswith(BITS_PREFIX) else curve_text(name)
 
 
 def curves_figure(runs: Sequence[Run], curves: Sequence[Curve], axis: str = "steps", width: int = 0) -> Figure:
-    """Plot training loss (top row), held-out losses (middle rows), and accuracy and learning rate (bottom row).
+    """Plot bits per base (top), training loss, held-out losses, and accuracy and learning rate (bottom).
 
     `axis` is the x axis, "steps" or "tokens". `width` is the value passed to `make_curves`, shown in the caption.
     Raise `ConfigError` if `axis` is "tokens" and a run did not record tokens, or if matplotlib is not installed.
@@ -86,41 +103,75 @@ def curves_figure(runs: Sequence[Run], curves: Sequence[Curve], axis: str = "ste
     for run in runs:
         if axis == "tokens" and np.isnan(run.curve(LOSS).tokens).any():
             raise ConfigError(f"{run.folder}: metrics.jsonl has no consumed_tokens; pass --x steps")
-    spans = sorted({curve.name for curve in curves} - set(TITLES), key=lambda name: (len(name), name))
-    num_rows = -(-len(spans) // MAX_PANELS_PER_ROW)
-    per_row = -(-len(spans) // num_rows) if spans else 1
-    figure = new_figure(11, 6.2 + 2.3 * num_rows)
-    heights = [3.1, *[2.3] * num_rows, 2.3]
-    parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
-    panels: dict[str, Any] = {LOSS: parts[0].subplots()}
-    for row, part in enumerate(parts[1:-1]):
-        panels |= _held_out_panels(part, spans[row * per_row : (row + 1) * per_row], per_row)
-    if spans:
-        heading = f"held-out loss at fixed spans (nats per masked token, by {_axis_title(axis)})"
-        parts[1].suptitle(heading, fontsize=NORMAL, fontweight="bold", x=0.01, ha="left")
-    panels |= dict(zip((ACCURACY, RATE), parts[-1].subplots(1, 2), strict=True))
+    rows = _panel_rows(curves)
+    heights = [LOSS_HEIGHT if row == [LOSS] else HEIGHT for row in rows]
+    columns = min(4, len(runs))
+    legend_height = 0.15 + 0.2 * -(-len(runs) // columns)
+    figure = new_figure(11, 0.5 + legend_height + sum(heights))
+    top, *parts = figure.subfigures(1 + len(rows), 1, height_ratios=[legend_height, *heights], squeeze=False)[:, 0]
+    top.legend(handles=_legend(runs), loc="center", ncols=columns, fontsize=NORMAL, frameon=False)
+    panels: dict[str, Any] = {}
+    for row, part in zip(rows, parts, strict=True):
+        if heading := _row_heading(row, rows, axis):
+            part.suptitle(heading, fontsize=NORMAL, fontweight="bold", x=0.01, ha="left")
+        panels |= _row_panels(part, row, axis)
     for name, panel in panels.items():
         _draw_panel(panel, [curve for curve in curves if curve.name == name], list(runs), axis)
-        title, weight = (TITLES[name], "bold") if name in TITLES else (held_out_title(name), "normal")
-        panel.set_title(title, fontsize=NORMAL, loc="left", fontweight=weight)
-        if name in TITLES:
-            panel.set_xlabel(_axis_title(axis), fontsize=SMALL)
+    lines = {name: _lines_of(name, runs) for name in panels}
+    for name, panel in panels.items():
+        draw_lines(panel, lines[name])
     _draw_phases(panels, runs, axis)
-    columns = min(4, len(runs))
-    parts[0].legend(handles=_legend(runs), loc="outside upper center", ncols=columns, fontsize=NORMAL, frameon=False)
+    for row in rows:  # the token losses of a row have the same lines, so they are labelled once
+        for name in row if row[0].startswith(BITS_PREFIX) else row[-1:]:
+            label_lines(panels[name], lines[name], (LOSS_HEIGHT if name == LOSS else HEIGHT) - 0.8)
     figure.supxlabel(caption(runs, width), fontsize=SMALL, x=0.01, ha="left", color="#333333")
     return figure
 
 
-def _held_out_panels(part: Any, names: Sequence[str], per_row: int) -> dict[str, Any]:
-    """Add one row of `per_row` panels, and return the first `len(names)` panels, keyed by name.
+def _panel_rows(curves: Sequence[Curve]) -> list[list[str]]:
+    """Return the names of the panels in each row of the figure."""
+    names = sorted({curve.name for curve in curves} - set(TITLES), key=lambda name: (len(name), name))
+    bits = [name for name in names if name.startswith(BITS_PREFIX)]
+    losses = [name for name in names if name not in bits]
+    return [*_split_rows(bits, MAX_BITS_PANELS), [LOSS], *_split_rows(losses, MAX_PANELS_PER_ROW), [ACCURACY, RATE]]
 
-    Panels without a name are hidden.
-    """
-    row = part.subplots(1, per_row, sharey=True, squeeze=False)[0]
-    for panel in row[len(names) :]:
-        panel.set_axis_off()
-    return dict(zip(names, row, strict=False))
+
+def _split_rows(names: list[str], most: int) -> list[list[str]]:
+    """Split names into as few rows as possible, with at most `most` names each. Only the last row may be shorter."""
+    if not names:
+        return []
+    per_row = -(-len(names) // -(-len(names) // most))
+    return [names[first : first + per_row] for first in range(0, len(names), per_row)]
+
+
+def _row_heading(row: list[str], rows: Sequence[list[str]], axis: str) -> str | None:
+    """Return the heading above a row of held-out panels, or None if the row continues the one above."""
+    above = rows[rows.index(row) - 1] if rows.index(row) else [LOSS]
+    if row[0] in TITLES:
+        return None
+    if row[0].startswith(BITS_PREFIX):
+        is_first = not above[0].startswith(BITS_PREFIX)
+        return f"held-out bits per base (by {_axis_title(axis)})" if is_first else None
+    is_first = above[0] in TITLES
+    return f"held-out loss at fixed spans (nats per masked token, by {_axis_title(axis)})" if is_first else None
+
+
+def _row_panels(part: Any, row: Sequence[str], axis: str) -> dict[str, Any]:
+    """Add one row of panels with titles, and return them keyed by name. Held-out panels share their vertical axis."""
+    is_held_out = row[0] not in TITLES
+    panels = dict(zip(row, part.subplots(1, len(row), sharey=is_held_out, squeeze=False)[0], strict=True))
+    for name, panel in panels.items():
+        panel.set_title(panel_title(name), fontsize=NORMAL, loc="left", fontweight="normal" if is_held_out else "bold")
+        if not is_held_out:
+            panel.set_xlabel(_axis_title(axis), fontsize=SMALL)
+    return panels
+
+
+def _lines_of(name: str, runs: Sequence[Run]) -> list[Line]:
+    """Return the horizontal lines of a panel."""
+    if name.startswith(BITS_PREFIX):
+        return bits_reference_lines(runs, int(name.removeprefix(BITS_PREFIX)))
+    return [] if name in (ACCURACY, RATE) else loss_reference_lines(runs, is_training_loss=name == LOSS)
 
 
 def caption(runs: Sequence[Run], width: int = 0) -> str:

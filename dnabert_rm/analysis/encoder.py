@@ -7,7 +7,6 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from numpy.typing import NDArray
@@ -15,13 +14,12 @@ from transformers import PreTrainedModel
 
 from dnabert_rm.checkpoint.run_folder import CONFIG_NAME, FOLDER_NAME
 from dnabert_rm.export.export_model import export
-from dnabert_rm.export.model_card import PROVENANCE_NAME
 from dnabert_rm.finetune.pretrained_encoder import suppress_transformers_output
 from dnabert_rm.inference.model_loading import load_encoder as load_model_encoder
 from dnabert_rm.inference.model_loading import open_model_folder
+from dnabert_rm.model.pretrained import pretraining_data
 from dnabert_rm.tokenizer.vocabulary_files import VOCAB_FILE, read_k
-from dnabert_rm.utils.errors import CheckpointError, DataError
-from dnabert_rm.utils.files import read_json
+from dnabert_rm.utils.errors import CheckpointError
 
 
 @dataclass(frozen=True)
@@ -60,7 +58,7 @@ def load_encoder(path: Path, step: int | None = None, attention: str = "sdpa") -
         model = load_model_encoder(source)
         model.set_attn_implementation(attention)
         vocab = source.tokenizer / VOCAB_FILE
-        data = _pretraining_data(source.base or folder)
+        data = pretraining_data(source.base or folder)
         positions = model.config.max_position_embeddings
         return Encoder(
             model,
@@ -83,11 +81,3 @@ def _model_folder(path: Path, step: int | None) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="dnabert-rm-") as temporary, suppress_transformers_output():
         yield export(path, Path(temporary) / "model", step).folder
-
-
-def _pretraining_data(folder: Path) -> dict[str, Any]:
-    """Return the pretraining settings `[data]` recorded in an exported model, or an empty dict if there are none."""
-    try:
-        return dict(read_json(folder / PROVENANCE_NAME)["config"]["data"])
-    except (DataError, KeyError, TypeError):
-        return {}

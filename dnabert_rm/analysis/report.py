@@ -79,6 +79,7 @@ def report_content(runs: Sequence[Run], tables: Sequence[GueTable] = (), axis: s
     content = {
         "run_names": [run.name for run in runs],
         "folders": [run.folder for run in runs],
+        "verdicts": [(run.name, run_facts.verdict_text(run), run_facts.last_bits_table(run)) for run in runs],
         "summary_rows": run_facts.summary_rows(runs),
         "last_rows": run_facts.LAST_ROWS,
         "held_out_rows": run_facts.held_out_rows(runs),
@@ -107,7 +108,10 @@ def _render(content: dict[str, Any]) -> str:
 
 
 def _curves_picture(runs: Sequence[Run], axis: str) -> Picture:
-    description = f"Training loss, held-out loss at fixed spans, masked accuracy and learning rate against {axis}"
+    description = (
+        "Held-out bits per base, training loss, held-out loss at fixed spans, masked accuracy and learning rate "
+        f"against {axis}"
+    )
     return Picture(data_uri(curves_figure(runs, make_curves(runs), axis)), description)
 
 

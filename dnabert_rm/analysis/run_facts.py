@@ -9,6 +9,8 @@ from typing import Any
 
 from dnabert_rm.analysis.run_records import Run
 from dnabert_rm.checkpoint.run_folder import complete_steps, saved_steps, step_folder
+from dnabert_rm.train.run_verdict import judge_run
+from dnabert_rm.train.validation_record import bits_table, curve_text, model_bits, validation_of
 
 LAST_ROWS = 20
 """Number of logged steps to average for the loss at the end of a run or phase."""
@@ -133,8 +135,18 @@ def held_out_rows(runs: Sequence[Run]) -> list[list[Any]]:
         cells = [
             f"{curve.values[-1]:.4f} (step {curve.steps[-1]:,})" if len(curve.values) else None for curve in curves
         ]
-        rows.append([name.replace("_", " "), *cells])
+        rows.append([curve_text(name), *cells])
     return rows
+
+
+def verdict_text(run: Run) -> str:
+    """Return one or two sentences on how good a run is and what to try."""
+    return judge_run(run.rows, run.setting("validation", "every")).text
+
+
+def last_bits_table(run: Run) -> tuple[list[str], list[list[str | None]]]:
+    """Return the titles and rows of the bits per base of the last validation. Empty if they were not measured."""
+    return bits_table(next((found for row in reversed(run.rows) if model_bits(found := validation_of(row))), {}))
 
 
 def phase_rows(run: Run) -> list[list[Any]]:

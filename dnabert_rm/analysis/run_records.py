@@ -14,9 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dnabert_rm.checkpoint.run_folder import CONFIG_NAME
+from dnabert_rm.checkpoint.run_folder import CONFIG_NAME, TOKENIZER_NAME, saved_steps, step_folder
+from dnabert_rm.data.manifest import MANIFEST_NAME
 from dnabert_rm.masking.schedule import resolve_phase_ends
+from dnabert_rm.train.validation_record import loss_curves, model_bits, validation_of
 from dnabert_rm.utils.errors import ConfigError, DataError
+from dnabert_rm.utils.files import read_json_or_empty
 
 METRICS_NAME = "metrics.jsonl"
 ENVIRONMENT_NAME = "environment.json"
@@ -76,7 +79,21 @@ class Run:
     @cached_property
     def held_out_names(self) -> list[str]:
         """Names of the held-out losses, such as "span_6" or "token", in order of first appearance."""
-        return list(dict.fromkeys(name for row in self.rows for name in row.get("validation") or {}))
+        return list(dict.fromkeys(name for row in self.rows for name in loss_curves(validation_of(row))))
+
+    @cached_property
+    def hidden_bases(self) -> list[int]:
+        """Numbers of hidden bases for which bits per base were measured, in ascending order."""
+        return sorted({hidden for row in self.rows for hidden in model_bits(validation_of(row))})
+
+    @cached_property
+    def k(self) -> int | None:
+        """k-mer length, from the newest checkpoint or the prepared data; None if tokens are not k-mers or unknown."""
+        checkpoints = [step_folder(self.folder, step) for step in reversed(saved_steps(self.folder))]
+        records = [read_json_or_empty(folder / TOKENIZER_NAME) for folder in checkpoints[:1]]
+        for data in self.setting("data", "path") or []:
+            records.append(read_json_or_empty(Path(data) / MANIFEST_NAME).get("tokenizer") or {})
+        return next((record["k"] for record in records if record.get("k")), None)
 
     @cached_property
     def phases(self) -> list[Phase]:

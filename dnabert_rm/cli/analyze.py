@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from dnabert_rm.config.command_line import Command, choose_command, overview
+from dnabert_rm.config.command_line import Command, CommandGroup
 from dnabert_rm.config.schema import Settings, setting
 from dnabert_rm.utils.environment import suppress_library_output
-from dnabert_rm.utils.errors import ConfigError, DataError
+from dnabert_rm.utils.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -323,26 +323,17 @@ KINDS = {
 }
 
 
-@dataclass(frozen=True)
-class AnalyzeCommand(Command):
-    """Command `analyze`. Its first argument is the name of a subcommand."""
+class AnalyzeCommand(CommandGroup):
+    """Command `analyze`. Its subcommands report a file that can't be read or written in one line."""
 
     def main(self, prog: str, words: Sequence[str]) -> int | None:
-        """Run the subcommand that the first word names. For `--help`, print an overview of the subcommands."""
-        if words and words[0] in ("-h", "--help"):
-            print(overview(prog, "Plot figures of runs and models, or write a report.", KINDS.values(), self.example))
-            return 0
-        name = choose_command(prog, KINDS, words)
+        """Run the subcommand that the first word names."""
         try:
-            return KINDS[name].main(f"{prog} {name}", words[1:])
+            return super().main(prog, words)
         except BrokenPipeError:
             raise
         except OSError as error:
             raise DataError(f"{error.filename}: {error.strerror}; check the path") from None
-
-
-def _no_kind(_: Any) -> None:
-    raise ConfigError("no kind of figure given; see `dnabert-rm analyze --help`")
 
 
 COMMAND = AnalyzeCommand(
@@ -352,6 +343,6 @@ COMMAND = AnalyzeCommand(
         "dnabert-rm analyze curves runs/randommask runs/fixed --output curves.png\n"
         "dnabert-rm analyze report runs/randommask runs/fixed --gue results --output report.html"
     ),
-    settings=Settings,
-    run=_no_kind,
+    kinds=KINDS,
+    title="Plot figures of runs and models, or write a report.",
 )

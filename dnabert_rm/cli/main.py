@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from dnabert_rm import __version__
-from dnabert_rm.config.command_line import Command, choose_command, overview
+from dnabert_rm.config.command_line import Command, CommandGroup, choose_command, overview
 from dnabert_rm.utils.environment import limit_openmp_spinning
 from dnabert_rm.utils.errors import EXIT_USER_ERROR, ConfigError, run_command
 
@@ -21,8 +21,10 @@ COMMANDS = (
     "plan",
     "show-batch",
     "pretrain",
+    "check-run",
     "export",
     "finetune",
+    "evaluate",
     "gue",
     "predict",
     "embed",
@@ -37,9 +39,9 @@ dnabert-rm finetune --model models/first --train train.csv --dev dev.csv --test 
 """
 
 
-def load_command(name: str) -> Command:
+def load_command(name: str) -> Command | CommandGroup:
     """Import the module of the command `name` and return the command."""
-    command: Command = importlib.import_module(f"dnabert_rm.cli.{name.replace('-', '_')}").COMMAND
+    command: Command | CommandGroup = importlib.import_module(f"dnabert_rm.cli.{name.replace('-', '_')}").COMMAND
     return command
 
 

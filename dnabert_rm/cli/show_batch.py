@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import sys
@@ -75,6 +76,8 @@ def run(settings: ShowBatchSettings, flags: RunFlags) -> None:
     printer = WindowPrinter(dataset, kmers=settings.kmers)
     for _, row in zip(range(limit), rows, strict=False):
         print("\n" + printer.text(row))
+    if k := dataset.tokenizer.k:
+        print(f"\nGuessing has a loss of k ln 4 = {k * math.log(4):.3f} nats per masked token (k = {k}).")
 
 
 def batch_plan(config: RunConfig) -> BatchPlan:

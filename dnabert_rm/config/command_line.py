@@ -98,6 +98,29 @@ class Command:
         return self.run(*self.parse(prog, words))
 
 
+@dataclass(frozen=True, kw_only=True)
+class CommandGroup:
+    """Command whose first argument is the name of a subcommand."""
+
+    name: str
+    help: str
+    """One line for the overview."""
+    example: str
+    """Lines at the end of `--help`."""
+    kinds: Mapping[str, Command]
+    """Subcommands, keyed by name."""
+    title: str
+    """First line of `--help`."""
+
+    def main(self, prog: str, words: Sequence[str]) -> int | None:
+        """Run the subcommand that the first word names. For `--help`, print an overview of the subcommands."""
+        if words and words[0] in ("-h", "--help"):
+            print(overview(prog, self.title, self.kinds.values(), self.example))
+            return 0
+        name = choose_command(prog, self.kinds, words)
+        return self.kinds[name].main(f"{prog} {name}", words[1:])
+
+
 def add_flag(target: Any, item: Setting, *, names: Sequence[str] = (), show_empty: bool = False) -> None:
     """Add the flag of one field to a parser or argument group.
 
@@ -166,7 +189,7 @@ def make_settings(cls: type, found: argparse.Namespace, problems: Sequence[str] 
     return cls(**values)
 
 
-def overview(prog: str, description: str, commands: Iterable[Command], example: str) -> str:
+def overview(prog: str, description: str, commands: Iterable[Command | CommandGroup], example: str) -> str:
     """Return the `--help` text of a program that has several commands."""
     lines = [f"usage: {prog} COMMAND [options]   (each command has --help)", "", description, ""]
     commands = list(commands)

@@ -39,6 +39,8 @@ class ModelConfig:
     """Training loss over k-mers ("token"), over single bases ("base"), mean of "both", or "base-then-token"."""
     loss_switch: float = setting(0.5, above=0, below=1)
     """Share of the steps after which model.loss "base-then-token" changes from bases to tokens."""
+    embeddings: Literal["random", "bases"] = setting("random", free_on_resume=True)
+    """Initial embeddings of k-mers: "random", or sums of a vector per base ("bases"). Unused with BPE or init_from."""
     attention: Literal["sdpa", "eager", "flash_attention_2"] = setting("sdpa", free_on_resume=True)
     """Attention kernel: "sdpa", "eager" or "flash_attention_2" (flash-attn, a GPU, bf16 or fp16)."""
     activation_checkpointing: bool = setting(False, free_on_resume=True)
@@ -105,8 +107,8 @@ class MaskingConfig:
     """Probability p that a token is the centre of a span."""
     draw: Literal["uniform", "max"] = "uniform"
     """Span of a window: "uniform" (random from k, k + 2 … largest of the phase) or "max" (the largest)."""
-    replacement: Literal["token", "span"] = "token"
-    """Unit of the 80/10/10 replacement: each "token", or each "span" (overlapping spans are merged)."""
+    replacement: Literal["token", "span", "mask"] = "token"
+    """80/10/10 replacement of each "token" or of each "span" (spans that touch are merged), or only [MASK]: "mask"."""
     fixed_span: int = 0
     """Span of policy "fixed"; 0: k, as in DNABERT."""
     token_rate: float = 0.15
@@ -197,6 +199,10 @@ class ValidationConfig:
     """Number of windows, the same ones each time; fewer if the split is smaller."""
     spans: tuple[int, ...] = setting((), minimum=1, free_on_resume=True)
     """Spans to validate, with one curve each. Empty: k, k + 2 … k + 8, or single tokens if tokens don't overlap."""
+    regions: int = setting(16, minimum=0, free_on_resume=True)
+    """Held-out regions of 4,096 bases on which bits per base are measured, the same ones each time. 0: none."""
+    hidden_bases: tuple[int, ...] = setting((1, 3, 5, 9), separator=",", minimum=1, maximum=9, free_on_resume=True)
+    """Numbers of hidden bases in a row, with one curve of bits per base each."""
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,7 @@ class SplitReader:
         if storage.on_bad_shard not in BAD_SHARD_RULES:
             raise ConfigError(f"data.on_bad_shard {storage.on_bad_shard!r} must be one of {', '.join(BAD_SHARD_RULES)}")
         self.folder = prepared_folder(folder, storage)
+        self.split = split
         self.skips_bad = storage.on_bad_shard == "skip"
         self.manifest: Manifest = self.folder.manifest()
         self.shards = self.manifest.shards_of(split)
@@ -120,12 +121,16 @@ class SplitReader:
         The returned start and end are 0-based half-open positions on the forward strand. BPE tokens have no fixed
         length, so their coordinates cover the whole segment.
         """
-        meta = self._read(shard, "meta", segment)
+        meta = self.meta(shard, segment)
         coordinates = {name: meta[name] for name in ("genome", "contig", "start", "end")}
         if (k := self.manifest.tokenizer.k) is not None:
             coordinates["start"] = meta["start"] + start
             coordinates["end"] = coordinates["start"] + stored_tokens + k - 1
         return {**coordinates, "strand": meta.get("strand", "+")}
+
+    def meta(self, shard: int, segment: int) -> dict[str, Any]:
+        """Return a segment's JSON member. Raises `DataError` if the shard is damaged or missing."""
+        return self._read(shard, "meta", segment)
 
     def _read(self, number: int, method: str, *args: int) -> Any:
         """Call a method of a shard. If the shard was evicted from the cache, fetch it again and retry."""

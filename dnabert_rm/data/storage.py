@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 NUM_TRIES = 5
 FIRST_WAIT_SECONDS = 0.5
+DERIVED_NAME = "reference_lines"
 MAX_FILE_BYTES = 1 << 30
 """Limit for files that are read whole: the manifest and a BPE model."""
 _URL = re.compile(r"([a-z][a-z0-9+.-]+):", re.IGNORECASE)
@@ -36,10 +37,13 @@ class StorageSettings:
 
 
 class PreparedFolder(Protocol):
-    """A folder of shards with a manifest. `shown` is the folder's name in messages."""
+    """A folder of shards with a manifest."""
 
     shown: str
+    """The folder's name in messages."""
     is_local: bool
+    derived: Path
+    """Local folder for files that are computed from the data."""
 
     def manifest(self) -> Manifest:
         """Read and check the manifest."""
@@ -73,6 +77,7 @@ class LocalFolder:
     def __init__(self, path: str) -> None:
         self.path = Path(path)
         self.shown = path
+        self.derived = self.path / DERIVED_NAME
 
     def manifest(self) -> Manifest:
         """Read and check the manifest."""
@@ -107,6 +112,7 @@ class RemoteFolder:
         self.shown = url
         _check_url(url, storage.allow_pipe)
         self._cache = ShardCache(Path(storage.cache_dir).expanduser(), round(storage.cache_gb * GIGABYTE))
+        self.derived = self._cache.folder / DERIVED_NAME
 
     def url_of(self, name: str) -> str:
         """Return the URL of a file in the folder."""

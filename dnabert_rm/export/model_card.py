@@ -16,6 +16,7 @@ from dnabert_rm.config import RunConfig
 from dnabert_rm.data.manifest import SourceInfo, TokenizerInfo, load_manifest
 from dnabert_rm.model.pretrained import PROVENANCE_NAME
 from dnabert_rm.train.metrics import METRICS_NAME
+from dnabert_rm.train.validation_record import bits_table, markov_order, read_validations, validation_of
 from dnabert_rm.utils.errors import DataError
 from dnabert_rm.utils.files import read_json_lines, read_json_or_empty
 from dnabert_rm.utils.system_info import ENVIRONMENT_NAME
@@ -57,6 +58,7 @@ def provenance(
         "commit": environment.get("commit"),
         "packages": environment.get("packages", {}),
         "world_size": environment.get("world_size"),
+        "validation": last_validation(run / METRICS_NAME, state.step),
         "phases": phases(run / METRICS_NAME, state.step),
         "config": config.to_dict(),
         "max_logit_difference": difference,
@@ -95,6 +97,15 @@ def _phase_end(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return {"phase": rows[-1]["phase"], "last_step": rows[-1]["step"], "max_span": rows[-1]["max_span"], **means}
 
 
+def last_validation(metrics: Path, steps: int) -> dict[str, Any] | None:
+    """Return the results of the last validation in the first `steps` steps, and `steps`, the steps done before it.
+
+    Return None if there is none. `metrics` is a run's metrics.jsonl.
+    """
+    rows = read_validations(metrics, steps)
+    return {"steps": rows[-1]["step"] + 1, **validation_of(rows[-1])} if rows else None
+
+
 def write_records(folder: Path, facts: dict[str, Any]) -> None:
     """Write `pretraining.json` and the model card (README.md) to `folder`. `facts` is the result of `provenance`."""
     (folder / PROVENANCE_NAME).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
@@ -109,8 +120,11 @@ def model_card(facts: dict[str, Any]) -> str:
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
     template = environment.from_string(CARD_TEMPLATE.read_text(encoding="utf-8"))
+    validation = facts["validation"] or {}
     return template.render(
         facts=facts,
+        bits=bits_table(validation),
+        markov_order=markov_order(validation),
         genomes=_genomes,
         oldest=OLDEST_TRANSFORMERS[facts["config"]["model"]["architecture"]],
     )

@@ -130,7 +130,11 @@ def encode(sequence: bytes | str, k: int) -> NDArray:
 
     Returns: ids (N - k + 1,), `id_dtype(vocab_size(k))`; empty if N < k.
     """
-    codes = base_codes(sequence)
+    return encode_with_unknown(base_codes(sequence), k)
+
+
+def encode_with_unknown(codes: NDArray[np.uint8], k: int) -> NDArray:
+    """Encode base codes, some of which may be `AMBIGUOUS`, as `encode` encodes letters."""
     ambiguous = codes == AMBIGUOUS
     if not ambiguous.any():
         return encode_codes(codes, k)
@@ -138,6 +142,23 @@ def encode(sequence: bytes | str, k: int) -> NDArray:
     unknown = np.convolve(ambiguous, np.ones(k, dtype=np.int64), mode="full")[k - 1 : len(codes)] > 0
     ids[unknown[: len(ids)]] = UNK_ID
     return ids
+
+
+def decode_codes(ids: NDArray, k: int) -> NDArray[np.uint8]:
+    """Decode overlapping k-mer ids, (T,), to base codes, (T + k - 1,) uint8.
+
+    A base that no k-mer covers is `AMBIGUOUS`. Neighbouring k-mers must agree on the bases that they share.
+    """
+    codes = np.full(len(ids) + k - 1, AMBIGUOUS, dtype=np.uint8)
+    is_kmer = ids >= NUM_SPECIAL
+    if is_kmer.all():
+        codes[: len(ids)] = (ids - ids.dtype.type(NUM_SPECIAL)) >> 2 * (k - 1)
+        codes[len(ids) :] = kmer_codes(ids[-1:], k)[:, 1:].reshape(-1)
+        return codes
+    by_place = kmer_codes(ids, k)
+    for place in range(k):
+        codes[place : place + len(ids)][is_kmer] = by_place[is_kmer, place]
+    return codes
 
 
 def kmer_codes(ids: NDArray, k: int) -> NDArray[np.uint8]:

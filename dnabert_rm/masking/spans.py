@@ -5,6 +5,7 @@ Shapes: B windows in a batch, T tokens in a window without special tokens, M mas
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,11 +14,21 @@ from numpy.typing import NDArray
 from dnabert_rm.genome.kmer import MASK_ID, NUM_SPECIAL
 from dnabert_rm.utils import random
 
-REPLACEMENTS = ("token", "span")
+REPLACEMENTS = ("token", "span", "mask")
 MASK_SHARE = 0.8
 RANDOM_SHARE = 0.1
 _MASK_BELOW = np.uint64(round(MASK_SHARE * 2**32) << 32)
 _RANDOM_BELOW = np.uint64(round((MASK_SHARE + RANDOM_SHARE) * 2**32) << 32)
+
+
+def loss_without_neighbours(entropy: float) -> float:
+    """Return the loss, in nats per masked token, of a model that knows only how frequent each k-mer is.
+
+    `entropy` is the loss of such a model on `[MASK]`. Masked tokens that were left unchanged or replaced at random look
+    alike. The best answer is then half the visible token and half the frequencies: an unchanged token costs ln 2, a
+    replaced one `entropy` + ln 2. Many runs stay near this loss before the model learns to use neighbours.
+    """
+    return (MASK_SHARE + RANDOM_SHARE) * entropy + (1 - MASK_SHARE) * math.log(2)
 
 
 def span_reach(span: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -101,9 +112,10 @@ def replace(
     vocab_size: int,
     replacement: str,
 ) -> NDArray[np.int64]:
-    """Return the input tokens for M masked positions, (M,) int64: 80 % [MASK], 10 % random k-mers, 10 % unchanged.
+    """Return the input tokens for M masked positions, (M,) int64.
 
-    Random tokens are uniform over the k-mers and never special tokens.
+    80 % become `[MASK]`, 10 % random k-mers, and 10 % stay unchanged, unless `replacement` is "mask". Random tokens are
+    uniform over the k-mers and never special tokens.
 
     Args:
         targets: (M,) int64, the original tokens, sorted by window and position.
@@ -113,8 +125,10 @@ def replace(
         vocab_size: Number of tokens in the vocabulary, special tokens included.
         replacement: "token" chooses between [MASK], random and unchanged for each token separately, as DNABERT does.
             "span" makes one choice for each group of adjacent masked tokens, so that an unchanged token can't reveal
-            the masked tokens around it.
+            the masked tokens around it. "mask" replaces every token by `[MASK]`.
     """
+    if replacement == "mask":
+        return np.full_like(targets, MASK_ID)
     bits = random.fold(keys[rows], columns)
     choice = bits
     if replacement == "span":

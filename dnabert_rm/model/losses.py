@@ -94,3 +94,24 @@ def base_loss_sum(logits: Tensor, targets: Tensor, k: int, base_weights: Tensor 
     picked = probabilities.gather(2, true_bases)[..., 0].clamp(min=torch.finfo(torch.float32).tiny)
     weights = (targets >= NUM_SPECIAL).to(picked.dtype)[:, None]
     return -(picked.log() * (weights if base_weights is None else weights * base_weights)).sum()
+
+
+def hidden_base_bits(logits: Tensor, hidden: Tensor, true_codes: Tensor, k: int) -> Tensor:
+    """Return the bits that each hidden base costs: -log2 of the probability of the true base, (H,) float64.
+
+    The probability of a base is the mean over the masked tokens that cover it. 2 bits are a guess among four bases.
+
+    Args:
+        logits: (M, V) for M masked tokens.
+        hidden: (M, k) int64, the number of the hidden base at each place of each token, or H for a visible base.
+        true_codes: (H,) int64, the codes of the hidden bases.
+        k: Bases per token.
+    """
+    num_hidden = len(true_codes)
+    probabilities = base_probabilities(logits, k).double()
+    probabilities = probabilities / probabilities.sum(dim=2, keepdim=True)  # special tokens are no answer
+    sums = probabilities.new_zeros(num_hidden + 1, NUM_BASES)
+    sums.index_add_(0, hidden.flatten(), probabilities.flatten(0, 1))
+    means = sums[:num_hidden] / sums[:num_hidden].sum(dim=1, keepdim=True)
+    picked = means.gather(1, true_codes[:, None])[:, 0]
+    return -picked.clamp(min=torch.finfo(torch.float32).tiny).log2()

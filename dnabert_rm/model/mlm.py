@@ -14,6 +14,9 @@ from transformers import PreTrainedModel
 from dnabert_rm.genome.kmer import NUM_SPECIAL
 from dnabert_rm.model.losses import base_loss_sum, token_loss_sum
 
+MODEL_INPUTS = ("input_ids", "positions", "targets", "base_weights")
+"""Entries of a batch that `MaskedLM.forward` takes, in this order. A batch can lack `base_weights`."""
+
 
 class MaskedLM(nn.Module):
     """A transformers masked language model whose head runs on masked positions only.

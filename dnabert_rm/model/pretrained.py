@@ -7,7 +7,7 @@ from typing import Any
 
 from dnabert_rm.genome import kmer
 from dnabert_rm.genome.vocabulary import STOCK_FILE, VOCAB_FILE, k_of_vocabulary, read_vocabulary, vocabulary_files
-from dnabert_rm.utils.errors import CheckpointError
+from dnabert_rm.utils.errors import CheckpointError, DataError
 from dnabert_rm.utils.files import read_json, sha256_of_file
 
 _FIELDS = {
@@ -113,3 +113,11 @@ def check_model_folder(folder: Path, advice: str = NAME_EXPORTED) -> None:
         advice = f"pass {below}"
     fault = "it has no config.json" if folder.is_dir() else "no such folder"
     raise CheckpointError(f"{folder}: {fault}; {advice}")
+
+
+def pretraining_data(folder: Path) -> dict[str, Any]:
+    """Return the pretraining settings `[data]` recorded in an exported model, or an empty dict if there are none."""
+    try:
+        return dict(read_json(folder / PROVENANCE_NAME)["config"]["data"])
+    except (DataError, KeyError, TypeError):
+        return {}

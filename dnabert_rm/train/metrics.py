@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,6 +17,21 @@ from dnabert_rm.checkpoint.train_state import TrainState
 from dnabert_rm.masking.collator import IGNORE
 from dnabert_rm.masking.schedule import MaskSchedule
 from dnabert_rm.model.flops import ModelShape, peak_flops, training_flops_per_step
+from dnabert_rm.train.validation_record import (
+    BITS,
+    COMPARED_BASES,
+    COMPOSITION,
+    GUESSING,
+    GUESSING_BITS,
+    MARKOV,
+    VALIDATION,
+    bits_by_hidden,
+    loss_curves,
+    markov_bits,
+    markov_order,
+    model_bits,
+    validation_of,
+)
 from dnabert_rm.utils.files import flush_to_disk, read_json_lines, write_text
 
 if TYPE_CHECKING:
@@ -51,12 +67,15 @@ TAGS = {
     "loss_scale": "train/loss_scale",
 }
 
-VALIDATION = "validation"
-"""Key of the validation results in a metrics row. The TensorBoard tags are `validation_loss/span_6` and so on."""
 BY_TOKENS_NAME = "by_tokens"
 BY_TOKENS = ("loss", "masked_accuracy", "base_accuracy")
+COMPARED_TAG = f"{BITS}/hidden_{COMPARED_BASES}"
 LAYOUT = {
     "the curves that matter first": {
+        "bits per base (guessing is 2)": [
+            "Multiline",
+            [f"{COMPARED_TAG}$", f"{BITS}/{MARKOV}_hidden_{COMPARED_BASES}$", f"{BITS}/{GUESSING}$"],
+        ],
         "training loss (it jumps where the spans grow)": ["Multiline", ["train/loss"]],
         "held-out loss at fixed spans": ["Multiline", ["validation_loss/.*"]],
         "masked accuracy, tokens and bases": ["Multiline", ["train/masked_accuracy", "train/base_accuracy"]],
@@ -64,7 +83,7 @@ LAYOUT = {
     }
 }
 """Layout of TensorBoard's page "Custom Scalars"."""
-COMPARED = ("train/loss", "train/base_accuracy", "validation_loss/span_6", "validation_loss/span_14")
+COMPARED = (COMPARED_TAG, "train/loss", "train/base_accuracy", "validation_loss/span_6", "validation_loss/span_14")
 """Metrics next to the settings on TensorBoard's page "HParams"."""
 
 
@@ -242,12 +261,10 @@ class MetricsWriter:
         self._lines.write(json.dumps(row) + "\n")
         self._lines.flush()
         step = row["step"]
-        validation = {
-            f"{VALIDATION}_{name}/{curve}": value
-            for curve, values in (row.get(VALIDATION) or {}).items()
-            for name, value in values.items()
-        }
+        validation = validation_scalars(validation_of(row))
         by_step = {tag: row.get(name) for name, tag in TAGS.items()} | validation
+        if row.get("token_loss") == row.get("loss"):  # a second curve would only repeat the first
+            del by_step[TAGS["token_loss"]]
         for tag, value in by_step.items():
             if value is not None:
                 self._board.add_scalar(tag, value, step)
@@ -276,6 +293,30 @@ class MetricsWriter:
         self._lines.close()
         self._board.close()
         self._by_tokens.close()
+
+
+def validation_scalars(validation: Mapping[str, Any]) -> dict[str, float | None]:
+    """Return the values of a validation for TensorBoard, keyed by tag, e.g. "validation_loss/span_6".
+
+    Bits per base have tags such as "bits_per_base/hidden_5". The lines beside them have the tags
+    "bits_per_base/composition_hidden_5", "bits_per_base/markov_hidden_5" and "bits_per_base/guessing".
+    """
+    scalars: dict[str, float | None] = {
+        f"{VALIDATION}_{name}/{curve}": value
+        for curve, values in loss_curves(validation).items()
+        for name, value in values.items()
+    }
+    if not (bits := model_bits(validation)):
+        return scalars
+    order = markov_order(validation)
+    compared = {
+        "": bits,
+        f"{COMPOSITION}_": bits_by_hidden(validation.get(COMPOSITION)),
+        f"{MARKOV}_": {} if order is None else markov_bits(validation)[order],
+    }
+    for prefix, by_hidden in compared.items():
+        scalars |= {f"{BITS}/{prefix}hidden_{hidden}": value for hidden, value in by_hidden.items()}
+    return scalars | {f"{BITS}/{GUESSING}": GUESSING_BITS}
 
 
 def _summary_writer(folder: Path, first: int) -> SummaryWriter:

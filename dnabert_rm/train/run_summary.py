@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from dnabert_rm.checkpoint.train_state import TrainState
 from dnabert_rm.config import RunConfig
 from dnabert_rm.data.batching import BatchSplit
@@ -10,6 +12,9 @@ from dnabert_rm.distributed.device import memory_of_rank
 from dnabert_rm.masking.schedule import MaskSchedule
 from dnabert_rm.planning.planner import advice_line, job_of_run
 from dnabert_rm.train.engine import Engine
+from dnabert_rm.train.metrics import METRICS_NAME
+from dnabert_rm.train.run_verdict import judge_run
+from dnabert_rm.train.validation_record import read_validations
 
 
 def start_summary(
@@ -56,9 +61,10 @@ def start_summary(
 
 
 def end_summary(config: RunConfig, step: int, loss: float | None) -> str:
-    """Return the last line that a run prints on standard error.
+    """Return the last lines that a run prints on standard error: the verdict on the run, and what to do next.
 
     `step` is the number of completed steps. `loss` is the loss of the last step, or None if no step was left to run.
+    The verdict is from the validations in the run folder's metrics.jsonl. Without any, there is no verdict.
     """
     train = config.train
     outcome = "no step was left to run" if loss is None else f"loss {loss:.3f}"
@@ -66,4 +72,6 @@ def end_summary(config: RunConfig, step: int, loss: float | None) -> str:
         advice = "run the same command without --stop-after to continue"
     else:
         advice = f"next: dnabert-rm export {train.output} --output HFDIR"
-    return f"done: step {step} of {train.steps}, {outcome}; {advice}"
+    done = f"done: step {step} of {train.steps}, {outcome}; {advice}"
+    validations = read_validations(Path(train.output) / METRICS_NAME, step)
+    return f"{judge_run(validations).text}\n{done}" if validations else done

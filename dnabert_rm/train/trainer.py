@@ -37,9 +37,9 @@ from dnabert_rm.masking.collator import make_collator
 from dnabert_rm.masking.schedule import make_mask_schedule
 from dnabert_rm.model.flops import model_shape
 from dnabert_rm.model.losses import base_loss_share
+from dnabert_rm.model.mlm import MODEL_INPUTS
 from dnabert_rm.train.engine import Engine, build_engine
 from dnabert_rm.train.metrics import (
-    VALIDATION,
     BatchCounts,
     MetricsWriter,
     StepResult,
@@ -52,6 +52,7 @@ from dnabert_rm.train.run_lock import run_lock
 from dnabert_rm.train.run_summary import end_summary, start_summary
 from dnabert_rm.train.stop import StopRequests
 from dnabert_rm.train.validation import Validation
+from dnabert_rm.train.validation_record import VALIDATION, validation_line
 from dnabert_rm.utils import random
 from dnabert_rm.utils.errors import UserError
 from dnabert_rm.utils.files import write_text
@@ -61,8 +62,6 @@ from dnabert_rm.utils.system_info import ENVIRONMENT_NAME, describe_environment
 
 Batch = dict[str, torch.Tensor]
 """Tensors of one micro-batch: the output of `RandomMaskCollator`, and `num_replaced`."""
-MODEL_INPUTS = ("input_ids", "positions", "targets", "base_weights")
-"""Inputs of the model, in this order. Without data.repeat_weight a batch has no `base_weights`."""
 
 MEMORY_ADVICE = (
     "lower --micro-batch (accumulation keeps the global batch), pass --model.activation_checkpointing, or choose "
@@ -138,7 +137,7 @@ class Trainer:
             load_checkpoint(self.engine.deepspeed, self.checkpoint, self.folder, ranks, precision)
         if ranks.is_first:  # a run that can't load its checkpoint must not change these files
             self._write_records(start)
-        self.validation = Validation.from_config(config, ranks, self.split.micro_batch)
+        self.validation = Validation.from_config(config, dataset, ranks, self.split.micro_batch)
         self.num_tokens = consumed_tokens(dataset, self.state.plan, self.state.step)
         self.metrics_writer = (
             MetricsWriter(self.folder, self.state.step, self.num_tokens, config.to_toml()) if ranks.is_first else None
@@ -252,6 +251,8 @@ class Trainer:
         samples = np.arange(self.state.plan.first_sample(step), self.state.consumed_samples)
         self.metrics_writer.log(row | validation, self.collate.spans(samples))
         self.save_seconds = None
+        if validation:
+            self.bar.write(validation_line(step + 1, validation[VALIDATION]), file=sys.stderr)
         self.bar.set_postfix(loss=f"{row['loss']:.3f}", phase=row["phase"], refresh=False)
 
     def save(self) -> None:

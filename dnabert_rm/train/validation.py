@@ -1,4 +1,4 @@
-"""Validation: loss and accuracy on held-out windows at fixed mask spans, comparable between runs on the same data."""
+"""Validation on held-out windows: loss and accuracy at fixed mask spans, and bits per base."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from dnabert_rm.distributed.collectives import sum_over_ranks
 from dnabert_rm.distributed.process_group import Ranks
 from dnabert_rm.masking.collator import IGNORE, RandomMaskCollator
 from dnabert_rm.masking.schedule import SPAN_STEP, make_schedule
+from dnabert_rm.train.bits_per_base import BitsPerBase
 from dnabert_rm.train.engine import Engine
 from dnabert_rm.utils.errors import UserError
 
@@ -22,25 +23,41 @@ from dnabert_rm.utils.errors import UserError
 class Validation:
     """Validation on one rank. Rank r processes the windows r, r + world_size, r + 2 * world_size, …"""
 
-    def __init__(self, dataset: WindowDataset, config: RunConfig, ranks: Ranks, micro_batch: int) -> None:
-        """Prepare the validation without reading a shard. `micro_batch` is the number of windows per forward pass."""
+    def __init__(
+        self, dataset: WindowDataset, training: WindowDataset, config: RunConfig, ranks: Ranks, micro_batch: int
+    ) -> None:
+        """Prepare the validation without reading a shard.
+
+        Args:
+            dataset: Held-out windows.
+            training: Training windows, for the lines that bits per base are compared with.
+            config: The run's configuration.
+            ranks: This rank.
+            micro_batch: Number of windows per forward pass.
+        """
         self.ranks = ranks
+        is_measured = dataset.tokenizer.k is not None and config.validation.regions > 0
+        self._bits = BitsPerBase(dataset, training, config, ranks, micro_batch) if is_measured else None
         self._dataset = dataset
         self._collators = make_validation_collators(config, dataset)
         self._batches = validation_batches(min(config.validation.windows, dataset.num_windows), ranks, micro_batch)
         self._windows: list[NDArray] | None = None
 
     @classmethod
-    def from_config(cls, config: RunConfig, ranks: Ranks, micro_batch: int) -> Validation | None:
+    def from_config(
+        cls, config: RunConfig, training: WindowDataset, ranks: Ranks, micro_batch: int
+    ) -> Validation | None:
         """Return the validation of a run, or None if validation is off or there are no held-out windows."""
         dataset = make_validation_dataset(config)
-        return None if dataset is None else cls(dataset, config, ranks, micro_batch)
+        return None if dataset is None else cls(dataset, training, config, ranks, micro_batch)
 
-    def run(self, engine: Engine, reset_watchdog: Callable[[str], None]) -> dict[str, dict[str, float | None]]:
-        """Return the loss, masked accuracy and base accuracy of each validation curve, computed without dropout.
+    def run(self, engine: Engine, reset_watchdog: Callable[[str], None]) -> dict[str, Any]:
+        """Return the results of a validation, computed without dropout: one entry per curve, and bits per base.
 
-        For example, the curve "span_6" is for mask spans of 6 tokens. Every rank must call this. Each value is a mean
-        over the masked tokens of all ranks. With another number of ranks the values differ only by rounding.
+        The entry of a curve, such as "span_6" for mask spans of 6 tokens, holds the loss over tokens, the masked
+        accuracy and the base accuracy. Each value is a mean over the masked tokens of all ranks. The other entries are
+        described at `BitsPerBase`. Every rank must call this. With another number of ranks the values differ only by
+        rounding.
         """
         sums = torch.zeros(len(self._collators), 4, dtype=torch.float64, device=self.ranks.device)
         engine.deepspeed.eval()
@@ -50,9 +67,11 @@ class Validation:
                 for (samples, is_counted), ids in zip(self._batches, self._read_windows(), strict=True):
                     reset_watchdog("validation")
                     sums[row] += self._forward(engine, collate((samples, ids)), is_counted)
+            bits = self._bits.run(engine, reset_watchdog) if self._bits else {}
         engine.deepspeed.train()
         totals = sum_over_ranks(sums, self.ranks).tolist()
-        return {name: _means(values, engine.k) for name, values in zip(self._collators, totals, strict=True)}
+        curves = {name: _means(values, engine.k) for name, values in zip(self._collators, totals, strict=True)}
+        return curves | bits
 
     def _read_windows(self) -> list[NDArray]:
         """Return the token ids of each batch. The first call reads shards, later calls use the ids in memory."""

@@ -41,7 +41,7 @@ ROOMS |= {
     "export": TRAINING,
     "finetune": ["tokenizer", "model", "genome", "config", "utils"],
     "inference": ["finetune", "tokenizer", "model", "genome", "config", "utils"],
-    "evaluate": ["finetune", "model", "config", "utils"],
+    "evaluate": ["inference", "finetune", "data", "masking", "model", "genome", "config", "utils"],
     "analysis": [*TRAINING, "export", "finetune", "inference"],
     "cli": [*TRAINING, "export", "finetune", "inference", "evaluate", "analysis"],
     "__main__": ["cli"],
@@ -136,6 +136,8 @@ def test_mpi_is_imported_lazily() -> None:
         "data_prep.sharding.build_shards",
         "dnabert_rm.cli.main",
         "dnabert_rm.train.preflight",
+        "dnabert_rm.train.run_verdict",
+        "dnabert_rm.train.validation_record",
         "dnabert_rm.cli.analyze",
         "dnabert_rm.analysis.report",
     ]

@@ -79,7 +79,7 @@ def test_the_report_shows_its_figures_and_fits_the_window(runs: Path, tmp_path: 
     for described, picture_width, picture_height, right in facts["images"]:
         assert described and picture_width > 500 and picture_height > 300 and right <= width
     headings = re.findall(r"<h2>([^<]+)</h2>", dom)
-    assert headings == ["Summary", "Curves", "Speed", "Checkpoints", "Configuration", "Environment"]
+    assert headings == ["Verdict", "Summary", "Curves", "Speed", "Checkpoints", "Configuration", "Environment"]
 
 
 @contextlib.contextmanager

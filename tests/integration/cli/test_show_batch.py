@@ -131,7 +131,8 @@ def test_the_command_needs_no_output_folder_and_no_torch(folder):
     assert done.stderr == ""
     assert "\x1b" not in done.stdout
     assert done.stdout.startswith("step 3: the first 2 of 12 windows\n")
-    assert done.stdout.count("masked ") == 2
+    assert done.stdout.count("masked ") == 3
+    assert done.stdout.endswith("\n\nGuessing has a loss of k ln 4 = 8.318 nats per masked token (k = 6).\n")
 
 
 def test_mistakes_are_one_line(folder):

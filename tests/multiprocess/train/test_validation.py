@@ -14,6 +14,8 @@ from transformers import AutoModelForMaskedLM
 from dnabert_rm.config import resolve
 from dnabert_rm.data.dataset import make_validation_dataset
 from dnabert_rm.distributed.process_group import Ranks
+from dnabert_rm.evaluate.bits import evaluate_bits
+from dnabert_rm.evaluate.bits_settings import BitsSettings
 from dnabert_rm.export.export_model import export
 from dnabert_rm.train.validation import make_validation_collators, validation_batches
 
@@ -41,6 +43,14 @@ def held_out(run: Path) -> dict[int, dict]:
     return {row["step"]: row["validation"] for row in read_metrics(run) if "validation" in row}
 
 
+def flat(values: dict, prefix: str = "") -> dict[str, float]:
+    """Return all numbers of nested dictionaries, keyed by path."""
+    found: dict[str, float] = {}
+    for name, value in values.items():
+        found |= flat(value, f"{prefix}{name}/") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return found
+
+
 @pytest.mark.parametrize("world_size", [1, 2, 3, 5, 16])
 @pytest.mark.parametrize("num_windows", [1, 2, 11, 32])
 def test_every_window_counts_once_and_all_ranks_have_as_many_batches(world_size: int, num_windows: int) -> None:
@@ -54,15 +64,16 @@ def test_every_window_counts_once_and_all_ranks_have_as_many_batches(world_size:
 
 def test_one_rank_and_a_resume_on_four_have_the_results_of_two_ranks(two_ranks: Path, flags, tmp_path: Path) -> None:
     expected = held_out(two_ranks)
-    assert list(expected) == [2, 5] and all(list(found) == CURVES for found in expected.values())
+    assert list(expected) == [2, 5]
+    assert all(list(found)[: len(CURVES)] == CURVES for found in expected.values())
     run_ranks(1, *flags, "--output", tmp_path / "one", "--ds-config", "zero1")
     run_ranks(2, *flags, "--output", tmp_path / "again", "--stop-after", 3)
     run_ranks(4, *flags, "--output", tmp_path / "again")
     for run in (tmp_path / "one", tmp_path / "again"):
         for step, found in held_out(run).items():
-            for name, values in found.items():
-                for key, value in values.items():
-                    assert value == pytest.approx(expected[step][name][key], rel=1e-5), (run, step, name, key)
+            assert found.keys() == expected[step].keys() >= {"bits_per_base", "markov", "composition"}
+            for name, values in flat(found).items():
+                assert values == pytest.approx(flat(expected[step])[name], rel=1e-5), (run, step, name)
 
 
 def test_the_loss_is_the_exported_models_on_the_held_out_windows(two_ranks: Path, flags, tmp_path: Path) -> None:
@@ -82,6 +93,22 @@ def test_the_loss_is_the_exported_models_on_the_held_out_windows(two_ranks: Path
         assert held_out(two_ranks)[5][name]["loss"] == pytest.approx(float(loss), rel=1e-5), name
 
 
+def test_bits_are_the_exported_models_and_the_lines_are_read_again(two_ranks: Path, flags, tmp_path: Path) -> None:
+    export(two_ranks, tmp_path / "model")
+    data = str(flags[-1])
+    (stored,) = Path(data, "reference_lines").iterdir()
+    before = stored.stat().st_mtime_ns
+    results = evaluate_bits(BitsSettings(model=(tmp_path / "model",), data=(data,), by=("strand",)))
+    assert stored.stat().st_mtime_ns == before
+    expected = held_out(two_ranks)[5]
+    rows = {row["name"]: row["bits"] for row in results["rows"] if row["group"] == "strand +"}
+    assert rows[str(tmp_path / "model")] == pytest.approx(expected["bits_per_base"], rel=1e-5)
+    lines = {row["name"]: row["bits"] for row in results["rows"] if row["group"] == "all"}
+    assert lines["composition"] == pytest.approx(expected["composition"])
+    markov = {f"markov_{order}": bits for order, bits in expected["markov"].items()}
+    assert flat(markov) == pytest.approx(flat({name: bits for name, bits in lines.items() if name in markov}))
+
+
 def test_tensorboard_has_one_curve_per_span_by_steps_and_by_tokens(two_ranks: Path) -> None:
     board = EventAccumulator(str(two_ranks / "tensorboard"), size_guidance={"histograms": 0}).Reload()
     rows = read_metrics(two_ranks)
@@ -97,13 +124,14 @@ def test_tensorboard_has_one_curve_per_span_by_steps_and_by_tokens(two_ranks: Pa
 
 def test_validation_does_not_change_the_training(two_ranks: Path, flags, tmp_path: Path) -> None:
     printed = run_ranks(2, *flags, "--output", tmp_path / "run", "--validation.every", 0, "--model.dropout", 0.1)
-    run_ranks(2, *flags, "--output", tmp_path / "with", "--model.dropout", 0.1)
+    verdict = run_ranks(2, *flags, "--output", tmp_path / "with", "--model.dropout", 0.1)
     losses = [
         {row["step"]: row["loss"] for row in read_metrics(tmp_path / name) if row["step"] in (0, 4, 5)}
         for name in ("run", "with")
     ]
     assert losses[0] == losses[1] and "validation" not in str(read_metrics(tmp_path / "run"))
     assert "no validation" not in printed
+    assert "after 6 steps" in verdict and "after 6 steps" not in printed, "a validated run ends with its verdict"
 
 
 def test_data_without_a_held_out_split_are_reported(flags, tmp_path: Path) -> None:

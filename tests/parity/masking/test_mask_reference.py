@@ -63,7 +63,7 @@ def reference_window(ids, sample, seed, spans, rate, num_kmers, replacement):
         own = draw(replacement_key, i)
         if replacement == "token" or i == 0 or not masked[i - 1]:
             choice = own >> 32  # for the token, or for the span that begins with it
-        if choice < round(0.8 * 2**32):
+        if replacement == "mask" or choice < round(0.8 * 2**32):
             shown[i] = MASK
         elif choice < round(0.9 * 2**32):
             shown[i] = 5 + uniform_below(own % 2**32, num_kmers)
@@ -87,7 +87,7 @@ def windows(rng, num_windows, num_tokens, k):
     return ids.astype(np.uint16 if k < 8 else np.uint32)
 
 
-@pytest.mark.parametrize("replacement", ["token", "span"])
+@pytest.mark.parametrize("replacement", ["token", "span", "mask"])
 @pytest.mark.parametrize("k", range(3, 9))
 def test_the_papers_phases(k, replacement):
     """Both ends of every phase, p = 0.025, windows of 1 to 200 tokens."""
@@ -114,7 +114,7 @@ def test_the_papers_phases(k, replacement):
     st.integers(1, 17),
     st.integers(1, 40),
     st.sampled_from([0.025, 0.2, 0.7, 1.0]),
-    st.sampled_from(["token", "span"]),
+    st.sampled_from(["token", "span", "mask"]),
     st.integers(0, 10**12),
     st.integers(0, 2**32),
 )

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from validated_rows import rows_of, validation, write_run
 
 from dnabert_rm.analysis.run_records import Run, read_run, read_runs, short_names, smooth
 from dnabert_rm.masking.schedule import make_schedule
@@ -84,3 +85,23 @@ def test_run_names_are_distinct(tmp_path: Path) -> None:
         read_runs(["a", "b"], ["one"])
     with pytest.raises(ConfigError, match="two runs have the same name"):
         read_runs(["a", "b"], ["one", "one"])
+
+
+def test_only_losses_are_held_out_names_and_bits_are_listed_apart(tmp_path: Path) -> None:
+    run = read_run(write_run(tmp_path / "new", rows_of([None, validation(1.9)])))
+    assert run.held_out_names == ["span_6", "span_8", "span_10"] and run.hidden_bases == [1, 3, 5, 9]
+    assert run.curve("validation", "bits_per_base", "5").values.tolist() == [1.9]
+    old = read_run(write_run(tmp_path / "old", rows_of([validation(None)])))
+    assert old.held_out_names == run.held_out_names and old.hidden_bases == []
+
+
+def test_k_is_that_of_the_checkpoint_or_else_of_the_data(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", rows_of([None]), k=5)
+    assert read_run(run).k == 5
+    checkpoint = run / "checkpoints" / "step_00000100"
+    checkpoint.mkdir(parents=True)
+    assert read_run(run).k == 5, "the checkpoint is still being written"
+    (checkpoint / "tokenizer.json").write_text('{"kind": "kmer", "k": 4}')
+    assert read_run(run).k == 4
+    assert read_run(write_run(tmp_path / "bpe", rows_of([None]), k=None)).k is None
+    assert Run(Path("nowhere"), "x", []).k is None

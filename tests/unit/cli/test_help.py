@@ -11,10 +11,9 @@ import pytest
 
 from data_prep.cli import COMMANDS as PREP_COMMANDS
 from data_prep.cli import main as prep_main
-from dnabert_rm.cli.analyze import KINDS
 from dnabert_rm.cli.main import COMMANDS, load_command, main
 from dnabert_rm.cli.run_flags import RunFlags
-from dnabert_rm.config.command_line import Command
+from dnabert_rm.config.command_line import Command, CommandGroup
 from dnabert_rm.utils.errors import ConfigError
 
 PREFIXES = (["dnabert-rm"], ["python", "-m", "data_prep"], ["deepspeed", "launch_scripts/pretrain.sh"])
@@ -23,9 +22,11 @@ PREFIXES = (["dnabert-rm"], ["python", "-m", "data_prep"], ["deepspeed", "launch
 def commands() -> Iterator[tuple[str, Command]]:
     """Every command by the words that call it."""
     for name in COMMANDS:
-        if name != "analyze":
-            yield name, load_command(name)
-    yield from ((f"analyze {name}", command) for name, command in KINDS.items())
+        command = load_command(name)
+        if isinstance(command, CommandGroup):
+            yield from ((f"{name} {kind}", one) for kind, one in command.kinds.items())
+        else:
+            yield name, command
     yield from PREP_COMMANDS.items()
 
 

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 import pytest
 
-from dnabert_rm.config.command_line import Command
+from dnabert_rm.config.command_line import Command, CommandGroup
 from dnabert_rm.config.schema import Settings, setting, settings_of
 from dnabert_rm.utils.errors import ConfigError
 
@@ -114,10 +114,11 @@ def test_help_shows_docstrings_and_defaults() -> None:
 
 def test_every_shipped_setting_has_a_docstring_that_ends_a_sentence() -> None:
     from data_prep.cli import COMMANDS as PREP
-    from dnabert_rm.cli.analyze import KINDS
     from dnabert_rm.cli.main import COMMANDS, load_command
 
-    commands = [*PREP.values(), *KINDS.values(), *map(load_command, COMMANDS)]
+    loaded = [load_command(name) for name in COMMANDS]
+    grouped = [kind for command in loaded if isinstance(command, CommandGroup) for kind in command.kinds.values()]
+    commands = [*PREP.values(), *grouped, *(command for command in loaded if isinstance(command, Command))]
     for command in commands:
         for item in settings_of(command.settings).values():
             assert item.text.endswith("."), f"{command.name}: {item.name}: {item.text}"

@@ -37,7 +37,7 @@ def contig(length: int, name: str = "c", gaps: tuple = (), genome: str = "g") ->
 def test_runs_are_the_bases_between_gaps_of_the_included_contigs(texts: list[tuple[str, bool]], unk_bases: int) -> None:
     axis = ContigAxis.from_lengths([len(text) for text, _ in texts])
     included = np.array([include for _, include in texts])
-    runs = axis.runs([gaps_of(text) for text, _ in texts], included, unk_bases)
+    runs = axis.runs([gaps_of(text) for text, _ in texts], axis.ranges_of(included), unk_bases)
     inside = {(int(axis.contig_of(np.array(i))), i) for start, end in runs.tolist() for i in range(start, end)}
     expected, position = set(), 0
     for number, (text, include) in enumerate(texts):
@@ -90,7 +90,7 @@ def test_cutting_runs_loses_no_base(steps: list[tuple[int, int]], cuts: list[int
 def split_contigs(lengths: list[int], options: BuildOptions, gaps: list | None = None) -> tuple[ContigAxis, list, list]:
     axis = ContigAxis.from_lengths(lengths)
     empty = [np.empty((0, 2), np.int64) for _ in lengths]
-    runs = axis.runs(gaps or empty, np.ones(len(lengths), dtype=bool), 0)
+    runs = axis.runs(gaps or empty, axis.ranges_of(np.ones(len(lengths), dtype=bool)), 0)
     cut, split = split_by_blocks(runs, axis, options)
     return axis, cut.tolist(), split.tolist()
 

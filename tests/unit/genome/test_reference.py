@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from dnabert_rm.genome.contigs import RegionReader
 from dnabert_rm.genome.reference import Genome
 from dnabert_rm.inference.sequence_input import Region, Tokenization, cut_windows
 from dnabert_rm.utils.errors import DataError
@@ -76,3 +77,32 @@ def test_no_folder_for_temporary_files(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "absent"))
     with pytest.raises(DataError, match=r"no space for a temporary copy .*TMPDIR"):
         Genome(str(tmp_path / "g.fa.gz"))
+
+
+def test_many_short_regions_in_order_read_each_byte_once(tmp_path: Path) -> None:
+    """With one read from the anchor for each region, 2,000 regions would read 400 MB."""
+    (tmp_path / "a.fa").write_bytes(FASTA)
+    start = FASTA.index(b">chr2") + len(b">chr2\n")
+    bases = FASTA[start:-1]
+    anchors = [(start, 0), (start + 250_000, 250_000)]
+    reader = RegionReader(str(tmp_path / "a.fa"), "a.fa")
+    num_bytes = 0
+
+    class Counted:
+        def __init__(self, stream) -> None:
+            self.seek, self._read, self.close = stream.seek, stream.read, stream.close
+
+        def read(self, size: int) -> bytes:
+            nonlocal num_bytes
+            content = self._read(size)
+            num_bytes += len(content)
+            return content
+
+    reader._stream = Counted(reader._stream)  # type: ignore[assignment]
+    regions = [(first, first + 30) for first in range(5, 399_000, 197)]
+    for first, last in [*regions, (3, 9), (390_000, 390_010), (260_000, 399_999), (100, 250_100)]:
+        found = reader.read(1, first, last, anchors[first >= 250_000])
+        assert found.tobytes() == bases[first:last]
+        if (first, last) == regions[-1]:
+            assert num_bytes < 1.2 * len(bases)
+    reader.close()

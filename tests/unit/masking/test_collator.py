@@ -116,7 +116,7 @@ def test_matched_policy_keeps_the_fraction():
         assert batch.span.max() == largest
 
 
-@pytest.mark.parametrize("replacement", ["token", "span"])
+@pytest.mark.parametrize("replacement", ["token", "span", "mask"])
 def test_a_mask_depends_on_its_sample_only(replacement):
     """It does not depend on the batch, the order within it, or the batches before."""
     ids, samples = random_ids(300), 149_990 * BATCH + np.arange(300) * 77

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from pathlib import Path
 
+import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import metadata as hparams
+from validated_rows import validation
 
 from dnabert_rm.config import resolve
 from dnabert_rm.masking.collator import IGNORE
@@ -116,4 +120,44 @@ def test_settings_are_on_the_hyperparameters_page(tmp_path: Path) -> None:
     assert begun["optim.lr"].number_value == 0.003 and begun["data.path"].string_value == '["a", "b"]'
     assert begun["model.compile"].bool_value is False and begun["masking.policy"].string_value == "randommask"
     metrics = hparams.parse_experiment_plugin_data(pages[hparams.EXPERIMENT_TAG]).metric_infos
-    assert {"train/loss", "validation_loss/span_14"} <= {metric.name.tag for metric in metrics}
+    assert {"bits_per_base/hidden_5", "train/loss", "validation_loss/span_14"} <= {
+        metric.name.tag for metric in metrics
+    }
+
+
+def test_bits_per_base_and_their_lines_are_on_the_board(tmp_path: Path) -> None:
+    metrics_writer = MetricsWriter(tmp_path, 0)
+    metrics_writer.log(row(9, 1.0) | {"consumed_tokens": 640, "validation": validation(1.842, markov=1.931)})
+    metrics_writer.close()
+    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    expected = {"hidden_5": 1.842, "markov_hidden_5": 1.931, "composition_hidden_5": 1.987, "guessing": 2.0}
+    for name, value in expected.items():
+        assert [(event.step, event.value) for event in board.Scalars(f"bits_per_base/{name}")] == [
+            (9, pytest.approx(value))
+        ]
+    by_tokens = EventAccumulator(str(tmp_path / "tensorboard" / "by_tokens")).Reload()
+    assert [event.step for event in by_tokens.Scalars("by_tokens/bits_per_base/hidden_5")] == [640]
+    held_out = {tag for tag in board.Tags()["scalars"] if tag.startswith("validation_loss/")}
+    assert held_out == {"validation_loss/span_6", "validation_loss/span_8", "validation_loss/span_10"}
+    layout = layout_pb2.Layout.FromString(board.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])
+    first = layout.category[0].chart[0]
+    assert first.title == "bits per base (guessing is 2)"
+    drawn = {tag for tag in board.Tags()["scalars"] for line in first.multiline.tag if re.match(line, tag)}
+    assert drawn == {f"bits_per_base/{name}" for name in ("hidden_5", "markov_hidden_5", "guessing")}
+
+
+def test_a_validation_without_bits_has_the_curves_of_earlier_releases(tmp_path: Path) -> None:
+    metrics_writer = MetricsWriter(tmp_path, 0)
+    metrics_writer.log(row(9, 1.0) | {"validation": validation(None)})
+    metrics_writer.close()
+    tags = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Tags()["scalars"]
+    assert "validation_loss/span_6" in tags and not any("bits_per_base" in tag for tag in tags)
+
+
+def test_the_token_loss_is_drawn_only_where_it_differs_from_the_loss(tmp_path: Path) -> None:
+    metrics_writer = MetricsWriter(tmp_path, 0)
+    metrics_writer.log(row(0, 7.5) | {"token_loss": 7.5})
+    metrics_writer.log(row(1, 7.5) | {"token_loss": 7.25})
+    metrics_writer.close()
+    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(event.step, event.value) for event in board.Scalars("train/token_loss")] == [(1, 7.25)]

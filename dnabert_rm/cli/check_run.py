@@ -1,0 +1,78 @@
+"""Command `dnabert-rm check-run RUN`: say in one or two sentences how good a run is, and what to try."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dnabert_rm.config.command_line import Command
+from dnabert_rm.config.schema import Settings, setting
+
+LAST_LINES = 5
+"""Number of validations to list."""
+
+
+@dataclass(frozen=True)
+class CheckRunSettings(Settings):
+    """Flags of `check-run`."""
+
+    run: Path = setting(positional=True, metavar="RUN")
+    """A run folder; the run may still be training."""
+    json: bool = False
+    """Print one JSON object."""
+
+
+def run(settings: CheckRunSettings) -> None:
+    """Print the verdict on the run, its last validations, and a table of the last one."""
+    from dnabert_rm.analysis.run_records import read_run
+    from dnabert_rm.train.run_verdict import judge_run
+    from dnabert_rm.train.validation_record import validation_line, validation_of
+
+    found = read_run(settings.run)
+    verdict = judge_run(found.rows, found.setting("validation", "every"))
+    validated = [row for row in found.rows if validation_of(row)]
+    if settings.json:
+        last = validation_of(validated[-1]) if validated else None
+        print(json.dumps({"run": str(settings.run), **dataclasses.asdict(verdict), "validation": last}))
+        return
+    print(verdict.text)
+    if validated:
+        print()
+        for row in validated[-LAST_LINES:]:
+            print(validation_line(row["step"] + 1, validation_of(row)))
+        print("\n" + table_text(*_table(validation_of(validated[-1]))))
+
+
+def _table(validation: Mapping[str, Any]) -> tuple[Sequence[str], list[list[str | None]]]:
+    """Return titles and rows: bits per base, or else the losses at fixed spans."""
+    from dnabert_rm.train.validation_record import bits_table, curve_text, loss_curves
+
+    titles, rows = bits_table(validation)
+    if rows:
+        return titles, rows
+    columns = ("loss", "masked_accuracy", "base_accuracy")
+    rows = [
+        [curve_text(name), *(None if values.get(key) is None else f"{values[key]:.3f}" for key in columns)]
+        for name, values in loss_curves(validation).items()
+    ]
+    return ["held-out", *(name.replace("_", " ") for name in columns)], rows
+
+
+def table_text(titles: Sequence[str], rows: Sequence[Sequence[str | None]]) -> str:
+    """Return a table as lines of text with aligned columns. A missing value is a dash."""
+    lines = [titles, *([cell or "–" for cell in row] for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(titles))]
+    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
+
+
+COMMAND = Command(
+    name="check-run",
+    help="say how good a run is: bits per base against count tables, and what to try",
+    example="dnabert-rm check-run runs/first",
+    settings=CheckRunSettings,
+    run=run,
+)

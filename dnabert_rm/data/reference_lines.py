@@ -1,0 +1,155 @@
+"""What a model's bits per base are compared with: base frequencies and Markov chains of the training data.
+
+The lines depend on the data only. They are stored beside the data, so that later runs read them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dnabert_rm.data.held_out import HeldOutRegion, HiddenStretches
+from dnabert_rm.data.split_reader import SplitReader
+from dnabert_rm.genome.kmer import AMBIGUOUS, decode_codes
+from dnabert_rm.genome.kmer_counts import composition_probabilities, count_kmers, kmer_cross_entropy
+from dnabert_rm.genome.markov import MARKOV_ORDERS, fit_chain, hidden_base_bits, hidden_base_probabilities
+from dnabert_rm.utils import random
+from dnabert_rm.utils.files import atomic_file
+
+MAX_TRAINING_BASES = 1_000_000_000
+"""Larger training data are sampled, segment by segment, to about this number of bases."""
+COMPOSITION = "composition"
+_VERSION = 1
+"""Number to raise when the lines are computed in another way, so that stored lines are not used."""
+
+
+@dataclass(frozen=True)
+class ReferenceLines:
+    """Bits of each hidden base under base frequencies ("composition") and Markov chains ("markov_2" and so on)."""
+
+    bits: dict[str, dict[int, NDArray[np.float64]]]
+    """For each line and number n of hidden bases, the bits of the bases of all stretches, (S, n)."""
+    kmer_frequencies: float
+    """Cross-entropy of held-out k-mers under the frequencies of training k-mers, in nats per token."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return mean bits as in metrics.jsonl: by order of the Markov chain, then by number of hidden bases."""
+        means = {line: {str(n): float(bits.mean()) for n, bits in by_n.items()} for line, by_n in self.bits.items()}
+        composition = means.pop(COMPOSITION)
+        return {
+            "markov": {line.removeprefix("markov_"): by_n for line, by_n in means.items()},
+            COMPOSITION: composition,
+            "kmer_frequencies": self.kmer_frequencies,
+        }
+
+
+def reference_lines(
+    training: Sequence[SplitReader], regions: Sequence[HeldOutRegion], stretches: Sequence[HiddenStretches], k: int
+) -> ReferenceLines:
+    """Return the lines for some held-out stretches, from storage if they were computed before.
+
+    The lines are stored in a subfolder of the first training folder, or in the shard cache if that folder is remote.
+    A folder that can't be written is no error.
+
+    Args:
+        training: Readers of the training data.
+        regions: The held-out regions.
+        stretches: The hidden stretches of the regions, with one entry for each number of hidden bases.
+        k: Bases per token, for the cross-entropy of k-mers.
+
+    Raises `DataError` if a shard can't be read.
+    """
+    path = training[0].folder.derived / f"{_key(training, regions, stretches, k)}.npz"
+    if stored := _load(path, stretches):
+        return stored
+    lines = _compute(training, regions, stretches, k)
+    _store(path, lines)
+    return lines
+
+
+def _key(
+    training: Sequence[SplitReader], regions: Sequence[HeldOutRegion], stretches: Sequence[HiddenStretches], k: int
+) -> str:
+    """Return a name for the lines: a hash of everything that they depend on."""
+    digest = hashlib.sha256(f"{_VERSION} {MARKOV_ORDERS} {MAX_TRAINING_BASES} {k}".encode())
+    for reader in training:
+        digest.update(f"{reader.manifest.fingerprint} {reader.split}".encode())
+    for region in regions:
+        digest.update(region.codes.tobytes())
+    for found in stretches:
+        digest.update(f"{found.num_hidden}".encode() + found.region.tobytes() + found.start.tobytes())
+    return digest.hexdigest()[:32]
+
+
+def _compute(
+    training: Sequence[SplitReader], regions: Sequence[HeldOutRegion], stretches: Sequence[HiddenStretches], k: int
+) -> ReferenceLines:
+    orders = orders_for(sum(shard.tokens for reader in training for shard in reader.shards))
+    counts = count_kmers(training_codes(training), max(k, orders[-1] + 1))
+    chain = fit_chain(counts, orders[-1])
+    chains = {f"markov_{order}": chain.of_order(order) for order in orders}
+    # One sequence of all regions. An ambiguous base separates them, so no context crosses their borders.
+    joined = np.concatenate([np.append(region.codes, np.uint8(AMBIGUOUS)) for region in regions])
+    offsets = np.cumsum([0, *(len(region.codes) + 1 for region in regions)])
+    composition = -np.log2(composition_probabilities(counts))
+    bits: dict[str, dict[int, NDArray[np.float64]]] = {line: {} for line in (COMPOSITION, *chains)}
+    for found in stretches:
+        n, starts = found.num_hidden, offsets[found.region] + found.start
+        bits[COMPOSITION][n] = composition[joined[starts[:, None] + np.arange(n)]]
+        for line, of_order in chains.items():
+            probabilities = hidden_base_probabilities(of_order, joined, starts, n)
+            bits[line][n] = hidden_base_bits(probabilities, joined, starts)
+    scored = count_kmers((region.codes[region.first : region.last] for region in regions), k)
+    return ReferenceLines(bits, kmer_cross_entropy(counts, scored, k))
+
+
+def orders_for(num_bases: int) -> list[int]:
+    """Return the orders of Markov chains that `num_bases` training bases allow: at least one base per context."""
+    return [order for order in MARKOV_ORDERS if order == min(MARKOV_ORDERS) or 4**order <= num_bases]
+
+
+def training_codes(training: Sequence[SplitReader]) -> Iterator[NDArray[np.uint8]]:
+    """Yield the base codes of the training segments, or of a random part with about `MAX_TRAINING_BASES` bases.
+
+    Damaged shards are left out if the readers allow it.
+    """
+    total = sum(sum(map(sum, reader.shard_segments)) for reader in training)
+    share = MAX_TRAINING_BASES / max(total, 1)
+    for number, reader in enumerate(training):
+        k = int(reader.manifest.tokenizer.k or 0)
+        for shard, segments in enumerate(reader.shard_segments):
+            key = random.fold(random.key(number, "Markov chain"), shard)
+            chosen = np.flatnonzero(random.uniform(random.fold(key, np.arange(len(segments)))) < share)
+            if len(chosen) == 0 or not reader.is_usable(shard):
+                continue
+            for segment in chosen.tolist():
+                yield decode_codes(reader.tokens(shard, segment, 0, segments[segment]), k)
+
+
+def _load(path: Path, stretches: Sequence[HiddenStretches]) -> ReferenceLines | None:
+    """Return the stored lines, or None if there are none that fit."""
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            lines = sorted({name.rpartition(" ")[0] for name in stored.files if " " in name})
+            widths = [found.num_hidden for found in stretches]
+            bits = {line: {n: stored[f"{line} {n}"] for n in widths} for line in lines}
+            return ReferenceLines(bits, float(stored["kmer_frequencies"]))
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+        return None
+
+
+def _store(path: Path, lines: ReferenceLines) -> None:
+    arrays: dict[str, Any] = {f"{line} {n}": bits for line, by_n in lines.bits.items() for n, bits in by_n.items()}
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(path) as temporary, open(temporary, "wb") as stream:
+            np.savez_compressed(stream, kmer_frequencies=np.array(lines.kmer_frequencies), **arrays)

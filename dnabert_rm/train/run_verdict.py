@@ -1,0 +1,192 @@
+"""Verdict on a pretraining run: how good it is, whether it still improves, and what to try. Torch-free.
+
+The rules need only the rows of metrics.jsonl.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from dnabert_rm.train.validation_record import (
+    GUESSING,
+    GUESSING_BITS,
+    KMER_FREQUENCIES,
+    bases_text,
+    bits_lines,
+    compared_bases,
+    curve_text,
+    markov_name,
+    markov_order,
+    model_bits,
+    narrowest_curve,
+    validation_of,
+)
+
+Trend = Literal["falling", "flat", "rising", "unknown"]
+MIN_VALIDATIONS = 4
+"""Number of validations that a trend needs."""
+MIN_CHANGE = 0.001
+"""Smallest relative change that counts as falling or rising: 0.1 %, about 0.002 bits per base."""
+PLATEAU_SHARE = 0.98
+"""A token loss above this share of the k-mer frequencies' loss is on the plateau of single k-mers."""
+PLATEAU_BASE_ACCURACY = 0.5
+"""A base accuracy below this value is on the plateau of single k-mers."""
+HOLD_OUT_ADVICE = "hold out data with `python -m data_prep build … --val-fraction 0.01`"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Verdict on a run. `text` has one or two sentences."""
+
+    steps: int
+    """Number of completed steps at the last validation, or at the last row if there is no validation."""
+    text: str
+    hidden_bases: int | None = None
+    """Number of hidden bases that `bits` and `lines` are for; None if no bits per base were measured."""
+    bits: float | None = None
+    """The model's bits per base in the last validation."""
+    lines: dict[str, float] = field(default_factory=dict)
+    """Bits per base of guessing, composition and the Markov line, keyed by their names."""
+    trend: Trend = "unknown"
+    on_plateau: bool = False
+    """Whether the model has learned no more than the frequencies of single k-mers."""
+
+
+def judge_run(rows: Sequence[Mapping[str, Any]], validation_every: int | None = None) -> Verdict:
+    """Return the verdict on a run.
+
+    Args:
+        rows: Rows of metrics.jsonl, at least those with a validation, in order of their steps.
+        validation_every: The run's setting validation.every; None if it is unknown.
+    """
+    validated = [row for row in rows if validation_of(row)]
+    if not validated:
+        return _not_validated(rows[-1]["step"] + 1 if rows else 0, validation_every)
+    last = validated[-1]
+    validation, steps = validation_of(last), last["step"] + 1
+    hidden, order = compared_bases(validation), markov_order(validation)
+    values = _compared_values(validated)
+    trend, on_plateau = trend_of(values), is_on_plateau(validation)
+    if hidden is None:
+        finding = f"No bits per base are recorded{_loss_text(validation)} after {steps:,} steps."
+        advice = _advice(last, trend, len(values), is_below_markov=True)
+        return Verdict(steps, f"{finding} {advice}", trend=trend, on_plateau=on_plateau)
+    bits, lines = model_bits(validation)[hidden], bits_lines(validation, hidden)
+    comparison = _comparison(bits, lines, order)
+    finding = f"{bits:.3f} bits per base at {bases_text(hidden)} after {steps:,} steps, {comparison}."
+    is_below_markov = order is None or bits < lines[markov_name(order)]
+    advice = _advice(last, trend, len(values), is_below_markov=is_below_markov)
+    return Verdict(steps, f"{finding} {advice}", hidden, bits, lines, trend, on_plateau)
+
+
+def _not_validated(steps: int, validation_every: int | None) -> Verdict:
+    if validation_every and steps < validation_every:
+        text = f"No validation yet: the first one is after {validation_every:,} steps."
+    elif validation_every == 0:
+        text = "No validation, because validation.every is 0: set --validation.every above 0 to judge the run."
+    else:
+        text = f"No validation, so the run can't be judged: {HOLD_OUT_ADVICE}."
+    return Verdict(steps, text)
+
+
+def _compared_values(validated: Sequence[Mapping[str, Any]]) -> list[float]:
+    """Return the bits of all validations that are comparable with the last one, or else the token losses."""
+    last = validation_of(validated[-1])
+    if (hidden := compared_bases(last)) is not None:
+        bits = [model_bits(validation_of(row)) for row in validated]
+        return [one[hidden] for one in bits if hidden in one]
+    if (curve := narrowest_curve(last)) is None:
+        return []
+    return [validation_of(row)[curve[0]]["loss"] for row in validated if curve[0] in validation_of(row)]
+
+
+def trend_of(values: Sequence[float]) -> Trend:
+    """Compare the mean of the last quarter of the values with the mean of the quarter before.
+
+    The trend is "falling" or "rising" if the means differ by more than 0.1 %, and by more than twice the standard error
+    of their difference. Otherwise it is "flat". With fewer than four values it is "unknown".
+    """
+    if len(values) < MIN_VALIDATIONS:
+        return "unknown"
+    width = len(values) // 4
+    before, after = values[-2 * width : -width], values[-width:]
+    change = statistics.fmean(after) - statistics.fmean(before)
+    error = ((statistics.variance(before) + statistics.variance(after)) / width) ** 0.5 if width > 1 else 0.0
+    if abs(change) <= max(MIN_CHANGE * abs(statistics.fmean(before)), 2 * error):
+        return "flat"
+    return "falling" if change < 0 else "rising"
+
+
+def is_on_plateau(validation: Mapping[str, Any]) -> bool:
+    """Return whether a model has learned no more than the frequencies of single k-mers.
+
+    It has learned more if its token loss at the narrowest span is over 2 % below that of the frequencies, or if it
+    predicts at least half of the masked bases.
+    """
+    curve, frequencies = narrowest_curve(validation), validation.get(KMER_FREQUENCIES)
+    if curve is None or frequencies is None:
+        return False
+    accuracy = curve[1].get("base_accuracy")
+    is_low = accuracy is not None and accuracy < PLATEAU_BASE_ACCURACY
+    return is_low and curve[1]["loss"] >= PLATEAU_SHARE * frequencies
+
+
+def _comparison(bits: float, lines: Mapping[str, float], order: int | None) -> str:
+    """Return which lines a model is better than, e.g. "better than guessing (2) and composition (1.987)"."""
+    markov = None if order is None else markov_name(order)
+    shown = {
+        name: f"{name} ({GUESSING_BITS:g})" if name == GUESSING else f"{name} ({value:.3f})"
+        for name, value in lines.items()
+    }
+    better = [shown[name] for name, value in lines.items() if bits < value]
+    not_better = [shown[name] for name, value in lines.items() if bits >= value and name != markov]
+    parts = [f"no better than {_joined(not_better)}"] if not_better else []
+    if markov is not None and bits >= lines.get(markov, math.inf):
+        parts.append(
+            f"above its Markov line (order {order}: {lines[markov]:.3f}), so a table of counts predicts better"
+        )
+    text = " and ".join(parts)
+    if not better:
+        return text
+    return f"better than {_joined(better)}" + (f", but {text}" if text else "")
+
+
+def _loss_text(validation: Mapping[str, Any]) -> str:
+    if (curve := narrowest_curve(validation)) is None:
+        return ""
+    return f"; the held-out loss is {curve[1]['loss']:.3f} nats per masked token ({curve_text(curve[0])})"
+
+
+def _joined(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _advice(last: Mapping[str, Any], trend: Trend, num_validations: int, *, is_below_markov: bool) -> str:
+    """Return the sentence on the trend, with the one thing to try that is most likely to help.
+
+    `last` is the metrics row of the last validation.
+    """
+    validation = validation_of(last)
+    curve = narrowest_curve(validation)
+    if curve is not None and is_on_plateau(validation):
+        return (
+            f"It is on the plateau of single k-mers (token loss {curve[1]['loss']:.3f} at {curve_text(curve[0])}, "
+            f"k-mer frequencies {validation[KMER_FREQUENCIES]:.3f}): train for more steps, or change the setting that "
+            "leaves it (docs/randommask.md#the-plateau)."
+        )
+    if trend == "unknown":
+        return f"Too few validations ({num_validations}) for a trend: train longer, or lower --validation.every."
+    if trend == "rising":
+        is_first_epoch = last.get("epoch") is not None and last["epoch"] <= 1
+        if is_first_epoch:
+            return "It rises within the first epoch, so training is unstable: lower --lr."
+        return "It rises, so the model overfits its training data: stop earlier, or train on more data."
+    if trend == "falling":
+        return "It still falls: train longer, with more --steps."
+    if is_below_markov:
+        return "It no longer falls: try a larger model or more data."
+    return "It no longer falls: try a new run with more --steps."

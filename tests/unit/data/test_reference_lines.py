@@ -1,0 +1,97 @@
+"""Reference lines of prepared data: what they are computed from, and where they are stored."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support import random_bases, write_prepared
+
+from dnabert_rm.data import reference_lines as module
+from dnabert_rm.data.held_out import HeldOutRegion, HiddenStretches, find_stretches, read_regions
+from dnabert_rm.data.reference_lines import orders_for, reference_lines, training_codes
+from dnabert_rm.data.split_reader import SplitReader
+from dnabert_rm.genome.kmer import base_codes
+
+K = 4
+HeldOut = tuple[list[SplitReader], list[HeldOutRegion], list[HiddenStretches]]
+
+
+def biased_bases(rng: np.random.Generator, length: int) -> str:
+    """Return a sequence in which A is seven times as frequent as each other base."""
+    return "".join(rng.choice(list("AAAAAAACGT"), length))
+
+
+def prepare(folder: Path, seed: int = 0) -> HeldOut:
+    rng = np.random.default_rng(seed)
+    shards = [[biased_bases(rng, 3000) for _ in range(4)] for _ in range(3)]
+    write_prepared(folder, shards, k=K, splits={1: "val"})
+    regions = read_regions([SplitReader(folder, "val")], 3, 100)
+    return [SplitReader(folder, "train")], regions, [find_stretches(regions, n) for n in (1, 5)]
+
+
+def test_the_lines_of_biased_bases_are_their_entropy(tmp_path: Path) -> None:
+    """No line can be better than the entropy of independent bases, and with enough data all reach it."""
+    lines = reference_lines(*prepare(tmp_path / "data"), K)
+    entropy = -(0.7 * math.log2(0.7) + 0.3 * math.log2(0.1))
+    for line, by_n in lines.bits.items():
+        for n, bits in by_n.items():
+            error = bits.mean(axis=1).std() / len(bits) ** 0.5
+            assert abs(bits.mean() - entropy) < 4 * error + 0.02, (line, n)
+    assert lines.kmer_frequencies == pytest.approx(K * entropy * math.log(2), rel=0.05)
+
+
+def test_later_calls_read_the_stored_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held_out = prepare(tmp_path / "data")
+    first = reference_lines(*held_out, K)
+    (path,) = (tmp_path / "data" / "reference_lines").iterdir()
+    monkeypatch.setattr(module, "_compute", lambda *_: pytest.fail("computed again"))
+    second = reference_lines(*held_out, K)
+    assert first.to_json() == second.to_json()
+    assert all(np.array_equal(first.bits[line][n], second.bits[line][n]) for line in first.bits for n in (1, 5))
+    monkeypatch.undo()
+
+    path.write_bytes(path.read_bytes()[:-40])
+    assert reference_lines(*held_out, K).to_json() == first.to_json()
+
+
+def test_other_data_stretches_or_k_have_other_lines(tmp_path: Path) -> None:
+    readers, regions, stretches = prepare(tmp_path / "data")
+    for arguments in (
+        (readers, regions, stretches, K),
+        (prepare(tmp_path / "other", seed=1)[0], regions, stretches, K),
+        (readers, regions, stretches[:1], K),
+        (readers, regions[:2], [find_stretches(regions[:2], n) for n in (1, 5)], K),
+        (readers, regions, stretches, 3),
+    ):
+        reference_lines(*arguments)
+    stored = [path for name in ("data", "other") for path in (tmp_path / name / "reference_lines").iterdir()]
+    assert len(stored) == 5
+
+
+def test_a_folder_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
+    held_out = prepare(tmp_path / "data")
+    (tmp_path / "data" / "reference_lines").write_text("a file in the way")
+    assert reference_lines(*held_out, K).bits.keys() >= {"composition", "markov_2"}
+
+
+def test_training_bases_are_those_of_the_split_and_a_part_of_large_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    shards = [[random_bases(rng, 500) for _ in range(60)] for _ in range(3)]
+    write_prepared(tmp_path / "data", shards, k=K, splits={1: "val"})
+    reader = SplitReader(tmp_path / "data", "train")
+    expected = [base_codes(sequence) for number in (0, 2) for sequence in shards[number]]
+    found = list(training_codes([reader]))
+    assert all(np.array_equal(*pair) for pair in zip(found, expected, strict=True))
+    monkeypatch.setattr(module, "MAX_TRAINING_BASES", 20_000)
+    part = list(training_codes([reader]))
+    assert 20 <= len(part) <= 60
+    assert all(any(np.array_equal(codes, one) for one in expected) for codes in part)
+
+
+def test_orders_need_a_base_per_context() -> None:
+    assert [orders_for(n) for n in (10, 5000, 70_000, 5_000_000)] == [[2], [2, 5], [2, 5, 8], [2, 5, 8, 11]]

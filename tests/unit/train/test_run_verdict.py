@@ -1,0 +1,107 @@
+"""The verdict on a run: comparison with count tables, the trend, and the one thing to try."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from validated_rows import rows_of, validation
+
+from dnabert_rm.train.run_verdict import Verdict, is_on_plateau, judge_run, trend_of
+
+FALLING = np.linspace(1.95, 1.84, 8).tolist()
+RISING = np.linspace(1.80, 1.84, 8).tolist()
+FLAT = [1.95, 1.90, 1.86, 1.85, 1.8405, 1.8401, 1.8400, 1.8400]
+
+
+def verdict(bits: list[float], epoch: float = 2.0, **options) -> Verdict:
+    return judge_run(rows_of([validation(value, **options) for value in bits], epoch=epoch))
+
+
+def test_a_falling_run_below_its_markov_line() -> None:
+    found = verdict(FALLING)
+    assert found.text == (
+        "1.840 bits per base at 5 hidden bases after 800 steps, better than guessing (2), composition (1.987) and "
+        "Markov order 8 (1.930). It still falls: train longer, with more --steps."
+    )
+    assert (found.trend, found.steps, found.hidden_bases, found.bits) == ("falling", 800, 5, pytest.approx(1.84))
+
+
+@pytest.mark.parametrize(
+    ("bits", "markov", "comparison"),
+    [
+        (
+            1.95,
+            1.93,
+            "better than guessing (2) and composition (1.987), but above its Markov line (order 8: 1.930), so",
+        ),
+        (1.99, 1.93, "better than guessing (2), but no better than composition (1.987) and above its Markov line"),
+        (2.01, 1.93, "no better than guessing (2) and composition (1.987) and above its Markov line (order 8: 1.930)"),
+        (1.93, 1.93, "composition (1.987), but above its Markov line"),
+        (1.929, 1.93, "better than guessing (2), composition (1.987) and Markov order 8 (1.930)."),
+    ],
+)
+def test_the_comparison_names_each_line(bits: float, markov: float, comparison: str) -> None:
+    text = verdict([bits], markov=markov).text
+    assert comparison in text and ("a table of counts predicts better" in text) == (bits >= markov)
+
+
+def test_one_thing_to_try() -> None:
+    assert verdict(FLAT).text.endswith("It no longer falls: try a larger model or more data.")
+    assert verdict(FLAT, markov=1.83).text.endswith("It no longer falls: try a new run with more --steps.")
+    assert "overfits its training data: stop earlier" in verdict(RISING).text
+    assert verdict(RISING, epoch=0.8).text.endswith("so training is unstable: lower --lr.")
+    few = verdict(FALLING[:3])
+    assert few.trend == "unknown" and "Too few validations (3) for a trend" in few.text
+
+
+def test_the_plateau_of_single_kmers_comes_before_the_trend() -> None:
+    found = verdict(FALLING, loss=7.33, base_accuracy=0.34)
+    assert found.on_plateau and found.trend == "falling"
+    assert (
+        "It is on the plateau of single k-mers (token loss 7.330 at span 6, k-mer frequencies 7.353): train for more "
+        "steps, or change the setting that leaves it (docs/randommask.md#the-plateau)."
+    ) in found.text
+
+
+@pytest.mark.parametrize(
+    ("loss", "base_accuracy", "expected"),
+    [(7.36, 0.34, True), (7.21, 0.34, True), (7.20, 0.34, False), (8.24, 0.35, True), (7.33, 0.5, False)],
+)
+def test_both_sides_of_the_plateaus_bounds(loss: float, base_accuracy: float, expected: bool) -> None:
+    """7.353 * 0.98 = 7.206. A model trained on a loss over bases has a token loss above the plateau."""
+    assert is_on_plateau(validation(loss=loss, base_accuracy=base_accuracy)) == expected
+    assert not is_on_plateau(validation(None, loss=loss, base_accuracy=base_accuracy))
+    assert not is_on_plateau({"kmer_frequencies": 7.353})
+
+
+def test_a_trend_compares_the_last_two_quarters() -> None:
+    assert trend_of([9, 9, 2.0, 1.9]) == "falling" and trend_of([9, 9, 1.9, 2.0]) == "rising"
+    assert trend_of([9, 9, 2.0, 1.9981]) == "flat" and trend_of([9, 9, 2.0, 1.9979]) == "falling"
+    assert trend_of([2.0, 1.9, 1.8]) == "unknown" == trend_of([])
+    # One outlier in the last quarter is no trend.
+    assert trend_of([2.0] * 15 + [1.9]) == "flat"
+    rng = np.random.default_rng(0)
+    noise = rng.normal(0, 0.01, (200, 40))
+    assert np.mean([trend_of((1.9 + one).tolist()) == "flat" for one in noise]) > 0.9
+    steady = 1.9 - 0.002 * np.arange(40)
+    assert np.mean([trend_of((steady + one).tolist()) == "falling" for one in noise]) > 0.9
+
+
+def test_runs_without_bits_are_judged_by_their_held_out_loss() -> None:
+    rows = rows_of([validation(None, loss=loss) for loss in (7.0, 6.8, 6.6, 6.4)])
+    assert judge_run(rows).text == (
+        "No bits per base are recorded; the held-out loss is 6.400 nats per masked token (span 6) after 400 steps. "
+        "It still falls: train longer, with more --steps."
+    )
+    # A run that was resumed with a release that measures bits.
+    both = [*rows, *rows_of([validation(value) for value in (1.9, 1.8)])]
+    assert judge_run(both).trend == "unknown" and judge_run(both).bits == pytest.approx(1.8)
+
+
+def test_runs_without_a_validation_get_advice() -> None:
+    rows = rows_of([None, None])
+    assert judge_run(rows, 1000).text == "No validation yet: the first one is after 1,000 steps."
+    assert "--validation.every above 0" in judge_run(rows, 0).text
+    for every in (None, 100):
+        assert "--val-fraction" in judge_run(rows, every).text
+    assert judge_run([]).steps == 0 and judge_run(rows).steps == 200
