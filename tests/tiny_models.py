@@ -24,9 +24,8 @@ def save_bert(
     """Save a BERT with weights large enough that its outputs differ; `head` is the content of finetuning.json."""
     torch.manual_seed(1)
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-    config = BertConfig(
-        vocab_size=5 + 4**k, max_position_embeddings=POSITIONS, initializer_range=0.4, **{**sizes, **options}
-    )
+    sizes |= {"max_position_embeddings": POSITIONS, "initializer_range": 0.4}
+    config = BertConfig(vocab_size=5 + 4**k, **{**sizes, **options})
     with suppress_transformers_output():
         kind(config).save_pretrained(folder)
         overlapping = (head or {}).get("overlapping", True)

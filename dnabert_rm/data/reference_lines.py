@@ -139,7 +139,8 @@ def _load(path: Path, stretches: Sequence[HiddenStretches]) -> ReferenceLines | 
     """Return the stored lines, or None if there are none that fit."""
     try:
         with np.load(path, allow_pickle=False) as stored:
-            lines = sorted({name.rpartition(" ")[0] for name in stored.files if " " in name})
+            # Files of an archive keep their order, so the lines do too.
+            lines = dict.fromkeys(name.rpartition(" ")[0] for name in stored.files if " " in name)
             widths = [found.num_hidden for found in stretches]
             bits = {line: {n: stored[f"{line} {n}"] for n in widths} for line in lines}
             return ReferenceLines(bits, float(stored["kmer_frequencies"]))
