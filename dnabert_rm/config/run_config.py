@@ -39,8 +39,8 @@ class ModelConfig:
     """Training loss over k-mers ("token"), over single bases ("base"), mean of "both", or "base-then-token"."""
     loss_switch: float = setting(0.5, above=0, below=1)
     """Share of the steps after which model.loss "base-then-token" changes from bases to tokens."""
-    embeddings: Literal["random", "bases"] = setting("random", free_on_resume=True)
-    """Initial embeddings of k-mers: "random", or sums of a vector per base ("bases"). Unused with BPE or init_from."""
+    initial_weights: Literal["random", "structured"] = setting("random", free_on_resume=True)
+    """"random", or "structured": near tokens and shared bases are known from the start. Not with BPE or init_from."""
     attention: Literal["sdpa", "eager", "flash_attention_2"] = setting("sdpa", free_on_resume=True)
     """Attention kernel: "sdpa", "eager" or "flash_attention_2" (flash-attn, a GPU, bf16 or fp16)."""
     activation_checkpointing: bool = setting(False, free_on_resume=True)

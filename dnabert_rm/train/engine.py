@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 
 from dnabert_rm.config import ModelConfig, OptimConfig, RunConfig
 from dnabert_rm.config.deepspeed_config import offloads_optimizer, zero_stage
@@ -19,8 +18,8 @@ from dnabert_rm.data.manifest import TokenizerInfo
 from dnabert_rm.distributed.collectives import on_every_rank
 from dnabert_rm.distributed.process_group import Ranks
 from dnabert_rm.model.build import architecture_of, build_model, prepare_layers
-from dnabert_rm.model.embeddings import set_base_sum_embeddings
 from dnabert_rm.model.flops import model_shape, num_parameters
+from dnabert_rm.model.initial_weights import set_structured_weights
 from dnabert_rm.model.mlm import MaskedLM
 from dnabert_rm.patches.deepspeed_patches import disable_gradient_allreduce, fuse_overflow_check, import_deepspeed
 from dnabert_rm.train.deepspeed_settings import ds_settings
@@ -80,22 +79,11 @@ def build_engine(
             network = build()
     else:
         network = on_every_rank(build)
-    if model.embeddings == "bases" and tokenizer.k and not checkpoint and not init_from:
-        _set_embeddings(network, tokenizer.k, config.train.seed)
+    if model.initial_weights == "structured" and tokenizer.k and not checkpoint and not init_from:
+        gathered = functools.partial(import_deepspeed().zero.GatheredParameters, modifier_rank=0)
+        set_structured_weights(network, tokenizer.k, config.train.seed, gathered)
     prepare_layers(network, checkpointing=model.activation_checkpointing, compile_layers=model.compile)
     return Engine(MaskedLM(network, tokenizer.k), config, settings, ranks)
-
-
-def _set_embeddings(network: PreTrainedModel, k: int, seed: int) -> None:
-    """Set the initial embeddings of k-mers to sums over bases. The matrix may be partitioned over the ranks."""
-    weight: Any = network.get_input_embeddings().weight
-    std = network.config.initializer_range
-    if not hasattr(weight, "ds_id"):
-        set_base_sum_embeddings(weight, k, std, seed)
-        return
-    with import_deepspeed().zero.GatheredParameters(weight, modifier_rank=0):
-        if torch.distributed.get_rank() == 0:
-            set_base_sum_embeddings(weight, k, std, seed)
 
 
 class Engine:
