@@ -34,10 +34,10 @@ case "$SCALE" in
         exit 2
         ;;
 esac
-# A small model needs most of its steps to learn that neighbouring k-mers overlap, so its phases end later. At the
-# paper's scale they end where the paper's do.
+# From random weights, as in the paper, a small model needs most of its steps to learn that neighbouring k-mers overlap.
+# So its phases end later. At the paper's scale they end where the paper's do.
 if [ "$SCALE" != cluster ]; then
-    pretraining="$pretraining --phase-ends 0.4,0.55,0.7,0.85,1"
+    pretraining="$pretraining --model.initial_weights random --phase-ends 0.4,0.55,0.7,0.85,1"
 fi
 
 # Print the flags of an arm (docs/randommask.md).
