@@ -2,8 +2,9 @@
 
     python benchmarks/losses.py [--preset base] [--windows 2] [--device cpu] [--precision fp32]
 
-Each loss has its own process, and one runs at a time. Every round runs every loss once. The ratio of a loss to "token"
-is the median of the rounds' ratios, with minimum and maximum. Exit code 1 if "base" takes more than 1.05 times as long.
+Each loss has its own process, and one runs at a time. Every round runs every loss once. Step times are divided by that
+of "token" in the same round. The output has the median, minimum and maximum of these ratios. Exit code 1 if "base"
+takes more than 1.05 times as long.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ class BuildSettings(SegmentOptions):
 
     @property
     def exclude_regions(self) -> tuple[str, ...]:
-        """BED files of --exclude: the words with the suffix of a BED file that name an existing file."""
+        """BED files among the values of --exclude: existing files that have the suffix of a BED file."""
         return tuple(word for word in self.exclude if is_bed_name(word) and os.path.isfile(word))
 
     def build_options(self) -> BuildOptions:

@@ -24,7 +24,7 @@ SCRATCH_NAME = ".build"
 _PLAN_NAME = "plan.json"
 _LOCK_NAME = "lock"
 _BED_FLAGS = {"regions": "--regions", "exclude_regions": "--exclude"}
-"""Flags of the options that hold BED files."""
+"""Flags of the options that hold BED files, keyed by the option's name."""
 
 
 class BuildRecord:

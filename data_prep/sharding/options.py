@@ -14,7 +14,7 @@ _BED_NAME = re.compile(r"\.(bed\d*|narrowPeak|broadPeak)(\.b?gz)?$", re.IGNORECA
 
 
 def is_bed_name(word: str) -> bool:
-    """Return whether a word of --exclude names a BED file if it exists, by its suffix."""
+    """Return whether a word has the suffix of a BED file. The file need not exist."""
     return _BED_NAME.search(word) is not None
 
 

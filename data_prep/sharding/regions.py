@@ -18,7 +18,7 @@ from dnabert_rm.utils.progress import notice
 
 @dataclass(frozen=True)
 class Regions:
-    """Intervals of the BED files of a build. Without `kept`, every base is kept. `excluded` wins over `kept`."""
+    """Intervals of the BED files of a build. Without `kept`, every base is kept. A base in both is excluded."""
 
     kept: Sequence[Intervals] = ()
     excluded: Sequence[Intervals] = ()
@@ -29,10 +29,11 @@ class Regions:
     def select(
         self, whole: NDArray[np.int64], contigs: Sequence[Contig], axis: ContigAxis
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the parts of `whole` outside the excluded intervals, and which of these parts are also kept.
+        """Return the parts of `whole` that are not excluded, and the parts of these that are also kept.
 
-        All ranges (n, 2) are sorted and disjoint, as positions along all contigs laid end to end (`axis`). Raises
-        `DataError` for a file without any interval on a contig.
+        `whole` holds the ranges of the contigs in use. All ranges are (n, 2), sorted and disjoint. Their positions
+        count along all contigs laid end to end (`axis`). Raises `DataError` for a file without any interval on a known
+        contig.
         """
         not_excluded = kept = whole
         if self.excluded:
@@ -94,7 +95,7 @@ def _contigs_named(names: Sequence[str], contigs: Sequence[Contig]) -> list[list
 def _check_names(file: Intervals, copies: NDArray[np.int64], contigs: Sequence[Contig]) -> None:
     """Count intervals on unknown contigs in a notice. Raises `DataError` if no interval is on a known contig.
 
-    `copies` (n,) is the number of contigs with the name that each interval has.
+    `copies` (n,) holds, for each interval, the number of contigs with its name.
     """
     unknown = np.flatnonzero(copies == 0)
     if not len(unknown):

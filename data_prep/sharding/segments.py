@@ -51,7 +51,7 @@ class ContigAxis:
         return np.stack([self.starts, self.starts + self.lengths], axis=1)[included & (self.lengths > 0)]
 
     def bases_of(self, ranges: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the number of bases of each contig in `ranges` (n, 2), shape (contigs,)."""
+        """Return how many bases of each contig are in `ranges` (n, 2), shape (contigs,). No range crosses contigs."""
         bases = np.zeros_like(self.lengths)
         np.add.at(bases, self.contig_of(ranges[:, 0]), ranges[:, 1] - ranges[:, 0])
         return bases

@@ -17,7 +17,7 @@ from dnabert_rm.genome.contigs import Contig
 from dnabert_rm.utils.errors import ConfigError, DataError
 
 REASONS = ("excluded", "excluded_region", "outside_regions", "ambiguous", "too_short")
-"""Reasons to leave out a base, in the order in which they apply: a base has the first reason that is true of it."""
+"""Reasons to leave out a base. A base is counted once, under the first reason that applies."""
 
 
 @dataclass(frozen=True)
@@ -155,8 +155,8 @@ def _make_shards(segments: Segments, options: BuildOptions) -> list[ShardPlan]:
 def _left_out(axis: ContigAxis, steps: Sequence[NDArray[np.int64]]) -> list[dict[str, int]]:
     """Return each contig's number of bases outside all segments, keyed by reason. Reasons with 0 bases are omitted.
 
-    `steps` holds the ranges (n, 2) that are left after each of `REASONS`, as positions along all contigs. Every base is
-    left out at one step, so the counts add up.
+    `steps` holds, for each of `REASONS` in order, the ranges (n, 2) that remain after it, as positions along all
+    contigs. No base is counted twice.
     """
     remaining = [axis.lengths, *map(axis.bases_of, steps)]
     table = {reason: before - after for reason, before, after in zip(REASONS, remaining, remaining[1:], strict=False)}

@@ -88,8 +88,8 @@ def split_by_blocks(
     `options.min_tokens` tokens are shuffled. In shuffled order, the first blocks are assigned to val and the next ones
     to test. All other blocks are assigned to train. Segments of different splits never share a base.
 
-    In a build with BED files, `whole_runs` (w, 2) holds the gap-free ranges of the whole contigs. Blocks are assigned
-    by these ranges. So builds with other BED files, or without, hold out the same blocks.
+    In a build with BED files, `whole_runs` (w, 2) holds the gap-free ranges of the whole contigs. Blocks are drawn
+    from these ranges, so builds hold out the same blocks whatever their BED files.
 
     Raises `ConfigError` if there are too few blocks for the requested splits.
     """
@@ -161,8 +161,9 @@ def _warn_if_far(flag: str, fraction: float, actual: float, block_bases: int, wh
 def check_splits_of_regions(bases: Sequence[int], options: BuildOptions) -> None:
     """Check that train and every requested split have bases inside the BED files' regions.
 
-    `bases` holds the number of bases of train, val and test that are long enough for segments. Raises `ConfigError` if
-    a split by fraction has none. If held-out contigs have none, a warning is printed.
+    `bases` holds the number of bases of train, val and test, counted in runs that are long enough for a segment. Raises
+    `ConfigError` if a split by fraction has none, or leaves none for train. If held-out contigs have none, a warning is
+    printed.
     """
     requested = (
         (VAL, "val", options.val_fraction, options.val_contigs),

@@ -168,7 +168,7 @@ def _row_panels(part: Any, row: Sequence[str], axis: str) -> dict[str, Any]:
 
 
 def _lines_of(name: str, runs: Sequence[Run]) -> list[Line]:
-    """Return the horizontal lines of a panel."""
+    """Return the reference lines of a panel."""
     if name.startswith(BITS_PREFIX):
         return bits_reference_lines(runs, int(name.removeprefix(BITS_PREFIX)))
     return [] if name in (ACCURACY, RATE) else loss_reference_lines(runs, is_training_loss=name == LOSS)

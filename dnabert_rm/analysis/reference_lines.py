@@ -35,7 +35,7 @@ def bits_reference_lines(runs: Sequence[Run], hidden: int) -> list[Line]:
 def loss_reference_lines(runs: Sequence[Run], *, is_training_loss: bool) -> list[Line]:
     """Return the lines of a panel with token losses: guessing, and the frequencies of single k-mers.
 
-    Only runs on overlapping k-mers have lines, and no run that began with pretrained weights. A training loss over
+    A run has lines only if its k-mers overlap and it did not begin with pretrained weights. A training loss over
     bases is not compared with the k-mer frequencies, because these are measured over tokens.
     """
     found = []

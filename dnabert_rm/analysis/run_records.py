@@ -88,7 +88,7 @@ class Run:
 
     @cached_property
     def k(self) -> int | None:
-        """k-mer length, from the newest checkpoint or the prepared data; None if tokens are not k-mers or unknown."""
+        """k-mer length, from the newest checkpoint or the prepared data. None if unknown or if tokens aren't k-mers."""
         checkpoints = [step_folder(self.folder, step) for step in reversed(saved_steps(self.folder))]
         records = [read_json_or_empty(folder / TOKENIZER_NAME) for folder in checkpoints[:1]]
         for data in self.setting("data", "path") or []:

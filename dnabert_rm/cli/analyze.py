@@ -324,7 +324,7 @@ KINDS = {
 
 
 class AnalyzeCommand(CommandGroup):
-    """Command `analyze`. Its subcommands report a file that can't be read or written in one line."""
+    """Command `analyze`. Its subcommands print a one-line error if a file can't be read or written."""
 
     def main(self, prog: str, words: Sequence[str]) -> int | None:
         """Run the subcommand that the first word names."""

@@ -1,4 +1,4 @@
-"""Command `dnabert-rm check-run RUN`: say in one or two sentences how good a run is, and what to try."""
+"""Command `dnabert-rm check-run RUN`: print a verdict on a run: how good it is, and what to try."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dnabert_rm.config.command_line import Command
 from dnabert_rm.config.schema import Settings, setting
 
 LAST_LINES = 5
-"""Number of validations to list."""
+"""Largest number of validations to list."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def table_text(titles: Sequence[str], rows: Sequence[Sequence[str | None]]) -> s
 
 COMMAND = Command(
     name="check-run",
-    help="say how good a run is: bits per base against count tables, and what to try",
+    help="print a verdict on a run: its bits per base against Markov chains, and what to try",
     example="dnabert-rm check-run runs/first",
     settings=CheckRunSettings,
     run=run,

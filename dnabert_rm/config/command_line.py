@@ -110,7 +110,7 @@ class CommandGroup:
     kinds: Mapping[str, Command]
     """Subcommands, keyed by name."""
     title: str
-    """First line of `--help`."""
+    """Description at the top of `--help`."""
 
     def main(self, prog: str, words: Sequence[str]) -> int | None:
         """Run the subcommand that the first word names. For `--help`, print an overview of the subcommands."""

@@ -36,11 +36,11 @@ class ModelConfig:
     dropout: float = 0.0
     """Dropout of hidden states and attention in pretraining (DNABERT's is 0.1)."""
     loss: Literal["token", "base", "both", "base-then-token"] = setting("token", flag="--loss")
-    """Training loss over k-mers ("token"), over single bases ("base"), mean of "both", or "base-then-token"."""
+    """Training loss: over k-mers ("token"), over single bases ("base"), the mean of "both", or "base-then-token"."""
     loss_switch: float = setting(0.5, above=0, below=1)
     """Share of the steps after which model.loss "base-then-token" changes from bases to tokens."""
     initial_weights: Literal["random", "structured"] = setting("random", free_on_resume=True)
-    """"random", or "structured": near tokens and shared bases are known from the start. Not with BPE or init_from."""
+    """Start with "random" weights, or "structured": k-mers as sums over bases. Ignored with BPE or init_from."""
     attention: Literal["sdpa", "eager", "flash_attention_2"] = setting("sdpa", free_on_resume=True)
     """Attention kernel: "sdpa", "eager" or "flash_attention_2" (flash-attn, a GPU, bf16 or fp16)."""
     activation_checkpointing: bool = setting(False, free_on_resume=True)
@@ -72,7 +72,7 @@ class DataConfig:
     strand: Literal["forward", "random", "both"] = setting("forward", flag="--strand")
     """"forward", "random" (half of the windows reverse-complemented) or "both" (each window twice per epoch)."""
     repeat_weight: float = setting(1.0, minimum=0, maximum=1)
-    """Weight of soft-masked (lower-case) bases in the training loss. Below 1 the data need `--record-soft-mask`."""
+    """Weight of lower-case (soft-masked) bases in the loss. Below 1, build the data with `--record-soft-mask`."""
     num_streams: int = setting(64, minimum=1)
     """Number of streams of windows in an epoch. A rank reads only its own streams, so it opens few shards."""
     block_windows: int = setting(65536, minimum=1)
@@ -108,7 +108,7 @@ class MaskingConfig:
     draw: Literal["uniform", "max"] = "uniform"
     """Span of a window: "uniform" (random from k, k + 2 … largest of the phase) or "max" (the largest)."""
     replacement: Literal["token", "span", "mask"] = "token"
-    """80/10/10 replacement of each "token" or of each "span" (spans that touch are merged), or only [MASK]: "mask"."""
+    """80/10/10 replacement per "token" or per "span" (touching spans are merged). "mask": always [MASK]."""
     fixed_span: int = 0
     """Span of policy "fixed"; 0: k, as in DNABERT."""
     token_rate: float = 0.15
@@ -189,7 +189,7 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class ValidationConfig:
-    """Loss on held-out windows with masks that never change, so that phases and policies can be compared."""
+    """Loss and bits per base on held-out data. The masks never change, so phases and policies can be compared."""
 
     every: int = setting(1000, minimum=0, free_on_resume=True)
     """Steps between validations. The last step is also validated. 0, or data without the split: none."""
@@ -200,9 +200,9 @@ class ValidationConfig:
     spans: tuple[int, ...] = setting((), minimum=1, free_on_resume=True)
     """Spans to validate, with one curve each. Empty: k, k + 2 … k + 8, or single tokens if tokens don't overlap."""
     regions: int = setting(16, minimum=0, free_on_resume=True)
-    """Held-out regions of 4,096 bases on which bits per base are measured, the same ones each time. 0: none."""
+    """Number of held-out regions of up to 4,096 bases for bits per base, the same ones each time. 0: none."""
     hidden_bases: tuple[int, ...] = setting((1, 3, 5, 9), separator=",", minimum=1, maximum=9, free_on_resume=True)
-    """Numbers of hidden bases in a row, with one curve of bits per base each."""
+    """Lengths in bases of the hidden stretches, with one curve of bits per base each."""
 
 
 @dataclass(frozen=True)

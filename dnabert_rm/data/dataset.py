@@ -98,7 +98,7 @@ def _has_window(path: str, settings: WindowSettings, storage: StorageSettings) -
 class WindowSettings:
     """Settings for cutting windows from stored segments of contigs. The fields match `[data]` in the configuration.
 
-    `soft_mask` is whether the soft mask of the windows is read too.
+    If `soft_mask` is true, the soft mask of each window is read too.
     """
 
     split: str = "train"

@@ -20,7 +20,7 @@ from dnabert_rm.utils import random
 REGION_BASES = 4096
 """Largest size of a region, in bases."""
 MIN_SEGMENT_BASES = 128
-"""Shorter segments have no region."""
+"""Smallest segment that has a region, in bases."""
 HELD_OUT_SEED = 0
 """Fixed seed, so that runs with different seeds are scored on the same bases."""
 _JITTER = 8
@@ -43,12 +43,12 @@ class HeldOutRegion:
     soft_masked: NDArray[np.bool_] | None = None
     """(N,) whether each base is lower-case in the FASTA, or None if the data don't record it."""
     segment: int = 0
-    """Number of the segment among all segments of the split, which seeds the stretches."""
+    """Index of the segment among all segments of the split. It seeds the places of the stretches."""
     offset: int = 0
     """Index of `codes[0]` in its segment."""
 
     def reverse_complement(self) -> HeldOutRegion:
-        """Return the same bases in the reading direction of the opposite strand. `start` stays."""
+        """Return the region as read on the opposite strand. `start` is unchanged."""
         codes = self.codes[::-1]
         complement = np.where(codes == AMBIGUOUS, codes, codes ^ 1).astype(np.uint8)
         soft_masked = None if self.soft_masked is None else self.soft_masked[::-1]
@@ -77,7 +77,7 @@ class HiddenStretches:
     """(S,) where each stretch starts, as an index in the region's `codes`."""
 
     def reversed(self, regions: Sequence[HeldOutRegion]) -> HiddenStretches:
-        """Return the same stretches as places in the reverse complements of `regions`. Their order stays."""
+        """Return the same stretches, in the same order, as places in the reverse complements of `regions`."""
         lengths = np.array([len(region.codes) for region in regions])
         return HiddenStretches(self.num_hidden, self.region, lengths[self.region] - self.start - self.num_hidden)
 
@@ -143,7 +143,7 @@ def _read_region(
 ) -> HeldOutRegion:
     """Read bases `first` … `last` - 1 of a segment, with context.
 
-    `within` is the segment's number in the reader's split, `segment` its number over all readers.
+    `within` is the segment's index in the reader's split, and `segment` its index over all readers.
     """
     k = int(reader.manifest.tokenizer.k or 0)
     counts = np.cumsum([len(segments) for segments in reader.shard_segments])
@@ -179,10 +179,11 @@ def _soft_masked(meta: dict[str, Any], start: int, num_bases: int) -> NDArray[np
 
 
 def stretch_starts(region: HeldOutRegion, num_hidden: int) -> NDArray[np.int64]:
-    """Return where the region's hidden stretches of `num_hidden` bases start, as ascending indices in `codes`, (S,).
+    """Return the starts of a region's hidden stretches of `num_hidden` bases, (S,), as ascending indices in `codes`.
 
-    A segment has one stretch in every 24 + 8 `num_hidden` bases, at a random place in the middle of them. So at least
-    17 + 7 `num_hidden` visible bases separate two stretches. Stretches with an ambiguous base are left out.
+    A segment is divided into slots of 24 + 8 * `num_hidden` bases. Each slot has one stretch, at a random place near
+    its middle, so at least 17 + 7 * `num_hidden` visible bases separate two stretches. Stretches with an ambiguous base
+    are left out.
     """
     period = 24 + 8 * num_hidden
     first, last = region.offset + region.first, region.offset + region.last

@@ -1,6 +1,6 @@
-"""What a model's bits per base are compared with: base frequencies and Markov chains of the training data.
+"""Reference lines for bits per base: base frequencies and Markov chains of the training data.
 
-The lines depend on the data only. They are stored beside the data, so that later runs read them.
+The lines don't depend on the model's weights. They are stored with the data, so that later runs can load them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MAX_TRAINING_BASES = 1_000_000_000
 """Larger training data are sampled, segment by segment, to about this number of bases."""
 COMPOSITION = "composition"
 _VERSION = 1
-"""Number to raise when the lines are computed in another way, so that stored lines are not used."""
+"""Raise this number when the computation of the lines changes, so that stored lines are not reused."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,10 @@ class ReferenceLines:
     """Cross-entropy of held-out k-mers under the frequencies of training k-mers, in nats per token."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return mean bits as in metrics.jsonl: by order of the Markov chain, then by number of hidden bases."""
+        """Return mean bits as in metrics.jsonl: by order of the Markov chain, then by number of hidden bases.
+
+        `kmer_frequencies` is the plain cross-entropy. In metrics.jsonl it is the loss of `loss_without_neighbours`.
+        """
         means = {line: {str(n): float(bits.mean()) for n, bits in by_n.items()} for line, by_n in self.bits.items()}
         composition = means.pop(COMPOSITION)
         return {
@@ -55,10 +58,10 @@ class ReferenceLines:
 def reference_lines(
     training: Sequence[SplitReader], regions: Sequence[HeldOutRegion], stretches: Sequence[HiddenStretches], k: int
 ) -> ReferenceLines:
-    """Return the lines for some held-out stretches, from storage if they were computed before.
+    """Return the lines for some held-out stretches. Lines that were computed before are loaded.
 
     The lines are stored in a subfolder of the first training folder, or in the shard cache if that folder is remote.
-    A folder that can't be written is no error.
+    If the folder can't be written, the lines are not stored.
 
     Args:
         training: Readers of the training data.
@@ -118,7 +121,7 @@ def orders_for(num_bases: int) -> list[int]:
 
 
 def training_codes(training: Sequence[SplitReader]) -> Iterator[NDArray[np.uint8]]:
-    """Yield the base codes of the training segments, or of a random part with about `MAX_TRAINING_BASES` bases.
+    """Yield the base codes of the training segments, or of random segments with about `MAX_TRAINING_BASES` bases.
 
     Damaged shards are left out if the readers allow it.
     """
@@ -136,7 +139,7 @@ def training_codes(training: Sequence[SplitReader]) -> Iterator[NDArray[np.uint8
 
 
 def _load(path: Path, stretches: Sequence[HiddenStretches]) -> ReferenceLines | None:
-    """Return the stored lines, or None if there are none that fit."""
+    """Return the stored lines, or None if they are missing or unreadable."""
     try:
         with np.load(path, allow_pickle=False) as stored:
             # Files of an archive keep their order, so the lines do too.

@@ -22,7 +22,7 @@ BAD_SHARD_RULES = ("fail", "skip")
 _TOUCH_INTERVAL_SECONDS = 60.0
 _NUM_REFETCHES = 3
 _ENTRY_BYTES = 400
-"""Approximate memory of an entry in a dictionary of soft masks, in addition to the bits."""
+"""Approximate memory in bytes of one entry in the dictionary of soft masks, apart from the mask itself."""
 
 
 class SplitReader:
@@ -106,7 +106,7 @@ class SplitReader:
         return packed[first_byte : first_byte + num_bytes]
 
     def _load_soft_mask(self, shard: int, segment: int) -> bytes:
-        """Read a segment's soft mask, and forget those that were read first if there are too many."""
+        """Read a segment's soft mask. If the masks exceed `MAX_SOFT_MASK_BYTES`, drop those that were read first."""
         num_bases = self.shards[shard].segments[segment] + (self.manifest.tokenizer.k or 1) - 1
         packed: bytes = self._read(shard, "soft_mask", segment, num_bases)
         self._soft_masks[shard, segment] = packed

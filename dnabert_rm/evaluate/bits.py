@@ -55,7 +55,7 @@ class Reader:
     precision: str
 
     def bits(self, regions: Sequence[HeldOutRegion], found: HiddenStretches) -> NDArray[np.float64]:
-        """Return the bits of each hidden base, (S, n). The stretches are places in `regions`."""
+        """Return the bits of each hidden base, (S, n) for the S stretches of n bases in `found`."""
         codes = [region.codes for region in regions]
         # `place_windows` takes stretches in ascending order.
         order = np.lexsort((found.start, found.region))
@@ -95,7 +95,7 @@ def load_reader(folder: Path, settings: BitsSettings) -> Reader:
 
 
 def read_held_out(settings: BitsSettings) -> HeldOut:
-    """Read the held-out regions and the lines. Raise `DataError` or `ConfigError` if the data don't allow it."""
+    """Read the held-out regions and the lines. Raise `DataError` or `ConfigError` for unsuitable data."""
     held_out = [SplitReader(folder, settings.split) for folder in settings.data]
     training = [SplitReader(folder, settings.train_split) for folder in settings.data]
     for folder, reader in zip(settings.data, held_out, strict=True):
@@ -136,7 +136,7 @@ def evaluate_bits(settings: BitsSettings) -> dict[str, Any]:
 
 
 def _bits_of_strand(reader: Reader, held_out: HeldOut, found: HiddenStretches, strand: str) -> NDArray[np.float64]:
-    """Return bits (S, n) with the bases of each stretch in the order of the forward strand."""
+    """Return the bits of a model that reads one strand, (S, n), with bases in the order of the forward strand."""
     if strand == "+":
         return reader.bits(held_out.regions, found)
     reverse = [region.reverse_complement() for region in held_out.regions]
@@ -215,7 +215,7 @@ def _row(
 def _mean_and_error(
     values: NDArray[np.float64], counted: NDArray[np.bool_], region: NDArray[np.int64]
 ) -> tuple[float | None, float | None]:
-    """Return the mean of the counted values and its standard error over regions, or None where it is undefined.
+    """Return the mean of the counted values and its standard error over regions, or None for an undefined one.
 
     Neighbouring bases are not independent, so the error comes from the regions' sums (a ratio estimator).
     """

@@ -20,7 +20,7 @@ class BitsSettings(Settings):
     model: tuple[Path, ...] = setting(metavar="HFDIR")
     """Folders of masked language models over k-mers: exports, or stock models with DNABERT's vocabulary."""
     data: tuple[str, ...] = setting(metavar="DIR")
-    """Prepared folders or their URLs, with held-out DNA. Its training split gives the Markov lines."""
+    """Prepared folders or their URLs, with held-out DNA. Their training split gives the Markov lines."""
     output: Path | None = setting(None, metavar="FILE")
     """File to write: a JSON object with all results. By default only the table is printed."""
     overwrite: bool = False
@@ -28,11 +28,11 @@ class BitsSettings(Settings):
     split: str = "val"
     """The split to measure on."""
     train_split: str = "train"
-    """The split whose base frequencies and Markov chains are the lines to compare with."""
+    """The split to compute the reference lines from: base frequencies and Markov chains."""
     regions: int = setting(16, metavar="N", minimum=1)
-    """Held-out regions of 4,096 bases, the same ones as in pretraining."""
+    """Number of held-out regions of up to 4,096 bases, the same ones as in pretraining."""
     hidden: tuple[int, ...] = setting((1, 3, 5, 9), separator=",", metavar="N,N", minimum=1, maximum=9)
-    """Numbers of hidden bases in a row."""
+    """Lengths in bases of the hidden stretches."""
     by: tuple[Literal["strand", "repeats", "genome"], ...] = setting((), separator=",", metavar="WHAT,WHAT")
     """Also list results by "strand", by soft-masked "repeats" (recorded with --record-soft-mask), or by "genome"."""
     window: int | None = setting(None, metavar="N", minimum=3)

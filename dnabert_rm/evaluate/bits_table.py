@@ -8,7 +8,7 @@ from typing import Any
 
 
 def bits_table(results: Mapping[str, Any]) -> str:
-    """Return the results as text: one table for each group of bases, then each model against its Markov line."""
+    """Return the results as text: one table for each group of bases, then differences from the best Markov chain."""
     widths = list(results["hidden_bases"])
     names = {row["name"]: _shown(row["name"]) for row in results["rows"]}
     first = max(len("hidden bases in a row"), *(len(name) + 2 for name in names.values()))

@@ -98,9 +98,9 @@ def _phase_end(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def last_validation(metrics: Path, steps: int) -> dict[str, Any] | None:
-    """Return the results of the last validation in the first `steps` steps, and `steps`, the steps done before it.
+    """Return the results of the last validation in the first `steps` steps, or None if there is none.
 
-    Return None if there is none. `metrics` is a run's metrics.jsonl.
+    The entry "steps" of the result is the number of steps completed by then. `metrics` is a run's metrics.jsonl.
     """
     rows = read_validations(metrics, steps)
     return {"steps": rows[-1]["step"] + 1, **validation_of(rows[-1])} if rows else None

@@ -1,7 +1,7 @@
 """Read intervals from BED files, and combine sets of ranges.
 
 BED positions are 0-based and half-open, like all positions in this code base. The format is that of the BED
-specification 1.0 (samtools.github.io/hts-specs/BEDv1.pdf), with `track` and `browser` lines as UCSC has them.
+specification 1.0 (samtools.github.io/hts-specs/BEDv1.pdf). UCSC's `track` and `browser` lines are allowed too.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def read_intervals(path: str | os.PathLike[str], details: bool = False) -> Inter
 def _rows(source: Input, max_splits: int) -> Iterator[tuple[int, list[bytes]]]:
     """Yield the line number and the columns of each interval, split at most `max_splits` times.
 
-    Start and end are digits. Raises `DataError` for a line that is neither an interval nor a comment.
+    Start and end have only digits. Raises `DataError` for a line that is neither an interval nor a comment.
     """
     for number, text in enumerate(source.lines(), 1):
         if number == 1:
@@ -143,7 +143,7 @@ def _fault(text: bytes, columns: list[bytes]) -> str:
         for name, value in (("start", columns[1]), ("end", columns[2]))
         if not value.isdigit() or len(value) > _MAX_POSITION_DIGITS
     )
-    return f"not BED: {name} {_short(value)} is not a whole number from 0 on; fix it, or begin a header line with #"
+    return f"not BED: {name} {_short(value)} is not a whole number of 0 or more; fix it, or begin a header line with #"
 
 
 def _short(text: bytes) -> str:
@@ -152,7 +152,7 @@ def _short(text: bytes) -> str:
 
 
 def _details(rest: list[list[bytes]]) -> Details:
-    """Return the optional columns. `rest` holds the fields 4 to 6 of each interval, as many as it has."""
+    """Return the optional columns. `rest` holds columns 4 to 6 of each interval, as far as they exist."""
     name = [columns[0].decode("utf-8", "backslashreplace") if columns else "" for columns in rest]
     score = np.array([_number(columns[1]) if len(columns) > 1 else np.nan for columns in rest], dtype=np.float64)
     strand = np.array([columns[2] if len(columns) > 2 and columns[2] in _STRANDS else b"." for columns in rest])

@@ -134,7 +134,7 @@ def encode(sequence: bytes | str, k: int) -> NDArray:
 
 
 def encode_with_unknown(codes: NDArray[np.uint8], k: int) -> NDArray:
-    """Encode base codes, some of which may be `AMBIGUOUS`, as `encode` encodes letters."""
+    """Encode base codes (N,) as `encode` does. A k-mer with an `AMBIGUOUS` base is `[UNK]`."""
     ambiguous = codes == AMBIGUOUS
     if not ambiguous.any():
         return encode_codes(codes, k)

@@ -1,11 +1,13 @@
-"""Counts of all k-mers of one to `max_width` bases, exact, in one pass and bounded memory.
+"""Exact counts of all k-mers of 1 to `max_width` bases, in one pass and bounded memory.
 
-Only the widest k-mers are counted base by base. Each narrower k-mer either follows a base, and is then the end of
-exactly one wider k-mer, or it begins a run of unambiguous bases. So
+Only the widest k-mers are counted base by base. A narrower k-mer either follows an unambiguous base or begins a run of
+unambiguous bases. If it follows a base, it is the end of exactly one k-mer that is one base wider. So for a k-mer x of
+w bases,
 
-    count_w(x) = sum_a count_{w+1}(a x) + number of runs that begin with x
+    count_w(x) = sum over bases a of count_{w+1}(a x) + number of runs that begin with x
 
-Only the given strand is counted. A k-mer's number is sum_j c_j * 4^(w-1-j), in the base order of `genome/kmer.py`.
+Only the given strand is counted. A k-mer with base codes c_0 … c_{w-1} has the number sum_j c_j * 4^(w-1-j), in the
+base order of `genome/kmer.py`.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from dnabert_rm.genome.kmer import AMBIGUOUS, NUM_SPECIAL, encode_codes
 from dnabert_rm.utils.errors import DataError
 
 MAX_WIDTH = 12
-"""A table of 12-mers has 16.8 million counts, 128 MiB."""
+"""Largest width. A table of 12-mers has 16.8 million counts, 128 MiB."""
 
 CHUNK_BASES = 1 << 22
 
@@ -37,7 +39,7 @@ def count_kmers(
     Args:
         sequences: Base codes (N,) uint8, one array per contig or segment; see `kmer.base_codes`.
         max_width: Bases of the widest k-mers, 1 … 12.
-        chunk_bases: Bases to count at a time; bounds the memory beyond the tables to about 20 bytes per base.
+        chunk_bases: Bases to count at a time. Each needs about 20 bytes of memory, in addition to the tables.
     """
     assert 1 <= max_width <= MAX_WIDTH, max_width
     widest = np.zeros(NUM_SPECIAL + 4**max_width, dtype=np.int64)
@@ -60,8 +62,8 @@ def _overlapping_chunks(
 ) -> Iterator[NDArray[np.uint8]]:
     """Yield the sequences, joined by an ambiguous base, in chunks that overlap by `width` bases.
 
-    So each chunk's first base only tells whether the second one begins a run, and each k-mer of `width` bases that
-    begins after the first base is in exactly one chunk.
+    A chunk's first base only shows whether the second one begins a run. Apart from the k-mers at these first bases,
+    each k-mer of `width` bases is in exactly one chunk.
     """
     border = np.full(1, AMBIGUOUS, dtype=np.uint8)
     pieces, size = [border], 1
@@ -79,7 +81,7 @@ def _overlapping_chunks(
 
 
 def _any_of(flags: NDArray[np.bool_], width: int) -> NDArray[np.bool_]:
-    """Return, for each position, whether any of the `width` flags from this position on is set, (N - width + 1,)."""
+    """Return whether any of the `width` flags from each position on is set, (N,) → (N - width + 1,)."""
     covered = 1
     while covered < width:
         step = min(covered, width - covered)
@@ -106,10 +108,10 @@ def composition_probabilities(counts: KmerCounts) -> NDArray[np.float64]:
 
 
 def kmer_cross_entropy(training: KmerCounts, held_out: KmerCounts, k: int) -> float:
-    """Return the cross-entropy of single k-mers, in nats per k-mer.
+    """Return the cross-entropy of held-out k-mers under the frequencies of training k-mers, in nats per k-mer.
 
-    Each of the overlapping held-out k-mers is predicted by its frequency among the training k-mers, add-one smoothed.
-    A masked language model that ignores the neighbours of a masked token can't do better.
+    The k-mers overlap, and the frequencies are add-one smoothed. A masked language model that ignores the neighbours of
+    a `[MASK]` token can't do better.
 
     Raises `DataError` without held-out k-mers.
     """

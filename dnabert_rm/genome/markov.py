@@ -1,15 +1,16 @@
-"""The Markov line: how well a count table predicts hidden bases that have visible neighbours on both sides.
+"""Markov chains fitted on k-mer counts, and the probabilities that they give to hidden bases.
 
-A chain of order o gives P(b | the o bases before). It is fitted on counts of k-mers, each order interpolated with the
-next lower one:
+A chain of order o gives P(b | c), the probability of base b after a context c of o bases. It is fitted on counts of
+k-mers, and each order is interpolated with the next lower one:
 
     P_o(b | c) = (count(c b) + alpha_o * P_{o-1}(b | c')) / (count(c) + alpha_o)
 
-Here c' is c without its first base, count(c) is the sum of count(c b) over b, and P_{-1} is uniform. Each alpha_o
-maximises the leave-one-out likelihood of the training bases (Bell, Cleary, Witten: Text Compression, 1990, on blending;
-Ney, Essen, Kneser, IEEE PAMI 17, 1995, on leaving one out).
+Here count(c b) is the number of times that b follows c, and count(c) is its sum over b. c' is c without its first base,
+and P_{-1} is uniform. Each alpha_o maximises the leave-one-out likelihood of the training bases (Bell, Cleary, Witten:
+Text Compression, 1990, on blending; Ney, Essen, Kneser, IEEE PAMI 17, 1995, on leaving one out).
 
-Hidden bases get exact marginals from the forward-backward recursion (Rabiner, Proc. IEEE 77, 1989).
+The probabilities of hidden bases are exact marginals, given the visible bases on both sides. They come from the
+forward-backward recursion (Rabiner, Proc. IEEE 77, 1989).
 
 Shapes: S stretches, n hidden bases each, o the chain's order. Contexts are k-mer numbers in the base order of
 `genome/kmer.py`.
@@ -30,12 +31,12 @@ MARKOV_ORDERS = (2, 5, 8, 11)
 """The orders to report; one fit of the highest serves all of them."""
 
 ALPHAS = tuple(2.0**exponent for exponent in range(13))
-"""The weights from which each order's weight of the next lower order is chosen."""
+"""Candidates for each alpha_o."""
 
 _MIN_PROBABILITY = 1e-12
-"""Keeps products over a stretch and its right side above the smallest float64."""
+"""Lower bound of the tables. It keeps products over a stretch and its right side above the smallest float64."""
 _BATCH_STATES = 1 << 19
-"""Numbers in the largest array of `hidden_base_probabilities`: 4 MiB."""
+"""Size of the largest array of `hidden_base_probabilities` in float64 numbers, 4 MiB."""
 
 Tables = NDArray[np.float32]
 
@@ -60,13 +61,13 @@ class MarkovChain:
 
 
 def fit_chain(counts: KmerCounts, order: int) -> MarkovChain:
-    """Fit a Markov chain of order `order`, and with it those of all lower orders.
+    """Fit a Markov chain of order `order`, which includes the chains of all lower orders.
 
     Args:
         counts: Counts of k-mers of 1 … `order + 1` bases, from `count_kmers`.
 
     Copies of a repeat count as independent evidence. So on a genome full of repeats, high orders may score worse than
-    lower ones on hidden bases; compare with the best of several orders.
+    lower ones on hidden bases. Compare with the best of several orders.
 
     Raises `DataError` if nothing was counted.
     """
@@ -76,7 +77,7 @@ def fit_chain(counts: KmerCounts, order: int) -> MarkovChain:
     tables, alphas = [], []
     for width in range(1, order + 2):
         following = counts[width].reshape(-1, 4)
-        # The weight is chosen with each base left out of the lower orders too, or they would look too good.
+        # Each base is left out of the lower orders too. Otherwise they would look too good, and alpha be too large.
         alpha = max(ALPHAS, key=leave_one_out_log_likelihoods(following, left_out_lower).__getitem__)
         left_out_lower = _interpolate(following, left_out_lower, alpha, leave_out=1)
         lower = _interpolate(following, lower, alpha)
@@ -90,7 +91,7 @@ def leave_one_out_log_likelihoods(following: NDArray[np.int64], lower: Tables) -
 
     Args:
         following: Counts of each base after each context of o bases, (4^o, 4).
-        lower: For each (context of o - 1 bases, base), the probability with one such base left out, (4^(o-1), 4).
+        lower: Leave-one-out probability of each base after each context of o - 1 bases, (4^(o-1), 4).
     """
     totals, num_contexts = np.unique(following.sum(axis=1), return_counts=True)
     num_bases = totals * num_contexts
@@ -109,9 +110,9 @@ def leave_one_out_log_likelihoods(following: NDArray[np.int64], lower: Tables) -
 
 
 def _interpolate(following: NDArray[np.int64], lower: Tables, alpha: float, leave_out: int = 0) -> Tables:
-    """Return P_o(b | c), (4^o, 4), with `leave_out` of the occurrences of each base after each context left out.
+    """Return P_o(b | c), (4^o, 4), as if each base followed each context `leave_out` times less often.
 
-    With one left out, entries of bases that never follow their context have no meaning.
+    If `leave_out` is 1, entries of bases that never follow their context have no meaning.
     """
     result = np.empty(following.shape, dtype=np.float32)
     # One block of contexts per leading base; all of them share the contexts of the lower order.
@@ -129,13 +130,13 @@ def hidden_base_probabilities(
 ) -> NDArray[np.float64]:
     """Return P(hidden base | visible bases on both sides) under the chain, exactly, (S, n, 4).
 
-    The codes of the hidden bases are not read. The visible sides are the up to o bases next to the stretch, fewer at
-    the end of `codes` or before an ambiguous base. With fewer than o bases before it, a base has the probability of the
-    lower order. To ask about several segments at once, join them with one ambiguous base.
+    The codes of the hidden bases are not read. On each side, the o bases next to the stretch are visible.
+    There are fewer at an end of `codes` or beside an ambiguous base. A base with fewer than o bases before it has the
+    probability of the lower order. To score several segments in one call, join them with one ambiguous base.
 
-    Other stretches count as visible: keep the starts at least n + o bases apart.
+    Other stretches are treated as visible, so the starts must be at least n + o bases apart.
 
-    Time and memory per stretch grow as 4^min(n, o + 1); the stretches are taken in batches of bounded memory.
+    Time and memory per stretch grow as 4^min(n, o + 1). Stretches are processed in batches of bounded memory.
 
     Args:
         codes: Base codes (N,) uint8.
@@ -160,7 +161,10 @@ def hidden_base_probabilities(
 
 
 def _visible_bases(codes: NDArray[np.uint8], places: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the codes at `places` (S, o), nearest first, and how many come before an end or an ambiguous base (S,)."""
+    """Return the codes at `places` (S, o), and the number of codes before an end or an ambiguous base, (S,).
+
+    `places` begin with the base that is nearest to the stretch.
+    """
     inside = (places >= 0) & (places < len(codes))
     bases = np.full(places.shape, AMBIGUOUS, dtype=np.int64)
     bases[inside] = codes[places[inside]]
@@ -170,7 +174,8 @@ def _visible_bases(codes: NDArray[np.uint8], places: NDArray[np.int64]) -> tuple
 def _marginals(chain: MarkovChain, left: NDArray[np.int64], right: NDArray[np.int64], n: int) -> NDArray[np.float64]:
     """Return the marginals of stretches with equally many visible bases on each side, (S, n, 4).
 
-    Before hidden base i, a state is the last min(i, o) hidden bases; after the last one, the last min(n, o).
+    The state before hidden base i is the last min(i, o) hidden bases. The state after all of them is the last min(n, o)
+    hidden bases.
 
     Args:
         left: Codes before the stretches, (S, L), nearest first, L <= o.
@@ -210,8 +215,8 @@ def _right_side_likelihood(
 ) -> NDArray[np.float64]:
     """Return P(right side | last min(n, o) hidden bases, left side), (S, 4^min(n, o)).
 
-    Right base j has the last min(n, o - j) hidden bases in its context. So the product is built from the far end,
-    where few hidden bases matter, towards the stretch.
+    The context of right base j includes the last min(n, o - j) hidden bases. So the product is built from the far end,
+    where few hidden bases matter, towards the stretch. `before` is the result of `_left_numbers`.
     """
     size, order = len(right), chain.order
     num_left = len(before) - 1
@@ -225,12 +230,12 @@ def _right_side_likelihood(
         factor = table[before[visible], :, words[j]]
         product = factor.reshape(size, -1, likelihood.shape[1]) * likelihood[:, None, :]
         likelihood = product.reshape(size, -1)
-    # Without a right side nothing follows from it, whatever the state.
+    # Without visible bases on the right, the likelihood is 1 for every state.
     return np.broadcast_to(likelihood, (size, 4 ** min(n, order)))
 
 
 def _left_numbers(left: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    """Return, for v = 0 … L, the k-mer number of the last v bases before each stretch, each (S,)."""
+    """Return, for v = 0 … L, the k-mer number of the last v bases before each stretch, each (S,). `left` is (S, L)."""
     numbers = [np.zeros(len(left), dtype=np.int64)]
     for v in range(left.shape[1]):
         numbers.append(numbers[v] + left[:, v] * 4**v)
@@ -238,7 +243,7 @@ def _left_numbers(left: NDArray[np.int64]) -> list[NDArray[np.int64]]:
 
 
 def _right_numbers(right: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    """Return, for j = 0 … R - 1, the k-mer number of the bases 0 … j after each stretch, each (S,)."""
+    """Return, for j = 0 … R - 1, the k-mer number of bases 0 … j after each stretch, each (S,). `right` is (S, R)."""
     numbers: list[NDArray[np.int64]] = []
     for j in range(right.shape[1]):
         numbers.append((numbers[-1] * 4 if numbers else 0) + right[:, j])
@@ -250,7 +255,7 @@ def hidden_base_bits(
 ) -> NDArray[np.float64]:
     """Return -log2 P(true base) of each hidden base, (S, n), for probabilities (S, n, 4).
 
-    2.0 is guessing. No hidden base may be ambiguous.
+    Guessing costs 2 bits. No hidden base may be ambiguous.
     """
     places = np.asarray(starts, dtype=np.int64)[:, None] + np.arange(probabilities.shape[1])
     truth = codes[places]

@@ -21,8 +21,8 @@ _REVERSED = np.packbits(np.unpackbits(np.arange(256, dtype=np.uint8)).reshape(25
 def pack_ranges(ranges: Any, start: int, num_bases: int) -> bytes:
     """Return one bit per base, 1 if the base is in a range. The first base is the highest bit of the first byte.
 
-    `ranges` (R, 2) are ascending half-open ranges within the bases `start` … `start + num_bases - 1`. Raises
-    `ValueError` or `TypeError` for anything else.
+    `ranges` (R, 2) are ascending half-open ranges within the bases `start` … `start + num_bases - 1`. Zero bytes
+    (`SPARE_BYTES`) follow the bits. Raises `ValueError` or `TypeError` for any other `ranges`.
     """
     edges = np.asarray(ranges) if len(ranges) else np.empty((0, 2), dtype=np.int64)
     if edges.dtype != np.int64 or edges.shape != (len(ranges), 2):
@@ -36,7 +36,7 @@ def pack_ranges(ranges: Any, start: int, num_bases: int) -> bytes:
 
 
 def num_window_bytes(num_bases: int) -> int:
-    """Return the number of bytes that hold `num_bases` bits from any bit of the first byte on, and one spare byte."""
+    """Return the number of bytes to read for `num_bases` bits that begin anywhere in the first byte; one is spare."""
     return (num_bases + 14) // 8 + 1
 
 
@@ -44,8 +44,8 @@ def num_window_bytes(num_bases: int) -> int:
 class SoftMask:
     """The soft-masked bases of B windows of k-mers, in the order in which the model reads them.
 
-    `bits` (B, W) uint8 holds one bit per base, and `first_bit` (B,) int64 the bit of each window's first base. `k` is
-    the number of bases per token, and `stride` the number of bases from one token to the next.
+    `bits` (B, W) uint8 holds one bit per base. `first_bit` (B,) int64 is the index of the bit of each window's first
+    base. `k` is the number of bases per token, and `stride` the number of bases from one token to the next.
     """
 
     bits: NDArray[np.uint8]
@@ -57,7 +57,7 @@ class SoftMask:
     def of_windows(
         cls, windows: list[bytes], first_bit: NDArray[np.int64], reverse: NDArray[np.bool_], num_bases: int, **how: int
     ) -> SoftMask:
-        """Return the soft mask of B windows of `num_bases` bases. `how` are `k` and `stride`.
+        """Return the soft mask of B windows of `num_bases` bases. `how` holds `k` and `stride`.
 
         Args:
             windows: `num_window_bytes(num_bases)` bytes of each window, on the forward strand.
@@ -75,8 +75,8 @@ class SoftMask:
     def base_weights(self, counts: NDArray[np.int64], tokens: NDArray[np.int64], weight: float) -> NDArray[np.float32]:
         """Return the weight of each base of M k-mers, (M, k): `weight` if it is soft-masked, otherwise 1.
 
-        `tokens` (M,) are the numbers of the k-mers within their windows: `counts[0]` of the first window, `counts[1]`
-        of the second, and so on. `counts` is (B,).
+        `counts` (B,) is the number of these k-mers in each window. `tokens` (M,) holds the index of each k-mer in its
+        window, one window after another.
         """
         row_bits = 8 * self.bits.shape[1] * np.arange(len(counts)) + self.first_bit
         bit = np.repeat(row_bits, counts) + tokens * self.stride

@@ -37,7 +37,7 @@ class WindowShape:
         return (num_tokens - 1) * self.stride + self.k
 
     def tokens_in(self, num_bases: int) -> int:
-        """Return the number of tokens of the window in a sequence of `num_bases` bases."""
+        """Return the number of tokens per window in a sequence of `num_bases` bases, fewer if the sequence is short."""
         return min(self.num_tokens, max(0, (num_bases - self.k) // self.stride + 1))
 
     def flank(self, num_hidden: int) -> int:
@@ -51,7 +51,11 @@ class WindowShape:
 
 @dataclass(frozen=True)
 class HiddenWindow:
-    """A window of a sequence: `start` and `num_tokens` give its place, `stretches` are indices of hidden stretches."""
+    """A window of a sequence, with the hidden stretches to score in it.
+
+    `sequence` is the index of the sequence, and `start` the window's first base in it. `stretches` holds the indices of
+    the hidden stretches.
+    """
 
     sequence: int
     start: int

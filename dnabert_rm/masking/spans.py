@@ -24,9 +24,10 @@ _RANDOM_BELOW = np.uint64(round((MASK_SHARE + RANDOM_SHARE) * 2**32) << 32)
 def loss_without_neighbours(entropy: float) -> float:
     """Return the loss, in nats per masked token, of a model that knows only how frequent each k-mer is.
 
-    `entropy` is the loss of such a model on `[MASK]`. Masked tokens that were left unchanged or replaced at random look
-    alike. The best answer is then half the visible token and half the frequencies: an unchanged token costs ln 2, a
-    replaced one `entropy` + ln 2. Many runs stay near this loss before the model learns to use neighbours.
+    `entropy` is the loss of such a model on `[MASK]`. Any other token is equally likely to be unchanged or random. So
+    the best prediction gives one half to the visible token and one half to the frequencies. An unchanged token then
+    costs ln 2, and a random one `entropy` + ln 2. Many runs stay near this loss before the model learns to use
+    neighbours.
     """
     return (MASK_SHARE + RANDOM_SHARE) * entropy + (1 - MASK_SHARE) * math.log(2)
 

@@ -1,10 +1,10 @@
-"""Initial weights that already know which bases a k-mer has, and which tokens are near.
+"""Structured initial weights: k-mers that share bases have similar embeddings, and tokens attend to near tokens.
 
 With transformers' own random weights a small model needs thousands of steps to learn both. docs/randommask.md has the
 measurements.
 
-Sources: sinusoidal positions from Vaswani et al., "Attention Is All You Need" (2017); keys that begin like queries from
-Trockman and Kolter, "Mimetic Initialization of Self-Attention Layers" (2023).
+Sources: sinusoidal positions from Vaswani et al., "Attention Is All You Need" (2017); keys that begin equal to the
+queries from Trockman and Kolter, "Mimetic Initialization of Self-Attention Layers" (2023).
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from dnabert_rm.genome.kmer import NUM_SPECIAL, vocab_size
 from dnabert_rm.model.losses import NUM_BASES, base_indicator
 
 LONGEST_PERIOD = 100.0
-"""Ratio of the longest to the shortest period of the sinusoidal positions. Small, so that only near positions agree."""
+"""Ratio of the longest to the shortest period of the sinusoidal positions. Small, so only near positions are alike."""
 POSITION_SCALE = 2.0
 """Standard deviation of the positions, relative to that of random embeddings."""
 QUERY_SCALE = 0.9
-"""Standard deviation of query and key weights, relative to 1 / sqrt(hidden size). A token then prefers near tokens."""
+"""Standard deviation of query and key weights, relative to 1 / sqrt(hidden size). Tokens then attend to near tokens."""
 
 Gather = Callable[[Sequence[Tensor]], contextlib.AbstractContextManager[Any]]
 
@@ -43,7 +43,7 @@ def set_structured_weights(
         model: A model with random weights.
         k: Bases per token.
         seed: Seed of the random vectors.
-        gather: Context in which partitioned weights are complete.
+        gather: Context manager that gathers partitioned weights (ZeRO-3).
     """
     std = float(model.config.initializer_range)
     embeddings: Any = model.get_input_embeddings()

@@ -21,7 +21,7 @@ NUM_BASES = 4
 
 
 def base_loss_share(loss: str, switch: float, step: int, total_steps: int) -> float:
-    """Return the share of the loss over bases in the training loss of a step, from 0 to 1.
+    """Return the fraction of a step's training loss that is the loss over bases, from 0 to 1.
 
     Args:
         loss: "token" (0), "base" (1), "both" (0.5), or "base-then-token" (1 at first, 0 later).
@@ -97,9 +97,9 @@ def base_loss_sum(logits: Tensor, targets: Tensor, k: int, base_weights: Tensor 
 
 
 def hidden_base_bits(logits: Tensor, hidden: Tensor, true_codes: Tensor, k: int) -> Tensor:
-    """Return the bits that each hidden base costs: -log2 of the probability of the true base, (H,) float64.
+    """Return the bits of each hidden base: -log2 of the probability of the true base, (H,) float64.
 
-    The probability of a base is the mean over the masked tokens that cover it. 2 bits are a guess among four bases.
+    The probability of a base is the mean over the masked tokens that cover it. Guessing among four bases costs 2 bits.
 
     Args:
         logits: (M, V) for M masked tokens.
@@ -109,7 +109,7 @@ def hidden_base_bits(logits: Tensor, hidden: Tensor, true_codes: Tensor, k: int)
     """
     num_hidden = len(true_codes)
     probabilities = base_probabilities(logits, k).double()
-    probabilities = probabilities / probabilities.sum(dim=2, keepdim=True)  # special tokens are no answer
+    probabilities = probabilities / probabilities.sum(dim=2, keepdim=True)  # special tokens are not bases
     sums = probabilities.new_zeros(num_hidden + 1, NUM_BASES)
     sums.index_add_(0, hidden.flatten(), probabilities.flatten(0, 1))
     means = sums[:num_hidden] / sums[:num_hidden].sum(dim=1, keepdim=True)

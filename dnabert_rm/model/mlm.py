@@ -15,7 +15,7 @@ from dnabert_rm.genome.kmer import NUM_SPECIAL
 from dnabert_rm.model.losses import base_loss_sum, token_loss_sum
 
 MODEL_INPUTS = ("input_ids", "positions", "targets", "base_weights")
-"""Entries of a batch that `MaskedLM.forward` takes, in this order. A batch can lack `base_weights`."""
+"""Entries of a batch that `MaskedLM.forward` takes, in this order. `base_weights` is optional."""
 
 
 class MaskedLM(nn.Module):
@@ -31,7 +31,7 @@ class MaskedLM(nn.Module):
         self.model = model
         self.k = k
         self.base_share = 0.0
-        """Share of the loss over bases in the training loss, from 0 to 1. The rest is the loss over tokens."""
+        """Fraction of the training loss that is the loss over bases, from 0 to 1. The rest is the loss over tokens."""
 
     def forward(
         self,

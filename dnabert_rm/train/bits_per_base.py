@@ -24,15 +24,15 @@ BITS = "bits_per_base"
 
 
 class BitsPerBase:
-    """Measure of bits per base on one rank. Batch b belongs to rank b mod world_size.
+    """Measurement of bits per base on one rank. Rank r scores the batches r, r + world_size, r + 2 * world_size, …
 
-    Every rank knows all batches, so all ranks run the same number of forward passes, as ZeRO-3 requires.
+    Every rank makes all batches, so that all ranks run the same number of forward passes, as ZeRO-3 requires.
     """
 
     def __init__(
         self, held_out: WindowDataset, training: WindowDataset, config: RunConfig, ranks: Ranks, micro_batch: int
     ) -> None:
-        """Prepare the measure without reading a shard. `micro_batch` is the number of windows per forward pass."""
+        """Prepare the measurement without reading a shard. `micro_batch` is the number of windows per forward pass."""
         assert held_out.tokenizer.k is not None, "bits per base need k-mers"
         self.ranks = ranks
         self._held_out = held_out
@@ -83,7 +83,7 @@ class BitsPerBase:
             self._batches.append(list(batches))
         reset_watchdog("reference lines")
         if self.ranks.is_first:
-            notice("validation: reading the Markov lines of the training data, or computing them once")
+            notice("validation: loading the Markov lines of the training data, or computing them (once per data set)")
         regions, readers, k = self._regions, self._training.readers, self._shape.k
         self._lines = on_first_rank(lambda: reference_lines(readers, regions, self._stretches, k), self.ranks)
 

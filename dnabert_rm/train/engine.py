@@ -135,7 +135,7 @@ class Engine:
         self.deepspeed.set_train_batch_size(micro_batch * num_batches * self.ranks.world_size)
 
     def set_base_share(self, share: float) -> None:
-        """Set the share of the loss over bases in the training loss, from 0 to 1."""
+        """Set the fraction of the training loss that is the loss over bases, from 0 to 1."""
         self.deepspeed.module.base_share = share
 
     def step(self) -> None:

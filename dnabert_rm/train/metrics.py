@@ -130,7 +130,7 @@ class StepSums:
     def to_result(
         self, step: int, k: int | None, grad_norm: float, *, seconds: float, data_seconds: float
     ) -> StepResult:
-        """Return the result of the step: weighted means of the losses over the masked tokens, and plain accuracies.
+        """Return the result of the step: weighted mean losses of the masked tokens, and unweighted accuracies.
 
         `k` is the k-mer length, or None if tokens are not k-mers. `seconds` is the duration of the step, of which
         `data_seconds` were spent waiting for data.
@@ -163,7 +163,7 @@ class StepResult:
     loss: float
     """Training loss: the mean over the masked tokens of the global batch, weighted by data.repeat_weight, in nats."""
     token_loss: float
-    """Cross-entropy over tokens, as the same mean. It equals `loss` if model.loss is "token"."""
+    """Cross-entropy over tokens, averaged in the same way, in nats. It equals `loss` if model.loss is "token"."""
     masked_accuracy: float
     base_accuracy: float | None
     """Share of correct bases in masked k-mers; None for other tokenizers."""
@@ -298,7 +298,7 @@ class MetricsWriter:
 def validation_scalars(validation: Mapping[str, Any]) -> dict[str, float | None]:
     """Return the values of a validation for TensorBoard, keyed by tag, e.g. "validation_loss/span_6".
 
-    Bits per base have tags such as "bits_per_base/hidden_5". The lines beside them have the tags
+    Bits per base have tags such as "bits_per_base/hidden_5". The reference lines have the tags
     "bits_per_base/composition_hidden_5", "bits_per_base/markov_hidden_5" and "bits_per_base/guessing".
     """
     scalars: dict[str, float | None] = {

@@ -28,13 +28,13 @@ from dnabert_rm.train.validation_record import (
 
 Trend = Literal["falling", "flat", "rising", "unknown"]
 MIN_VALIDATIONS = 4
-"""Number of validations that a trend needs."""
+"""Smallest number of validations for a trend."""
 MIN_CHANGE = 0.001
 """Smallest relative change that counts as falling or rising: 0.1 %, about 0.002 bits per base."""
 PLATEAU_SHARE = 0.98
-"""A token loss above this share of the k-mer frequencies' loss is on the plateau of single k-mers."""
+"""On the plateau of single k-mers, the token loss is at least this share of the k-mer frequencies' loss."""
 PLATEAU_BASE_ACCURACY = 0.5
-"""A base accuracy below this value is on the plateau of single k-mers."""
+"""On the plateau of single k-mers, the base accuracy is also below this value."""
 HOLD_OUT_ADVICE = "hold out data with `python -m data_prep build … --val-fraction 0.01`"
 
 
@@ -174,19 +174,19 @@ def _advice(last: Mapping[str, Any], trend: Trend, num_validations: int, *, is_b
     curve = narrowest_curve(validation)
     if curve is not None and is_on_plateau(validation):
         return (
-            f"It is on the plateau of single k-mers (token loss {curve[1]['loss']:.3f} at {curve_text(curve[0])}, "
-            f"k-mer frequencies {validation[KMER_FREQUENCIES]:.3f}): train for more steps, or change the setting that "
-            "leaves it (docs/randommask.md#the-plateau)."
+            f"The model is on the plateau of single k-mers (token loss {curve[1]['loss']:.3f} at "
+            f"{curve_text(curve[0])}, k-mer frequencies {validation[KMER_FREQUENCIES]:.3f}): train for more steps, or "
+            "try the settings in docs/randommask.md#the-plateau."
         )
     if trend == "unknown":
         return f"Too few validations ({num_validations}) for a trend: train longer, or lower --validation.every."
     if trend == "rising":
         is_first_epoch = last.get("epoch") is not None and last["epoch"] <= 1
         if is_first_epoch:
-            return "It rises within the first epoch, so training is unstable: lower --lr."
-        return "It rises, so the model overfits its training data: stop earlier, or train on more data."
+            return "The curve rises within the first epoch, so training is unstable: lower --lr."
+        return "The curve rises, so the model overfits its training data: stop earlier, or train on more data."
     if trend == "falling":
-        return "It still falls: train longer, with more --steps."
+        return "The curve still falls: train longer, with more --steps."
     if is_below_markov:
-        return "It no longer falls: try a larger model or more data."
-    return "It no longer falls: try a new run with more --steps."
+        return "The curve no longer falls: try a larger model or more data."
+    return "The curve no longer falls: try a new run with more --steps."

@@ -215,7 +215,7 @@ class Trainer:
         )
 
     def base_share(self, step: int) -> float:
-        """Return the share of the loss over bases in the training loss of a step."""
+        """Return the fraction of a step's training loss that is the loss over bases."""
         model = self.config.model
         return base_loss_share(model.loss, model.loss_switch, step, self.config.train.steps)
 
@@ -346,7 +346,8 @@ def training_step(
         loss = sum of weight x loss over masked tokens / sum of weights of masked tokens in the GLOBAL batch
 
     All weights are 1 unless data.repeat_weight is set. The sum of the weights is computed over all ranks before the
-    first backward pass, so the gradient does not depend on how the global batch is split. If it is 0, so is the loss.
+    first backward pass, so the gradient does not depend on how the global batch is split. If this sum is 0, the
+    loss is 0.
 
     Raises `NonFiniteLossError` on every rank, before the update, if the loss is inf or NaN.
     """

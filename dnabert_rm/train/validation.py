@@ -30,7 +30,7 @@ class Validation:
 
         Args:
             dataset: Held-out windows.
-            training: Training windows, for the lines that bits per base are compared with.
+            training: Training windows, from which the reference lines of bits per base are computed.
             config: The run's configuration.
             ranks: This rank.
             micro_batch: Number of windows per forward pass.
@@ -55,8 +55,8 @@ class Validation:
         """Return the results of a validation, computed without dropout: one entry per curve, and bits per base.
 
         The entry of a curve, such as "span_6" for mask spans of 6 tokens, holds the loss over tokens, the masked
-        accuracy and the base accuracy. Each value is a mean over the masked tokens of all ranks. The other entries are
-        described at `BitsPerBase`. Every rank must call this. With another number of ranks the values differ only by
+        accuracy and the base accuracy. Each value is a mean over the masked tokens of all ranks. `BitsPerBase.run`
+        describes the other entries. Every rank must call this. With another number of ranks the values differ only by
         rounding.
         """
         sums = torch.zeros(len(self._collators), 4, dtype=torch.float64, device=self.ranks.device)

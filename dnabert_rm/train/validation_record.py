@@ -61,7 +61,7 @@ def compared_bases(validation: Mapping[str, Any]) -> int | None:
 
 
 def markov_order(validation: Mapping[str, Any]) -> int | None:
-    """Return the order of the Markov line: the chain with the fewest bits at `compared_bases`."""
+    """Return the order of the Markov line: the chain with the fewest bits at `compared_bases`. None without chains."""
     hidden = compared_bases(validation)
     orders = {order: bits[hidden] for order, bits in markov_bits(validation).items() if hidden in bits}
     return min(orders, key=orders.__getitem__, default=None)
@@ -107,7 +107,7 @@ def bits_text(bits: float | None) -> str | None:
 
 
 def narrowest_curve(validation: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]] | None:
-    """Return name and values of the validation curve with the narrowest span, by default k. None without curves."""
+    """Return the name and values of the validation curve with the narrowest span, or None if there are no curves."""
     curves = loss_curves(validation)
     if not curves:
         return None
@@ -115,7 +115,7 @@ def narrowest_curve(validation: Mapping[str, Any]) -> tuple[str, Mapping[str, An
 
 
 def validation_line(step: int, validation: Mapping[str, Any]) -> str:
-    """Return one line on a validation for the screen. `step` is the number of completed steps.
+    """Return a one-line summary of a validation. `step` is the number of completed steps.
 
     For example: "step 1000: 1.842 bits per base at 5 hidden bases; Markov order 8: 1.931; guessing: 2". Without bits
     per base, the line has the token loss at the narrowest span.
@@ -143,7 +143,7 @@ def curve_text(name: str) -> str:
 
 
 def read_validations(path: Path, num_steps: int | None = None) -> list[dict[str, Any]]:
-    """Return the validated rows of a metrics.jsonl, of the first `num_steps` steps or of all steps.
+    """Return the validated rows of a metrics.jsonl: those of the first `num_steps` steps, or all.
 
     Other rows and damaged lines are skipped. The list is empty if the file can't be read.
     """

@@ -36,7 +36,7 @@ def test_json_is_one_object(tmp_path: Path, capsys) -> None:
     found = json.loads(line)
     assert (found["steps"], found["bits"], found["trend"], found["on_plateau"]) == (400, 1.9, "flat", False)
     assert found["lines"] == {"guessing": 2, "composition": 1.987, "Markov order 8": 1.93}
-    assert found["validation"] == validation(1.9) and "It no longer falls" in found["text"]
+    assert found["validation"] == validation(1.9) and "The curve no longer falls" in found["text"]
 
 
 def test_runs_without_bits_and_without_validation(tmp_path: Path, capsys) -> None:

@@ -50,12 +50,12 @@ def test_the_card_has_the_bits_with_markov_line_and_fingerprint() -> None:
     card = model_card(facts({"steps": 100, **validation(1.9)}, [100]))
     section = card[card.index("## Held-out bits per base") :]
     assert section.startswith(
-        "## Held-out bits per base\n\nAfter 100 steps. The data have the fingerprint\n`f1n9e2`.\n"
+        "## Held-out bits per base\n\nMeasured after 100 steps. The data have the fingerprint\n`f1n9e2`.\n"
     )
-    assert "The Markov line of these data has order 8: a model above it predicts worse" in section
+    assert "The Markov line of these data has order 8. A model with more bits predicts worse" in section
     assert TABLE + "Curve" in section
     averaged = model_card(facts({"steps": 100, **validation(1.9)}, [50, 100]))
-    assert "Of the weights at step 100, before averaging." in averaged
+    assert "Measured at step 100, before averaging." in averaged
 
 
 def test_a_card_without_bits_has_no_such_section() -> None:

@@ -72,7 +72,7 @@ GFF = b"chr1\tensembl\tgene\t11\t20\t.\t+\t.\tID=a\n"
         (b"", "a.bed: has no interval; pass a BED file"),
         (b"# nothing\ntrack x\n", "a.bed: has no interval"),
         (b"c\t1\t2\nc\t9\t8\n", "a.bed, line 2: start 9 is after end 8; swap the two columns"),
-        (b"chrom\tstart\tend\nc\t1\t2\n", "a.bed, line 1: not BED: start 'start' is not a whole number from 0 on"),
+        (b"chrom\tstart\tend\nc\t1\t2\n", "a.bed, line 1: not BED: start 'start' is not a whole number of 0 or more"),
         (b"c\t-1\t2\n", "line 1: not BED: start '-1' is not"),
         (b"c\t1\t2e6\n", "line 1: not BED: end '2e6' is not"),
         (b"c\t1\t1_0\n", "line 1: not BED: end '1_0' is not"),

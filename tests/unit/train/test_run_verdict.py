@@ -21,7 +21,7 @@ def test_a_falling_run_below_its_markov_line() -> None:
     found = verdict(FALLING)
     assert found.text == (
         "1.840 bits per base at 5 hidden bases after 800 steps, better than guessing (2), composition (1.987) and "
-        "Markov order 8 (1.930). It still falls: train longer, with more --steps."
+        "Markov order 8 (1.930). The curve still falls: train longer, with more --steps."
     )
     assert (found.trend, found.steps, found.hidden_bases, found.bits) == ("falling", 800, 5, pytest.approx(1.84))
 
@@ -46,8 +46,8 @@ def test_the_comparison_names_each_line(bits: float, markov: float, comparison: 
 
 
 def test_one_thing_to_try() -> None:
-    assert verdict(FLAT).text.endswith("It no longer falls: try a larger model or more data.")
-    assert verdict(FLAT, markov=1.83).text.endswith("It no longer falls: try a new run with more --steps.")
+    assert verdict(FLAT).text.endswith("The curve no longer falls: try a larger model or more data.")
+    assert verdict(FLAT, markov=1.83).text.endswith("The curve no longer falls: try a new run with more --steps.")
     assert "overfits its training data: stop earlier" in verdict(RISING).text
     assert verdict(RISING, epoch=0.8).text.endswith("so training is unstable: lower --lr.")
     few = verdict(FALLING[:3])
@@ -58,8 +58,8 @@ def test_the_plateau_of_single_kmers_comes_before_the_trend() -> None:
     found = verdict(FALLING, loss=7.33, base_accuracy=0.34)
     assert found.on_plateau and found.trend == "falling"
     assert (
-        "It is on the plateau of single k-mers (token loss 7.330 at span 6, k-mer frequencies 7.353): train for more "
-        "steps, or change the setting that leaves it (docs/randommask.md#the-plateau)."
+        "The model is on the plateau of single k-mers (token loss 7.330 at span 6, k-mer frequencies 7.353): train for "
+        "more steps, or try the settings in docs/randommask.md#the-plateau."
     ) in found.text
 
 
@@ -91,7 +91,7 @@ def test_runs_without_bits_are_judged_by_their_held_out_loss() -> None:
     rows = rows_of([validation(None, loss=loss) for loss in (7.0, 6.8, 6.6, 6.4)])
     assert judge_run(rows).text == (
         "No bits per base are recorded; the held-out loss is 6.400 nats per masked token (span 6) after 400 steps. "
-        "It still falls: train longer, with more --steps."
+        "The curve still falls: train longer, with more --steps."
     )
     # A run that was resumed with a release that measures bits.
     both = [*rows, *rows_of([validation(value) for value in (1.9, 1.8)])]
