@@ -165,6 +165,8 @@ def check_splits_of_regions(bases: Sequence[int], options: BuildOptions) -> None
     `ConfigError` if a split by fraction has none, or leaves none for train. If held-out contigs have none, a warning is
     printed.
     """
+    if not bases[TRAIN]:
+        notice("warning: all bases in the regions are held out, so there is no train split")
     requested = (
         (VAL, "val", options.val_fraction, options.val_contigs),
         (TEST, "test", options.test_fraction, options.test_contigs),

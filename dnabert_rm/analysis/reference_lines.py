@@ -35,8 +35,8 @@ def bits_reference_lines(runs: Sequence[Run], hidden: int) -> list[Line]:
 def loss_reference_lines(runs: Sequence[Run], *, is_training_loss: bool) -> list[Line]:
     """Return the lines of a panel with token losses: guessing, and the frequencies of single k-mers.
 
-    A run has lines only if its k-mers overlap and it did not begin with pretrained weights. A training loss over
-    bases is not compared with the k-mer frequencies, because these are measured over tokens.
+    A run has lines only if its k-mers overlap and it did not begin with pretrained weights. The k-mer frequencies are
+    for the loss of the validation, so a training loss of another kind is not compared with them.
     """
     found = []
     for run in runs:
@@ -44,11 +44,19 @@ def loss_reference_lines(runs: Sequence[Run], *, is_training_loss: bool) -> list
         if run.k and run.setting("data", "overlap") and not run.setting("model", "init_from"):
             lines[GUESSING] = run.k * math.log(4)
             frequencies = _last_validation(run).get(KMER_FREQUENCIES)
-            is_over_tokens = not is_training_loss or run.setting("model", "loss") in (None, "token")
-            if frequencies is not None and is_over_tokens:
+            if frequencies is not None and (not is_training_loss or _trains_like_validation(run)):
                 lines["k-mer frequencies"] = frequencies
         found.append(lines)
     return _merged(found)
+
+
+def _trains_like_validation(run: Run) -> bool:
+    """Return whether the training loss is over tokens, with 80/10/10 replacement and without weights."""
+    return (
+        run.setting("model", "loss") in (None, "token")
+        and run.setting("masking", "replacement") != "mask"
+        and run.setting("data", "repeat_weight") in (None, 1.0)
+    )
 
 
 def _last_validation(run: Run) -> dict[str, Any]:

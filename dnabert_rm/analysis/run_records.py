@@ -89,11 +89,11 @@ class Run:
     @cached_property
     def k(self) -> int | None:
         """k-mer length, from the newest checkpoint or the prepared data. None if unknown or if tokens aren't k-mers."""
-        checkpoints = [step_folder(self.folder, step) for step in reversed(saved_steps(self.folder))]
-        records = [read_json_or_empty(folder / TOKENIZER_NAME) for folder in checkpoints[:1]]
+        for step in reversed(saved_steps(self.folder)):
+            return read_json_or_empty(step_folder(self.folder, step) / TOKENIZER_NAME).get("k")
         for data in self.setting("data", "path") or []:
-            records.append(read_json_or_empty(Path(data) / MANIFEST_NAME).get("tokenizer") or {})
-        return next((record["k"] for record in records if record.get("k")), None)
+            return (read_json_or_empty(Path(data) / MANIFEST_NAME).get("tokenizer") or {}).get("k")
+        return None
 
     @cached_property
     def phases(self) -> list[Phase]:

@@ -171,8 +171,8 @@ def _explain(change: Change) -> str:
         )
     if change.field == "train.steps":
         return (
-            f"{change} (with --allow-changes the run goes on to step {change.new}; learning rate and phases then "
-            f"follow the schedule of a run of {change.new} steps and may jump)"
+            f"{change} (with --allow-changes the run goes on to step {change.new}; learning rate, phases and "
+            f"a switch of the loss then follow the schedule of a run of {change.new} steps and may jump)"
         )
     return str(change)
 

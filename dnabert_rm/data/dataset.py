@@ -76,6 +76,17 @@ def make_validation_dataset(config: RunConfig) -> WindowDataset | None:
     return WindowDataset(paths, [], settings, VALIDATION_SEED, storage) if paths else None
 
 
+def held_out_readers(config: RunConfig) -> list[SplitReader]:
+    """Return readers of the held-out split, for all data sets of a configuration that have one."""
+    storage, split = _storage_settings(config), config.validation.split
+    manifests = {path: prepared_folder(path, storage).manifest() for path in config.data.path}
+    return [
+        SplitReader(path, split, storage)
+        for path, manifest in manifests.items()
+        if any(shard.split == split for shard in manifest.shards)
+    ]
+
+
 def _storage_settings(config: RunConfig) -> StorageSettings:
     data = config.data
     return StorageSettings(data.on_bad_shard, data.allow_pipe, data.cache_dir, data.cache_gb)

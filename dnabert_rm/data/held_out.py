@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dnabert_rm.data.split_reader import SplitReader
-from dnabert_rm.genome.kmer import AMBIGUOUS, decode_codes
+from dnabert_rm.genome.kmer import AMBIGUOUS, MAX_K, decode_codes
 from dnabert_rm.utils import random
 
 REGION_BASES = 4096
@@ -93,13 +93,14 @@ def read_regions(readers: Sequence[SplitReader], num_regions: int, context_bases
     """Return `num_regions` random regions of the readers' segments, or all regions if there are fewer.
 
     Each segment is divided into regions of nearly equal size, of at most `REGION_BASES` bases. Every region is equally
-    likely. Each result has up to `context_bases` more bases on both sides. The list is empty if no segment has
-    `MIN_SEGMENT_BASES` bases.
+    likely. Each result has up to `context_bases` more bases on both sides. The order of the readers does not matter.
+    The list is empty if no segment has `MIN_SEGMENT_BASES` bases.
 
-    Raises `DataError` if a shard can't be read.
+    Raises `DataError` if a shard can't be read. If the readers skip damaged shards, their regions are left out.
     """
+    readers = sorted(readers, key=lambda reader: reader.manifest.fingerprint) if len(readers) > 1 else readers
     bases = [_segment_bases(reader) for reader in readers]
-    all_bases = np.concatenate(bases)
+    all_bases = np.concatenate([np.zeros(0, dtype=np.int64), *bases])
     counts = np.where(all_bases < MIN_SEGMENT_BASES, 0, -(-all_bases // REGION_BASES))
     ends = np.cumsum(counts)
     total = int(ends[-1]) if len(ends) else 0
@@ -111,7 +112,8 @@ def read_regions(readers: Sequence[SplitReader], num_regions: int, context_bases
         first, last = (int(all_bases[segment]) * (part + i) // int(counts[segment]) for i in (0, 1))
         source = int(np.searchsorted(source_ends, segment, side="right"))
         within = segment - (int(source_ends[source - 1]) if source else 0)
-        regions.append(_read_region(readers[source], within, segment, first, last, context_bases))
+        region = _read_region(readers[source], within, segment, first, last, context_bases)
+        regions += [] if region is None else [region]
     return regions
 
 
@@ -140,8 +142,8 @@ def _choose(total: int, count: int) -> set[int]:
 
 def _read_region(
     reader: SplitReader, within: int, segment: int, first: int, last: int, context_bases: int
-) -> HeldOutRegion:
-    """Read bases `first` … `last` - 1 of a segment, with context.
+) -> HeldOutRegion | None:
+    """Read bases `first` … `last` - 1 of a segment, with context. Return None if the shard is damaged and skipped.
 
     `within` is the segment's index in the reader's split, and `segment` its index over all readers.
     """
@@ -149,6 +151,8 @@ def _read_region(
     counts = np.cumsum([len(segments) for segments in reader.shard_segments])
     shard = int(np.searchsorted(counts, within, side="right"))
     index = within - (int(counts[shard - 1]) if shard else 0)
+    if not reader.is_usable(shard):
+        return None
     num_bases = reader.shard_segments[shard][index] + k - 1
     start, end = max(0, first - context_bases), min(num_bases, last + context_bases)
     if end - start < k:  # a region at the end of a segment without context
@@ -183,7 +187,7 @@ def stretch_starts(region: HeldOutRegion, num_hidden: int) -> NDArray[np.int64]:
 
     A segment is divided into slots of 24 + 8 * `num_hidden` bases. Each slot has one stretch, at a random place near
     its middle, so at least 17 + 7 * `num_hidden` visible bases separate two stretches. Stretches with an ambiguous base
-    are left out.
+    are left out, and those with fewer than `MAX_K` bases after them: no token could show these bases to the model.
     """
     period = 24 + 8 * num_hidden
     first, last = region.offset + region.first, region.offset + region.last
@@ -192,6 +196,6 @@ def stretch_starts(region: HeldOutRegion, num_hidden: int) -> NDArray[np.int64]:
     shifts = random.below(random.fold(key, slots), _JITTER)
     starts = slots * period + (period - num_hidden) // 2 - _JITTER // 2 + shifts
     starts = starts[(starts >= first) & (starts < last)] - region.offset
-    starts = starts[starts + num_hidden <= len(region.codes)]
+    starts = starts[starts + num_hidden + MAX_K <= len(region.codes)]
     is_known = region.codes != AMBIGUOUS
     return starts[is_known[starts[:, None] + np.arange(num_hidden)].all(axis=1)]

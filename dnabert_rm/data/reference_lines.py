@@ -6,6 +6,7 @@ The lines don't depend on the model's weights. They are stored with the data, so
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import zipfile
 import zlib
@@ -26,7 +27,9 @@ from dnabert_rm.utils import random
 from dnabert_rm.utils.files import atomic_file
 
 MAX_TRAINING_BASES = 1_000_000_000
-"""Larger training data are sampled, segment by segment, to about this number of bases."""
+"""Of larger training data only random shards with about this number of bases are counted."""
+CONTEXT_BASES = 24
+"""Bases beside a region that the lines can depend on: the end of a hidden stretch, and the context of a chain."""
 COMPOSITION = "composition"
 _VERSION = 1
 """Raise this number when the computation of the lines changes, so that stored lines are not reused."""
@@ -71,12 +74,32 @@ def reference_lines(
 
     Raises `DataError` if a shard can't be read.
     """
+    regions, stretches = _without_far_context(regions, stretches)
     path = training[0].folder.derived / f"{_key(training, regions, stretches, k)}.npz"
     if stored := _load(path, stretches):
         return stored
     lines = _compute(training, regions, stretches, k)
-    _store(path, lines)
+    if not any(reader.bad for reader in training):  # repaired data have the same fingerprint
+        _store(path, lines)
     return lines
+
+
+def _without_far_context(
+    regions: Sequence[HeldOutRegion], stretches: Sequence[HiddenStretches]
+) -> tuple[list[HeldOutRegion], list[HiddenStretches]]:
+    """Cut the context of each region to the bases that the lines depend on, so that it does not depend on a window."""
+    removed = np.array([max(0, region.first - CONTEXT_BASES) for region in regions], dtype=np.int64)
+    cut = [
+        dataclasses.replace(
+            region,
+            codes=region.codes[begin : region.last + CONTEXT_BASES],
+            first=region.first - begin,
+            last=region.last - begin,
+        )
+        for region, begin in zip(regions, removed.tolist(), strict=True)
+    ]
+    moved = [dataclasses.replace(found, start=found.start - removed[found.region]) for found in stretches]
+    return cut, moved
 
 
 def _key(
@@ -121,21 +144,22 @@ def orders_for(num_bases: int) -> list[int]:
 
 
 def training_codes(training: Sequence[SplitReader]) -> Iterator[NDArray[np.uint8]]:
-    """Yield the base codes of the training segments, or of random segments with about `MAX_TRAINING_BASES` bases.
+    """Yield the base codes of all training segments, or of random shards with about `MAX_TRAINING_BASES` bases.
 
     Damaged shards are left out if the readers allow it.
     """
-    total = sum(sum(map(sum, reader.shard_segments)) for reader in training)
-    share = MAX_TRAINING_BASES / max(total, 1)
-    for number, reader in enumerate(training):
+    shards = [(reader, number) for reader in training for number in range(len(reader.shards))]
+    num_bases = 0
+    for index in random.permutation(random.key(0, "Markov chain"), len(shards)).tolist():
+        reader, shard = shards[index]
+        if num_bases >= MAX_TRAINING_BASES:
+            return
+        if not reader.is_usable(shard):
+            continue
         k = int(reader.manifest.tokenizer.k or 0)
-        for shard, segments in enumerate(reader.shard_segments):
-            key = random.fold(random.key(number, "Markov chain"), shard)
-            chosen = np.flatnonzero(random.uniform(random.fold(key, np.arange(len(segments)))) < share)
-            if len(chosen) == 0 or not reader.is_usable(shard):
-                continue
-            for segment in chosen.tolist():
-                yield decode_codes(reader.tokens(shard, segment, 0, segments[segment]), k)
+        for segment, num_tokens in enumerate(reader.shards[shard].segments):
+            yield decode_codes(reader.tokens(shard, segment, 0, num_tokens), k)
+        num_bases += reader.shards[shard].tokens
 
 
 def _load(path: Path, stretches: Sequence[HiddenStretches]) -> ReferenceLines | None:

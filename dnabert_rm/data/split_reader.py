@@ -17,7 +17,7 @@ from dnabert_rm.utils.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
 MAX_MAPPED = 256
-MAX_SOFT_MASK_BYTES = 1 << 29
+MAX_SOFT_MASK_BYTES = 1 << 26
 BAD_SHARD_RULES = ("fail", "skip")
 _TOUCH_INTERVAL_SECONDS = 60.0
 _NUM_REFETCHES = 3

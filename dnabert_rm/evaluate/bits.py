@@ -23,7 +23,7 @@ from dnabert_rm.inference.model_runner import default_device
 from dnabert_rm.masking.hidden_stretches import WindowShape, make_batches, place_windows
 from dnabert_rm.model.losses import hidden_base_bits
 from dnabert_rm.model.mlm import MaskedLM
-from dnabert_rm.model.pretrained import pretraining_data
+from dnabert_rm.model.pretrained import model_fields, pretraining_data
 from dnabert_rm.utils.errors import ConfigError, DataError
 from dnabert_rm.utils.files import check_output_file, write_json
 from dnabert_rm.utils.progress import progress_bar
@@ -73,8 +73,13 @@ class Reader:
         return bits
 
 
-def load_reader(folder: Path, settings: BitsSettings) -> Reader:
-    """Load a model. Raise `ConfigError` if `--window` does not fit the model, `CheckpointError` for a wrong folder."""
+def window_shape(folder: Path, settings: BitsSettings) -> WindowShape:
+    """Return how a model reads a sequence, without loading its weights.
+
+    Raises `ConfigError` if `--window` does not fit the model, and `CheckpointError` if the folder has no BERT or
+    ModernBERT model of k-mers.
+    """
+    model_fields(folder, missing="pass a model folder, such as one that `dnabert-rm export` wrote")
     config = load_config(folder)
     k = load_kmer_tokenizer(folder, config, "evaluate bits").k
     data = pretraining_data(folder)
@@ -89,8 +94,14 @@ def load_reader(folder: Path, settings: BitsSettings) -> Reader:
             raise ConfigError(
                 f"--window {window}: is too short to hide {n} bases from {folder}; raise --window or lower --hidden"
             )
+    return shape
+
+
+def load_reader(folder: Path, shape: WindowShape, settings: BitsSettings) -> Reader:
+    """Load a model. Raise `CheckpointError` if its weights can't be loaded."""
     device = default_device()
-    model = MaskedLM(load_model(AutoModelForMaskedLM, folder, config), k).to(device).eval()
+    network = load_model(AutoModelForMaskedLM, folder, load_config(folder))
+    model = MaskedLM(network, shape.k).to(device).eval()
     return Reader(model, shape, device, settings.batch_size, settings.precision)
 
 
@@ -118,18 +129,20 @@ def evaluate_bits(settings: BitsSettings) -> dict[str, Any]:
     """Measure all models. Return the results as a JSON object, and write them to `--output` if it is given."""
     if settings.output:
         check_output_file(settings.output, settings.overwrite, [*settings.model, *settings.data])
+    shapes = {folder: window_shape(folder, settings) for folder in settings.model}  # mistakes come before long work
     held_out = read_held_out(settings)
     sources: dict[str, dict[str, Bits]] = {}
     strands = ("+", "-") if "strand" in settings.by else ("+",)
     with progress_bar("bits per base", len(settings.model) * len(strands) * len(held_out.stretches), "pass") as bar:
         for folder in settings.model:
-            reader = load_reader(folder, settings)
+            reader = load_reader(folder, shapes[folder], settings)
             sources[str(folder)] = {strand: {} for strand in strands}
             for strand in strands:
                 for found in held_out.stretches:
                     sources[str(folder)][strand][found.num_hidden] = _bits_of_strand(reader, held_out, found, strand)
                     bar.update()
     results = _results(settings, held_out, sources)
+    results["non_overlapping"] = [str(folder) for folder, shape in shapes.items() if shape.stride > 1]
     if settings.output:
         write_json(settings.output, results)
     return results
@@ -169,8 +182,9 @@ def _results(settings: BitsSettings, held_out: HeldOut, models: dict[str, dict[s
 
 
 def _middle(held_out: HeldOut) -> int:
-    """Return the number of hidden bases by which Markov chains are ranked: 5, or the nearest one measured."""
-    return min((found.num_hidden for found in held_out.stretches), key=lambda n: abs(n - 5))
+    """Return the number of hidden bases by which Markov chains are ranked: 5, or else the largest one measured."""
+    measured = [found.num_hidden for found in held_out.stretches]
+    return 5 if 5 in measured else max(measured)
 
 
 def _groups(settings: BitsSettings, held_out: HeldOut) -> dict[str, dict[int, NDArray[np.bool_]]]:

@@ -31,6 +31,9 @@ def bits_table(results: Mapping[str, Any]) -> str:
     for row in compared:
         cells = (_cell(row["minus_line"][width], row["minus_line_error"][width], sign="+") for width in widths)
         lines.append(names[row["name"]].ljust(first) + "".join(cell.rjust(16) for cell in cells))
+    if results["non_overlapping"]:
+        models = ", ".join(results["non_overlapping"])
+        lines += ["", f"tokens don't overlap, so more bases are hidden than for the lines: {models}"]
     return "\n".join(lines)
 
 

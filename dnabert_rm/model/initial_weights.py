@@ -87,7 +87,7 @@ def sinusoids(num_positions: int, hidden_size: int) -> Tensor:
     """
     frequencies = LONGEST_PERIOD ** (-torch.arange(0, hidden_size, 2) / hidden_size)
     angles = torch.arange(num_positions)[:, None] * frequencies
-    return torch.stack([angles.sin(), angles.cos()], dim=2).flatten(1)
+    return torch.stack([angles.sin(), angles.cos()], dim=2).flatten(1)[:, :hidden_size]
 
 
 def _set_rows(weight: Tensor, rows: Tensor, k: int) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot
 
-from dnabert_rm.genome.kmer import NUM_SPECIAL
+from dnabert_rm.genome.kmer import NUM_SPECIAL, vocab_size
 
 Loss = Literal["token", "base", "both", "base-then-token"]
 NUM_BASES = 4
@@ -37,8 +37,9 @@ def base_loss_share(loss: str, switch: float, step: int, total_steps: int) -> fl
 @cache
 def base_indicator(k: int, device: torch.device) -> Tensor:
     """Return a matrix (4^k, 4k) of float32: 1 in column 4j + b if base j of the k-mer has code b, otherwise 0."""
-    digits = torch.arange(NUM_BASES**k, device=device)[:, None] >> _shifts(k, device) & 3
-    return one_hot(digits, NUM_BASES).flatten(1).float()
+    with torch.inference_mode(False):  # a cached inference tensor could not be used in a later training
+        digits = torch.arange(NUM_BASES**k, device=device)[:, None] >> _shifts(k, device) & 3
+        return one_hot(digits, NUM_BASES).flatten(1).float()
 
 
 def base_codes_of_tokens(tokens: Tensor, k: int) -> Tensor:
@@ -58,7 +59,8 @@ def base_probabilities(logits: Tensor, k: int) -> Tensor:
     Half-precision logits are converted to float32.
     """
     dtype = torch.promote_types(logits.dtype, torch.float32)
-    probabilities = logits.softmax(dim=-1, dtype=dtype)[:, NUM_SPECIAL:]
+    # A padded vocabulary has more columns than tokens.
+    probabilities = logits.softmax(dim=-1, dtype=dtype)[:, NUM_SPECIAL : vocab_size(k)]
     return (probabilities @ base_indicator(k, logits.device).to(dtype)).unflatten(1, (k, NUM_BASES))
 
 

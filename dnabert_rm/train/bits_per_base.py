@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from dnabert_rm.config import RunConfig
-from dnabert_rm.data.dataset import WindowDataset
+from dnabert_rm.data.dataset import WindowDataset, held_out_readers
 from dnabert_rm.data.held_out import HeldOutRegion, HiddenStretches, find_stretches, read_regions
 from dnabert_rm.data.reference_lines import ReferenceLines, reference_lines
 from dnabert_rm.distributed.collectives import on_first_rank, sum_over_ranks
@@ -17,10 +17,37 @@ from dnabert_rm.masking.hidden_stretches import HiddenBatch, WindowShape, make_b
 from dnabert_rm.masking.spans import loss_without_neighbours
 from dnabert_rm.model.losses import hidden_base_bits
 from dnabert_rm.train.engine import Engine
-from dnabert_rm.utils.errors import UserError
+from dnabert_rm.train.validation_record import BITS, COMPOSITION, KMER_FREQUENCIES, NON_OVERLAPPING
 from dnabert_rm.utils.progress import notice
 
-BITS = "bits_per_base"
+
+def make_bits_per_base(
+    held_out: WindowDataset, training: WindowDataset, config: RunConfig, ranks: Ranks, micro_batch: int
+) -> BitsPerBase | None:
+    """Return the measurement of a run, or None if it is off or impossible. Rank 0 prints why it is impossible.
+
+    Args:
+        held_out: Held-out windows, whose shape is the shape of the measured windows.
+        training: Training windows, for the lines to compare with.
+        config: The run's configuration.
+        ranks: This rank.
+        micro_batch: Number of windows per forward pass.
+    """
+    validation, k = config.validation, held_out.tokenizer.k
+    if k is None or validation.regions == 0:
+        return None
+    shape = WindowShape(k, held_out.stride, held_out.num_tokens)
+    asked = sorted(set(validation.hidden_bases))
+    hidden_bases = [n for n in asked if shape.can_hide(n)]
+    problems = []
+    if too_long := [str(n) for n in asked if n not in hidden_bases]:
+        problems.append(f"a window of {config.data.window} tokens is too short to hide {', '.join(too_long)} bases")
+    if validation.split == config.data.split:
+        problems.append(f"split {validation.split} is also trained on")
+        hidden_bases = []
+    if problems and ranks.is_first:
+        notice(f"bits per base: not measured{' for these' if hidden_bases else ''}, because {' and '.join(problems)}")
+    return BitsPerBase(shape, hidden_bases, training, config, ranks, micro_batch) if hidden_bases else None
 
 
 class BitsPerBase:
@@ -30,16 +57,20 @@ class BitsPerBase:
     """
 
     def __init__(
-        self, held_out: WindowDataset, training: WindowDataset, config: RunConfig, ranks: Ranks, micro_batch: int
+        self,
+        shape: WindowShape,
+        hidden_bases: list[int],
+        training: WindowDataset,
+        config: RunConfig,
+        ranks: Ranks,
+        micro_batch: int,
     ) -> None:
-        """Prepare the measurement without reading a shard. `micro_batch` is the number of windows per forward pass."""
-        assert held_out.tokenizer.k is not None, "bits per base need k-mers"
+        """Prepare the measurement without reading a shard. `make_bits_per_base` describes the arguments."""
         self.ranks = ranks
-        self._held_out = held_out
         self._training = training
-        self._shape = WindowShape(held_out.tokenizer.k, held_out.stride, held_out.num_tokens)
-        self._num_regions = config.validation.regions
-        self._hidden_bases = [n for n in sorted(set(config.validation.hidden_bases)) if self._shape.can_hide(n)]
+        self._shape = shape
+        self._config = config
+        self._hidden_bases = hidden_bases
         self._micro_batch = micro_batch
         self._regions: list[HeldOutRegion] | None = None
         self._stretches: list[HiddenStretches] = []
@@ -64,15 +95,17 @@ class BitsPerBase:
         if not bits:
             return {}
         lines = self._lines.to_json()
-        return {BITS: bits, **lines, "kmer_frequencies": loss_without_neighbours(lines["kmer_frequencies"])}
+        if self._shape.stride > 1:
+            return {BITS: bits, COMPOSITION: lines[COMPOSITION], NON_OVERLAPPING: True}
+        return {BITS: bits, **lines, KMER_FREQUENCIES: loss_without_neighbours(lines[KMER_FREQUENCIES])}
 
     def _prepare(self, reset_watchdog: Callable[[str], None]) -> None:
-        """Read the regions on every rank, and compute or load the reference lines on rank 0."""
-        try:
-            self._regions = read_regions(self._held_out.readers, self._num_regions, self._shape.num_bases)
-        except UserError as error:
-            error.on_one_rank = True  # other ranks may have read their regions
-            raise
+        """Read the regions, and compute or load the reference lines. Rank 0 does both for all ranks."""
+        reset_watchdog("reference lines")
+        num_regions, context = self._config.validation.regions, self._shape.num_bases
+        self._regions = on_first_rank(
+            lambda: read_regions(held_out_readers(self._config), num_regions, context), self.ranks
+        )
         if not self._regions:
             return
         self._stretches = [find_stretches(self._regions, n) for n in self._hidden_bases]
@@ -81,7 +114,6 @@ class BitsPerBase:
             windows = place_windows(list(map(len, codes)), found.region, found.start, found.num_hidden, self._shape)
             batches = make_batches(codes, windows, found.start, found.num_hidden, self._shape, self._micro_batch)
             self._batches.append(list(batches))
-        reset_watchdog("reference lines")
         if self.ranks.is_first:
             notice("validation: loading the Markov lines of the training data, or computing them (once per data set)")
         regions, readers, k = self._regions, self._training.readers, self._shape.k

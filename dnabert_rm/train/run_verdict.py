@@ -15,6 +15,7 @@ from dnabert_rm.train.validation_record import (
     GUESSING,
     GUESSING_BITS,
     KMER_FREQUENCIES,
+    NON_OVERLAPPING,
     bases_text,
     bits_lines,
     compared_bases,
@@ -78,6 +79,8 @@ def judge_run(rows: Sequence[Mapping[str, Any]], validation_every: int | None = 
     bits, lines = model_bits(validation)[hidden], bits_lines(validation, hidden)
     comparison = _comparison(bits, lines, order)
     finding = f"{bits:.3f} bits per base at {bases_text(hidden)} after {steps:,} steps, {comparison}."
+    if validation.get(NON_OVERLAPPING):
+        finding += " Its tokens don't overlap, so more bases are hidden: compare it with such runs only."
     is_below_markov = order is None or bits < lines[markov_name(order)]
     advice = _advice(last, trend, len(values), is_below_markov=is_below_markov)
     return Verdict(steps, f"{finding} {advice}", hidden, bits, lines, trend, on_plateau)

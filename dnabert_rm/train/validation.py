@@ -15,7 +15,7 @@ from dnabert_rm.distributed.collectives import sum_over_ranks
 from dnabert_rm.distributed.process_group import Ranks
 from dnabert_rm.masking.collator import IGNORE, RandomMaskCollator
 from dnabert_rm.masking.schedule import SPAN_STEP, make_schedule
-from dnabert_rm.train.bits_per_base import BitsPerBase
+from dnabert_rm.train.bits_per_base import make_bits_per_base
 from dnabert_rm.train.engine import Engine
 from dnabert_rm.utils.errors import UserError
 
@@ -36,8 +36,7 @@ class Validation:
             micro_batch: Number of windows per forward pass.
         """
         self.ranks = ranks
-        is_measured = dataset.tokenizer.k is not None and config.validation.regions > 0
-        self._bits = BitsPerBase(dataset, training, config, ranks, micro_batch) if is_measured else None
+        self._bits = make_bits_per_base(dataset, training, config, ranks, micro_batch)
         self._dataset = dataset
         self._collators = make_validation_collators(config, dataset)
         self._batches = validation_batches(min(config.validation.windows, dataset.num_windows), ranks, micro_batch)

@@ -21,6 +21,9 @@ from typing import Any
 VALIDATION = "validation"
 """Key of the validation results in a metrics row."""
 BITS, MARKOV, COMPOSITION, KMER_FREQUENCIES = "bits_per_base", "markov", "composition", "kmer_frequencies"
+NON_OVERLAPPING = "non_overlapping"
+"""Key that is true if tokens don't overlap. Whole tokens are masked, so more bases are hidden than the key says, and
+the Markov lines and k-mer frequencies are left out."""
 GUESSING = "guessing"
 GUESSING_BITS = 2.0
 """Bits per base of a model that gives each of the four bases the probability 1/4."""

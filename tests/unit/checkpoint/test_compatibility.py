@@ -159,8 +159,9 @@ def test_more_steps_are_refused_in_a_line_that_says_how_to_continue(tmp_path: Pa
     with pytest.raises(CheckpointError) as caught:
         check(folder, run_config(train={"steps": 20}))
     assert (
-        "train.steps was 12 and is 20 (with --allow-changes the run goes on to step 20; learning rate and phases then "
-        "follow the schedule of a run of 20 steps and may jump); undo the change" in str(caught.value)
+        "train.steps was 12 and is 20 (with --allow-changes the run goes on to step 20; learning rate, phases and a "
+        "switch of the loss then follow the schedule of a run of 20 steps and may jump); undo the change"
+        in str(caught.value)
     )
 
 

@@ -105,3 +105,16 @@ def test_runs_without_a_validation_get_advice() -> None:
     for every in (None, 100):
         assert "--val-fraction" in judge_run(rows, every).text
     assert judge_run([]).steps == 0 and judge_run(rows).steps == 200
+
+
+def test_a_run_with_tokens_that_do_not_overlap_is_not_held_against_chains_or_the_plateau() -> None:
+    """Such a run hides whole tokens, so the Markov lines and the k-mer frequencies are no comparison."""
+    validation = {
+        "span_6": {"loss": 8.0, "masked_accuracy": 0.01, "base_accuracy": 0.35},
+        "bits_per_base": {"5": 1.95},
+        "composition": {"5": 1.96},
+        "non_overlapping": True,
+    }
+    verdict = judge_run([{"step": step, "validation": validation} for step in range(0, 800, 100)])
+    assert not verdict.on_plateau and "Markov" not in verdict.text
+    assert "more bases are hidden" in verdict.text
