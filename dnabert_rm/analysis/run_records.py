@@ -90,9 +90,11 @@ class Run:
     def k(self) -> int | None:
         """k-mer length, from the newest checkpoint or the prepared data. None if unknown or if tokens aren't k-mers."""
         for step in reversed(saved_steps(self.folder)):
-            return read_json_or_empty(step_folder(self.folder, step) / TOKENIZER_NAME).get("k")
+            if record := read_json_or_empty(step_folder(self.folder, step) / TOKENIZER_NAME):
+                return record.get("k")
         for data in self.setting("data", "path") or []:
-            return (read_json_or_empty(Path(data) / MANIFEST_NAME).get("tokenizer") or {}).get("k")
+            if manifest := read_json_or_empty(Path(data) / MANIFEST_NAME):
+                return (manifest.get("tokenizer") or {}).get("k")
         return None
 
     @cached_property
