@@ -139,8 +139,11 @@ def _compute(
 
 
 def orders_for(num_bases: int) -> list[int]:
-    """Return the orders of Markov chains that `num_bases` training bases allow: at least one base per context."""
-    return [order for order in MARKOV_ORDERS if order == min(MARKOV_ORDERS) or 4**order <= num_bases]
+    """Return the orders of Markov chains that `num_bases` training bases allow: at least one base per four contexts.
+
+    The smallest order is always allowed.
+    """
+    return [order for order in MARKOV_ORDERS if order == min(MARKOV_ORDERS) or 4**order <= 4 * num_bases]
 
 
 def training_codes(training: Sequence[SplitReader]) -> Iterator[NDArray[np.uint8]]:
