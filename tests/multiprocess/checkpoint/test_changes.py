@@ -50,7 +50,7 @@ def test_a_finished_run_goes_on_to_more_steps_only_if_changes_are_allowed(data, 
     words = [*FLAGS, "--steps", 12, "--data", data[4]]
     before = contents(run)
     printed = run_ranks(1, *words, "--output", run, codes=[2])
-    assert "train.steps was 6 and is 12 (with --allow-changes the run goes on to step 12; learning rate and" in printed
+    assert "train.steps was 6 and is 12 (with --allow-changes the run goes on to step 12; learning rate, p" in printed
     assert contents(run) == before
     printed = run_ranks(1, *words, "--output", run, "--allow-changes")
     assert printed.count("changed from step 6 on (--allow-changes): train.steps was 6 and is 12\n") == 1
