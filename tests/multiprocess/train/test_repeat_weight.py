@@ -69,6 +69,9 @@ def test_the_weights_change_the_training_loss_only(prepared: Path, tmp_path: Pat
     weighted, plain = (read_metrics(tmp_path / name)[0] for name in ("0.1", "1"))
     assert weighted["loss"] != plain["loss"] and weighted["grad_norm"] != plain["grad_norm"]
     assert math.isclose(weighted["loss"], plain["loss"], rel_tol=0.05)  # the mean of an untrained model
+    # Two processes can differ in the rounding of bits per base. It was seen once, on a busy machine.
+    bits = [row["validation"].pop("bits_per_base") for row in (weighted, plain)]
+    assert bits[0] == pytest.approx(bits[1], rel=1e-6)
     for name in ("masked_accuracy", "base_accuracy", "masked_fraction", "validation"):
         assert weighted[name] == plain[name]
 
