@@ -52,6 +52,7 @@ class MarkovChain:
 
     @property
     def order(self) -> int:
+        """Number of bases before a base that its probability depends on."""
         return len(self.tables) - 1
 
     def of_order(self, order: int) -> MarkovChain:
