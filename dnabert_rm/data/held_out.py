@@ -6,6 +6,7 @@ its k-mers or its window, so all models are scored on the same bases.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -50,19 +51,12 @@ class HeldOutRegion:
     def reverse_complement(self) -> HeldOutRegion:
         """Return the region as read on the opposite strand. `start` is unchanged."""
         codes = self.codes[::-1]
-        complement = np.where(codes == AMBIGUOUS, codes, codes ^ 1).astype(np.uint8)
-        soft_masked = None if self.soft_masked is None else self.soft_masked[::-1]
-        num_bases = len(codes)
-        return HeldOutRegion(
-            self.genome,
-            self.contig,
-            self.start,
-            complement,
-            num_bases - self.last,
-            num_bases - self.first,
-            soft_masked,
-            self.segment,
-            self.offset,
+        return dataclasses.replace(
+            self,
+            codes=np.where(codes == AMBIGUOUS, codes, codes ^ 1).astype(np.uint8),
+            first=len(codes) - self.last,
+            last=len(codes) - self.first,
+            soft_masked=None if self.soft_masked is None else self.soft_masked[::-1],
         )
 
 
