@@ -38,6 +38,7 @@ from dnabert_rm.model.build import architecture_of, build_model, prepare_layers 
 from dnabert_rm.model.mlm import MaskedLM  # noqa: E402
 from dnabert_rm.train import trainer as pretraining  # noqa: E402
 from dnabert_rm.train.optimizer import make_optimizer  # noqa: E402
+from dnabert_rm.train.step_result import StepResult  # noqa: E402
 from dnabert_rm.train.stop import StopRequests  # noqa: E402
 
 ReportStep = Callable[..., None]
@@ -65,7 +66,7 @@ class _Timed(pretraining.Trainer):
 
     report_step: ReportStep
 
-    def log(self, result: pretraining.StepResult, validation: dict[str, Any]) -> None:
+    def log(self, result: StepResult, validation: dict[str, Any]) -> None:
         """Log as the run does, then report the step."""
         super().log(result, validation)
         parts = {"data wait": result.data_wait * result.seconds, "masked": result.num_masked}

@@ -16,9 +16,10 @@ from dnabert_rm.masking.collator import make_collator
 from dnabert_rm.masking.schedule import make_mask_schedule
 from dnabert_rm.model.build import architecture_of, build_model, prepare_layers
 from dnabert_rm.model.mlm import MaskedLM
+from dnabert_rm.train.build_engine import make_engine
 from dnabert_rm.train.deepspeed_settings import ds_settings
 from dnabert_rm.train.engine import Engine
-from dnabert_rm.train.trainer import Batch, training_step
+from dnabert_rm.train.step import Batch, StepStart, queue_step
 
 WARM_UP_STEPS = 2
 """Short steps before the measurement. The first allocates AdamW's states, and ZeRO-3 records the module order in it."""
@@ -38,19 +39,19 @@ def step_peak(ranks: Ranks, sections: dict[str, Any], zero: dict[str, Any] | Non
     engine = _engine(config, settings, ranks)
     for step in range(WARM_UP_STEPS):
         short = [_short(batch) for batch in _batches(config, split.micro_batch, ranks)]
-        training_step(engine, short, step, 0, stop_wanted=lambda: False)
+        queue_step(engine, short, step, 0, lambda: False, StepStart(ranks.device)).result()
     batches = _batches(config, split.micro_batch, ranks)
     dist.barrier()
     before = _live_bytes()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        training_step(engine, batches, WARM_UP_STEPS, 0, stop_wanted=lambda: False)
+        queue_step(engine, batches, WARM_UP_STEPS, 0, lambda: False, StepStart(ranks.device)).result()
     return before + _peak(profile), sum(len(batch["positions"]) for batch in batches) // len(batches)
 
 
 def _engine(config: RunConfig, settings: dict[str, Any], ranks: Ranks) -> Engine:
     network = build_model(architecture_of(config.model, 4101), 0, config.model.attention)
     prepare_layers(network, checkpointing=config.model.activation_checkpointing, compile_layers=False)
-    return Engine(MaskedLM(network, 6), config, settings, ranks)
+    return make_engine(MaskedLM(network, 6), config, settings, ranks)
 
 
 def _batches(config: RunConfig, micro_batch: int, ranks: Ranks) -> list[Batch]:

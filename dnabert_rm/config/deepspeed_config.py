@@ -59,6 +59,31 @@ def offloads_optimizer(settings: dict[str, Any]) -> bool:
     return device in ("cpu", "nvme")
 
 
+OWN_REDUCTION = (
+    "communication_data_type",
+    "data_types",
+    "gradient_predivide_factor",
+    "prescale_gradients",
+    "torch_autocast",
+    "zenflow",
+)
+"""DeepSpeed settings that change how gradients are computed or summed. Only DeepSpeed's own engine supports them."""
+
+
+def updates_on_device(settings: dict[str, Any], precision: str) -> bool:
+    """Return whether `DeviceEngine` trains with these settings, instead of DeepSpeed's own engine.
+
+    It does at ZeRO stages 0 and 1, without loss scaling (fp16) and without offload.
+    """
+    zero = settings.get("zero_optimization", {})
+    return (
+        zero_stage(settings) <= 1
+        and precision != "fp16"
+        and not offloads_optimizer(settings)
+        and not any(name in settings or name in zero for name in OWN_REDUCTION)
+    )
+
+
 @dataclass(frozen=True)
 class ZeroSettings:
     """ZeRO settings for memory and communication. Sizes are in elements, not bytes. Defaults are DeepSpeed's."""
@@ -74,10 +99,15 @@ class ZeroSettings:
     offload_optimizer: str = "none"
     offload_weights: str = "none"
     gradient_bytes: int | None = None
+    flat_gradients: bool = False
+    """Whether `DeviceEngine` keeps one flat buffer of all gradients, instead of DeepSpeed's buckets."""
 
     @classmethod
     def from_ds(cls, settings: dict[str, Any]) -> ZeroSettings:
-        """Return the ZeRO settings of a DeepSpeed configuration that `load_ds_config` has read."""
+        """Return the ZeRO settings of a DeepSpeed configuration that `load_ds_config` has read.
+
+        The precision is assumed to be bf16 or fp32.
+        """
         zero = settings.get("zero_optimization", {})
         stage = int(zero.get("stage", 0))
         dtype = settings.get("data_types", {}).get("grad_accum_dtype")
@@ -94,6 +124,7 @@ class ZeroSettings:
             overlap=bool(zero.get("overlap_comm", stage == 3)),
             offload_optimizer=zero.get("offload_optimizer", {}).get("device", "none"),
             offload_weights=zero.get("offload_param", {}).get("device", "none"),
+            flat_gradients=stage == 1 and updates_on_device(settings, "bf16"),
             gradient_bytes={"fp32": 4, "bf16": 2, "fp16": 2}.get(dtype or ""),
             **{ours: int(zero[theirs]) for ours, theirs in names.items() if zero.get(theirs, "auto") != "auto"},
         )

@@ -118,8 +118,10 @@ class _Sizes:
         self.buckets = w * zero.reduce_bucket * (2 if zero.overlap and stage < 3 else 1) if stage else 0.0
         if self.offloaded and stage < 3:
             self.buckets += w * self.largest
-        # Stages 1 and 2 allocate their buckets at the first gradient and free them before the update.
+        # DeepSpeed's stages 1 and 2 allocate their buckets at the first gradient and free them before the update.
         self.idle_buckets = self.buckets if stage < 3 else 0.0
+        if zero.flat_gradients:  # one buffer for the whole run
+            self.buckets, self.idle_buckets = float(w * P), 0.0
         # The tied embedding has two gradients, from the input and from the decoder, before they are summed.
         self.tied = 2 * w * shape.vocab_size * shape.hidden_size
         self.flush = w * min(P, zero.reduce_bucket)
@@ -154,8 +156,12 @@ def _full_gradients(sizes: _Sizes) -> float:
 
 
 def _own_gradients(sizes: _Sizes) -> float:
-    """Return the bytes of a rank's gradient partition in stages 1 and 2. Return 0 in other stages or with offload."""
-    return sizes.grad_part if sizes.zero.stage in (1, 2) and not sizes.offloaded else 0.0
+    """Return the bytes of a rank's gradient partition in stages 1 and 2.
+
+    Return 0 in other stages, with offload, or if the partition is a part of the flat gradients.
+    """
+    zero = sizes.zero
+    return sizes.grad_part if zero.stage in (1, 2) and not zero.flat_gradients and not sizes.offloaded else 0.0
 
 
 def _earlier_gradients(sizes: _Sizes) -> float:
@@ -219,6 +225,8 @@ def _reduces_within(sizes: _Sizes, elements: int) -> bool:
 def _moves_gradients_early(sizes: _Sizes) -> bool:
     """Return whether each new gradient moves to the reduce bucket immediately, so that no second copy exists."""
     zero = sizes.zero
+    if zero.flat_gradients:
+        return False
     return zero.stage >= 2 or (zero.stage == 1 and zero.overlap and sizes.accumulation == 1)
 
 
@@ -249,7 +257,7 @@ def _backward_ends(sizes: _Sizes) -> Memory:
     if stage == 0 and (sizes.world_size > 1 or sizes.half):
         # DeepSpeed flattens the gradients to reduce them. Our `Engine` avoids this for a single rank in fp32.
         temporary = max(temporary, sizes.w * min(sizes.P, ALL_REDUCE_ELEMENTS))
-    elif stage == 1:
+    elif stage == 1 and not sizes.zero.flat_gradients:
         gradients = 0.0 if _moves_gradients_early(sizes) else gradients
         temporary = max(temporary, _own_gradients(sizes) + (sizes.flush if not gradients else 0))
     elif stage == 2:
@@ -273,6 +281,8 @@ def _update(sizes: _Sizes) -> Memory:
     if stage == 0:
         copies = float(sizes.P * FP32_BYTES) if sizes.half else 0.0
         return sizes.memory("the update", gradients=sizes.w * sizes.P, buffers=copies)
+    if sizes.zero.flat_gradients:
+        return sizes.memory("the update", buffers=sizes.part * FP32_BYTES if sizes.half else 0.0)
     elements = min(sizes.part, sizes.zero.sub_group) if stage == 3 else sizes.part
     bytes_per_gradient = (sizes.zero.gradient_bytes or sizes.w) + (FP32_BYTES if sizes.half else 0)
     norm = 2 * FP32_BYTES * sizes.largest / (sizes.world_size if stage == 3 else 1)

@@ -131,8 +131,8 @@ def message_bytes(job: Job, zero: ZeroSettings) -> float:
     For W ranks, the unit is (W - 1) / W times the bytes of all weights. The number of units is:
 
     - Stage 0: 2, for one all-reduce of the gradients.
-    - Stage 1: 3, namely 2 for one all-reduce of the gradients and 1 to gather the updated weights. The reduce-scatter
-      of the ZeRO paper would save 1, but DeepSpeed 0.19 reduces whole buckets.
+    - Stage 1: 3, namely 2 for one all-reduce of the gradients and 1 to gather the updated weights. On GPUs
+      `DeviceEngine` reduce-scatters the gradients, as in the ZeRO paper, which saves 1.
     - Stage 2: 2 per micro-batch for the gradients, plus 1 per step to gather the updated weights.
     - Stage 3: 3 per micro-batch, namely 1 to gather weights in the forward pass, 1 to gather weights again in the
       backward pass, and 1 to reduce gradients. If all weights can be kept between the two passes, 2 per micro-batch.
@@ -141,7 +141,7 @@ def message_bytes(job: Job, zero: ZeroSettings) -> float:
     kept = min(zero.max_live, zero.max_reuse) >= P
     units_by_stage = {
         0: 2,
-        1: 3,
+        1: 2 if zero.flat_gradients and job.work.on_gpu else 3,
         2: 2 * job.accumulation + 1,
         3: (2 if kept else 3) * job.accumulation,
     }

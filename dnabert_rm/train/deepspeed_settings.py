@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dnabert_rm.config import RunConfig
-from dnabert_rm.config.deepspeed_config import AUTO, load_ds_config, zero_stage
+from dnabert_rm.config.deepspeed_config import AUTO, load_ds_config, updates_on_device, zero_stage
 from dnabert_rm.data.batching import BatchSplit
 from dnabert_rm.utils.errors import ConfigError
 
@@ -55,7 +55,21 @@ def ds_settings(
             raise ConfigError(f"{path}: {key}: set this in [optim] of the run configuration; remove {key} here")
     _check_saving(settings, path)
     _check_stage(config, zero_stage(settings), precision, path)
+    # DeepSpeed's throughput timer waits for the GPU twice per step.
+    settings.setdefault("timers", {}).setdefault("throughput", {"enabled": False})
+    if precision and updates_on_device(settings, precision):
+        _replace_with_device_engine(settings)
     return settings
+
+
+def _replace_with_device_engine(settings: dict[str, Any]) -> None:
+    """Turn off the parts of DeepSpeed that `DeviceEngine` replaces."""
+    settings["gradient_clipping"] = 0.0
+    settings["bf16"]["check_grad_overflow"] = False
+    if zero_stage(settings) == 1:
+        # Without these two, DeepSpeed registers a hook for each gradient.
+        off = ("overlap_comm", "contiguous_gradients", "compute_grad_norm")
+        settings["zero_optimization"] |= dict.fromkeys(off, False)
 
 
 def _fill_offload_dir(zero: dict[str, Any], folder: str, path: Path) -> None:
@@ -111,7 +125,7 @@ def _check_stage(config: RunConfig, stage: int, precision: str | None, path: Pat
     if stage == 0 and precision in ("bf16", "fp16"):
         raise ConfigError(
             f"train.ds_config: {path} has ZeRO stage 0, where DeepSpeed's {precision} updates differ from those of all "
-            "other stages; choose --ds-config zero1, which needs no more memory"
+            "other stages; choose --ds-config zero1, which needs less memory and sends no more"
         )
     if config.model.compile and stage == 3:
         raise ConfigError(

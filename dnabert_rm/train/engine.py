@@ -1,112 +1,43 @@
-"""DeepSpeed engine of a run, and partitioned construction of large models under ZeRO-3."""
+"""Training engine: forward and backward passes, and the update of the weights by DeepSpeed."""
 
 from __future__ import annotations
 
-import contextlib
-import functools
-from collections.abc import Iterator
-from pathlib import Path
+import math
 from typing import Any
 
 import torch
 from torch import nn
 
-from dnabert_rm.config import ModelConfig, OptimConfig, RunConfig
-from dnabert_rm.config.deepspeed_config import offloads_optimizer, zero_stage
-from dnabert_rm.data.batching import BatchSplit
-from dnabert_rm.data.manifest import TokenizerInfo
-from dnabert_rm.distributed.collectives import on_every_rank
+from dnabert_rm.distributed.collectives import sum_over_ranks
 from dnabert_rm.distributed.process_group import Ranks
-from dnabert_rm.model.build import architecture_of, build_model, prepare_layers
-from dnabert_rm.model.flops import model_shape, num_parameters
-from dnabert_rm.model.initial_weights import set_structured_weights
 from dnabert_rm.model.mlm import MaskedLM
-from dnabert_rm.patches.deepspeed_patches import disable_gradient_allreduce, fuse_overflow_check, import_deepspeed
-from dnabert_rm.train.deepspeed_settings import ds_settings
-from dnabert_rm.train.optimizer import make_optimizer, parameter_groups
+from dnabert_rm.patches.deepspeed_patches import fuse_overflow_check, import_deepspeed
+from dnabert_rm.train.late_read import NumbersToDevice
+from dnabert_rm.train.step_result import BatchCounts
 
-PARTITIONED_FROM = 1_000_000_000
-"""Number of parameters above which no rank should build the whole model: 4 GB in fp32."""
-
-
-def is_built_partitioned(model: ModelConfig, vocab_size: int, settings: dict[str, Any]) -> bool:
-    """Return whether the model is partitioned over the ranks while it is built. Only ZeRO-3 supports this.
-
-    The setting `model.build` decides. "auto" means partitioned if the ZeRO stage is 3 and the model has more than
-    `PARTITIONED_FROM` parameters.
-    """
-    if model.build == "auto":
-        return zero_stage(settings) == 3 and num_parameters(model_shape(model, vocab_size)) > PARTITIONED_FROM
-    return model.build == "partitioned"
-
-
-@contextlib.contextmanager
-def partitioned_build(settings: dict[str, Any]) -> Iterator[None]:
-    """Context in which the transformers library partitions each module over the ranks as soon as the module is built.
-
-    No rank ever holds the whole model. `settings` is a ZeRO-3 configuration with no "auto" left, and determines the
-    precision of the parameters. With the same seed, the weights differ from those of an unpartitioned build, because
-    modules are initialized in a different order. The weights do not depend on the number of ranks.
-    """
-    from transformers.integrations import HfDeepSpeedConfig
-
-    deepspeed = import_deepspeed()
-    deepspeed.init_distributed(verbose=False)
-    # transformers finds this object through a weak reference, so it has to be kept alive.
-    zero3 = HfDeepSpeedConfig(settings)
-    try:
-        yield
-    finally:
-        del zero3
-
-
-def build_engine(
-    config: RunConfig, split: BatchSplit, tokenizer: TokenizerInfo, checkpoint: Path | None, ranks: Ranks
-) -> Engine:
-    """Return a DeepSpeed engine with a new model, which is built whole or partitioned over the ranks.
-
-    All ranks must call this together. With a `checkpoint`, the architecture comes from it, and its weights still have
-    to be loaded.
-    """
-    model = config.model
-    settings = ds_settings(config, split, config.train.precision, ranks.local_world_size)
-    architecture = architecture_of(model, tokenizer.vocab_size, checkpoint)
-    init_from = "" if checkpoint else model.init_from
-    build = functools.partial(build_model, architecture, config.train.seed, model.attention, init_from)
-    if is_built_partitioned(model, tokenizer.vocab_size, settings):
-        # The ranks exchange weights during this build, so an error on one of them can't be raised on all.
-        with partitioned_build(settings):
-            network = build()
-    else:
-        network = on_every_rank(build)
-    if model.initial_weights == "structured" and tokenizer.k and not checkpoint and not init_from:
-        gathered = functools.partial(import_deepspeed().zero.GatheredParameters, modifier_rank=0)
-        set_structured_weights(network, tokenizer.k, config.train.seed, gathered)
-    prepare_layers(network, checkpointing=model.activation_checkpointing, compile_layers=model.compile)
-    return Engine(MaskedLM(network, tokenizer.k), config, settings, ranks)
+NUM_COUNTS = len(BatchCounts._fields) + 1
+"""Numbers that a rank sends to the device in each step: the counts of its batches, and whether it was asked to stop."""
 
 
 class Engine:
-    """DeepSpeed engine that trains a `MaskedLM` on all ranks."""
+    """DeepSpeed engine that trains a `MaskedLM` on all ranks.
 
-    def __init__(self, module: MaskedLM, config: RunConfig, settings: dict[str, Any], ranks: Ranks) -> None:
-        """Wrap `module` in a DeepSpeed engine configured by `settings`, with an AdamW configured by `config.optim`.
+    DeepSpeed sums the gradients and updates the weights. `DeviceEngine` is faster, but supports fewer configurations.
+    """
+
+    def __init__(
+        self, module: MaskedLM, optimizer: torch.optim.Optimizer, settings: dict[str, Any], ranks: Ranks
+    ) -> None:
+        """Wrap `module` and `optimizer` in a DeepSpeed engine configured by `settings`.
 
         ZeRO-3 partitions the module here, unless the module was built partitioned.
         """
-        deepspeed = import_deepspeed()
-        if not any(hasattr(parameter, "ds_id") for parameter in module.parameters()):
-            module.to(ranks.device)
-        optimizer = _cpu_adam(module, config.optim) if offloads_optimizer(settings) else _adam(module, config.optim)
-        self.deepspeed, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings)
-        # In fp32 without ZeRO, DeepSpeed uses our optimizer directly. Otherwise DeepSpeed wraps the optimizer.
-        self._is_unwrapped = self.deepspeed.optimizer is optimizer
+        self.deepspeed, *_ = import_deepspeed().initialize(model=module, optimizer=optimizer, config=settings)
         fuse_overflow_check(self.deepspeed.optimizer)
-        if ranks.world_size == 1 and self._is_unwrapped:
-            disable_gradient_allreduce(self.deepspeed)
         self.ranks = ranks
         self.k = module.k
-        self._unwrapped_norm: torch.Tensor | None = None
+        self.numbers_to_device = NumbersToDevice(NUM_COUNTS, ranks.device)
+        self._has_failed = False
 
     def __call__(self, *inputs: torch.Tensor) -> Any:
         """Run the module's forward pass."""
@@ -128,6 +59,32 @@ class Engine:
         self.deepspeed.set_gradient_accumulation_boundary(is_last)
         undo = self.deepspeed.gradient_accumulation_steps() * self.ranks.world_size
         self.deepspeed.backward(loss_sum * (undo / divisor.to(loss_sum.dtype)))
+        if not is_last:
+            self.deepspeed.step()  # counts the batch
+
+    def update(self, sums: torch.Tensor) -> torch.Tensor:
+        """Update the weights after the last batch of a step, unless the step has failed. Call this on all ranks.
+
+        Args:
+            sums: (S,) float64, sums over this rank's batches. The first is the training loss.
+
+        Returns: (S + 2,) float64: `sums` over all ranks, the global gradient norm before clipping, and the number of
+            updates that were skipped because a gradient was inf or NaN (0 or 1). If the summed loss is inf or NaN,
+            the weights are not updated in this step, nor in any later step.
+        """
+        totals = sum_over_ranks(sums, self.ranks)
+        self._has_failed = self._has_failed or not math.isfinite(float(totals[0]))
+        norm, num_skipped = float("nan"), 0
+        if not self._has_failed:
+            skipped_before = self.deepspeed.skipped_steps
+            self.deepspeed.step()
+            found = self.deepspeed.get_global_grad_norm()
+            norm = norm if found is None else float(found)
+            num_skipped = self.deepspeed.skipped_steps - skipped_before
+        return torch.cat([totals, totals.new_tensor([norm, num_skipped])])
+
+    def record_skipped(self, num_skipped: int) -> None:
+        """Record updates that `update` has reported as skipped. DeepSpeed has counted them already."""
 
     def set_accumulation(self, num_batches: int) -> None:
         """Set how many batches this rank runs in the next step. The number changes during a batch-size warm-up."""
@@ -138,25 +95,10 @@ class Engine:
         """Set the fraction of the training loss that is the loss over bases, from 0 to 1."""
         self.deepspeed.module.base_share = share
 
-    def step(self) -> None:
-        """Finish a batch. After the last batch of the step, update the weights."""
-        # DeepSpeed computes no gradient norm if it does not wrap the optimizer.
-        if self._is_unwrapped and self.deepspeed.is_gradient_accumulation_boundary():
-            gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
-            self._unwrapped_norm = torch.nn.utils.get_total_norm(gradients)
-        self.deepspeed.step()
-
     def set_learning_rate(self, rate: float) -> None:
         """Set the learning rate of the next update."""
         for group in self.deepspeed.optimizer.param_groups:
             group["lr"] = rate
-
-    @property
-    def grad_norm(self) -> float:
-        """Global gradient norm of the last update, before clipping."""
-        norm = self.deepspeed.get_global_grad_norm()
-        norm = self._unwrapped_norm if norm is None else norm
-        return float("nan") if norm is None else float(norm)
 
     @property
     def module(self) -> nn.Module:
@@ -171,18 +113,5 @@ class Engine:
 
     @property
     def skipped_steps(self) -> int:
-        """Number of updates that were skipped because gradients overflowed."""
+        """Number of updates that were skipped because a gradient was inf or NaN, in this run and before a resume."""
         return int(self.deepspeed.skipped_steps)
-
-
-def _adam(module: nn.Module, optim: OptimConfig) -> torch.optim.Optimizer:
-    betas = (optim.beta1, optim.beta2)
-    return make_optimizer(module, lr=optim.lr, betas=betas, eps=optim.eps, weight_decay=optim.weight_decay)
-
-
-def _cpu_adam(module: nn.Module, optim: OptimConfig) -> torch.optim.Optimizer:
-    """Return DeepSpeed's vectorized AdamW for optimizer states in CPU memory. DeepSpeed compiles it on first use."""
-    from deepspeed.ops.adam import DeepSpeedCPUAdam
-
-    groups = parameter_groups(module, optim.weight_decay)
-    return DeepSpeedCPUAdam(groups, lr=optim.lr, betas=(optim.beta1, optim.beta2), eps=optim.eps, adamw_mode=True)

@@ -6,17 +6,16 @@ import json
 import os
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dnabert_rm.checkpoint.train_state import TrainState
-from dnabert_rm.masking.collator import IGNORE
 from dnabert_rm.masking.schedule import MaskSchedule
 from dnabert_rm.model.flops import ModelShape, peak_flops, training_flops_per_step
+from dnabert_rm.train.step_result import StepResult
 from dnabert_rm.train.validation_record import (
     BITS,
     COMPARED_BASES,
@@ -35,7 +34,6 @@ from dnabert_rm.train.validation_record import (
 from dnabert_rm.utils.files import flush_to_disk, read_json_lines, write_text
 
 if TYPE_CHECKING:
-    import torch
     from torch.utils.tensorboard import SummaryWriter
 
     from dnabert_rm.train.engine import Engine
@@ -87,100 +85,6 @@ COMPARED = (COMPARED_TAG, "train/loss", "train/base_accuracy", "validation_loss/
 """Metrics next to the settings on TensorBoard's page "HParams"."""
 
 
-class BatchCounts(NamedTuple):
-    """Numbers of tokens, masked tokens and windows in one or more batches, known before the forward pass."""
-
-    num_masked: float
-    weight: float
-    """Sum of the weights of the masked tokens in the training loss: `num_masked`, unless data.repeat_weight is set."""
-    num_tokens: float
-    span_sum: float
-    num_windows: float
-    num_replaced: float
-    """Number of replacement samples for windows in bad shards."""
-
-
-def count_batches(batches: list[dict[str, torch.Tensor]]) -> BatchCounts:
-    """Count the tokens, masked tokens and windows in this rank's batches of one step."""
-    num_masked = sum(int((batch["targets"] != IGNORE).sum()) for batch in batches)
-    weights = [batch["base_weights"].double().mean(dim=1).sum() for batch in batches if "base_weights" in batch]
-    return BatchCounts(
-        num_masked=float(num_masked),
-        weight=float(sum(weights) if weights else num_masked),
-        num_tokens=float(sum(batch["input_ids"].numel() for batch in batches)),
-        span_sum=float(sum(int(batch["span"].sum()) for batch in batches)),
-        num_windows=float(sum(len(batch["samples"]) for batch in batches)),
-        num_replaced=float(sum(int(batch["num_replaced"]) for batch in batches)),
-    )
-
-
-@dataclass(frozen=True)
-class StepSums:
-    """Loss, correct predictions, stop requests and counts of one step, summed over all batches of all ranks."""
-
-    loss: float
-    token_loss: float
-    num_right: float
-    """Number of masked tokens that were predicted correctly."""
-    num_right_bases: float
-    num_stopping: float
-    """Number of ranks that were asked to stop."""
-    counts: BatchCounts
-
-    def to_result(
-        self, step: int, k: int | None, grad_norm: float, *, seconds: float, data_seconds: float
-    ) -> StepResult:
-        """Return the result of the step: weighted mean losses of the masked tokens, and unweighted accuracies.
-
-        `k` is the k-mer length, or None if tokens are not k-mers. `seconds` is the duration of the step, of which
-        `data_seconds` were spent waiting for data.
-        """
-        counts = self.counts
-        divisor = max(1.0, counts.num_masked)
-        weight = counts.weight or 1.0
-        return StepResult(
-            step=step,
-            loss=self.loss / weight,
-            token_loss=self.token_loss / weight,
-            masked_accuracy=self.num_right / divisor,
-            base_accuracy=self.num_right_bases / divisor / k if k else None,
-            num_masked=int(counts.num_masked),
-            num_tokens=int(counts.num_tokens),
-            mean_span=counts.span_sum / counts.num_windows,
-            num_replaced=int(counts.num_replaced),
-            grad_norm=grad_norm,
-            seconds=seconds,
-            data_wait=data_seconds / seconds,
-            stop_wanted=self.num_stopping > 0,
-        )
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """Loss, accuracies, counts and times of one optimizer step on a global batch."""
-
-    step: int
-    loss: float
-    """Training loss: the mean over the masked tokens of the global batch, weighted by data.repeat_weight, in nats."""
-    token_loss: float
-    """Cross-entropy over tokens, averaged in the same way, in nats. It equals `loss` if model.loss is "token"."""
-    masked_accuracy: float
-    base_accuracy: float | None
-    """Share of correct bases in masked k-mers; None for other tokenizers."""
-    num_masked: int
-    num_tokens: int
-    """Number of tokens in all windows, including [CLS] and [SEP]."""
-    mean_span: float
-    num_replaced: int
-    grad_norm: float
-    """Global gradient norm before clipping."""
-    seconds: float
-    data_wait: float
-    """Share of `seconds` spent waiting for the loader."""
-    stop_wanted: bool
-    """Whether any rank was asked to stop."""
-
-
 def metrics_row(
     result: StepResult,
     state: TrainState,
@@ -209,7 +113,7 @@ def metrics_row(
         "base_accuracy": result.base_accuracy,
         "lr": learning_rate,
         "grad_norm": result.grad_norm,
-        "loss_scale": engine.loss_scale,
+        "loss_scale": result.loss_scale,
         "skipped_steps": engine.skipped_steps,
         "global_batch": num_windows,
         "phase": int(schedule.phase_of(result.step)),

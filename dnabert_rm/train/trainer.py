@@ -1,4 +1,4 @@
-"""Pretraining: `pretrain()` runs one rank, `Trainer` holds the training loop, `training_step()` makes one update."""
+"""Pretraining: `pretrain()` runs one rank, and `Trainer` holds the training loop over steps (`train/step.py`)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import functools
 import json
-import math
 import sys
 import time
 from collections.abc import Callable
@@ -14,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from dnabert_rm.checkpoint.compatibility import record_changes
 from dnabert_rm.checkpoint.data_records import read_data_records
@@ -27,7 +25,7 @@ from dnabert_rm.config import RunConfig
 from dnabert_rm.data.batching import split_batch
 from dnabert_rm.data.dataset import WindowDataset, consumed_tokens, make_dataset
 from dnabert_rm.data.loader import Loader, MicroBatchSampler, make_loader
-from dnabert_rm.distributed.collectives import any_rank, barrier, on_first_rank, sum_over_ranks
+from dnabert_rm.distributed.collectives import any_rank, barrier, on_first_rank
 from dnabert_rm.distributed.consistency import check_consistency
 from dnabert_rm.distributed.device import peak_memory, resolve_precision
 from dnabert_rm.distributed.process_group import Ranks, collective_timeout, process_group, set_collective_timeout
@@ -37,31 +35,20 @@ from dnabert_rm.masking.collator import make_collator
 from dnabert_rm.masking.schedule import make_mask_schedule
 from dnabert_rm.model.flops import model_shape
 from dnabert_rm.model.losses import base_loss_share
-from dnabert_rm.model.mlm import MODEL_INPUTS
-from dnabert_rm.train.engine import Engine, build_engine
-from dnabert_rm.train.metrics import (
-    BatchCounts,
-    MetricsWriter,
-    StepResult,
-    StepSums,
-    count_batches,
-    metrics_row,
-)
+from dnabert_rm.train.build_engine import build_engine
+from dnabert_rm.train.metrics import MetricsWriter, metrics_row
 from dnabert_rm.train.optimizer import learning_rate, warmup_length
 from dnabert_rm.train.run_lock import run_lock
 from dnabert_rm.train.run_summary import end_summary, start_summary
+from dnabert_rm.train.step import QueuedStep, StepStart, queue_step
+from dnabert_rm.train.step_result import StepResult
 from dnabert_rm.train.stop import StopRequests
 from dnabert_rm.train.validation import Validation
 from dnabert_rm.train.validation_record import VALIDATION, validation_line
-from dnabert_rm.utils import random
-from dnabert_rm.utils.errors import UserError
 from dnabert_rm.utils.files import write_text
 from dnabert_rm.utils.out_of_memory import explain_out_of_memory
 from dnabert_rm.utils.progress import progress_bar
 from dnabert_rm.utils.system_info import ENVIRONMENT_NAME, describe_environment
-
-Batch = dict[str, torch.Tensor]
-"""Tensors of one micro-batch: the output of `RandomMaskCollator`, and `num_replaced`."""
 
 MEMORY_ADVICE = (
     "lower --micro-batch (accumulation keeps the global batch), pass --model.activation_checkpointing, or choose "
@@ -119,6 +106,7 @@ class Trainer:
         self.vocab_size = dataset.tokenizer.vocab_size
         self.last_step = min(config.train.steps, config.train.stop_after or config.train.steps)
         self.save_seconds: float | None = None
+        self.stopping = False
 
         self.data_records = on_first_rank(lambda: read_data_records(start, dataset), ranks)
         self.split = split_batch(self.state.plan, config.train.micro_batch, ranks.world_size, self.state.step)
@@ -156,7 +144,7 @@ class Trainer:
             if any_rank(self.stop.wanted(), self.ranks):
                 self.stop.obey(self.state.step, self.last_step)
             result = self.train()
-            if result and result.stop_wanted:
+            if self.stopping:
                 self.stop.obey(self.state.step, self.last_step)
         finally:
             self.bar.close()
@@ -166,39 +154,54 @@ class Trainer:
         return result
 
     def train(self) -> StepResult | None:
-        """Run the remaining steps and return the result of the last one, or None if no step was left."""
+        """Run the remaining steps and return the result of the last one, or None if no step was left.
+
+        The result of a step is read while the device works on the next step, so that the device never waits. Before a
+        validation or a checkpoint, the run waits for the current step.
+        """
         config = self.config
         loader = iter(self.loader)
         result: StepResult | None = None
+        earlier: QueuedStep | None = None
         for step in range(self.state.step, self.last_step):
             # Next batch: this rank's share of the global batch, one batch per forward pass.
-            start = time.perf_counter()
+            start = StepStart(self.ranks.device)
             self.watchdog.reset("loader" if result else "first batch")
             num_batches = self.split.accumulation(self.state.plan.batch_of_step(step))
             batches = [next(loader) for _ in range(num_batches)]
-            data_seconds = time.perf_counter() - start
+            start.batches_ready()
 
             # Forward, backward, update.
             self.engine.set_learning_rate(self.learning_rate(step))
             self.engine.set_accumulation(num_batches)
             self.engine.set_base_share(self.base_share(step))
             self.watchdog.reset("step" if result else "first step")
-            sums = training_step(self.engine, batches, step, config.train.seed, self.stop.wanted)
-            seconds = time.perf_counter() - start
-            result = sums.to_result(
-                step, self.engine.k, self.engine.grad_norm, seconds=seconds, data_seconds=data_seconds
-            )
-
-            # Validate, log, save, stop.
+            queued = queue_step(self.engine, batches, step, config.train.seed, self.stop.wanted, start)
             self.state = dataclasses.replace(self.state, step=step + 1)
-            self.num_tokens += result.num_tokens
-            self.bar.update()
-            validation = self.validate() if self._is_due(config.validation.every) else {}
-            self.log(result, validation)
-            if self._is_due(config.train.save_every) or result.stop_wanted:
+
+            # Read and log the step before this one.
+            if earlier:
+                result = self.finish(earlier)
+            earlier = queued
+            if not (self.stopping or self._is_due(config.validation.every) or self._is_due(config.train.save_every)):
+                continue
+
+            # Wait for this step, validate, log, save, stop.
+            is_validated = self._is_due(config.validation.every)
+            result, earlier = self.finish(queued, self.validate if is_validated else None), None
+            if self.stopping or self._is_due(config.train.save_every):
                 self.save()
-            if result.stop_wanted:
+            if self.stopping:
                 break
+        return result
+
+    def finish(self, queued: QueuedStep, validate: Callable[[], dict[str, Any]] | None = None) -> StepResult:
+        """Wait for a queued step, validate after it if asked to, log it and return its result."""
+        result = queued.result()
+        self.stopping = self.stopping or result.stop_wanted
+        self.num_tokens += result.num_tokens
+        self.bar.update()
+        self.log(result, validate() if validate else {})
         return result
 
     def learning_rate(self, step: int) -> float:
@@ -236,9 +239,10 @@ class Trainer:
         is_due = step % self.config.train.log_every == 0 or step + 1 == self.last_step or validation
         if self.metrics_writer is None or not is_due:
             return
+        state = dataclasses.replace(self.state, step=step + 1)  # a later step may have been queued
         row = metrics_row(
             result,
-            self.state,
+            state,
             self.schedule,
             self.engine,
             shape=self.shape,
@@ -248,7 +252,7 @@ class Trainer:
             epoch_windows=self.dataset.num_windows,
             consumed_tokens=self.num_tokens,
         )
-        samples = np.arange(self.state.plan.first_sample(step), self.state.consumed_samples)
+        samples = np.arange(state.plan.first_sample(step), state.consumed_samples)
         self.metrics_writer.log(row | validation, self.collate.spans(samples))
         self.save_seconds = None
         if validation:
@@ -334,68 +338,3 @@ class Trainer:
         if self.ranks.is_first:
             summary = end_summary(self.config, self.state.step, result.loss if result else None)
             print(summary, file=sys.stderr, flush=True)
-
-
-def training_step(
-    engine: Engine, batches: list[Batch], step: int, seed: int, stop_wanted: Callable[[], bool]
-) -> StepSums:
-    """Run one optimizer step on this rank's batches and return the sums over the global batch.
-
-    The loss is a mean over the masked tokens of the global batch, not a mean of means over ranks or batches:
-
-        loss = sum of weight x loss over masked tokens / sum of weights of masked tokens in the GLOBAL batch
-
-    All weights are 1 unless data.repeat_weight is set. The sum of the weights is computed over all ranks before the
-    first backward pass, so the gradient does not depend on how the global batch is split. If this sum is 0, the
-    loss is 0.
-
-    Raises `NonFiniteLossError` on every rank, before the update, if the loss is inf or NaN.
-    """
-    device = engine.ranks.device
-    summed_counts = sum_over_ranks(list(count_batches(batches)), engine.ranks)
-    weight = summed_counts[BatchCounts._fields.index("weight")]
-    divisor = torch.where(weight > 0, weight, 1.0)
-    sums = torch.zeros(4, dtype=torch.float64, device=device)
-    for number, batch in enumerate(batches):
-        seed_dropout(seed, int(batch["samples"][0]))
-        inputs = (batch[name].to(device, non_blocking=True) for name in MODEL_INPUTS if name in batch)
-        loss_sum, *counted = engine(*inputs)
-        sums += torch.stack([value.double() for value in (loss_sum.detach(), *counted)])
-        is_last = number == len(batches) - 1
-        engine.backward(loss_sum, divisor, is_last)
-        if is_last:
-            # Read stop requests late, right before the last sum, so that a stop does not wait for another step.
-            stopping = sums.new_tensor([stop_wanted()])
-            totals = sum_over_ranks(torch.cat([sums, stopping]), engine.ranks).tolist()
-            counts = BatchCounts(*summed_counts.tolist())
-            check_finite(totals[0], batches, step, int(counts.num_windows))
-        engine.step()
-    loss, token_loss, num_right, num_right_bases, num_stopping = totals
-    return StepSums(loss, token_loss, num_right, num_right_bases, num_stopping, counts)
-
-
-def seed_dropout(seed: int, sample: int) -> None:
-    """Seed torch for the dropout of one batch, so that dropout does not depend on earlier batches.
-
-    `sample` is the index of the first sample in the batch.
-    """
-    torch.manual_seed(int(random.fold(random.key(seed, "dropout"), sample) >> np.uint64(1)))
-
-
-class NonFiniteLossError(UserError):
-    """The loss of a step is inf or NaN; the weights were not updated."""
-
-
-def check_finite(loss_sum: float, batches: list[Batch], step: int, num_windows: int) -> None:
-    """Raise `NonFiniteLossError` if the summed loss of the global batch is inf or NaN.
-
-    The sum is the same on every rank, so all ranks raise the error, but only rank 0 prints the message. The message
-    names the first sample of the global batch, which is always in one of rank 0's batches.
-    """
-    if not math.isfinite(loss_sum):
-        first = min(int(batch["samples"].min()) for batch in batches)
-        raise NonFiniteLossError(
-            f"step {step}: the loss is {loss_sum} over the samples {first} to {first + num_windows - 1}; the weights "
-            f"were not updated. Inspect the samples with `dnabert-rm show-batch --step {step}`, and lower --lr or "
-            "raise --optim.warmup_steps. The last checkpoint is intact"
-        )

@@ -53,7 +53,7 @@ ALLOWED["data_prep"] = {
 }
 ONLY_IN = {
     "deepspeed": {
-        "dnabert_rm/train/engine.py",
+        "dnabert_rm/train/build_engine.py",
         "dnabert_rm/checkpoint/reshard.py",
         "dnabert_rm/patches/deepspeed_patches.py",
     },

@@ -16,7 +16,8 @@ from validated_rows import validation
 
 from dnabert_rm.config import resolve
 from dnabert_rm.masking.collator import IGNORE
-from dnabert_rm.train.metrics import BatchCounts, MetricsWriter, StepSums, count_batches
+from dnabert_rm.train.metrics import MetricsWriter
+from dnabert_rm.train.step_result import BatchCounts, StepSums, count_batches
 
 
 def wait_for_another_name() -> None:
