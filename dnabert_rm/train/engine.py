@@ -15,9 +15,6 @@ from dnabert_rm.patches.deepspeed_patches import fuse_overflow_check, import_dee
 from dnabert_rm.train.late_read import NumbersToDevice
 from dnabert_rm.train.step_result import BatchCounts
 
-NUM_COUNTS = len(BatchCounts._fields) + 1
-"""Numbers that a rank sends to the device in each step: the counts of its batches, and whether it was asked to stop."""
-
 
 class Engine:
     """DeepSpeed engine that trains a `MaskedLM` on all ranks.
@@ -36,7 +33,8 @@ class Engine:
         fuse_overflow_check(self.deepspeed.optimizer)
         self.ranks = ranks
         self.k = module.k
-        self.numbers_to_device = NumbersToDevice(NUM_COUNTS, ranks.device)
+        self.counts_to_device = NumbersToDevice(len(BatchCounts._fields), ranks.device)
+        self.stop_to_device = NumbersToDevice(1, ranks.device)
         self._has_failed = False
 
     def __call__(self, *inputs: torch.Tensor) -> Any:

@@ -49,7 +49,7 @@ def queue_step(
     loss is 0.
     """
     device = engine.ranks.device
-    counts = engine.numbers_to_device.copy([*count_batches(batches), float(stop_wanted())])
+    counts = engine.counts_to_device.copy(list(count_batches(batches)))
     if engine.ranks.world_size > 1:
         dist.all_reduce(counts)
     weight = counts[BatchCounts._fields.index("weight")]
@@ -61,8 +61,11 @@ def queue_step(
         loss_sum, *counted = engine(*inputs)
         sums += torch.stack([value.double() for value in (loss_sum.detach(), *counted)])
         engine.backward(loss_sum, divisor, is_last=number == len(batches) - 1)
+    # Read stop requests late, so that a stop does not wait for another step.
+    stopping = engine.stop_to_device.copy([float(stop_wanted())])
+    totals = engine.update(torch.cat([sums, stopping]))
     first_sample = min(int(batch["samples"].numpy().min()) for batch in batches)
-    return QueuedStep(step, engine, first_sample, start, torch.cat([engine.update(sums), counts]))
+    return QueuedStep(step, engine, first_sample, start, torch.cat([totals, counts]))
 
 
 class QueuedStep:
@@ -83,8 +86,7 @@ class QueuedStep:
         Raises `NonFiniteLossError` on every rank if the loss is inf or NaN. The weights are those from before the step,
         even if a later step has been queued.
         """
-        loss, token_loss, num_right, num_right_bases, norm, num_skipped, *rest = self._read.values()
-        *counts, num_stopping = rest
+        loss, token_loss, num_right, num_right_bases, num_stopping, norm, num_skipped, *counts = self._read.values()
         sums = StepSums(loss, token_loss, num_right, num_right_bases, num_stopping, BatchCounts(*counts))
         check_finite(loss, self.step, self._first_sample, int(sums.counts.num_windows))
         self._engine.record_skipped(int(num_skipped))

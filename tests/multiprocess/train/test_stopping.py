@@ -111,8 +111,9 @@ def test_a_run_stops_at_any_moment_with_a_checkpoint_and_resumes_bit_for_bit(pre
             assert codes == [EXIT_STOPPED] * 2, printed
             if steps_at_signal > done:
                 slowest = max(slowest, time.monotonic() - signal_time)
-                # The current step, and one more if the current one had already made its last sum.
-                assert ranks.steps() <= steps_at_signal + 2
+                # The step before the current one, which is logged late; the current step; one more if the current one
+                # had already made its last sum; and one more, because a result is read after the next step is queued.
+                assert ranks.steps() <= steps_at_signal + 4
             assert f"stopped on request with {ranks.steps()} of 100000 steps done" in printed
         rows = read_metrics(run) if ranks.steps() else []
         assert [row["step"] for row in rows] == list(range(len(rows)))
