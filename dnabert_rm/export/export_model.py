@@ -195,5 +195,7 @@ def _trained_model(checkpoints: list[Path], last: _CheckpointRecords) -> PreTrai
 def _reference_of_mean(model: PreTrainedModel, reference: ReferenceOutput) -> ReferenceOutput:
     """Return a copy of `reference` with new logits: those of `model`, run by the training code in fp32 on the CPU."""
     with torch.no_grad():
-        logits = MaskedLM(model)(torch.from_numpy(reference.input_ids), torch.from_numpy(reference.positions))
+        logits = MaskedLM(model, whole_last_layer=True)(
+            torch.from_numpy(reference.input_ids), torch.from_numpy(reference.positions)
+        )
     return dataclasses.replace(reference, logits=logits.numpy(), precision="fp32", device="cpu")

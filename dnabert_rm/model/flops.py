@@ -17,7 +17,7 @@ Symbols: H hidden size, I intermediate size, N layers, V vocabulary, L tokens pe
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 
 from dnabert_rm.config import ModelConfig
 from dnabert_rm.model.pretrained import model_fields
@@ -105,17 +105,23 @@ def forward_flops_per_token(shape: ModelShape, window: int, masked_fraction: flo
     - Matrix products of the layers: 2N(4H² + 2HI), or 2N(4H² + 3HI) with GeGLU.
     - Attention scores and their product with the values: 4H for each layer and each attended token.
     - Head: 2(H² + HV) for a masked token, and 0 for other tokens. The average is `masked_fraction` times 2(H² + HV).
+    - In the last layer, other tokens have only 6H² and the attention (see model/last_layer.py).
 
-    A `masked_fraction` of 1.0 means that the head runs on all positions, as in transformers.
+    A `masked_fraction` of 1.0 means that head and last layer run on all positions, as in transformers.
     """
-    return layer_flops_per_token(shape, window) + masked_fraction * head_flops_per_token(shape)
+    return layer_flops_per_token(shape, window, masked_fraction) + masked_fraction * head_flops_per_token(shape)
 
 
-def layer_flops_per_token(shape: ModelShape, window: int) -> float:
-    """Return the number of forward-pass operations per token in all layers, attention included."""
+def layer_flops_per_token(shape: ModelShape, window: int, masked_fraction: float = 1.0) -> float:
+    """Return the number of forward-pass operations per token in all layers, attention included.
+
+    `masked_fraction` is the share of tokens that the last layer computes after its attention.
+    """
     H = shape.hidden_size
     matrices = 2 if shape.architecture == "bert" else 3
-    products = 2 * shape.num_layers * (4 * H * H + matrices * H * shape.intermediate_size)
+    before_attention = 6 * H * H
+    after_attention = 2 * H * H + 2 * matrices * H * shape.intermediate_size
+    products = shape.num_layers * before_attention + (shape.num_layers - 1 + masked_fraction) * after_attention
     return products + 4 * H * attended_tokens(shape, window)
 
 
@@ -129,10 +135,11 @@ def training_flops_per_token(
 ) -> float:
     """Return the number of operations per token in the forward and backward pass: three times the forward pass.
 
-    With activation `checkpointing`, the recomputed forward pass of the layers is added. The hardware runs this pass,
-    but model FLOPs utilization (MFU) does not count it.
+    With activation `checkpointing`, the recomputed forward pass of the layers is added, without the last layer. The
+    hardware runs this pass, but model FLOPs utilization (MFU) does not count it.
     """
-    recomputed = layer_flops_per_token(shape, window) if checkpointing else 0.0
+    all_but_last = replace(shape, num_layers=shape.num_layers - 1)
+    recomputed = layer_flops_per_token(all_but_last, window) if checkpointing else 0.0
     return 3 * forward_flops_per_token(shape, window, masked_fraction) + recomputed
 
 

@@ -1,4 +1,4 @@
-"""Masked language model with its head and loss on masked positions only.
+"""Masked language model with its head, its loss and most of its last layer on masked positions only.
 
 Shapes: B windows, L tokens per window, H hidden size, M masked tokens, V vocabulary.
 """
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from dnabert_rm.genome.kmer import NUM_SPECIAL
+from dnabert_rm.model.last_layer import LastLayer
 from dnabert_rm.model.losses import base_loss_sum, token_loss_sum
 
 MODEL_INPUTS = ("input_ids", "positions", "targets", "base_weights")
@@ -19,17 +20,24 @@ MODEL_INPUTS = ("input_ids", "positions", "targets", "base_weights")
 
 
 class MaskedLM(nn.Module):
-    """A transformers masked language model whose head runs on masked positions only.
+    """A transformers masked language model whose head and last layer run on masked positions only.
 
     The encoder gets no attention mask, because pretraining has no padding. The loss is a sum in fp32. The training
     loop divides this sum by the summed weights of the masked tokens in the global batch.
     """
 
-    def __init__(self, model: PreTrainedModel, k: int | None = None) -> None:
-        """Wrap a transformers model. `k` is the number of bases per token. With None (BPE), bases are not counted."""
+    def __init__(self, model: PreTrainedModel, k: int | None = None, *, whole_last_layer: bool = False) -> None:
+        """Wrap a transformers model.
+
+        Args:
+            model: The model, whose last layer is changed in place (see `LastLayer`).
+            k: Number of bases per token. With None (BPE), bases are not counted.
+            whole_last_layer: Leave the last layer as it is. For comparisons.
+        """
         super().__init__()
         self.model = model
         self.k = k
+        self._last_layer = None if whole_last_layer else LastLayer(model)
         self.base_share = 0.0
         """Fraction of the training loss that is the loss over bases, from 0 to 1. The rest is the loss over tokens."""
 
@@ -69,9 +77,13 @@ class MaskedLM(nn.Module):
         return loss, token_loss.detach(), num_right, num_right_bases(predicted, targets, self.k)
 
     def _masked_logits(self, input_ids: Tensor, positions: Tensor) -> Tensor:
-        hidden = self.model.base_model(input_ids=input_ids).last_hidden_state
-        selected = hidden.flatten(0, 1).index_select(0, positions)
         model: Any = self.model
+        if self._last_layer is None:
+            hidden = model.base_model(input_ids=input_ids).last_hidden_state
+            selected = hidden.flatten(0, 1).index_select(0, positions)
+        else:
+            with self._last_layer.at(positions):
+                selected = model.base_model(input_ids=input_ids).last_hidden_state
         if model.config.model_type == "modernbert":
             return model.decoder(model.head(selected))
         return model.cls(selected)

@@ -70,6 +70,21 @@ def layer_bytes(shape: ModelShape, work: Workload) -> float:
     return values + _attention_bytes(shape, work)
 
 
+def last_layer_bytes(shape: ModelShape, work: Workload) -> float:
+    """Return the bytes that the last layer keeps for the backward pass.
+
+    After the attention it has M masked tokens instead of T tokens (see model/last_layer.py). In addition to the values
+    that `layer_bytes` lists, it keeps the context of the masked tokens.
+    """
+    H, I, T, M = shape.hidden_size, shape.intermediate_size, work.tokens, work.num_masked  # noqa: E741
+    if shape.architecture == "bert":
+        all_tokens, masked, dropped, norms = 5 * H, 4 * H + 2 * I, 2 * H, (0, 4)
+    else:
+        all_tokens, masked, dropped, norms = 8 * H, 3 * H + 4 * I, H + I, (1, 1)
+    values = work.value_bytes * (T * all_tokens + M * masked) + M * work.dropout_bytes * dropped
+    return values + FP32_BYTES * (T * norms[0] + M * norms[1]) + _attention_bytes(shape, work)
+
+
 def _attention_bytes(shape: ModelShape, work: Workload) -> float:
     """Return the bytes that an attention kernel keeps besides its inputs and output.
 
@@ -96,13 +111,14 @@ def _attention_bytes(shape: ModelShape, work: Workload) -> float:
 def encoder_bytes(shape: ModelShape, work: Workload) -> float:
     """Return the bytes that the embeddings and layers keep at the end of the forward pass.
 
-    With activation checkpointing, each layer keeps only its input.
+    With activation checkpointing, each layer but the last keeps only its input.
     """
     TH = work.tokens * shape.hidden_size
     layer = TH * work.value_bytes if work.checkpointing else layer_bytes(shape, work)
     # The sum before the first norm. A checkpointed modernbert also keeps the input of its last norm.
     ends = 2 if work.checkpointing and shape.architecture == "modernbert" else 1
-    return shape.num_layers * layer + TH * (ends * work.value_bytes + work.dropout_bytes)
+    layers = (shape.num_layers - 1) * layer + last_layer_bytes(shape, work)
+    return layers + TH * (ends * work.value_bytes + work.dropout_bytes)
 
 
 def head_bytes(shape: ModelShape, work: Workload) -> float:
@@ -136,3 +152,14 @@ def inner_gradient_bytes(shape: ModelShape, work: Workload) -> float:
     feed_forward = w * T * (2 * H + wide)
     matrix = T * shape.num_heads * work.window_tokens * (FP32_BYTES if work.attention == "sdpa" else w)
     return max(feed_forward, (2 * matrix - w * T * 2 * wide) if not work.is_fused else 0.0)
+
+
+def last_inner_gradient_bytes(shape: ModelShape, work: Workload) -> float:
+    """Return the peak memory for gradients of intermediate tensors in the last layer's backward pass, in bytes.
+
+    Only its attention part has all tokens: the gradients of the layer's input, the context, q, k and v, and of two
+    attention matrices if the attention kernel is not fused.
+    """
+    T, w = work.tokens, work.value_bytes
+    matrix = T * shape.num_heads * work.window_tokens * (FP32_BYTES if work.attention == "sdpa" else w)
+    return 5 * w * T * shape.hidden_size + (0.0 if work.is_fused else 2 * matrix)

@@ -27,6 +27,8 @@ from dnabert_rm.planning.activations import (
     encoder_bytes,
     head_bytes,
     inner_gradient_bytes,
+    last_inner_gradient_bytes,
+    last_layer_bytes,
     layer_bytes,
     loss_bytes,
 )
@@ -184,14 +186,19 @@ def _loss(sizes: _Sizes) -> Memory:
 
 
 def _last_layer(sizes: _Sizes) -> Memory:
-    """Return the memory in the last layer's backward pass: all layers' activations, and the head's gradients."""
+    """Return the memory in the backward pass of the last two layers: activations, and the head's gradients.
+
+    The layer before the last can take more memory, because the last one computes most for masked tokens only.
+    """
     shape, work = sizes.shape, sizes.work
     elements = shape.hidden_size * (shape.vocab_size + shape.hidden_size)
     gradients = _earlier_gradients(sizes)
     if not (sizes.accumulation > 1 and sizes.zero.stage < 2):
         gradients += sizes.w * elements + (_own_gradients(sizes) if _reduces_within(sizes, elements) else 0)
+    kept = encoder_bytes(shape, work)
     recomputed = layer_bytes(shape, work) if work.checkpointing else 0
-    activations = encoder_bytes(shape, work) + recomputed + inner_gradient_bytes(shape, work)
+    before_last = kept - last_layer_bytes(shape, work) + recomputed + inner_gradient_bytes(shape, work)
+    activations = max(kept + last_inner_gradient_bytes(shape, work), before_last)
     return sizes.memory(
         "the last layer backwards", gradients=gradients, activations=activations, buffers=_gathered(sizes)
     )
