@@ -107,7 +107,7 @@ BUCKET_GRADIENT_BYTES = 39
 ACCUMULATE_BYTES = 6
 """Traffic per parameter for adding the gradients of one more micro-batch. Derived: read two, write one."""
 BUSY_SHARE = 0.97
-"""Share of the device's time in which a kernel runs, if the host is fast enough. The rest is gaps. Assumed."""
+"""Share of the device's time in which a kernel runs, if the host is fast. Chosen to match an estimate by hand."""
 
 LAYERS_MEASURED = 12
 """Number of layers at which the `HOST_*` times were measured. They are taken as proportional to the layers.

@@ -56,7 +56,7 @@ def predicted(
 def test_steps_on_an_h100_agree_with_an_earlier_estimate(
     preset: str, windows: int, kernels: dict[str, Any], milliseconds: float
 ) -> None:
-    """Both are estimates from the same assumed rates. The earlier one was made by hand, before this formula."""
+    """Both are estimates from the same assumed rates. The gaps were chosen to match: no confirmation."""
     found = predicted(preset, windows, **kernels)
     assert found.seconds * 1e3 == pytest.approx(milliseconds, rel=0.08)
     assert found.bound_by == "products"
