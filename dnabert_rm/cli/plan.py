@@ -15,10 +15,10 @@ from dnabert_rm.model.flops import (
     forward_flops_per_token,
     known_gpus,
     parameter_counts,
-    peak_flops,
     training_flops_per_token,
 )
 from dnabert_rm.planning.planner import USABLE_SHARE, Job, Option, advice, make_job, options
+from dnabert_rm.planning.roofline import Device, device, step_time
 from dnabert_rm.utils.errors import ConfigError
 
 NOT_NEEDED = "(not needed)"
@@ -38,10 +38,10 @@ class PlanSettings(Settings):
     """Name of the GPU, which sets the peak FLOP/s: h100, a100, l40s … or cpu for ranks on CPUs."""
     tokens: float | None = setting(None, metavar="N", above=0)
     """Number of tokens to train on; by default as in the run."""
-    mfu: float = setting(0.4, metavar="SHARE", above=0, maximum=1)
-    """Share of the peak FLOP/s that the run reaches."""
+    mfu: float | None = setting(None, metavar="SHARE", above=0, maximum=1)
+    """Share of the peak FLOP/s that the run reaches; by default predicted by a roofline model."""
     bandwidth: float | None = setting(None, metavar="GB", above=0)
-    """Gigabytes (10^9 bytes) per second that a GPU sends."""
+    """Gigabytes (10^9 bytes) per second that a GPU sends. Without it, the time leaves out communication."""
     k: int = setting(6, metavar="N", minimum=1)
     """Bases per k-mer; sets the vocabulary size if --data is not given."""
     json: bool = False
@@ -51,22 +51,22 @@ class PlanSettings(Settings):
 def run(settings: PlanSettings, flags: RunFlags) -> None:
     """Print the plan as text or JSON."""
     config = flags.config({"train": {"output": NOT_NEEDED}, "data": {"path": [NOT_NEEDED]}})
-    peak = _peak(settings.gpu)
+    gpu = _device(settings.gpu)
     job = make_job(config, _vocab_size(config, settings.k), settings.gpus, settings.gpu != "cpu")
     memory = settings.gpu_memory * GIB if settings.gpu_memory else None
     found = options(job, memory, config.train.ds_config)
-    report = _report(settings, flags.preset, config, job, found, peak)
+    report = _report(settings, flags.preset, config, job, found, gpu)
     report["advice"] = advice(job, found, memory, config.train.ds_config)
     print(json.dumps(report) if settings.json else _text(report))
 
 
-def _peak(gpu: str | None) -> float | None:
-    """Return the peak FLOP/s of the GPU named `gpu`, or None if `gpu` is "cpu" or None."""
-    if gpu in (None, "cpu"):
+def _device(gpu: str | None) -> Device | None:
+    """Return the rates of the GPU named `gpu`, or None if `gpu` is "cpu" or None."""
+    if gpu is None or gpu == "cpu":
         return None
-    if (peak := peak_flops(gpu)) is None:
+    if (found := device(gpu)) is None:
         raise ConfigError(f"--gpu {gpu}: unknown GPU; choose one of {', '.join(known_gpus())}, or cpu")
-    return peak
+    return found
 
 
 def _vocab_size(config: RunConfig, k: int) -> int:
@@ -76,16 +76,16 @@ def _vocab_size(config: RunConfig, k: int) -> int:
 
 
 def _report(
-    settings: PlanSettings, preset: str, config: RunConfig, job: Job, found: list[Option], peak: float | None
+    settings: PlanSettings, preset: str, config: RunConfig, job: Job, found: list[Option], gpu: Device | None
 ) -> dict[str, Any]:
     """Return the plan as a dictionary of plain values, for JSON."""
     shape, work, window = job.shape, job.work, job.work.window_tokens
     parts = parameter_counts(shape)
     training = training_flops_per_token(shape, window, job.masked)
     tokens = settings.tokens or float(config.train.steps) * config.train.global_batch * window
-    half = work.value_bytes == 2
-    speed = peak * settings.mfu if peak and half else None
     step = training * job.split.global_batch * window / settings.gpus
+    modelled = gpu if work.value_bytes == 2 else None
+    times = {option.name: _time(settings, config, job, option, modelled, tokens) for option in found}
     return {
         "estimate": True,
         "model": {"preset": preset, **vars(shape)},
@@ -106,17 +106,43 @@ def _report(
         "flops_per_step_and_gpu": step,
         "usable_bytes": settings.gpu_memory * GIB * USABLE_SHARE if settings.gpu_memory else None,
         "time": {
-            "tokens": tokens, "peak_flops": peak if half else None, "mfu": settings.mfu,
-            "tokens_per_second": settings.gpus * speed / training if speed else None,
-            "step_seconds": step / speed if speed else None,
-            "seconds": tokens * training / (settings.gpus * speed) if speed else None,
+            "tokens": tokens, "peak_flops": modelled.peak_flops if modelled else None,
+            "mfu_is_given": settings.mfu is not None, **times[config.train.ds_config],
         },
-        "options": [_option(option, settings.bandwidth, step / speed if speed else None) for option in found],
+        "options": [_option(option, settings.bandwidth, times[option.name]) for option in found],
     }  # fmt: skip
 
 
-def _option(option: Option, bandwidth: float | None, step_seconds: float | None) -> dict[str, Any]:
-    sent = option.message_bytes
+def _time(
+    settings: PlanSettings, config: RunConfig, job: Job, option: Option, gpu: Device | None, tokens: float
+) -> dict[str, Any]:
+    """Return the estimated time of a step and of the run, with all values None if there is no GPU to estimate for."""
+    names = ("step_seconds", "compute_seconds", "tokens_per_second", "seconds", "mfu", "seconds_by_part", "bound_by")
+    if gpu is None:
+        return dict.fromkeys(names)
+    window = job.work.window_tokens
+    step_tokens = job.split.global_batch * window
+    ideal = training_flops_per_token(job.shape, window, job.masked) * step_tokens / (settings.gpus * gpu.peak_flops)
+    values: tuple[float, float, dict[str, float] | None, str | None]
+    if settings.mfu is not None:
+        values = (ideal / settings.mfu, ideal / settings.mfu, None, None)
+    else:
+        bandwidth = settings.bandwidth * 1e9 if settings.bandwidth else None
+        step = step_time(job, option.zero, gpu, bandwidth=bandwidth, **_kernels(config))
+        values = (step.seconds, step.compute_seconds, step.seconds_by_part, step.bound_by)
+    seconds, compute, parts, bound = values
+    speed = step_tokens / seconds
+    return dict(zip(names, (seconds, compute, speed, tokens / speed, ideal / seconds, parts, bound), strict=True))
+
+
+def _kernels(config: RunConfig) -> dict[str, Any]:
+    """Return the arguments of `step_time` that the configuration of the model sets."""
+    model = config.model
+    return {"hidden_dropout": model.dropout, "attention_dropout": model.dropout, "compiled": model.compile}
+
+
+def _option(option: Option, bandwidth: float | None, time: dict[str, Any]) -> dict[str, Any]:
+    sent, compute = option.message_bytes, time["compute_seconds"]
     return {
         "ds_config": option.name,
         "stage": option.zero.stage,
@@ -125,7 +151,8 @@ def _option(option: Option, bandwidth: float | None, step_seconds: float | None)
         "largest_micro_batch": option.largest_micro_batch,
         "message_bytes": round(sent),
         "message_seconds": sent / (bandwidth * 1e9) if bandwidth else None,
-        "bandwidth_to_hide": sent / step_seconds if step_seconds else None,
+        "bandwidth_to_hide": sent / compute if compute else None,
+        **time,
     }
 
 
@@ -140,49 +167,76 @@ def _text(report: dict[str, Any]) -> str:
         f"activation checkpointing {'on' if again else 'off'}, {run['masked_fraction']:.1%} masked",
         f"FLOPs per token: {flops['training'] / 1e9:.3f} G in training, {flops['forward'] / 1e9:.3f} G forward; "
         f"{flops['training_with_full_head'] / 1e9:.3f} G with the head on all positions",
-        _time_text(report["time"], run["gpu"]),
+        _time_text(report["time"], run),
         "",
         "estimated GiB per rank at the memory peak of a step:",
         *_table(report["options"], run["ds_config"]),
+        *_time_table(report, run),
         "",
         report["advice"],
     ]
     return "\n".join(lines)
 
 
-def _time_text(time: dict[str, Any], gpu: str | None) -> str:
-    if gpu == "cpu":
+def _time_text(time: dict[str, Any], run: dict[str, Any]) -> str:
+    if run["gpu"] == "cpu":
         tokens = f"{time['tokens']:.3g} tokens"
         return f"{tokens}; no estimate of the time on CPUs: see tokens_per_second after the first steps"
     if time["seconds"] is None:
         return f"{time['tokens']:.3g} tokens; pass --gpu, with bf16 or fp16, to estimate the time"
-    days = time["seconds"] / 86400
+    days, peak = time["seconds"] / 86400, f"{time['mfu']:.0%} of {time['peak_flops'] / 1e12:.0f} TFLOP/s"
+    reason = f"if {peak} is reached" if time["mfu_is_given"] else f"with {run['ds_config']}, at {peak}"
     return (
-        f"{time['tokens']:.3g} tokens take {days:.1f} days ({days * 24:.0f} hours) if {time['mfu']:.0%} of "
-        f"{time['peak_flops'] / 1e12:.0f} TFLOP/s is reached: {time['tokens_per_second']:,.0f} tokens/s, "
-        f"{time['step_seconds']:.3g} s per step"
+        f"{time['tokens']:.3g} tokens take an estimated {days:.1f} days ({days * 24:.0f} hours) {reason}: "
+        f"{time['tokens_per_second']:,.0f} tokens/s, {time['step_seconds']:.3g} s per step"
     )
 
 
 def _table(rows: list[dict[str, Any]], configured: str) -> list[str]:
-    """Return the table as lines: a header, one line per option, and a legend. `*` marks the configured option."""
+    """Return the table of memory: a header, one line per option, and a legend. `*` marks the configured option."""
     parts = ("weights", "gradients", "optimizer", "activations", "buffers", "total", "host")
-    heads = ("ds-config", *parts, "fits", "micro-batch", "GB sent", "seconds", "GB/s")
-    lines = [heads]
+    lines: list[tuple[str, ...]] = [("ds-config", *parts, "fits", "micro-batch", "GB sent", "seconds", "GB/s")]
     for row in rows:
-        cells = [row["ds_config"] + ("*" if row["ds_config"] == configured else "")]
-        cells += [f"{row['memory'][part] / GIB:.2f}" for part in parts]
+        cells = [_marked(row, configured), *(f"{row['memory'][part] / GIB:.2f}" for part in parts)]
         cells += [{True: "yes", False: "no", None: "?"}[row["fits"]], _number(row["largest_micro_batch"], "d")]
         cells += [_number(row["message_bytes"] / 1e9, ".2f"), _number(row["message_seconds"], ".3f")]
         cells += [_number(row["bandwidth_to_hide"] and row["bandwidth_to_hide"] / 1e9, ".1f")]
         lines.append(tuple(cells))
-    widths = [max(len(line[column]) for line in lines) for column in range(len(heads))]
-    table = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines]
     return [
-        *table,
+        *_aligned(lines),
         "*: the --ds-config of the run; micro-batch: the largest that fits; seconds: communication at --bandwidth; "
         "GB/s: bandwidth at which communication takes as long as the computation of a step",
     ]
+
+
+def _time_table(report: dict[str, Any], run: dict[str, Any]) -> list[str]:
+    """Return the table of times with the title and the legend, or nothing if there is no time or `--mfu` is given."""
+    rows = report["options"]
+    if rows[0]["seconds_by_part"] is None:
+        return []
+    parts = tuple(rows[0]["seconds_by_part"])
+    lines: list[tuple[str, ...]] = [("ds-config", "step", "tokens/s", "MFU", "days", "bound by", *parts)]
+    for row in rows:
+        cells = [_marked(row, run["ds_config"]), f"{row['step_seconds'] * 1e3:.1f}", f"{row['tokens_per_second']:,.0f}"]
+        cells += [f"{row['mfu']:.0%}", f"{row['seconds'] / 86400:.1f}", row["bound_by"]]
+        lines.append((*cells, *(f"{row['seconds_by_part'][part] * 1e3:.1f}" for part in parts)))
+    unknown = run["gpus"] > 1 and rows[0]["message_seconds"] is None
+    return [
+        "",
+        f"estimated milliseconds per step on {run['gpu']}, from a roofline model that is not yet measured on GPUs:",
+        *_aligned(lines),
+        "some parts overlap, so they do not add up to the step"
+        + ("; communication is not counted: pass --bandwidth" if unknown else ""),
+    ]
+
+
+def _marked(row: dict[str, Any], configured: str) -> str:
+    return str(row["ds_config"]) + ("*" if row["ds_config"] == configured else "")
+
+
+def _aligned(lines: list[tuple[str, ...]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines]
 
 
 def _number(value: float | None, form: str) -> str:

@@ -194,11 +194,20 @@ def peak_flops(device_name: str) -> float | None:
     `device_name` is the name that torch reports, or a short one such as "h100". An H100 or H200 without "PCIe" or "NVL"
     in its name counts as the SXM module.
     """
+    row = _row(device_name)
+    return None if row is None else row[1] * 1e12
+
+
+def short_name(device_name: str) -> str | None:
+    """Return the name that `known_gpus` gives to the GPU `device_name`, or None if the GPU is not in the table."""
+    row = _row(device_name)
+    return None if row is None else " ".join(row[0])
+
+
+def _row(device_name: str) -> tuple[tuple[str, ...], float] | None:
+    """Return the first row of the table whose words are all in the name."""
     words = set(re.findall(r"[a-z0-9]+", device_name.lower()))
-    for needed, tflops in _PEAK_TFLOPS:
-        if words.issuperset(needed):
-            return tflops * 1e12
-    return None
+    return next((row for row in _PEAK_TFLOPS if words.issuperset(row[0])), None)
 
 
 def known_gpus() -> list[str]:
