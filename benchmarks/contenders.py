@@ -156,7 +156,7 @@ def hugging_face_trainer(setting: Setting, report_step: ReportStep) -> None:
             use_cpu=setting.device == "cpu",
             bf16=setting.precision == "bf16",
             fp16=setting.precision == "fp16",
-            torch_compile=config.model.compile,
+            torch_compile=config.model.compile == "true",
         )
         callback = _StepCallback(report_step)
         trainer = _LossTrainer(
@@ -193,7 +193,7 @@ def ours_in_parts(setting: Setting, report_step: ReportStep) -> None:
     vocab_size = make_dataset(config).tokenizer.vocab_size
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[setting.precision]
     model = stock_model(config, vocab_size)
-    prepare_layers(model, checkpointing=False, compile_layers=config.model.compile)
+    prepare_layers(model, checkpointing=False, compiled=config.model.compile == "true")
     module = MaskedLM(model).to(setting.device, dtype).train()
     clock, optim = _Clock(module, setting.device), config.optim
     optimizer = make_optimizer(

@@ -50,7 +50,7 @@ def step_peak(ranks: Ranks, sections: dict[str, Any], zero: dict[str, Any] | Non
 
 def _engine(config: RunConfig, settings: dict[str, Any], ranks: Ranks) -> Engine:
     network = build_model(architecture_of(config.model, 4101), 0, config.model.attention)
-    prepare_layers(network, checkpointing=config.model.activation_checkpointing, compile_layers=False)
+    prepare_layers(network, checkpointing=config.model.activation_checkpointing, compiled=False)
     return make_engine(MaskedLM(network, 6), config, settings, ranks)
 
 

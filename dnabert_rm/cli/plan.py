@@ -138,7 +138,13 @@ def _time(
 def _kernels(config: RunConfig) -> dict[str, Any]:
     """Return the arguments of `step_time` that the configuration of the model sets."""
     model = config.model
-    return {"hidden_dropout": model.dropout, "attention_dropout": model.dropout, "compiled": model.compile}
+    auto_compiled = model.compile == "auto" and model.architecture == "modernbert"
+    return {
+        "hidden_dropout": model.dropout,
+        "attention_dropout": model.dropout if model.attention_dropout < 0 else model.attention_dropout,
+        "cudnn": model.attention in ("auto", "cudnn") and not config.train.deterministic,
+        "compiled": model.compile == "true" or auto_compiled,
+    }
 
 
 def _option(option: Option, bandwidth: float | None, time: dict[str, Any]) -> dict[str, Any]:

@@ -135,6 +135,8 @@ def add_flag(target: Any, item: Setting, *, names: Sequence[str] = (), show_empt
     if rules.get("internal"):
         return
     options: dict[str, Any] = {"help": argparse.SUPPRESS if rules.get("hidden") else _help(item, show_empty)}
+    if names and "true" in item.choices:
+        options |= {"nargs": "?", "const": "true"}
     if item.type is bool:
         options |= {"nargs": "?", "const": "true"} if names else {"action": "store_const", "const": not item.default}
     if item.type is not bool or names:

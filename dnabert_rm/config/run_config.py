@@ -34,19 +34,25 @@ class ModelConfig:
     max_positions: int = 512
     """Largest sequence length in tokens, special tokens included."""
     dropout: float = 0.0
-    """Dropout of hidden states and attention in pretraining (DNABERT's is 0.1)."""
+    """Dropout of hidden states in pretraining, and of attention unless that is set (DNABERT's is 0.1)."""
+    attention_dropout: float = setting(-1.0, minimum=-1, maximum=1)
+    """Dropout of attention weights; -1: as model.dropout. On a GPU 0 makes attention a third faster."""
     loss: Literal["token", "base", "both", "base-then-token"] = setting("token", flag="--loss")
     """Training loss: over k-mers ("token"), over single bases ("base"), the mean of "both", or "base-then-token"."""
     loss_switch: float = setting(0.5, above=0, below=1)
     """Share of the steps after which model.loss "base-then-token" changes from bases to tokens."""
     initial_weights: Literal["random", "structured"] = setting("random", free_on_resume=True)
     """Start with "random" weights, or "structured": k-mers as sums over bases. Ignored with BPE or init_from."""
-    attention: Literal["sdpa", "eager", "flash_attention_2"] = setting("sdpa", free_on_resume=True)
-    """Attention kernel: "sdpa", "eager" or "flash_attention_2" (flash-attn, a GPU, bf16 or fp16)."""
+    attention: Literal["auto", "sdpa", "cudnn", "flash", "math", "eager", "flash_attention_2"] = setting(
+        "auto", free_on_resume=True
+    )
+    """Attention kernel of torch: "auto" (the first that can run of cuDNN, flash, memory-efficient, math), "sdpa"
+    (torch's choice), "cudnn", "flash" or "math". Or "eager", or "flash_attention_2" (the package flash-attn)."""
     activation_checkpointing: bool = setting(False, free_on_resume=True)
     """Keep only each layer's input and recompute the rest in the backward pass. Less memory, a third more work."""
-    compile: bool = setting(False, free_on_resume=True)
-    """Compile each layer with torch.compile. Not allowed with ZeRO-3, whose hooks break the graph of a layer."""
+    compile: Literal["auto", "true", "false"] = setting("auto", free_on_resume=True)
+    """Compile each layer with torch.compile. "auto": for modernbert on a GPU. Not allowed with ZeRO-3, whose hooks
+    break the graph of a layer."""
     init_from: str = setting("", flag="--init-from", free_on_resume=True)
     """Hugging Face folder with initial weights (an export, or DNABERT). It also sets the architecture and sizes."""
     build: Literal["auto", "whole", "partitioned"] = setting("auto", free_on_resume=True)
@@ -179,6 +185,9 @@ class TrainConfig:
     """"auto" (continue if the run folder has a checkpoint), "never", or a run or step_… folder to start from."""
     allow_changes: bool = setting(False, flag="--allow-changes", free_on_resume=True)
     """Resume even if settings or data that affect the result differ; never with another tokenizer or model shape."""
+    deterministic: bool = setting(False, free_on_resume=True)
+    """Use deterministic kernels only, so that a resume on GPUs repeats every bit. Slower; cuDNN's attention is left
+    out."""
     threads_per_rank: int = setting(0, free_on_resume=True)
     """CPU threads per rank; 0: the machine's cores divided by its ranks."""
     start_timeout_seconds: float = setting(600.0, above=0, may_be_infinite=True, free_on_resume=True)

@@ -173,6 +173,8 @@ def _converted(value: Any, kind: Any) -> Any:
         return operator.index(value)
     if kind is float and isinstance(value, numbers.Real):
         return float(value)
+    if isinstance(value, bool) and str(value).lower() in typing.get_args(kind):
+        return str(value).lower()
     if not isinstance(value, str if typing.get_origin(kind) is Literal else kind):
         raise TypeError(value)
     return value

@@ -20,14 +20,16 @@ from transformers import (
 from dnabert_rm.config import ModelConfig
 from dnabert_rm.genome.kmer import CLS_ID, PAD_ID, SEP_ID
 from dnabert_rm.model.flops import MAX_GLOBAL_POSITIONS
+from dnabert_rm.model.kernels import attention_dropout, compile_layers, transformers_attention
 from dnabert_rm.model.pretrained import model_fields
 from dnabert_rm.utils.errors import RankReadError
 
 DROPOUTS = {
-    "bert": ("hidden_dropout_prob", "attention_probs_dropout_prob"),
-    "modernbert": ("attention_dropout", "embedding_dropout", "mlp_dropout"),
+    "bert": (("hidden_dropout_prob",), "attention_probs_dropout_prob"),
+    "modernbert": (("embedding_dropout", "mlp_dropout"), "attention_dropout"),
 }
-"""Names of each architecture's dropout settings in transformers."""
+"""Names of each architecture's dropout settings in transformers, of hidden states and of attention. In a `modernbert`,
+that of attention is also the dropout of the attention's output."""
 
 
 def architecture_of(model: ModelConfig, vocab_size: int, checkpoint: Path | None = None) -> PreTrainedConfig:
@@ -37,7 +39,7 @@ def architecture_of(model: ModelConfig, vocab_size: int, checkpoint: Path | None
     If neither folder is given, the configuration is made from the sizes in `model`.
     """
     if checkpoint or model.init_from:
-        return pretrained_config(str(checkpoint or model.init_from), model.dropout)
+        return pretrained_config(str(checkpoint or model.init_from), model.dropout, attention_dropout(model))
     return transformers_config(
         architecture=model.architecture,
         vocab_size=vocab_size,
@@ -47,6 +49,7 @@ def architecture_of(model: ModelConfig, vocab_size: int, checkpoint: Path | None
         intermediate_size=model.intermediate_size,
         max_positions=model.max_positions,
         dropout=model.dropout,
+        attention_dropout=model.attention_dropout,
     )
 
 
@@ -60,6 +63,7 @@ def transformers_config(
     intermediate_size: int,
     max_positions: int,
     dropout: float,
+    attention_dropout: float = -1.0,
 ) -> PreTrainedConfig:
     """Return the transformers configuration of a model. `config.ModelConfig` describes the arguments."""
     common: dict[str, Any] = {
@@ -71,7 +75,8 @@ def transformers_config(
         "max_position_embeddings": max_positions,
         "pad_token_id": PAD_ID,
     }
-    dropouts: dict[str, Any] = dict.fromkeys(DROPOUTS[architecture], dropout)
+    of_attention = dropout if attention_dropout < 0 else attention_dropout
+    dropouts: dict[str, Any] = dropout_settings(architecture, dropout, of_attention)
     if architecture == "bert":
         return BertConfig(**common, **dropouts)
     assert architecture == "modernbert", architecture
@@ -84,13 +89,19 @@ def transformers_config(
     return ModernBertConfig(**common, **dropouts, classifier_pooling="mean")
 
 
-def pretrained_config(folder: str, dropout: float) -> PreTrainedConfig:
-    """Return the transformers configuration of the model in `folder`, with all dropout rates set to `dropout`."""
+def dropout_settings(architecture: str, dropout: float, attention_dropout: float) -> dict[str, float]:
+    """Return transformers' dropout settings of an architecture."""
+    of_hidden, of_attention = DROPOUTS[architecture]
+    return {**dict.fromkeys(of_hidden, dropout), of_attention: attention_dropout}
+
+
+def pretrained_config(folder: str, dropout: float, attention_dropout: float) -> PreTrainedConfig:
+    """Return the transformers configuration of the model in `folder`, with the given dropout rates."""
     # AutoConfig fails here: DNABERT's config.json has no model_type.
     kinds: dict[str, Any] = {"bert": BertConfig, "modernbert": ModernBertConfig}
     config = kinds[model_fields(folder)["architecture"]].from_pretrained(folder, local_files_only=True)
-    for name in DROPOUTS[config.model_type]:
-        setattr(config, name, dropout)
+    for name, value in dropout_settings(config.model_type, dropout, attention_dropout).items():
+        setattr(config, name, value)
     return config
 
 
@@ -107,11 +118,12 @@ def build_model(
 
     Raises `RankReadError` if `init_from` can't be loaded or lacks encoder weights.
     """
+    implementation = transformers_attention(attention)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if init_from:
-            return _pretrained(init_from, config, attention)
-        return AutoModelForMaskedLM.from_config(config, attn_implementation=attention, dtype=torch.float32)
+            return _pretrained(init_from, config, implementation)
+        return AutoModelForMaskedLM.from_config(config, attn_implementation=implementation, dtype=torch.float32)
 
 
 def _pretrained(folder: str, config: PreTrainedConfig, attention: str) -> PreTrainedModel:
@@ -148,16 +160,14 @@ def encoder_layers(model: PreTrainedModel) -> torch.nn.ModuleList:
     return encoder.encoder.layer if model.config.model_type == "bert" else encoder.layers
 
 
-def prepare_layers(model: PreTrainedModel, *, checkpointing: bool, compile_layers: bool) -> None:
+def prepare_layers(model: PreTrainedModel, *, checkpointing: bool, compiled: bool) -> None:
     """Enable activation checkpointing, torch.compile or both for the layers of `model`, in place.
 
-    Layers are compiled one by one, so that identical layers share one compiled graph. The head is not compiled, because
-    the number of masked positions differs from batch to batch.
+    The head is not compiled, because the number of masked positions differs from batch to batch.
     """
     if checkpointing:
         # Prefer the newer name; newer versions of transformers warn about the older one.
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable({"use_reentrant": False})
-    if compile_layers:
-        for layer in encoder_layers(model):
-            layer.compile()
+    if compiled:
+        compile_layers(encoder_layers(model), checkpointing=checkpointing)

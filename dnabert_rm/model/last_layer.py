@@ -13,6 +13,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch._dynamo
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -40,6 +41,8 @@ class LastLayer:
     @contextlib.contextmanager
     def at(self, positions: Tensor) -> Iterator[None]:
         """Compute only these positions in the block. `positions` (M,) int64 are indices into the flattened batch."""
+        if self._layer._compiled_call_impl is not None:
+            torch._dynamo.maybe_mark_dynamic(positions, 0)  # or each number of masked positions would be compiled
         self.positions = positions
         try:
             yield

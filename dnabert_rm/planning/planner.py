@@ -108,7 +108,7 @@ def job_of_run(
         window_tokens=data.window,
         num_masked=0,
         value_bytes=FP32_BYTES if precision == "fp32" else 2,
-        attention=model.attention,
+        attention="eager" if model.attention in ("eager", "math") else "sdpa",
         dropout=model.dropout,
         checkpointing=model.activation_checkpointing,
         on_gpu=on_gpu,

@@ -20,6 +20,7 @@ from dnabert_rm.distributed.process_group import Ranks
 from dnabert_rm.model.build import architecture_of, build_model, prepare_layers
 from dnabert_rm.model.flops import model_shape, num_parameters
 from dnabert_rm.model.initial_weights import set_structured_weights
+from dnabert_rm.model.kernels import chosen_attention_kernel, is_compiled
 from dnabert_rm.model.mlm import MaskedLM
 from dnabert_rm.patches.deepspeed_patches import import_deepspeed
 from dnabert_rm.train.deepspeed_settings import ds_settings
@@ -73,6 +74,9 @@ def build_engine(
     model = config.model
     settings = ds_settings(config, split, config.train.precision, ranks.local_world_size)
     architecture = architecture_of(model, tokenizer.vocab_size, checkpoint)
+    on_every_rank(
+        lambda: chosen_attention_kernel(model, architecture, config.data.window, config.train.precision, ranks.device)
+    )
     init_from = "" if checkpoint else model.init_from
     build = functools.partial(build_model, architecture, config.train.seed, model.attention, init_from)
     if is_built_partitioned(model, tokenizer.vocab_size, settings):
@@ -84,7 +88,8 @@ def build_engine(
     if model.initial_weights == "structured" and tokenizer.k and not checkpoint and not init_from:
         gathered = functools.partial(import_deepspeed().zero.GatheredParameters, modifier_rank=0)
         set_structured_weights(network, tokenizer.k, config.train.seed, gathered)
-    prepare_layers(network, checkpointing=model.activation_checkpointing, compile_layers=model.compile)
+    compiled = is_compiled(model, architecture.model_type, zero_stage(settings), ranks.device)
+    prepare_layers(network, checkpointing=model.activation_checkpointing, compiled=compiled)
     return make_engine(MaskedLM(network, tokenizer.k), config, settings, ranks)
 
 

@@ -127,10 +127,10 @@ def _check_stage(config: RunConfig, stage: int, precision: str | None, path: Pat
             f"train.ds_config: {path} has ZeRO stage 0, where DeepSpeed's {precision} updates differ from those of all "
             "other stages; choose --ds-config zero1, which needs less memory and sends no more"
         )
-    if config.model.compile and stage == 3:
+    if config.model.compile == "true" and stage == 3:
         raise ConfigError(
             f"model.compile: torch.compile cannot handle ZeRO-3 ({path}), which gathers weights inside each layer; "
-            "choose --ds-config zero1 or zero2, or turn model.compile off"
+            "choose --ds-config zero1 or zero2, or --model.compile auto"
         )
     if config.model.build == "partitioned" and stage != 3:
         raise ConfigError(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -10,6 +12,7 @@ from torch import nn
 
 from dnabert_rm.distributed.collectives import sum_over_ranks
 from dnabert_rm.distributed.process_group import Ranks
+from dnabert_rm.model.kernels import uncompiled
 from dnabert_rm.model.mlm import MaskedLM
 from dnabert_rm.patches.deepspeed_patches import fuse_overflow_check, import_deepspeed
 from dnabert_rm.train.late_read import NumbersToDevice
@@ -97,6 +100,14 @@ class Engine:
         """Set the learning rate of the next update."""
         for group in self.deepspeed.optimizer.param_groups:
             group["lr"] = rate
+
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Context for forward passes without dropout and gradients, in which layers run uncompiled."""
+        self.deepspeed.eval()
+        with torch.no_grad(), uncompiled(self.module):
+            yield
+        self.deepspeed.train()
 
     @property
     def module(self) -> nn.Module:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import getpass
+import os
+import tempfile
 from pathlib import Path
+from typing import Any
 
 from dnabert_rm.checkpoint.train_state import TrainState
 from dnabert_rm.config import RunConfig
@@ -10,6 +14,7 @@ from dnabert_rm.data.batching import BatchSplit
 from dnabert_rm.data.dataset import WindowDataset
 from dnabert_rm.distributed.device import memory_of_rank
 from dnabert_rm.masking.schedule import MaskSchedule
+from dnabert_rm.model.kernels import chosen_attention_kernel, has_compiled_layers
 from dnabert_rm.planning.planner import advice_line, job_of_run
 from dnabert_rm.train.engine import Engine
 from dnabert_rm.train.metrics import METRICS_NAME
@@ -41,6 +46,7 @@ def start_summary(
         + (f"; {unused_tokens} tokens in segments shorter than a window are not used" if unused_tokens else ""),
         f"phases end at steps {', '.join(map(str, schedule.phase_ends))}; tensorboard --logdir {train.output}",
     ]
+    lines.append(_kernels_line(config, engine))
     if config.validation.every and not has_validation:
         lines.append(
             f"no validation: the data have no segment of split {config.validation.split} that is as long as a window; "
@@ -58,6 +64,19 @@ def start_summary(
     )
     lines.append(advice_line(job, memory_of_rank(device, engine.ranks.local_world_size), train.ds_config))
     return "\n".join(lines)
+
+
+def _kernels_line(config: RunConfig, engine: Engine) -> str:
+    """Return a line of text on the attention kernel, and on compiled layers."""
+    module: Any = engine.module
+    kernel = chosen_attention_kernel(
+        config.model, module.model.config, config.data.window, config.train.precision, engine.ranks.device
+    )
+    text = f"attention: {kernel}"
+    if has_compiled_layers(module):
+        cache = os.environ.get("TORCHINDUCTOR_CACHE_DIR", f"{tempfile.gettempdir()}/torchinductor_{getpass.getuser()}")
+        text += f"; the first step compiles the layers, which can take minutes ({cache} keeps them for the next run)"
+    return text
 
 
 def end_summary(config: RunConfig, step: int, loss: float | None) -> str:

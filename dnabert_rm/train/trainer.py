@@ -34,6 +34,7 @@ from dnabert_rm.distributed.watchdog import Watchdog
 from dnabert_rm.masking.collator import make_collator
 from dnabert_rm.masking.schedule import make_mask_schedule
 from dnabert_rm.model.flops import model_shape
+from dnabert_rm.model.kernels import attention_kernels, deterministic_kernels
 from dnabert_rm.model.losses import base_loss_share
 from dnabert_rm.train.build_engine import build_engine
 from dnabert_rm.train.metrics import MetricsWriter, metrics_row
@@ -80,6 +81,8 @@ def pretrain(config: RunConfig, stop: StopRequests | None = None) -> StepResult 
         contextlib.closing(Watchdog(folder, ranks.rank, hang_seconds)) as watchdog,
         run_lock(folder, ranks),
         explain_out_of_memory(MEMORY_ADVICE, ranks.rank),
+        attention_kernels(config.model.attention, train.deterministic),
+        deterministic_kernels(train.deterministic),
     ):
         if ranks.is_first:
             stop.watch_files(folder)

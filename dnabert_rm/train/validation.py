@@ -59,15 +59,13 @@ class Validation:
         rounding.
         """
         sums = torch.zeros(len(self._collators), 4, dtype=torch.float64, device=self.ranks.device)
-        engine.deepspeed.eval()
         engine.set_base_share(0.0)
-        with torch.no_grad():
+        with engine.evaluating():
             for row, collate in enumerate(self._collators.values()):
                 for (samples, is_counted), ids in zip(self._batches, self._read_windows(), strict=True):
                     reset_watchdog("validation")
                     sums[row] += self._forward(engine, collate((samples, ids)), is_counted)
             bits = self._bits.run(engine, reset_watchdog) if self._bits else {}
-        engine.deepspeed.train()
         totals = sum_over_ranks(sums, self.ranks).tolist()
         curves = {name: _means(values, engine.k) for name, values in zip(self._collators, totals, strict=True)}
         return curves | bits

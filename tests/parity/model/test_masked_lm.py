@@ -60,7 +60,7 @@ def test_activation_checkpointing_is_switched_on_without_a_warning(architecture:
     model = build_model(transformers_config(architecture=architecture, vocab_size=69, **SIZES), seed=0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        prepare_layers(model, checkpointing=True, compile_layers=False)
+        prepare_layers(model, checkpointing=True, compiled=False)
     assert all(layer.gradient_checkpointing for layer in encoder_layers(model))
 
 

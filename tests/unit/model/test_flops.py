@@ -55,7 +55,7 @@ def test_operations_are_those_that_torch_counts(architecture: str, checkpointing
     """torch counts every matrix product that runs; eager attention runs two plain products."""
     sizes = sizes_of("tiny", architecture)
     model = build_model(transformers_config(**sizes, dropout=0.0), 0, "eager")
-    prepare_layers(model, checkpointing=checkpointing, compile_layers=False)
+    prepare_layers(model, checkpointing=checkpointing, compiled=False)
     module = MaskedLM(model, 6).train()
     ids, positions = torch.randint(5, 4101, (WINDOWS, WINDOW)), torch.arange(1, MASKED + 1)
     with FlopCounterMode(display=False) as forward:
