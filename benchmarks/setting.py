@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from dnabert_rm.config import RunConfig, load_preset, resolve
+from dnabert_rm.config import RunConfig, load_preset, resolve, run_settings
 
 ENDLESS = 1_000_000
 """Number of steps of a run that the benchmark ends."""
@@ -42,6 +42,12 @@ class Setting:
     """Train on one resident batch, without the loader."""
     fields: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Further fields of the run configuration, by section."""
+    deepspeed_changes: dict[str, Any] = field(default_factory=dict)
+    """Changes of the DeepSpeed configuration, by section."""
+    own_engine: bool = True
+    """False: DeepSpeed's own engine trains, even where `DeviceEngine` could."""
+    float8: bool = False
+    """Convert the linear layers to torchao's float8."""
 
     def config(self, folder: str) -> RunConfig:
         """Return the run configuration. On a CPU the loader runs in the training process, like the Trainer's."""
@@ -60,4 +66,20 @@ class Setting:
                 "hang_timeout_seconds": 0.0,
             },
         }
-        return resolve(preset, measured, self.fields)
+        return resolve(preset, measured, known_fields(self.fields))
+
+
+def known_fields(fields: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return `fields` without those that the run configuration lacks, or whose value it does not know."""
+    # Remove this function once model.attention_dropout, model.attention "cudnn" and train.deterministic exist.
+    known = run_settings()
+
+    def is_known(name: str, value: Any) -> bool:
+        return name in known and (
+            not known[name].choices or str(value) in known[name].choices or value in (True, False)
+        )
+
+    return {
+        section: {key: value for key, value in values.items() if is_known(f"{section}.{key}", value)}
+        for section, values in fields.items()
+    }
