@@ -8,7 +8,9 @@ that the losses of the first step are equal.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
+import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -27,15 +29,18 @@ from torch.utils.data import IterableDataset  # noqa: E402
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments  # noqa: E402
 
 from dnabert_rm.config import RunConfig  # noqa: E402
+from dnabert_rm.config.deepspeed_config import load_ds_config  # noqa: E402
 from dnabert_rm.data.batching import make_batch_plan  # noqa: E402
 from dnabert_rm.data.dataset import make_dataset  # noqa: E402
 from dnabert_rm.data.loader import MicroBatchSampler, make_loader  # noqa: E402
-from dnabert_rm.distributed.process_group import process_group  # noqa: E402
+from dnabert_rm.distributed.process_group import Ranks, process_group  # noqa: E402
 from dnabert_rm.distributed.watchdog import Watchdog  # noqa: E402
 from dnabert_rm.masking.collator import IGNORE, make_collator  # noqa: E402
 from dnabert_rm.masking.schedule import make_mask_schedule  # noqa: E402
-from dnabert_rm.model.build import architecture_of, build_model, prepare_layers  # noqa: E402
+from dnabert_rm.model.build import architecture_of, build_model, encoder_layers, prepare_layers  # noqa: E402
+from dnabert_rm.model.kernels import attention_kernels, deterministic_kernels  # noqa: E402
 from dnabert_rm.model.mlm import MaskedLM  # noqa: E402
+from dnabert_rm.train import build_engine, deepspeed_settings  # noqa: E402
 from dnabert_rm.train import trainer as pretraining  # noqa: E402
 from dnabert_rm.train.optimizer import make_optimizer  # noqa: E402
 from dnabert_rm.train.step_result import StepResult  # noqa: E402
@@ -49,16 +54,78 @@ RESIDENT = ("input_ids", "positions", "targets")
 
 def ours(setting: Setting, report_step: ReportStep) -> None:
     """Train as `pretrain` does on one rank, logging included."""
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        process_group(setting.threads) as ranks,
-        # Timeout 0 turns the watchdog off, because waiting for the parent is not a hang.
-        contextlib.closing(Watchdog(Path(folder), 0, 0.0)) as watchdog,
-    ):
-        config = setting.config(folder)
-        trainer = _Timed(config, make_dataset(config), ranks, StopRequests(), watchdog)
+    with process_group(setting.threads) as ranks:
+        ours_on(ranks, setting, report_step)
+
+
+def ours_on(ranks: Ranks, setting: Setting, report_step: ReportStep) -> None:
+    """Train as `pretrain` does, in a process group that exists already. The engine is destroyed afterwards."""
+    with tempfile.TemporaryDirectory() as folder, opened_trainer(ranks, setting, folder) as trainer:
         trainer.report_step = report_step
         trainer.train_on_one_batch() if setting.synthetic else trainer.run()
+
+
+@contextlib.contextmanager
+def opened_trainer(ranks: Ranks, setting: Setting, folder: str) -> Iterator[_Timed]:
+    """Build a trainer, and destroy its engine after the block."""
+    with (
+        # Timeout 0 turns the watchdog off, because waiting for the parent is not a hang.
+        contextlib.closing(Watchdog(Path(folder), 0, 0.0)) as watchdog,
+        changed_engine(setting),
+    ):
+        config = changed_deepspeed(setting.config(folder), setting.deepspeed_changes)
+        with (
+            attention_kernels(config.model.attention, config.train.deterministic),
+            deterministic_kernels(config.train.deterministic),
+        ):
+            trainer = _Timed(config, make_dataset(config), ranks, StopRequests(), watchdog)
+            try:
+                yield trainer
+            finally:
+                trainer.engine.deepspeed.destroy()
+
+
+def changed_deepspeed(config: RunConfig, changes: dict[str, Any]) -> RunConfig:
+    """Write a DeepSpeed configuration with `changes` to the run folder, and return a configuration that uses it."""
+    if not changes:
+        return config
+    _, settings = load_ds_config(config.train.ds_config)
+    for section, values in changes.items():
+        settings[section] = settings.get(section, {}) | values
+    path = Path(config.train.output) / "deepspeed.json"
+    path.write_text(json.dumps(settings), encoding="utf-8")
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, ds_config=str(path)))
+
+
+@contextlib.contextmanager
+def changed_engine(setting: Setting) -> Iterator[None]:
+    """Change in the block how a trainer builds its engine, in ways that no setting of the package offers."""
+    with contextlib.ExitStack() as changes:
+
+        def change(module: Any, name: str, value: Any) -> None:
+            changes.callback(setattr, module, name, getattr(module, name))
+            setattr(module, name, value)
+
+        if not setting.own_engine:
+            for module in (deepspeed_settings, build_engine):
+                change(module, "updates_on_device", lambda settings, precision: False)
+        if setting.float8:
+            prepare = build_engine.prepare_layers
+
+            def prepare_in_float8(model: PreTrainedModel, **flags: Any) -> None:
+                convert_to_float8(model)
+                prepare(model, **flags)
+
+            change(build_engine, "prepare_layers", prepare_in_float8)
+        yield
+
+
+def convert_to_float8(model: PreTrainedModel) -> None:
+    """Convert the linear layers of the encoder to torchao's float8, in place."""
+    from torchao.float8 import convert_to_float8_training
+
+    for layer in encoder_layers(model):
+        convert_to_float8_training(layer)
 
 
 class _Timed(pretraining.Trainer):
@@ -93,6 +160,11 @@ def masked_batches(config: RunConfig) -> Iterator[dict[str, torch.Tensor]]:
 def stock_model(config: RunConfig, vocab_size: int) -> PreTrainedModel:
     """Return transformers' model with the same initial weights as ours."""
     return build_model(architecture_of(config.model, vocab_size), config.train.seed, config.model.attention)
+
+
+def is_compiled(config: RunConfig) -> bool:
+    """Return whether model.compile is set explicitly. The peers and the parts have no automatic choice."""
+    return str(config.model.compile).lower() == "true"
 
 
 def labels_of(batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -156,7 +228,7 @@ def hugging_face_trainer(setting: Setting, report_step: ReportStep) -> None:
             use_cpu=setting.device == "cpu",
             bf16=setting.precision == "bf16",
             fp16=setting.precision == "fp16",
-            torch_compile=config.model.compile == "true",
+            torch_compile=is_compiled(config),
         )
         callback = _StepCallback(report_step)
         trainer = _LossTrainer(
@@ -193,7 +265,7 @@ def ours_in_parts(setting: Setting, report_step: ReportStep) -> None:
     vocab_size = make_dataset(config).tokenizer.vocab_size
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[setting.precision]
     model = stock_model(config, vocab_size)
-    prepare_layers(model, checkpointing=False, compiled=config.model.compile == "true")
+    prepare_layers(model, checkpointing=False, compiled=is_compiled(config))
     module = MaskedLM(model).to(setting.device, dtype).train()
     clock, optim = _Clock(module, setting.device), config.optim
     optimizer = make_optimizer(

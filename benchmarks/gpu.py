@@ -1,9 +1,8 @@
 """Benchmark of training on one NVIDIA GPU in under nine minutes: `bash benchmarks/gpu.sh` runs it.
 
-It measures the device's peak rate of matrix products and checks that training is correct. Then it measures rows until
-the time is up, the most important first. Each row runs in a separate process. If a row fails, the reason is recorded
-and the others continue. `--rehearse` runs every path through the code on a CPU, without torch.compile; its figures are
-meaningless.
+It measures the rows of `gpu_rows.py` in their order until the time is up, and prints a prediction beside each figure.
+Rows of one preset share a process. If a row fails, the reason is recorded, and a fresh process continues.
+`--rehearse` runs every path through the code on a CPU, without torch.compile; its figures are meaningless.
 """
 
 from __future__ import annotations
@@ -19,16 +18,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import gpu_checks
-from gpu_rows import Row, make_rows, shrink
-from setting import Setting, prepare
-from workers import FailedError, Lap, Worker
+from gpu_rows import AFTER_DECIDING, DECIDING, DEVICE, Row, host_is_limit, make_rows, shrink
+from gpu_table import as_text, busy, device_note, figures
+from setting import prepare
+from workers import KERNELS, FailedError, Worker
 
-from dnabert_rm.genome.kmer import vocab_size
-from dnabert_rm.model.flops import model_shape, peak_flops, training_flops_per_step
-
-PEAK = peak_flops("h100") or 0.0
-"""Peak FLOP/s for the MFU: data sheet of an H100 or H200 (SXM), bf16."""
 ROW_SECONDS = 90.0
 """Longest time of a row, its start included."""
 LAP_SECONDS = 1.5
@@ -38,6 +32,11 @@ LAPS = 3
 TRACED_STEPS = 3
 SHORTEST_ROW = 12.0
 """A row is skipped if fewer seconds are left."""
+FEW_BASES = 1000
+"""Size of the genome of the correctness checks: few windows, so that 20 steps reduce the loss."""
+NO_GROUP = ("peers",)
+"""Groups of rows that run without a process group."""
+Report = dict[str, Any]
 
 
 class Bench:
@@ -46,53 +45,53 @@ class Bench:
     def __init__(self, device: str, seconds: float) -> None:
         self.device, self._end = device, time.monotonic() + seconds
         self._next = Worker(device)
+        self._current: Worker | None = None
+        self._group = ""
 
     @property
     def seconds_left(self) -> float:
         """Remaining seconds of the budget."""
         return self._end - time.monotonic()
 
-    def worker(self) -> Worker:
-        """Return a fresh worker, and start the next one."""
-        worker, self._next = self._next, Worker(self.device)
-        return worker
+    def worker(self, group: str) -> Worker:
+        """Return the worker of a group of rows, a fresh one if another group had the last worker."""
+        if self._current and self._group == group:
+            return self._current
+        self.end_worker()
+        self._current, self._next, self._group = self._next, Worker(self.device), group
+        self._current.start("gpu_session:serve", 0 if self.device == "cuda" else 1, group not in NO_GROUP)
+        return self._current
 
-    def call(self, function: str, *arguments: Any) -> Any:
-        """Call a function in a fresh worker and return its result."""
-        if self.seconds_left <= 0:
-            raise FailedError("no time left")
-        worker = self.worker()
-        try:
-            worker.start(function, *arguments)
-            return worker.receive(max(1.0, min(ROW_SECONDS, self.seconds_left)))
-        finally:
-            worker.stop()
+    def end_worker(self, patience: float = 10) -> None:
+        """End the current worker; kill it after `patience` seconds."""
+        if self._current:
+            self._current.stop(patience)
+        self._current = None
 
     def close(self) -> None:
-        """End the waiting worker."""
+        """End all workers."""
+        self.end_worker()
         self._next.stop(patience=0)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Measure, print the table and write the JSON. Return exit code 1 if a check fails or no row was measured."""
     args = parse(argv)
-    device = "cpu" if args.rehearse else "cuda"
     if args.rehearse:
         os.environ["TORCHDYNAMO_DISABLE"] = "1"
-    report: dict[str, Any] = {"rehearsal": args.rehearse, "checks": [], "rows": [], "skipped": []}
-    bench = Bench(device, args.seconds)
+    report: Report = {"rehearsal": args.rehearse, "notes": [], "checks": [], "rows": [], "left_out": [], "skipped": []}
+    bench = Bench("cpu" if args.rehearse else "cuda", args.seconds)
     try:
         with tempfile.TemporaryDirectory() as folder:
-            data = str(prepare(Path(folder), 200_000 if args.rehearse else 16_000_000))
-            rows = [row for row in make_rows(data) if args.only in row.name]
+            data = str(prepare(Path(folder), 200_000 if args.rehearse else 8_000_000))
             (Path(folder) / "few").mkdir()
-            few = str(prepare(Path(folder) / "few", gpu_checks.BASES))
-            checked = Setting(few, "tiny", device=device, tokens=64, threads=1 if args.rehearse else 0)
-            run(bench, checked, shrink(rows) if args.rehearse else rows, report, args.output)
+            few = str(prepare(Path(folder) / "few", FEW_BASES))
+            rows = [row for row in make_rows(data, few) if args.only in row.name]
+            run(bench, shrink(rows) if args.rehearse else rows, report, Path(args.output))
     finally:
         bench.close()
     print(as_text(report))
-    measured = [row for row in report["rows"] if "failed" not in row]
+    measured = [row for row in report["rows"] if "milliseconds_a_step" in row]
     return 0 if measured and all(check["holds"] for check in report["checks"]) else 1
 
 
@@ -106,89 +105,76 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def run(bench: Bench, checked: Setting, rows: list[Row], report: dict[str, Any], output: str) -> None:
+def run(bench: Bench, rows: list[Row], report: Report, output: Path) -> None:
     """Fill the report, and write it after each row, so that a later failure loses nothing."""
-    try:
-        report["ceiling"] = bench.call("gpu_checks:matrix_ceiling", checked)
-        report["checks"] = gpu_checks.check(bench.call, checked)
-    except FailedError as error:
-        report["checks"].append({"check": "the checks run to their end", "holds": False, "reason": str(error)})
+    host_trace = output.with_suffix(".host_trace.json.gz").absolute()
     for row in rows:
         if bench.seconds_left < SHORTEST_ROW:
             report["skipped"].append(row.name)
+        elif report["left_out"] and row.name in report["left_out"]:
             continue
-        try:
-            result = measure(bench, row, LAP_SECONDS if bench.device == "cuda" else 0.0)
-        except FailedError as error:
-            result = {"failed": str(error)}
-        report["rows"].append({"row": row.name, **result})
-        print(f"{row.name}: {result}; {bench.seconds_left:.0f} s left", file=sys.stderr)
-        Path(output).write_text(json.dumps(report | {"environment": environment()}, indent=1) + "\n")
+        elif not row.is_at_hand:
+            report["rows"].append({"row": row.name, "not_at_hand": f"the package {row.package} is not installed"})
+        else:
+            result = record(bench, row, host_trace, report)
+            print(f"{row.name}: {result}; {bench.seconds_left:.0f} s left", file=sys.stderr)
+            if "host_trace" in report and row.name == DECIDING and bench.device == "cuda":
+                report["left_out"] = [later.name for later in rows if later.name.startswith(AFTER_DECIDING)]
+        output.write_text(json.dumps(report | {"environment": environment()}, indent=1) + "\n")
 
 
-def measure(bench: Bench, row: Row, lap_seconds: float) -> dict[str, Any]:
-    """Measure some laps of a row; the figures are those of the median lap."""
-    worker, end = bench.worker(), time.monotonic() + min(ROW_SECONDS, bench.seconds_left)
+def record(bench: Bench, row: Row, host_trace: Path, report: Report) -> Any:
+    """Measure a row, add its result to the report, and return the result."""
     try:
-        worker.start(f"contenders:{row.function}", row.setting)
-        worker.receive(end - time.monotonic())
-        once = worker.run(1, end - time.monotonic())
-        steps = max(1, min(200, int(lap_seconds / once.wall)))
-        # A rehearsal needs no exact figures.
-        num_laps = LAPS if lap_seconds else 1
-        laps = [worker.run(steps, max(1.0, end - time.monotonic())) for _ in range(num_laps)]
-        traced = worker.run(TRACED_STEPS, max(1.0, end - time.monotonic()), traced=True)
-    finally:
-        worker.stop()
-    return figures(row, laps) | busy(traced, median(lap.wall / lap.steps for lap in laps))
+        result = measure(bench, row, host_trace)
+    except FailedError as error:
+        bench.end_worker(patience=2)  # its process has ended or hangs
+        reason = str(error)
+        if row.has_laps:
+            report["rows"].append({"row": row.name, "predicted_milliseconds": row.predicted, "failed": reason})
+        else:
+            report["checks"].append({"check": row.name, "holds": False, "reason": reason})
+        return {"failed": reason}
+    if row.name == DEVICE:
+        report["device"] = result
+        report["notes"] += [note] if (note := device_note(result)) else []
+    elif row.has_laps:
+        report["rows"].append({"row": row.name, **result})
+        if "host_trace" in result:
+            report["host_trace"] = result["host_trace"]
+            report["notes"].append(f"the GPU waits for the host in row {row.name}: see {result['host_trace']}")
+    else:
+        report["checks"] += result
+    return result
 
 
-def busy(traced: Lap, seconds: float) -> dict[str, Any]:
-    """Return the kernels' share of a step's `seconds`, the launches per step and the longest kernels.
+def measure(bench: Bench, row: Row, host_trace: Path) -> Any:
+    """Return the result of a row's function, or measure some laps of training.
 
-    They show whether the GPU or the host is the bottleneck.
+    If the GPU waits for the host in the deciding row, also write a trace of the host to `host_trace`.
     """
-    kernels = sorted(((spent, calls, name) for name, (spent, calls) in traced.kernels.items()), reverse=True)
-    return {
-        "gpu_busy_share": sum(spent for spent, _, _ in kernels) / traced.steps / seconds,
-        "launches_a_step": sum(calls for _, calls, _ in kernels) / traced.steps,
-        "longest_kernels": [
-            {"kernel": name[:80], "milliseconds_a_step": 1000 * spent / traced.steps, "launches": calls / traced.steps}
-            for spent, calls, name in kernels[:8]
-        ],
-    }
+    worker, end = bench.worker(row.group), time.monotonic() + min(ROW_SECONDS, bench.seconds_left)
 
+    def seconds_left() -> float:
+        return max(1.0, end - time.monotonic())
 
-def figures(row: Row, laps: list[Lap]) -> dict[str, Any]:
-    """Return rates, FLOP/s and memory of a row."""
-    setting = row.setting
+    worker.start(row.function, row.setting)
+    first = worker.receive(seconds_left())
+    if not row.has_laps:
+        return first
+    if bench.device == "cuda":
+        once = worker.run(1, seconds_left())
+        steps = max(1, min(200, int(LAP_SECONDS / once.wall)))
+        laps = [worker.run(steps, seconds_left()) for _ in range(LAPS)]
+    else:  # a rehearsal needs no exact figures
+        laps = [worker.run(1, seconds_left())]
+    traced = worker.run(TRACED_STEPS, seconds_left(), trace=KERNELS)
     seconds = median(lap.wall / lap.steps for lap in laps)
-    ours = row.function == "ours"
-    masked = laps[-1].parts.get("masked", 0.0) / laps[-1].steps
-    # FLOPs that the row itself needs: ours predicts only masked tokens, transformers predicts all tokens.
-    predicted = masked if ours else setting.windows * setting.tokens
-    shape = model_shape(setting.config("unused").model, vocab_size(6))
-    flops = training_flops_per_step(shape, setting.windows, setting.tokens, predicted) / seconds
-    rates = [setting.windows * setting.tokens * lap.steps / lap.wall for lap in laps]
-    result = {
-        "preset": setting.preset,
-        "precision": setting.precision,
-        "windows": setting.windows,
-        "tokens": setting.tokens,
-        "fields": setting.fields,
-        "synthetic": setting.synthetic,
-        "steps": laps[0].steps,
-        "seconds_a_step": seconds,
-        "tokens_per_second": median(rates),
-        "tokens_per_second_range": [min(rates), max(rates)],
-        "tflops": flops / 1e12,
-        "peak_gigabytes": max(lap.peak_bytes for lap in laps) / 1e9,
-        "first_loss": laps[0].first_loss,
-    }
-    if setting.precision != "fp32":
-        result["mfu"] = flops / PEAK
-    if ours:
-        result["data_wait_share"] = sum(lap.parts["data wait"] for lap in laps) / sum(lap.wall for lap in laps)
+    result = figures(row, laps) | busy(traced, seconds)
+    if row.name == DECIDING and host_is_limit(seconds, result["gpu_busy_share"]):
+        worker.run(TRACED_STEPS, seconds_left(), trace=str(host_trace))
+        result["host_trace"] = str(host_trace)
+    worker.finish()
     return result
 
 
@@ -198,33 +184,6 @@ def environment() -> dict[str, Any]:
     from dnabert_rm.utils.system_info import describe_environment
 
     return describe_environment(1)
-
-
-def as_text(report: dict[str, Any]) -> str:
-    """Return the table."""
-    lines = []
-    if report["rehearsal"]:
-        lines.append("REHEARSAL on a CPU with a tiny model: the figures are meaningless")
-    if ceiling := report.get("ceiling"):
-        best = ", ".join(f"{size}: {flops / 1e12:.1f}" for size, flops in ceiling["flops_by_size"].items())
-        lines.append(f"{ceiling['device']}; bf16 matrix products, TFLOP/s by size: {best}")
-    lines += [f"{'ok' if check['holds'] else 'FAILED':<7}{check['check']}" for check in report["checks"]]
-    lines.append(
-        f"{'':<30}{'tokens/s':>10}{'TFLOP/s':>9}{'MFU':>7}{'of ceiling':>11}{'GB':>7}{'windows':>8}{'GPU busy':>9}"
-    )
-    top = report.get("ceiling", {}).get("flops", float("nan")) / 1e12
-    for row in report["rows"]:
-        if "failed" in row:
-            lines.append(f"{row['row']:<30}FAILED: {row['failed'][:88]}")
-            continue
-        mfu = f"{row['mfu']:.1%}" if "mfu" in row else ""
-        rates = f"{row['tokens_per_second']:>10.0f}{row['tflops']:>9.1f}{mfu:>7}{row['tflops'] / top:>11.1%}"
-        lines.append(
-            f"{row['row']:<30}{rates}{row['peak_gigabytes']:>7.1f}{row['windows']:>8}{row['gpu_busy_share']:>9.0%}"
-        )
-    if report["skipped"]:
-        lines.append(f"no time left for: {'; '.join(report['skipped'])}")
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,14 @@
 #!/usr/bin/env bash
-# Everything worth measuring on one NVIDIA GPU, in under nine minutes:
+# Training speed on one NVIDIA GPU in under nine minutes, with a prediction beside each figure:
 #
 #   bash benchmarks/gpu.sh [WHEELS] [--output FILE.json] [--seconds 520] [--only TEXT] [--rehearse]
 #
 # The machine needs Python 3.11 or later with PyTorch and transformers, but no network and no compiler. The other
 # packages (deepspeed, hjson, webdataset, braceexpand, accelerate) are installed from WHEELS, a folder of wheels. WHEELS
 # can also be an environment variable. docs/benchmarks.md explains how to fill it. Set PYTHON to use another interpreter.
+#
+# The rows and their order are in gpu_rows.py. FILE.json is written after each row. If the GPU waits for the host, a
+# trace of the host is written beside it (FILE.host_trace.json.gz).
 set -eu
 here="$(cd "$(dirname "$0")/.." && pwd)"
 python="${PYTHON:-python3}"

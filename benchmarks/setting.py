@@ -42,6 +42,12 @@ class Setting:
     """Train on one resident batch, without the loader."""
     fields: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Further fields of the run configuration, by section."""
+    deepspeed_changes: dict[str, Any] = field(default_factory=dict)
+    """Changes of the DeepSpeed configuration, by section."""
+    own_engine: bool = True
+    """False: DeepSpeed's own engine trains, even where `DeviceEngine` could."""
+    float8: bool = False
+    """Convert the linear layers to torchao's float8."""
 
     def config(self, folder: str) -> RunConfig:
         """Return the run configuration. On a CPU the loader runs in the training process, like the Trainer's."""

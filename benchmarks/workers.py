@@ -22,6 +22,10 @@ STEPS_TO_START = 2
 """Steps before the measurement: the first one allocates memory, the second one reuses it."""
 
 
+KERNELS = "kernels"
+"""Asks for the seconds of each kernel in a lap. Any other text is the path of a host trace."""
+
+
 class FinishedError(Exception):
     """The parent requests no more steps."""
 
@@ -57,12 +61,25 @@ class StepReporter:
         self._first_loss: Any = None
         self._parts: dict[str, float] = {}
         self._trace: Any = None
+        self._trace_to = ""
         self._start()
 
+    def another(self) -> StepReporter:
+        """Return a reporter for the next contender in this process."""
+        return StepReporter(self._pipe, self._device)
+
+    def next_task(self) -> Any:
+        """Wait for the parent's next message between two contenders."""
+        return self._pipe.recv()
+
+    def send(self, result: Any) -> None:
+        """Send the result of a function to the parent."""
+        self._pipe.send(result)
+
     def _start(self) -> None:
+        if self._trace_to:
+            self._trace = start_trace(self._device, with_host=self._trace_to != KERNELS)
         self._wall, self._processor = time.perf_counter(), time.process_time()
-        if self._requested < 0:
-            self._trace = start_trace(self._device)
 
     def __call__(self, loss: Any, parts: dict[str, float] | None = None) -> None:
         """Count a step; after the last requested one, report the lap and wait. Raise `FinishedError` at the end.
@@ -79,16 +96,25 @@ class StepReporter:
         synchronize(self._device)
         wall, processor = time.perf_counter() - self._wall, time.process_time() - self._processor
         memory = peak_bytes(self._device)
-        kernels = kernel_seconds(self._trace) if self._trace else {}
-        self._trace = None
-        num_steps = abs(self._requested)
-        self._pipe.send(Lap(num_steps, wall, processor, float(self._first_loss), memory, self._parts, kernels))
-        self._requested = self._pipe.recv()
-        self._left = abs(self._requested)
+        kernels = self._end_trace()
+        self._pipe.send(Lap(self._requested, wall, processor, float(self._first_loss), memory, self._parts, kernels))
+        self._requested, self._trace_to = self._pipe.recv()
+        self._left = self._requested
         if not self._left:
             raise FinishedError
         self._parts = {}
         self._start()
+
+    def _end_trace(self) -> dict[str, tuple[float, int]]:
+        """Stop the profiler, if it runs. Return the kernels, or write the host trace."""
+        trace, self._trace = self._trace, None
+        if trace is None:
+            return {}
+        trace.stop()
+        if self._trace_to == KERNELS:
+            return kernel_seconds(trace)
+        trace.export_chrome_trace(self._trace_to)
+        return {}
 
 
 def synchronize(device: str) -> None:
@@ -108,18 +134,20 @@ def peak_bytes(device: str) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def start_trace(device: str) -> Any:
-    """Start torch's profiler. On a GPU it records only the device, not the host."""
+def start_trace(device: str, with_host: bool) -> Any:
+    """Start torch's profiler. On a GPU it records the host only if asked to, because that slows the host."""
     from torch.profiler import ProfilerActivity, profile
 
-    trace = profile(activities=[ProfilerActivity.CUDA if device == "cuda" else ProfilerActivity.CPU])
+    activities = [ProfilerActivity.CUDA] if device == "cuda" else []
+    if with_host or not activities:
+        activities.append(ProfilerActivity.CPU)
+    trace = profile(activities=activities)
     trace.start()
     return trace
 
 
 def kernel_seconds(trace: Any) -> dict[str, tuple[float, int]]:
-    """Stop the profiler and return seconds and calls by kernel name; empty on a CPU."""
-    trace.stop()
+    """Return seconds and calls by kernel name of a stopped profiler; empty on a CPU."""
     kernels = ((event.key, event.self_device_time_total / 1e6, event.count) for event in trace.key_averages())
     return {name: (seconds, calls) for name, seconds, calls in kernels if seconds}
 
@@ -154,16 +182,23 @@ class Worker:
             raise message
         return message
 
-    def run(self, steps: int, timeout: float | None = None, *, traced: bool = False) -> Lap:
-        """Let the waiting contender run `steps` steps. `traced` adds torch's profiler, which slows them slightly."""
-        # A negative number requests a trace.
-        self._pipe.send(-steps if traced else steps)
-        return self.receive(timeout)
+    def run(self, steps: int, timeout: float | None = None, *, trace: str = "") -> Lap:
+        """Let the waiting contender run `steps` steps.
+
+        `trace` is `KERNELS`, or the path of a file for a Chrome trace of the host. Both slow the steps.
+        """
+        self._pipe.send((steps, trace))
+        lap: Lap = self.receive(timeout)
+        return lap
+
+    def finish(self) -> None:
+        """End the waiting contender. A process that runs several then waits for the next one."""
+        with contextlib.suppress(OSError):
+            self._pipe.send((0, ""))
 
     def stop(self, patience: float = 10) -> None:
         """End the process; kill it after `patience` seconds."""
-        with contextlib.suppress(OSError):
-            self._pipe.send(0)
+        self.finish()
         self._process.join(patience)
         if self._process.is_alive():
             self._process.kill()

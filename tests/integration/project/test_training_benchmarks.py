@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
+from typing import Any
 
-from support import ROOT, run_cli
+import numpy as np
+import pytest
+from support import ROOT, on_ranks, random_bases, run_cli, write_prepared
+
+DECIDING = "3 base, flat gradients, late reads"
 
 
 def test_every_row_of_the_gpu_benchmark_runs_or_says_why_not(tmp_path: Path) -> None:
@@ -19,17 +26,26 @@ def test_every_row_of_the_gpu_benchmark_runs_or_says_why_not(tmp_path: Path) -> 
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     found = json.loads(report.read_text())
-    assert len(found["checks"]) == 5 and all(check["holds"] for check in found["checks"]), found["checks"]
+    assert len(found["checks"]) == 8 and all(check["holds"] for check in found["checks"]), found["checks"]
+    assert {row["row"] for row in found["rows"] if "not_at_hand" in row} == {
+        "13 1b, compiled, float8, 64 windows", "base, flash_attention_2",
+    }  # fmt: skip
     failed = {row["row"]: row["failed"] for row in found["rows"] if "failed" in row}
-    assert failed.keys() == {"base, flash_attention_2", "base, fp16"}
-    assert "FlashAttention2" in failed["base, flash_attention_2"] and "fp16 needs a GPU" in failed["base, fp16"]
-    measured = {row["row"]: row for row in found["rows"] if "failed" not in row}
-    assert len(measured) == 10 and not found["skipped"]
+    assert failed.keys() == {"base, fp16"} and "fp16 needs a GPU" in failed["base, fp16"]
+    measured = {row["row"]: row for row in found["rows"] if "milliseconds_a_step" in row}
+    assert len(measured) == 14 and not found["skipped"] and not found["left_out"]
     assert all(row["tokens_per_second"] > 0 and 7 < row["first_loss"] < 10 for row in measured.values()), measured
+    # The row after the failed one ran in a fresh process.
+    assert list(measured)[-1] == "base, fp32, ZeRO-0"
     # The head on masked tokens only: what transformers does takes more operations.
-    operations = {name: row["tflops"] * row["seconds_a_step"] for name, row in measured.items()}
-    assert operations["base"] < 0.7 * operations["base, bare loop"]
-    assert "REHEARSAL" in done.stdout and "base, Hugging Face Trainer" in done.stdout
+    operations = {name: row["tflops"] * row["milliseconds_a_step"] for name, row in measured.items()}
+    assert operations[DECIDING] < 0.7 * operations["11 bare loop"]
+    assert measured[DECIDING]["predicted_milliseconds"] == [60]
+    assert found["device"]["products_flops"]["base, 64 to 64"]["wgrad"] > 0
+    # No kernel of a GPU ran, so the rule takes the GPU as idle.
+    with gzip.open(found["host_trace"]) as trace:
+        assert json.load(trace)["traceEvents"]
+    assert "REHEARSAL" in done.stdout and "11 Hugging Face Trainer" in done.stdout
 
 
 def test_time_that_runs_out_leaves_rows_named(tmp_path: Path) -> None:
@@ -37,6 +53,46 @@ def test_time_that_runs_out_leaves_rows_named(tmp_path: Path) -> None:
     done = run_cli("benchmarks/gpu.py", "--rehearse", "--seconds", "0", "--output", report, "--only", "small")
     assert done.returncode == 1
     assert "no time left for: small, compiled" in done.stdout
+    assert json.loads(report.read_text())["skipped"] == ["small, compiled", "small"]
+
+
+def reads_of_a_step(ranks: Any, data: str, own_engine: bool) -> dict[str, Any]:
+    """Return the benchmark's check that a step reads nothing back, for our engine or DeepSpeed's own."""
+    sys.path.append(str(ROOT / "benchmarks"))
+    from gpu_checks import steady_step
+    from setting import Setting
+
+    fields = {"model": {"compile": False}, "train": {"ds_config": "zero1"}}
+    setting = Setting(data, "tiny", "bf16", tokens=64, threads=1, own_engine=own_engine, fields=fields)
+    return steady_step(ranks, setting, None)[0]
+
+
+@pytest.mark.parametrize("own_engine", [True, False])
+def test_the_check_of_reads_fails_for_deepspeeds_own_engine(tmp_path: Path, own_engine: bool) -> None:
+    write_prepared(tmp_path / "data", [[random_bases(np.random.default_rng(0), 20_000)]])
+    check = on_ranks(1, reads_of_a_step, str(tmp_path / "data"), own_engine)[0]
+    assert check["holds"] == own_engine and (check["scalar_reads"] == 0) == own_engine, check
+
+
+@pytest.mark.parametrize(("milliseconds", "busy", "left_out"), [(65, 0.91, 0), (67, 0.95, 4), (60, 0.89, 4)])
+def test_rows_that_say_little_are_left_out_if_the_gpu_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, milliseconds: float, busy: float, left_out: int
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import gpu
+
+    def measured(_bench: Any, row: Any, host_trace: Path) -> dict[str, Any]:
+        waits = row.name == DECIDING and gpu.host_is_limit(milliseconds / 1000, busy)
+        return {"milliseconds_a_step": milliseconds, **({"host_trace": str(host_trace)} if waits else {})}
+
+    rows = [row for row in gpu.make_rows("data", "few") if row.name[0] in "3456789" and row.has_laps]
+    report: dict[str, Any] = {"notes": [], "checks": [], "rows": [], "left_out": [], "skipped": []}
+    monkeypatch.setattr(gpu, "measure", measured)  # these rows need a GPU
+    gpu.run(types.SimpleNamespace(device="cuda", seconds_left=100.0), rows, report, tmp_path / "report.json")
+    assert [name[0] for name in report["left_out"]] == ["5", "6", "7", "8"][:left_out]
+    assert [row["row"][0] for row in report["rows"]] == list("34999" if left_out else "345678999")
+    assert len(report["notes"]) == (left_out > 0)
+    assert json.loads((tmp_path / "report.json").read_text())["left_out"] == report["left_out"]
 
 
 def test_all_contenders_of_the_step_benchmark_start_from_one_loss() -> None:
