@@ -51,8 +51,7 @@ class ModelConfig:
     activation_checkpointing: bool = setting(False, free_on_resume=True)
     """Keep only each layer's input and recompute the rest in the backward pass. Less memory, a third more work."""
     compile: Literal["auto", "true", "false"] = setting("auto", free_on_resume=True)
-    """Compile each layer with torch.compile. "auto": for modernbert on a GPU. Not allowed with ZeRO-3, whose hooks
-    break the graph of a layer."""
+    """Compile each layer with torch.compile: "true", "false", or "auto" (modernbert on a GPU). Not with ZeRO-3."""
     init_from: str = setting("", flag="--init-from", free_on_resume=True)
     """Hugging Face folder with initial weights (an export, or DNABERT). It also sets the architecture and sizes."""
     build: Literal["auto", "whole", "partitioned"] = setting("auto", free_on_resume=True)

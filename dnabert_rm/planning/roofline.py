@@ -60,13 +60,13 @@ H100_PEAK = 989.4e12
 """Peak operations per second of the H100 whose reached rates are below (data sheet)."""
 H100_REACHED_BANDWIDTH = 3.0e12
 """Bytes per second that elementwise kernels reach on an H100. Assumed; 90 % of the nominal 3.35 TB/s."""
-WIDE_PRODUCTS = 739e12
+WIDE_PRODUCTS = 662e12
 """Operations per second that linear layers on an H100 approach as H grows. Assumed.
 
 `WIDE_PRODUCTS` and `HALF_RATE_WIDTH` are the curve through two assumed points: 560 TFLOP/s at H = 768 (range 480 to
-620), and 660 TFLOP/s at H = 2048 (range 620 to 710). For comparison, 756 TFLOP/s were measured for a large product.
+620), and 620 TFLOP/s at H = 2048 (range 620 to 710). For comparison, 756 TFLOP/s were measured for a large product.
 """
-HALF_RATE_WIDTH = 246
+HALF_RATE_WIDTH = 140.7
 """Width H at which linear layers reach half of `WIDE_PRODUCTS`. Assumed, see there."""
 FLASH_ATTENTION = 204e12
 """Operations per second of flash attention 2 on an H100, forward + backward. Assumed: 9.1 ms for `base`, 64 x 512."""
@@ -244,7 +244,7 @@ def _passes(job: Job) -> float:
 
 def _linear(job: Job, gpu: Device) -> float:
     shape, L = job.shape, job.work.window_tokens
-    per_token = layer_flops_per_token(shape, L) - 4 * shape.hidden_size * attended_tokens(shape, L)
+    per_token = layer_flops_per_token(shape, L, job.masked) - 4 * shape.hidden_size * attended_tokens(shape, L)
     return 3 * per_token * _tokens(job) * _passes(job) / (products_rate(shape.hidden_size) * gpu.products)
 
 
@@ -267,7 +267,8 @@ def _elementwise(job: Job, gpu: Device, dropout: float, compiled: bool) -> float
     dropped = 2.0 if architecture == "bert" else 1 + shape.intermediate_size / shape.hidden_size
     masks = dropped * DROPOUT_BYTES[compiled] / 2 if dropout else 0.0
     passes = 2 if job.work.checkpointing else 1
-    values = _tokens(job) * shape.hidden_size * shape.num_layers
+    layers = shape.num_layers - 1 + job.masked  # the last layer has few tokens behind its attention
+    values = _tokens(job) * shape.hidden_size * layers
     return (passes * (forward + masks) + backward + masks) * values / gpu.bandwidth
 
 

@@ -56,9 +56,13 @@ def predicted(
 def test_steps_on_an_h100_agree_with_an_earlier_estimate(
     preset: str, windows: int, kernels: dict[str, Any], milliseconds: float
 ) -> None:
-    """Both are estimates from the same assumed rates. The gaps were chosen to match: no confirmation."""
+    """Both are estimates from the same assumed rates. The gaps were chosen to match: no confirmation.
+
+    The earlier estimate has a whole last layer, which takes 2 to 6 % longer.
+    """
     found = predicted(preset, windows, **kernels)
     assert found.seconds * 1e3 == pytest.approx(milliseconds, rel=0.08)
+    assert found.seconds * 1e3 < milliseconds
     assert found.bound_by == "products"
 
 
@@ -91,22 +95,24 @@ def test_the_documentations_table_is_what_the_model_computes() -> None:
 
 def test_the_rate_of_products_passes_through_both_assumed_points() -> None:
     assert products_rate(768) == pytest.approx(560e12, rel=0.002)
-    assert products_rate(2048) == pytest.approx(660e12, rel=0.002)
+    assert products_rate(2048) == pytest.approx(620e12, rel=0.002)
     assert products_rate(128) < products_rate(256) < products_rate(10**6) < roofline.WIDE_PRODUCTS
 
 
 def test_parts_of_base_are_those_counted_by_hand() -> None:
     parts = predicted("base", 64).seconds_by_part
-    assert parts["linear"] == pytest.approx(72 * (4 * 768**2 + 2 * 768 * 3072) * 64 * 512 / 560e12, rel=0.002)
+    before, after, masked = 3 * 768**2, 768**2 + 2 * 768 * 3072, 0.2069  # products of a layer, around its attention
+    layers = 12 * before + (11 + masked) * after
+    assert parts["linear"] == pytest.approx(6 * layers * 64 * 512 / 560e12, rel=0.002)
     assert parts["attention"] == pytest.approx(0.0118, rel=0.01)
     assert predicted("base", 64, **HIDDEN_ONLY).seconds_by_part["attention"] == pytest.approx(0.0091, rel=0.01)
     assert predicted("base", 64, cudnn=True, **HIDDEN_ONLY).seconds_by_part["attention"] == pytest.approx(
         0.0054, rel=0.01
     )
     eager = predicted("base", 64, **NO_DROPOUT).seconds_by_part["elementwise"]
-    assert eager == pytest.approx((36 + 78) * 64 * 512 * 768 * 12 / 3.0e12)
+    assert eager == pytest.approx((36 + 78) * 64 * 512 * 768 * (11 + masked) / 3.0e12, rel=1e-3)
     fused = predicted("base", 64, compiled=True, **HIDDEN_ONLY).seconds_by_part["elementwise"]
-    assert fused == pytest.approx((36 + 74 + 8) * 64 * 512 * 768 * 12 / 3.0e12)
+    assert fused == pytest.approx((36 + 74 + 8) * 64 * 512 * 768 * (11 + masked) / 3.0e12, rel=1e-3)
     assert parts["optimizer"] == pytest.approx(0.0014, rel=0.01)
     assert predicted("base", 64, "zero2").seconds_by_part["optimizer"] == pytest.approx(0.0021, rel=0.01)
     assert (parts["host"], parts["communication"], parts["offload"]) == (pytest.approx(0.025), 0, 0)
