@@ -61,7 +61,7 @@ def steady_step(ranks: Ranks, setting: Setting, _reporter: Any) -> list[Check]:
         start, batches = StepStart(ranks.device), _next_batches(trainer, loader, 3)
         try:
             with _no_waits(setting.device), operations:
-                queued = queue_step(trainer.engine, batches, 3, trainer.config.train.seed, lambda: False, start)
+                queued = queue_step(trainer.engine, batches, 3, trainer.config.train.seed, lambda: (False, False), start)
             queued.result()
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:300]
@@ -93,7 +93,7 @@ def _queue(trainer: Trainer, loader: Iterator[Any], step: int) -> QueuedStep:
     trainer.engine.set_learning_rate(trainer.learning_rate(step))
     trainer.engine.set_accumulation(len(batches))
     trainer.engine.set_base_share(trainer.base_share(step))
-    return queue_step(trainer.engine, batches, step, trainer.config.train.seed, lambda: False, start)
+    return queue_step(trainer.engine, batches, step, trainer.config.train.seed, lambda: (False, False), start)
 
 
 def two_runs(ranks: Ranks, setting: Setting, _reporter: Any) -> list[Check]:

@@ -39,12 +39,12 @@ def step_peak(ranks: Ranks, sections: dict[str, Any], zero: dict[str, Any] | Non
     engine = _engine(config, settings, ranks)
     for step in range(WARM_UP_STEPS):
         short = [_short(batch) for batch in _batches(config, split.micro_batch, ranks)]
-        queue_step(engine, short, step, 0, lambda: False, StepStart(ranks.device)).result()
+        queue_step(engine, short, step, 0, lambda: (False, False), StepStart(ranks.device)).result()
     batches = _batches(config, split.micro_batch, ranks)
     dist.barrier()
     before = _live_bytes()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        queue_step(engine, batches, WARM_UP_STEPS, 0, lambda: False, StepStart(ranks.device)).result()
+        queue_step(engine, batches, WARM_UP_STEPS, 0, lambda: (False, False), StepStart(ranks.device)).result()
     return before + _peak(profile), sum(len(batch["positions"]) for batch in batches) // len(batches)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import time
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from dnabert_rm.checkpoint.checksums import (
     read_checkpoint_manifest,
     write_checkpoint_manifest,
 )
+from dnabert_rm.checkpoint.host_copy import copy_to_host
 from dnabert_rm.checkpoint.run_folder import (
     FOLDER_NAME,
     LATEST_NAME,
@@ -33,8 +34,9 @@ from dnabert_rm.checkpoint.run_folder import (
     temporary_folder,
 )
 from dnabert_rm.checkpoint.train_state import TrainState
-from dnabert_rm.distributed.collectives import barrier, gather_objects, on_first_rank
+from dnabert_rm.distributed.collectives import gather_objects, on_first_rank
 from dnabert_rm.distributed.process_group import Ranks
+from dnabert_rm.patches.deepspeed_patches import collect_files
 from dnabert_rm.utils.errors import CheckpointError
 from dnabert_rm.utils.files import flush_to_disk, write_text
 
@@ -54,32 +56,74 @@ class SaveError(CheckpointError):
     on_one_rank = True
 
 
-def save_checkpoint(
-    engine: Any, state: TrainState, run: Path, ranks: Ranks, write_metadata: Callable[[Path], None]
-) -> float:
-    """Save a checkpoint of DeepSpeed's `engine`, and return the duration in seconds. All ranks must call this.
+class CheckpointSave:
+    """One checkpoint on its way to the disk. All ranks create it, and all ranks call `finish`, at the same steps.
 
-    Every rank calls `write_metadata(folder)` with the checkpoint's temporary folder.
-
-    If the disk has too little space, raises `CheckpointError` before any file is written. A rank that can't write its
-    files raises `SaveError`. In both cases earlier checkpoints stay unchanged.
+    The constructor copies DeepSpeed's state to host memory. A thread writes and hashes this rank's files. `finish`
+    waits for the threads of all ranks, and gives the checkpoint its name. If a process is killed before that, only a
+    temporary folder is left.
     """
-    start = time.perf_counter()
-    final = step_folder(run, state.step)
-    temporary = temporary_folder(final)
-    on_first_rank(lambda: _make_temporary(temporary, run, engine), ranks)
-    with _explain_write_failure(temporary, ranks):
-        engine.save_checkpoint(str(temporary.parent), tag=temporary.name, save_latest=False)
-        write_metadata(temporary)
+
+    def __init__(
+        self, engine: Any, state: TrainState, run: Path, ranks: Ranks, write_metadata: Callable[[Path], None]
+    ) -> None:
+        """Copy the state of DeepSpeed's `engine`, and start to write it.
+
+        `write_metadata(folder)` writes further files of rank 0 to the checkpoint's temporary folder.
+
+        Raises `CheckpointError` before any file is written if the disk has too little space. Raises `SaveError` if
+        the folder can't be written.
+        """
+        self._final = step_folder(run, state.step)
+        self._temporary = temporary_folder(self._final)
+        self._ranks = ranks
+        self._layout = checkpoint_layout(engine, ranks)
+        self._outcome: dict[str, tuple[int, str]] | BaseException = {}
+        on_first_rank(lambda: _make_temporary(self._temporary, run, engine), ranks)
+        with _explain_write_failure(self._temporary, ranks.rank), collect_files(engine, copy_to_host) as files:
+            engine.save_checkpoint(str(self._temporary.parent), tag=self._temporary.name, save_latest=False)
+        self._writes = [*files.values()]
         if ranks.is_first:
-            write_text(temporary / STATE_NAME, state.to_json())
-        shares = gather_objects(hash_own_files(temporary, ranks.rank, ranks.world_size))
-        if ranks.is_first:
-            files = {name: entry for share in shares for name, entry in share.items()}
-            write_checkpoint_manifest(temporary, CheckpointManifest(checkpoint_layout(engine, ranks), files))
-            _publish(temporary, final)
-    barrier()
-    return time.perf_counter() - start
+            self._writes.append(lambda: write_metadata(self._temporary))
+            self._writes.append(lambda: write_text(self._temporary / STATE_NAME, state.to_json()))
+        # A daemon, so that a run that fails does not wait for it.
+        self._thread = threading.Thread(target=self._write, name="checkpoint", daemon=True)
+        self._thread.start()
+
+    def _write(self) -> None:
+        """Write and hash this rank's files."""
+        try:
+            with _explain_write_failure(self._temporary, self._ranks.rank):
+                while self._writes:
+                    self._writes.pop(0)()  # which frees the copy
+                self._outcome = hash_own_files(self._temporary, self._ranks.rank, self._ranks.world_size)
+        except BaseException as error:
+            self._outcome = error
+
+    @property
+    def is_written(self) -> bool:
+        """Whether this rank's thread has ended, also if it failed."""
+        return not self._thread.is_alive()
+
+    def finish(self) -> None:
+        """Wait until every rank has written its files, and give the checkpoint its name.
+
+        Raises the error of the lowest rank that failed, usually a `SaveError`, on every rank. Earlier checkpoints stay
+        unchanged.
+        """
+        self._thread.join()
+        outcomes = gather_objects(self._outcome)
+        for error in outcomes:
+            if isinstance(error, BaseException):
+                if self._ranks.is_first:
+                    shutil.rmtree(self._temporary, ignore_errors=True)
+                error.on_one_rank = False  # type: ignore[attr-defined]
+                raise error
+        if self._ranks.is_first:
+            files = {name: entry for share in outcomes for name, entry in share.items()}
+            with _explain_write_failure(self._temporary, 0):
+                write_checkpoint_manifest(self._temporary, CheckpointManifest(self._layout, files))
+                _publish(self._temporary, self._final)
 
 
 def checkpoint_layout(engine: Any, ranks: Ranks) -> CheckpointLayout:
@@ -120,8 +164,8 @@ def expected_bytes(run: Path, engine: Any) -> int:
 
 
 @contextlib.contextmanager
-def _explain_write_failure(temporary: Path, ranks: Ranks) -> Iterator[None]:
-    """If a write fails in the block, delete the temporary folder and raise a one-line `SaveError`."""
+def _explain_write_failure(temporary: Path, rank: int) -> Iterator[None]:
+    """If a write fails in the block, raise a one-line `SaveError`."""
     try:
         yield
     except (OSError, RuntimeError) as error:
@@ -129,9 +173,8 @@ def _explain_write_failure(temporary: Path, ranks: Ranks) -> Iterator[None]:
         from_torch = "inline_container" in str(error) or "PytorchStreamWriter" in str(error)
         if not isinstance(error, OSError) and not from_torch:
             raise
-        shutil.rmtree(temporary, ignore_errors=True)
         reason = "a file is too short, so the disk is full or failing" if from_torch else str(error)
-        raise SaveError(f"rank {ranks.rank}: {temporary}: cannot be written ({reason}); {DISK_ADVICE}") from None
+        raise SaveError(f"rank {rank}: {temporary}: cannot be written ({reason}); {DISK_ADVICE}") from None
 
 
 def _publish(temporary: Path, final: Path) -> None:

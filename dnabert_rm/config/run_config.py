@@ -170,6 +170,8 @@ class TrainConfig:
     """Seed of all random choices: order, masks, weights, dropout."""
     save_every: int = setting(1000, flag="--save-every", minimum=1, free_on_resume=True)
     """Steps between checkpoints; the last step always has one."""
+    save_in_background: bool = setting(True, free_on_resume=True)
+    """Write checkpoints beside the training, from a copy in host memory. false: wait until they are written."""
     keep_last: int = setting(2, minimum=0, free_on_resume=True)
     """Number of newest checkpoints to keep; 0: all."""
     keep_every: int = setting(0, minimum=0, free_on_resume=True)

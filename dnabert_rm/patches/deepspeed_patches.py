@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import pickle
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,46 @@ def set_zero1_gradients(optimizer: Any, parts: list[torch.Tensor]) -> None:
 
     for number, part in enumerate(parts):
         optimizer.averaged_gradients[number] = GradPartitionBufferGroup([part], part)
+
+
+@contextlib.contextmanager
+def collect_files(deepspeed_engine: Any, copy: Callable[[Any], Any]) -> Iterator[dict[str, Callable[[], None]]]:
+    """Collect the files that DeepSpeed saves in the block, instead of writing them.
+
+    What is changed: the engine's `checkpoint_engine` during the block. The yielded dict maps each path to a function
+    that writes the file. The function writes a copy of the state, made by `copy` at the time of the save.
+
+    Reason: only the copy has to wait for the training. DeepSpeed's own asynchronous engines leave it to the caller to
+    find out when the files are complete.
+
+    Upstream: deepspeed/runtime/checkpoint_engine/, whose engines are chosen by the configuration.
+    """
+    from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointEngine
+
+    original = deepspeed_engine.checkpoint_engine
+    files: dict[str, Callable[[], None]] = {}
+
+    class Collector(CheckpointEngine):
+        def create(self, info: Any) -> None:
+            """Do nothing at the start of a checkpoint."""
+
+        def save(self, state_dict: Any, path: str) -> None:
+            """Copy the state, to be written later."""
+            files[path] = functools.partial(original.save, copy(state_dict), path)
+
+        def load(self, path: str, map_location: Any = None) -> Any:
+            """Load as usual."""
+            return original.load(path, map_location)
+
+        def commit(self, info: Any) -> bool:
+            """Do nothing at the end of a checkpoint."""
+            return True
+
+    deepspeed_engine.checkpoint_engine = Collector()
+    try:
+        yield files
+    finally:
+        deepspeed_engine.checkpoint_engine = original
 
 
 @contextlib.contextmanager

@@ -37,7 +37,7 @@ class Engine:
         self.ranks = ranks
         self.k = module.k
         self.counts_to_device = NumbersToDevice(len(BatchCounts._fields), ranks.device)
-        self.stop_to_device = NumbersToDevice(1, ranks.device)
+        self.flags_to_device = NumbersToDevice(2, ranks.device)
         self._has_failed = False
 
     def __call__(self, *inputs: torch.Tensor) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -36,7 +36,12 @@ class StepStart:
 
 
 def queue_step(
-    engine: Engine, batches: list[Batch], step: int, seed: int, stop_wanted: Callable[[], bool], start: StepStart
+    engine: Engine,
+    batches: list[Batch],
+    step: int,
+    seed: int,
+    read_flags: Callable[[], Sequence[bool]],
+    start: StepStart,
 ) -> QueuedStep:
     """Queue one optimizer step on this rank's batches, and return without waiting for the device.
 
@@ -47,6 +52,9 @@ def queue_step(
     All weights are 1 unless data.repeat_weight is set. The sum of the weights is computed over all ranks before the
     first backward pass, so the gradient does not depend on how the global batch is split. If this sum is 0, the
     loss is 0.
+
+    `read_flags` is called at the end. It returns whether this rank was asked to stop, and whether it has written its
+    files of a checkpoint.
     """
     device = engine.ranks.device
     counts = engine.counts_to_device.copy(list(count_batches(batches)))
@@ -62,8 +70,8 @@ def queue_step(
         sums += torch.stack([value.double() for value in (loss_sum.detach(), *counted)])
         engine.backward(loss_sum, divisor, is_last=number == len(batches) - 1)
     # Read stop requests late, so that a stop does not wait for another step.
-    stopping = engine.stop_to_device.copy([float(stop_wanted())])
-    totals = engine.update(torch.cat([sums, stopping]))
+    flags = engine.flags_to_device.copy([float(flag) for flag in read_flags()])
+    totals = engine.update(torch.cat([sums, flags]))
     first_sample = min(int(batch["samples"].numpy().min()) for batch in batches)
     return QueuedStep(step, engine, first_sample, start, torch.cat([totals, counts]))
 
@@ -86,9 +94,10 @@ class QueuedStep:
         Raises `NonFiniteLossError` on every rank if the loss is inf or NaN. The weights are those from before the step,
         even if a later step has been queued.
         """
-        loss, token_loss, num_right, num_right_bases, num_stopping, norm, num_skipped, *counts = self._read.values()
-        sums = StepSums(loss, token_loss, num_right, num_right_bases, num_stopping, BatchCounts(*counts))
-        check_finite(loss, self.step, self._first_sample, int(sums.counts.num_windows))
+        values = self._read.values()
+        *summed, norm, num_skipped = values[: -len(BatchCounts._fields)]
+        sums = StepSums(*summed, BatchCounts(*values[-len(BatchCounts._fields) :]))  # type: ignore[call-arg, arg-type]
+        check_finite(sums.loss, self.step, self._first_sample, int(sums.counts.num_windows))
         self._engine.record_skipped(int(num_skipped))
         return sums.to_result(
             self.step,

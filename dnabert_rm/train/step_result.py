@@ -53,6 +53,8 @@ class StepSums:
     num_right_bases: float
     num_stopping: float
     """Number of ranks that were asked to stop."""
+    num_written: float
+    """Number of ranks that have written their files of a checkpoint."""
     counts: BatchCounts
 
     def to_result(
@@ -88,6 +90,7 @@ class StepSums:
             seconds=seconds,
             data_wait=min(1.0, data_seconds / seconds),
             stop_wanted=self.num_stopping > 0,
+            num_written=int(self.num_written),
         )
 
 
@@ -117,3 +120,5 @@ class StepResult:
     """Share of `seconds` spent waiting for the loader."""
     stop_wanted: bool
     """Whether any rank was asked to stop."""
+    num_written: int
+    """Number of ranks that have written their files of a checkpoint."""

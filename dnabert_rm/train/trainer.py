@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import json
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,10 +18,10 @@ import numpy as np
 from dnabert_rm.checkpoint.compatibility import record_changes
 from dnabert_rm.checkpoint.data_records import read_data_records
 from dnabert_rm.checkpoint.load import load_checkpoint
-from dnabert_rm.checkpoint.metadata import write_metadata
+from dnabert_rm.checkpoint.metadata import make_metadata
 from dnabert_rm.checkpoint.resume import Start, find_first_state
 from dnabert_rm.checkpoint.run_folder import CONFIG_NAME, complete_steps
-from dnabert_rm.checkpoint.save import remove_leftovers, remove_old_checkpoints, save_checkpoint
+from dnabert_rm.checkpoint.save import CheckpointSave, remove_leftovers, remove_old_checkpoints
 from dnabert_rm.config import RunConfig
 from dnabert_rm.data.batching import split_batch
 from dnabert_rm.data.dataset import WindowDataset, consumed_tokens, make_dataset
@@ -41,7 +42,7 @@ from dnabert_rm.train.metrics import MetricsWriter, metrics_row
 from dnabert_rm.train.optimizer import learning_rate, warmup_length
 from dnabert_rm.train.run_lock import run_lock
 from dnabert_rm.train.run_summary import end_summary, start_summary
-from dnabert_rm.train.step import QueuedStep, StepStart, queue_step
+from dnabert_rm.train.step import NonFiniteLossError, QueuedStep, StepStart, queue_step
 from dnabert_rm.train.step_result import StepResult
 from dnabert_rm.train.stop import StopRequests
 from dnabert_rm.train.validation import Validation
@@ -110,6 +111,8 @@ class Trainer:
         self.last_step = min(config.train.steps, config.train.stop_after or config.train.steps)
         self.save_seconds: float | None = None
         self.stopping = False
+        self.saving: CheckpointSave | None = None
+        self.cleaner: threading.Thread | None = None
 
         self.data_records = on_first_rank(lambda: read_data_records(start, dataset), ranks)
         self.split = split_batch(self.state.plan, config.train.micro_batch, ranks.world_size, self.state.step)
@@ -153,6 +156,8 @@ class Trainer:
             self.bar.close()
             if self.metrics_writer:
                 self.metrics_writer.close()
+            if self.cleaner:
+                self.cleaner.join()
         self._print_end(result)
         return result
 
@@ -179,7 +184,7 @@ class Trainer:
             self.engine.set_accumulation(num_batches)
             self.engine.set_base_share(self.base_share(step))
             self.watchdog.reset("step" if result else "first step")
-            queued = queue_step(self.engine, batches, step, config.train.seed, self.stop.wanted, start)
+            queued = queue_step(self.engine, batches, step, config.train.seed, self.flags, start)
             self.state = dataclasses.replace(self.state, step=step + 1)
 
             # Read and log the step before this one.
@@ -196,12 +201,26 @@ class Trainer:
                 self.save()
             if self.stopping:
                 break
+        self.finish_save()
         return result
 
+    def flags(self) -> tuple[bool, bool]:
+        """Return whether this rank was asked to stop, and whether it has written its files of a checkpoint."""
+        return self.stop.wanted(), self.saving is not None and self.saving.is_written
+
     def finish(self, queued: QueuedStep, validate: Callable[[], dict[str, Any]] | None = None) -> StepResult:
-        """Wait for a queued step, validate after it if asked to, log it and return its result."""
-        result = queued.result()
+        """Wait for a queued step, validate after it if asked to, log it and return its result.
+
+        Also finish a checkpoint that all ranks have written, because they learn of it from the same step.
+        """
+        try:
+            result = queued.result()
+        except NonFiniteLossError:
+            self.finish_save()  # it is from before the step
+            raise
         self.stopping = self.stopping or result.stop_wanted
+        if result.num_written == self.ranks.world_size:
+            self.finish_save()
         self.num_tokens += result.num_tokens
         self.bar.update()
         self.log(result, validate() if validate else {})
@@ -263,16 +282,34 @@ class Trainer:
         self.bar.set_postfix(loss=f"{row['loss']:.3f}", phase=row["phase"], refresh=False)
 
     def save(self) -> None:
-        """Flush all logged metrics to disk, save a checkpoint, and then delete old checkpoints."""
+        """Flush all logged metrics to disk and start a checkpoint, after the one before is finished."""
+        start = time.perf_counter()
+        self.finish_save()
         self.watchdog.reset("save")
         if self.metrics_writer:
             self.metrics_writer.flush()
-        metadata = functools.partial(
-            write_metadata, self.engine.deepspeed, self.config, self.dataset, self.data_records, self.ranks
-        )
-        self.save_seconds = save_checkpoint(self.engine.deepspeed, self.state, self.folder, self.ranks, metadata)
+        engine = self.engine.deepspeed
+        metadata = make_metadata(engine, self.config, self.dataset, self.data_records, self.ranks)
+        self.saving = CheckpointSave(engine, self.state, self.folder, self.ranks, metadata)
+        if not self.config.train.save_in_background:
+            self.finish_save()
+        self.save_seconds = time.perf_counter() - start
+
+    def finish_save(self) -> None:
+        """Wait until a started checkpoint is complete, and then delete old ones. All ranks must call this together."""
+        if self.saving is None:
+            return
+        self.watchdog.reset("save")
+        saving, self.saving = self.saving, None
+        saving.finish()
         if self.ranks.is_first:
-            remove_old_checkpoints(self.folder, self.config.train.keep_last, self.config.train.keep_every)
+            if self.cleaner:
+                self.cleaner.join()
+            train = self.config.train
+            self.cleaner = threading.Thread(
+                target=remove_old_checkpoints, args=(self.folder, train.keep_last, train.keep_every), name="cleaner"
+            )
+            self.cleaner.start()
 
     def _is_due(self, every: int) -> bool:
         """Return whether the number of completed steps is a multiple of `every`, or the last step is done."""

@@ -80,7 +80,7 @@ def queue(engine: Any, step: int, num_batches: int = 1, counted: Any = None) -> 
     engine.set_accumulation(num_batches)
     batches = [batch_of(step, ranks.rank + number * ranks.world_size) for number in range(num_batches)]
     with counted or contextlib.nullcontext():
-        return queue_step(engine, batches, step, 0, lambda: False, StepStart(ranks.device))
+        return queue_step(engine, batches, step, 0, lambda: (False, False), StepStart(ranks.device))
 
 
 def steady_step(ranks, name: str, precision: str, architecture: str) -> dict[str, int]:
