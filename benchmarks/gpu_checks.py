@@ -61,7 +61,9 @@ def steady_step(ranks: Ranks, setting: Setting, _reporter: Any) -> list[Check]:
         start, batches = StepStart(ranks.device), _next_batches(trainer, loader, 3)
         try:
             with _no_waits(setting.device), operations:
-                queued = queue_step(trainer.engine, batches, 3, trainer.config.train.seed, lambda: (False, False), start)
+                queued = queue_step(
+                    trainer.engine, batches, 3, trainer.config.train.seed, lambda: (False, False), start
+                )
             queued.result()
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:300]

@@ -52,6 +52,8 @@ class ModelConfig:
     """Keep only each layer's input and recompute the rest in the backward pass. Less memory, a third more work."""
     compile: Literal["auto", "true", "false"] = setting("auto", free_on_resume=True)
     """Compile each layer with torch.compile: "true", "false", or "auto" (modernbert on a GPU). Not with ZeRO-3."""
+    float8: bool = setting(False, free_on_resume=True)
+    """Linear layers of the encoder in FP8, through torchao. For 1b and larger, compiled, on an H100 or newer."""
     init_from: str = setting("", flag="--init-from", free_on_resume=True)
     """Hugging Face folder with initial weights (an export, or DNABERT). It also sets the architecture and sizes."""
     build: Literal["auto", "whole", "partitioned"] = setting("auto", free_on_resume=True)

@@ -32,6 +32,11 @@ RECOMPILE_LIMIT = 64
 """Number of graphs that torch.compile may keep for the code of a layer. Its own limit, 8, can be too low: layers of
 different kinds share their code, and windows may have several lengths."""
 
+FLOAT8_MULTIPLE = 16
+"""FP8 matrix products need sizes that are multiples of this number."""
+FLOAT8_CAPABILITY = (8, 9)
+"""Lowest CUDA compute capability with FP8 matrix products."""
+
 
 def transformers_attention(attention: str) -> str:
     """Return transformers' name for a value of `model.attention`: "sdpa", "eager" or "flash_attention_2"."""
@@ -114,6 +119,38 @@ def is_compiled(model: ModelConfig, architecture: str, zero_stage: int, device: 
         return model.compile == "true"
     has_triton = importlib.util.find_spec("triton") is not None
     return architecture == "modernbert" and device.type == "cuda" and zero_stage < 3 and has_triton
+
+
+def check_float8(
+    sizes: PreTrainedConfig, *, precision: str, compiled: bool, zero_stage: int, device: torch.device
+) -> None:
+    """Raise `ConfigError` with the reason if `model.float8` is not possible.
+
+    FP8 is fast only in compiled layers, and torchao's layers need whole weights, which ZeRO-3 has not.
+    """
+    odd = [size for size in (sizes.hidden_size, sizes.intermediate_size) if size % FLOAT8_MULTIPLE]
+    problems = {
+        "the package torchao, which is not installed": importlib.util.find_spec("torchao") is None,
+        "--precision bf16": precision != "bf16",
+        "--model.compile true": not compiled,
+        "--ds-config zero1 or zero2": zero_stage == 3,
+        f"sizes that are multiples of {FLOAT8_MULTIPLE} (not {', '.join(map(str, odd))})": bool(odd),
+        "an H100 or a newer GPU": device.type != "cuda" or torch.cuda.get_device_capability(device) < FLOAT8_CAPABILITY,
+    }
+    if needed := [text for text, is_missing in problems.items() if is_missing]:
+        raise ConfigError(f"model.float8: needs {' and '.join(needed)}; change that, or turn model.float8 off")
+
+
+def convert_to_float8(layers: nn.ModuleList, *, emulated: bool = False) -> None:
+    """Compute the linear layers of encoder `layers` in FP8, in place, through torchao.
+
+    The parameters keep their names and types. With `emulated`, values are rounded to FP8 and multiplied in bf16, which
+    runs anywhere, for tests.
+    """
+    from torchao.float8 import Float8LinearConfig, convert_to_float8_training
+
+    for layer in layers:
+        convert_to_float8_training(layer, config=Float8LinearConfig(emulate=emulated))
 
 
 def compile_layers(layers: nn.ModuleList, *, checkpointing: bool) -> None:

@@ -17,10 +17,10 @@ from dnabert_rm.data.batching import BatchSplit
 from dnabert_rm.data.manifest import TokenizerInfo
 from dnabert_rm.distributed.collectives import on_every_rank
 from dnabert_rm.distributed.process_group import Ranks
-from dnabert_rm.model.build import architecture_of, build_model, prepare_layers
+from dnabert_rm.model.build import architecture_of, build_model, encoder_layers, prepare_layers
 from dnabert_rm.model.flops import model_shape, num_parameters
 from dnabert_rm.model.initial_weights import set_structured_weights
-from dnabert_rm.model.kernels import chosen_attention_kernel, is_compiled
+from dnabert_rm.model.kernels import check_float8, chosen_attention_kernel, convert_to_float8, is_compiled
 from dnabert_rm.model.mlm import MaskedLM
 from dnabert_rm.patches.deepspeed_patches import import_deepspeed
 from dnabert_rm.train.deepspeed_settings import ds_settings
@@ -89,6 +89,15 @@ def build_engine(
         gathered = functools.partial(import_deepspeed().zero.GatheredParameters, modifier_rank=0)
         set_structured_weights(network, tokenizer.k, config.train.seed, gathered)
     compiled = is_compiled(model, architecture.model_type, zero_stage(settings), ranks.device)
+    if model.float8:
+        check_float8(
+            architecture,
+            precision=config.train.precision,
+            compiled=compiled,
+            zero_stage=zero_stage(settings),
+            device=ranks.device,
+        )
+        convert_to_float8(encoder_layers(network))
     prepare_layers(network, checkpointing=model.activation_checkpointing, compiled=compiled)
     return make_engine(MaskedLM(network, tokenizer.k), config, settings, ranks)
 

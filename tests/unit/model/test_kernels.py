@@ -11,7 +11,8 @@ import torch
 
 from dnabert_rm.config import ModelConfig, resolve
 from dnabert_rm.model import kernels
-from dnabert_rm.model.build import architecture_of
+from dnabert_rm.model.build import architecture_of, build_model, encoder_layers, transformers_config
+from dnabert_rm.model.mlm import MaskedLM
 from dnabert_rm.utils.errors import ConfigError
 
 CPU = torch.device("cpu")
@@ -103,3 +104,49 @@ def test_layers_are_compiled_once_whatever_the_number_of_masked_tokens(architect
     code = GRAPHS.replace("ARCHITECTURE", architecture)
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert printed.split() == [str(graphs), "0"]
+
+
+def test_float8_is_refused_with_every_reason() -> None:
+    sizes = transformers_config(architecture="bert", vocab_size=69, **(SMALL | {"intermediate_size": 72}))
+    with pytest.raises(ConfigError) as raised:
+        kernels.check_float8(sizes, precision="fp32", compiled=False, zero_stage=3, device=CPU)
+    for reason in ("--precision bf16", "--model.compile true", "zero1 or zero2", "(not 72)", "an H100 or a newer GPU"):
+        assert reason in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+SMALL = {
+    "hidden_size": 64,
+    "num_layers": 3,
+    "num_heads": 2,
+    "intermediate_size": 128,
+    "max_positions": 64,
+    "dropout": 0.0,
+}
+
+
+@pytest.mark.parametrize("architecture", ["bert", "modernbert"])
+def test_float8_trains_like_bf16_with_the_same_parameters(architecture: str) -> None:
+    curves, names = [], []
+    for float8 in (False, True):
+        model = build_model(transformers_config(architecture=architecture, vocab_size=261, **SMALL), 0)
+        if float8:
+            kernels.convert_to_float8(encoder_layers(model), emulated=True)
+        module = MaskedLM(model, 4).to(torch.bfloat16)
+        names.append(list(module.state_dict()))
+        optimizer = torch.optim.AdamW(module.parameters(), lr=1e-3)
+        ids, positions, losses = (
+            torch.randint(5, 261, (2, 32), generator=torch.Generator().manual_seed(0)),
+            torch.arange(10),
+            [],
+        )
+        for _ in range(20):
+            loss = module(ids, positions, ids.flatten()[positions])[0] / 10
+            losses.append(loss.item())
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        curves.append(losses)
+    assert names[0] == names[1]
+    assert curves[0][-1] < curves[0][0] - 1 and curves[0] != curves[1]
+    assert curves[1] == pytest.approx(curves[0], rel=0.02)
