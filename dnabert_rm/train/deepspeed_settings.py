@@ -13,6 +13,15 @@ from dnabert_rm.utils.errors import ConfigError
 _NEVER_PRINT = 1 << 40
 """Disables DeepSpeed's own step messages; the run's metrics go to metrics.jsonl and TensorBoard."""
 
+LEAF_MODULES = (
+    "transformers.models.bert.modeling_bert.BertLayer",
+    "transformers.models.modernbert.modeling_modernbert.ModernBertEncoderLayer",
+)
+"""Classes whose weights ZeRO-3 gathers and releases together.
+
+By default it does so for each linear layer and norm, with hooks in Python that take most of the host's time.
+"""
+
 
 def ds_settings(
     config: RunConfig,
@@ -57,6 +66,8 @@ def ds_settings(
     _check_stage(config, zero_stage(settings), precision, path)
     # DeepSpeed's throughput timer waits for the GPU twice per step.
     settings.setdefault("timers", {}).setdefault("throughput", {"enabled": False})
+    if zero_stage(settings) == 3:
+        zero.setdefault("leaf_module", {"classes": list(LEAF_MODULES)})
     if precision and updates_on_device(settings, precision):
         _replace_with_device_engine(settings)
     return settings
