@@ -25,10 +25,10 @@ def run_with_memory_limit(words: list[str], log: str, extra_bytes: int) -> None:
 
 
 def test_a_rank_without_memory_names_what_to_reduce(tmp_path: Path) -> None:
-    """512 windows of 64 tokens and 16,384 units per layer: each call of the layer needs 2 GiB, and 1.5 GiB are left."""
+    """512 windows of 64 tokens, 16,384 units per layer: a call of the first layer needs 2 GiB, and 1.5 GiB are left."""
     write_prepared(tmp_path / "prepared", [[random_bases(np.random.default_rng(0), 33_000)]], k=3)
     words = ["--preset", "tiny", "--data", tmp_path / "prepared", "--output", tmp_path / "run", "--window", "64",
-             "--steps", "2", "--global-batch", "512", "--model.intermediate_size", "16384", "--model.num_layers", "1",
+             "--steps", "2", "--global-batch", "512", "--model.intermediate_size", "16384", "--model.num_layers", "2",
              "--model.hidden_size", "32", "--ds-config", "zero0", "--workers", "0"]  # fmt: skip
     log = tmp_path / "log.txt"
     forks = multiprocessing.get_context("forkserver")
