@@ -19,7 +19,7 @@ from dnabert_rm.model.mlm import MaskedLM
 from dnabert_rm.patches.deepspeed_patches import keep_flat_weights, set_zero1_gradients
 from dnabert_rm.train.engine import Engine
 
-NORM_PIECE = 1 << 22
+NORM_PIECE = 1 << 18
 """Number of values in a piece of a gradient, for the norm on a CPU."""
 
 
@@ -160,12 +160,10 @@ def _reduce_scatter(buffer: Tensor, ranks: Ranks) -> Tensor:
 def squared_norm(tensors: list[Tensor]) -> Tensor:
     """Return the sum of the squares of all values in `tensors`, as a scalar on their device.
 
-    On a CPU, torch's norm of a long float32 vector is wrong by up to 5e-5. It is computed in float64 there, in pieces,
-    because torch makes a float64 copy first.
+    On a CPU, torch's norm of a long float32 vector is wrong by up to 2e-4. Dot products of pieces are wrong by 4e-6,
+    and five times as fast as the norm in float64.
     """
-    if tensors[0].device.type == "cpu":
-        pieces = [piece for tensor in tensors for piece in tensor.reshape(-1).split(NORM_PIECE)]
-        norms = [torch.linalg.vector_norm(piece, dtype=torch.float64) for piece in pieces]
-    else:
-        norms = [torch.linalg.vector_norm(tensor, dtype=torch.float32) for tensor in tensors]
-    return torch.stack(norms).square().sum()
+    if tensors[0].device.type != "cpu":
+        return torch.stack([torch.linalg.vector_norm(t, dtype=torch.float32) for t in tensors]).square().sum()
+    pieces = (piece.float() for tensor in tensors for piece in tensor.reshape(-1).split(NORM_PIECE))
+    return torch.stack([torch.dot(piece, piece) for piece in pieces]).double().sum()
