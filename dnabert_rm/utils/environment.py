@@ -19,7 +19,7 @@ def suppress_library_output() -> None:
     - Warnings of torch's C++ code.
     - DeepSpeed's messages below the level ERROR.
     - transformers' warnings and progress bars.
-    - torchao's warnings about extensions for other GPUs. transformers imports torchao if it is installed.
+    - torchao's warnings about its own code. transformers imports torchao if it is installed.
     """
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     # Warnings of torch's C++ code at start-up, for example that another node's name can't be resolved.
@@ -29,7 +29,8 @@ def suppress_library_output() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # A filter, since DeepSpeed resets the level of its logger when it is imported.
     logging.getLogger("DeepSpeed").addFilter(_is_error)
-    logging.getLogger("torchao").setLevel(logging.ERROR)
+    for name in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _is_error(record: logging.LogRecord) -> bool:
