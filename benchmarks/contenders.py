@@ -38,7 +38,7 @@ from dnabert_rm.distributed.watchdog import Watchdog  # noqa: E402
 from dnabert_rm.masking.collator import IGNORE, make_collator  # noqa: E402
 from dnabert_rm.masking.schedule import make_mask_schedule  # noqa: E402
 from dnabert_rm.model.build import architecture_of, build_model, encoder_layers, prepare_layers  # noqa: E402
-from dnabert_rm.model.kernels import attention_kernels, deterministic_kernels  # noqa: E402
+from dnabert_rm.model.kernels import attention_kernels, convert_to_float8, deterministic_kernels  # noqa: E402
 from dnabert_rm.model.mlm import MaskedLM  # noqa: E402
 from dnabert_rm.train import build_engine, deepspeed_settings  # noqa: E402
 from dnabert_rm.train import trainer as pretraining  # noqa: E402
@@ -113,19 +113,11 @@ def changed_engine(setting: Setting) -> Iterator[None]:
             prepare = build_engine.prepare_layers
 
             def prepare_in_float8(model: PreTrainedModel, **flags: Any) -> None:
-                convert_to_float8(model)
+                convert_to_float8(encoder_layers(model)[:-1])
                 prepare(model, **flags)
 
             change(build_engine, "prepare_layers", prepare_in_float8)
         yield
-
-
-def convert_to_float8(model: PreTrainedModel) -> None:
-    """Convert the linear layers of the encoder to torchao's float8, in place."""
-    from torchao.float8 import convert_to_float8_training
-
-    for layer in encoder_layers(model):
-        convert_to_float8_training(layer)
 
 
 class _Timed(pretraining.Trainer):

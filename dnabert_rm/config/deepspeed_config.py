@@ -55,12 +55,14 @@ def zero_stage(settings: dict[str, Any]) -> int:
 
 def offloads_optimizer(settings: dict[str, Any]) -> bool:
     """Return whether the optimizer is offloaded to CPU memory or a disk. If so, the CPU runs the update."""
-    device = settings.get("zero_optimization", {}).get("offload_optimizer", {}).get("device", "none")
-    return device in ("cpu", "nvme")
+    zero = settings.get("zero_optimization", {})
+    device = (zero.get("offload_optimizer") or {}).get("device", "none")
+    return device in ("cpu", "nvme") or bool(zero.get("cpu_offload"))  # the second is DeepSpeed's older name
 
 
 OWN_REDUCTION = (
     "communication_data_type",
+    "compile",
     "data_types",
     "gradient_predivide_factor",
     "prescale_gradients",
@@ -122,8 +124,8 @@ class ZeroSettings:
         return cls(
             stage=stage,
             overlap=bool(zero.get("overlap_comm", stage == 3)),
-            offload_optimizer=zero.get("offload_optimizer", {}).get("device", "none"),
-            offload_weights=zero.get("offload_param", {}).get("device", "none"),
+            offload_optimizer=(zero.get("offload_optimizer") or {}).get("device", "none"),
+            offload_weights=(zero.get("offload_param") or {}).get("device", "none"),
             flat_gradients=stage == 1 and updates_on_device(settings, "bf16"),
             gradient_bytes={"fp32": 4, "bf16": 2, "fp16": 2}.get(dtype or ""),
             **{ours: int(zero[theirs]) for ours, theirs in names.items() if zero.get(theirs, "auto") != "auto"},

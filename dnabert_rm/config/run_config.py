@@ -278,6 +278,8 @@ def run_config_problems(config: RunConfig) -> Iterator[str]:
     model, data, train = config.model, config.data, config.train
     if model.num_heads > 0 and model.hidden_size % model.num_heads:
         yield f"model.hidden_size {model.hidden_size}: must be a multiple of model.num_heads ({model.num_heads})"
+    if model.attention == "cudnn" and train.deterministic:
+        yield "model.attention cudnn: is not deterministic; choose auto or flash, or turn train.deterministic off"
     if data.window > model.max_positions:
         yield f"data.window {data.window}: is more than model.max_positions ({model.max_positions}); change one of them"
     if train.keep_every > 0 and train.keep_every % max(1, train.save_every):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import os
 from collections.abc import Iterator
@@ -122,19 +123,26 @@ def is_compiled(model: ModelConfig, architecture: str, zero_stage: int, device: 
 
 
 def check_float8(
-    sizes: PreTrainedConfig, *, precision: str, compiled: bool, zero_stage: int, device: torch.device
+    sizes: PreTrainedConfig,
+    *,
+    num_tokens: int,
+    precision: str,
+    compiled: bool,
+    zero_stage: int,
+    device: torch.device,
 ) -> None:
-    """Raise `ConfigError` with the reason if `model.float8` is not possible.
+    """Raise `ConfigError` with the reasons if `model.float8` is not possible.
 
-    FP8 is fast only in compiled layers, and torchao's layers need whole weights, which ZeRO-3 has not.
+    `num_tokens` is the number of tokens in a micro-batch. FP8 is fast only in compiled layers, and torchao's layers
+    need whole weights, which ZeRO-3 has not.
     """
-    odd = [size for size in (sizes.hidden_size, sizes.intermediate_size) if size % FLOAT8_MULTIPLE]
+    odd = [size for size in (sizes.hidden_size, sizes.intermediate_size, num_tokens) if size % FLOAT8_MULTIPLE]
     problems = {
         "the package torchao, which is not installed": importlib.util.find_spec("torchao") is None,
         "--precision bf16": precision != "bf16",
         "--model.compile true": not compiled,
         "--ds-config zero1 or zero2": zero_stage == 3,
-        f"sizes that are multiples of {FLOAT8_MULTIPLE} (not {', '.join(map(str, odd))})": bool(odd),
+        f"sizes and tokens that are multiples of {FLOAT8_MULTIPLE} (not {', '.join(map(str, odd))})": bool(odd),
         "an H100 or a newer GPU": device.type != "cuda" or torch.cuda.get_device_capability(device) < FLOAT8_CAPABILITY,
     }
     if needed := [text for text, is_missing in problems.items() if is_missing]:
@@ -166,13 +174,19 @@ def compile_layers(layers: nn.ModuleList, *, checkpointing: bool) -> None:
 
 
 @contextlib.contextmanager
-def uncompiled(module: nn.Module) -> Iterator[None]:
-    """Context in which compiled layers run as they are.
+def plain_layers(module: nn.Module) -> Iterator[None]:
+    """Context in which the layers run uncompiled, and without FP8.
 
-    For validations, whose batches have other sizes: each size would have to be compiled.
+    For validations, whose batches have other sizes: each size would have to be compiled. And for comparisons with the
+    exported model, which has no FP8.
     """
+    float8 = [part for part in module.modules() if type(part).__name__ == "Float8Linear"]
+    for part in float8:
+        part.forward = functools.partial(nn.Linear.forward, part)  # type: ignore[arg-type, method-assign]
     with torch.compiler.set_stance("force_eager") if has_compiled_layers(module) else contextlib.nullcontext():
         yield
+    for part in float8:
+        del part.forward
 
 
 def has_compiled_layers(module: nn.Module) -> bool:

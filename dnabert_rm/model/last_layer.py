@@ -23,8 +23,8 @@ from dnabert_rm.model.build import encoder_layers
 class LastLayer:
     """Replaces the forward pass of a model's last encoder layer.
 
-    In a block `with last_layer.at(positions)`, the layer returns (M, H) instead of (B, L, H). It then ignores
-    activation checkpointing: its backward pass comes first, so it would be computed again before any memory is free.
+    In a block `with last_layer.at(positions)`, the layer returns (M, H) instead of (B, L, H). The layer takes no part
+    in activation checkpointing: its backward pass comes first, so it would be computed again before any memory is free.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -37,6 +37,8 @@ class LastLayer:
             self._masked = _masked_modernbert
             layer.attn.Wo.register_forward_pre_hook(self._cut_attention)
         layer.forward = self._forward
+        # transformers 5.17 would run this forward pass again after `positions` has been reset.
+        layer.gradient_checkpointing = False
 
     @contextlib.contextmanager
     def at(self, positions: Tensor) -> Iterator[None]:

@@ -90,14 +90,18 @@ def build_engine(
         set_structured_weights(network, tokenizer.k, config.train.seed, gathered)
     compiled = is_compiled(model, architecture.model_type, zero_stage(settings), ranks.device)
     if model.float8:
-        check_float8(
+        check = functools.partial(
+            check_float8,
             architecture,
+            num_tokens=split.micro_batch * config.data.window,
             precision=config.train.precision,
             compiled=compiled,
             zero_stage=zero_stage(settings),
             device=ranks.device,
         )
-        convert_to_float8(encoder_layers(network))
+        on_every_rank(check)
+        # The last layer's products have as many rows as there are masked tokens, which FP8 kernels refuse.
+        convert_to_float8(encoder_layers(network)[:-1])
     prepare_layers(network, checkpointing=model.activation_checkpointing, compiled=compiled)
     return make_engine(MaskedLM(network, tokenizer.k), config, settings, ranks)
 

@@ -65,7 +65,7 @@ def ds_settings(
     _check_saving(settings, path)
     _check_stage(config, zero_stage(settings), precision, path)
     # DeepSpeed's throughput timer waits for the GPU twice per step.
-    settings.setdefault("timers", {}).setdefault("throughput", {"enabled": False})
+    settings["timers"] = {"throughput": {"enabled": False}, **(settings.get("timers") or {})}
     if zero_stage(settings) == 3:
         zero.setdefault("leaf_module", {"classes": list(LEAF_MODULES)})
     if precision and updates_on_device(settings, precision):
@@ -89,7 +89,7 @@ def _fill_offload_dir(zero: dict[str, Any], folder: str, path: Path) -> None:
     Raises `ConfigError` if an `nvme_path` is "auto" and `folder` is "" or does not exist.
     """
     for part in ("offload_optimizer", "offload_param"):
-        if zero.get(part, {}).get("nvme_path") != AUTO:
+        if (zero.get(part) or {}).get("nvme_path") != AUTO:
             continue
         if not folder:
             raise ConfigError(

@@ -64,9 +64,10 @@ class DeviceEngine(Engine):
         self.deepspeed.step()
         return torch.cat([totals, is_skipped.double().reshape(1)])
 
-    def record_skipped(self, num_skipped: int) -> None:
-        """Add to DeepSpeed's number of skipped updates, which is saved in checkpoints."""
-        self.deepspeed.skipped_steps += num_skipped
+    def record_skipped(self, num_skipped: int) -> int:
+        """Record skipped updates, also in DeepSpeed's counter, which is saved in checkpoints."""
+        self.deepspeed.skipped_steps = super().record_skipped(num_skipped)
+        return self.num_skipped
 
 
 class AllGradients:

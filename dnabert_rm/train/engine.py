@@ -12,7 +12,7 @@ from torch import nn
 
 from dnabert_rm.distributed.collectives import sum_over_ranks
 from dnabert_rm.distributed.process_group import Ranks
-from dnabert_rm.model.kernels import uncompiled
+from dnabert_rm.model.kernels import plain_layers
 from dnabert_rm.model.mlm import MaskedLM
 from dnabert_rm.patches.deepspeed_patches import fuse_overflow_check, import_deepspeed
 from dnabert_rm.train.late_read import NumbersToDevice
@@ -38,6 +38,8 @@ class Engine:
         self.k = module.k
         self.counts_to_device = NumbersToDevice(len(BatchCounts._fields), ranks.device)
         self.flags_to_device = NumbersToDevice(2, ranks.device)
+        self.num_skipped = 0
+        """Number of updates that were skipped because a gradient was inf or NaN, in this run and before a resume."""
         self._has_failed = False
 
     def __call__(self, *inputs: torch.Tensor) -> Any:
@@ -84,8 +86,13 @@ class Engine:
             num_skipped = self.deepspeed.skipped_steps - skipped_before
         return torch.cat([totals, totals.new_tensor([norm, num_skipped])])
 
-    def record_skipped(self, num_skipped: int) -> None:
-        """Record updates that `update` has reported as skipped. DeepSpeed has counted them already."""
+    def record_skipped(self, num_skipped: int) -> int:
+        """Record updates that `update` has reported as skipped, in the order of the steps.
+
+        Returns the number of updates skipped so far. DeepSpeed may have counted those of later steps already.
+        """
+        self.num_skipped += num_skipped
+        return self.num_skipped
 
     def set_accumulation(self, num_batches: int) -> None:
         """Set how many batches this rank runs in the next step. The number changes during a batch-size warm-up."""
@@ -103,9 +110,9 @@ class Engine:
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Context for forward passes without dropout and gradients, in which layers run uncompiled."""
+        """Context for forward passes without dropout and gradients, in which layers run uncompiled and without FP8."""
         self.deepspeed.eval()
-        with torch.no_grad(), uncompiled(self.module):
+        with torch.no_grad(), plain_layers(self.module):
             yield
         self.deepspeed.train()
 
@@ -119,8 +126,3 @@ class Engine:
         """Loss scale for fp16, or None for other precisions."""
         scaler = getattr(self.deepspeed.optimizer, "loss_scaler", None)
         return float(scaler.cur_scale) if self.deepspeed.fp16_enabled() and scaler else None
-
-    @property
-    def skipped_steps(self) -> int:
-        """Number of updates that were skipped because a gradient was inf or NaN, in this run and before a resume."""
-        return int(self.deepspeed.skipped_steps)

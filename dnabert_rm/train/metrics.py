@@ -114,7 +114,7 @@ def metrics_row(
         "lr": learning_rate,
         "grad_norm": result.grad_norm,
         "loss_scale": result.loss_scale,
-        "skipped_steps": engine.skipped_steps,
+        "skipped_steps": result.skipped_steps,
         "global_batch": num_windows,
         "phase": int(schedule.phase_of(result.step)),
         "max_span": schedule.max_span(result.step),

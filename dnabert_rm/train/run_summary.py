@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import os
 import tempfile
 from pathlib import Path
@@ -74,7 +73,7 @@ def _kernels_line(config: RunConfig, engine: Engine) -> str:
     )
     text = f"attention: {kernel}"
     if has_compiled_layers(module):
-        cache = os.environ.get("TORCHINDUCTOR_CACHE_DIR", f"{tempfile.gettempdir()}/torchinductor_{getpass.getuser()}")
+        cache = os.environ.get("TORCHINDUCTOR_CACHE_DIR", f"{tempfile.gettempdir()}/torchinductor_*")
         text += f"; the first step compiles the layers, which can take minutes ({cache} keeps them for the next run)"
     return text
 

@@ -98,11 +98,11 @@ class QueuedStep:
         *summed, norm, num_skipped = values[: -len(BatchCounts._fields)]
         sums = StepSums(*summed, BatchCounts(*values[-len(BatchCounts._fields) :]))  # type: ignore[call-arg, arg-type]
         check_finite(sums.loss, self.step, self._first_sample, int(sums.counts.num_windows))
-        self._engine.record_skipped(int(num_skipped))
         return sums.to_result(
             self.step,
             self._engine.k,
             norm,
+            skipped_steps=self._engine.record_skipped(int(num_skipped)),
             loss_scale=self._loss_scale,
             seconds=self._read.end.seconds_since(self._start.moment),
             data_seconds=self._start.data_seconds,

@@ -65,12 +65,14 @@ class StepSums:
         *,
         seconds: float,
         data_seconds: float,
+        skipped_steps: int = 0,
         loss_scale: float | None = None,
     ) -> StepResult:
         """Return the result of the step: weighted mean losses of the masked tokens, and unweighted accuracies.
 
         `k` is the k-mer length, or None if tokens are not k-mers. `seconds` is the duration of the step, of which
-        `data_seconds` were spent waiting for data. `loss_scale` is that of fp16.
+        `data_seconds` were spent waiting for data. `skipped_steps` is the number of updates skipped so far.
+        `loss_scale` is that of fp16.
         """
         counts = self.counts
         divisor = max(1.0, counts.num_masked)
@@ -86,6 +88,7 @@ class StepSums:
             mean_span=counts.span_sum / counts.num_windows,
             num_replaced=int(counts.num_replaced),
             grad_norm=grad_norm,
+            skipped_steps=skipped_steps,
             loss_scale=loss_scale,
             seconds=seconds,
             data_wait=min(1.0, data_seconds / seconds),
@@ -113,11 +116,13 @@ class StepResult:
     num_replaced: int
     grad_norm: float
     """Global gradient norm before clipping."""
+    skipped_steps: int
+    """Number of updates skipped so far because a gradient was inf or NaN, in this run and before a resume."""
     loss_scale: float | None
     """Loss scale for fp16, or None for other precisions."""
     seconds: float
     data_wait: float
-    """Share of `seconds` spent waiting for the loader."""
+    """Share of `seconds` that the host waited for the loader. A GPU may have worked on the step before meanwhile."""
     stop_wanted: bool
     """Whether any rank was asked to stop."""
     num_written: int

@@ -47,6 +47,7 @@ from dnabert_rm.train.step_result import StepResult
 from dnabert_rm.train.stop import StopRequests
 from dnabert_rm.train.validation import Validation
 from dnabert_rm.train.validation_record import VALIDATION, validation_line
+from dnabert_rm.utils.errors import CheckpointError
 from dnabert_rm.utils.files import write_text
 from dnabert_rm.utils.out_of_memory import explain_out_of_memory
 from dnabert_rm.utils.progress import progress_bar
@@ -129,6 +130,7 @@ class Trainer:
         set_collective_timeout(collective_timeout(config.train.hang_timeout_seconds))
         if self.checkpoint:
             load_checkpoint(self.engine.deepspeed, self.checkpoint, self.folder, ranks, precision)
+            self.engine.num_skipped = self.engine.deepspeed.skipped_steps
         if ranks.is_first:  # a run that can't load its checkpoint must not change these files
             self._write_records(start)
         self.validation = Validation.from_config(config, dataset, ranks, self.split.micro_batch)
@@ -216,7 +218,8 @@ class Trainer:
         try:
             result = queued.result()
         except NonFiniteLossError:
-            self.finish_save()  # it is from before the step
+            with contextlib.suppress(CheckpointError):
+                self.finish_save()  # the checkpoint is from before the step
             raise
         self.stopping = self.stopping or result.stop_wanted
         if result.num_written == self.ranks.world_size:
@@ -286,6 +289,8 @@ class Trainer:
         start = time.perf_counter()
         self.finish_save()
         self.watchdog.reset("save")
+        if self.cleaner:
+            self.cleaner.join()  # it frees space on the disk
         if self.metrics_writer:
             self.metrics_writer.flush()
         engine = self.engine.deepspeed

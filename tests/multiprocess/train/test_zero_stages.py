@@ -198,7 +198,7 @@ def updates(ranks, data: Path, name: str, spoiled: str, value: float) -> list[tu
         num_skipped = float(engine.update(torch.tensor([1.0], dtype=torch.float64))[-1])
         engine.record_skipped(int(num_skipped))
         changed = any(not torch.equal(a, b) for a, b in zip(before, engine.module.parameters(), strict=True))
-        found.append((num_skipped, engine.skipped_steps, changed))
+        found.append((num_skipped, engine.deepspeed.skipped_steps, changed))
         factors.pop(0)
     return found
 

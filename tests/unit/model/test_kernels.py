@@ -82,7 +82,7 @@ GRAPHS = """
 import torch
 from torch._dynamo.utils import counters
 from dnabert_rm.model.build import build_model, encoder_layers, prepare_layers, transformers_config
-from dnabert_rm.model.kernels import uncompiled
+from dnabert_rm.model.kernels import plain_layers
 from dnabert_rm.model.mlm import MaskedLM
 
 sizes = {"hidden_size": 32, "num_layers": 6, "num_heads": 2, "intermediate_size": 64, "max_positions": 64}
@@ -92,7 +92,7 @@ module = MaskedLM(model, 4).train()
 for num_masked in (10, 11, 13, 7, 20):
     ids, positions = torch.randint(5, 261, (2, 32)), torch.arange(num_masked)
     module(ids, positions, ids.flatten()[positions])[0].backward()
-with torch.no_grad(), uncompiled(module.eval()):
+with torch.no_grad(), plain_layers(module.eval()):
     module(torch.randint(5, 261, (3, 20)), torch.arange(4))
 print(counters["stats"]["unique_graphs"], sum(counters["graph_break"].values()))
 """
@@ -109,8 +109,8 @@ def test_layers_are_compiled_once_whatever_the_number_of_masked_tokens(architect
 def test_float8_is_refused_with_every_reason() -> None:
     sizes = transformers_config(architecture="bert", vocab_size=69, **(SMALL | {"intermediate_size": 72}))
     with pytest.raises(ConfigError) as raised:
-        kernels.check_float8(sizes, precision="fp32", compiled=False, zero_stage=3, device=CPU)
-    for reason in ("--precision bf16", "--model.compile true", "zero1 or zero2", "(not 72)", "an H100 or a newer GPU"):
+        kernels.check_float8(sizes, num_tokens=130, precision="fp32", compiled=False, zero_stage=3, device=CPU)
+    for reason in ("--precision bf16", "--model.compile true", "zero1 or zero2", "(not 72, 130)", "a newer GPU"):
         assert reason in str(raised.value)
     assert "\n" not in str(raised.value)
 
@@ -150,5 +150,11 @@ def test_float8_trains_like_bf16_with_the_same_parameters(architecture: str) -> 
             optimizer.zero_grad()
         curves.append(losses)
     assert names[0] == names[1]
+    with torch.no_grad(), kernels.plain_layers(module):
+        plain = module(ids, positions)
+    stock = build_model(model.config, 0)
+    stock.load_state_dict(model.state_dict())
+    expected = MaskedLM(stock, 4).to(torch.bfloat16)(ids, positions)
+    assert torch.equal(plain, expected) and not torch.equal(plain, module(ids, positions))
     assert curves[0][-1] < curves[0][0] - 1 and curves[0] != curves[1]
     assert curves[1] == pytest.approx(curves[0], rel=0.02)

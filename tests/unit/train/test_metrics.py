@@ -43,15 +43,15 @@ def test_ignored_targets_are_not_counted_as_masked() -> None:
 
 
 def test_a_result_has_the_means_over_masked_tokens() -> None:
-    sums = StepSums(60.0, 60.0, 10.0, 90.0, 1.0, BatchCounts(20.0, 20.0, 100.0, 12.0, 2.0, 0.0))
+    sums = StepSums(60.0, 60.0, 10.0, 90.0, 1.0, 2.0, BatchCounts(20.0, 20.0, 100.0, 12.0, 2.0, 0.0))
     result = sums.to_result(3, 6, 0.5, seconds=2.0, data_seconds=0.5)
     assert (result.loss, result.masked_accuracy, result.base_accuracy) == (3.0, 0.5, 0.75)
-    assert (result.mean_span, result.data_wait, result.stop_wanted) == (6.0, 0.25, True)
+    assert (result.mean_span, result.data_wait, result.stop_wanted, result.num_written) == (6.0, 0.25, True, 2)
     assert sums.to_result(3, None, 0.5, seconds=2.0, data_seconds=0.5).base_accuracy is None
 
 
 def test_a_step_without_masked_tokens_has_loss_zero() -> None:
-    sums = StepSums(0.0, 0.0, 0.0, 0.0, 0.0, BatchCounts(0.0, 0.0, 10.0, 6.0, 1.0, 0.0))
+    sums = StepSums(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, BatchCounts(0.0, 0.0, 10.0, 6.0, 1.0, 0.0))
     assert sums.to_result(0, 6, 0.0, seconds=1.0, data_seconds=0.0).loss == 0.0
 
 
@@ -66,7 +66,7 @@ def test_losses_are_divided_by_the_weights_and_accuracies_by_the_masked_tokens()
     }
     counts = count_batches([batch, batch])
     assert (counts.num_masked, counts.weight) == (4, 2.75)
-    result = StepSums(5.5, 11.0, 2.0, 8.0, 0.0, counts).to_result(0, 4, 0.5, seconds=1.0, data_seconds=0.5)
+    result = StepSums(5.5, 11.0, 2.0, 8.0, 0.0, 0.0, counts).to_result(0, 4, 0.5, seconds=1.0, data_seconds=0.5)
     assert (result.loss, result.token_loss) == (2.0, 4.0)
     assert (result.masked_accuracy, result.base_accuracy, result.num_masked) == (0.5, 0.5, 4)
 
