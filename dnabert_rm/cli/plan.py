@@ -141,7 +141,7 @@ def _kernels(config: RunConfig) -> dict[str, Any]:
     auto_compiled = model.compile == "auto" and model.architecture == "modernbert"
     return {
         "hidden_dropout": model.dropout,
-        "attention_dropout": model.dropout if model.attention_dropout < 0 else model.attention_dropout,
+        "attention_dropout": model.dropout_of_attention,
         "cudnn": model.attention in ("auto", "cudnn") and not config.train.deterministic,
         "compiled": model.compile == "true" or auto_compiled,
     }

@@ -36,7 +36,7 @@ class ModelConfig:
     dropout: float = 0.0
     """Dropout of hidden states in pretraining, and of attention unless that is set (DNABERT's is 0.1)."""
     attention_dropout: float = setting(-1.0, minimum=-1, maximum=1)
-    """Dropout of attention weights; -1: as model.dropout. On a GPU 0 makes attention a third faster."""
+    """Dropout of attention weights; -1: as model.dropout. Without it, attention kernels do less on a GPU."""
     loss: Literal["token", "base", "both", "base-then-token"] = setting("token", flag="--loss")
     """Training loss: over k-mers ("token"), over single bases ("base"), the mean of "both", or "base-then-token"."""
     loss_switch: float = setting(0.5, above=0, below=1)
@@ -58,6 +58,11 @@ class ModelConfig:
     """Hugging Face folder with initial weights (an export, or DNABERT). It also sets the architecture and sizes."""
     build: Literal["auto", "whole", "partitioned"] = setting("auto", free_on_resume=True)
     """Build the model "whole" on every rank, "partitioned" (ZeRO-3), or "auto": partitioned above 10^9 parameters."""
+
+    @property
+    def dropout_of_attention(self) -> float:
+        """Dropout of attention weights, with `attention_dropout` -1 resolved."""
+        return self.dropout if self.attention_dropout < 0 else self.attention_dropout
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from transformers import (
 from dnabert_rm.config import ModelConfig
 from dnabert_rm.genome.kmer import CLS_ID, PAD_ID, SEP_ID
 from dnabert_rm.model.flops import MAX_GLOBAL_POSITIONS
-from dnabert_rm.model.kernels import attention_dropout, compile_layers, transformers_attention
+from dnabert_rm.model.kernels import compile_layers, transformers_attention
 from dnabert_rm.model.pretrained import model_fields
 from dnabert_rm.utils.errors import RankReadError
 
@@ -39,7 +39,7 @@ def architecture_of(model: ModelConfig, vocab_size: int, checkpoint: Path | None
     If neither folder is given, the configuration is made from the sizes in `model`.
     """
     if checkpoint or model.init_from:
-        return pretrained_config(str(checkpoint or model.init_from), model.dropout, attention_dropout(model))
+        return pretrained_config(str(checkpoint or model.init_from), model.dropout, model.dropout_of_attention)
     return transformers_config(
         architecture=model.architecture,
         vocab_size=vocab_size,
@@ -49,7 +49,7 @@ def architecture_of(model: ModelConfig, vocab_size: int, checkpoint: Path | None
         intermediate_size=model.intermediate_size,
         max_positions=model.max_positions,
         dropout=model.dropout,
-        attention_dropout=model.attention_dropout,
+        attention_dropout=model.dropout_of_attention,
     )
 
 
@@ -63,9 +63,12 @@ def transformers_config(
     intermediate_size: int,
     max_positions: int,
     dropout: float,
-    attention_dropout: float = -1.0,
+    attention_dropout: float | None = None,
 ) -> PreTrainedConfig:
-    """Return the transformers configuration of a model. `config.ModelConfig` describes the arguments."""
+    """Return the transformers configuration of a model. `config.ModelConfig` describes the arguments.
+
+    The default of `attention_dropout` is `dropout`.
+    """
     common: dict[str, Any] = {
         "vocab_size": vocab_size,
         "hidden_size": hidden_size,
@@ -75,7 +78,7 @@ def transformers_config(
         "max_position_embeddings": max_positions,
         "pad_token_id": PAD_ID,
     }
-    of_attention = dropout if attention_dropout < 0 else attention_dropout
+    of_attention = dropout if attention_dropout is None else attention_dropout
     dropouts: dict[str, Any] = dropout_settings(architecture, dropout, of_attention)
     if architecture == "bert":
         return BertConfig(**common, **dropouts)

@@ -75,7 +75,7 @@ def chosen_attention_kernel(
     size = (1, sizes.num_attention_heads, window, sizes.hidden_size // sizes.num_attention_heads)
     query = torch.empty(size, dtype=dtype, device=device, requires_grad=True)
     try:
-        number = torch._fused_sdp_choice(query, query, query, dropout_p=attention_dropout(model))
+        number = torch._fused_sdp_choice(query, query, query, dropout_p=model.dropout_of_attention)
     except RuntimeError:
         number = -1
     if number < 0:
@@ -84,11 +84,6 @@ def chosen_attention_kernel(
             f"{precision}, {device.type}); choose auto"
         )
     return SDPBackend(number).name.lower()
-
-
-def attention_dropout(model: ModelConfig) -> float:
-    """Return the dropout of the attention weights."""
-    return model.dropout if model.attention_dropout < 0 else model.attention_dropout
 
 
 @contextlib.contextmanager
@@ -114,7 +109,8 @@ def is_compiled(model: ModelConfig, architecture: str, zero_stage: int, device: 
     """Return whether a run compiles the layers.
 
     "auto" means yes for a `modernbert` on a GPU, where compiling saves two thirds of the memory traffic outside of
-    matrix products. It needs Triton, and is impossible under ZeRO-3. For a `bert` it saves almost nothing.
+    matrix products, and no for a `bert`, where it saves almost nothing (`ELEMENTWISE_BYTES` in planning/roofline.py).
+    It needs Triton, and is impossible under ZeRO-3.
     """
     if model.compile != "auto":
         return model.compile == "true"
@@ -134,7 +130,7 @@ def check_float8(
     """Raise `ConfigError` with the reasons if `model.float8` is not possible.
 
     `num_tokens` is the number of tokens in a micro-batch. FP8 is fast only in compiled layers, and torchao's layers
-    need whole weights, which ZeRO-3 has not.
+    need whole weights, which ZeRO-3 does not keep.
     """
     odd = [size for size in (sizes.hidden_size, sizes.intermediate_size, num_tokens) if size % FLOAT8_MULTIPLE]
     problems = {
@@ -183,10 +179,12 @@ def plain_layers(module: nn.Module) -> Iterator[None]:
     float8 = [part for part in module.modules() if type(part).__name__ == "Float8Linear"]
     for part in float8:
         part.forward = functools.partial(nn.Linear.forward, part)  # type: ignore[arg-type, method-assign]
-    with torch.compiler.set_stance("force_eager") if has_compiled_layers(module) else contextlib.nullcontext():
-        yield
-    for part in float8:
-        del part.forward
+    try:
+        with torch.compiler.set_stance("force_eager") if has_compiled_layers(module) else contextlib.nullcontext():
+            yield
+    finally:
+        for part in float8:
+            del part.forward
 
 
 def has_compiled_layers(module: nn.Module) -> bool:

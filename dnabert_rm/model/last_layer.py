@@ -13,7 +13,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import torch._dynamo
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 

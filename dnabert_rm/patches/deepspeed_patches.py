@@ -124,8 +124,7 @@ def set_zero1_gradients(optimizer: Any, parts: list[torch.Tensor]) -> None:
     What is changed: the optimizer's `averaged_gradients`, which its own hooks would fill. `parts` holds this rank's
     partition of each parameter group, flat and with padding.
 
-    Reason: DeepSpeed's hooks copy and reduce every gradient separately, which costs a GPU about a third of its time in
-    a small model (see `train/device_engine.py`).
+    Reason: DeepSpeed's hooks copy and reduce every gradient separately (see `train/device_engine.py`).
 
     Upstream: DeepCompile sets flat partitions in the same way; deepspeed/runtime/zero/stage_1_and_2.py,
     `_get_preflattened_grad_partition`.

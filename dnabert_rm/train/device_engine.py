@@ -91,8 +91,8 @@ class AllGradients:
 class FlatGradients:
     """Gradients under ZeRO-1, in one flat buffer for each parameter group of DeepSpeed's optimizer.
 
-    DeepSpeed's own way takes about 700 more operations in a step of BERT base: a hook for each parameter copies its
-    gradient to a bucket. Here, one operation copies the gradients of a group, and one collective sums them.
+    A step of 12 layers takes 577 operations, and 1,665 in DeepSpeed's own way: there, a hook for each parameter copies
+    its gradient to a bucket. Here, one operation copies the gradients of a group, and one collective sums them.
     """
 
     loss_factor = 1.0
@@ -162,7 +162,7 @@ def squared_norm(tensors: list[Tensor]) -> Tensor:
     """Return the sum of the squares of all values in `tensors`, as a scalar on their device.
 
     On a CPU, torch's norm of a long float32 vector is wrong by up to 2e-4. Dot products of pieces are wrong by 4e-6,
-    and five times as fast as the norm in float64.
+    and nine times as fast as the norm in float64.
     """
     if tensors[0].device.type != "cpu":
         return torch.stack([torch.linalg.vector_norm(t, dtype=torch.float32) for t in tensors]).square().sum()
