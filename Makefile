@@ -5,6 +5,9 @@ BIN := $(CURDIR)/$(VENV)/bin
 INSTALLED := $(VENV)/.installed
 GENOME ?=
 TESTS ?= tests
+# Processes of `make test`. The tests of a file stay in one process, so that they share its fixtures.
+WORKERS ?= 2
+PARALLEL := -n $(WORKERS) --dist loadfile
 DEMO_DIR ?= demo
 LOWEST := .venv-lowest
 LOWEST_TESTS := tests/unit tests/parity tests/multiprocess/train/test_pretrain.py \
@@ -13,22 +16,25 @@ LOWEST_TESTS := tests/unit tests/parity tests/multiprocess/train/test_pretrain.p
 export PATH := $(BIN):$(PATH)
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help install demo test test-lowest test-transformers lint docs coverage bench clean
+.PHONY: help install demo packages test test-all test-cluster test-lowest test-transformers lint docs coverage bench clean
 
 help:
 	@echo "make demo [GENOME=my.fa.gz]   from a genome to a fine-tuned model, in minutes on two cores"
-	@echo "make test                     lint, then all tests"
-	@echo "make test-lowest              some tests, with the lowest versions that setup.py allows"
+	@echo "make test [WORKERS=2]         lint, then all tests"
+	@echo "make test-all                 the same, with the Debian packages that some tests need; a skipped test fails"
+	@echo "make test-cluster             tests with Slurm, pdsh, ssh and sshfs"
+	@echo "make packages                 install those Debian packages (as root)"
+	@echo "make test-lowest              some tests, with the lowest versions that pyproject.toml allows"
 	@echo "make test-transformers        load exports in other releases of transformers"
-	@echo "make lint                     ruff, types, links in the docs, shell scripts"
-	@echo "make docs                     generate docs/configuration.md from the code"
+	@echo "make lint                     ruff, types, links in the docs, shell scripts, Dockerfile"
+	@echo "make docs                     write docs/configuration.md from the code, and the site to build/site"
 	@echo "make coverage [TESTS=tests/unit]   code coverage of the tests, by package"
 	@echo "make bench                    benchmarks compared with other tools"
 	@echo "make clean                    remove the environments and the demo"
 
 install: $(INSTALLED)
 
-$(INSTALLED): setup.py constraints.txt
+$(INSTALLED): pyproject.toml setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	    { echo "Python 3.11 or later is needed; pass its name, as in make PYTHON=python3.12" >&2; exit 2; }
 	@echo "Creating $(VENV), 1 of 3: pip"
@@ -45,7 +51,18 @@ demo: $(INSTALLED)
 	@bash launch_scripts/demo.sh "$(DEMO_DIR)" "$(GENOME)"
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
+
+# As in CI: a skipped test is a failure. One process, because the benchmarks among the tests have time limits.
+test-all: packages lint
+	$(BIN)/python -m pytest --fail-skipped
+
+packages:
+	@packages="$$(grep -v '^#' tests/packages.txt)"; dpkg -s $$packages >/dev/null 2>&1 || { \
+	    apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $$packages; }
+
+test-cluster: packages $(INSTALLED)
+	$(BIN)/python -m pytest -rs tests/cluster
 
 test-lowest: export PATH := $(CURDIR)/$(LOWEST)/bin:$(PATH)
 test-lowest:
@@ -73,9 +90,12 @@ lint: $(INSTALLED)
 	@# pretrain.sh is both shell and Python: the shell part ends at the line of three quotes.
 	sed "/^'''$$/,\$$d" launch_scripts/pretrain.sh | $(BIN)/shellcheck -
 	$(BIN)/shellcheck -x $(filter-out launch_scripts/pretrain.sh,$(wildcard launch_scripts/*.sh launch_scripts/*.slurm))
+	@# DL3008 wants fixed versions of Debian's packages, which a release of the base image would break.
+	$(BIN)/hadolint --ignore DL3008 packaging/Dockerfile
 
 docs: $(INSTALLED)
 	$(BIN)/python docs/write_configuration.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 coverage: $(INSTALLED)
 	@# The deselected test has a time limit and ends with os._exit. There coverage writes its file, which takes too long.

@@ -152,6 +152,7 @@ def _losses_of_run(ranks: Ranks, setting: Setting, run: str, precision: str, sto
     config = resolve(
         load_preset("tiny"),
         {
+            "model": {"loss": "token"},
             "data": {"path": [setting.data], "window": setting.tokens, "num_workers": 0},
             "train": {
                 "output": run,

@@ -53,7 +53,7 @@ class Setting:
         """Return the run configuration. On a CPU the loader runs in the training process, like the Trainer's."""
         preset = load_preset(self.preset, self.fields.get("model", {}).get("architecture"))
         preset["model"].setdefault("max_positions", self.tokens)
-        preset["model"]["initial_weights"] = "random"  # as in the peers
+        preset["model"] |= {"initial_weights": "random", "loss": "token"}  # as in the peers
         measured = {
             "data": {"path": [self.data], "window": self.tokens, "num_workers": 2 if self.device == "cuda" else 0},
             "train": {

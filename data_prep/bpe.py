@@ -25,8 +25,7 @@ from dnabert_rm.genome.contigs import Contig, RegionReaders, pure_codes
 from dnabert_rm.genome.intervals import subtract
 from dnabert_rm.genome.kmer import SPECIAL_TOKENS, codes_to_bases
 from dnabert_rm.utils import random
-from dnabert_rm.utils.errors import ConfigError
-from dnabert_rm.utils.files import NO_SPACE
+from dnabert_rm.utils.errors import NO_SPACE, ConfigError
 
 SENTENCE_BASES = 4096
 _MAX_PIECE_BASES = 16

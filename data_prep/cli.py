@@ -9,7 +9,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from data_prep.labels.options import LabelsSettings
 from data_prep.sharding.options import BuildOptions, RegionFile, SegmentOptions, is_bed_name
+from data_prep.upload_command import UploadSettings, upload
 from dnabert_rm.config.command_line import Command, choose_command, overview
 from dnabert_rm.config.schema import Settings, setting
 from dnabert_rm.utils.errors import ConfigError, run_command
@@ -228,6 +230,47 @@ def train_bpe(settings: TrainBpeSettings) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TablesSettings(Settings):
+    """Flags of `tables`."""
+
+    source: Path = setting(positional=True, metavar="FOLDER")
+    """Folder with one data set or several."""
+    out: Path = setting(metavar="DIR")
+    """Output folder: a folder with train.csv, dev.csv and test.csv for each data set."""
+    fasta: Path | None = setting(None, metavar="GENOME.fa")
+    """Genome of interval files, plain or gzip."""
+    overwrite: bool = False
+    """Replace tables that are already in --out."""
+    dev_fraction: float = setting(0.1, metavar="F", above=0, below=1)
+    """Share of the training rows for dev.csv, if the data set has no such split."""
+    seed: int = setting(0, metavar="N")
+    """Seed for choosing them."""
+
+
+def tables(settings: TablesSettings) -> None:
+    """Convert benchmarks of other projects to tables for fine-tuning, and print a line for each data set."""
+    from data_prep.tables import convert
+
+    for line in convert(
+        settings.source,
+        settings.out,
+        fasta=settings.fasta,
+        overwrite=settings.overwrite,
+        dev_fraction=settings.dev_fraction,
+        seed=settings.seed,
+    ):
+        print(line)
+
+
+def labels(settings: LabelsSettings) -> None:
+    """Write labelled sequences for fine-tuning, and print a summary."""
+    from data_prep.labels.make_labels import make_labels
+    from data_prep.labels.report import as_text
+
+    print(as_text(make_labels(settings), settings.out))
+
+
+@dataclass(frozen=True, kw_only=True)
 class SimulateSettings(Settings):
     """Flags of `simulate`."""
 
@@ -281,6 +324,15 @@ COMMANDS = {
             "Check every shard against the manifest: checksums, counts, range of ids, coverage of every base,\n"
             "and disjoint splits. Prints every fault with its shard or contig, and exits with 1 if there is a fault.",
         ),
+        _command(
+            "upload",
+            "Upload a folder of shards to object storage",
+            UploadSettings,
+            upload,
+            "yeast s3://bucket/yeast",
+            "Upload a folder of shards, the manifest last, and compare every file there with the manifest.\n"
+            "After an interruption, the same command uploads only what is missing.",
+        ),
         _command("inspect", "Summarize a folder of shards", InspectSettings, inspect, "yeast --json"),
         _command(
             "stats",
@@ -296,6 +348,26 @@ COMMANDS = {
             train_bpe,
             "yeast.fa.gz --vocab-size 4096 --out yeast.model",
             "Train a SentencePiece BPE model of DNA on sequences sampled from all contigs.",
+        ),
+        _command(
+            "labels",
+            "Make labelled sequences from intervals and a genome",
+            LabelsSettings,
+            labels,
+            "peaks.narrowPeak --fasta genome.fa.gz --window 200 --anchor summit --out peaks\n"
+            "python -m data_prep labels genes.gff3 --feature gene --anchor start --window 300 --upstream 249 "
+            "--fasta genome.fa.gz --test-contigs chrXIV --out promoters",
+            "Make train.csv, dev.csv and test.csv for fine-tuning: windows around intervals, with labels, matched\n"
+            "negatives and splits that share no base. Counts everything that is dropped in labels.json.",
+        ),
+        _command(
+            "tables",
+            "Convert benchmarks of other projects to tables",
+            TablesSettings,
+            tables,
+            "genomic_benchmarks/ --out benchmarks --fasta hg38.fa.gz",
+            "Convert data sets of Genomic Benchmarks (text or interval files by class), of the Nucleotide Transformer\n"
+            "(FASTA with labels in the headers) and Parquet copies to train.csv, dev.csv and test.csv.",
         ),
         _command(
             "simulate",

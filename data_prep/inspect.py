@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -57,16 +56,14 @@ def summary(manifest: Manifest, bases_of_split: dict[str, int]) -> dict[str, Any
             "tokens": sum(shard.tokens for shard in shards),
             "bases": bases,
         }
-    left_out: Counter[str] = Counter()
-    for contig in manifest.contigs:
-        left_out.update(contig.left_out)
+    left_out = {reason: int(column.sum()) for reason, column in manifest.contigs.left_out.items()}
     return {
         "tokenizer": {name: value for name, value in vars(manifest.tokenizer).items() if value is not None},
         "genomes": sorted({source.genome for source in manifest.sources}),
         "contigs": len(manifest.contigs),
-        "bases": sum(contig.length for contig in manifest.contigs),
+        "bases": int(manifest.contigs.lengths.sum()),
         "splits": splits,
-        "left_out": dict(sorted(left_out.items())),
+        "left_out": {reason: bases for reason, bases in sorted(left_out.items()) if bases},
         "fingerprint": manifest.fingerprint,
     }
 

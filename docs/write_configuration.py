@@ -74,7 +74,7 @@ that has neither. A BPE model is compared by the hash in an export's `pretrainin
 The command that started a run also resumes it. A resume compares all fields with the checkpoint's. It rejects
 changes that would alter the result, unless you pass `--allow-changes`. Accepted changes are listed in
 `RUN/changes.jsonl`. The fields that may change are listed under each table
-([checkpoints.md](checkpoints.md#resuming)). With `--data.remainder drop` the global batch may not change.
+([training.md](training.md#resuming)). With `--data.remainder drop` the global batch may not change.
 """
 EXAMPLE_FILE = """\
 [data]
@@ -99,8 +99,8 @@ PRESETS = f"""\
 ## Presets
 
 A preset sets these fields of `[model]`, and `optim.lr`. All others keep their defaults. The number of parameters is for
-{K}-mers ({kmer.vocab_size(K):,} ids), as in `dnabert-rm plan`. [scaling.md](scaling.md) lists the hardware for each
-size.
+{K}-mers ({kmer.vocab_size(K):,} ids), as in `dnabert-rm plan`. [training.md](training.md#sizes) lists the memory
+of each size.
 """
 NEEDED = {"data": {"path": ["prepared"]}, "train": {"output": "run"}}
 """Required fields that no preset sets."""

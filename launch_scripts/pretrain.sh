@@ -42,10 +42,23 @@ esac
 
 # At a signal, DeepSpeed's launcher either kills the ranks, or dies and leaves them running. So this shell handles the
 # signals. It creates a stop file at SIGTERM, SIGUSR1 (Slurm's warning), SIGHUP and Ctrl-C. The ranks then finish the
-# step, save, and exit with code 75. A second Ctrl-C kills them at once. docs/stopping.md has the complete table.
+# step, save, and exit with code 75. A second Ctrl-C kills them at once. docs/training.md has the complete table.
 folder="$(mktemp -d)" || exit
 export DNABERT_RM_STOP_FILE="$folder/stop"
 trap 'rm -rf "$folder"' EXIT
+# With a host file, the launcher passes only a few variables to the ranks, and those in this file. The user's files of
+# this kind, which it would otherwise read, are copied.
+for file in ~ .; do
+    case "${DS_ENV_FILE:=.deepspeed_env}" in
+        /*) file="$DS_ENV_FILE" ;;
+        *) file="$file/$DS_ENV_FILE" ;;
+    esac
+    if [ -f "$file" ]; then
+        grep "" "$file"
+    fi
+done >"$folder/environment"
+echo "DNABERT_RM_STOP_FILE=$DNABERT_RM_STOP_FILE" >>"$folder/environment"
+export DS_ENV_FILE="$folder/environment"
 # shellcheck disable=SC2329  # called by the traps below
 stop() {
     if [ "$1" = INT ] && [ -e "$DNABERT_RM_STOP_FILE" ]; then

@@ -6,7 +6,7 @@
 # Arms: randommask randommask-matched fixed6 fixed14 token (single non-overlapping k-mers); by default all of them.
 # Writes OUT/data, OUT/runs/ARM, OUT/models/ARM and OUT/figures. The figures are curves of the training loss and of the
 # held-out loss at fixed spans, embeddings with their silhouette, attention by layer, and a report. The same command
-# resumes a stopped run. VAL_CONTIGS (default: chrXIV of yeast) are held out. docs/reproduce.md explains the results.
+# resumes a stopped run. VAL_CONTIGS (default: chrXIV of yeast) are held out. dev/reproduce.md explains the results.
 set -eu
 if [ $# -lt 2 ]; then
     echo "usage: SCALE=tiny|cpu|gpu|cluster bash $0 GENOME.fa.gz OUT [ARM …]" >&2

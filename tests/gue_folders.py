@@ -2,8 +2,10 @@
 
 import json
 
-from dnabert_rm.evaluate.gue_suite import metric_of
+from dnabert_rm.evaluate.suite import load_suite
 from dnabert_rm.evaluate.suite_runs import resolve_settings
+
+GUE = load_suite("gue")
 
 
 def make_sets(root, **splits):
@@ -16,12 +18,12 @@ def make_sets(root, **splits):
     return root
 
 
-def write_run(output, name, arm, seed, value, stand_in=False, shared=0):
+def write_run(output, name, arm, seed, value, stand_in=False, shared=0, suite=GUE):
     """Write a finished run whose metric is `value`; its other metrics must not appear in a table."""
     folder = output / "runs" / name / arm / f"seed-{seed}"
     folder.mkdir(parents=True)
     record = {"data_set": name, "arm": arm, "seed": seed, "stand_in": stand_in, "model_sha256": "ab" * 32}
-    metrics = {"accuracy": 7.0, "f1_macro": 8.0, "mcc": 9.0} | {metric_of(name): value}
+    metrics = {"accuracy": 7.0, "f1_macro": 8.0, "mcc": 9.0} | {suite.metric_of(name): value}
     scores = {
         "data_set": name,
         "seed": seed,
@@ -32,5 +34,5 @@ def write_run(output, name, arm, seed, value, stand_in=False, shared=0):
         "rows_cut_to_their_middle": {"test": 0},
         "train_seconds": 2.0 * seed,
     }
-    (folder / "gue_run.json").write_text(json.dumps(record | {"settings": resolve_settings(name, {})}))
+    (folder / "gue_run.json").write_text(json.dumps(record | {"settings": resolve_settings(name, suite, {})}))
     (folder / "scores.json").write_text(json.dumps(scores))

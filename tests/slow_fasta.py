@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 
 def slow_records(text: str) -> list[tuple[str, str]]:
-    """Read (name, sequence in the file's case) of every record, one line at a time."""
+    """Read (name, sequence in the file's case) of every record, one line at a time, from the first letter on."""
     records: list[tuple[str, list[str]]] = []
-    for line in text.removeprefix("\ufeff").split("\n"):
+    for line in text.removeprefix("\ufeff").lstrip().split("\n"):
         if line.startswith(">"):
             records.append((line[1:].split()[0], []))
         elif line.strip():

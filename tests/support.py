@@ -20,15 +20,8 @@ from typing import Any
 import numpy as np
 import webdataset
 
-from dnabert_rm.data.manifest import (
-    MANIFEST_NAME,
-    ContigInfo,
-    Manifest,
-    ShardInfo,
-    SourceInfo,
-    TokenizerInfo,
-    segment_keys,
-)
+from dnabert_rm.data.columns import ContigInfo, ContigTable
+from dnabert_rm.data.manifest import Manifest, ShardInfo, SourceInfo, TokenizerInfo, segment_keys, write_manifest
 from dnabert_rm.genome import kmer
 from dnabert_rm.utils.files import sha256_of_file
 
@@ -74,26 +67,26 @@ def write_prepared(
                 name = f"contig{len(contigs)}"
                 record: dict[str, Any] = {
                     "genome": "g",
-                    "contig": name,
-                    "start": 0,
-                    "end": len(sequence),
+                    "contig": [name],
+                    "start": [0],
+                    "end": [len(sequence)],
                     "split": split,
+                    "tokens": [len(ids)],
                 }
                 if soft_mask:
-                    record["soft_masked"] = [list(match.span()) for match in re.finditer("[a-z]+", sequence)]
+                    record["soft_masked"] = [[list(match.span()) for match in re.finditer("[a-z]+", sequence)]]
                 tar.write({"__key__": next(keys), "ids.npy": ids, "json": record})
                 contigs.append(ContigInfo("g", name, len(sequence), len(ids), {}))
                 lengths.append(len(ids))
-        infos.append(ShardInfo(path.name, split, path.stat().st_size, sha256_of_file(path), lengths))
+        infos.append(ShardInfo(path.name, split, path.stat().st_size, sha256_of_file(path), np.array(lengths)))
     manifest = Manifest(
         tokenizer=TokenizerInfo("kmer", kmer.vocab_size(k), k),
         sources=[SourceInfo("g", "g.fa", 0, "0" * 64)],
-        contigs=contigs,
+        contigs=ContigTable.from_rows(contigs),
         shards=infos,
         options={"record_soft_mask": True} if soft_mask else {},
     )
-    (folder / MANIFEST_NAME).write_text(manifest.to_json())
-    return manifest
+    return write_manifest(folder, manifest)
 
 
 def launcher_variables() -> set[str]:

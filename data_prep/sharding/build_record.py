@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.sharding.options import BuildOptions
-from dnabert_rm.data.manifest import MANIFEST_NAME, ShardInfo, SourceInfo, load_manifest
+from dnabert_rm.data.columns import COLUMNS_NAME
+from dnabert_rm.data.manifest import FORMAT_VERSION, MANIFEST_NAME, Manifest, ShardInfo, SourceInfo, load_manifest
 from dnabert_rm.utils.errors import ConfigError, UserError
 from dnabert_rm.utils.files import sha256_of_file, write_text
 from dnabert_rm.utils.lock import LockHeldError, file_lock
@@ -46,7 +47,11 @@ class BuildRecord:
         is_new = not self.folder.exists()
         if not is_new and not self.folder.is_dir():
             raise ConfigError(f"--out {self.folder}: is not a folder; choose another output folder")
-        inputs = {"options": options.to_json(), "sources": [asdict(source) for source in sources]}
+        inputs = {
+            "format_version": FORMAT_VERSION,
+            "options": options.to_json(),
+            "sources": [asdict(source) for source in sources],
+        }
         self._check_same_build(inputs)
         self.scratch.mkdir(parents=True, exist_ok=True)
         with self._locked():
@@ -71,10 +76,14 @@ class BuildRecord:
             return {shard.name: shard for shard in load_manifest(self.folder).shards}
         found = {}
         for path in self.scratch.glob("shard-*.tar.json"):
-            with contextlib.suppress(ValueError, TypeError):
-                info = ShardInfo(**json.loads(path.read_text(encoding="utf-8")))
+            with contextlib.suppress(ValueError, TypeError, KeyError):
+                info = ShardInfo.from_json(json.loads(path.read_text(encoding="utf-8")))
                 found[info.name] = info
         return found
+
+    def finished_manifest(self) -> Manifest | None:
+        """Return the manifest of a finished build, or None if the build is not finished."""
+        return load_manifest(self.folder) if (self.folder / MANIFEST_NAME).exists() else None
 
     def _check_same_build(self, inputs: dict[str, Any]) -> None:
         """Raise `ConfigError` if the output folder holds a build whose options or input files differ from `inputs`.
@@ -99,7 +108,12 @@ class BuildRecord:
         """
         if (self.folder / MANIFEST_NAME).exists():
             manifest = load_manifest(self.folder)
-            return {"options": manifest.options, "sources": [asdict(source) for source in manifest.sources]}
+            # A finished build of an earlier version is the same data. `finished_manifest` keeps it as it is.
+            return {
+                "format_version": FORMAT_VERSION,
+                "options": manifest.options,
+                "sources": [asdict(source) for source in manifest.sources],
+            }
         with contextlib.suppress(FileNotFoundError, ValueError):
             recorded: dict[str, Any] = json.loads((self.scratch / _PLAN_NAME).read_text(encoding="utf-8"))
             return recorded
@@ -123,7 +137,8 @@ class BuildRecord:
 
     def _remove_temporary_files(self) -> None:
         """Remove temporary files that a killed or failed process left behind."""
-        for path in [*self.scratch.glob("*.tmp"), *self.folder.glob(f".{MANIFEST_NAME}.*.tmp")]:
+        names = [f".{name}.*.tmp" for name in (MANIFEST_NAME, COLUMNS_NAME)]
+        for path in [*self.scratch.glob("*.tmp"), *(path for name in names for path in self.folder.glob(name))]:
             path.unlink(missing_ok=True)
 
 
@@ -135,6 +150,8 @@ def is_intact(folder: Path, info: ShardInfo) -> bool:
 
 def _differences(earlier: dict[str, Any], inputs: dict[str, Any]) -> list[str]:
     """Return a description of each difference between two builds: options first, then files."""
+    if earlier.get("format_version", 1) != inputs["format_version"]:
+        return ["it was begun by an earlier version of this program"]
     there = earlier["options"]
     here = inputs["options"]
     differences = [

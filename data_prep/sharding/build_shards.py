@@ -20,16 +20,17 @@ from data_prep.sharding.decompress import check_headers, decompress_sources, is_
 from data_prep.sharding.options import BuildOptions
 from data_prep.sharding.regions import read_regions
 from data_prep.sharding.scan import join_contigs, scan_files
-from data_prep.sharding.shard_plan import Plan, ShardPlan, bases_of_splits, make_plan
-from data_prep.sharding.shard_writer import ContigRef, ShardTask, write_shard
+from data_prep.sharding.shard_plan import Plan, bases_of_splits, make_plan
+from data_prep.sharding.shard_writer import ContigRefs, ShardTask, SourceRef, write_shard
 from data_prep.sharding.sources import Source
-from dnabert_rm.data.manifest import MANIFEST_NAME, ContigInfo, Manifest, ShardInfo, TokenizerInfo
+from dnabert_rm.data.columns import ContigTable
+from dnabert_rm.data.manifest import FORMAT_VERSION, Manifest, ShardInfo, TokenizerInfo, write_manifest
 from dnabert_rm.genome.bpe_model import MODEL_NAME, load_model
 from dnabert_rm.genome.contigs import Contig
 from dnabert_rm.genome.kmer import vocab_size
 from dnabert_rm.patches.webdataset_patches import tar_writer_class
-from dnabert_rm.utils.errors import DataError
-from dnabert_rm.utils.files import NO_SPACE, sha256_of_file, write_text
+from dnabert_rm.utils.errors import NO_SPACE, DataError
+from dnabert_rm.utils.files import sha256_of_file
 from dnabert_rm.utils.progress import notice, progress_bar
 
 
@@ -81,17 +82,20 @@ def _build(job: Job, record: BuildRecord, executor: Executor) -> dict[str, Any]:
         paths = uncompressed | decompressed
         contigs = join_contigs(sources, paths, pieces)
         plan = make_plan(contigs, options, regions)
-        refs = [ContigRef(c.genome, c.name, paths[c.source], sources[c.source].path) for c in contigs]
-        shards = _write_shards(options, refs, plan, record, model, executor)
+        if (earlier := record.finished_manifest()) is not None and earlier.format_version != FORMAT_VERSION:
+            _check_earlier_version(earlier, record, executor)
+            return summary(earlier, bases_of_splits(plan.segments))
+        refs = [SourceRef(source.genome, paths[number], source.path) for number, source in enumerate(sources)]
+        tasks = _shard_tasks(job, record, contigs, refs, plan, model)
+        shards = _write_shards(tasks, record, executor)
         if _sizes_and_times(sources) != sizes_and_times:
             raise DataError(
                 f"--out {job.folder}: an input file changed during the build; build again, into an empty folder"
             )
         if model is not None:
             os.replace(model, job.folder / MODEL_NAME)
-        rows = _contig_infos(contigs, plan, shards, options)
-        manifest = Manifest(tokenizer, infos, rows, shards, options.to_json())
-        write_text(job.folder / MANIFEST_NAME, manifest.to_json())
+        table = _contig_table(contigs, plan, shards, options)
+        manifest = write_manifest(job.folder, Manifest(tokenizer, infos, table, shards, options.to_json()))
     return summary(manifest, bases_of_splits(plan.segments))
 
 
@@ -118,54 +122,78 @@ def _prepare_tokenizer(job: Job, scratch: Path) -> tuple[TokenizerInfo, str | No
     return TokenizerInfo("bpe", size, None, None, MODEL_NAME, sha256_of_file(copy)), str(copy)
 
 
-def _write_shards(
-    options: BuildOptions,
-    refs: Sequence[ContigRef],
-    plan: Plan,
+def _check_earlier_version(manifest: Manifest, record: BuildRecord, executor: Executor) -> None:
+    """Check the shards of a finished build of an earlier format version. It is not changed, so it stays usable.
+
+    Raises `DataError` if a shard is missing or damaged, because this version would write other bytes.
+    """
+    infos = _finished_shards([shard.name for shard in manifest.shards], record, executor)
+    for shard in manifest.shards:
+        if shard.name not in infos:
+            raise DataError(
+                f"{record.folder / shard.name}: is missing or damaged, and format version "
+                f"{manifest.format_version} is no longer written; restore the file, or build into another folder"
+            )
+    notice(f"{record.folder}: {len(infos)} shards of format version {manifest.format_version} are already finished")
+
+
+def _shard_tasks(
+    job: Job,
     record: BuildRecord,
+    contigs: Sequence[Contig],
+    sources: list[SourceRef],
+    plan: Plan,
     bpe_model: str | None,
-    executor: Executor,
-) -> list[ShardInfo]:
+) -> list[ShardTask]:
+    """Return one task for each shard in `plan`, in the order of `plan`."""
+    source_of = np.array([contig.source for contig in contigs])
+    tasks = []
+    for shard in plan.shards:
+        numbers = np.unique(shard.segments.contig)
+        refs = ContigRefs(numbers, [contigs[number].name for number in numbers.tolist()], source_of[numbers])
+        tasks.append(ShardTask(shard, refs, sources, job.options, str(record.folder), str(record.scratch), bpe_model))
+    return tasks
+
+
+def _write_shards(tasks: Sequence[ShardTask], record: BuildRecord, executor: Executor) -> list[ShardInfo]:
     """Write all shards that are not finished yet.
 
-    Return the `ShardInfo` (manifest entry) of every shard in `plan`, in the order of `plan`.
+    Return the `ShardInfo` (manifest entry) of every shard, in the order of `tasks`.
     """
-    infos = _finished_shards(plan, record, executor)
+    infos = _finished_shards([task.shard.name for task in tasks], record, executor)
     if infos:
-        notice(f"{record.folder}: {len(infos)} of {len(plan.shards)} shards are already finished")
-    missing = [shard for shard in plan.shards if shard.name not in infos]
-    tasks = [_shard_task(shard, refs, options, record, bpe_model) for shard in missing]
-    bases = [int((shard.segments.end - shard.segments.start).sum()) for shard in missing]
+        notice(f"{record.folder}: {len(infos)} of {len(tasks)} shards are already finished")
+    missing = [task for task in tasks if task.shard.name not in infos]
+    bases = [int((task.shard.segments.end - task.shard.segments.start).sum()) for task in missing]
     with progress_bar("shards", sum(bases), "base") as bar:
-        for index, info in run_all(executor, write_shard, tasks):
+        for index, info in run_all(executor, write_shard, missing):
             infos[info.name] = info
             bar.update(bases[index])
-    return [infos[shard.name] for shard in plan.shards]
+    return [infos[task.shard.name] for task in tasks]
 
 
-def _finished_shards(plan: Plan, record: BuildRecord, executor: Executor) -> dict[str, ShardInfo]:
+def _finished_shards(names: Sequence[str], record: BuildRecord, executor: Executor) -> dict[str, ShardInfo]:
     """Return the intact shards of an earlier run of this build, keyed by name."""
     recorded = record.finished_shards()
-    known = [recorded[shard.name] for shard in plan.shards if shard.name in recorded]
+    known = [recorded[name] for name in names if name in recorded]
     checks = run_all(executor, functools.partial(is_intact, record.folder), known)
     return {known[i].name: known[i] for i, intact in checks if intact}
 
 
-def _shard_task(
-    shard: ShardPlan, refs: Sequence[ContigRef], options: BuildOptions, record: BuildRecord, bpe_model: str | None
-) -> ShardTask:
-    used = {number: refs[number] for number in np.unique(shard.segments.contig).tolist()}
-    return ShardTask(shard, used, options, str(record.folder), str(record.scratch), bpe_model)
-
-
-def _contig_infos(
+def _contig_table(
     contigs: Sequence[Contig], plan: Plan, shards: Sequence[ShardInfo], options: BuildOptions
-) -> list[ContigInfo]:
-    """Return each contig's manifest entry: length, number of tokens, and number of bases left out for each reason."""
+) -> ContigTable:
+    """Return the contigs of the manifest: lengths, numbers of tokens, and numbers of bases left out by reason."""
     tokens = np.zeros(len(contigs), dtype=np.int64)
     for shard, info in zip(plan.shards, shards, strict=True):
         np.add.at(tokens, np.repeat(shard.segments.contig, options.strands), info.segments)
-    return [
-        ContigInfo(contig.genome, contig.name, contig.length, int(count), left_out)
-        for contig, count, left_out in zip(contigs, tokens, plan.left_out, strict=True)
-    ]
+    genomes = list(dict.fromkeys(contig.genome for contig in contigs))
+    numbers = {genome: number for number, genome in enumerate(genomes)}
+    return ContigTable.from_columns(
+        genomes,
+        genome=np.array([numbers[contig.genome] for contig in contigs]),
+        names=[contig.name for contig in contigs],
+        lengths=np.array([contig.length for contig in contigs]),
+        tokens=tokens,
+        left_out=plan.left_out,
+    )

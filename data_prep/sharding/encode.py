@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,17 +12,17 @@ from dnabert_rm.genome.bpe_model import load_model
 from dnabert_rm.genome.contigs import pure_codes
 from dnabert_rm.genome.kmer import codes_to_bases, encode, encode_codes, id_dtype, vocab_size
 
-Encoder = Callable[[NDArray[np.uint8]], Iterator[tuple[str | None, NDArray]]]
-"""Function from a segment's N letters (N,) to (strand, ids) pairs. T tokens have ids of shape (T,).
+Encoder = Callable[[Sequence[NDArray[np.uint8]]], Iterator[NDArray]]
+"""Function from the letters of segments, (N,) each, to the ids of each segment, (T,) each.
 
-The strand is "+" or "-", or None if only the forward strand is stored.
+With two strands, a segment has two arrays of ids: those of the forward strand, then those of the reverse strand.
 """
 _CHUNK_TOKENS = 1 << 15
 _U_AS_T = bytes.maketrans(b"Uu", b"Tt")
 
 
 def make_encoder(options: BuildOptions, bpe_model: str | None) -> Encoder:
-    """Return a function that converts a segment's letters to (strand, token ids) pairs.
+    """Return a function that converts the letters of segments to token ids.
 
     `bpe_model` is the path of a SentencePiece model, or None for k-mers.
     """
@@ -33,8 +33,20 @@ def make_encoder(options: BuildOptions, bpe_model: str | None) -> Encoder:
     if options.unk_bases:
         # Only with this option can a segment hold letters that are not bases.
         translation = _U_AS_T if options.rna else None
-        return lambda letters: iter([(None, encode(letters.tobytes().translate(translation), k))])
-    return lambda letters: iter([(None, encode_in_chunks(letters, k))])
+        return lambda segments: (encode(letters.tobytes().translate(translation), k) for letters in segments)
+    return lambda segments: _encode_together(segments, k)
+
+
+def _encode_together(segments: Sequence[NDArray[np.uint8]], k: int) -> Iterator[NDArray]:
+    """Yield the ids of each segment. All are encoded in one pass, because a call for each would take most of the time.
+
+    The letters of the segments follow each other. The k-mers across their borders are left out.
+    """
+    ids = encode_in_chunks(np.concatenate(segments) if len(segments) > 1 else segments[0], k)
+    start = 0
+    for letters in segments:
+        yield ids[start : start + len(letters) - k + 1]
+        start += len(letters)
 
 
 def encode_in_chunks(letters: NDArray[np.uint8], k: int) -> NDArray:
@@ -55,10 +67,10 @@ def _bpe_encoder(path: str, both_strands: bool) -> Encoder:
     model = load_model(path)
     dtype = id_dtype(model.vocab_size())
 
-    def encode_bpe(letters: NDArray[np.uint8]) -> Iterator[tuple[str | None, NDArray]]:
-        codes = pure_codes(letters)
-        strands = {"+": codes, "-": (codes ^ np.uint8(1))[::-1]} if both_strands else {None: codes}
-        for strand, bases in strands.items():
-            yield strand, np.array(model.encode(codes_to_bases(bases).decode()), dtype=dtype)
+    def encode_bpe(segments: Sequence[NDArray[np.uint8]]) -> Iterator[NDArray]:
+        for letters in segments:
+            codes = pure_codes(letters)
+            for bases in [codes, (codes ^ np.uint8(1))[::-1]] if both_strands else [codes]:
+                yield np.array(model.encode(codes_to_bases(bases).decode()), dtype=dtype)
 
     return encode_bpe

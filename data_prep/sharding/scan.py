@@ -58,6 +58,8 @@ def join_contigs(
 ) -> list[Contig]:
     """Join the parts of records that several workers scanned. Return the contigs of all files, in input order.
 
+    The lists in `pieces` are emptied.
+
     Raises `DataError` for a file of proteins, for RNA without `--rna`, and for a contig name that is twice in a genome.
     """
     contigs: list[Contig] = []

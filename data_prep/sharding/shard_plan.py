@@ -56,11 +56,14 @@ class ShardPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """Plan of a build: all segments and shards, and the number of bases left out of each contig, keyed by reason."""
+    """Plan of a build: all segments and shards.
+
+    `left_out` holds the number of bases left out of each contig, (contigs,), keyed by reason.
+    """
 
     segments: Segments
     shards: list[ShardPlan]
-    left_out: list[dict[str, int]]
+    left_out: dict[str, NDArray[np.int64]]
 
 
 def make_plan(contigs: Sequence[Contig], options: BuildOptions, regions: Regions = NO_REGIONS) -> Plan:
@@ -152,16 +155,15 @@ def _make_shards(segments: Segments, options: BuildOptions) -> list[ShardPlan]:
     return shards
 
 
-def _left_out(axis: ContigAxis, steps: Sequence[NDArray[np.int64]]) -> list[dict[str, int]]:
-    """Return each contig's number of bases outside all segments, keyed by reason. Reasons with 0 bases are omitted.
+def _left_out(axis: ContigAxis, steps: Sequence[NDArray[np.int64]]) -> dict[str, NDArray[np.int64]]:
+    """Return each contig's number of bases outside all segments, (contigs,), by reason. Unused reasons are omitted.
 
     `steps` holds, for each of `REASONS` in order, the ranges (n, 2) that remain after it, as positions along all
     contigs. No base is counted twice.
     """
     remaining = [axis.lengths, *map(axis.bases_of, steps)]
     table = {reason: before - after for reason, before, after in zip(REASONS, remaining, remaining[1:], strict=False)}
-    rows = zip(*(counts.tolist() for counts in table.values()), strict=True)
-    return [{reason: bases for reason, bases in zip(table, row, strict=True) if bases} for row in rows]
+    return {reason: bases for reason, bases in table.items() if bases.any()}
 
 
 def bases_of_splits(segments: Segments) -> dict[str, int]:

@@ -30,6 +30,8 @@ def matching(contigs: Sequence[Contig], patterns: Sequence[str], flag: str) -> N
     contig, wildcards are not expanded. Raises `ConfigError` for a pattern that matches no contig.
     """
     matched = np.zeros(len(contigs), dtype=bool)
+    if not patterns:
+        return matched
     by_name: dict[str, list[int]] = {}
     for index, contig in enumerate(contigs):
         for name in (contig.name, f"{contig.genome}:{contig.name}"):
@@ -93,7 +95,7 @@ def split_by_blocks(
 
     Raises `ConfigError` if there are too few blocks for the requested splits.
     """
-    edges = _block_starts(axis, options.block_bases)
+    edges = block_starts(axis, options.block_bases)
     cut = cut_at(runs if whole_runs is None else whole_runs, edges)
     block = np.searchsorted(edges, cut[:, 0], "right") - 1
     usable = long_enough(cut, options.unit_bases, options.min_tokens)
@@ -105,7 +107,7 @@ def split_by_blocks(
     return cut, split[np.searchsorted(edges, cut[:, 0], "right") - 1]
 
 
-def _block_starts(axis: ContigAxis, block_bases: int) -> NDArray[np.int64]:
+def block_starts(axis: ContigAxis, block_bases: int) -> NDArray[np.int64]:
     """Return the first position of each block, shape (blocks,). Positions count along all contigs laid end to end.
 
     Each contig has at least one block. The blocks of a contig have nearly equal lengths.

@@ -40,10 +40,10 @@ def new_figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def check_picture_name(path: Path) -> None:
+def check_picture_name(path: Path, flag: str = "--output") -> None:
     """Raise `ConfigError` unless the file name ends in .png, .svg or .pdf."""
     if path.suffix.lower() not in FORMATS:
-        raise ConfigError(f"--output {path}: the file name must end in one of {', '.join(FORMATS)}")
+        raise ConfigError(f"{flag} {path}: the file name must end in one of {', '.join(FORMATS)}")
 
 
 def save_figure(figure: Figure, path: Path) -> None:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from dnabert_rm.finetune.finetune_settings import METRIC_TITLES
 from dnabert_rm.utils.errors import DataError
 from dnabert_rm.utils.files import read_json
 
 TABLE_NAME, SCORES_NAME = "table.csv", "scores.json"
-METRICS = {"mcc": "MCC × 100", "f1_macro": "macro F1 × 100"}
 DATA_SET, FAMILY, PUBLISHED = "data set", "family mean", "published"
-IN_GUE, STAND_IN, OTHER = "GUE", "stand-in", "other"
+FIRST_SUITE = "GUE"
+"""Suite of a scores.json that names none, from versions that had no other suite."""
+IN_SUITE, STAND_IN, OTHER = "suite", "stand-in", "other"
 _REQUIRED_COLUMNS = (
     "row",
     "name",
@@ -38,6 +41,8 @@ class GueTable:
     """Rows of table.csv: text of each cell, keyed by column."""
     remarks: list[str] = field(default_factory=list)
     """Sentences about data sets that were not run and runs that failed."""
+    suite: str = FIRST_SUITE
+    """Name of the benchmark suite."""
 
 
 def read_gue(folder: Path, name: str) -> GueTable:
@@ -62,26 +67,31 @@ def read_gue(folder: Path, name: str) -> GueTable:
             raise DataError(
                 f"{path}:{line}: mean or half_width_95 is not a number; run `dnabert-rm gue` again"
             ) from None
-    return GueTable(name, rows, _remarks(folder / SCORES_NAME))
-
-
-def _remarks(path: Path) -> list[str]:
+    path = folder / SCORES_NAME
     if not path.exists():
-        return [f"{SCORES_NAME} is missing, so data sets that were not run are not listed."]
+        return GueTable(name, rows, [f"{SCORES_NAME} is missing, so data sets that were not run are not listed."])
     content = read_json(path, advice="run `dnabert-rm gue` again")
+    return GueTable(name, rows, _remarks(content), content.get("suite", FIRST_SUITE))
+
+
+def _metric_title(metric: str) -> str:
+    return f"{METRIC_TITLES.get(metric, metric)} × 100"
+
+
+def _remarks(content: Mapping[str, Any]) -> list[str]:
     parts = (("not run", content.get("not_run") or {}), ("failed", content.get("failed") or {}))
     return [f"{name}: {kind}: {reason}." for kind, reasons in parts for name, reason in reasons.items()]
 
 
 def group_of(row: dict[str, str]) -> str:
-    """Return the group of a row of table.csv: `IN_GUE`, `STAND_IN` or `OTHER`.
+    """Return the group of a row of table.csv: `IN_SUITE`, `STAND_IN` or `OTHER`.
 
-    `STAND_IN` means that the model was trained on dev.csv, so the scores are not comparable with GUE scores. `OTHER`
-    means that GUE does not have the data set.
+    `STAND_IN` means that the model was trained on dev.csv, so the scores are not comparable with the suite's. `OTHER`
+    means that the suite does not have the data set.
     """
     if "stand-in" in row["trained_on"]:
         return STAND_IN
-    return IN_GUE if row["task"] else OTHER
+    return IN_SUITE if row["task"] else OTHER
 
 
 def columns(tables: Sequence[GueTable]) -> list[tuple[int, str]]:
@@ -101,7 +111,7 @@ def column_titles(tables: Sequence[GueTable]) -> list[str]:
     return [f"{tables[number].name}: {arm}" if len(tables) > 1 else arm for number, arm in columns(tables)]
 
 
-def pivot(tables: Sequence[GueTable], kind: str, group: str = IN_GUE) -> list[list[str | None]]:
+def pivot(tables: Sequence[GueTable], kind: str, group: str = IN_SUITE) -> list[list[str | None]]:
     """Return the rows of one table of the report, each as a list of cells.
 
     `kind` is `DATA_SET` or `FAMILY` (task means). `group` is a value of `group_of`. The cells are: name, metric, one
@@ -118,16 +128,16 @@ def pivot(tables: Sequence[GueTable], kind: str, group: str = IN_GUE) -> list[li
         first = next(iter(row_of.values()))
         scores = [_score(row_of[column]) if column in row_of else None for column in columns(tables)]
         seeds = " / ".join(row_of[column]["seeds"] if column in row_of else "0" for column in columns(tables))
-        lines.append([name, METRICS.get(metric, metric), *scores, seeds, first["train_rows"], first["test_rows"]])
+        lines.append([name, _metric_title(metric), *scores, seeds, first["train_rows"], first["test_rows"]])
     return lines
 
 
 def published(tables: Sequence[GueTable]) -> list[list[str | None]]:
     """Return the published task means, each as a list: task, metric, model, mean, source."""
     rows = [row for table in tables for row in table.rows if row["row"] == PUBLISHED]
-    unique = {(row["name"], row["arm"]): row for row in rows}
+    unique = {(row["name"], row["arm"], row.get("source")): row for row in rows}
     return [
-        [row["name"], METRICS.get(row["metric"], row["metric"]), row["arm"], row["mean"], row.get("source")]
+        [row["name"], _metric_title(row["metric"]), row["arm"], row["mean"], row.get("source")]
         for row in unique.values()
     ]
 

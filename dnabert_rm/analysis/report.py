@@ -44,6 +44,8 @@ class Picture(NamedTuple):
 class GueSection:
     """Tables and remarks for the report section on fine-tuning results."""
 
+    suites: str
+    """Names of the benchmark suites, e.g. "GUE" or "GUE and Genomic Benchmarks"."""
     arms: list[str]
     families: list[list[str | None]]
     published: list[list[str | None]]
@@ -132,10 +134,11 @@ def _pictures_by_run(runs: Sequence[Run], kind: str) -> list[tuple[str, list[Pic
 
 def _gue_section(tables: Sequence[GueTable]) -> GueSection:
     return GueSection(
+        suites=" and ".join(dict.fromkeys(table.suite for table in tables)),
         arms=gue_table.column_titles(tables),
-        families=gue_table.pivot(tables, gue_table.FAMILY, gue_table.IN_GUE),
+        families=gue_table.pivot(tables, gue_table.FAMILY, gue_table.IN_SUITE),
         published=gue_table.published(tables),
-        data_sets=gue_table.pivot(tables, gue_table.DATA_SET, gue_table.IN_GUE),
+        data_sets=gue_table.pivot(tables, gue_table.DATA_SET, gue_table.IN_SUITE),
         stand_ins=gue_table.pivot(tables, gue_table.DATA_SET, gue_table.STAND_IN),
         others=gue_table.pivot(tables, gue_table.DATA_SET, gue_table.OTHER),
         remarks=[f"{table.name}: {text}" for table in tables for text in table.remarks],

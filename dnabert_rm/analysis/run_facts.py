@@ -141,7 +141,7 @@ def held_out_rows(runs: Sequence[Run]) -> list[list[Any]]:
 
 def verdict_text(run: Run) -> str:
     """Return one or two sentences on how good a run is and what to try."""
-    return judge_run(run.rows, run.setting("validation", "every")).text
+    return judge_run(run.rows, run.first_validation).text
 
 
 def last_bits_table(run: Run) -> tuple[list[str], list[list[str | None]]]:

@@ -66,6 +66,18 @@ class Run:
         """Return the value of a configuration field, or None if the configuration does not have the field."""
         return self.config.get(section, {}).get(name)
 
+    @property
+    def first_validation(self) -> int | None:
+        """Number of steps before the run's first validation; 0 if it has none, None if that is unknown.
+
+        A run also validates after its last step.
+        """
+        every = self.setting("validation", "every")
+        if not every:
+            return every
+        ends = (self.setting("train", name) for name in ("steps", "stop_after"))
+        return min([every, *(end for end in ends if end)])
+
     def curve(self, *path: str) -> Points:
         """Return the recorded points of a metric.
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -37,17 +38,15 @@ from dnabert_rm.checkpoint.train_state import TrainState
 from dnabert_rm.distributed.collectives import gather_objects, on_first_rank
 from dnabert_rm.distributed.process_group import Ranks
 from dnabert_rm.patches.deepspeed_patches import collect_files
-from dnabert_rm.utils.errors import CheckpointError
+from dnabert_rm.utils.errors import FAILING_DISK, CheckpointError, file_system_advice
 from dnabert_rm.utils.files import flush_to_disk, write_text
 
 BYTES_PER_PARAMETER = 16
 """Upper bound for a first checkpoint: master weight, two moments and the weight, all in fp32."""
 OVERHEAD_BYTES = 1_000_000
 """Space for the files without tensors and for file system metadata."""
-DISK_ADVICE = (
-    "free space on disk, or keep fewer checkpoints (--train.keep_last), and start again; "
-    "the earlier checkpoints are unchanged"
-)
+EARLIER_CHECKPOINTS = "and start again; the earlier checkpoints are unchanged"
+DISK_ADVICE = f"free space on disk, or keep fewer checkpoints (--train.keep_last), {EARLIER_CHECKPOINTS}"
 
 
 class SaveError(CheckpointError):
@@ -113,17 +112,23 @@ class CheckpointSave:
         """
         self._thread.join()
         outcomes = gather_objects(self._outcome)
-        for error in outcomes:
-            if isinstance(error, BaseException):
-                if self._ranks.is_first:
-                    shutil.rmtree(self._temporary, ignore_errors=True)
-                error.on_one_rank = False  # type: ignore[attr-defined]
-                raise error
-        if self._ranks.is_first:
+        try:
+            for error in outcomes:
+                if isinstance(error, BaseException):
+                    raise error
             files = {name: entry for share in outcomes for name, entry in share.items()}
-            with _explain_write_failure(self._temporary, 0):
-                write_checkpoint_manifest(self._temporary, CheckpointManifest(self._layout, files))
-                _publish(self._temporary, self._final)
+            on_first_rank(lambda: self._complete(files), self._ranks)
+        except BaseException as error:
+            if self._ranks.is_first:
+                shutil.rmtree(self._temporary, ignore_errors=True)
+            error.on_one_rank = False  # type: ignore[attr-defined]
+            raise
+
+    def _complete(self, files: dict[str, tuple[int, str]]) -> None:
+        """Write the manifest, and give the checkpoint its name."""
+        with _explain_write_failure(self._temporary, 0):
+            write_checkpoint_manifest(self._temporary, CheckpointManifest(self._layout, files))
+            _publish(self._temporary, self._final)
 
 
 def checkpoint_layout(engine: Any, ranks: Ranks) -> CheckpointLayout:
@@ -140,7 +145,9 @@ def _make_temporary(temporary: Path, run: Path, engine: Any) -> None:
         temporary.mkdir(parents=True)
         free = shutil.disk_usage(temporary.parent).free
     except OSError as error:
-        raise CheckpointError(f"{temporary.parent}: no checkpoint can be written ({error}); {DISK_ADVICE}") from None
+        raise CheckpointError(
+            f"{temporary.parent}: no checkpoint can be written ({error}); {_disk_advice(error)}"
+        ) from None
     needed = expected_bytes(run, engine)
     if needed > free:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -169,12 +176,20 @@ def _explain_write_failure(temporary: Path, rank: int) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError) as error:
-        # torch's writer reports a full disk as a RuntimeError without the cause; rank failures are RuntimeErrors too.
-        from_torch = "inline_container" in str(error) or "PytorchStreamWriter" in str(error)
+        # torch's writer reports a full or failing disk as a RuntimeError without the cause, and an error of `close` as
+        # an "iostream error". Rank failures are RuntimeErrors too.
+        from_torch = any(name in str(error) for name in ("inline_container", "PytorchStreamWriter", "iostream error"))
         if not isinstance(error, OSError) and not from_torch:
             raise
         reason = "a file is too short, so the disk is full or failing" if from_torch else str(error)
-        raise SaveError(f"rank {rank}: {temporary}: cannot be written ({reason}); {DISK_ADVICE}") from None
+        raise SaveError(f"rank {rank}: {temporary}: cannot be written ({reason}); {_disk_advice(error)}") from None
+
+
+def _disk_advice(error: OSError | RuntimeError) -> str:
+    """Return what the user should do after a failed write."""
+    if isinstance(error, OSError) and error.errno in FAILING_DISK:
+        return f"{file_system_advice(error)}, {EARLIER_CHECKPOINTS}"
+    return DISK_ADVICE
 
 
 def _publish(temporary: Path, final: Path) -> None:
@@ -199,13 +214,18 @@ def rename_damaged(folder: Path) -> None:
 def remove_old_checkpoints(run: Path, keep_last: int, keep_every: int = 0) -> None:
     """Delete all checkpoints except the newest `keep_last` and those whose step is a multiple of `keep_every`.
 
-    A `keep_last` of 0 keeps all checkpoints. A `keep_every` of 0 keeps only the newest `keep_last`.
+    A `keep_last` of 0 keeps all checkpoints. A `keep_every` of 0 keeps only the newest `keep_last`. A checkpoint that
+    can't be deleted is reported, and deleted by a later call.
     """
     steps = complete_steps(run)
     for step in steps[:-keep_last] if keep_last else []:
         if not keep_every or step % keep_every:
             folder = step_folder(run, step)
-            _delete(folder, temporary_folder(folder))
+            try:
+                _delete(folder, temporary_folder(folder))
+            except OSError as error:
+                reason = error.strerror or str(error)
+                print(f"warning: {folder}: can't be deleted ({reason}); the run tries again later", file=sys.stderr)
 
 
 def remove_leftovers(run: Path) -> None:

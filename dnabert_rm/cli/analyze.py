@@ -96,6 +96,49 @@ def run_embeddings(settings: EmbeddingsSettings) -> None:
 
 
 @dataclass(frozen=True)
+class SequencesSettings(Settings):
+    """Flags of `analyze sequences`."""
+
+    model: Path = setting(positional=True, metavar="HFDIR")
+    """An exported or fine-tuned model."""
+    table: Path = setting(metavar="CSV")
+    """CSV or TSV table with the columns sequence and --label-column."""
+    output: Path = setting(metavar="FILE")
+    """Figure file (.png, .svg or .pdf). Its data are written beside it as .csv."""
+    label_column: str = setting("label", metavar="NAME")
+    """Column with the labels."""
+    layer: int | None = setting(None, metavar="N")
+    """Hidden state to use, as in `embed`; by default the encoder's output."""
+    points: int = setting(2000, metavar="N", minimum=12)
+    """Number of sequences to draw; a random sample if there are more."""
+    perplexity: float = setting(30.0, metavar="P", above=0)
+    """Perplexity of t-SNE."""
+    seed: int = 0
+    """Seed of t-SNE and of the random sample."""
+
+
+def run_sequences(settings: SequencesSettings) -> None:
+    """Map labelled sequences by their embeddings, and print what is seen and the paths of the files written."""
+    suppress_library_output()
+    from dnabert_rm.analysis.figures import check_picture_name, new_figure, save_figure
+    from dnabert_rm.analysis.sequence_map import map_sequences, sequences_csv, sequences_figure
+
+    check_picture_name(settings.output)
+    new_figure(1, 1)  # before the forward passes, in case matplotlib is missing
+    found = map_sequences(
+        settings.model,
+        settings.table,
+        settings.label_column,
+        layer=settings.layer,
+        max_rows=settings.points,
+        perplexity=settings.perplexity,
+        seed=settings.seed,
+    )
+    save_figure(sequences_figure(found, f"Embeddings of {settings.table} by {settings.model}"), settings.output)
+    print(f"{found.sentence}\n{settings.output}\n{_write_table(settings.output, sequences_csv(found))}")
+
+
+@dataclass(frozen=True)
 class AttentionSettings(Settings):
     """Flags of `analyze attention`."""
 
@@ -289,6 +332,13 @@ KINDS = {
             EmbeddingsSettings,
             run_embeddings,
             "runs/first",
+        ),
+        _kind(
+            "sequences",
+            "map labelled sequences by their embeddings (t-SNE)",
+            SequencesSettings,
+            run_sequences,
+            "models/first --table promoters/test.csv --output map.png",
         ),
         _kind(
             "attention",

@@ -33,7 +33,7 @@ def run(settings: CheckRunSettings) -> None:
     from dnabert_rm.train.validation_record import validation_line, validation_of
 
     found = read_run(settings.run)
-    verdict = judge_run(found.rows, found.setting("validation", "every"))
+    verdict = judge_run(found.rows, found.first_validation)
     validated = [row for row in found.rows if validation_of(row)]
     if settings.json:
         last = validation_of(validated[-1]) if validated else None

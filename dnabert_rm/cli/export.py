@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
+from dnabert_rm.cli.push import upload
 from dnabert_rm.config.command_line import Command
 from dnabert_rm.config.schema import Settings, setting
 from dnabert_rm.utils.environment import suppress_library_output
@@ -25,22 +29,46 @@ class ExportSettings(Settings):
     """Export the mean weights of the last N checkpoints."""
     max_shard_size: str = setting("2GB", metavar="SIZE")
     """Largest size of a weights file."""
+    license: str | None = setting(None, metavar="ID")
+    """The license in the model card, as the hub writes it, such as apache-2.0 or cc-by-4.0."""
+    push_to_hub: str | None = setting(None, metavar="OWNER/NAME")
+    """Then upload the checked folder to this repository of the Hugging Face hub, as `push` does."""
+    hub_private: Literal["true", "false"] | None = None
+    """With --push-to-hub: whether a new repository is private; by default as its owner has set."""
+    hub_revision: str | None = setting(None, metavar="NAME")
+    """With --push-to-hub: the branch; by default main."""
+
+    def problems(self) -> Iterator[str]:
+        """Yield an error message for a wrong license or name of a repository, and for flags without --push-to-hub."""
+        if self.license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", self.license):
+            yield f"--license {self.license}: pass an identifier of the hub, such as apache-2.0, mit or cc-by-4.0"
+        if self.push_to_hub is not None:
+            from dnabert_rm.export.hub import repo_problems
+
+            yield from repo_problems(self.push_to_hub, "--push-to-hub")
+            return
+        for flag, value in (("--hub-private", self.hub_private), ("--hub-revision", self.hub_revision)):
+            if value is not None:
+                yield f"{flag} {value}: has no effect without --push-to-hub OWNER/NAME"
 
 
 def run(settings: ExportSettings) -> None:
-    """Export the model and print a summary."""
+    """Export the model and print a summary. Then upload it if the user wants so."""
     suppress_library_output()
     from dnabert_rm.export.export_model import export
 
     average = settings.average
     with contextlib.redirect_stdout(sys.stderr):
-        done = export(settings.run, settings.output, settings.step, average, settings.max_shard_size)
+        done = export(settings.run, settings.output, settings.step, average, settings.max_shard_size, settings.license)
     steps = f"step {done.steps[0]}" if average == 1 else f"mean of the steps {', '.join(map(str, done.steps))}"
     trained = "training" if average == 1 else "averaged"
     print(
         f"{done.folder}: {steps}, {done.num_parameters / 1e6:.1f} M parameters; stock transformers loads it; "
-        f"logits differ from the {trained} model's by {done.max_difference:.1e} of the largest logit"
+        f"logits differ from the {trained} model's by {done.max_difference:.1e} of the largest logit",
+        flush=True,
     )
+    if settings.push_to_hub is not None:
+        upload(done.folder, settings.push_to_hub, settings.hub_private, settings.hub_revision or "main")
 
 
 COMMAND = Command(

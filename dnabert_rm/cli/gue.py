@@ -1,4 +1,4 @@
-"""Command `dnabert-rm gue`: fine-tune on every GUE data set in a folder and print one table of scores."""
+"""Command `dnabert-rm gue`: fine-tune on every data set of a benchmark suite and print one table of scores."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ def run(settings: SuiteSettings) -> int:
 
 COMMAND = Command(
     name="gue",
-    help="fine-tune on every GUE data set in a folder, with several seeds and initial weights; write one table",
+    help="fine-tune on every data set of GUE or another suite, with several seeds and initial weights; write one table",
     example=(
-        "dnabert-rm gue --model exported/ --data GUE/ --output runs/gue --seeds 1,2,3 --arms pretrained,scratch\n\n"
-        "Run the same command again to continue after an interruption. Settings of each data set: docs/gue.md."
+        "dnabert-rm gue --model exported/ --data GUE/ --output runs/gue --seeds 1,2,3 --arms pretrained,scratch\n"
+        "dnabert-rm gue --suite genomic_benchmarks --model exported/ --data tables/ --output runs/benchmarks\n\n"
+        "Run the same command again to continue after an interruption. Settings of each data set: docs/finetuning.md."
     ),
     settings=SuiteSettings,
     run=run,

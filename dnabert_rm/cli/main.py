@@ -23,6 +23,7 @@ COMMANDS = (
     "pretrain",
     "check-run",
     "export",
+    "push",
     "finetune",
     "evaluate",
     "gue",

@@ -27,6 +27,8 @@ class RunFlags:
     """Error messages for unknown flags."""
     wrong_types: Sequence[str] = ()
     """Error messages for values of the wrong type."""
+    words: Sequence[str] = ()
+    """All words after the command's name, as given."""
 
     def config(self, placeholders: Mapping[str, Mapping[str, Any]] | None = None) -> RunConfig:
         """Return the run configuration. Flags override the configuration file, and the file overrides the preset.
@@ -81,7 +83,7 @@ class RunCommand(Command):
             section, key = name.split(".")
             fields.setdefault(section, {})[key] = value
         preset = DEFAULT_PRESET if parsed.flags.preset is None else parsed.flags.preset
-        return settings, RunFlags(preset, parsed.flags.config, fields, parsed.unknown, wrong_types)
+        return settings, RunFlags(preset, parsed.flags.config, fields, parsed.unknown, wrong_types, words)
 
 
 def flag_names(name: str) -> list[str]:

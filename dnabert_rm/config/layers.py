@@ -13,6 +13,8 @@ from dnabert_rm.config.run_config import (
     SECTIONS,
     ModelConfig,
     RunConfig,
+    TrainConfig,
+    ValidationConfig,
     run_config_problems,
     run_settings,
 )
@@ -21,6 +23,12 @@ from dnabert_rm.utils.errors import ConfigError
 
 Layer = Mapping[str, Any]
 """Sections of a configuration, keyed by name. Each section maps field names to values."""
+
+REMOVED = frozenset({"data.allow_pipe"})
+"""Former settings. They are ignored, because the stored configurations of earlier runs have them."""
+
+MIN_VALIDATION_INTERVAL = 50
+"""Least number of steps between validations, unless it is set."""
 
 
 def preset_names() -> list[str]:
@@ -70,6 +78,8 @@ def resolve(*layers: Layer) -> RunConfig:
     for layer in layers:
         for section, content in layer.items():
             errors += _merge(values, section, content)
+    validation, steps = values["validation"], values["train"].get("steps", TrainConfig.steps)
+    validation.setdefault("every", min(ValidationConfig.every, max(MIN_VALIDATION_INTERVAL, steps // 8)))
     config = RunConfig(**{section: cls(**values[section]) for section, cls in SECTIONS.items()})
     errors = errors or list(run_config_problems(config))
     if errors:
@@ -88,6 +98,8 @@ def _merge(values: dict[str, dict[str, Any]], section: str, content: Any) -> Ite
     known = run_settings()
     for key, value in content.items():
         name = f"{section}.{key}"
+        if name in REMOVED:
+            continue
         if name not in known:
             yield f"{name}: unknown field{did_you_mean(name, known)}"
             continue

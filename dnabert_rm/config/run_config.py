@@ -14,6 +14,7 @@ from dnabert_rm.config.schema import Setting, find_problems, setting, settings_o
 
 Architecture = Literal["bert", "modernbert"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+TrackerName = Literal["tensorboard", "wandb", "mlflow"]
 ARCHITECTURES: tuple[str, ...] = typing.get_args(Architecture)
 
 
@@ -93,8 +94,6 @@ class DataConfig:
     """End of an epoch: "wrap" (a batch continues in the next epoch) or "drop" (an incomplete batch is left out)."""
     on_bad_shard: Literal["fail", "skip"] = setting("fail", flag="--on-bad-shard", free_on_resume=True)
     """If a shard is damaged or missing: "fail", or "skip" (use replacement samples, logged and counted)."""
-    allow_pipe: bool = setting(False, flag="--allow-pipe", free_on_resume=True)
-    """Allow `pipe:` URLs in data.path, which run a shell command."""
     cache_dir: str = setting("~/.cache/dnabert_rm/shards", free_on_resume=True)
     """Folder on a local disk for shards read from URLs; runs may share it."""
     cache_gb: float = setting(50.0, may_be_infinite=True, free_on_resume=True)
@@ -184,7 +183,9 @@ class TrainConfig:
     keep_every: int = setting(0, minimum=0, free_on_resume=True)
     """Steps between checkpoints that are never deleted, a multiple of train.save_every. 0: none."""
     log_every: int = setting(10, flag="--log-every", minimum=1, free_on_resume=True)
-    """Steps between entries in metrics.jsonl and TensorBoard."""
+    """Steps between entries in metrics.jsonl and the trackers."""
+    trackers: tuple[TrackerName, ...] = setting(("tensorboard",), separator=",", free_on_resume=True)
+    """Where metrics also go: "tensorboard", "wandb", "mlflow", separated by commas. Empty: only metrics.jsonl."""
     ds_config: str = setting("zero3", flag="--ds-config", free_on_resume=True)
     """DeepSpeed configuration: a file, or the name of one in ds_configs/."""
     offload_dir: str = setting("", free_on_resume=True)
@@ -193,6 +194,9 @@ class TrainConfig:
     """"auto" (continue if the run folder has a checkpoint), "never", or a run or step_… folder to start from."""
     allow_changes: bool = setting(False, flag="--allow-changes", free_on_resume=True)
     """Resume even if settings or data that affect the result differ; never with another tokenizer or model shape."""
+    allow_oversize: bool = setting(False, free_on_resume=True)
+    """Run even if the model does not fit in memory by the estimate of `dnabert-rm plan`, or if a step would take more
+    than five minutes on a CPU."""
     deterministic: bool = setting(False, free_on_resume=True)
     """Use deterministic kernels only, so that a resume on GPUs repeats every bit. Slower; cuDNN's attention is left
     out."""
@@ -209,7 +213,8 @@ class ValidationConfig:
     """Loss and bits per base on held-out data. The masks never change, so phases and policies can be compared."""
 
     every: int = setting(1000, minimum=0, free_on_resume=True)
-    """Steps between validations. The last step is also validated. 0, or data without the split: none."""
+    """Steps between validations; if not set, an eighth of the run, at least 50 and at most 1,000. The last step is also
+    validated. 0, or data without the split: none."""
     split: str = setting("val", free_on_resume=True)
     """The split to validate on."""
     windows: int = setting(256, minimum=1, free_on_resume=True)

@@ -89,7 +89,7 @@ def held_out_readers(config: RunConfig) -> list[SplitReader]:
 
 def _storage_settings(config: RunConfig) -> StorageSettings:
     data = config.data
-    return StorageSettings(data.on_bad_shard, data.allow_pipe, data.cache_dir, data.cache_gb)
+    return StorageSettings(data.on_bad_shard, data.cache_dir, data.cache_gb)
 
 
 def _has_window(path: str, settings: WindowSettings, storage: StorageSettings) -> bool:
@@ -97,9 +97,7 @@ def _has_window(path: str, settings: WindowSettings, storage: StorageSettings) -
     manifest = prepared_folder(path, storage).manifest()
     stride = 1 if settings.overlap else manifest.tokenizer.k or 1
     stored_tokens = (settings.window - NUM_SPECIAL_PER_WINDOW - 1) * stride + 1
-    return any(
-        shard.split == settings.split and max(shard.segments, default=0) >= stored_tokens for shard in manifest.shards
-    )
+    return any(shard.split == settings.split and (shard.segments >= stored_tokens).any() for shard in manifest.shards)
 
 
 # The dataset

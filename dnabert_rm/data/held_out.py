@@ -113,7 +113,7 @@ def read_regions(readers: Sequence[SplitReader], num_regions: int, context_bases
 
 def _segment_bases(reader: SplitReader) -> NDArray[np.int64]:
     """Return the number of bases in each segment of the split, (S,) int64, in the order of the shards."""
-    tokens = np.array([tokens for segments in reader.shard_segments for tokens in segments], dtype=np.int64)
+    tokens = np.concatenate(reader.shard_segments)
     k = reader.manifest.tokenizer.k
     assert k is not None, "BPE segments have no fixed number of bases per token"
     return tokens + k - 1
@@ -147,7 +147,7 @@ def _read_region(
     index = within - (int(counts[shard - 1]) if shard else 0)
     if not reader.is_usable(shard):
         return None
-    num_bases = reader.shard_segments[shard][index] + k - 1
+    num_bases = int(reader.shard_segments[shard][index]) + k - 1
     start, end = max(0, first - context_bases), min(num_bases, last + context_bases)
     if end - start < k:  # a region at the end of a segment without context
         start = max(0, end - k)

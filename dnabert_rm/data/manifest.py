@@ -1,32 +1,52 @@
 """The format of a prepared folder: `manifest.json`, the names of shard members and the data's fingerprint.
 
-A prepared folder holds `manifest.json` and the shards that it names. A shard is a tar, written by webdataset. It
-holds segments, which are contiguous parts of contigs. Each segment has two members: `KEY.ids.npy` (1-D uint16 or uint32
-token ids) and `KEY.json` (`genome, contig, start, end, split`). `start` and `end` are 0-based half-open positions in
-bases. See `docs/data_format.md` for the full description.
+A prepared folder holds `manifest.json`, `columns.npz` (`data/columns.py`) and the shards that the manifest names. A
+shard is a tar, written by webdataset. It holds segments, which are contiguous parts of contigs, in pairs of members:
+`KEY.ids.npy` (1-D uint16 or uint32 token ids of one or several segments, one after the other) and `KEY.json` (`genome`
+and `split`, and lists of the segments' `contig, start, end, tokens`). `start` and `end` are 0-based half-open positions
+in bases. See `docs/data.md` for the full description.
+
+Folders of format version 1 are read, too. They hold one segment per pair of members, no lists, and no `columns.npz`.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from dnabert_rm.data.columns import (
+    COLUMNS_NAME,
+    CONTIG_COLUMNS,
+    ColumnFile,
+    ColumnInfo,
+    ContigInfo,
+    ContigTable,
+    is_left_out,
+    write_columns,
+)
 from dnabert_rm.genome.kmer import BASE_ORDER, vocab_size
 from dnabert_rm.utils.errors import DataError
+from dnabert_rm.utils.files import write_text
 
 FORMAT = "dnabert_rm-shards"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST_NAME = "manifest.json"
 SPLITS = ("train", "val", "test")
+_SEGMENT_TOKENS = "segment_tokens"
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\.tar")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_INVALID = (ValueError, TypeError, KeyError, AttributeError)
+"""Exceptions of `parse_manifest` for an invalid manifest."""
 
 
 @dataclass(frozen=True)
@@ -52,55 +72,48 @@ class SourceInfo:
 
 
 @dataclass(frozen=True)
-class ContigInfo:
-    """One FASTA record.
-
-    `length` is in bases. `tokens` is the number of stored tokens. The keys of `left_out` are the reasons why bases were
-    left out. The values are the numbers of bases left out for each reason.
-    """
-
-    genome: str
-    contig: str
-    length: int
-    tokens: int
-    left_out: dict[str, int]
-
-
-@dataclass(frozen=True)
 class ShardInfo:
-    """One shard: its file name, split, size, SHA-256, and the number of tokens in each segment, in order."""
+    """One shard: its file name, split, size, SHA-256, and the number of tokens in each segment, (S,) int64."""
 
     name: str
     split: str
     bytes: int
     sha256: str
-    segments: list[int]
+    segments: NDArray[np.int64] = field(compare=False)
 
     @property
     def tokens(self) -> int:
         """Number of tokens in the whole shard."""
-        return sum(self.segments)
+        return int(self.segments.sum())
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the content that `from_json` reads."""
+        return {**_facts(self), "segments": self.segments.tolist()}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> ShardInfo:
+        """Return the shard with this content. Raises ValueError or TypeError if it is invalid."""
+        segments = np.array(content["segments"] or np.zeros(0, np.int64))
+        if segments.dtype != np.int64 or segments.ndim != 1:
+            raise ValueError(f"shard {content['name']} has a segment length that is not a positive integer")
+        return cls(**{**content, "segments": segments})
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """The content of `manifest.json`. `options` are the build options that change the shards' bytes."""
+    """The content of a prepared folder. `options` are the build options that change the shards' bytes.
+
+    `fingerprint` is the SHA-256 of `manifest.json`. It is empty as long as the manifest isn't written. Folders with the
+    same fingerprint hold the same data, because the manifest holds checksums of all other files' contents.
+    """
 
     tokenizer: TokenizerInfo
     sources: list[SourceInfo]
-    contigs: list[ContigInfo]
+    contigs: ContigTable
     shards: list[ShardInfo]
     options: dict[str, Any] = field(default_factory=dict)
-
-    def to_json(self) -> str:
-        """Return the manifest as JSON text. Equal manifests give identical text."""
-        content = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(self)}
-        return json.dumps(content, indent=1, sort_keys=True) + "\n"
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """SHA-256 of the manifest's text. Folders with the same fingerprint hold the same data."""
-        return hashlib.sha256(self.to_json().encode()).hexdigest()
+    fingerprint: str = ""
+    format_version: int = FORMAT_VERSION
 
     def shards_of(self, split: str) -> list[ShardInfo]:
         """Return the shards of one split, in order. Raises `DataError` if the split has none."""
@@ -121,6 +134,37 @@ def segment_keys(start: int = 0) -> Iterator[str]:
         start += 1
 
 
+def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
+    """Write `columns.npz` and `manifest.json`, in this order and atomically. Return the manifest with its fingerprint.
+
+    Equal manifests give identical text.
+    """
+    segments = [shard.segments for shard in manifest.shards] or [np.zeros(0, np.int64)]
+    infos = write_columns(folder, {_SEGMENT_TOKENS: np.concatenate(segments), **manifest.contigs.columns})
+    content = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "tokenizer": asdict(manifest.tokenizer),
+        "sources": [asdict(source) for source in manifest.sources],
+        "genomes": manifest.contigs.genomes,
+        "columns": {name: asdict(info) for name, info in infos.items()},
+        "shards": [{**_facts(shard), "segments": len(shard.segments)} for shard in manifest.shards],
+        "options": manifest.options,
+    }
+    text = json.dumps(content, indent=1, sort_keys=True) + "\n"
+    write_text(folder / MANIFEST_NAME, text)
+    return dataclasses.replace(manifest, fingerprint=fingerprint_of(text.encode()), format_version=FORMAT_VERSION)
+
+
+def _facts(shard: ShardInfo) -> dict[str, Any]:
+    return {"name": shard.name, "split": shard.split, "bytes": shard.bytes, "sha256": shard.sha256}
+
+
+def fingerprint_of(text: bytes) -> str:
+    """Return the fingerprint of the data with this `manifest.json`."""
+    return hashlib.sha256(text).hexdigest()
+
+
 def load_manifest(folder: str | os.PathLike[str]) -> Manifest:
     """Read and check `folder/manifest.json`. Raises a `DataError` that names the fault.
 
@@ -128,42 +172,101 @@ def load_manifest(folder: str | os.PathLike[str]) -> Manifest:
     """
     path = Path(folder) / MANIFEST_NAME
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_bytes()
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; pass a folder that `python -m data_prep build` completed") from None
     except NotADirectoryError:
         raise DataError(f"{folder}: is a file; pass a folder that `python -m data_prep build` completed") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise DataError(f"{path}: cannot be read ({error}); build the data again") from None
+    columns = Path(folder) / COLUMNS_NAME
+    return parse_manifest(text, str(path), lambda: (columns, str(columns)), "build the data again")
+
+
+def parse_manifest(text: bytes, shown: str, columns: Callable[[], tuple[Path | bytes, str]], advice: str) -> Manifest:
+    """Return the manifest in `text`. Raises `DataError` if it is invalid.
+
+    Args:
+        text: Content of `manifest.json`.
+        shown: The file's name in messages.
+        columns: Function that returns `columns.npz`, as its path or content, and its name in messages. It is called
+            unless the folder has format version 1.
+        advice: What a message tells the user to do.
+    """
     try:
-        return parse_manifest(json.loads(text))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise DataError(f"{path}: not a valid manifest ({error}); build the data again") from None
+        content = json.loads(text.decode())
+        if content.pop("format") != FORMAT:
+            raise ValueError(f"its format is not {FORMAT!r}")
+        version = content.pop("format_version")
+        if version not in (1, FORMAT_VERSION):
+            raise ValueError(f"format version {version} is not supported, only versions up to {FORMAT_VERSION}")
+        contigs, shards = _version_1(content) if version == 1 else _version_2(content, columns)
+        manifest = Manifest(
+            tokenizer=TokenizerInfo(**content.pop("tokenizer")),
+            sources=[SourceInfo(**item) for item in content.pop("sources")],
+            contigs=contigs,
+            shards=shards,
+            options=content.pop("options"),
+            fingerprint=fingerprint_of(text),
+            format_version=version,
+        )
+        if content:
+            raise ValueError(f"unknown key {sorted(content)[0]!r}")
+        _check_tokenizer(manifest.tokenizer)
+        for shard in manifest.shards:
+            _check_shard(shard)
+        if len({shard.name for shard in manifest.shards}) != len(manifest.shards):
+            raise ValueError("two shards have the same name")
+        return manifest
+    except _INVALID as error:
+        raise DataError(f"{shown}: not a valid manifest ({error}); {advice}") from None
 
 
-def parse_manifest(content: dict[str, Any]) -> Manifest:
-    """Convert a JSON object to a `Manifest`. Raises ValueError, TypeError or KeyError if the object is invalid."""
-    if content.pop("format") != FORMAT:
-        raise ValueError(f"its format is not {FORMAT!r}")
-    version = content.pop("format_version")
-    if version != FORMAT_VERSION:
-        raise ValueError(f"format version {version} is not supported, only version {FORMAT_VERSION}")
-    manifest = Manifest(
-        tokenizer=TokenizerInfo(**content.pop("tokenizer")),
-        sources=[SourceInfo(**item) for item in content.pop("sources")],
-        contigs=[ContigInfo(**item) for item in content.pop("contigs")],
-        shards=[ShardInfo(**item) for item in content.pop("shards")],
-        options=content.pop("options"),
-    )
-    if content:
-        raise ValueError(f"unknown key {sorted(content)[0]!r}")
-    _check_tokenizer(manifest.tokenizer)
-    for shard in manifest.shards:
-        _check_shard(shard)
-    names = [shard.name for shard in manifest.shards]
-    if len(set(names)) != len(names):
-        raise ValueError("two shards have the same name")
-    return manifest
+def _version_1(content: dict[str, Any]) -> tuple[ContigTable, list[ShardInfo]]:
+    """Take the contigs and shards out of a manifest of format version 1."""
+    contigs = ContigTable.from_rows([ContigInfo(**item) for item in content.pop("contigs")])
+    return contigs, [ShardInfo.from_json(item) for item in content.pop("shards")]
+
+
+def _version_2(
+    content: dict[str, Any], columns: Callable[[], tuple[Path | bytes, str]]
+) -> tuple[ContigTable, list[ShardInfo]]:
+    """Take the contigs and shards out of a manifest of format version 2."""
+    infos = {name: ColumnInfo(**info) for name, info in content.pop("columns").items()}
+    if not all(type(info.rows) is int and info.rows >= 0 for info in infos.values()):
+        raise ValueError("its columns have numbers of rows that are not integers")
+    if len({infos[name].rows for name in (*CONTIG_COLUMNS, *filter(is_left_out, infos))}) != 1:
+        raise ValueError("its columns of contigs have different lengths")
+    file = ColumnFile(*columns(), infos)
+    tokens = file[_SEGMENT_TOKENS]
+    items = content.pop("shards")
+    ends = np.cumsum([0, *(int(item["segments"]) for item in items)])
+    if ends[-1] != len(tokens):
+        raise ValueError(f"its shards have {ends[-1]} segments, and {COLUMNS_NAME} has {len(tokens)}")
+    if (np.diff(ends) < 1).any():
+        raise ValueError("it has a shard without segments")
+    slices = zip(items, ends[:-1].tolist(), ends[1:].tolist(), strict=True)
+    shards = [ShardInfo(**{**item, "segments": tokens[first:last]}) for item, first, last in slices]
+    genomes = content.pop("genomes")
+    if not all(isinstance(genome, str) for genome in genomes):
+        raise ValueError("the name of a genome is not a string")
+    return ContigTable(genomes, file), shards
+
+
+def file_names(text: bytes) -> list[str]:
+    """Return the names of the other files that belong to a manifest, without those that an invalid manifest can't give.
+
+    Only names that can't point outside the folder are returned.
+    """
+    try:
+        content = json.loads(text)
+        model = content["tokenizer"].get("model")
+        names = [str(item["name"]) for item in content["shards"]]
+    except _INVALID:
+        return []
+    others = [COLUMNS_NAME] if "columns" in content else []
+    others += [model] if isinstance(model, str) and Path(model).name == model else []
+    return [*filter(_SAFE_NAME.fullmatch, names), *others]
 
 
 def _check_tokenizer(tokenizer: TokenizerInfo) -> None:
@@ -185,5 +288,5 @@ def _check_shard(shard: ShardInfo) -> None:
         raise ValueError(f"shard {shard.name} has the unknown split {shard.split!r}")
     if not _SHA256.fullmatch(shard.sha256):
         raise ValueError(f"the sha256 of shard {shard.name} is not 64 lower-case hexadecimal digits")
-    if not all(isinstance(length, int) and length > 0 for length in shard.segments):
+    if len(shard.segments) and shard.segments.min() < 1:
         raise ValueError(f"shard {shard.name} has a segment length that is not a positive integer")

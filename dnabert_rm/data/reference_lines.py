@@ -160,7 +160,7 @@ def training_codes(training: Sequence[SplitReader]) -> Iterator[NDArray[np.uint8
         if not reader.is_usable(shard):
             continue
         k = int(reader.manifest.tokenizer.k or 0)
-        for segment, num_tokens in enumerate(reader.shards[shard].segments):
+        for segment, num_tokens in enumerate(reader.shards[shard].segments.tolist()):
             yield decode_codes(reader.tokens(shard, segment, 0, num_tokens), k)
         num_bases += reader.shards[shard].tokens
 

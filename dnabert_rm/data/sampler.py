@@ -114,7 +114,7 @@ class EpochSampler:
 
     def __init__(
         self,
-        shard_segments: Sequence[Sequence[int]],
+        shard_segments: Sequence[ArrayLike],
         stored_tokens: int,
         seed: int,
         *,
@@ -127,7 +127,7 @@ class EpochSampler:
         """Count the windows of all segments. Raise `ConfigError` for an unknown `strand`, or an epoch without samples.
 
         Args:
-            shard_segments: Number of tokens in each segment, as one sequence per shard.
+            shard_segments: Number of tokens in each segment, (S,) integers per shard.
             stored_tokens: Number of stored tokens that a window of T tokens covers: T, or (T - 1) * k + 1 for
                 non-overlapping k-mers.
             seed: Seed of the shuffles.
@@ -149,7 +149,7 @@ class EpochSampler:
         self.num_windows = int(self._segments.windows.sum()) * (2 if strand == "both" else 1)
         self.epoch_samples = self.num_windows // drop_to_multiple_of * drop_to_multiple_of
         if self.epoch_samples == 0:
-            longest = max((max(lengths) for lengths in shard_segments if len(lengths)), default=0)
+            longest = max((int(np.max(lengths)) for lengths in shard_segments if np.size(lengths)), default=0)
             raise ConfigError(
                 f"windows of {stored_tokens} stored tokens do not fill a batch ({self.num_windows} windows; "
                 f"the longest segment has {longest} tokens); lower --window or --global-batch, or build more data"
@@ -239,20 +239,21 @@ class EpochSampler:
         return np.clip(centre - (self.stored_tokens - 1) // 2, 0, length - self.stored_tokens)
 
 
-def _long_segments(shard_segments: Sequence[Sequence[int]], stored_tokens: int) -> tuple[_Segments, int, int]:
+def _long_segments(shard_segments: Sequence[ArrayLike], stored_tokens: int) -> tuple[_Segments, int, int]:
     """Return the segments of at least `stored_tokens` tokens.
 
     Also return the number of shorter segments and the number of tokens in them.
     """
-    counts = [len(lengths) for lengths in shard_segments]
+    shards = [np.asarray(lengths, dtype=np.int64) for lengths in shard_segments]
+    counts = np.array([len(lengths) for lengths in shards], dtype=np.int64)
     shard = np.repeat(np.arange(len(counts)), counts)
-    index = np.concatenate([np.arange(count) for count in counts]) if counts else np.zeros(0)
-    length = np.array([tokens for lengths in shard_segments for tokens in lengths], dtype=np.int64)
+    index = np.arange(len(shard)) - np.repeat(np.cumsum(counts) - counts, counts)
+    length = np.concatenate([np.zeros(0, dtype=np.int64), *shards])
     kept = length >= stored_tokens
     windows = (length[kept] + stored_tokens // 2) // stored_tokens
     segments = _Segments(
         shard=shard[kept],
-        index=index[kept].astype(np.int64),
+        index=index[kept],
         length=length[kept],
         windows=windows,
         first_window=np.cumsum(windows) - windows,

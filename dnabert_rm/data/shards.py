@@ -1,4 +1,4 @@
-"""Reader of one shard: a tar that holds `KEY.ids.npy` and `KEY.json` for every segment.
+"""Reader of one shard: a tar of pairs of members, `KEY.ids.npy` and `KEY.json`, with one or several segments each.
 
 Training calls `open_shard`, which checks a shard against its manifest entry once and returns a `ShardFile` for random
 access. `data_prep` calls `read_segments` and `read_metas`, which go through a shard in order. All these functions list
@@ -11,7 +11,7 @@ import io
 import json
 import mmap
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -27,15 +27,18 @@ from dnabert_rm.utils.files import sha256_of_file
 
 ADVICE = "copy or build the shard again"
 Meta = dict[str, Any]
-"""The JSON member of a segment: `genome, contig, start, end, split`."""
+"""Coordinates of a segment: `genome, contig, start, end, split`, and `strand` and `soft_masked` if they are stored."""
 
 _MEMBER = re.compile(r"([A-Za-z0-9_-]+)\.(ids\.npy|json)")
-_META_FIELDS = {"genome": str, "contig": str, "start": int, "end": int, "split": str}
+_SHARED_FIELDS = ("genome", "split")  # one value for all segments of a JSON member
+_META_FIELDS = {"genome": str, "contig": str, "start": int, "end": int, "split": str, "tokens": int}
+_VERSION_1 = {"tokens": 0}  # values of fields that format version 1 doesn't have
 _BLOCK_BYTES = 512
 _NPY_PREFIX_BYTES = 10
 """Number of bytes before the header of a `.npy` 1.0 file: magic string, version and header length."""
 _PARSE_ERRORS = (ValueError, RecursionError, MemoryError)
 """Exceptions that parsing arbitrary bytes can raise."""
+_META_ERRORS = (ValueError, TypeError, KeyError, OverflowError, RecursionError)  # for an invalid JSON member
 
 
 # The tar and the array headers
@@ -108,15 +111,16 @@ def _parse_npy_header(header: bytes) -> _NpyHeader:
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """Byte positions of the S segments in a shard.
+    """Byte positions of the S segments in a shard, which are stored in M pairs of members.
 
-    `ids` (S,) int64 holds the offset of each segment's first token. `metas` (S, 2) int64 holds the offset and size of
-    each segment's JSON member.
+    `ids` (S,) int64 holds the offset of each segment's first token. `metas` (M, 2) int64 holds the offset and size of
+    each JSON member, and `first_segments` (M,) int64 the index of its first segment.
     """
 
     dtype: np.dtype
     ids: NDArray[np.int64]
     metas: NDArray[np.int64]
+    first_segments: NDArray[np.int64]
 
 
 class ShardFile:
@@ -129,11 +133,10 @@ class ShardFile:
         self.path = path
         self.index = index
         self._words: NDArray | None = None
-        self._first_words: list[int] = []
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state to pickle, without the memory map, which can't be sent to another process."""
-        return {**self.__dict__, "_words": None, "_first_words": []}
+        return {**self.__dict__, "_words": None}
 
     @property
     def is_mapped(self) -> bool:
@@ -143,7 +146,6 @@ class ShardFile:
     def map(self) -> None:
         """Memory-map the file. Raise `FileNotFoundError` if the file no longer exists."""
         self._words = np.frombuffer(_map_file(self.path), dtype=self.index.dtype)
-        self._first_words = (self.index.ids // self.index.dtype.itemsize).tolist()
 
     def unmap(self) -> None:
         """Drop this reader's reference to the memory map.
@@ -151,36 +153,54 @@ class ShardFile:
         The map itself is released when no array that `tokens` returned refers to it any more.
         """
         self._words = None
-        self._first_words = []
 
     def tokens(self, segment: int, start: int, stop: int, step: int = 1) -> NDArray:
         """Return every `step`-th of a segment's stored tokens `start` … `stop - 1`, as a read-only array."""
+        offset, size = int(self.index.ids[segment]), self.index.dtype.itemsize
         if self._words is not None:
-            first = self._first_words[segment]
+            first = offset // size
             return self._words[first + start : first + stop : step]
-        size = self.index.dtype.itemsize
-        data = self._read(int(self.index.ids[segment]) + start * size, (stop - start) * size)
+        data = self._read(offset + start * size, (stop - start) * size)
         return np.frombuffer(data, dtype=self.index.dtype)[::step]
 
     def meta(self, segment: int) -> Meta:
-        """Return a segment's JSON member: `genome, contig, start, end, split`. Raise `DataError` if it is invalid."""
-        try:
-            meta = json.loads(self._read(*self.index.metas[segment].tolist()))
-            names = {name: str(meta[name]) for name in ("genome", "contig")}
-            return {**meta, **names, "start": int(meta["start"]), "end": int(meta["end"])}
-        except (ValueError, TypeError, KeyError):
-            raise DataError(f"{self.path}: segment {segment} has no valid KEY.json; {ADVICE}") from None
+        """Return a segment's coordinates. Raise `DataError` if its JSON member is invalid."""
+        metas, first = self._metas(segment)
+        return metas[segment - first]
 
-    def soft_mask(self, segment: int, num_bases: int) -> bytes:
-        """Return one bit per base of a segment: 1 if the base is soft-masked (`pack_ranges`).
+    def soft_masks(self, segment: int, num_bases: Sequence[int]) -> dict[int, bytes]:
+        """Return the soft masks of a segment and of those that share its JSON member, keyed by segment index.
 
-        Raises `DataError` if the segment's JSON member has no valid `soft_masked`.
+        A mask has one bit per base: 1 if the base is soft-masked (`pack_ranges`). `num_bases` holds the number of bases
+        of every segment in the shard. Raises `DataError` if a segment has no valid `soft_masked`.
         """
-        meta = self.meta(segment)
+        metas, first = self._metas(segment)
+        masks = {}
+        for number, meta in enumerate(metas, first):
+            try:
+                masks[number] = pack_ranges(meta["soft_masked"], meta["start"], int(num_bases[number]))
+            except (ValueError, TypeError, KeyError, OverflowError):
+                raise DataError(
+                    f"{self.path}: segment {number} has no valid soft_masked in KEY.json; {ADVICE}"
+                ) from None
+        return masks
+
+    def _metas(self, segment: int) -> tuple[list[Meta], int]:
+        """Return the coordinates of all segments in a segment's JSON member, and the index of the first of them."""
+        first_segments = self.index.first_segments
+        member = int(np.searchsorted(first_segments, segment, side="right")) - 1
+        first = int(first_segments[member])
+        end = int(first_segments[member + 1]) if member + 1 < len(first_segments) else len(self.index.ids)
         try:
-            return pack_ranges(meta["soft_masked"], meta["start"], num_bases)
-        except (ValueError, TypeError, KeyError):
-            raise DataError(f"{self.path}: segment {segment} has no valid soft_masked in KEY.json; {ADVICE}") from None
+            metas = _metas_of(json.loads(self._read(*self.index.metas[member].tolist())))
+            if len(metas) != end - first:
+                raise ValueError
+            for meta in metas:
+                meta.update({name: str(meta[name]) for name in ("genome", "contig")})
+                meta.update({name: int(meta[name]) for name in ("start", "end")})
+            return metas, first
+        except _META_ERRORS:
+            raise DataError(f"{self.path}: segment {segment} has no valid KEY.json; {ADVICE}") from None
 
     def _read(self, first: int, size: int) -> bytes:
         if self._words is not None:
@@ -201,21 +221,22 @@ def open_shard(path: Path, info: ShardInfo, vocab_size: int) -> ShardFile:
             raise DataError(f"{path}: has {size} bytes, but the manifest gives {info.bytes}; {ADVICE}")
         if sha256_of_file(path) != info.sha256:
             raise DataError(f"{path}: is damaged (its SHA-256 does not match the manifest); {ADVICE}")
-        index, lengths = _index_members(_map_file(path))
+        index = _index_members(_map_file(path), info.segments)
         shard = ShardFile(path, index)
         shard.map()
     except FileNotFoundError:
         raise
     except (OSError, *_PARSE_ERRORS) as error:
         raise DataError(f"{path}: can't be read as a shard ({error}); {ADVICE}") from None
-    if lengths != info.segments:
-        raise DataError(f"{path}: its segments do not match the manifest; {ADVICE}")
-    _check_ids(shard, lengths, vocab_size)
+    _check_ids(shard, info.segments, vocab_size)
     return shard
 
 
-def _index_members(view: memoryview) -> tuple[ShardIndex, list[int]]:
-    """Return a shard's index and the number of tokens per segment. Raise `ValueError` for an unexpected member."""
+def _index_members(view: memoryview, segments: NDArray[np.int64]) -> ShardIndex:
+    """Return a shard's index. Raise `ValueError` for an unexpected member, or if the ids are not those of the manifest.
+
+    `segments` (S,) holds the number of tokens in each segment.
+    """
     ids: list[int] = []
     lengths: list[int] = []
     metas: list[tuple[int, int]] = []
@@ -234,8 +255,19 @@ def _index_members(view: memoryview) -> tuple[ShardIndex, list[int]]:
         lengths.append(header.shape[0])
         dtypes.add(header.dtype)
     if keys["ids.npy"] != keys["json"] or len(dtypes) != 1:
-        raise ValueError("every segment needs KEY.ids.npy and KEY.json, in the same order, with ids of one dtype")
-    return ShardIndex(dtypes.pop(), np.array(ids, dtype=np.int64), np.array(metas, dtype=np.int64)), lengths
+        raise ValueError("KEY.ids.npy and KEY.json must come in pairs, in the same order, with ids of one dtype")
+    dtype = dtypes.pop()
+    # A member holds whole segments, so its end is the end of a segment.
+    ends, member_ends = np.cumsum(segments), np.cumsum(lengths)
+    last_segments = np.searchsorted(ends, member_ends)
+    is_same = len(segments) > 0 and min(lengths) > 0 and member_ends[-1] == ends[-1]
+    if not is_same or (ends[last_segments] != member_ends).any():
+        raise ValueError("its segments do not match the manifest")
+    first_segments = np.concatenate([[0], last_segments[:-1] + 1])
+    member_of = np.repeat(np.arange(len(lengths)), np.diff(np.append(first_segments, len(segments))))
+    starts = ends - segments
+    offsets = np.array(ids)[member_of] + (starts - starts[first_segments][member_of]) * dtype.itemsize
+    return ShardIndex(dtype, offsets, np.array(metas, dtype=np.int64), first_segments)
 
 
 def _id_array_header(member: _Member, view: memoryview) -> _NpyHeader:
@@ -254,14 +286,17 @@ def _id_array_header(member: _Member, view: memoryview) -> _NpyHeader:
     return header
 
 
-def _check_ids(shard: ShardFile, lengths: list[int], vocab_size: int) -> None:
+def _check_ids(shard: ShardFile, lengths: NDArray[np.int64], vocab_size: int) -> None:
     """Raise `DataError` if an id is outside the vocabulary. On a GPU such an id would abort the process."""
-    for segment, length in enumerate(lengths):
-        largest = int(shard.tokens(segment, 0, length).max())
-        if largest >= vocab_size:
+    members = shard.index.first_segments
+    for first, num_tokens in zip(members.tolist(), np.add.reduceat(lengths, members).tolist(), strict=True):
+        is_unknown = shard.tokens(first, 0, num_tokens) >= vocab_size
+        if is_unknown.any():
+            position = int(is_unknown.argmax())
+            segment = first + int(np.searchsorted(np.cumsum(lengths[first:]), position, side="right"))
             raise DataError(
-                f"{shard.path}: segment {segment} has the id {largest}, but the vocabulary ends at {vocab_size - 1}; "
-                f"{ADVICE}"
+                f"{shard.path}: segment {segment} has the id {shard.tokens(first, position, position + 1)[0]}, but the "
+                f"vocabulary ends at {vocab_size - 1}; {ADVICE}"
             )
 
 
@@ -269,7 +304,19 @@ def _check_ids(shard: ShardFile, lengths: list[int], vocab_size: int) -> None:
 
 
 def read_segments(path: Path) -> Iterator[tuple[str, Meta, NDArray]]:
-    """Yield (key, JSON member, ids) for every segment of a shard, in order.
+    """Yield (key, coordinates, ids) for every segment of a shard, in order. The key is its number in the folder.
+
+    Raises `DataError` if members are missing, unexpected or out of order.
+    """
+    for key, metas, ids, lengths in read_members(path):
+        start = 0
+        for number, (meta, length) in enumerate(zip(metas, lengths, strict=True)):
+            yield (f"{int(key) + number:07d}" if number else key), meta, ids[start : start + length]
+            start += length
+
+
+def read_members(path: Path) -> Iterator[tuple[str, list[Meta], NDArray, list[int]]]:
+    """Yield (key, coordinates of the segments, ids, numbers of tokens) for every pair of members, in order.
 
     Raises `DataError` if members are missing, unexpected or out of order.
     """
@@ -284,12 +331,19 @@ def read_segments(path: Path) -> Iterator[tuple[str, Meta, NDArray]]:
             raise DataError(
                 f"{path}: found member {name!r} after {key}.ids.npy instead of {key}.json; build the data again"
             )
-        yield key, _meta(path, name, data), ids
+        metas = _checked_metas(path, name, data)
+        lengths = [meta.get("tokens", len(ids)) for meta in metas]
+        if sum(lengths) != len(ids) or (len(lengths) > 1 and not key.isdecimal()):
+            raise DataError(
+                f"{path}: {name} gives {sum(lengths)} tokens, but {key}.ids.npy has {len(ids)}; build the data again"
+            )
+        yield key, metas, ids, lengths
 
 
 def read_metas(path: Path) -> list[Meta]:
-    """Return the JSON members of a shard, in order, without reading its ids."""
-    return [_meta(path, name, data) for name, data in _contents(path) if name.endswith(".json")]
+    """Return the coordinates of a shard's segments, in order, without reading its ids."""
+    found = (_checked_metas(path, name, data) for name, data in _contents(path) if name.endswith(".json"))
+    return [meta for metas in found for meta in metas]
 
 
 def _contents(path: Path) -> Iterator[tuple[str, memoryview]]:
@@ -317,12 +371,30 @@ def _ids(path: Path, name: str, data: memoryview) -> NDArray:
     return np.frombuffer(data, dtype=header.dtype, offset=header.offset)
 
 
-def _meta(path: Path, name: str, data: memoryview) -> Meta:
+def _checked_metas(path: Path, name: str, data: memoryview) -> list[Meta]:
     try:
-        meta: Meta = json.loads(bytes(data))
-        is_valid = all(type(meta[field]) is kind for field, kind in _META_FIELDS.items())
-    except (ValueError, KeyError, TypeError):
+        metas = _metas_of(json.loads(bytes(data)))
+        values = ((meta.get(name, _VERSION_1.get(name)), kind) for meta in metas for name, kind in _META_FIELDS.items())
+        has_types = bool(metas) and all(type(value) is kind for value, kind in values)
+        is_valid = has_types and all(0 <= meta["start"] <= meta["end"] < 1 << 62 for meta in metas)
+    except _META_ERRORS:
         is_valid = False
     if not is_valid:
-        raise DataError(f"{path}: {name} is not a JSON object with {', '.join(_META_FIELDS)}; build the data again")
-    return meta
+        raise DataError(
+            f"{path}: {name} is not a JSON object with genome, contig, start, end, split; build the data again"
+        )
+    return metas
+
+
+def _metas_of(content: Any) -> list[Meta]:
+    """Return the coordinates of the segments in the content of a JSON member. Raise one of `_META_ERRORS` if invalid.
+
+    In format version 1, the fields are those of one segment. In version 2, all but `_SHARED_FIELDS` are lists, with one
+    value per segment.
+    """
+    if not isinstance(content["start"], list):
+        return [content]
+    shared = {name: content[name] for name in _SHARED_FIELDS}
+    names = [name for name in content if name not in shared]
+    rows = zip(*(content[name] for name in names), strict=True)
+    return [{**shared, **dict(zip(names, row, strict=True))} for row in rows]

@@ -8,6 +8,7 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from dnabert_rm.data.manifest import Manifest
@@ -63,8 +64,8 @@ class SplitReader:
             self._check_sizes()
 
     @property
-    def shard_segments(self) -> list[list[int]]:
-        """Number of tokens in each segment, as one list per shard. This is the input of `EpochSampler`."""
+    def shard_segments(self) -> list[NDArray[np.int64]]:
+        """Number of tokens in each segment, as one array per shard. This is the input of `EpochSampler`."""
         return [shard.segments for shard in self.shards]
 
     def is_usable(self, number: int) -> bool:
@@ -106,14 +107,19 @@ class SplitReader:
         return packed[first_byte : first_byte + num_bytes]
 
     def _load_soft_mask(self, shard: int, segment: int) -> bytes:
-        """Read a segment's soft mask. If the masks exceed `MAX_SOFT_MASK_BYTES`, drop those that were read first."""
-        num_bases = self.shards[shard].segments[segment] + (self.manifest.tokenizer.k or 1) - 1
-        packed: bytes = self._read(shard, "soft_mask", segment, num_bases)
-        self._soft_masks[shard, segment] = packed
-        self._soft_mask_bytes += len(packed) + _ENTRY_BYTES
+        """Read the soft masks of a segment and of those stored with it, and return the segment's.
+
+        If the masks exceed `MAX_SOFT_MASK_BYTES`, drop those that were read first.
+        """
+        num_bases = self.shards[shard].segments + (self.manifest.tokenizer.k or 1) - 1
+        masks: dict[int, bytes] = self._read(shard, "soft_masks", segment, num_bases)
+        for number, packed in masks.items():
+            if self._soft_masks.get((shard, number)) is None:
+                self._soft_masks[shard, number] = packed
+                self._soft_mask_bytes += len(packed) + _ENTRY_BYTES
         while self._soft_mask_bytes > MAX_SOFT_MASK_BYTES:
             self._soft_mask_bytes -= len(self._soft_masks.popitem(last=False)[1]) + _ENTRY_BYTES
-        return packed
+        return masks[segment]
 
     def coordinates(self, shard: int, segment: int, start: int, stored_tokens: int) -> dict[str, Any]:
         """Return `genome`, `contig`, `start`, `end` and `strand` of `stored_tokens` tokens from index `start` on.
@@ -129,10 +135,10 @@ class SplitReader:
         return {**coordinates, "strand": meta.get("strand", "+")}
 
     def meta(self, shard: int, segment: int) -> dict[str, Any]:
-        """Return a segment's JSON member. Raises `DataError` if the shard is damaged or missing."""
+        """Return a segment's coordinates. Raises `DataError` if the shard is damaged or missing."""
         return self._read(shard, "meta", segment)
 
-    def _read(self, number: int, method: str, *args: int) -> Any:
+    def _read(self, number: int, method: str, *args: Any) -> Any:
         """Call a method of a shard. If the shard was evicted from the cache, fetch it again and retry."""
         for _ in range(_NUM_REFETCHES):
             shard = self._shard(number)

@@ -26,6 +26,10 @@ class LauncherError(ConfigError):
     on_one_rank = True
 
 
+LAUNCHER_VARIABLE = "DNABERT_RM_LAUNCHER"
+"""Set to "--gpus" for ranks that `dnabert-rm pretrain --gpus` has started."""
+
+
 @dataclass(frozen=True)
 class RankInfo:
     """Rank and world size of a process, and the address and port of rank 0.
@@ -200,6 +204,8 @@ def how_to_set(variable: str, value: str, info: RankInfo, environ: Mapping[str, 
         other = f"--local-addr {value}" if variable == "MASTER_ADDR" else f"--rdzv-endpoint HOST:{value}"
         return f"pass {flag.replace('_', '-')} {value} to torchrun, or {other} if it has no --master-port"
     if info.launcher == _EXPLICIT.launcher and "LOCAL_SIZE" in environ:  # only DeepSpeed sets this variable
+        if environ.get(LAUNCHER_VARIABLE) == "--gpus":
+            return f"set {variable}={value}"
         if "DNABERT_RM_STOP_FILE" in environ:  # `bash launch_scripts/pretrain.sh` started DeepSpeed's launcher
             return f"add {flag} {value} to DEEPSPEED_ARGS"
         return f"start with `deepspeed {flag} {value} launch_scripts/pretrain.sh …`"

@@ -129,7 +129,7 @@ class Watchdog:
 
 
 def _descendants(process: int) -> list[int]:
-    """Return the ids of all descendants of a process, for example loader workers and `pipe:` commands."""
+    """Return the ids of all descendants of a process, for example loader workers."""
     found = []
     for children in Path(f"/proc/{process}/task").glob("*/children"):
         for child in map(int, children.read_text(encoding="utf-8").split()):

@@ -1,1 +1,1 @@
-"""The GUE benchmark: fine-tuning runs on its data sets, and tables of their scores."""
+"""Evaluation of models: benchmark suites, probes of frozen embeddings, and bits per base."""

@@ -1,4 +1,4 @@
-"""The result files of `gue`: table.csv and scores.json for programs, table.md for people."""
+"""The result files of `gue` and `evaluate suite`: table.csv and scores.json for programs, table.md for people."""
 
 from __future__ import annotations
 
@@ -11,19 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from dnabert_rm import __version__
-from dnabert_rm.evaluate.gue_suite import (
-    FAMILIES,
-    GUE,
-    METRIC_TITLES,
-    PUBLISHED,
-    PUBLISHED_SOURCE,
-    STAND_IN,
-    family_of,
-    metric_of,
-)
+from dnabert_rm.evaluate.data_sets import STAND_IN
 from dnabert_rm.evaluate.results import (
     ARMS,
-    IN_GUE,
+    IN_SUITE,
     OTHERS,
     STAND_INS,
     Result,
@@ -33,7 +24,9 @@ from dnabert_rm.evaluate.results import (
     family_rows,
     published_rows,
 )
+from dnabert_rm.evaluate.suite import METRICS, Suite
 from dnabert_rm.evaluate.suite_runs import arm_name, resolve_settings
+from dnabert_rm.finetune.finetune_settings import METRIC_TITLES
 from dnabert_rm.utils.files import write_text
 from dnabert_rm.utils.statistics import mean_and_half_width
 
@@ -53,14 +46,14 @@ class UnfinishedRuns:
     """Reason for each failed run, keyed by `Run.title`."""
 
 
-def write_tables(output: Path, results: Sequence[Result], unfinished: UnfinishedRuns) -> None:
+def write_tables(output: Path, suite: Suite, results: Sequence[Result], unfinished: UnfinishedRuns) -> None:
     """Write table.csv, table.md and scores.json to the folder `output`."""
-    rows = data_set_rows(results)
-    families = family_rows(rows)
+    rows = data_set_rows(results, suite)
+    families = family_rows(rows, suite)
     texts = {
-        CSV_FILE: table_csv(rows, families),
-        MARKDOWN_FILE: table_markdown(results, rows, families, unfinished),
-        ALL_SCORES_FILE: to_json(all_scores(results, rows, families, unfinished)),
+        CSV_FILE: table_csv(suite, rows, families),
+        MARKDOWN_FILE: table_markdown(suite, results, rows, families, unfinished),
+        ALL_SCORES_FILE: to_json(all_scores(suite, results, rows, families, unfinished)),
     }
     for name, text in texts.items():
         write_text(output / name, text)
@@ -96,7 +89,7 @@ CSV_COLUMNS = (
 )
 
 
-def table_csv(rows: Sequence[TableRow], families: Sequence[TableRow]) -> str:
+def table_csv(suite: Suite, rows: Sequence[TableRow], families: Sequence[TableRow]) -> str:
     """Return the text of table.csv.
 
     An arm is `pretrained` or `scratch`, with overlapping or non-overlapping k-mers. The first rows contain the scores
@@ -111,7 +104,7 @@ def table_csv(rows: Sequence[TableRow], families: Sequence[TableRow]) -> str:
             columns = _columns(kind, row)
             columns["scores"] = " ".join(f"{seed}:{value:.4f}" for seed, value in row.scores.items())
             writer.writerow({name: _csv_cell(value) for name, value in columns.items()})
-    for model, family, value in published_rows(families):
+    for model, family, value in published_rows(families, suite):
         writer.writerow(
             {
                 "row": PUBLISHED_ROW,
@@ -121,7 +114,7 @@ def table_csv(rows: Sequence[TableRow], families: Sequence[TableRow]) -> str:
                 "arm": model,
                 "metric": next(row.metric for row in families if row.name == family),
                 "mean": value,
-                "source": PUBLISHED_SOURCE,
+                "source": suite.source,
             }
         )
     return stream.getvalue()
@@ -136,7 +129,7 @@ def _columns(kind: str, row: TableRow) -> dict[str, Any]:
     columns = {
         "row": kind,
         "name": row.name,
-        "task": row.name if is_family else family_of(row.name),
+        "task": row.family,
         "trained_on": "dev (stand-in)" if row.group == STAND_INS else "train",
         "arm": row.arm,
         "metric": row.metric,
@@ -161,20 +154,25 @@ def _csv_cell(value: Any) -> Any:
 
 
 def all_scores(
-    results: Sequence[Result], rows: Sequence[TableRow], families: Sequence[TableRow], unfinished: UnfinishedRuns
+    suite: Suite,
+    results: Sequence[Result],
+    rows: Sequence[TableRow],
+    families: Sequence[TableRow],
+    unfinished: UnfinishedRuns,
 ) -> dict[str, Any]:
-    """Return the content of scores.json: finished runs, the rows of table.csv, and reasons for missing results."""
+    """Return the content of scores.json: suite, finished runs, rows of table.csv, and reasons for missing results."""
     return {
+        "suite": suite.name,
         "runs": [
             result.scores
             | {"data_set": result.name, "arm": result.record["arm"], "stand_in": result.record["stand_in"]}
-            | {"main_metric": metric_of(result.name), "folder": str(result.folder)}
+            | {"main_metric": result.metric, "folder": str(result.folder)}
             for result in results
         ],
         "summary": [_columns(DATA_SET_ROW, row) for row in rows] + [_columns(FAMILY_ROW, row) for row in families],
         "published": [
-            {"model": model, "family": family, "mean": value, "source": PUBLISHED_SOURCE}
-            for model, family, value in published_rows(families)
+            {"model": model, "family": family, "mean": value, "source": suite.source}
+            for model, family, value in published_rows(families, suite)
         ],
         "not_run": dict(unfinished.not_run),
         "failed": dict(unfinished.failed),
@@ -183,33 +181,44 @@ def all_scores(
 
 # ---- table.md
 
-HEADINGS = {
-    IN_GUE: "GUE data sets",
-    STAND_INS: "Stand-ins: trained on dev, tested on test, because train is missing. Compare them only with each other",
-    OTHERS: "Data sets that are not in GUE, with default settings",
-}
-FAMILY_HEADING = "Mean of each task with scores for all its data sets, and published means"
+FAMILY_HEADING = "Mean of each task with scores for all its data sets"
+
+
+def _headings(suite: Suite) -> dict[str, str]:
+    """Return the heading of each group of rows."""
+    stand_ins = "Stand-ins: trained on dev, tested on test, because train is missing. Compare them only with each other"
+    return {
+        IN_SUITE: f"{suite.name} data sets",
+        STAND_INS: stand_ins,
+        OTHERS: f"Data sets that are not in {suite.name}, with default settings",
+    }
 
 
 def table_markdown(
-    results: Sequence[Result], rows: Sequence[TableRow], families: Sequence[TableRow], unfinished: UnfinishedRuns
+    suite: Suite,
+    results: Sequence[Result],
+    rows: Sequence[TableRow],
+    families: Sequence[TableRow],
+    unfinished: UnfinishedRuns,
 ) -> str:
     """Return the text of table.md.
 
-    The order of the tables is: GUE data sets, task means, data sets that use dev.csv for training, data sets outside
-    GUE. Notes follow the tables.
+    The order of the tables is: data sets of the suite, task means, data sets that use dev.csv for training, data sets
+    that the suite does not have. Notes follow the tables.
     """
-    tables = {group: _group_table(group, [row for row in rows if row.group == group]) for group in HEADINGS}
+    headings = _headings(suite)
+    tables = {group: _group_table(group, [row for row in rows if row.group == group]) for group in headings}
+    family_heading = FAMILY_HEADING + (", and published means" if suite.published else "")
     sections = [
-        (HEADINGS[IN_GUE], tables[IN_GUE]),
-        (FAMILY_HEADING, _family_table(families) if families else ""),
-        (HEADINGS[STAND_INS], tables[STAND_INS]),
-        (HEADINGS[OTHERS], tables[OTHERS]),
+        (headings[IN_SUITE], tables[IN_SUITE]),
+        (family_heading, _family_table(suite, families) if families else ""),
+        (headings[STAND_INS], tables[STAND_INS]),
+        (headings[OTHERS], tables[OTHERS]),
     ]
-    notes = [*_notes(results, rows, families), *_unfinished_notes(unfinished, rows)]
+    notes = [*_notes(suite, results, rows, families), *_unfinished_notes(suite, unfinished, rows)]
     sections.append(("Notes", "\n".join(f"- {note}" for note in notes)))
     parts = [f"## {heading}\n\n{text}" for heading, text in sections if text]
-    return "\n\n".join(["# Fine-tuning on GUE", *parts]) + "\n"
+    return "\n\n".join([f"# Fine-tuning on {suite.name}", *parts]) + "\n"
 
 
 def _group_table(group: str, rows: Sequence[TableRow]) -> str:
@@ -222,7 +231,7 @@ def _group_table(group: str, rows: Sequence[TableRow]) -> str:
     arms = [arm for arm in ARMS if any(row.arm == arm for row in rows)]
     pairs = [(arm_name("pretrained", overlapping), arm_name("scratch", overlapping)) for overlapping in (True, False)]
     pairs = [pair for pair in pairs if set(pair) <= set(arms)]
-    text_columns = ["data set", "task", "metric"] if group == IN_GUE else ["data set", "metric"]
+    text_columns = ["data set", "task", "metric"] if group == IN_SUITE else ["data set", "metric"]
     number_columns = [*arms, *(f"{a} − {b}" for a, b in pairs)]
     number_columns += ["seeds", "train rows", "test rows", "test rows in train"]
     lines = [
@@ -233,8 +242,8 @@ def _group_table(group: str, rows: Sequence[TableRow]) -> str:
         by_arm = {row.arm: row for row in rows if row.name == name}
         first = next(iter(by_arm.values()))
         cells = [f"{name} ({STAND_IN})" if group == STAND_INS else name]
-        if group == IN_GUE:
-            cells.append(family_of(name) or "")
+        if group == IN_SUITE:
+            cells.append(first.family or "")
         cells.append(f"{METRIC_TITLES[first.metric]} × 100")
         cells += [_score(mean_and_half_width(by_arm[arm].scores.values()) if arm in by_arm else None) for arm in arms]
         for a, b in pairs:
@@ -245,12 +254,12 @@ def _group_table(group: str, rows: Sequence[TableRow]) -> str:
     return "\n".join(lines)
 
 
-def _family_table(families: Sequence[TableRow]) -> str:
+def _family_table(suite: Suite, families: Sequence[TableRow]) -> str:
     """Return a Markdown table of task means with one column per task.
 
     Each experiment arm, e.g. "scratch", has a line, and so does each published model.
     """
-    names = [family for family in FAMILIES if any(row.name == family for row in families)]
+    names = [family for family in suite.families if any(row.name == family for row in families)]
     lines = [_line(["", *names]), _line(["---", *["---:"] * len(names)])]
     for arm in ARMS:
         by_family = {row.name: row for row in families if row.arm == arm}
@@ -259,9 +268,11 @@ def _family_table(families: Sequence[TableRow]) -> str:
                 mean_and_half_width(by_family[name].scores.values()) if name in by_family else None for name in names
             ]
             lines.append(_line([arm, *map(_score, scores)]))
-    for model in PUBLISHED:
-        values = {family: value for other, family, value in published_rows(families) if other == model}
-        lines.append(_line([f"{model}, published", *(f"{values[name]:.2f}" for name in names)]))
+    for method in suite.published:
+        values = {family: value for other, family, value in published_rows(families, suite) if other == method}
+        if values:
+            cells = (f"{values[name]:.2f}" if name in values else _score(None) for name in names)
+            lines.append(_line([f"{method}, published", *cells]))
     return "\n".join(lines)
 
 
@@ -280,48 +291,60 @@ def _score(value: tuple[float, float | None] | None, sign: str = "") -> str:
     return f"{mean:{sign}.2f}" + ("" if half_width is None else f" ± {half_width:.2f}")
 
 
-def _notes(results: Sequence[Result], rows: Sequence[TableRow], families: Sequence[TableRow]) -> Iterator[str]:
+def _notes(
+    suite: Suite, results: Sequence[Result], rows: Sequence[TableRow], families: Sequence[TableRow]
+) -> Iterator[str]:
     """Yield the notes of table.md that explain the scores."""
     if results:
         model = results[0].scores["settings"]["model"]
         sha256 = results[0].record["model_sha256"]
         yield f"Model: {model} (SHA-256 {sha256[:12]}…); scratch is the same architecture with random weights."
+    tasks = dict.fromkeys(suite.task_of(row.name) or "classes" for row in rows)
+    chosen_by = " or ".join(METRIC_TITLES[METRICS[task][0]] for task in tasks or ("classes",))
     yield (
-        "Scores are on test, computed once per run. The checkpoint was chosen by MCC on dev. ± is the half-width of"
-        " the 95 % confidence interval of the mean over seeds (Student's t). A single seed has no interval."
+        f"Scores are on test, computed once per run. The checkpoint was chosen by {chosen_by} on dev. ± is the"
+        " half-width of the 95 % confidence interval of the mean over seeds (Student's t). A single seed has no"
+        " interval."
     )
-    if families:
-        yield f"Published means: {PUBLISHED_SOURCE}; MCC × 100, or macro F1 × 100 for Covid."
+    if published_rows(families, suite):
+        yield f"Published means: {suite.source}; {_metrics_of_families(suite)}."
     if any(row.shared_rows for row in rows):
         yield "Test rows whose sequence is also in train (last column) inflate the scores of every arm."
     if cut := [row.name for row in rows if row.cut_rows]:
         names = ", ".join(dict.fromkeys(cut))
         yield f"Sequences longer than the model's input were cut to their middle: {names}."
-    if any(family_of(row.name) == "EMP" for row in rows):
-        yield (
-            "EMP's sequences are from the yeast genome: a model pretrained on yeast has seen them, but not their"
-            " labels."
-        )
-    for text, names_with_change in _changed_settings(results).items():
-        yield f"Settings that differ from GUE's for {', '.join(names_with_change)}: {text}."
+    yield from dict.fromkeys(found.facts.note for row in rows if (found := suite.find(row.name)) and found.facts.note)
+    for text, names_with_change in _changed_settings(suite, results).items():
+        yield f"Settings that differ from {suite.name}'s for {', '.join(names_with_change)}: {text}."
 
 
-def _changed_settings(results: Sequence[Result]) -> dict[str, list[str]]:
-    """Return the data sets trained with settings that differ from GUE's, keyed by these settings, e.g. "epochs 5"."""
+def _metrics_of_families(suite: Suite) -> str:
+    """Return the metrics of the published scores, e.g. "MCC × 100, or macro F1 × 100 for Covid"."""
+    by_metric: dict[str, list[str]] = {}
+    for family, names in suite.families.items():
+        by_metric.setdefault(suite.metric_of(names[0]), []).append(family)
+    main = max(by_metric, key=lambda metric: len(by_metric[metric]))
+    others = [f"{METRIC_TITLES[key]} × 100 for {', '.join(names)}" for key, names in by_metric.items() if key != main]
+    return ", or ".join([f"{METRIC_TITLES[main]} × 100", *others])
+
+
+def _changed_settings(suite: Suite, results: Sequence[Result]) -> dict[str, list[str]]:
+    """Return the data sets trained with other settings than the suite's, keyed by these settings, e.g. "epochs 5"."""
     changed: dict[str, list[str]] = {}
     for name, settings in {result.name: result.record["settings"] for result in results}.items():
-        gue_settings = resolve_settings(name, {})
-        text = ", ".join(f"{key} {settings[key]}" for key in gue_settings if settings.get(key) != gue_settings[key])
+        own = resolve_settings(name, suite, {})
+        text = ", ".join(f"{key} {settings.get(key)}" for key in own if settings.get(key) != own[key])
         if text:
             changed.setdefault(text, []).append(name)
     return changed
 
 
-def _unfinished_notes(unfinished: UnfinishedRuns, rows: Sequence[TableRow]) -> Iterator[str]:
+def _unfinished_notes(suite: Suite, unfinished: UnfinishedRuns, rows: Sequence[TableRow]) -> Iterator[str]:
     for name, reason in unfinished.not_run.items():
         yield f"Not run: {name}: {reason}."
     for title, reason in unfinished.failed.items():
         yield f"Failed: {title}: {reason}."
     mentioned = {row.name for row in rows} | set(unfinished.not_run)
-    if absent := [name for name in GUE if name not in mentioned]:
-        yield f"GUE data sets without a result ({len(absent)} of {len(GUE)}): {', '.join(absent)}."
+    if absent := [name for name in suite.names if name not in mentioned]:
+        count = f"{len(absent)} of {len(suite.names)}"
+        yield f"{suite.name} data sets without a result ({count}): {', '.join(absent)}."

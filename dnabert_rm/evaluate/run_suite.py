@@ -1,4 +1,4 @@
-"""Fine-tune a model on every GUE data set, in parallel processes, and write tables of the test scores."""
+"""Fine-tune a model on every data set of a suite, in parallel processes, and write tables of the test scores."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from typing import NoReturn
 
 from dnabert_rm.evaluate import jobs
 from dnabert_rm.evaluate import report_tables as tables
-from dnabert_rm.evaluate.gue_suite import GUE, STAND_IN, DataSet, choose_sets, find_sets, why_not
+from dnabert_rm.evaluate.data_sets import STAND_IN, DataSet, choose_sets, find_sets, other_suite_warning, why_not
 from dnabert_rm.evaluate.report_tables import UnfinishedRuns
 from dnabert_rm.evaluate.results import data_set_rows, family_rows, load_results, main_score
+from dnabert_rm.evaluate.suite import Suite, load_suite
 from dnabert_rm.evaluate.suite_runs import LOG_FILE, RECORD_FILE, Run, check_finished, make_runs, read_run_file
 from dnabert_rm.evaluate.suite_settings import SuiteSettings
-from dnabert_rm.finetune.finetune_settings import MODEL_FOLDER, SCORES_FILE
+from dnabert_rm.finetune.finetune_settings import METRIC_TITLES, MODEL_FOLDER, SCORES_FILE
 from dnabert_rm.utils.errors import ConfigError, DataError, StoppedError
 from dnabert_rm.utils.files import write_text
 from dnabert_rm.utils.lock import LockHeldError, file_lock
@@ -27,29 +28,30 @@ UNUSABLE_FILE = "unusable_scores.json"
 """File name to which a scores.json without the data set's metric is renamed."""
 
 
-def run_suite(suite: SuiteSettings) -> int:
+def run_suite(settings: SuiteSettings) -> int:
     """Execute the unfinished runs and write the tables. Return the exit code: 0, or 1 if a run failed.
 
     Before any run starts, raise `DataError`, `ConfigError` or `CheckpointError` if an input is invalid. Raise
     `StoppedError` on SIGTERM or SIGHUP.
     """
-    sets = choose_sets(find_sets(suite.data), suite.sets)
-    not_run = {data_set.name: reason for data_set in sets if (reason := why_not(data_set, suite.stand_in))}
+    suite = load_suite(settings.suite)
+    sets = choose_sets(find_sets(settings.data, suite), settings.sets)
+    not_run = {data_set.name: reason for data_set in sets if (reason := why_not(data_set, settings.stand_in))}
     runnable = [data_set for data_set in sets if data_set.name not in not_run]
-    _report_sets(sets, not_run, all_sets=not suite.sets)
+    _report_sets(suite, sets, not_run, all_sets=not settings.sets)
     if not runnable:
         raise DataError(
-            f"--data {suite.data}: none of these data sets can be run; add the CSV files named in the warnings"
+            f"--data {settings.data}: none of these data sets can be run; add the CSV files named in the warnings"
         )
-    runs = make_runs(suite, runnable)
-    output = suite.output
-    if suite.dry_run:
-        _print_runs(runs, check_finished(runs, output, suite.overwrite), not_run)
+    runs = make_runs(settings, suite, runnable)
+    output = settings.output
+    if settings.dry_run:
+        _print_runs(runs, check_finished(runs, output, settings.overwrite), not_run)
         return 0
     with _lock(output):
-        finished = check_finished(runs, output, suite.overwrite)
-        failed = _run_all(suite, runs, [run for run in runs if run.folder not in finished], not_run)
-        _plot_table(output)
+        finished = check_finished(runs, output, settings.overwrite)
+        failed = _run_all(settings, suite, runs, [run for run in runs if run.folder not in finished], not_run)
+        _plot_table(output, suite)
     print((output / tables.MARKDOWN_FILE).read_text(encoding="utf-8"), end="")
     if failed:
         _notice(f"{len(failed)} of {len(runs)} runs failed; repeat the command to retry them")
@@ -59,30 +61,29 @@ def run_suite(suite: SuiteSettings) -> int:
 # ---- before the first run
 
 
-def _report_sets(sets: Sequence[DataSet], not_run: Mapping[str, str], all_sets: bool) -> None:
-    """Print a notice for each data set that is not run, is not in GUE, or needs training on dev.csv.
+def _report_sets(suite: Suite, sets: Sequence[DataSet], not_run: Mapping[str, str], all_sets: bool) -> None:
+    """Print a notice for each data set that is not run, is not in the suite, or needs training on dev.csv.
 
-    If `all_sets` is true, also list the GUE data sets that are not in `sets`.
+    If `all_sets` is true, also list the data sets of the suite that are not in `sets`.
     """
+    if warning := other_suite_warning(sets, suite):
+        _notice(warning)
     for name, reason in not_run.items():
         _notice(f"warning: {name}: not run: {reason}")
     for data_set in sets:
         if data_set.name in not_run:
             continue
         if not data_set.known:
-            _notice(f"note: {data_set.name} is not a GUE data set; default settings are used")
+            _notice(f"note: {data_set.name} is not a {suite.name} data set; default settings are used")
         if data_set.may_stand_in:
             _notice(
-                f"note: {data_set.name}: {STAND_IN}: trained on dev.csv because train.csv is missing; not a GUE score"
+                f"note: {data_set.name}: {STAND_IN}: trained on dev.csv because train.csv is missing; "
+                f"not a {suite.name} score"
             )
-    if all_sets and (absent := absent_sets(sets)):
-        _notice(f"note: {len(absent)} of GUE's {len(GUE)} data sets are not in --data: {', '.join(absent)}")
-
-
-def absent_sets(sets: Sequence[DataSet]) -> list[str]:
-    """Return the names of GUE's data sets that are not in `sets`."""
     names = {data_set.name for data_set in sets}
-    return [name for name in GUE if name not in names]
+    if all_sets and (absent := [name for name in suite.names if name not in names]):
+        total = len(suite.names)
+        _notice(f"note: {len(absent)} of {suite.name}'s {total} data sets are not in --data: {', '.join(absent)}")
 
 
 def _print_runs(runs: Sequence[Run], finished: set[Path], not_run: Mapping[str, str]) -> None:
@@ -103,7 +104,7 @@ def _lock(output: Path) -> Iterator[None]:
             stack.enter_context(file_lock(output / LOCK_FILE))
         except LockHeldError:
             raise ConfigError(
-                f"--output {output}: another `dnabert-rm gue` is using this folder; wait, or choose another folder"
+                f"--output {output}: another call is using this folder; wait, or choose another folder"
             ) from None
         except OSError as error:
             raise ConfigError(
@@ -116,29 +117,29 @@ def _lock(output: Path) -> Iterator[None]:
 
 
 def _run_all(
-    suite: SuiteSettings, all_runs: Sequence[Run], pending: Sequence[Run], not_run: Mapping[str, str]
+    settings: SuiteSettings, suite: Suite, all_runs: Sequence[Run], pending: Sequence[Run], not_run: Mapping[str, str]
 ) -> dict[str, str]:
     """Execute the `pending` runs. After each run, print its result and rewrite the tables.
 
     Return the reason for each failure, keyed by `Run.title`.
     """
     gpus = jobs.visible_gpus()
-    num_jobs = min(suite.jobs or len(gpus) or 1, max(1, len(pending)))
+    num_jobs = min(settings.jobs or len(gpus) or 1, max(1, len(pending)))
     device = f"on {len(gpus)} GPUs" if len(gpus) > 1 else "on one GPU" if gpus else "on the CPU"
     counts = f"{len(all_runs)} in total, {len(all_runs) - len(pending)} finished before, {len(pending)} to do"
     _notice(f"runs: {counts}, {num_jobs} at a time {device}")
     failed: dict[str, str] = {}
-    _write_tables(suite.output, not_run, failed)
+    _write_tables(settings.output, suite, not_run, failed)
     job_generator = (_prepare(run) for run in pending)
     finished_jobs = jobs.run_jobs(job_generator, jobs.slot_environments(num_jobs, gpus))
     with _stop_on_signals(), contextlib.closing(finished_jobs):
         for count, job in enumerate(finished_jobs, 1):
             run = pending[job.index]
-            if failure := _failure(run, job.code):
+            if failure := _failure(run, suite, job.code):
                 failed[run.title] = failure
-            result = f"failed: {failure}" if failure else _finish(run, suite.keep_models)
+            result = f"failed: {failure}" if failure else _finish(run, suite, settings.keep_models)
             _notice(f"[{count}/{len(pending)}] {run.title}: {result} ({duration(job.seconds)})")
-            _write_tables(suite.output, not_run, failed)
+            _write_tables(settings.output, suite, not_run, failed)
     return failed
 
 
@@ -154,21 +155,22 @@ def _prepare(run: Run) -> jobs.Job:
     return jobs.Job(run.command(), run.folder / LOG_FILE)
 
 
-def _finish(run: Run, keep_model: bool) -> str:
+def _finish(run: Run, suite: Suite, keep_model: bool) -> str:
     """Return the test score of a successful run as text. Delete the fine-tuned model unless `keep_model` is true."""
     if not keep_model:
         shutil.rmtree(run.folder / MODEL_FOLDER, ignore_errors=True)
-    title, score = main_score(run.data_set.name, read_run_file(run.folder / SCORES_FILE))
-    return f"{title} {score:.2f}"
+    name = run.data_set.name
+    metric = suite.metric_of(name)
+    return f"{METRIC_TITLES[metric]} {main_score(name, metric, read_run_file(run.folder / SCORES_FILE)):.2f}"
 
 
-def _failure(run: Run, code: int) -> str | None:
+def _failure(run: Run, suite: Suite, code: int) -> str | None:
     """Return the reason why a run failed, with the path and last line of its log, or None for a successful run."""
     log = run.folder / LOG_FILE
     scores = run.folder / SCORES_FILE
     if code == 0 and scores.is_file():
         try:
-            main_score(run.data_set.name, read_run_file(scores))
+            main_score(run.data_set.name, suite.metric_of(run.data_set.name), read_run_file(scores))
         except DataError as error:
             scores.replace(run.folder / UNUSABLE_FILE)
             return f"{error}, log {log}"
@@ -199,17 +201,17 @@ def _stop_on_signals() -> Iterator[None]:
 # ---- the results
 
 
-def _write_tables(output: Path, not_run: Mapping[str, str], failed: Mapping[str, str]) -> None:
-    tables.write_tables(output, load_results(output), UnfinishedRuns(not_run, failed))
+def _write_tables(output: Path, suite: Suite, not_run: Mapping[str, str], failed: Mapping[str, str]) -> None:
+    tables.write_tables(output, suite, load_results(output, suite), UnfinishedRuns(not_run, failed))
 
 
-def _plot_table(output: Path) -> None:
+def _plot_table(output: Path, suite: Suite) -> None:
     try:
         from dnabert_rm.evaluate.table_plot import plot_table
 
-        rows = data_set_rows(load_results(output))
+        rows = data_set_rows(load_results(output, suite), suite)
         if rows:
-            plot_table(output / tables.PLOT_FILE, rows, family_rows(rows))
+            plot_table(output / tables.PLOT_FILE, suite, rows, family_rows(rows, suite))
     except ImportError:
         _notice(f"note: {tables.PLOT_FILE} is not written: matplotlib is not installed; install dnabert_rm[plots]")
 

@@ -1,4 +1,4 @@
-"""Fine-tuning runs of the GUE suite, and checks of finished runs.
+"""Fine-tuning runs of a benchmark suite, and checks of finished runs.
 
 There is one run per data set, seed and arm. An arm is `pretrained` or `scratch`, with overlapping or non-overlapping
 k-mers.
@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from dnabert_rm.evaluate.gue_suite import SPLITS, STAND_IN, DataSet, set_settings
+from dnabert_rm.evaluate.data_sets import SPLITS, STAND_IN, DataSet
+from dnabert_rm.evaluate.suite import Suite
 from dnabert_rm.evaluate.suite_settings import SuiteSettings
 from dnabert_rm.finetune.finetune_settings import SCORES_FILE, FinetuneSettings, flag
 from dnabert_rm.finetune.fingerprints import hash_model, hash_tables
@@ -21,8 +22,10 @@ from dnabert_rm.utils.files import read_json
 
 RUNS_FOLDER = "runs"
 RECORD_FILE = "gue_run.json"
-"""File beside a run's scores.json with data set, arm, seed, settings, and SHA-256 of the model and CSV files."""
+"""File beside a run's scores.json with suite, data set, arm, seed, settings, and SHA-256 of the model and CSV files."""
 LOG_FILE = "log.txt"
+FIRST_SUITE = "GUE"
+"""Suite of runs whose `RECORD_FILE` names none, from versions that had no other suite."""
 
 
 @dataclass(frozen=True)
@@ -63,59 +66,67 @@ def arm_name(weights: str, overlapping: bool) -> str:
     return weights if overlapping else f"{weights}-non-overlapping"
 
 
-def resolve_settings(name: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
+def resolve_settings(data_set: str, suite: Suite, overrides: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fine-tuning settings of a data set.
 
-    `overrides` take precedence over GUE's settings, and GUE's settings over the defaults of `FinetuneSettings`. If
-    `overrides` has `epochs` but not `max_steps`, GUE's `max_steps` is removed, because it would override `epochs`.
+    `overrides` take precedence over the suite's settings, and the suite's settings over the defaults of
+    `FinetuneSettings`. If `overrides` has `epochs` but not `max_steps`, the suite's `max_steps` is removed, because it
+    would override `epochs`. `task` is only there if it is not `classes`.
     """
-    gue_settings = asdict(set_settings(name))
+    suite_settings = asdict(suite.settings_of(data_set))
     if "epochs" in overrides and "max_steps" not in overrides:
-        gue_settings["max_steps"] = None
-    defaults = {"dropout": FinetuneSettings.dropout, "precision": FinetuneSettings.precision, "max_tokens": None}
-    return defaults | gue_settings | dict(overrides)
+        suite_settings["max_steps"] = None
+    defaults: dict[str, Any] = {
+        name: getattr(FinetuneSettings, name) for name in ("dropout", "precision", "max_tokens")
+    }
+    if (task := suite.task_of(data_set)) and task != FinetuneSettings.task:
+        defaults["task"] = task
+    return defaults | suite_settings | dict(overrides)
 
 
-def make_runs(suite: SuiteSettings, sets: Sequence[DataSet]) -> list[Run]:
+def make_runs(settings: SuiteSettings, suite: Suite, sets: Sequence[DataSet]) -> list[Run]:
     """Return one run for each combination of data set, seed and initial weights (pretrained or random).
 
     Raise `ConfigError` if a setting is out of range, or if the runs would overwrite the model or the data.
     """
-    for name, path in (("--model", suite.model), ("--data", suite.data)):
+    for name, path in (("--model", settings.model), ("--data", settings.data)):
         inside = path.resolve()
-        if (suite.output / RUNS_FOLDER).resolve() in (inside, *inside.parents):
-            raise ConfigError(f"--output {suite.output}: the runs would replace {name} {path}; choose another folder")
-    model_sha256 = hash_model(suite.model)
-    return [run for data_set in sets for run in _runs_of_set(suite, data_set, model_sha256)]
+        if (settings.output / RUNS_FOLDER).resolve() in (inside, *inside.parents):
+            raise ConfigError(
+                f"--output {settings.output}: the runs would replace {name} {path}; choose another folder"
+            )
+    model_sha256 = hash_model(settings.model)
+    return [run for data_set in sets for run in _runs_of_set(settings, suite, data_set, model_sha256)]
 
 
-def _runs_of_set(suite: SuiteSettings, data_set: DataSet, model_sha256: str) -> Iterator[Run]:
+def _runs_of_set(settings: SuiteSettings, suite: Suite, data_set: DataSet, model_sha256: str) -> Iterator[Run]:
     stand_in = "train" not in data_set.splits
-    settings = resolve_settings(data_set.name, suite.overrides)
+    resolved = resolve_settings(data_set.name, suite, settings.overrides)
     files: dict[str, Any] = {
-        "model": suite.model,
+        "model": settings.model,
         "train": data_set.file("dev" if stand_in else "train"),
         "dev": None if stand_in else data_set.file("dev"),
         "test": data_set.file("test"),
         "data_set": f"{data_set.name} ({STAND_IN})" if stand_in else data_set.name,
     }
     common_record = {
+        "suite": suite.name,
         "data_set": data_set.name,
         "stand_in": stand_in,
-        "settings": settings,
+        "settings": resolved,
         "model_sha256": model_sha256,
         "data_sha256": hash_tables({split: data_set.file(split) for split in SPLITS if split in data_set.splits}),
     }
-    for seed in suite.seeds:
-        for weights in suite.arms:
-            arm = arm_name(weights, suite.overlapping)
+    for seed in settings.seeds:
+        for weights in settings.arms:
+            arm = arm_name(weights, settings.overlapping)
             finetune_settings = FinetuneSettings(
-                output=suite.output / RUNS_FOLDER / data_set.name / arm / f"seed-{seed}",
+                output=settings.output / RUNS_FOLDER / data_set.name / arm / f"seed-{seed}",
                 seed=seed,
                 from_scratch=weights == "scratch",
-                overlapping=suite.overlapping,
+                overlapping=settings.overlapping,
                 **files,
-                **settings,
+                **resolved,
             )
             yield Run(data_set, arm, finetune_settings, common_record | {"arm": arm, "seed": seed})
 
@@ -137,12 +148,12 @@ def read_run_file(path: Path) -> dict[str, Any]:
 def check_finished(runs: Sequence[Run], output: Path, overwrite: bool) -> set[Path]:
     """Return the folders of the finished runs in `output`. Raise `ConfigError` if a finished run does not match `runs`.
 
-    All runs in an output folder must use the same model. All runs on a data set must use the same settings and CSV
-    files. If `overwrite` is true, finished runs that are also in `runs` are neither checked nor returned.
+    All runs in an output folder must use the same suite and model. All runs on a data set must use the same settings
+    and CSV files. If `overwrite` is true, finished runs that are also in `runs` are neither checked nor returned.
     """
     repeated = {run.folder for run in runs}
     current_records = {run.data_set.name: run.record for run in runs}
-    other_set_record = {"model_sha256": runs[0].record["model_sha256"]}
+    other_set_record = {name: runs[0].record[name] for name in ("suite", "model_sha256")}
     finished = set()
     problems = []
     for folder, record in finished_records(output):
@@ -162,8 +173,10 @@ def _differences(record: Mapping[str, Any], current: Mapping[str, Any]) -> Itera
     """Yield each difference between a finished run and the current command, as text for a message.
 
     `record` is the content of `RECORD_FILE` in the finished run, and `current` is the content for the current command.
-    If `current` has no settings, only the models are compared.
+    If `current` has no settings, only the suites and models are compared. A record without a suite is one of GUE.
     """
+    if (finished_suite := record.get("suite", FIRST_SUITE)) != current["suite"]:
+        yield f"the suite {finished_suite} instead of {current['suite']}"
     if record.get("model_sha256") != current["model_sha256"]:
         yield "another model"
     if "settings" not in current:

@@ -1,4 +1,4 @@
-"""Settings of `dnabert-rm gue`: model, data sets, seeds, and overrides of GUE's fine-tuning settings. Torch-free."""
+"""Settings of `gue` and `evaluate suite`: suite, model, data sets, seeds, and overrides of the suite's settings."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from dnabert_rm.config.schema import Settings, setting
+from dnabert_rm.evaluate.suite import DEFAULT_SUITE
 from dnabert_rm.finetune.finetune_settings import Precision
 
 WEIGHTS = ("pretrained", "scratch")
@@ -26,14 +27,14 @@ OVERRIDES = (
 """Fields of `FinetuneSettings` that can be overridden for all data sets."""
 
 
-def _set_names(text: str) -> tuple[str, ...]:
+def parse_set_names(text: str) -> tuple[str, ...]:
     """Parse the comma-separated patterns of `--sets`. Remove trailing slashes, which shell completion adds."""
     return tuple(word.strip().rstrip("/") for word in text.split(",") if word.strip())
 
 
 @dataclass(frozen=True)
 class SuiteSettings(Settings):
-    """Settings of one `dnabert-rm gue` call, such as model, data sets, seeds and initial weights."""
+    """Settings of one call of `gue` or `evaluate suite`, such as model, data sets, seeds and initial weights."""
 
     GROUPS: ClassVar = {
         "model": "files",
@@ -43,15 +44,18 @@ class SuiteSettings(Settings):
 
     model: Path = setting(metavar="HFDIR")
     """Folder of an exported model."""
-    data: Path = setting(metavar="GUE_DIR")
+    data: Path = setting(metavar="FOLDER")
     """Folder with <family>/<name>/{train,dev,test}.csv."""
     output: Path = setting(metavar="DIR")
     """Folder for table.csv, table.md, table.png, scores.json and runs/."""
+    suite: str = setting(DEFAULT_SUITE, metavar="NAME|FILE")
+    """Benchmark with metrics, settings and published scores: gue, genomic_benchmarks, nucleotide_transformer, or the
+    path of a TOML file."""
     keep_models: bool = False
     """Keep the fine-tuned model of each run. By default it is deleted after scoring."""
     overwrite: bool = False
     """Repeat finished runs and replace their results."""
-    sets: tuple[str, ...] = setting((), separator=",", metavar="NAMES", parse=_set_names)
+    sets: tuple[str, ...] = setting((), separator=",", metavar="NAMES", parse=parse_set_names)
     """Data sets to run, such as mouse/0,tf or 'EMP/H3*'. By default, all in the folder."""
     seeds: tuple[int, ...] = setting((42,), separator=",", metavar="N,N")
     """Random seeds. There is one run per seed."""
@@ -60,13 +64,13 @@ class SuiteSettings(Settings):
     overlapping: bool = setting(True, off="--non-overlapping")
     """Use non-overlapping k-mers (stride k). Their scores get separate columns in the table."""
     stand_in: bool = False
-    """If only train.csv is missing, train on dev.csv and test on test.csv. The result is not a GUE score."""
+    """If only train.csv is missing, train on dev.csv and test on test.csv. The result is not a score of the suite."""
     jobs: int | None = setting(None, metavar="N", minimum=1)
     """Number of parallel runs. By default one per visible GPU, or 1 without GPUs."""
     dry_run: bool = False
     """List the runs and their settings without starting them."""
     epochs: int | None = setting(None, metavar="N")
-    """Passes over the training rows. If set, GUE's own number of steps is ignored."""
+    """Passes over the training rows. If set, the suite's own number of steps is ignored."""
     max_steps: int | None = setting(None, metavar="N")
     """Number of optimizer steps; overrides --epochs."""
     learning_rate: float | None = setting(None, metavar="N")
@@ -95,5 +99,5 @@ class SuiteSettings(Settings):
 
     @property
     def overrides(self) -> dict[str, Any]:
-        """Settings that override GUE's settings for all data sets, keyed by field of `FinetuneSettings`."""
+        """Settings that override the suite's settings for all data sets, keyed by field of `FinetuneSettings`."""
         return {name: value for name in OVERRIDES if (value := getattr(self, name)) is not None}

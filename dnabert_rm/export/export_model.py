@@ -1,7 +1,7 @@
 """Export a checkpoint as one Hugging Face folder, for any ZeRO stage and any number of ranks.
 
 The folder is written under a temporary name. It is renamed only after stock transformers has loaded it and reproduced
-the training model's logits for a fixed input (`probe.npz` in the checkpoint). See docs/export.md.
+the training model's logits for a fixed input (`probe.npz` in the checkpoint). See docs/predictions.md.
 """
 
 from __future__ import annotations
@@ -103,15 +103,16 @@ def export(
     step: int | None = None,
     average: int = 1,
     max_shard_size: str = MAX_SHARD_SIZE,
+    license_id: str | None = None,
 ) -> ExportResult:
     """Export a checkpoint, or the mean of `average` successive checkpoints of a run, to the new folder `output`.
 
     `source` is a run folder or a checkpoint. `step` selects the last checkpoint to use from a run folder; the default
-    is the run's last checkpoint.
+    is the run's last checkpoint. `license_id` is the license in the model card, by default none.
 
     Raises `CheckpointError` if a checkpoint is missing or damaged, or if the exported model differs from the trained
     model. Raises `DataError` if `output` exists or can't be written. After an error, an incomplete export is removed.
-    docs/export.md describes the memory needed.
+    docs/predictions.md describes the memory needed.
     """
     checkpoints = find_checkpoints(Path(source), step, average)
     output = Path(output)
@@ -126,7 +127,7 @@ def export(
         difference = check_exported(temporary, _trained_weights(checkpoints), aliases, reference, exact=average == 1)
         check_tokenizer(temporary, last.tokenizer)
         facts = provenance(checkpoints[-1], last.state, last.config, last.tokenizer, steps, difference)
-        write_records(temporary, facts)
+        write_records(temporary, facts, license_id)
         apply_umask(temporary)
     return ExportResult(output, steps, num_parameters, difference)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import re
+from collections.abc import Iterable
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,8 @@ from dnabert_rm.checkpoint.run_folder import DATA_NAME, FOLDER_NAME
 from dnabert_rm.checkpoint.train_state import TrainState
 from dnabert_rm.config import RunConfig
 from dnabert_rm.data.manifest import SourceInfo, TokenizerInfo, load_manifest
+from dnabert_rm.data.object_store import without_secrets
+from dnabert_rm.export.masked_example import masked_example
 from dnabert_rm.model.pretrained import PROVENANCE_NAME
 from dnabert_rm.train.metrics import METRICS_NAME
 from dnabert_rm.train.validation_record import bits_table, markov_order, read_validations, validation_of
@@ -31,6 +35,7 @@ Releases before 5.17 would use local attention in some layers of ModernBERT.
 _PHASE_END_ROWS = 50
 """Number of logged steps averaged at the end of each phase."""
 _NAMES_SHOWN = 12
+_HUB_DATASET = re.compile(r"hf://datasets/([^/@]+/[^/@]+)", re.IGNORECASE)
 
 
 def provenance(
@@ -60,9 +65,14 @@ def provenance(
         "world_size": environment.get("world_size"),
         "validation": last_validation(run / METRICS_NAME, state.step),
         "phases": phases(run / METRICS_NAME, state.step),
-        "config": config.to_dict(),
+        "config": _without_secrets(config.to_dict()),
         "max_logit_difference": difference,
     }
+
+
+def _without_secrets(config: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return a configuration whose URLs of data have no signature or password, because exports are published."""
+    return {**config, "data": {**config["data"], "path": [without_secrets(path) for path in config["data"]["path"]]}}
 
 
 def training_sources(checkpoint: Path, config: RunConfig, fingerprint: str) -> list[dict[str, Any]]:
@@ -106,14 +116,48 @@ def last_validation(metrics: Path, steps: int) -> dict[str, Any] | None:
     return {"steps": rows[-1]["step"] + 1, **validation_of(rows[-1])} if rows else None
 
 
-def write_records(folder: Path, facts: dict[str, Any]) -> None:
-    """Write `pretraining.json` and the model card (README.md) to `folder`. `facts` is the result of `provenance`."""
+def write_records(folder: Path, facts: dict[str, Any], license_id: str | None = None) -> None:
+    """Write `pretraining.json` and the model card (README.md) to `folder`, which has the tokenizer.
+
+    `facts` is the result of `provenance`. `license_id` is the license in the card, as the hub writes it.
+    """
     (folder / PROVENANCE_NAME).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    (folder / CARD_NAME).write_text(model_card(facts), encoding="utf-8")
+    tokenizer = TokenizerInfo(**facts["tokenizer"])
+    masked_text = masked_example(folder, tokenizer, facts["config"]["model"]["max_positions"])
+    (folder / CARD_NAME).write_text(model_card(facts, license_id, masked_text), encoding="utf-8")
 
 
-def model_card(facts: dict[str, Any]) -> str:
-    """Render the model card as Markdown. `facts` is the result of `provenance`."""
+def card_header(facts: dict[str, Any], license_id: str | None, masked_text: str | None) -> str:
+    """Return the metadata that the hub reads, as YAML. Unknown fields are left out.
+
+    Fields: https://huggingface.co/docs/hub/model-cards. `datasets` has only data sets of the hub, so it is known only
+    for runs that read their data from there.
+    """
+    from huggingface_hub import ModelCardData
+
+    policy = facts["config"]["masking"]["policy"]
+    tags = ["dna", "genomics", "biology", facts["config"]["model"]["architecture"]]
+    return ModelCardData(
+        library_name="transformers",
+        pipeline_tag="fill-mask",
+        license=license_id,
+        tags=[*tags, "randommask"] if policy.startswith("randommask") else tags,
+        datasets=_hub_datasets(facts["config"]["data"]["path"]),
+        widget=[{"text": masked_text}] if masked_text else None,
+    ).to_yaml()
+
+
+def _hub_datasets(paths: Iterable[str]) -> list[str] | None:
+    """Return OWNER/NAME of each `hf://datasets/OWNER/NAME…` among `paths`, or None if there is none."""
+    found = [_HUB_DATASET.match(str(path)) for path in paths]
+    return list(dict.fromkeys(match[1] for match in found if match)) or None
+
+
+def model_card(facts: dict[str, Any], license_id: str | None = None, masked_text: str | None = None) -> str:
+    """Render the model card as Markdown.
+
+    `facts` is the result of `provenance`, and `masked_text` an example for fill-mask, or None if there is none.
+    """
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(
@@ -123,6 +167,8 @@ def model_card(facts: dict[str, Any]) -> str:
     validation = facts["validation"] or {}
     return template.render(
         facts=facts,
+        header=card_header(facts, license_id, masked_text),
+        masked_text=masked_text or "ACGTACGT[MASK]TTAGCATT",
         bits=bits_table(validation),
         markov_order=markov_order(validation),
         genomes=_genomes,

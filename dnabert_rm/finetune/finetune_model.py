@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,9 @@ from dnabert_rm.finetune.output_folder import (
 from dnabert_rm.finetune.table_splits import Splits, notice, read_splits, shared_rows, warn_of_shared_rows
 from dnabert_rm.model.pretrained import check_model_folder
 from dnabert_rm.utils.errors import ConfigError, DataError, is_first_rank
+
+BASE_RATE, BASE_WIDTH, LARGEST_RATE = 3e-5, 768, 1e-3
+MIN_JUDGED_ROWS = 20
 
 __all__ = ["FinetuneSettings", "finetune", "scores_table"]
 
@@ -51,9 +55,12 @@ def finetune(settings: FinetuneSettings) -> dict[str, Any]:
     tokenizer.model_max_length = max_tokens
     model, new_tensors = prepare_model(settings, splits, config)
     rows = tokenize_splits(settings, splits, tokenizer, max_tokens)
+    rate = settings.learning_rate or default_learning_rate(config.hidden_size)
     report_start(settings, splits, rows, new_tensors)
+    chosen = "" if settings.learning_rate else f", the default for a model of width {config.hidden_size}"
+    notice(f"learning rate: {rate:.3g}{chosen}")
     with encoder.suppress_transformers_output():
-        args = hf_trainer.training_arguments(settings, best_metric)
+        args = hf_trainer.training_arguments(settings, best_metric, rate)
         hf_trainer.wait_for_ranks()  # every rank has checked the folder before the first rank changes it
         if is_first_rank():
             clear_output(settings)
@@ -68,6 +75,7 @@ def finetune(settings: FinetuneSettings) -> dict[str, Any]:
             | count_changed_rows(settings, splits, rows)
             | training_summary(trainer, trained, best_metric)
         )
+        warn_at_chance(scores, best_metric, rate)
         if is_first_rank():
             write_results(settings, splits, max_tokens, trainer.model, tokenizer, outputs["test"], scores)
         hf_trainer.wait_for_ranks()
@@ -105,6 +113,36 @@ def chosen_metric(settings: FinetuneSettings, splits: Splits) -> str:
             " --dev table with different labels"
         )
     return metric
+
+
+def default_learning_rate(hidden_size: int) -> float:
+    """Return the peak learning rate for a model of this width, in the absence of --learning-rate.
+
+    3e-5 is the rate of DNABERT-2's scripts, for width 768. Narrower models need more. docs/finetuning.md
+    has the rates of the presets.
+    """
+    return min(LARGEST_RATE, BASE_RATE * max(1.0, (BASE_WIDTH / hidden_size) ** 2))
+
+
+def warn_at_chance(scores: dict[str, Any], best_metric: str, rate: float) -> None:
+    """Print a warning if the chosen checkpoint is no better on dev than chance, with what to change.
+
+    Chance is an R² that is not above 0, or a Matthews correlation below two standard errors. For n rows of K classes
+    and predictions that are independent of them, the standard error is 1 / √(n (K - 1)). Other metrics, fewer than
+    `MIN_JUDGED_ROWS` rows, and classes of bases are not judged.
+    """
+    found, num_rows = scores["metrics"]["dev"].get(best_metric), scores["splits"]["dev"]["rows"]
+    limits = {"r2": 0.0}
+    if scores["task"] == "classes":
+        limits["mcc"] = 2 / math.sqrt(num_rows * (len(scores["classes"]) - 1))
+    limit = limits.get(best_metric)
+    if limit is None or found is None or found > limit or num_rows < MIN_JUDGED_ROWS:
+        return
+    other_rate = f"--learning-rate {3 * rate:.2g}" if rate < LARGEST_RATE else f"--learning-rate {rate / 3:.2g}"
+    notice(
+        f"warning: dev {best_metric} {found:.3f} is not above chance ({limit:.3f} with {num_rows} rows); try "
+        f"{other_rate}, more --epochs, or a model that was pretrained longer (`dnabert-rm check-run` on its run folder)"
+    )
 
 
 def allowed_tokens(settings: FinetuneSettings, config: Any) -> int:
@@ -195,6 +233,7 @@ def training_summary(trainer: Any, trained: Any, best_metric: str) -> dict[str, 
     """Return the `scores.json` entries about training. `trained` is the return value of `Trainer.train`."""
     return {
         "best_metric": best_metric,
+        "learning_rate": trainer.args.learning_rate,
         "steps": trainer.state.global_step,
         "best_step": trainer.state.best_global_step,
         "trained_parameters": sum(weight.numel() for weight in trainer.model.parameters() if weight.requires_grad),

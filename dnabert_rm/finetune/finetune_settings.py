@@ -24,6 +24,15 @@ SCORES_FILE = "scores.json"
 PREDICTIONS_FILE = "predictions.csv"
 TENSORBOARD_FOLDER = "tensorboard"
 CHECKPOINTS_FOLDER = ".finetune-checkpoints"
+METRIC_TITLES = {
+    "mcc": "MCC",
+    "f1_macro": "macro F1",
+    "accuracy": "accuracy",
+    "r2": "R²",
+    "spearman": "Spearman",
+    "pearson": "Pearson",
+}
+"""Titles of the metrics in tables and plots, by key of scores.json."""
 
 
 def _seeds(text: str) -> int | tuple[int, ...]:
@@ -81,8 +90,9 @@ class FinetuneSettings(Settings):
     """Number of passes over the training rows."""
     max_steps: int | None = setting(None, metavar="N", minimum=1)
     """Number of optimizer steps; overrides --epochs."""
-    learning_rate: float = setting(3e-5, metavar="N", above=0)
-    """Peak learning rate of AdamW, with linear warm-up and linear decay to 0."""
+    learning_rate: float | None = setting(None, metavar="N", above=0)
+    """Peak learning rate of AdamW, with linear warm-up and linear decay to 0. By default it follows from the model's
+    width: 3e-5 at 768 and above, more for narrower models, at most 1e-3."""
     batch_size: int = setting(32, metavar="N", minimum=1)
     """Rows per optimizer step, over all ranks."""
     warmup_steps: int = setting(50, metavar="N", minimum=0)

@@ -60,7 +60,7 @@ def make_trainer(
     return trainer
 
 
-def training_arguments(settings: FinetuneSettings, best_metric: str) -> TrainingArguments:
+def training_arguments(settings: FinetuneSettings, best_metric: str, learning_rate: float) -> TrainingArguments:
     """Return the `TrainingArguments`. Under a launcher, constructing them also initializes the process group.
 
     Raises `ConfigError` if the batch size is not a multiple of the number of ranks.
@@ -77,7 +77,7 @@ def training_arguments(settings: FinetuneSettings, best_metric: str) -> Training
         max_steps=settings.max_steps or -1,
         per_device_train_batch_size=rows_per_rank,
         per_device_eval_batch_size=4 * rows_per_rank,
-        learning_rate=settings.learning_rate,
+        learning_rate=learning_rate,
         weight_decay=settings.weight_decay,
         warmup_steps=settings.warmup_steps,
         lr_scheduler_type="linear",
@@ -136,7 +136,7 @@ class TaskTrainer(Trainer):
         """Compute the task's metrics from Trainer's predictions. Raise `ConfigError` if a prediction is not finite."""
         if not np.isfinite(output.predictions).all():
             raise ConfigError(
-                f"--learning-rate {self.settings.learning_rate}: the model's outputs became NaN or infinite;"
+                f"--learning-rate {self.args.learning_rate:g}: the model's outputs became NaN or infinite;"
                 " choose a lower rate"
             )
         return self.task.metrics(output.label_ids, output.predictions)

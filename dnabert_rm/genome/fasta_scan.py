@@ -54,7 +54,7 @@ def scan_table(rna: bool) -> bytes:
     return table.tobytes()
 
 
-@dataclass
+@dataclass(slots=True)
 class Piece:
     """A FASTA record, or the part of a record that is inside the scanned byte range.
 

@@ -2,12 +2,15 @@
 
 BED positions are 0-based and half-open, like all positions in this code base. The format is that of the BED
 specification 1.0 (samtools.github.io/hts-specs/BEDv1.pdf). UCSC's `track` and `browser` lines are allowed too.
+ENCODE's narrowPeak and broadPeak files are BED files with further columns.
 """
 
 from __future__ import annotations
 
 import codecs
+import math
 import os
+import re
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,31 +23,35 @@ from dnabert_rm.genome.fasta_stream import Input
 from dnabert_rm.utils.errors import DataError
 
 _POSITION_COLUMNS = 3
-_DETAIL_COLUMNS = 6
+_DETAIL_COLUMNS = 10
+_SIGNAL_COLUMN, _SUMMIT_COLUMN = 6, 9  # of narrowPeak, counted from 0
 _GFF_COLUMNS = (8, 9)
-_MAX_POSITION_DIGITS = 18
+MAX_POSITION_DIGITS = 18
 _HEADER_WORDS = (b"track", b"browser")
 _STRANDS = (b"+", b"-")
+_PEAK_NAME = re.compile(r"\.(narrow|broad)peak(\.b?gz)?$", re.IGNORECASE)
 _SHOWN_LETTERS = 40
 _GFF_TO_BED = r"""awk -F '\t' -v OFS='\t' '!/^#/ {print $1, $4 - 1, $5}'"""
 
 
 @dataclass(frozen=True, eq=False)
 class Details:
-    """The optional columns of a BED file, for n intervals.
+    """The optional columns of a BED, GFF or GTF file, for n intervals.
 
-    `name` is "" where it is missing. `score` (n,) is NaN where it is missing or not a number. `strand` (n,) holds one
-    byte each: +, - or a dot.
+    `name` is "" where it is missing. `score` (n,) is NaN where it is missing or not a number; it is the signal of a
+    narrowPeak or broadPeak file. `strand` (n,) holds one byte each: +, - or a dot. `summit` (n,) is the number of bases
+    from the interval's start to its peak, -1 where it is missing.
     """
 
     name: list[str]
     score: NDArray[np.float64]
     strand: NDArray[np.bytes_]
+    summit: NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
 class Intervals:
-    """The n intervals of a BED file, in file order. All arrays are int64 of shape (n,).
+    """The n intervals of a BED, GFF or GTF file, in file order. All arrays are int64 of shape (n,).
 
     `contig` is an index into `contig_names`. `start` and `end` are positions in the contig. `line` is the interval's
     line number, counted from 1. `display_name` is the file's name in messages.
@@ -65,9 +72,9 @@ class Intervals:
 def read_intervals(path: str | os.PathLike[str], details: bool = False) -> Intervals:
     """Read a plain or gzip BED file with three or more columns, separated by tabs or blanks.
 
-    `details` also reads the columns name, score and strand. Empty lines, comments, and `track` and `browser` lines are
-    skipped. Raises `DataError` with the line number for any other line that is not an interval, and for a file without
-    intervals.
+    `details` also reads the columns name, score and strand, and the summits of a narrowPeak file. Empty lines,
+    comments, and `track` and `browser` lines are skipped. Raises `DataError` with the line number for any other line
+    that is not an interval, and for a file without intervals.
     """
     numbers: dict[bytes, int] = {}
     contig, start, end, line = (array("q") for _ in range(4))
@@ -95,7 +102,7 @@ def read_intervals(path: str | os.PathLike[str], details: bool = False) -> Inter
         start=starts,
         end=ends,
         line=np.array(line, dtype=np.int64),
-        details=_details(rest) if details else None,
+        details=_details(rest, ends - starts, is_peak_file(source.display_name)) if details else None,
     )
 
 
@@ -120,8 +127,8 @@ def _rows(source: Input, max_splits: int) -> Iterator[tuple[int, list[bytes]]]:
             len(columns) >= _POSITION_COLUMNS
             and columns[1].isdigit()
             and columns[2].isdigit()
-            and len(columns[1]) <= _MAX_POSITION_DIGITS
-            and len(columns[2]) <= _MAX_POSITION_DIGITS
+            and len(columns[1]) <= MAX_POSITION_DIGITS
+            and len(columns[2]) <= MAX_POSITION_DIGITS
             and len(text) < BLOCK_BYTES
         ):
             yield number, columns
@@ -141,7 +148,7 @@ def _fault(text: bytes, columns: list[bytes]) -> str:
     name, value = next(
         (name, value)
         for name, value in (("start", columns[1]), ("end", columns[2]))
-        if not value.isdigit() or len(value) > _MAX_POSITION_DIGITS
+        if not value.isdigit() or len(value) > MAX_POSITION_DIGITS
     )
     return f"not BED: {name} {_short(value)} is not a whole number of 0 or more; fix it, or begin a header line with #"
 
@@ -151,19 +158,42 @@ def _short(text: bytes) -> str:
     return repr(shown if len(shown) <= _SHOWN_LETTERS else f"{shown[:_SHOWN_LETTERS]}…")
 
 
-def _details(rest: list[list[bytes]]) -> Details:
-    """Return the optional columns. `rest` holds columns 4 to 6 of each interval, as far as they exist."""
-    name = [columns[0].decode("utf-8", "backslashreplace") if columns else "" for columns in rest]
-    score = np.array([_number(columns[1]) if len(columns) > 1 else np.nan for columns in rest], dtype=np.float64)
-    strand = np.array([columns[2] if len(columns) > 2 and columns[2] in _STRANDS else b"." for columns in rest])
-    return Details(name, score, strand)
+def is_peak_file(name: str) -> bool:
+    """Return whether a file name has the suffix of ENCODE's narrowPeak or broadPeak format."""
+    return _PEAK_NAME.search(name) is not None
 
 
-def _number(text: bytes) -> float:
+def _details(rest: list[list[bytes]], lengths: NDArray[np.int64], are_peaks: bool) -> Details:
+    """Return the optional columns. `rest` holds the columns of each interval from the fourth on, as far as they exist.
+
+    `are_peaks`: The columns are those of narrowPeak or broadPeak. So are those of a file whose lines all have the ten
+    columns of narrowPeak: ENCODE names such files .bed.gz.
+    """
+    are_peaks = are_peaks or all(len(columns) == _DETAIL_COLUMNS - _POSITION_COLUMNS for columns in rest)
+
+    def column(number: int, missing: bytes) -> list[bytes]:
+        index = number - _POSITION_COLUMNS
+        return [columns[index] if len(columns) > index else missing for columns in rest]
+
+    names = [name.decode("utf-8", "backslashreplace") for name in column(3, b"")]
+    scores = np.array([parse_score(text) for text in column(_SIGNAL_COLUMN if are_peaks else 4, b"")], dtype=np.float64)
+    strands = np.array([strand if strand in _STRANDS else b"." for strand in column(5, b".")])
+    offsets = [text.strip() for text in column(_SUMMIT_COLUMN, b"")] if are_peaks else [b""] * len(rest)
+    summits = np.array(
+        [int(text) if text.isdigit() and len(text) <= MAX_POSITION_DIGITS else -1 for text in offsets], dtype=np.int64
+    )
+    summits[summits >= lengths] = -1
+    return Details(names, scores, strands, summits)
+
+
+def parse_score(text: bytes | str) -> float:
+    """Return the finite number in a score column, or NaN if it holds none."""
     try:
-        return float(text)
+        score = float(text)
     except ValueError:
         return np.nan
+    is_plain = b"_" not in text if isinstance(text, bytes) else "_" not in text
+    return score if is_plain and math.isfinite(score) else np.nan
 
 
 # Sets of ranges: arrays (n, 2) of start and end, sorted by start, where no range is empty and no two overlap

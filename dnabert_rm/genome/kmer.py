@@ -31,7 +31,7 @@ _CODE_OF_BYTE = np.full(256, AMBIGUOUS, dtype=np.uint8)
 for _code, _base in enumerate(BASE_ORDER):
     _CODE_OF_BYTE[ord(_base)] = _CODE_OF_BYTE[ord(_base.lower())] = _code
 _BYTE_OF_CODE = np.frombuffer(BASE_ORDER.encode(), dtype=np.uint8)
-_COMPLEMENT = bytes.maketrans(b"ACGTacgt", b"TGCAtgca")
+_COMPLEMENT = bytes.maketrans(b"ACGTRYKMBVDHacgtrykmbvdh", b"TGCAYRMKVBHDtgcayrmkvbhd")
 
 
 def check_k(k: int) -> int:
@@ -209,5 +209,5 @@ def reverse_complement_ids(ids: NDArray, k: int) -> NDArray:
 
 
 def reverse_complement(sequence: bytes) -> bytes:
-    """Return the reverse complement. Ambiguous letters are not complemented, since their k-mers become `[UNK]`."""
+    """Return the reverse complement, IUPAC codes included. All other letters only change their place."""
     return sequence.translate(_COMPLEMENT)[::-1]

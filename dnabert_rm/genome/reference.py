@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import tempfile
 
-from dnabert_rm.genome.contigs import RegionReader, check_scan, join_pieces
+import numpy as np
+from numpy.typing import NDArray
+
+from dnabert_rm.genome.contigs import Contig, RegionReader, check_scan, join_pieces
 from dnabert_rm.genome.fasta_scan import scan_range
 from dnabert_rm.genome.fasta_stream import Input
 from dnabert_rm.utils.files import explain_full_temporary_folder
@@ -39,6 +42,11 @@ class Genome:
             self._copy.close()
 
     @property
+    def contigs(self) -> list[Contig]:
+        """The contigs, in file order."""
+        return self._contigs
+
+    @property
     def names(self) -> list[str]:
         """Names of the contigs, in file order."""
         return list(self._numbers)
@@ -50,9 +58,13 @@ class Genome:
 
     def fetch(self, name: str, start: int, end: int) -> bytes:
         """Return bases start … end - 1 of a contig in upper case. Calls are fastest if they read a contig in order."""
+        return self.fetch_letters(name, start, end).tobytes().upper()
+
+    def fetch_letters(self, name: str, start: int, end: int) -> NDArray[np.uint8]:
+        """Return letters start … end - 1 of a contig, in upper or lower case as in the file, (end - start,) uint8."""
         contig = self._contigs[self._numbers[name]]
         anchor = contig.anchors[max(0, int(contig.anchors[:, 1].searchsorted(start, "right")) - 1)].tolist()
-        return self._reader.read(self._numbers[name], start, end, (anchor[0], anchor[1])).tobytes().upper()
+        return self._reader.read(self._numbers[name], start, end, (anchor[0], anchor[1]))
 
 
 def _temporary_copy(path: str) -> tempfile._TemporaryFileWrapper | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import codecs
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -19,8 +19,11 @@ from dnabert_rm.genome.reference import Genome
 from dnabert_rm.utils.errors import DataError
 
 _NUM_COLUMNS = 5
-"""CHROM, POS, ID, REF and ALT; the columns after them are not read."""
+"""CHROM, POS, ID, REF and ALT; by default the columns after them are not read."""
+_NUM_COLUMNS_WITH_INFO = 8
+"""The columns above, QUAL, FILTER and INFO."""
 _MAX_POSITION_DIGITS = 18
+_SHORT_CONTIG = "contig shorter than a k-mer"
 _FIRST_BASES = bytes.maketrans(b"RYSWKMBDHV", b"ACCAGACAAA")
 """Map from each IUPAC code to its alphabetically first base, which VCF writes in REF instead of the code."""
 
@@ -49,6 +52,12 @@ class Site:
     sequence: bytes = b""
     target: int = 0
     """Index of the variant in `sequence`."""
+    info: str = ""
+    """The row's INFO column. This field and those below are empty unless the reader keeps lines."""
+    line: bytes = b""
+    """The row as in the file, with its line end."""
+    comments: tuple[bytes, ...] = ()
+    """The comment lines and blank lines before the row; before the first row, these are the header."""
 
 
 @dataclass
@@ -66,7 +75,16 @@ class VariantReader:
     min_bases: int
     """Contigs with fewer bases have no token, so their variants get no score."""
     drop: bool
+    keep_lines: bool = False
+    """Keep whole lines, and require the column INFO."""
     dropped: Counter[str] = field(default_factory=Counter)
+    comments: list[bytes] = field(default_factory=list)
+    """With `keep_lines`: the comment lines and blank lines since the last row; finally those after all rows."""
+
+    @property
+    def num_columns(self) -> int:
+        """Number of columns that each row must have."""
+        return _NUM_COLUMNS_WITH_INFO if self.keep_lines else _NUM_COLUMNS
 
     def sites(self) -> Iterator[Site]:
         """Yield one site per row of the VCF, in file order.
@@ -81,9 +99,12 @@ class VariantReader:
                 self._check_first_line(line)
             text = line.decode("utf-8", "backslashreplace").rstrip("\r\n")
             if not text.strip() or text.startswith("#"):
+                if self.keep_lines:
+                    self.comments.append(line)
                 continue
             try:
-                yield self._site(text.split("\t", _NUM_COLUMNS)[:_NUM_COLUMNS])
+                site = self._site(text.split("\t", self.num_columns)[: self.num_columns])
+                yield self._with_line(site, text, line) if self.keep_lines else site
             except _BadRow as error:
                 if not self.drop:
                     raise DataError(
@@ -94,10 +115,18 @@ class VariantReader:
         if is_empty:
             raise DataError(f"{self.source.display_name}: is empty; pass a VCF file")
 
-    def _lines(self) -> Iterator[tuple[int, bytes]]:
-        """Yield the number and content of each line. A long row may be cut after ALT, the last column that is needed.
+    def _with_line(self, site: Site, text: str, line: bytes) -> Site:
+        comments = tuple(self.comments)
+        self.comments.clear()
+        return replace(
+            site, info=text.split("\t", self.num_columns)[self.num_columns - 1], line=line, comments=comments
+        )
 
-        A row is long, for example, if it has 100,000 samples. Long comment lines may be cut too.
+    def _lines(self) -> Iterator[tuple[int, bytes]]:
+        """Yield the number and content of each line.
+
+        Unless lines are kept, a long row may be cut after ALT, the last column that is needed. A row is long, for
+        example, if it has 100,000 samples. Long comment lines may be cut too.
         """
         number = 1
         kept: list[bytes] = []
@@ -106,7 +135,7 @@ class VariantReader:
             if not kept:
                 kept = [part.removeprefix(codecs.BOM_UTF8) if number == 1 else part]
                 num_tabs = kept[0].count(b"\t")
-            elif num_tabs < _NUM_COLUMNS and not kept[0].startswith(b"#"):
+            elif self.keep_lines or (num_tabs < _NUM_COLUMNS and not kept[0].startswith(b"#")):
                 kept.append(part)
                 num_tabs += part.count(b"\t")
             if part.endswith(b"\n"):
@@ -128,20 +157,19 @@ class VariantReader:
 
     def _site(self, fields: list[str]) -> Site:
         """Return the alleles and sequence of one row, given its columns. Raise `_BadRow` if the row can't be used."""
-        if len(fields) < _NUM_COLUMNS or not (fields[1].isascii() and fields[1].isdigit()):
-            raise _BadRow("not a row of a VCF", "expected CHROM, POS, ID, REF and ALT, separated by tabs")
-        contig, position_text, name, ref, alts = fields
+        if len(fields) < self.num_columns or not (fields[1].isascii() and fields[1].isdigit()):
+            columns = (
+                "CHROM, POS, ID, REF, ALT, QUAL, FILTER and INFO" if self.keep_lines else "CHROM, POS, ID, REF and ALT"
+            )
+            raise _BadRow("not a row of a VCF", f"expected {columns}, separated by tabs")
+        contig, position_text, name, ref, alts = fields[:_NUM_COLUMNS]
         position = int(position_text[:_MAX_POSITION_DIGITS]) - 1
         site_reason = self._check_reference(contig, position, ref.upper())
         alleles = [
             Allele(contig, position, name, ref, alt, site_reason or _reason(ref.upper(), alt.upper()))
             for alt in alts.split(",")
         ]
-        if all(allele.reason for allele in alleles):
-            return Site(alleles)
-        start = max(0, position - self.radius)
-        end = min(self.genome.length(contig) or 0, position + self.radius + 1)
-        return Site(alleles, self.genome.fetch(contig, start, end), position - start)
+        return _with_sequence(alleles, self.genome, self.radius)
 
     def _check_reference(self, contig: str, position: int, ref: str) -> str:
         """Return the reason why no allele of the row can be scored, or "" if there is no such reason.
@@ -152,11 +180,7 @@ class VariantReader:
             return "contig of an assembly file"
         length = self.genome.length(contig)
         if length is None:
-            known = ", ".join(self.genome.names[:4])
-            raise _BadRow(
-                "contig not in the FASTA",
-                f"contig {contig!r} is not in {self.genome.display_name} (the file has {known} …)",
-            )
+            raise _BadRow("contig not in the FASTA", _unknown_contig(contig, self.genome))
         if position in (-1, length):
             return "telomere"
         if ref == ".":
@@ -173,7 +197,43 @@ class VariantReader:
                 f"REF is {_short(ref)}, but {self.genome.display_name} has {_short(found.decode())} there "
                 "(another assembly?)",
             )
-        return "contig shorter than a k-mer" if length < self.min_bases else ""
+        return _SHORT_CONTIG if length < self.min_bases else ""
+
+
+def region_sites(genome: Genome, contig: str, start: int, end: int, radius: int, min_bases: int) -> Iterator[Site]:
+    """Yield one site per base of the region `start` … `end - 1`, with the other three bases as alleles.
+
+    An ambiguous base has all four bases as alleles, which get no score. `radius` and `min_bases` are as in
+    `VariantReader`. Raises `DataError` if the genome lacks the region.
+    """
+    length = genome.length(contig)
+    if length is None:
+        raise DataError(f"--region: {_unknown_contig(contig, genome)}; pass one of them")
+    if end > length:
+        raise DataError(
+            f"--region {contig}:{start + 1}-{end}: contig {contig} has {length} bases; pass an end of {length} or less"
+        )
+    site_reason = _SHORT_CONTIG if length < min_bases else ""
+    for position in range(start, end):
+        ref = genome.fetch(contig, position, position + 1).decode()
+        alleles = [
+            Allele(contig, position, ".", ref, alt, site_reason or _reason(ref, alt)) for alt in "ACGT" if alt != ref
+        ]
+        yield _with_sequence(alleles, genome, radius)
+
+
+def _with_sequence(alleles: list[Allele], genome: Genome, radius: int) -> Site:
+    """Return the site of `alleles`, which have one position, with its sequence if an allele gets a score."""
+    if all(allele.reason for allele in alleles):
+        return Site(alleles)
+    contig, position = alleles[0].contig, alleles[0].position
+    start = max(0, position - radius)
+    end = min(genome.length(contig) or 0, position + radius + 1)
+    return Site(alleles, genome.fetch(contig, start, end), position - start)
+
+
+def _unknown_contig(contig: str, genome: Genome) -> str:
+    return f"contig {contig!r} is not in {genome.display_name} (the file has {', '.join(genome.names[:4])} …)"
 
 
 def _agrees(ref: str, found: bytes) -> bool:

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,8 +20,8 @@ from dnabert_rm.inference.embedding_files import CsvFile, NpyFile, ParquetFile, 
 from dnabert_rm.inference.inference_settings import EmbeddingSettings
 from dnabert_rm.inference.model_loading import load_encoder, model_inputs, open_model_folder
 from dnabert_rm.inference.model_runner import BatchRunner, chunked, default_device
-from dnabert_rm.inference.sequence_input import Region
 from dnabert_rm.inference.window_stream import (
+    BATCHES_SORTED,
     RunningMean,
     Tally,
     WindowOutput,
@@ -145,35 +144,31 @@ def embed(settings: EmbeddingSettings) -> Tally:
     npy = settings.output.suffix == ".npy"
     output_paths = [names_path(settings.output), settings.output] if npy else [settings.output]
     for path in output_paths:
-        check_output_file(path, settings.overwrite, model_inputs(settings.model, settings.input))
+        check_output_file(path, settings.overwrite, model_inputs(settings.model, *settings.inputs))
     embedder = load_embedder(settings)
     tokenization = make_tokenization(embedder.runner.tokenizer, settings.max_tokens or embedder.positions)
     check_token_limits(settings, tokenization, embedder.positions)
     tally = Tally()
-    limits = {"batches_sorted": 1} if settings.per_token else {}
-    outputs = model_outputs(settings, tokenization, settings.long or "window", embedder.forward, tally, **limits)
+    batches_sorted = 1 if settings.per_token else BATCHES_SORTED
+    outputs = model_outputs(settings, tokenization, settings.long or "window", embedder.forward, tally, batches_sorted)
     with (
         atomic_outputs(*output_paths) as temporary,
         contextlib.closing(_open(settings, temporary, embedder.hidden_size)) as file,
     ):
         if settings.per_token:
             assert isinstance(file, NpyFile)
-            write_tokens(file, outputs, embedder.hidden_size, settings.tile is not None, tally)
+            write_tokens(file, outputs, embedder.hidden_size, settings.region_columns, tally)
         else:
             write_pooled(file, outputs, settings, embedder.hidden_size, tally)
     return tally
 
 
 def _open(settings: EmbeddingSettings, paths: Sequence[Path], width: int) -> VectorFile:
-    columns = ["id"] if settings.tile is None else ["contig", "start", "end"]
+    columns = settings.region_columns
     if settings.output.suffix == ".npy":
         extra = ["first_row", "rows"] if settings.per_token else []
         return NpyFile(paths[1], paths[0], [*columns, *extra], width)
     return (CsvFile if settings.output.suffix == ".csv" else ParquetFile)(paths[0], columns, width)
-
-
-def _name_cells(region: Region, with_coordinates: bool) -> list[Any]:
-    return [region.name, region.start, region.end] if with_coordinates else [region.name]
 
 
 def write_pooled(
@@ -184,7 +179,7 @@ def write_pooled(
     joined = ((region, join(windows)) for region, windows in group_by_region(outputs))
     for rows in chunked(joined, ROWS_WRITTEN):
         vectors = np.array([np.full(width, np.nan) if vector is None else vector for _, vector in rows], np.float32)
-        file.write([_name_cells(region, settings.tile is not None) for region, _ in rows], vectors)
+        file.write([region.cells(settings.region_columns) for region, _ in rows], vectors)
         tally.rows += len(rows)
         tally.empty += sum(vector is None for _, vector in rows)
 
@@ -210,7 +205,7 @@ def write_tokens(
     file: NpyFile,
     outputs: Iterable[WindowOutput],
     width: int,
-    with_coordinates: bool,
+    columns: list[str],
     tally: Tally,
 ) -> None:
     """Write one embedding per token of each sequence or tile, averaged over the windows that contain the token."""
@@ -225,7 +220,7 @@ def write_tokens(
                 means.add(window.first_token, states)
                 is_empty = False
         file.write([], means.pop())
-        names = [*_name_cells(region, with_coordinates), first_row, file.num_rows - first_row]
+        names = [*region.cells(columns), first_row, file.num_rows - first_row]
         file.write([names], np.empty((0, width), np.float32))
         tally.rows += 1
         tally.empty += is_empty

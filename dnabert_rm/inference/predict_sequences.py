@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +14,14 @@ from transformers import AutoModelForSequenceClassification, AutoModelForTokenCl
 
 from dnabert_rm.finetune.finetune_settings import FINETUNING_FILE
 from dnabert_rm.finetune.pretrained_encoder import load_tokenizer
-from dnabert_rm.inference.inference_settings import InferenceSettings
+from dnabert_rm.inference.inference_settings import PredictSettings
 from dnabert_rm.inference.model_loading import load_adapted, load_model, model_inputs, open_model_folder
 from dnabert_rm.inference.model_runner import BatchRunner, default_device
+from dnabert_rm.inference.prediction_files import open_prediction_file
 from dnabert_rm.inference.prediction_head import Head, read_head
 from dnabert_rm.inference.sequence_input import AnyTokenization, Region
 from dnabert_rm.inference.window_stream import (
+    BATCHES_SORTED,
     RunningMean,
     Tally,
     WindowOutput,
@@ -33,6 +34,9 @@ from dnabert_rm.model.pretrained import NAME_FINETUNED
 from dnabert_rm.tokenizer import BpeTokenizer
 from dnabert_rm.utils.errors import CheckpointError
 from dnabert_rm.utils.files import atomic_outputs, check_output_file
+
+Row = tuple[list[Any], list[str]]
+"""Values of the name columns, and of the prediction columns."""
 
 
 @dataclass(frozen=True)
@@ -95,49 +99,49 @@ def load_predictor(folder: Path, batch_size: int, precision: str) -> Predictor:
     return Predictor(head, model.to(device), runner, config.max_position_embeddings)
 
 
-def predict(settings: InferenceSettings) -> Tally:
-    """Write predictions for each sequence in `input` to the table `output`, in the order of the input.
+def predict(settings: PredictSettings) -> Tally:
+    """Write predictions for each sequence in `input`, or each interval in `regions`, to `output`, in their order.
 
-    With `tile`, each sequence is cut into tiles, and each tile has its own prediction. Raises `ConfigError`,
+    With `tile`, each sequence is cut into tiles, and each tile has its own prediction. A head that classifies bases
+    reads intervals from the forward strand, and names each base by its position in the contig. Raises `ConfigError`,
     `CheckpointError`, or `DataError` with the line number. After an error, no output file remains.
     """
-    check_output_file(settings.output, settings.overwrite, model_inputs(settings.model, settings.input))
+    check_output_file(settings.output, settings.overwrite, model_inputs(settings.model, *settings.inputs))
     predictor = load_predictor(settings.model, settings.batch_size, settings.precision)
     head = predictor.head
     max_tokens = settings.max_tokens or head.max_tokens or predictor.positions
     tokenization = make_tokenization(predictor.runner.tokenizer, max_tokens)
     check_token_limits(settings, tokenization, predictor.positions)
     tally = Tally()
-    # Per-base logits are large, so hold one batch at a time. Other outputs are a few numbers per window.
-    limits = {"batches_sorted": 1} if head.per_base else {}
-    outputs = model_outputs(settings, tokenization, settings.long or head.long, predictor.forward, tally, **limits)
+    outputs = model_outputs(
+        settings,
+        tokenization,
+        settings.long or head.long,
+        predictor.forward,
+        tally,
+        # Per-base logits are large, so hold one batch at a time. Other outputs are a few numbers per window.
+        batches_sorted=1 if head.per_base else BATCHES_SORTED,
+        forward_only=head.per_base,
+    )
+    columns = [settings.region_columns[0], "position"] if head.per_base else settings.region_columns
+    rows = base_rows(head, tokenization, outputs) if head.per_base else region_rows(head, outputs, columns)
     with (
         atomic_outputs(settings.output) as (temporary,),
         open(temporary, "w", newline="", encoding="utf-8") as stream,
     ):
-        writer = csv.writer(stream, lineterminator="\n")
-        if head.per_base:
-            id_columns = ["id", "position"]
-            rows = base_rows(head, tokenization, outputs)
-        else:
-            id_columns = ["id"] if settings.tile is None else ["contig", "start", "end"]
-            rows = region_rows(head, outputs, settings.tile is not None)
-        writer.writerow([*id_columns, *head.task.prediction_columns()])
-        for row in rows:
-            writer.writerow(row)
+        file = open_prediction_file(settings.output, stream, columns, head, settings.track)
+        for place, cells in rows:
+            file.write(place, cells)
             tally.rows += 1
-            tally.empty += not row[-1]
+            tally.empty += not cells[-1]
     return tally
 
 
-def region_rows(head: Head, outputs: Iterable[WindowOutput], with_coordinates: bool) -> Iterator[list[Any]]:
-    """Yield a table row per sequence or tile, with the id and the prediction cells.
-
-    With `with_coordinates`, each row also has the start and end of the tile, after the id.
-    """
+def region_rows(head: Head, outputs: Iterable[WindowOutput], columns: list[str]) -> Iterator[Row]:
+    """Yield a row per sequence, tile or interval: the values of the name columns `columns`, and prediction cells."""
     for region, logits in mean_logits(outputs):
         cells = head.cells(np.full((1, len(head.labels)), np.nan) if logits is None else logits[None])[0]
-        yield [region.name, *([region.start, region.end] if with_coordinates else []), *cells]
+        yield region.cells(columns), cells
 
 
 def mean_logits(outputs: Iterable[WindowOutput]) -> Iterator[tuple[Region, NDArray | None]]:
@@ -155,8 +159,8 @@ def mean_logits(outputs: Iterable[WindowOutput]) -> Iterator[tuple[Region, NDArr
         yield region, total / num_windows if num_windows else None
 
 
-def base_rows(head: Head, tokenization: AnyTokenization, outputs: Iterable[WindowOutput]) -> Iterator[list[Any]]:
-    """Yield a table row per base: id, 0-based position in the sequence, and prediction cells.
+def base_rows(head: Head, tokenization: AnyTokenization, outputs: Iterable[WindowOutput]) -> Iterator[Row]:
+    """Yield a row per base: the record's name and the 0-based position in the record, and prediction cells.
 
     The logits of a base are the mean over all tokens that cover the base, in all windows. A base outside all windows
     has no row.
@@ -171,5 +175,5 @@ def base_rows(head: Head, tokenization: AnyTokenization, outputs: Iterable[Windo
         yield from _rows_from(head, region.name, means.start, means.pop())
 
 
-def _rows_from(head: Head, name: str, start: int, logits: NDArray) -> Iterable[list[Any]]:
-    return ([name, start + i, *cells] for i, cells in enumerate(head.cells(logits)))
+def _rows_from(head: Head, name: str, start: int, logits: NDArray) -> Iterable[Row]:
+    return (([name, start + i], cells) for i, cells in enumerate(head.cells(logits)))

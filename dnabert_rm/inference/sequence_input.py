@@ -33,11 +33,29 @@ Records = Iterator[tuple[str, Iterator[bytes]]]
 
 @dataclass
 class Region:
-    """Part of a record that gets one result: bases `start` … `end` - 1. `end` is 0 until the last window is cut."""
+    """Part of a record that gets one result: bases `start` … `end` - 1. `end` is 0 until the last window is cut.
+
+    `strand` is "-" if the sequence is the reverse complement of these bases.
+    """
 
     name: str
     start: int = 0
     end: int = 0
+    strand: str = "+"
+    label: str = ""
+    """Name of the interval, if the region is one."""
+
+    def cells(self, columns: list[str]) -> list[str | int]:
+        """Return the values of `InferenceSettings.region_columns`."""
+        values: dict[str, str | int] = {
+            "id": self.name,
+            "contig": self.name,
+            "start": self.start,
+            "end": self.end,
+            "strand": self.strand,
+            "name": self.label,
+        }
+        return [values[column] for column in columns]
 
 
 @dataclass(frozen=True)

@@ -1,176 +1,58 @@
-"""Masked-likelihood scores of single-base variants: log P(alt) - log P(ref) at the variant's position.
+"""Score single-base variants of a VCF or of a region, from file to file.
 
-All k-mers that cover the variant's base are masked, because a single visible k-mer would reveal the base. For each
-masked token t, the model predicts a distribution over k-mers. Only k-mers that agree with the visible bases are
-used. Their probabilities are summed for each base b at the position, then renormalised over the four bases:
-
-    P_t(b) = sum of P_t(k-mer with b) / sum over b' of P_t(k-mer with b')
-
-log P(b) is the mean of log P_t(b) over the tokens that cover the base. docs/predictions.md explains this score.
-
-Shapes: T tokens of a window, M masked tokens that cover the base (k, or fewer at a contig's ends), n k-mers per base.
+The score is a masked likelihood (masked_likelihood.py) or a distance between embeddings (embedding_distance.py).
+docs/predictions.md explains the scores.
 """
 
 from __future__ import annotations
 
-import csv
+import contextlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from transformers import AutoModelForMaskedLM
 
 from dnabert_rm.finetune.pretrained_encoder import load_config, load_kmer_tokenizer
-from dnabert_rm.genome import kmer
 from dnabert_rm.genome.fasta_stream import Input
 from dnabert_rm.genome.reference import Genome
-from dnabert_rm.genome.vcf import Site, VariantReader
-from dnabert_rm.inference.inference_settings import VariantSettings
-from dnabert_rm.inference.model_loading import load_model, model_inputs
-from dnabert_rm.inference.model_runner import chunked, default_device
+from dnabert_rm.genome.vcf import Site, VariantReader, region_sites
+from dnabert_rm.inference.embed_sequences import Embedder
+from dnabert_rm.inference.embedding_distance import EmbeddingDistance
+from dnabert_rm.inference.inference_settings import VariantSettings, parse_region
+from dnabert_rm.inference.masked_likelihood import MaskedLikelihood
+from dnabert_rm.inference.model_loading import load_encoder, load_model, model_inputs, open_model_folder
+from dnabert_rm.inference.model_runner import BatchRunner, chunked, default_device
+from dnabert_rm.inference.scored_vcf import CsvScores, ScoredSite, ScoreFile, VcfScores, open_vcf
+from dnabert_rm.inference.variant_labels import LabelledScores
 from dnabert_rm.model.mlm import MaskedLM
-from dnabert_rm.utils.errors import ConfigError
+from dnabert_rm.utils.errors import ConfigError, DataError
 from dnabert_rm.utils.files import atomic_outputs, check_output_file
 from dnabert_rm.utils.progress import progress_bar
 
 BATCHES_PER_GROUP = 16
 """Number of batches of sites that are read and scored together."""
+GROUP_BYTES = 1 << 26
+"""Bytes of VCF lines at which a group of sites ends, since rows with many samples are long."""
+NO_KMER = "no known k-mer"
+"""Reason of an allele whose window has ambiguous bases in every k-mer, so that it has no embedding."""
+RULES = {
+    "log-ratio": "log P(alt) - log P(ref)",
+    "marginal": "log P(alt)",
+    "embedding": "1 - cosine similarity of the embeddings of ref and alt",
+    "embedding-l2": "Euclidean distance between the embeddings of ref and alt",
+}
+"""Formula of each score."""
 
 
-@dataclass(frozen=True)
-class MaskedSite:
-    """A window in which the variant's base is masked, and the candidate k-mers for each possible value of this base."""
+class VariantScorer(Protocol):
+    """A model with a score."""
 
-    ids: NDArray[np.int64]
-    """(T + 2,) token ids with special tokens."""
-    positions: NDArray[np.int64]
-    """(M,) indices in `ids` of the tokens that cover the base."""
-    candidates: NDArray[np.int64]
-    """(M, 4, n) ids of the k-mers with base code 0 … 3 at the position, padded with -1."""
-
-
-def mask_site(sequence: bytes, target: int, k: int, span: int) -> MaskedSite:
-    """Mask `span` tokens of a window, centred on the tokens that cover base `target`. Return the `MaskedSite`.
-
-    `span` and the length of `sequence` must be at least k. If span - k is odd, the extra token is masked on the right.
-    A base is visible if at least one unmasked token other than `[UNK]` covers it.
-    """
-    ids = kmer.encode(sequence, k).astype(np.int64)
-    first = target - k + 1 - (span - k) // 2
-    is_masked = np.zeros(len(ids), dtype=bool)
-    is_masked[max(0, first) : first + span] = True
-    is_visible = np.zeros(len(sequence), dtype=bool)
-    for offset in range(k):
-        is_visible[offset : offset + len(ids)] |= ~is_masked & (ids != kmer.UNK_ID)
-    covering = np.arange(max(0, target - k + 1), min(len(ids), target + 1))
-    codes = kmer.base_codes(sequence)
-    by_token = [_candidates(codes[t : t + k], is_visible[t : t + k], target - t, k) for t in covering.tolist()]
-    masked_ids = np.concatenate(([kmer.CLS_ID], np.where(is_masked, kmer.MASK_ID, ids), [kmer.SEP_ID]))
-    return MaskedSite(masked_ids, covering + 1, _pad_candidates(by_token))
-
-
-def _candidates(codes: NDArray[np.uint8], is_visible: NDArray[np.bool_], offset: int, k: int) -> NDArray[np.int64]:
-    """Return the ids of all k-mers that agree with the visible bases, shape (4, k-mers per base).
-
-    Row b of the result holds the k-mers with base code b at `offset`. The base at `offset` must be hidden. `codes` and
-    `is_visible` have shape (k,). `codes` holds base codes 0 … 3. Codes of hidden bases are ignored.
-    """
-    weights = 4 ** np.arange(k - 1, -1, -1, dtype=np.int64)
-    ids = np.array([kmer.NUM_SPECIAL + (codes[is_visible] * weights[is_visible]).sum()])
-    for hidden in np.flatnonzero(~is_visible):
-        if hidden != offset:
-            ids = (ids[:, None] + np.arange(4) * weights[hidden]).reshape(-1)
-    return np.arange(4)[:, None] * weights[offset] + ids
-
-
-def _pad_candidates(candidates: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
-    """Stack the candidate ids of all tokens into one array, padded with -1.
-
-    The candidates of one token have shape (4, n): n k-mer ids for each of the four bases. The result has shape (tokens,
-    4, largest n).
-    """
-    padded = np.full((len(candidates), 4, max(ids.shape[1] for ids in candidates)), -1, dtype=np.int64)
-    for row, ids in zip(padded, candidates, strict=True):
-        row[:, : ids.shape[1]] = ids
-    return padded
-
-
-def base_log_probabilities(logits: Tensor, candidates: Tensor) -> Tensor:
-    """Return each masked token's log probabilities of the four bases, float32 of shape (tokens, 4).
-
-    `logits` have shape (tokens, vocabulary). `candidates` are the k-mer ids for each base, shape
-    (tokens, 4, k-mers per base), padded with -1.
-    """
-    selected = logits.float().gather(1, candidates.clamp(min=0).flatten(1)).view(candidates.shape)
-    return selected.masked_fill(candidates < 0, -torch.inf).logsumexp(dim=2).log_softmax(dim=1)
-
-
-@dataclass(frozen=True)
-class Scorer:
-    """A masked language model on its device, with the scoring settings."""
-
-    model: MaskedLM
-    k: int
-    device: torch.device
-    span: int
-    strand: str
-    batch_size: int
-    precision: str
-    max_kmers: int
-    """K-mers per window, without special tokens."""
-
-    def log_probabilities(self, sites: Sequence[Site]) -> NDArray[np.float64]:
-        """Return the log probabilities of the four bases at each site, shape (sites, 4).
-
-        With `strand` "both", the result is the mean over both strands.
-        """
-        masked = []
-        for site in sites:
-            last = len(site.sequence) - 1
-            if self.strand != "-":
-                masked.append(mask_site(site.sequence, site.target, self.k, self.span))
-            if self.strand != "+":
-                reverse_complement = kmer.reverse_complement(site.sequence)
-                masked.append(mask_site(reverse_complement, last - site.target, self.k, self.span))
-        forward = self._forward(masked)
-        reverse = forward[:, [1, 0, 3, 2]]  # the complement of a code is code ^ 1
-        if self.strand == "both":
-            return (forward[0::2] + reverse[1::2]) / 2
-        return forward if self.strand == "+" else reverse
-
-    def _forward(self, sites: Sequence[MaskedSite]) -> NDArray[np.float64]:
-        """Return the log probabilities of the four bases at each site, shape (sites, 4).
-
-        Only windows of equal length share a batch, so batches have no padding.
-        """
-        log_p = np.empty((len(sites), 4))
-        lengths = np.array([len(site.ids) for site in sites])
-        for length in np.unique(lengths):
-            same_length = np.flatnonzero(lengths == length)
-            for start in range(0, len(same_length), self.batch_size):
-                indices = same_length[start : start + self.batch_size]
-                log_p[indices] = self._forward_batch([sites[i] for i in indices])
-        return log_p
-
-    def _forward_batch(self, sites: Sequence[MaskedSite]) -> NDArray[np.float64]:
-        length = len(sites[0].ids)
-        ids = np.stack([site.ids for site in sites])
-        positions = np.concatenate([site.positions + i * length for i, site in enumerate(sites)])
-        candidates = _pad_candidates([token for site in sites for token in site.candidates])
-        ids_device, positions_device, candidates_device = (
-            torch.from_numpy(array).to(self.device) for array in (ids, positions, candidates)
-        )
-        with torch.inference_mode():
-            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
-                logits = self.model(ids_device, positions_device)
-            token_log_p = base_log_probabilities(logits, candidates_device).cpu().numpy().astype(np.float64)
-        bounds = np.cumsum([0, *(len(site.positions) for site in sites)])
-        return np.add.reduceat(token_log_p, bounds[:-1]) / np.diff(bounds)[:, None]
+    def scores(self, sites: Sequence[Site]) -> list[NDArray[np.float64]]:
+        """Return the scores of each site's alleles, shape (alleles,), or NaN. Each site must have a sequence."""
 
 
 @dataclass
@@ -182,6 +64,8 @@ class VariantTally:
     """Number of alleles without a score, for each reason."""
     dropped: Counter[str] = field(default_factory=Counter)
     """Number of rows left out because they contradict the FASTA, for each reason."""
+    metrics: str = ""
+    """Agreement with the labels, two lines; empty without labels."""
 
     def line(self, output: object) -> str:
         """Return a one-line summary that begins with the path of the output file."""
@@ -193,10 +77,15 @@ class VariantTally:
         return "; ".join(parts)
 
 
-def load_scorer(settings: VariantSettings) -> Scorer:
-    """Load the pretrained model. Raise `ConfigError` if `--span` or `--max-tokens` is out of range for the model."""
-    config = load_config(settings.model)
-    k = load_kmer_tokenizer(settings.model, config, "score-variants").k
+def load_scorer(settings: VariantSettings) -> tuple[VariantScorer, int, int]:
+    """Load the model. Return the scorer, the largest number of k-mers per window, and k.
+
+    Raise `ConfigError` if `--span` or `--max-tokens` is out of range for the model.
+    """
+    folder = open_model_folder(settings.model) if settings.uses_embeddings else None
+    config = folder.config if folder else load_config(settings.model)
+    tokenizer = load_kmer_tokenizer(folder.tokenizer if folder else settings.model, config, "score-variants")
+    k = tokenizer.k
     positions = config.max_position_embeddings
     max_kmers = (settings.max_tokens or positions) - 2
     span = settings.span or k
@@ -209,8 +98,13 @@ def load_scorer(settings: VariantSettings) -> Scorer:
             f"--span {span}: {k} tokens cover a base, and the model takes {max_kmers}; pass {k} … {max_kmers}"
         )
     device = default_device()
+    if folder:
+        encoder = load_encoder(folder).to(device)  # type: ignore[arg-type]
+        runner = BatchRunner(tokenizer, device, settings.precision, settings.batch_size)
+        embedder = Embedder(encoder, runner, "mean", None, False, positions, config.hidden_size)
+        return EmbeddingDistance(embedder, settings.strand, settings.score == "embedding"), max_kmers, k
     model = MaskedLM(load_model(AutoModelForMaskedLM, settings.model, config)).to(device).eval()
-    return Scorer(
+    likelihood = MaskedLikelihood(
         model=model,
         k=k,
         device=device,
@@ -218,54 +112,139 @@ def load_scorer(settings: VariantSettings) -> Scorer:
         strand=settings.strand,
         batch_size=settings.batch_size,
         precision=settings.precision,
-        max_kmers=max_kmers,
+        relative=settings.score == "log-ratio",
     )
+    return likelihood, max_kmers, k
 
 
 def score_variants(settings: VariantSettings) -> VariantTally:
-    """Write a CSV table with one row per allele, in the order of the VCF file.
+    """Score all alleles of the VCF or region, in order, and write them to `output`.
 
-    The columns are chrom, pos (1-based), id, ref, alt, score and reason. `score` is log P(alt) - log P(ref), with
-    natural logarithms. If an allele has no score, `reason` explains why. Raises `ConfigError`, `CheckpointError`, or
-    `DataError` with the line number. After an error, no output file remains.
+    A CSV table has the columns chrom, pos (1-based), id, ref, alt, score and reason. If an allele has no score,
+    `reason` explains why. A VCF is the input with two more INFO fields.
+
+    Raises `ConfigError`, `CheckpointError`, or `DataError` with the line number. After an error, no output file
+    remains. The exception is `DataError` for labels of one class only, after which the scores remain.
     """
-    check_output_file(settings.output, settings.overwrite, model_inputs(settings.model, settings.vcf, settings.fasta))
-    scorer = load_scorer(settings)
+    inputs = model_inputs(settings.model, settings.fasta, *([] if settings.vcf is None else [settings.vcf]))
+    check_output_file(settings.output, settings.overwrite, inputs)
+    scorer, max_kmers, k = load_scorer(settings)
     # The same number of bases on either side, so that both strands have the same window.
-    radius = (scorer.max_kmers + scorer.k - 2) // 2
+    radius = (max_kmers + k - 2) // 2
     tally = VariantTally()
-    with (
-        Genome(str(settings.fasta)) as genome,
-        Input(settings.vcf, "a VCF file") as source,
-        progress_bar("variants", source.size, "byte") as bar,
-        atomic_outputs(settings.output) as (temporary,),
-        open(temporary, "w", newline="", encoding="utf-8") as stream,
-    ):
-        reader = VariantReader(source, genome, radius, scorer.k, settings.bad_rows == "drop")
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(["chrom", "pos", "id", "ref", "alt", "score", "reason"])
-        for sites in chunked(reader.sites(), settings.batch_size * BATCHES_PER_GROUP):
-            writer.writerows(_score_rows(sites, scorer, tally))
-            bar.update(source.position - bar.n)
-    tally.dropped = reader.dropped
+    with Genome(str(settings.fasta)) as genome:
+        if settings.vcf is None:
+            assert settings.region is not None
+            labels = None
+            contig, start, end = parse_region(settings.region)
+            sites = region_sites(genome, contig, start, end, radius, k)
+            with progress_bar("bases", end - start, "base") as bar, _open_output(settings, "") as file:
+                for group in chunked(sites, settings.batch_size * BATCHES_PER_GROUP):
+                    file.write(_score_group(group, scorer, settings, tally))
+                    bar.update(len(group))
+        else:
+            labels = _score_vcf(settings, genome, scorer, radius, k, tally)
+    if labels:
+        try:
+            tally.metrics = labels.summary(settings.seed)
+        except DataError as error:
+            raise DataError(f"{error} ({settings.output} has the scores)") from None
     return tally
 
 
-def _score_rows(sites: Sequence[Site], scorer: Scorer, tally: VariantTally) -> list[list[Any]]:
-    """Score the alleles at all `sites` and return one table row per allele."""
-    scorable = [site for site in sites if site.sequence]
-    log_probabilities = iter(scorer.log_probabilities(scorable) if scorable else ())
-    rows = []
+def _score_vcf(
+    settings: VariantSettings, genome: Genome, scorer: VariantScorer, radius: int, k: int, tally: VariantTally
+) -> LabelledScores | None:
+    """Write the scores of a VCF. Return the labelled scores, or None without `--labels`."""
+    assert settings.vcf is not None
+    with (
+        Input(settings.vcf, "a VCF file") as source,
+        progress_bar("variants", source.size, "byte") as bar,
+        _open_output(settings, source.display_name) as file,
+    ):
+        labels = _make_labels(settings, source.display_name)
+        keep_lines = settings.writes_vcf or labels is not None
+        reader = VariantReader(source, genome, radius, k, settings.bad_rows == "drop", keep_lines)
+        is_first = True
+        for group in _groups(reader.sites(), settings.batch_size * BATCHES_PER_GROUP):
+            if is_first:
+                _check_header(group[0].comments, file, labels)
+                is_first = False
+            file.write(_score_group(group, scorer, settings, tally, labels))
+            bar.update(source.position - bar.n)
+        if is_first:
+            _check_header(reader.comments, file, labels)
+        file.finish(reader.comments)
+    tally.dropped = reader.dropped
+    return labels
+
+
+def _check_header(comments: Iterable[bytes], file: ScoreFile, labels: LabelledScores | None) -> None:
+    """Check a VCF's header before the first forward pass."""
+    file.check_header(comments)
+    if labels:
+        labels.check_header(comments)
+
+
+def _make_labels(settings: VariantSettings, source: str) -> LabelledScores | None:
+    if settings.labels is None:
+        return None
+    # A variant with a large effect has a low likelihood, but a large distance between embeddings.
+    sign = 1 if settings.uses_embeddings else -1
+    return LabelledScores(source, settings.labels, frozenset(settings.positive), frozenset(settings.negative), sign)
+
+
+@contextlib.contextmanager
+def _open_output(settings: VariantSettings, source: str) -> Iterator[ScoreFile]:
+    """Open the output file, which appears when the `with` block ends without an error."""
+    with atomic_outputs(settings.output) as (temporary,):
+        if settings.writes_vcf:
+            model = settings.model.resolve().name
+            description = f"{RULES[settings.score]} by dnabert-rm score-variants, model {model}, rule {settings.score}"
+            with open_vcf(temporary, settings.output.suffix.lower() != ".vcf") as binary:
+                yield VcfScores(binary, source, settings.info_name, description)
+        else:
+            with open(temporary, "w", newline="", encoding="utf-8") as stream:
+                yield CsvScores(stream)
+
+
+def _groups(sites: Iterable[Site], size: int) -> Iterator[list[Site]]:
+    """Yield lists of `size` sites, or fewer if their lines exceed `GROUP_BYTES`."""
+    group: list[Site] = []
+    num_bytes = 0
     for site in sites:
-        log_p = next(log_probabilities) if site.sequence else None
-        for allele in site.alleles:
-            score = ""
-            if allele.reason:
-                tally.unscored[allele.reason] += 1
-            else:
-                assert log_p is not None
-                ref, alt = kmer.base_codes(allele.ref + allele.alt)
-                score = f"{log_p[alt] - log_p[ref]:.6f}"
-                tally.scored += 1
-            rows.append([allele.contig, allele.position + 1, allele.name, allele.ref, allele.alt, score, allele.reason])
-    return rows
+        group.append(site)
+        num_bytes += len(site.line) + len(site.info)
+        if len(group) == size or num_bytes >= GROUP_BYTES:
+            yield group
+            group = []
+            num_bytes = 0
+    if group:
+        yield group
+
+
+def _score_group(
+    sites: Sequence[Site],
+    scorer: VariantScorer,
+    settings: VariantSettings,
+    tally: VariantTally,
+    labels: LabelledScores | None = None,
+) -> list[ScoredSite]:
+    """Score the alleles at all `sites`, and count them."""
+    scorable = [site for site in sites if site.sequence]
+    found = iter(scorer.scores(scorable) if scorable else ())
+    number_format = ".6e" if settings.uses_embeddings else ".6f"  # distances of embeddings may be tiny
+    scored = []
+    for site in sites:
+        scores = next(found) if site.sequence else np.full(len(site.alleles), np.nan)
+        reasons = [
+            allele.reason or (NO_KMER if np.isnan(score) else "")
+            for allele, score in zip(site.alleles, scores, strict=True)
+        ]
+        texts = ["" if reason else format(score, number_format) for score, reason in zip(scores, reasons, strict=True)]
+        tally.scored += reasons.count("")
+        tally.unscored.update(filter(None, reasons))
+        if labels:
+            labels.add(site, scores)
+        scored.append(ScoredSite(site, texts, reasons))
+    return scored

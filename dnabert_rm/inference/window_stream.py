@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from dnabert_rm.genome.fasta_stream import Input
 from dnabert_rm.inference.inference_settings import InferenceSettings
+from dnabert_rm.inference.interval_regions import Regions, interval_regions
 from dnabert_rm.inference.model_runner import chunked
 from dnabert_rm.inference.sequence_input import (
     AnyTokenization,
@@ -89,9 +91,13 @@ def describe_tiles(settings: InferenceSettings) -> str:
 
 
 class InputPosition:
-    """Counter of input bases for the progress bar. A base in several windows counts once."""
+    """Counter of input bases for the progress bar. A base in several windows of a record counts once.
 
-    def __init__(self) -> None:
+    `separate`: Regions are intervals, each of which counts all its bases.
+    """
+
+    def __init__(self, separate: bool = False) -> None:
+        self._separate = separate
         self._region: Region | None = None
         self._end = 0
         """Bases of the current record that are already counted."""
@@ -101,13 +107,27 @@ class InputPosition:
 
         Pass windows in input order.
         """
-        if window.region is not self._region and window.region.start == 0:
-            self._end = 0
+        if window.region is not self._region and (self._separate or window.region.start == 0):
+            self._end = window.region.start
         self._region = window.region
         end = window.region.end if window.is_last else window.start + len(window.sequence)
         num_bases = max(0, end - self._end)
         self._end += num_bases
         return num_bases
+
+
+@contextlib.contextmanager
+def open_regions(settings: InferenceSettings, forward_only: bool) -> Iterator[tuple[Regions, int | None]]:
+    """Yield the regions of --input or --regions, each with its sequence, and their number of bases if it is known."""
+    if settings.input is None:
+        with interval_regions(settings, forward_only) as found:
+            yield found
+        return
+    with Input(settings.input, "FASTA, or a table with the column sequence,") as source:
+        records = read_records(source, settings.id_column)
+        # Most bytes of an uncompressed file are bases.
+        size = None if source.is_compressed else source.size
+        yield regions(records, settings.tile, settings.step), size
 
 
 def model_outputs(
@@ -117,27 +137,23 @@ def model_outputs(
     forward: Callable[[list[bytes]], list[NDArray | None]],
     tally: Tally,
     batches_sorted: int = BATCHES_SORTED,
+    forward_only: bool = False,
 ) -> Iterator[WindowOutput]:
     """Yield every window of the input, in order, with the output of `forward` for the window's sequence.
 
     Shows a progress bar and updates `tally`. At most `batches_sorted` batches of windows are in memory at once.
+    `forward_only` reads all intervals of --regions from the forward strand.
     """
     start_time = time.monotonic()
     if work := describe_tiles(settings):
         notice(work)
-    position = InputPosition()
+    position = InputPosition(separate=settings.regions is not None)
     num_windows = 0
     with (
-        Input(settings.input, "FASTA, or a table with the column sequence,") as source,
-        # Most bytes of an uncompressed file are bases.
-        progress_bar("sequences", None if source.is_compressed else source.size, "base") as bar,
+        open_regions(settings, forward_only) as (found, num_bases),
+        progress_bar("sequences", num_bases, "base") as bar,
     ):
-        records = read_records(source, settings.id_column)
-        windows = (
-            window
-            for region, blocks in regions(records, settings.tile, settings.step)
-            for window in cut_windows(region, blocks, tokenization, long)
-        )
+        windows = (window for region, blocks in found for window in cut_windows(region, blocks, tokenization, long))
         for group in chunked(windows, settings.batch_size * batches_sorted):
             outputs = list(zip(group, forward([window.sequence for window in group]), strict=True))
             tally.bases += sum(len(window.sequence) for window, output in outputs if output is not None)

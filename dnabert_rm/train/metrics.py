@@ -1,11 +1,12 @@
-"""Metrics of a run: sums and means of each step, written to metrics.jsonl and TensorBoard."""
+"""Metrics of a run: sums and means of each step, written to metrics.jsonl, TensorBoard and trackers."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dnabert_rm.checkpoint.train_state import TrainState
+from dnabert_rm.data.object_store import without_secrets
 from dnabert_rm.masking.schedule import MaskSchedule
 from dnabert_rm.model.flops import ModelShape, peak_flops, training_flops_per_step
 from dnabert_rm.train.step_result import StepResult
+from dnabert_rm.train.trackers import TENSORBOARD, close_trackers, open_trackers
 from dnabert_rm.train.validation_record import (
     BITS,
     COMPARED_BASES,
@@ -133,29 +136,31 @@ def metrics_row(
 
 
 class MetricsWriter:
-    """Writer of metrics.jsonl and TensorBoard events, on rank 0. A resumed run continues the same curves.
+    """Writer of metrics.jsonl, TensorBoard events and trackers, on rank 0. A resumed run continues the same curves."""
 
-    The curves in `tensorboard/` have the step on the x-axis. The curves of losses and accuracies in
-    `tensorboard/by_tokens/` have the number of consumed tokens on the x-axis.
-    """
-
-    def __init__(self, run: Path, first_step: int, first_tokens: int = 0, settings: str = "") -> None:
-        """Open metrics.jsonl and TensorBoard. Remove metrics that a killed run wrote for step `first_step` or later.
+    def __init__(
+        self,
+        run: Path,
+        first_step: int,
+        first_tokens: int = 0,
+        settings: str = "",
+        trackers: Sequence[str] = (TENSORBOARD,),
+    ) -> None:
+        """Open metrics.jsonl and the trackers. Remove metrics that a killed run wrote for step `first_step` or later.
 
         Args: `first_tokens` is the number of tokens consumed before `first_step`. `settings` is the run configuration
-        as TOML text, to show in TensorBoard.
+        as TOML text, to show in the trackers. `trackers` are names as in `train.trackers`.
         """
+        settings = without_secrets(settings)  # trackers publish it
         self._path = run / METRICS_NAME
-        self._events = run / TENSORBOARD_NAME
-        drop_later_rows(self._path, first_step)
+        last_step = drop_later_rows(self._path, first_step)
         self._lines = open(self._path, "a", encoding="utf-8")  # noqa: SIM115  # closed by close()
-        self._board = _summary_writer(self._events, first_step)
-        self._by_tokens = _summary_writer(self._events / BY_TOKENS_NAME, first_tokens + 1)
-        self._board.add_custom_scalars(LAYOUT)
-        if settings:
-            text = "".join(f"    {line}\n" for line in settings.splitlines())
-            self._board.add_text("configuration", text, first_step)
-            _add_hyperparameters(self._board, settings)
+        self._board = (
+            TensorBoardWriter(run / TENSORBOARD_NAME, first_step, first_tokens, settings)
+            if TENSORBOARD in trackers
+            else None
+        )
+        self._trackers = open_trackers(trackers, run, tomllib.loads(settings), last_step)
 
     def log(self, row: dict[str, Any], spans: NDArray[np.int64] | None = None) -> None:
         """Write the metrics `row` of a step. TensorBoard also gets a histogram of `spans`.
@@ -164,29 +169,73 @@ class MetricsWriter:
         """
         self._lines.write(json.dumps(row) + "\n")
         self._lines.flush()
-        step = row["step"]
         validation = validation_scalars(validation_of(row))
         by_step = {tag: row.get(name) for name, tag in TAGS.items()} | validation
         if row.get("token_loss") == row.get("loss"):  # a second curve would only repeat the first
             del by_step[TAGS["token_loss"]]
-        for tag, value in by_step.items():
-            if value is not None:
-                self._board.add_scalar(tag, value, step)
-        if (tokens := row.get("consumed_tokens")) is not None:
-            by_tokens = {TAGS[name]: row.get(name) for name in BY_TOKENS} | validation
-            for tag, value in by_tokens.items():
-                if value is not None:
-                    self._by_tokens.add_scalar(f"by_tokens/{tag}", value, tokens)
-        if spans is not None:
-            self._board.add_histogram("masking/spans", spans, step, bins=np.arange(spans.max() + 2) - 0.5)
+        by_tokens = {TAGS[name]: row.get(name) for name in BY_TOKENS} | validation
+        values = _without_none(by_step)
+        if self._board:
+            self._board.log(row["step"], values, row.get("consumed_tokens"), _without_none(by_tokens), spans)
+        for tracker in self._trackers:
+            tracker.log(row["step"], values)
 
     def flush(self) -> None:
-        """Flush all metrics to disk.
+        """Flush metrics.jsonl and TensorBoard to disk.
 
         Call this before saving a checkpoint. A run that resumes from the checkpoint does not write the metrics of
         completed steps again.
         """
         os.fsync(self._lines.fileno())
+        if self._board:
+            self._board.flush()
+
+    def close(self, failed: bool = False) -> None:
+        """Write buffered metrics and close the files. Trackers mark the run as failed if `failed`."""
+        with contextlib.ExitStack() as stack:  # all are closed, even if the disk is full for the first
+            stack.callback(close_trackers, self._trackers, failed)
+            if self._board:
+                stack.callback(self._board.close)
+            stack.callback(self._lines.close)
+
+
+class TensorBoardWriter:
+    """Writer of TensorBoard events.
+
+    The curves in `tensorboard/` have the step on the x-axis. The curves of losses and accuracies in
+    `tensorboard/by_tokens/` have the number of consumed tokens on the x-axis.
+    """
+
+    def __init__(self, folder: Path, first_step: int, first_tokens: int, settings: str) -> None:
+        """Open event files in `folder`. See `MetricsWriter` for the other arguments."""
+        self._events = folder
+        self._board = _summary_writer(folder, first_step)
+        self._by_tokens = _summary_writer(folder / BY_TOKENS_NAME, first_tokens + 1)
+        self._board.add_custom_scalars(LAYOUT)
+        if settings:
+            text = "".join(f"    {line}\n" for line in settings.splitlines())
+            self._board.add_text("configuration", text, first_step)
+            _add_hyperparameters(self._board, settings)
+
+    def log(
+        self,
+        step: int,
+        by_step: dict[str, float],
+        tokens: int | None,
+        by_tokens: dict[str, float],
+        spans: NDArray[np.int64] | None,
+    ) -> None:
+        """Write values, keyed by tag, and a histogram of `spans` (windows,) int64."""
+        for tag, value in by_step.items():
+            self._board.add_scalar(tag, value, step)
+        if tokens is not None:
+            for tag, value in by_tokens.items():
+                self._by_tokens.add_scalar(f"by_tokens/{tag}", value, tokens)
+        if spans is not None:
+            self._board.add_histogram("masking/spans", spans, step, bins=np.arange(spans.max() + 2) - 0.5)
+
+    def flush(self) -> None:
+        """Flush all events to disk."""
         for writer in (self._board, self._by_tokens):
             writer.flush()
         for path in self._events.rglob("events.*"):
@@ -194,9 +243,12 @@ class MetricsWriter:
 
     def close(self) -> None:
         """Write buffered events and close the files."""
-        self._lines.close()
         self._board.close()
         self._by_tokens.close()
+
+
+def _without_none(values: Mapping[str, float | None]) -> dict[str, float]:
+    return {tag: value for tag, value in values.items() if value is not None}
 
 
 def validation_scalars(validation: Mapping[str, Any]) -> dict[str, float | None]:
@@ -252,9 +304,13 @@ def _add_hyperparameters(board: SummaryWriter, settings: str) -> None:
         board._get_file_writer().add_summary(summary)
 
 
-def drop_later_rows(path: Path, first_step: int) -> None:
-    """Remove rows of `first_step` and later steps, and any incomplete last line, from the metrics file `path`."""
+def drop_later_rows(path: Path, first_step: int) -> int:
+    """Remove rows of `first_step` and later steps, and any incomplete last line, from the metrics file `path`.
+
+    Returns the last step that was in the file, or -1.
+    """
     if not path.exists():
-        return
-    rows = [row for row in read_json_lines(path) if row["step"] < first_step]
-    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+        return -1
+    rows = read_json_lines(path)
+    write_text(path, "".join(json.dumps(row) + "\n" for row in rows if row["step"] < first_step))
+    return max((row["step"] for row in rows), default=-1)

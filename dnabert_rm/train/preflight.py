@@ -20,6 +20,7 @@ from dnabert_rm.planning.activations import FP32_BYTES
 from dnabert_rm.planning.disk_space import check_disk
 from dnabert_rm.planning.planner import Job, estimate, job_of_run
 from dnabert_rm.train.deepspeed_settings import ds_settings
+from dnabert_rm.train.trackers import check_trackers
 from dnabert_rm.utils.errors import CheckpointError, ConfigError
 
 
@@ -28,6 +29,7 @@ def check_run(config: RunConfig, num_ranks: int = 1) -> list[str]:
 
     Raises `UserError` for an error in the configuration, data or checkpoint. Writes no file and reads no shard.
     """
+    check_trackers(config.train.trackers)
     dataset = make_dataset(config)
     vocab_size = dataset.tokenizer.vocab_size
     schedule = make_mask_schedule(config, dataset.tokenizer.k)

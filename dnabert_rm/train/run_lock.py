@@ -11,10 +11,12 @@ from pathlib import Path
 
 from dnabert_rm.distributed.collectives import on_first_rank
 from dnabert_rm.distributed.process_group import Ranks
-from dnabert_rm.utils.errors import UserError
-from dnabert_rm.utils.lock import LockHeldError, PosixLock, report_unlocked
+from dnabert_rm.utils.errors import EXIT_USER_ERROR, UserError
+from dnabert_rm.utils.lease import Lease
+from dnabert_rm.utils.lock import LockHeldError, PosixLock
 
 LOCK_NAME = ".lock"
+LEASE_NAME = ".lease"
 
 
 class RunLockedError(UserError):
@@ -28,8 +30,8 @@ def run_lock(run: Path, ranks: Ranks) -> Iterator[None]:
     Rank 0 creates the folder and takes the lock before anything else is written there. If another run holds the lock,
     every rank raises `RunLockedError` with the host and process of that run.
     """
-    locks: list[PosixLock] = []
-    on_first_rank(lambda: locks.append(lock_run_folder(run)), ranks)
+    locks: list[RunLock] = []
+    on_first_rank(lambda: locks.append(RunLock(run)), ranks)
     try:
         yield
     finally:
@@ -37,28 +39,60 @@ def run_lock(run: Path, ranks: Ranks) -> Iterator[None]:
             lock.release()
 
 
-def lock_run_folder(run: Path) -> PosixLock:
-    """Create a run folder, lock it for this process and return the lock.
+class RunLock:
+    """Lock of a run folder, and a lease for nodes that do not share locks.
 
-    Raises `RunLockedError` if another process holds the lock or the folder can't be written. On a file system without
-    locks, prints a warning and continues without protection.
+    The lease has a file of its own, because a process loses a POSIX lock when it closes the locked file once.
     """
+
+    def __init__(self, run: Path) -> None:
+        """Create the run folder, and take its lock and lease.
+
+        Raises `RunLockedError` if another process has one of them, or if the folder can't be written.
+        """
+        self._run = run
+        holder = f"host {socket.gethostname()}, process {os.getpid()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}"
+        self._lease = Lease(run / LEASE_NAME, holder, self._end)
+        with _explain(run):
+            run.mkdir(parents=True, exist_ok=True)
+            self._lock = PosixLock(run / LOCK_NAME)
+            try:
+                has_lock = self._acquire_lock(holder)
+                self._lease.acquire(has_lock=has_lock)
+            except BaseException:
+                self._lock.release()
+                raise
+
+    def _acquire_lock(self, holder: str) -> bool:
+        """Take the lock, and return whether the file system has locks."""
+        try:
+            self._lock.acquire()
+        except OSError:
+            return False
+        self._lock.note_holder(holder + "\n")
+        return True
+
+    def release(self) -> None:
+        """Release the lease and the lock."""
+        self._lease.release()
+        self._lock.release()
+
+    def _end(self, holder: str) -> None:
+        """End this process at once, before it writes to the folder that another run has taken."""
+        line = f"{self._run}: another run has taken this folder while this process did not respond ({holder}); stopped"
+        os.write(2, f"\npretrain: error: {line}\n".encode())
+        os._exit(EXIT_USER_ERROR)
+
+
+@contextlib.contextmanager
+def _explain(run: Path) -> Iterator[None]:
+    """Raise a `RunLockedError` for a lock that another process holds, and for a folder that can't be written."""
     try:
-        run.mkdir(parents=True, exist_ok=True)
-        lock = PosixLock(run / LOCK_NAME)
-    except OSError as error:
-        raise RunLockedError(f"{run}: can't be written ({error.strerror}); choose another --output") from None
-    try:
-        lock.acquire()
+        yield
     except LockHeldError as held:
-        lock.release()
         raise RunLockedError(
             f"{run}: another run uses this folder ({held.holder or 'it has just started'}); stop that run, or choose "
             "another --output"
         ) from None
     except OSError as error:
-        report_unlocked(run, error)
-        return lock
-    since = time.strftime("%Y-%m-%d %H:%M:%S")
-    lock.note_holder(f"host {socket.gethostname()}, process {os.getpid()}, since {since}\n")
-    return lock
+        raise RunLockedError(f"{run}: can't be written ({error.strerror}); choose another --output") from None

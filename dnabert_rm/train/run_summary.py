@@ -14,7 +14,7 @@ from dnabert_rm.data.dataset import WindowDataset
 from dnabert_rm.distributed.device import memory_of_rank
 from dnabert_rm.masking.schedule import MaskSchedule
 from dnabert_rm.model.kernels import chosen_attention_kernel, has_compiled_layers
-from dnabert_rm.planning.planner import advice_line, job_of_run
+from dnabert_rm.planning.planner import Job, advice_line
 from dnabert_rm.train.engine import Engine
 from dnabert_rm.train.metrics import METRICS_NAME
 from dnabert_rm.train.run_verdict import judge_run
@@ -27,6 +27,7 @@ def start_summary(
     state: TrainState,
     split: BatchSplit,
     schedule: MaskSchedule,
+    job: Job,
     engine: Engine,
     *,
     last_step: int,
@@ -43,7 +44,8 @@ def start_summary(
         f"{split.micro_batch} windows x {accumulation} accumulation",
         f"data: {dataset.num_windows} windows per epoch"
         + (f"; {unused_tokens} tokens in segments shorter than a window are not used" if unused_tokens else ""),
-        f"phases end at steps {', '.join(map(str, schedule.phase_ends))}; tensorboard --logdir {train.output}",
+        f"phases end at steps {', '.join(map(str, schedule.phase_ends))}"
+        + (f"; tensorboard --logdir {train.output}" if "tensorboard" in train.trackers else ""),
     ]
     lines.append(_kernels_line(config, engine))
     if config.validation.every and not has_validation:
@@ -51,17 +53,8 @@ def start_summary(
             f"no validation: the data have no segment of split {config.validation.split} that is as long as a window; "
             "hold out data with data_prep build --val-contigs or --val-fraction"
         )
-    device = engine.ranks.device
-    job = job_of_run(
-        config,
-        dataset.tokenizer.vocab_size,
-        state.plan,
-        split,
-        schedule,
-        on_gpu=device.type == "cuda",
-        first_step=state.step,
-    )
-    lines.append(advice_line(job, memory_of_rank(device, engine.ranks.local_world_size), train.ds_config))
+    memory = memory_of_rank(engine.ranks.device, engine.ranks.local_world_size)
+    lines.append(advice_line(job, memory, train.ds_config))
     return "\n".join(lines)
 
 

@@ -27,7 +27,7 @@ from dnabert_rm.train.validation_record import (
     validation_of,
 )
 
-Trend = Literal["falling", "flat", "rising", "unknown"]
+Trend = Literal["falling", "flat", "rising", "unclear", "unknown"]
 MIN_VALIDATIONS = 4
 """Smallest number of validations for a trend."""
 MIN_CHANGE = 0.001
@@ -57,16 +57,16 @@ class Verdict:
     """Whether the model has learned no more than the frequencies of single k-mers."""
 
 
-def judge_run(rows: Sequence[Mapping[str, Any]], validation_every: int | None = None) -> Verdict:
+def judge_run(rows: Sequence[Mapping[str, Any]], first_validation: int | None = None) -> Verdict:
     """Return the verdict on a run.
 
     Args:
         rows: Rows of metrics.jsonl, at least those with a validation, in order of their steps.
-        validation_every: The run's setting validation.every; None if it is unknown.
+        first_validation: Steps before the first validation, 0 for a run without any; None if unknown.
     """
     validated = [row for row in rows if validation_of(row)]
     if not validated:
-        return _not_validated(rows[-1]["step"] + 1 if rows else 0, validation_every)
+        return _not_validated(rows[-1]["step"] + 1 if rows else 0, first_validation)
     last = validated[-1]
     validation, steps = validation_of(last), last["step"] + 1
     hidden, order = compared_bases(validation), markov_order(validation)
@@ -86,10 +86,10 @@ def judge_run(rows: Sequence[Mapping[str, Any]], validation_every: int | None = 
     return Verdict(steps, f"{finding} {advice}", hidden, bits, lines, trend, on_plateau)
 
 
-def _not_validated(steps: int, validation_every: int | None) -> Verdict:
-    if validation_every and steps < validation_every:
-        text = f"No validation yet: the first one is after {validation_every:,} steps."
-    elif validation_every == 0:
+def _not_validated(steps: int, first_validation: int | None) -> Verdict:
+    if first_validation and steps < first_validation:
+        text = f"No validation yet: the first one is after {first_validation:,} steps."
+    elif first_validation == 0:
         text = "No validation, because validation.every is 0: set --validation.every above 0 to judge the run."
     else:
         text = f"No validation, so the run can't be judged: {HOLD_OUT_ADVICE}."
@@ -110,8 +110,9 @@ def _compared_values(validated: Sequence[Mapping[str, Any]]) -> list[float]:
 def trend_of(values: Sequence[float]) -> Trend:
     """Compare the mean of the last quarter of the values with the mean of the quarter before.
 
-    The trend is "falling" or "rising" if the means differ by more than 0.1 %, and by more than twice the standard error
-    of their difference. Otherwise it is "flat". With fewer than four values it is "unknown".
+    The trend is "flat" if the means differ by 0.1 % or less. Otherwise it is "falling" or "rising" if they differ by
+    more than twice the standard error of their difference, and "unclear" if they don't. With fewer than four values it
+    is "unknown".
     """
     if len(values) < MIN_VALIDATIONS:
         return "unknown"
@@ -119,8 +120,10 @@ def trend_of(values: Sequence[float]) -> Trend:
     before, after = values[-2 * width : -width], values[-width:]
     change = statistics.fmean(after) - statistics.fmean(before)
     error = ((statistics.variance(before) + statistics.variance(after)) / width) ** 0.5 if width > 1 else 0.0
-    if abs(change) <= max(MIN_CHANGE * abs(statistics.fmean(before)), 2 * error):
+    if abs(change) <= MIN_CHANGE * abs(statistics.fmean(before)):
         return "flat"
+    if abs(change) <= 2 * error:
+        return "unclear"
     return "falling" if change < 0 else "rising"
 
 
@@ -183,6 +186,8 @@ def _advice(last: Mapping[str, Any], trend: Trend, num_validations: int, *, is_b
         )
     if trend == "unknown":
         return f"Too few validations ({num_validations}) for a trend: train longer, or lower --validation.every."
+    if trend == "unclear":
+        return "It is not clear whether the curve still falls: train longer, or lower --validation.every."
     if trend == "rising":
         is_first_epoch = last.get("epoch") is not None and last["epoch"] <= 1
         if is_first_epoch:

@@ -1,7 +1,7 @@
 """Stop requests to a run: signals, a stop file, or a launcher that has ended. Torch-free.
 
 A request on any rank stops all ranks after the same step. The ranks learn of the request from the all-reduce that sums
-the step's loss. docs/stopping.md lists the effect of each request.
+the step's loss. docs/training.md lists the effect of each request.
 """
 
 from __future__ import annotations
@@ -62,7 +62,8 @@ class StopRequests:
 
         On rank 0, a stop file counts too. The call takes microseconds.
         """
-        if self.signal is not None or any(path.exists() for path in self._files):
+        # Unlike `Path.exists`, this does not raise if a network file system does not answer.
+        if self.signal is not None or any(os.path.exists(path) for path in self._files):
             return True
         return self.launchers != launcher_processes()[: len(self.launchers)]
 
@@ -75,6 +76,8 @@ class StopRequests:
         for path in self._files[:1]:
             path.unlink(missing_ok=True)
         if steps_done < last_step:
+            if not steps_done:
+                raise StoppedError("stopped on request before the first step; nothing was saved")
             raise StoppedError(
                 f"stopped on request with {steps_done} of {last_step} steps done; run the same command to resume"
             )

@@ -21,7 +21,7 @@ from dnabert_rm.checkpoint.load import load_checkpoint
 from dnabert_rm.checkpoint.metadata import make_metadata
 from dnabert_rm.checkpoint.resume import Start, find_first_state
 from dnabert_rm.checkpoint.run_folder import CONFIG_NAME, complete_steps
-from dnabert_rm.checkpoint.save import CheckpointSave, remove_leftovers, remove_old_checkpoints
+from dnabert_rm.checkpoint.save import EARLIER_CHECKPOINTS, CheckpointSave, remove_leftovers, remove_old_checkpoints
 from dnabert_rm.config import RunConfig
 from dnabert_rm.data.batching import split_batch
 from dnabert_rm.data.dataset import WindowDataset, consumed_tokens, make_dataset
@@ -35,9 +35,11 @@ from dnabert_rm.distributed.watchdog import Watchdog
 from dnabert_rm.masking.collator import make_collator
 from dnabert_rm.masking.schedule import make_mask_schedule
 from dnabert_rm.model.flops import model_shape
-from dnabert_rm.model.kernels import attention_kernels, deterministic_kernels
+from dnabert_rm.model.kernels import attention_kernels, deterministic_kernels, has_compiled_layers
 from dnabert_rm.model.losses import base_loss_share
+from dnabert_rm.planning.planner import job_of_run
 from dnabert_rm.train.build_engine import build_engine
+from dnabert_rm.train.device_limits import check_device
 from dnabert_rm.train.metrics import MetricsWriter, metrics_row
 from dnabert_rm.train.optimizer import learning_rate, warmup_length
 from dnabert_rm.train.run_lock import run_lock
@@ -47,7 +49,7 @@ from dnabert_rm.train.step_result import StepResult
 from dnabert_rm.train.stop import StopRequests
 from dnabert_rm.train.validation import Validation
 from dnabert_rm.train.validation_record import VALIDATION, validation_line
-from dnabert_rm.utils.errors import CheckpointError
+from dnabert_rm.utils.errors import CheckpointError, explain_file_system_errors
 from dnabert_rm.utils.files import write_text
 from dnabert_rm.utils.out_of_memory import explain_out_of_memory
 from dnabert_rm.utils.progress import progress_bar
@@ -80,6 +82,7 @@ def pretrain(config: RunConfig, stop: StopRequests | None = None) -> StepResult 
             check=check,
         ) as ranks,
         explain_rank_failures(folder, ranks.rank, bool(stop.launchers), complete_steps),
+        explain_file_system_errors(folder, EARLIER_CHECKPOINTS),
         contextlib.closing(Watchdog(folder, ranks.rank, hang_seconds)) as watchdog,
         run_lock(folder, ranks),
         explain_out_of_memory(MEMORY_ADVICE, ranks.rank),
@@ -109,6 +112,7 @@ class Trainer:
         self.watchdog = watchdog
         self.folder = Path(config.train.output)
         self.vocab_size = dataset.tokenizer.vocab_size
+        self.first_step = start.state.step
         self.last_step = min(config.train.steps, config.train.stop_after or config.train.steps)
         self.save_seconds: float | None = None
         self.stopping = False
@@ -120,6 +124,12 @@ class Trainer:
         self.schedule = make_mask_schedule(config, dataset.tokenizer.k)
         self.collate = make_collator(config, self.schedule, self.state.plan.step_of, self.vocab_size)
         self.shape = model_shape(config.model, self.vocab_size)
+        self.job = job_of_run(
+            config, self.vocab_size, self.state.plan, self.split, self.schedule,
+            on_gpu=ranks.device.type == "cuda", first_step=self.state.step,
+        )  # fmt: skip
+        if self.first_step < self.last_step:
+            on_first_rank(lambda: check_device(config, self.job, ranks), ranks)
         if ranks.is_first:
             remove_leftovers(self.folder)
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -136,7 +146,9 @@ class Trainer:
         self.validation = Validation.from_config(config, dataset, ranks, self.split.micro_batch)
         self.num_tokens = consumed_tokens(dataset, self.state.plan, self.state.step)
         self.metrics_writer = (
-            MetricsWriter(self.folder, self.state.step, self.num_tokens, config.to_toml()) if ranks.is_first else None
+            MetricsWriter(self.folder, self.state.step, self.num_tokens, config.to_toml(), config.train.trackers)
+            if ranks.is_first
+            else None
         )
         self.bar = self._open_progress_bar()
         self.loader = self._build_loader()
@@ -156,10 +168,10 @@ class Trainer:
                 self.stop.obey(self.state.step, self.last_step)
         finally:
             self.bar.close()
-            if self.metrics_writer:
-                self.metrics_writer.close()
             if self.cleaner:
                 self.cleaner.join()
+            if self.metrics_writer:
+                self.metrics_writer.close(failed=isinstance(sys.exception(), Exception) and not self.stopping)
         self._print_end(result)
         return result
 
@@ -226,6 +238,8 @@ class Trainer:
             self.finish_save()
         self.num_tokens += result.num_tokens
         self.bar.update()
+        if self.ranks.is_first and queued.step == self.first_step and has_compiled_layers(self.engine.module):
+            self.bar.write(f"compiled the layers: the first step took {result.seconds:.1f} s", file=sys.stderr)
         self.log(result, validate() if validate else {})
         return result
 
@@ -372,6 +386,7 @@ class Trainer:
                 self.state,
                 self.split,
                 self.schedule,
+                self.job,
                 self.engine,
                 last_step=self.last_step,
                 has_validation=self.validation is not None,

@@ -14,10 +14,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from dnabert_rm.utils.errors import ConfigError, DataError, UserError
-
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""Errors of a full disk, a quota or a limit on the size of files."""
+from dnabert_rm.utils.errors import NO_SPACE, ConfigError, DataError, UserError
 
 
 def check_readable_file(path: str | os.PathLike[str], content: str) -> None:
@@ -223,20 +220,22 @@ def _input_files(path: str | os.PathLike[str]) -> Iterator[int | Path]:
         yield Path(path)
 
 
-def check_output_file(path: Path, overwrite: bool, inputs: Iterable[str | os.PathLike[str]] = ()) -> None:
+def check_output_file(
+    path: Path, overwrite: bool, inputs: Iterable[str | os.PathLike[str]] = (), name: str = "--output"
+) -> None:
     """Raise `ConfigError` if `path` can't be created, or if it exists and `overwrite` is false.
 
-    Also raise `ConfigError` if `path` is one of the `inputs`, as in `check_not_input`.
+    Also raise `ConfigError` if `path` is one of the `inputs`, as in `check_not_input`. `name` is the output's flag.
     """
     if path.is_dir():
-        raise ConfigError(f"--output {path}: is a folder; pass the path of a file")
+        raise ConfigError(f"{name} {path}: is a folder; pass the path of a file")
     if not path.parent.is_dir():
-        raise ConfigError(f"--output {path}: the folder {path.parent} does not exist; create it first")
+        raise ConfigError(f"{name} {path}: the folder {path.parent} does not exist; create it first")
     if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise ConfigError(f"--output {path}: {path.parent} can't be written; choose another folder")
-    check_not_input(path, inputs)
+        raise ConfigError(f"{name} {path}: {path.parent} can't be written; choose another folder")
+    check_not_input(path, inputs, name)
     if path.exists() and not overwrite:
-        raise ConfigError(f"--output {path}: exists already; choose another file or pass --overwrite")
+        raise ConfigError(f"{name} {path}: exists already; choose another file or pass --overwrite")
 
 
 def writable_parent(folder: Path, name: str = "train.output") -> Path:

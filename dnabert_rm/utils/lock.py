@@ -48,7 +48,9 @@ def file_lock(path: Path, *, wait: bool = False, required: bool = False) -> Iter
     try:
         yield
     finally:
-        lock.release()
+        # Closing the file releases the lock, even if a network file system reports an error.
+        with contextlib.suppress(OSError):
+            lock.release()
 
 
 class PosixLock:
@@ -83,8 +85,9 @@ class PosixLock:
             os.write(self._descriptor, text.encode())
 
     def release(self) -> None:
-        """Release the lock and close its file."""
-        os.close(self._descriptor)
+        """Release the lock and close its file. Ignore errors of a network file system, which releases it anyway."""
+        with contextlib.suppress(OSError):
+            os.close(self._descriptor)
 
 
 def report_unlocked(folder: Path, error: Exception) -> None:

@@ -51,6 +51,13 @@ def notice(text: str) -> None:
     print(text, file=sys.stderr)
 
 
+def notice_beside_bar(text: str) -> None:
+    """Print a message to standard error, above the progress bars that are open."""
+    from tqdm import tqdm
+
+    tqdm.write(text, file=sys.stderr)
+
+
 class _LineStream:
     """File object for tqdm that writes each update as a separate line, instead of overwriting the previous line."""
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from analysis_runs import make_runs
-from gue_folders import write_run
+from gue_folders import GUE, write_run
 from scipy.stats import entropy as scipy_entropy
 from sklearn.metrics import silhouette_score
 from support import random_bases, read_metrics
@@ -129,7 +129,7 @@ def write_gue(folder: Path) -> Path:
     for seed, shift in ((1, 0.0), (2, 0.04)):
         write_run(folder, "mouse/0", "pretrained", seed, 0.6 + shift)
         write_run(folder, "EMP/H3", "pretrained", seed, 0.3 + shift, stand_in=True)
-    write_tables(folder, load_results(folder), UnfinishedRuns({"tf/0": "no <train.csv>"}))
+    write_tables(folder, GUE, load_results(folder, GUE), UnfinishedRuns({"tf/0": "no <train.csv>"}))
     return folder
 
 
@@ -171,7 +171,7 @@ def test_report_is_one_file_with_all_results(runs: Path, tmp_path: Path, capsys)
     assert f"{rows[-1]['validation']['span_5']['loss']:.4f}" in plain
     assert f"{np.mean([row['loss'] for row in rows]):.4f}" in plain
     assert f"{np.median([row['tokens_per_second'] for row in rows]):,.0f}" in plain
-    assert "62.00 ± 25.41" in plain and "tf/0: not run: no &lt;train.csv&gt;" in plain
+    assert "Fine-tuning on GUE" in plain and "62.00 ± 25.41" in plain and "tf/0: not run: no &lt;train.csv&gt;" in plain
     assert plain.index("Stand-ins: trained on dev") < plain.index("|EMP/H3|")
     assert "fixed has no held-out losses." in plain and "fixed has no environment.json." in plain
     for name in ("masking.policy", "packages.torch", "12 of 12", "complete"):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -16,13 +15,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from analysis_runs import make_runs
+from browser import browse, needs_browser
 from support import free_port, read_metrics
 
 from dnabert_rm.cli.main import main
 
 Image = pytest.importorskip("PIL.Image", reason="Pillow comes with matplotlib: dnabert_rm[plots]")
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium here (Debian: apt-get install chromium)")
+pytestmark = needs_browser
 BLUE, ORANGE, PLAYGROUND = (0, 0x72, 0xB2), (0xD5, 0x5E, 0), (255, 112, 67)
 """Colours of the first and the second run of our curves, and of TensorBoard's first run."""
 MEASURE = """<script>addEventListener("load", () => {
@@ -38,25 +37,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_runs(tmp_path_factory.mktemp("runs"))
 
 
-def browse(folder: Path, *words: str, width: int = 1300, height: int = 2600) -> str:
-    """Run the browser without a window and return its output."""
-    assert BROWSER is not None
-    command = [
-        BROWSER,
-        "--headless",
-        # In a container, root has no sandbox and the shared memory may be small.
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-dev-shm-usage",
-        "--hide-scrollbars",
-        f"--user-data-dir={folder / 'profile'}",
-        f"--window-size={width},{height}",
-        *words,
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    return done.stdout
-
-
 def num_pixels(path: Path, colour: tuple[int, int, int]) -> int:
     shown = np.asarray(Image.open(path).convert("RGB")).astype(int)
     return int((np.abs(shown - colour).max(axis=-1) < 12).sum())
@@ -68,7 +48,7 @@ def test_the_report_shows_its_figures_and_fits_the_window(runs: Path, tmp_path: 
     words = [runs / "randommask", runs / "fixed", "--names", "a_run_with_a_long_name,another_one_with_a_long_name"]
     assert main(["analyze", "report", *map(str, words), "--output", str(page)]) == 0
     if width > 1000:  # in a narrow window the lines are too thin to keep their colour
-        browse(tmp_path, f"--screenshot={tmp_path / 'page.png'}", page.as_uri(), width=width)
+        browse(tmp_path, f"--screenshot={tmp_path / 'page.png'}", page.as_uri(), width=width, height=8000)
         assert min(num_pixels(tmp_path / "page.png", colour) for colour in (BLUE, ORANGE)) > 50
     # The page runs no script. A copy may, so that the browser can report what it shows.
     copy = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page.read_text())

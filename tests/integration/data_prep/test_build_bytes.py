@@ -126,7 +126,8 @@ def test_a_damaged_or_missing_shard_is_written_again(small: list, reference: dic
     (out / "shard-000003.tar").write_bytes(b"damaged")
     (out / "shard-000004.tar").unlink()
     done = build(*small, "--out", out)
-    assert f"{len(reference) - 3} of {len(reference) - 1} shards are already finished" in done.stderr
+    num_shards = sum(name.endswith(".tar") for name in reference)
+    assert f"{num_shards - 2} of {num_shards} shards are already finished" in done.stderr
     assert content(out) == reference
 
 

@@ -101,7 +101,8 @@ def test_an_unfinished_build_of_something_else_is_refused_too(
     assert main(["build", str(good), "--out", str(tmp_path / "out"), "--workers", "1"]) == 2
     assert "holds shard-000000.tar, but no manifest" in capsys.readouterr().err
     scratch.mkdir()
-    record = {"options": {**manifest.options, "k": 4}, "sources": [asdict(source) for source in manifest.sources]}
+    sources = [asdict(source) for source in manifest.sources]
+    record = {"format_version": 2, "options": {**manifest.options, "k": 4}, "sources": sources}
     (scratch / "plan.json").write_text(json.dumps(record))
     assert main(["build", str(good), "--out", str(tmp_path / "out"), "--workers", "1"]) == 2
     assert "--k was 4, now 6" in capsys.readouterr().err

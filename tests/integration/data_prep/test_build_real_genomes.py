@@ -40,13 +40,18 @@ def test_shards_of_real_genomes_decode_to_every_base(all_genomes: Path, genomes:
     keys = set()
     dataset = webdataset.WebDataset(tar_urls(all_genomes), shardshuffle=False).decode()
     for sample in dataset:
-        meta, ids = sample["json"], sample["ids.npy"]
-        assert ids.dtype == np.uint16 and ids.ndim == 1 and meta["split"] == "train"
-        key, start = (meta["genome"], meta["contig"]), meta["start"]
-        expected = np.lib.stride_tricks.sliding_window_view(records[key][start : meta["end"]], 6)
-        assert (words[ids].view(np.uint8).reshape(-1, 6) == expected).all()
-        assert not token_seen[key][start : start + len(ids)].any()
-        token_seen[key][start : start + len(ids)] = True
+        meta, all_ids = sample["json"], sample["ids.npy"]
+        assert all_ids.dtype == np.uint16 and all_ids.ndim == 1 and meta["split"] == "train"
+        ends = np.cumsum(meta["tokens"])
+        assert ends[-1] == len(all_ids)
+        for contig, start, end, ids in zip(
+            meta["contig"], meta["start"], meta["end"], np.split(all_ids, ends[:-1]), strict=True
+        ):
+            key = (meta["genome"], contig)
+            expected = np.lib.stride_tricks.sliding_window_view(records[key][start:end], 6)
+            assert (words[ids].view(np.uint8).reshape(-1, 6) == expected).all()
+            assert not token_seen[key][start : start + len(ids)].any()
+            token_seen[key][start : start + len(ids)] = True
         assert sample["__key__"] not in keys
         keys.add(sample["__key__"])
     for key, sequence in records.items():
@@ -66,7 +71,8 @@ def test_gaps_and_other_letters_split_at_their_coordinates(all_genomes: Path, ge
     ranges: dict[str, list[tuple[int, int]]] = {}
     for sample in webdataset.WebDataset(tar_urls(all_genomes), shardshuffle=False).decode():
         meta = sample["json"]
-        ranges.setdefault(f"{meta['genome']}:{meta['contig']}", []).append((meta["start"], meta["end"]))
+        for contig, start, end in zip(meta["contig"], meta["start"], meta["end"], strict=True):
+            ranges.setdefault(f"{meta['genome']}:{contig}", []).append((start, end))
     human = sorted(ranges["human_hg38_chr2_1-2333275:chr2"])
     assert human[0][0] == 10_000 and human[-1][1] == 2_333_275, "starts after 10,000 N and includes the last base"
     (virus,) = ranges["sars_cov_2_MN908947:MN908947.3"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import json
 import os
@@ -22,19 +23,19 @@ from dnabert_rm.cli.main import main as dnabert_rm
 from dnabert_rm.data.manifest import load_manifest
 from dnabert_rm.data.shards import read_segments
 
-DATA_FORMAT = ROOT / "docs" / "data_format.md"
+DATA_PAGE = ROOT / "docs" / "data.md"
 HELD_OUT = {"chrI", "chrXVI"}
 DECODED = {"chrI", "chrVI"}
 
 
 @pytest.fixture(scope="module")
 def yeast(test_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which the recipe of docs/data_format.md has run, with yeast's genome and transcripts."""
+    """A folder in which the recipe of docs/data.md has run, with yeast's genome and transcripts."""
     folder = tmp_path_factory.mktemp("yeast")
     shutil.copy(test_data / "genomes" / "yeast_R64.fa.gz", folder / "genome.fa.gz")
     shutil.copy(test_data / "annotation" / "yeast_R64_polII_transcripts.bed", folder / "transcripts.bed")
     shutil.copy(test_data / "annotation" / "yeast_R64_TATA_boxes_rhee2012.bed", folder / "tata.bed")
-    (recipe,) = [block for block in blocks(DATA_FORMAT.read_text(), "bash") if "promoters.bed" in block]
+    (recipe,) = [block for block in blocks(DATA_PAGE.read_text(), "bash") if "promoters.bed" in block]
     environment = clean_environment()
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
     done = subprocess.run(
@@ -198,12 +199,13 @@ def test_an_unfinished_build_resumes_with_the_same_regions_only(
 ) -> None:
     assert run(small, "--regions", "keep.bed", "--shard-tokens", "60", "--segment-tokens", "60") == 0
     whole = content(small / "out")
-    manifest = json.loads((small / "out" / "manifest.json").read_text())
+    manifest = load_manifest(small / "out")
     (small / "out" / ".build").mkdir()
-    record = {"options": manifest["options"], "sources": manifest["sources"]}
+    sources = [dataclasses.asdict(source) for source in manifest.sources]
+    record = {"format_version": 2, "options": manifest.options, "sources": sources}
     (small / "out" / ".build" / "plan.json").write_text(json.dumps(record))
-    for shard in manifest["shards"][:1]:
-        (small / "out" / ".build" / f"{shard['name']}.json").write_text(json.dumps(shard))
+    shard = manifest.shards[0]
+    (small / "out" / ".build" / f"{shard.name}.json").write_text(json.dumps(shard.to_json()))
     (small / "out" / "manifest.json").unlink()
     assert run(small, "--regions", "other.bed", "--shard-tokens", "60", "--segment-tokens", "60") == 2
     capsys.readouterr()

@@ -80,7 +80,9 @@ def test_memory_does_not_grow_with_the_contig(tmp_path: Path) -> None:
     assert after - before < 20_000, "kilobytes"
 
 
-@pytest.mark.parametrize("command", ["", "build", "verify", "inspect", "stats", "train-bpe", "simulate"])
+@pytest.mark.parametrize(
+    "command", ["", "build", "verify", "inspect", "stats", "train-bpe", "labels", "tables", "simulate"]
+)
 def test_help_is_quick_and_ends_with_an_example(command: str) -> None:
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = run_cli("-m", "data_prep", *command.split(), "--help")

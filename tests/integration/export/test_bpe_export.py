@@ -22,7 +22,7 @@ from dnabert_rm.utils.errors import CheckpointError
 
 MODEL = "--model.num_layers 1 --model.hidden_size 32 --model.num_heads 2 --model.intermediate_size 64"
 SIZES = "--model.max_positions 66 --global-batch 4 --window 64 --workers 0 --steps 2"
-FLAGS = f"--preset tiny {MODEL} {SIZES} --ds-config zero0 --masking token".split()
+FLAGS = f"--preset tiny {MODEL} {SIZES} --loss token --ds-config zero0 --masking token".split()
 
 
 @pytest.fixture(scope="module")

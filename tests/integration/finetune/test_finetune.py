@@ -130,7 +130,7 @@ def test_order_of_rows_depends_only_on_the_seed(model, data, tmp_path):
         torch.manual_seed(0)
         loaded = encoder.load_model(model, encoder.load_config(model), CLASSES, 0.1, 0)[0]
         settings = settings_for(model, data, tmp_path, seed=seed)
-        args = hf_trainer.training_arguments(settings, "mcc")
+        args = hf_trainer.training_arguments(settings, "mcc", 3e-5)
         trainer = hf_trainer.make_trainer(loaded, CLASSES, tokenized, tokenized, settings, args)
         return next(iter(trainer.get_train_dataloader()))["labels"].tolist()
 

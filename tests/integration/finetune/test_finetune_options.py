@@ -6,14 +6,24 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from finetuning import LABELS, data_of, read, save_model, settings_for, slow_outputs, write_classes, write_table
+from finetuning import (
+    LABELS,
+    data_of,
+    read,
+    save_model,
+    settings_for,
+    slow_outputs,
+    write_classes,
+    write_labelled,
+    write_table,
+)
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoTokenizer
 
 from dnabert_rm.analysis.encoder import load_encoder
 from dnabert_rm.cli.main import main
-from dnabert_rm.finetune.finetune_model import chosen_metric, finetune
+from dnabert_rm.finetune.finetune_model import chosen_metric, default_learning_rate, finetune
 from dnabert_rm.finetune.table_splits import read_splits
 from dnabert_rm.finetune.task_heads import TASK_CLASSES
 from dnabert_rm.utils.errors import CheckpointError, ConfigError, DataError
@@ -287,3 +297,36 @@ def test_refuses_tables_of_sequences_shorter_than_a_kmer(model, tmp_path):
     table = dict.fromkeys(("train", "dev", "test"), tmp_path / "train.csv")
     with pytest.raises(DataError, match=r"train.csv: every sequence is shorter than one 3-mer"):
         finetune(settings_for(model, tmp_path, tmp_path / "out", **table))
+
+
+def test_the_rate_follows_from_the_width_unless_it_is_given(model, classes, tmp_path, capsys):
+    assert [default_learning_rate(width) for width in (2048, 768)] == [3e-5, 3e-5]
+    assert [default_learning_rate(width) for width in (512, 256)] == pytest.approx([6.75e-5, 2.7e-4])
+    assert [default_learning_rate(width) for width in (128, 16)] == [1e-3, 1e-3]
+    for given, said in ((None, "learning rate: 0.001, the default for a model of width 32\n"), (2e-4, "0.0002\n")):
+        scores = finetune(
+            settings_for(model, classes, tmp_path / str(given), learning_rate=given, max_steps=1, warmup_steps=0)
+        )
+        assert scores["learning_rate"] == (given or 1e-3)
+        assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("task", ["classes", "regression"])
+def test_a_dev_table_at_chance_gives_a_warning(model, tmp_path, task, capsys):
+    """Labels that have nothing to do with the sequences can't be learned; those of composition can."""
+    for shuffled in (True, False):
+        data = tmp_path / str(shuffled)
+        data.mkdir()
+        for seed, name in enumerate(("train", "dev", "test")):
+            if task == "classes":
+                write_table(data / f"{name}.csv", ["0", "1"], 64, seed)
+            else:
+                write_labelled(data / f"{name}.csv", ("label",), LABELS["regression", ("label",)], 64, seed)
+            if shuffled:
+                rows = read(data / f"{name}.csv")
+                labels = np.random.default_rng(seed).permutation([row["label"] for row in rows])
+                lines = (f"{row['sequence']},{label}\n" for row, label in zip(rows, labels, strict=True))
+                (data / f"{name}.csv").write_text("sequence,label\n" + "".join(lines))
+        finetune(settings_for(model, data, data / "out", task=task, max_steps=60, eval_steps=60, learning_rate=1e-3))
+        metric = "mcc" if task == "classes" else "r2"
+        assert (f"warning: dev {metric} " in capsys.readouterr().err) == shuffled

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import gzip
-import itertools
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from support import random_bases
-from tiny_models import POSITIONS, read_table, save_bert, write_fasta
+from tiny_models import POSITIONS, save_bert, write_fasta
 from transformers import AutoModelForMaskedLM, BertForMaskedLM, ModernBertConfig, ModernBertForMaskedLM
+from variant_runs import COMPLEMENT, IDS, K, reverse_complement, score, slow_log_p, write_vcf
 
-from dnabert_rm.cli.main import main
 from dnabert_rm.finetune.pretrained_encoder import suppress_transformers_output
 from dnabert_rm.genome import kmer
 from dnabert_rm.tokenizer import KmerTokenizer
 
-MAX_KMERS, K = POSITIONS - 2, 3
-COMPLEMENT = dict(zip("ACGT", "TGCA", strict=True))
-IDS = {word: 5 + i for i, word in enumerate(map("".join, itertools.product("ATCG", repeat=K)))}
+MAX_KMERS = POSITIONS - 2
 
 
 @pytest.fixture(scope="module")
@@ -33,21 +30,6 @@ def genome() -> dict[str, str]:
     rng = np.random.default_rng(2)
     gap = random_bases(rng, 31) + "NN" + random_bases(rng, 20)
     return {"chr1": random_bases(rng, 90), "chr2": gap, "tiny": "AC", "short": random_bases(rng, 11)}
-
-
-def write_vcf(path: Path, rows: list[tuple[str, int, str, str]]) -> Path:
-    lines = ["##fileformat=VCFv4.2", "#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO"]
-    lines += [
-        f"{contig}\t{position + 1}\trs{i}\t{ref}\t{alt}\t.\t.\t." for i, (contig, position, ref, alt) in enumerate(rows)
-    ]
-    path.write_text("\n".join(lines) + "\n")
-    return path
-
-
-def score(model: Path, vcf: Path, fasta: Path, output: Path, *words: object, code: int = 0) -> list[dict[str, str]]:
-    command = ["score-variants", "--model", model, "--vcf", vcf, "--fasta", fasta, "--output", output, *words]
-    assert main([str(word) for word in command]) == code
-    return read_table(output) if output.exists() else []
 
 
 def scores(*given: object) -> list[float]:
@@ -64,34 +46,6 @@ def snvs(genome: dict[str, str]) -> list[tuple[str, int, str, str]]:
         for position, base in enumerate(sequence)
         if base != "N"
     ]
-
-
-def reverse_complement(text: str) -> str:
-    return "".join(COMPLEMENT.get(letter, letter) for letter in reversed(text))
-
-
-# ---- a slow version: one window at a time, summing over every k-mer of the vocabulary
-
-
-def slow_log_p(model: torch.nn.Module, window: str, target: int, span: int) -> dict[str, float]:
-    num_tokens = len(window) - K + 1
-    first = target - K + 1 - (span - K) // 2
-    masked = {t for t in range(first, first + span) if 0 <= t < num_tokens}
-    kept = {t: window[t : t + K] for t in range(num_tokens) if t not in masked and "N" not in window[t : t + K]}
-    seen = {t + j: word[j] for t, word in kept.items() for j in range(K)}
-    window_ids = [1 if "N" in window[t : t + K] else IDS[window[t : t + K]] for t in range(num_tokens)]
-    ids = [2, *(4 if t in masked else window_ids[t] for t in range(num_tokens)), 3]
-    with torch.no_grad():
-        probabilities = model(input_ids=torch.tensor([ids])).logits[0].double().softmax(-1).numpy()
-    logs = []
-    for t in range(num_tokens):
-        if t <= target < t + K:
-            weight = dict.fromkeys("ACGT", 0.0)
-            for word, number in IDS.items():
-                if all(seen.get(t + j, word[j]) == word[j] for j in range(K)):
-                    weight[word[target - t]] += probabilities[t + 1][number]
-            logs.append({base: np.log(w / sum(weight.values())) for base, w in weight.items()})
-    return {base: float(np.mean([log[base] for log in logs])) for base in "ACGT"}
 
 
 def slow_score(
@@ -271,4 +225,4 @@ def test_rows_that_contradict_the_genome(
 
 
 def test_reverse_complement_of_any_letters() -> None:
-    assert kmer.reverse_complement(b"ACGTnRacgt") == b"acgtRnACGT"
+    assert kmer.reverse_complement(b"ACGTnRacgtMB-") == b"-VKacgtYnACGT"

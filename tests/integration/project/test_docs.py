@@ -1,4 +1,4 @@
-"""The commands in README and docs are ones that the programs take, and the tutorial runs from end to end."""
+"""The commands in README and docs are ones that the programs take, and the quickstart runs from end to end."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from data_prep.cli import main as data_prep
 from dnabert_rm.cli.main import main as dnabert_rm
 
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "ds_configs" / "README.md"]
-TUTORIAL = ROOT / "docs" / "tutorial.md"
+DOCUMENTS += [ROOT / "dev" / "benchmarks.md", ROOT / "dev" / "reproduce.md"]
+QUICKSTART = ROOT / "docs" / "quickstart.md"
 FEWER = {"--steps": "4", "--save-every": "2", "--validation.every": "4", "--epochs": "1", "--bases": "200000"}
-"""What makes the tutorial's commands quick; nothing else of them is changed."""
+"""What makes the quickstart's commands quick; nothing else of them is changed."""
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
@@ -47,9 +48,9 @@ def test_many_commands_are_found() -> None:
     assert sum(len(list(commands(path))) for path in DOCUMENTS) > 60
 
 
-def test_the_tutorial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_quickstart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every command in its order, on its simulated genome; ours in this process, which has torch imported already."""
-    text = TUTORIAL.read_text()
+    text = QUICKSTART.read_text()
     (script,) = re.findall(r"Save\s+this as `(\w+\.py)`", text)
     (tmp_path / script).write_text(blocks(text, "python")[0])
     monkeypatch.chdir(tmp_path)
@@ -62,7 +63,7 @@ def test_the_tutorial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(words: list[str], line: str) -> None:
-    """Run a command of the tutorial with fewer steps; a page to look at (tensorboard) is left out."""
+    """Run a command of the quickstart with fewer steps; a page to look at (tensorboard) is left out."""
     words = [FEWER.get(before, word) for before, word in zip(["", *words], words, strict=False)]
     if words[0] == "tensorboard":
         return

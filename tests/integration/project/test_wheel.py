@@ -79,6 +79,8 @@ def test_the_wheel_brings_presets_configurations_and_licence(installed: Installe
     )
     assert all(Path(path).is_relative_to(installed.site) for path in installed.succeed("-c", where).split())
     assert sorted(path.name for path in (installed.site / "dnabert_rm" / "ds_configs").iterdir()) == SHIPPED
+    suites = "from dnabert_rm.evaluate.suite import load_suite, suite_names; print(*map(load_suite, suite_names()))"
+    assert installed.succeed("-c", suites).count("Suite(path=") == len(list((ROOT / "dnabert_rm/suites").iterdir()))
     about = next(installed.site.glob("dnabert_rm-*.dist-info"))
     assert (about / "licenses" / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
     assert (ROOT / "README.md").read_text().strip() in (about / "METADATA").read_text()

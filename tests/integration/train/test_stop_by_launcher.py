@@ -1,14 +1,11 @@
-"""Stop requests through the launchers: `bash pretrain.sh`, `deepspeed pretrain.sh` and the Slurm script.
-
-Slurm is not installed here. Minimal replacements of `srun` and `scontrol` start the command once per task, with the
-task's variables, and record a requeue. The Slurm script and the ranks are the real ones.
-"""
+"""Stop requests through the launchers `bash pretrain.sh` and `deepspeed pretrain.sh`; tests/cluster has Slurm."""
 
 from __future__ import annotations
 
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,33 +15,10 @@ import pytest
 from support import ROOT, clean_environment, free_port, random_bases, write_prepared
 
 from dnabert_rm.checkpoint.run_folder import complete_steps
-from dnabert_rm.utils.errors import EXIT_STOPPED
+from dnabert_rm.utils.errors import EXIT_STOPPED, EXIT_USER_ERROR
 
 FLAGS = ["--preset", "tiny", "--steps", "100000", "--global-batch", "8", "--window", "66", "--log-every", "1",
          "--model.num_layers", "1", "--model.hidden_size", "64"]  # fmt: skip
-
-SRUN = """#!/usr/bin/env bash
-# srun --wait=60 COMMAND …: two tasks on this machine; signals go to both; ends with the highest code.
-shift
-export SLURM_STEP_ID=0 SLURM_STEP_NUM_TASKS=2 SLURM_STEP_TASKS_PER_NODE=2 SLURM_STEP_NODELIST=127.0.0.1
-for task in 0 1; do
-    SLURM_PROCID=$task SLURM_LOCALID=$task "$@" &
-    tasks+=($!)
-done
-trap 'kill -USR1 "${tasks[@]}"' USR1
-echo ${tasks[@]} >"$STATE/tasks"
-highest=0
-for task in "${tasks[@]}"; do
-    while kill -0 "$task" 2>/dev/null; do wait "$task"; done
-    wait "$task"; code=$?
-    [ $code -le $highest ] || highest=$code
-done
-exit $highest
-"""
-SCONTROL = """#!/usr/bin/env bash
-# scontrol requeue JOB
-echo "$2" >>"$STATE/requeued"
-"""
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +88,18 @@ class Started:
         until(lambda: not processes_of(self.run), 30)
         assert complete_steps(self.run) == [steps(self.run)], self.output.read_text()
 
+    def check_second_ctrl_c(self) -> None:
+        """Suspend the ranks, so that they can't obey the first Ctrl-C, and check that the second one ends all."""
+        for process in processes_of(self.run):
+            if process != self.process.pid:
+                os.kill(process, signal.SIGSTOP)
+        self.process.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+        assert self.process.poll() is None
+        self.process.send_signal(signal.SIGINT)
+        assert self.process.wait(10) == 130
+        until(lambda: not processes_of(self.run), 10)
+
 
 def test_bash_forwards_signals_as_a_stop_and_exits_with_75(prepared: Path, tmp_path: Path) -> None:
     run, arguments = tmp_path / "run", f"--num_gpus 2 --master_port {free_port()}"
@@ -128,21 +114,43 @@ def test_bash_forwards_signals_as_a_stop_and_exits_with_75(prepared: Path, tmp_p
     assert not list(tmp_path.glob("tmp.*"))
 
 
+def test_pretrain_gpus_starts_ranks_and_forwards_signals(prepared: Path, tmp_path: Path) -> None:
+    """`dnabert-rm pretrain --gpus 2`, which needs no checkout: a stop saves and exits with 75, and the run resumes."""
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "dnabert_rm", "pretrain", "--gpus", "2", *FLAGS, "--data", str(prepared)]
+    with Started(run, command, TMPDIR=str(tmp_path)) as started:
+        until(lambda: steps(run) > 3)
+        started.process.send_signal(signal.SIGTERM)
+        assert started.process.wait(180) == EXIT_STOPPED, started.output.read_text()
+        started.check_end()
+    before = steps(run)
+    with Started(run, [*command, "--stop-after", str(before + 2)]) as started:
+        assert started.process.wait(180) == 0, started.output.read_text()
+        assert "2 ranks" in started.output.read_text() and steps(run) == before + 2
+    with Started(run, command) as started:
+        until(lambda: steps(run) > before + 2)
+        started.check_second_ctrl_c()
+
+
+def test_pretrain_gpus_reports_a_mistake_before_any_rank_starts(prepared: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "dnabert_rm", "pretrain", "--gpus", "3", *FLAGS, "--data", str(prepared)]
+    for variables, message in (
+        ({}, "does not divide into 3 ranks x 1 accumulation steps; choose a multiple of 3"),
+        ({"RANK": "0", "WORLD_SIZE": "1"}, "--gpus: another launcher has started this rank; omit --gpus"),
+    ):
+        words = [*command, "--output", str(tmp_path / "run"), *(["--global-batch", "9"] if variables else [])]
+        environment = {**clean_environment(), **variables}
+        done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=60)
+        assert done.returncode == EXIT_USER_ERROR and message in done.stderr, done.stderr
+        assert len(done.stderr.splitlines()) == 1
+
+
 def test_a_second_ctrl_c_ends_bash_and_all_ranks_at_once(prepared: Path, tmp_path: Path) -> None:
-    """The ranks are suspended, so they can't obey the first one."""
     run, arguments = tmp_path / "run", f"--num_gpus 1 --master_port {free_port()}"
     command = ["bash", "launch_scripts/pretrain.sh", *FLAGS, "--data", str(prepared)]
     with Started(run, command, DEEPSPEED_ARGS=arguments) as started:
         until(lambda: steps(run) > 3)
-        for process in processes_of(run):
-            if process != started.process.pid:
-                os.kill(process, signal.SIGSTOP)
-        started.process.send_signal(signal.SIGINT)
-        time.sleep(0.5)
-        assert started.process.poll() is None
-        started.process.send_signal(signal.SIGINT)
-        assert started.process.wait(10) == 130
-        until(lambda: not processes_of(run), 10)
+        started.check_second_ctrl_c()
 
 
 def test_ranks_save_and_end_when_the_deepspeed_command_is_killed(prepared: Path, tmp_path: Path) -> None:
@@ -153,49 +161,3 @@ def test_ranks_save_and_end_when_the_deepspeed_command_is_killed(prepared: Path,
         started.process.send_signal(signal.SIGUSR1)
         assert started.process.wait(10) == -signal.SIGUSR1
         started.check_end()
-
-
-@pytest.mark.timeout(1200)
-def test_the_slurm_script_requeues_if_another_try_can_help(prepared: Path, tmp_path: Path) -> None:
-    programs, state, run = tmp_path / "bin", tmp_path / "state", tmp_path / "run"
-    programs.mkdir()
-    state.mkdir()
-    for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
-        (programs / name).write_text(text)
-        (programs / name).chmod(0o755)
-    job = str(os.getpid())
-    variables = {
-        "SLURM_SUBMIT_DIR": str(ROOT),
-        "SLURM_JOB_ID": job,
-        "STATE": str(state),
-        "PATH": f"{programs}{os.pathsep}{clean_environment()['PATH']}",
-    }
-    command = ["bash", "launch_scripts/pretrain.slurm", *FLAGS, "--data", str(prepared)]
-
-    def requeues() -> list[str]:
-        return (state / "requeued").read_text().split() if (state / "requeued").exists() else []
-
-    def start(*extra: str) -> Started:
-        return Started(run, [*command, *extra], **variables)
-
-    # Slurm's warning goes to the tasks, not to the script: the run saves and is requeued.
-    with start() as started:
-        until(lambda: steps(run) > 3)
-        for task in (state / "tasks").read_text().split():
-            os.kill(int(task), signal.SIGUSR1)
-        assert started.process.wait(180) == 0, started.output.read_text()
-        started.check_end()
-        assert requeues() == [job]
-    # A task is killed after a new checkpoint: requeued.
-    with start("--save-every", "1") as started:
-        saved = complete_steps(run)[-1]
-        until(lambda: complete_steps(run)[-1] > saved)
-        os.kill(int((state / "tasks").read_text().split()[1]), signal.SIGKILL)
-        assert started.process.wait(180) == 0, started.output.read_text()
-    assert len(requeues()) == 2
-    # A task is killed before any new checkpoint: not requeued, since the next try would end in the same way.
-    with start() as started:
-        until(lambda: "resuming" in started.output.read_text())
-        os.kill(int((state / "tasks").read_text().split()[1]), signal.SIGKILL)
-        assert started.process.wait(180) == 128 + signal.SIGKILL, started.output.read_text()
-    assert len(requeues()) == 2

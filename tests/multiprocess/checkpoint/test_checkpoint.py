@@ -1,4 +1,4 @@
-"""Damaged, deleted, malicious and unwritable checkpoints: a run behaves as docs/checkpoints.md says."""
+"""Damaged, deleted, malicious and unwritable checkpoints: a run behaves as docs/training.md says."""
 
 from __future__ import annotations
 

@@ -30,7 +30,8 @@ def flags(tmp_path_factory: pytest.TempPathFactory) -> list[str | Path]:
 def curve(run: Path, ranks: int, *words: str | Path) -> list[float]:
     """Return the losses of a run's 20 steps."""
     # The first run compiles DeepSpeed's offloading extensions, which takes two cores four minutes.
-    run_ranks(ranks, *words, "--output", run, timeout=580)
+    printed = run_ranks(ranks, *words, "--output", run, timeout=580)
+    assert printed.count("compiled the layers: the first step took") == ("--model.compile" in words), printed
     rows = read_metrics(run)
     assert [row["step"] for row in rows] == list(range(STEPS))
     assert all(row["grad_norm"] > 0 for row in rows)

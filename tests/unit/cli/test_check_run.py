@@ -46,6 +46,10 @@ def test_runs_without_bits_and_without_validation(tmp_path: Path, capsys) -> Non
     young = write_run(tmp_path / "young", rows_of([None], every=50))
     assert printed(capsys, young) == ["No validation yet: the first one is after 100 steps."]
     assert json.loads(printed(capsys, young, "--json")[0])["validation"] is None
+    for settings, first in (("steps = 60", 60), ("steps = 600\nstop_after = 70", 70), ("steps = 600", 100)):
+        text = (young / "config.toml").read_text().partition("[train]")[0] + f"[train]\n{settings}\n"
+        (young / "config.toml").write_text(text)
+        assert printed(capsys, young) == [f"No validation yet: the first one is after {first} steps."]
 
 
 def test_a_folder_that_is_no_run_is_one_line(tmp_path: Path, capsys) -> None:

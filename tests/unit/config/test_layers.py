@@ -160,3 +160,18 @@ def test_unknown_flags_wrong_types_and_wrong_values_are_reported_together() -> N
     assert "unrecognized arguments: --stepss 3; did you mean '--steps'?" in lines[0]
     assert lines[1] == "--lr high: must be of type float"
     assert lines[2].startswith("model.hidden_size 768: must be a multiple of model.num_heads (7)")
+
+
+@pytest.mark.parametrize("value", [False, True])
+def test_a_removed_setting_of_a_stored_configuration_is_ignored(value: bool) -> None:
+    """Runs before this version stored every setting, and must resume and export."""
+    needed = {"data": {"path": ["d"]}, "train": {"output": "r"}}
+    assert resolve(needed, {"data": {"allow_pipe": value}}) == resolve(needed)
+
+
+@pytest.mark.parametrize(("steps", "every"), [(4, 50), (600, 75), (4000, 500), (100_000, 1000)])
+def test_a_run_is_validated_eight_times_or_every_thousand_steps(steps: int, every: int) -> None:
+    needed = {"data": {"path": ["d"]}, "train": {"output": "r", "steps": steps}}
+    assert resolve(needed).validation.every == every
+    assert resolve(needed, {"validation": {"every": 3}}).validation.every == 3
+    assert resolve(needed, {"validation": {"every": 0}}).validation.every == 0

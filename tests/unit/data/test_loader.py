@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
+import threading
+import time
 import types
 from pathlib import Path
 
@@ -19,7 +23,7 @@ from dnabert_rm.data.storage import StorageSettings
 from dnabert_rm.genome.kmer import vocab_size
 from dnabert_rm.masking.collator import RandomMaskCollator
 from dnabert_rm.masking.schedule import make_schedule
-from dnabert_rm.utils.errors import DataError
+from dnabert_rm.utils.errors import DataError, FileSystemError, explain_file_system_errors
 
 PLAN, STEPS = BatchPlan.constant(24), 12
 Batch = dict[str, torch.Tensor]
@@ -34,10 +38,15 @@ def folder(tmp_path_factory) -> Path:
     return path
 
 
-def load(
+def load(folder, **how) -> list[Batch]:
+    """Return the batches of `open_loader`."""
+    return list(open_loader(folder, **how))
+
+
+def open_loader(
     folder, *, first=0, last=STEPS, rank=0, ranks=1, accumulation=1, plan=PLAN, settings=None, storage=None, **how
 ):
-    """Return the batches of one rank; the phases change at steps 3, 6 and 9."""
+    """Return the loader of one rank; the phases change at steps 3, 6 and 9."""
     settings = WindowSettings(**{"window": 32, "num_streams": 5, **(settings or {})})
     dataset = WindowDataset([folder], [], settings, 0, storage)
     schedule = make_schedule("randommask", k=6, total_steps=STEPS, phase_ends=[3, 6, 9, 12])
@@ -45,7 +54,7 @@ def load(
     sampler = MicroBatchSampler(plan, first, last, rank, ranks, plan.sizes()[0] // (ranks * accumulation))
     loader = make_loader(dataset, collate, sampler, **how)
     assert len(loader) == sum(plan.batch_of_step(step) for step in range(first, last)) // ranks // sampler.micro_batch
-    return list(loader)
+    return loader
 
 
 def by_sample(batches: list[Batch]) -> dict[int, tuple]:
@@ -171,6 +180,29 @@ def test_a_bad_shard_stops_the_loader_with_one_line(folder, tmp_path, num_worker
     copy_damaged(folder, tmp_path)
     with pytest.raises(DataError, match=r"shard-000001\.tar: is damaged") as caught:
         load(tmp_path, num_workers=num_workers)
+    assert "\n" not in str(caught.value)
+    assert caught.value.on_one_rank
+
+
+def bus_error(_: int) -> None:
+    """End the worker as a memory-mapped shard does that the server of a network file system has lost."""
+    os.kill(os.getpid(), signal.SIGBUS)
+
+
+def late_bus_error(number: int) -> None:
+    """The same, while the main thread works on a batch."""
+    threading.Timer(1.0, bus_error, [number]).start()
+
+
+@pytest.mark.parametrize(("prepare_worker", "seconds"), [(bus_error, 0.0), (late_bus_error, 60.0)])
+def test_a_bus_error_of_a_worker_is_one_line(folder, prepare_worker, seconds):
+    """PyTorch raises its error where the main thread is at that moment: usually not in the loader, but in the step."""
+    with (
+        pytest.raises(FileSystemError, match="a loader worker ended with a bus error: a shard could not be") as caught,
+        explain_file_system_errors(folder, "and start again"),
+    ):
+        for _ in open_loader(folder, num_workers=2, prepare_worker=prepare_worker):
+            time.sleep(seconds)
     assert "\n" not in str(caught.value)
     assert caught.value.on_one_rank
 

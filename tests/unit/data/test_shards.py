@@ -14,7 +14,7 @@ import pytest
 from support import random_bases, write_prepared
 
 from dnabert_rm.data.dataset import WindowDataset, WindowSettings
-from dnabert_rm.data.manifest import MANIFEST_NAME, load_manifest
+from dnabert_rm.data.manifest import load_manifest, write_manifest
 from dnabert_rm.data.shards import read_segments
 from dnabert_rm.data.split_reader import SplitReader
 from dnabert_rm.utils.errors import DataError
@@ -54,7 +54,7 @@ def update_manifest(path: Path) -> None:
         else shard
         for shard in manifest.shards
     ]
-    (path.parent / MANIFEST_NAME).write_text(dataclasses.replace(manifest, shards=shards).to_json())
+    write_manifest(path.parent, dataclasses.replace(manifest, shards=shards))
 
 
 def npy(array: np.ndarray) -> bytes:
@@ -140,7 +140,7 @@ def test_an_invalid_json_member_is_refused(folder, content):
 def test_an_invalid_soft_mask_is_refused(folder, ranges):
     shard = load_manifest(folder).shards[0]
     members = segment_members([np.full(length, 5, np.uint16) for length in shard.segments])
-    number = shard.segments.index(900 - 5)
+    number = shard.segments.tolist().index(900 - 5)
     members[2 * number + 1] = (members[2 * number + 1][0], record(soft_masked=ranges))
     rewrite(folder / shard.name, members)
     with pytest.raises(DataError, match=rf"shard-000000\.tar: segment {number} has no valid soft_masked in KEY\.json"):
@@ -181,4 +181,4 @@ def test_extended_tar_headers_are_skipped(folder):
     assert b"mtime=1.5" in path.read_bytes()
     update_manifest(path)
     read_all(folder)
-    assert [len(ids) for _, _, ids in read_segments(path)] == lengths
+    assert [len(ids) for _, _, ids in read_segments(path)] == lengths.tolist()

@@ -14,7 +14,7 @@ from support import random_bases, random_repeats, write_prepared
 
 from dnabert_rm.data import split_reader as split_reader_module
 from dnabert_rm.data.dataset import WindowDataset, WindowSettings
-from dnabert_rm.data.manifest import MANIFEST_NAME, TokenizerInfo, load_manifest
+from dnabert_rm.data.manifest import TokenizerInfo, load_manifest, write_manifest
 from dnabert_rm.data.storage import StorageSettings
 from dnabert_rm.genome import kmer
 from dnabert_rm.utils.errors import ConfigError, DataError
@@ -184,7 +184,7 @@ def test_data_without_soft_masks_are_refused(folder, tmp_path):
 def test_soft_masks_of_bpe_shards_are_refused(tmp_path):
     manifest = write_prepared(tmp_path / "soft", [["ACGTacgt" * 200]], soft_mask=True)
     bpe = dataclasses.replace(manifest, tokenizer=TokenizerInfo("bpe", 4101, base_order=None, model="bpe.model"))
-    (tmp_path / "soft" / MANIFEST_NAME).write_text(bpe.to_json())
+    write_manifest(tmp_path / "soft", bpe)
     with pytest.raises(ConfigError, match=r"data\.repeat_weight: needs k-mers; leave data\.repeat_weight unset"):
         dataset(tmp_path / "soft", soft_mask=True)
 

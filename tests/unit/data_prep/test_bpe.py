@@ -84,7 +84,8 @@ def test_strand_both_stores_the_reverse_complement(genome: Path, model: Path, tm
     segments = build_bpe(genome, model, tmp_path / "out", strand="both")
     decode = make_decoder(load_manifest(tmp_path / "out").tokenizer, tmp_path / "out")
     for (meta, ids), (other, reverse_ids) in zip(segments[::2], segments[1::2], strict=True):
-        assert (meta.pop("strand"), other.pop("strand")) == ("+", "-") and meta == other
+        assert (meta.pop("strand"), other.pop("strand")) == ("+", "-")
+        assert (meta.pop("tokens"), other.pop("tokens")) == (len(ids), len(reverse_ids)) and meta == other
         assert decode(reverse_ids).tolist() == (decode(ids) ^ 1)[::-1].tolist()
     with open_executor(1) as executor:
         assert executor is not None

@@ -76,7 +76,7 @@ def test_a_build_holds_every_run_of_the_slow_reader_and_accounts_for_the_rest(te
             assert proteins or rna or ("no segment is left" in str(error) and not any(runs.values()))
             return
         assert not is_rna(records)
-        contigs = load_manifest(Path(folder) / "out").contigs
+        contigs = list(load_manifest(Path(folder) / "out").contigs)
     tokens: dict[str, list[int]] = {name: [] for name, _ in records}
     for meta, ids in segments:
         bases = dict(records)[meta["contig"]][meta["start"] : meta["end"]]

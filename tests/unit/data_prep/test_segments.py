@@ -202,7 +202,8 @@ def test_a_contig_in_two_splits_is_refused() -> None:
 def test_bases_left_out_are_counted_by_reason() -> None:
     contigs = [contig(100, "a", ((0, 10), (14, 20))), contig(50, "b")]
     plan = make_plan(contigs, BuildOptions(exclude=("b",)))
-    assert plan.left_out == [{"ambiguous": 16, "too_short": 4}, {"excluded": 50}]
+    found = {reason: bases.tolist() for reason, bases in plan.left_out.items()}
+    assert found == {"excluded": [0, 50], "ambiguous": [16, 0], "too_short": [4, 0]}
     assert bases_of_splits(plan.segments) == {"train": 80}
 
 

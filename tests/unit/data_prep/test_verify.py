@@ -21,7 +21,8 @@ from data_prep.sharding.build_shards import Job, build
 from data_prep.sharding.options import BuildOptions
 from data_prep.sharding.sources import Source
 from data_prep.verify import find_faults, run
-from dnabert_rm.data.manifest import MANIFEST_NAME, Manifest, ShardInfo, load_manifest
+from dnabert_rm.data.columns import ContigInfo, ContigTable
+from dnabert_rm.data.manifest import Manifest, ShardInfo, load_manifest, write_manifest
 from dnabert_rm.data.shards import read_segments
 from dnabert_rm.genome import kmer
 from dnabert_rm.utils.files import sha256_of_file
@@ -74,10 +75,6 @@ def rewrite_shard(folder: Path, change: Callable[[list[Member]], list[Member]], 
     return info.name
 
 
-def write_manifest(folder: Path, manifest: Manifest) -> None:
-    (folder / MANIFEST_NAME).write_text(manifest.to_json())
-
-
 def npy(ids: np.ndarray) -> bytes:
     out = io.BytesIO()
     np.save(out, ids)
@@ -94,8 +91,27 @@ def change_ids(change: Callable[[np.ndarray], np.ndarray], at: int = 0) -> Calla
 
 
 def change_meta(**fields: object) -> Callable[[list[Member]], list[Member]]:
+    """Change fields of the first segment."""
+
     def changed(members: list[Member]) -> list[Member]:
-        members[1] = (members[1][0], json.dumps({**json.loads(members[1][1]), **fields}).encode())
+        content = json.loads(members[1][1])
+        for name, value in fields.items():
+            content[name] = [value, *content[name][1:]] if isinstance(content[name], list) else value
+        members[1] = (members[1][0], json.dumps(content).encode())
+        return members
+
+    return changed
+
+
+NO_SEGMENTS = b'{"contig": [], "end": [], "genome": "g", "split": "train", "start": [], "tokens": []}'
+
+
+def drop_last(field: str) -> Callable[[list[Member]], list[Member]]:
+    """Leave the last segment's value out of a field."""
+
+    def changed(members: list[Member]) -> list[Member]:
+        content = json.loads(members[1][1])
+        members[1] = (members[1][0], json.dumps({**content, field: content[field][:-1]}).encode())
         return members
 
     return changed
@@ -142,8 +158,18 @@ def test_a_missing_and_a_shortened_shard_are_named(folder: Path) -> None:
         (change_ids(lambda ids: ids.astype(np.int64)), "is not a 1-D array of unsigned integers"),
         (change_ids(lambda ids: ids.astype(np.uint32)), "holds 100 ids of uint32, but uint16"),
         (change_ids(lambda ids: ids.reshape(1, -1)), "is not a 1-D array"),
-        (change_ids(lambda ids: ids[:0]), "holds 0 ids"),
-        (change_ids(lambda ids: ids[:-1]), "holds 99 tokens, but 105 bases give 100"),
+        (change_ids(lambda ids: ids[:0]), "gives 298 tokens, but 0000003.ids.npy has 0"),
+        (change_ids(lambda ids: ids[:-1]), "gives 298 tokens, but 0000003.ids.npy has 297"),
+        (lambda members: change_meta(tokens=99)(change_ids(lambda ids: ids[1:])(members)), "holds 99 tokens, but 105"),
+        (lambda members: change_meta(tokens=0)(change_ids(lambda ids: ids[100:])(members)), "holds 0 ids"),
+        (change_meta(tokens=99), "gives 297 tokens, but 0000003.ids.npy has 298"),
+        (change_meta(tokens="x"), "is not a JSON object with genome"),
+        (change_meta(genome=["g"]), "is not a JSON object with genome"),
+        (drop_last("contig"), "is not a JSON object with genome"),
+        (lambda members: [members[0], (members[1][0], NO_SEGMENTS)], "is not a JSON object with genome"),
+        (lambda members: [members[0], (members[1][0], members[1][1][:-1] + b', "strand": ["x", "x", "x"]}')], "'x'"),
+        (change_ids(put(105, 4)), "an id outside 5 … 4100"),
+        (change_ids(put(250, 4000)), "segment 0000005 has k-mers that do not overlap at tokens"),
         (change_ids(put(7, 4)), "an id outside 5 … 4100"),
         (change_ids(put(7, 0)), "an id outside 5 … 4100"),
         (change_ids(put(7, 1)), "an id outside 5 … 4100"),
@@ -154,10 +180,12 @@ def test_a_missing_and_a_shortened_shard_are_named(folder: Path) -> None:
         ),
         (change_ids(lambda ids: ids[::-1].copy()), "do not overlap at tokens"),
         (change_meta(split="val"), "its split 'val'"),
-        (change_meta(start=-1), "tokens, but"),
+        (change_meta(start=-1), "is not a JSON object with genome"),
+        (change_meta(end=10**30), "is not a JSON object with genome"),
         (change_meta(end="x"), "is not a JSON object with genome"),
         (lambda members: [(members[0][0], b"no numpy"), *members[1:]], "is not a NumPy array"),
-        (lambda members: [*members[2:4], *members[:2], *members[4:]], "is out of order"),
+        (lambda members: [(name.replace("0000003", "0000004"), data) for name, data in members], "is out of order"),
+        (lambda members: [(name.replace("0000003", "number3"), data) for name, data in members], "gives 298 tokens"),
         (lambda members: members[:-1], "instead of"),
         (lambda members: members[:-2], "segment lengths do not match"),
         (lambda members: [*members, ("extra.txt", b"")], "'extra.txt' instead of KEY.ids.npy"),
@@ -205,14 +233,18 @@ def test_a_base_in_two_splits_is_found(folder: Path) -> None:
 def test_wrong_contig_entries_are_found(folder: Path) -> None:
     manifest = load_manifest(folder)
     a, b = manifest.contigs
-    write_manifest(folder, replace(manifest, contigs=[replace(a, left_out={"ambiguous": 3}), b]))
+    write_manifest(folder, with_contigs(manifest, replace(a, left_out={"ambiguous": 3}), b))
     assert faults(folder) == ["g:a: 805 bases in segments and 3 left out do not add up to the contig's 807 bases"]
-    write_manifest(folder, replace(manifest, contigs=[a, replace(b, tokens=1)]))
+    write_manifest(folder, with_contigs(manifest, a, replace(b, tokens=1)))
     assert faults(folder) == ["g:b: its number of tokens differs from the manifest's 1"]
-    write_manifest(folder, replace(manifest, contigs=[a]))
+    write_manifest(folder, with_contigs(manifest, a))
     assert faults(folder) == ["g:b: has segments, but is not listed in the manifest"]
-    write_manifest(folder, replace(manifest, contigs=[a, replace(b, length=100)]))
+    write_manifest(folder, with_contigs(manifest, a, replace(b, length=100)))
     assert "ends at 200, beyond the contig's 100 bases" in faults(folder)[0]
+
+
+def with_contigs(manifest: Manifest, *contigs: ContigInfo) -> Manifest:
+    return replace(manifest, contigs=ContigTable.from_rows(contigs))
 
 
 def write_split_shards(folder: Path, sequences: dict[str, str]) -> Manifest:
@@ -225,7 +257,7 @@ def write_split_shards(folder: Path, sequences: dict[str, str]) -> Manifest:
         meta = {"genome": "g", "contig": split, "start": 0, "end": len(sequence), "split": split}
         with webdataset.TarWriter(str(path), mtime=0) as tar:
             tar.write({"__key__": f"{number:07d}", "ids.npy": ids, "json": meta})
-        shards.append(ShardInfo(path.name, split, path.stat().st_size, sha256_of_file(path), [len(ids)]))
+        shards.append(ShardInfo(path.name, split, path.stat().st_size, sha256_of_file(path), np.array([len(ids)])))
     manifest = replace(empty_manifest(), shards=shards)
     write_manifest(folder, manifest)
     return manifest
@@ -234,7 +266,7 @@ def write_split_shards(folder: Path, sequences: dict[str, str]) -> Manifest:
 def empty_manifest() -> Manifest:
     from dnabert_rm.data.manifest import TokenizerInfo
 
-    return Manifest(TokenizerInfo("kmer", kmer.vocab_size(6), 6), [], [], [])
+    return Manifest(TokenizerInfo("kmer", kmer.vocab_size(6), 6), [], ContigTable.from_rows([]), [])
 
 
 def test_leakage_counts_shared_subsequences_of_either_strand(tmp_path: Path) -> None:

@@ -7,10 +7,9 @@ import subprocess
 import sys
 
 import pytest
-from gue_folders import write_run
+from gue_folders import GUE, write_run
 from scipy.stats import t as student
 
-from dnabert_rm.evaluate.gue_suite import GUE, PUBLISHED
 from dnabert_rm.evaluate.report_tables import UnfinishedRuns, write_tables
 from dnabert_rm.evaluate.results import data_set_rows, difference, family_rows, load_results, published_rows
 from dnabert_rm.evaluate.table_plot import score_limits, table_figure
@@ -27,7 +26,7 @@ def results(tmp_path):
             for number in range(5):
                 write_run(output, f"mouse/{number}", arm, seed, base + shift + number / 100)
             write_run(output, "splice/reconstructed", arm, seed, base - shift)
-            for name in GUE:
+            for name in GUE.names:
                 if name.startswith("EMP/"):
                     write_run(output, name, arm, seed, base, stand_in=True)
     write_run(output, "virus/covid", "pretrained", 1, 0.4321)
@@ -46,19 +45,19 @@ def test_interval_of_the_mean_is_student_t():
 
 
 def test_rows_families_and_differences(results):
-    rows = data_set_rows(load_results(results))
+    rows = data_set_rows(load_results(results, GUE), GUE)
     by_name = {(row.name, row.arm): row for row in rows}
     mouse = by_name["mouse/3", "pretrained"]
     assert mouse.scores == pytest.approx({1: 63.0, 2: 65.0, 3: 70.0}) and mouse.mean == pytest.approx(66.0)
     assert (mouse.train_rows, mouse.test_rows, mouse.seconds) == (1234, 56, 4.0)
     assert by_name["virus/covid", "pretrained"].scores == pytest.approx({1: 43.21})
     assert [row.group for row in rows if row.name in ("EMP/H4", "mine", "tf/2")] == [
-        "GUE",
+        "suite",
         "other",
         "stand-in",
         "stand-in",
     ]
-    families = {(row.name, row.arm): row for row in family_rows(rows)}
+    families = {(row.name, row.arm): row for row in family_rows(rows, GUE)}
     assert {name for name, _ in families} == {"TF mouse", "splice", "Covid"}, (
         "stand-ins and incomplete families have no mean"
     )
@@ -67,24 +66,24 @@ def test_rows_families_and_differences(results):
     mean, half = difference(mouse, by_name["mouse/3", "scratch"])
     assert mean == pytest.approx(10) and half == pytest.approx(0, abs=1e-9)
     assert difference(mouse, by_name["mine", "scratch-non-overlapping"])[1] is None
-    assert {family for _, family, _ in published_rows(list(families.values()))} == {"TF mouse", "splice", "Covid"}
+    assert {family for _, family, _ in published_rows(list(families.values()), GUE)} == {"TF mouse", "splice", "Covid"}
 
 
 def test_family_means_use_seeds_common_to_all_data_sets(results):
     (results / "runs/mouse/4/pretrained/seed-2/scores.json").unlink()
-    families = {(row.name, row.arm): row for row in family_rows(data_set_rows(load_results(results)))}
+    families = {(row.name, row.arm): row for row in family_rows(data_set_rows(load_results(results, GUE), GUE), GUE)}
     assert list(families["TF mouse", "pretrained"].scores) == [1, 3]
     assert list(families["TF mouse", "scratch"].scores) == [1, 2, 3]
 
 
 def test_table_files(results):
-    loaded = load_results(results)
+    loaded = load_results(results, GUE)
     write_tables(
-        results, loaded, UnfinishedRuns({"EMP/X": "train.csv missing"}, {"tf/0 pretrained seed 1": "exit code 2"})
+        results, GUE, loaded, UnfinishedRuns({"EMP/X": "train.csv missing"}, {"tf/0 pretrained seed 1": "exit code 2"})
     )
     rows = list(csv.DictReader(io.StringIO((results / "table.csv").read_text())))
     published = [row for row in rows if row["row"] == "published"]
-    assert len(published) == 3 * len(PUBLISHED) and {row["source"] for row in published} == {
+    assert len(published) == 3 * len(GUE.published) and {row["source"] for row in published} == {
         "Zhou et al. 2023, arXiv:2306.15006"
     }
     assert {row["trained_on"] for row in rows if row["name"].startswith("EMP")} == {"dev (stand-in)"}
@@ -130,19 +129,19 @@ def test_changed_settings_are_noted(results):
     record = json.loads(path.read_text())
     record["settings"] |= {"epochs": 1, "dropout": 0.0}
     path.write_text(json.dumps(record))
-    write_tables(results, load_results(results), UnfinishedRuns())
+    write_tables(results, GUE, load_results(results, GUE), UnfinishedRuns())
     assert "Settings that differ from GUE's for tf/2: dropout 0.0, epochs 1." in (results / "table.md").read_text()
 
 
 def test_refuses_scores_without_the_metric(results):
     (results / "runs/mine/scratch-non-overlapping/seed-1/scores.json").write_text('{"metrics": {"test": {}}}')
     with pytest.raises(DataError, match=r"scores\.json of mine has no metrics\.test\.mcc"):
-        data_set_rows(load_results(results))
+        data_set_rows(load_results(results, GUE), GUE)
 
 
 def test_plot_shows_every_row_and_cuts_no_label(results):
-    rows = data_set_rows(load_results(results))
-    figure = table_figure(rows, family_rows(rows))
+    rows = data_set_rows(load_results(results, GUE), GUE)
+    figure = table_figure(GUE, rows, family_rows(rows, GUE))
     figure.draw_without_rendering()
     width, height = figure.canvas.get_width_height()
     labels = [label for axes in figure.axes for label in (*axes.get_yticklabels(), *axes.texts, axes.title)]
@@ -156,18 +155,19 @@ def test_plot_shows_every_row_and_cuts_no_label(results):
 def test_limits_of_the_plot():
     from dnabert_rm.evaluate.results import TableRow
 
-    rows = [TableRow("tf/0", "pretrained", "GUE", "mcc", {1: 50.0, 2: 60.0})]  # an interval of ± 64
+    rows = [TableRow("tf/0", "pretrained", "suite", "mcc", {1: 50.0, 2: 60.0})]  # an interval of ± 64
     assert score_limits(rows, [80.0]) == pytest.approx((33, 97))
-    low, high = score_limits([TableRow("tf/0", "pretrained", "GUE", "mcc", {1: 50.0})], [])
+    low, high = score_limits([TableRow("tf/0", "pretrained", "suite", "mcc", {1: 50.0})], [])
     assert (low, high) == pytest.approx((40, 60))
 
 
 def test_help_and_tables_do_not_import_torch(results):
     script = (
         "import sys, pathlib; from dnabert_rm.cli import gue; gue.COMMAND.parser('gue').format_help();"
-        "from dnabert_rm.evaluate import report_tables, results, run_suite;"
-        f"out = pathlib.Path({str(results)!r}); report_tables.write_tables(out, results.load_results(out),"
-        " report_tables.UnfinishedRuns()); run_suite._plot_table(out);"
+        "from dnabert_rm.evaluate import report_tables, results, run_suite, suite;"
+        f"out = pathlib.Path({str(results)!r}); gue_suite = suite.load_suite('gue');"
+        "report_tables.write_tables(out, gue_suite, results.load_results(out, gue_suite),"
+        " report_tables.UnfinishedRuns()); run_suite._plot_table(out, gue_suite);"
         "slow = {'torch', 'transformers', 'sklearn', 'deepspeed'} & set(sys.modules); assert not slow, slow"
     )
     subprocess.run([sys.executable, "-c", script], check=True)

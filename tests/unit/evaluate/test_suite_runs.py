@@ -7,13 +7,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from gue_folders import make_sets
+from gue_folders import GUE, make_sets
 from support import ROOT, clean_environment
 
 from dnabert_rm.cli import finetune as finetune_command
 from dnabert_rm.cli import gue as command
 from dnabert_rm.cli.main import main
-from dnabert_rm.evaluate.gue_suite import find_sets
+from dnabert_rm.evaluate.data_sets import find_sets
+from dnabert_rm.evaluate.suite import load_suite
 from dnabert_rm.evaluate.suite_runs import check_finished, make_runs, resolve_settings
 from dnabert_rm.evaluate.suite_settings import OVERRIDES, WEIGHTS, SuiteSettings
 from dnabert_rm.utils.errors import CheckpointError, ConfigError, DataError
@@ -32,10 +33,10 @@ def model(tmp_path):
 
 
 def test_command_of_a_run_has_the_settings_of_its_record(tmp_path, model):
-    sets = find_sets(make_sets(tmp_path / "data", mouse__0="train dev test", EMP__H3="dev test"))
+    sets = find_sets(make_sets(tmp_path / "data", mouse__0="train dev test", EMP__H3="dev test"), GUE)
     overrides = {"learning_rate": 1e-4, "dropout": 0.0, "precision": "bf16", "max_tokens": 64}
     plan = suite(model, tmp_path / "out", seeds=(1, 2), arms=("pretrained", "scratch"), overlapping=False, **overrides)
-    runs = make_runs(plan, sets)
+    runs = make_runs(plan, GUE, sets)
     assert [(run.data_set.name, run.settings.seed, run.arm) for run in runs[:3]] == [
         ("EMP/H3", 1, "pretrained-non-overlapping"),
         ("EMP/H3", 1, "scratch-non-overlapping"),
@@ -63,11 +64,11 @@ def finish(run, **scores):
 
 
 def test_finished_runs_are_kept_only_with_the_same_settings(tmp_path, model):
-    sets = find_sets(make_sets(tmp_path / "data", mouse__0="train dev test", tf__0="train dev test"))
+    sets = find_sets(make_sets(tmp_path / "data", mouse__0="train dev test", tf__0="train dev test"), GUE)
     output = tmp_path / "out"
 
     def runs(which=sets, **options):
-        return make_runs(suite(model, output, seeds=(1, 2), **options), which)
+        return make_runs(suite(model, output, seeds=(1, 2), **options), GUE, which)
 
     assert check_finished(runs(), output, False) == set()
     finish(runs()[0])
@@ -98,14 +99,29 @@ def test_finished_runs_are_kept_only_with_the_same_settings(tmp_path, model):
         check_finished(runs(), output, False)
 
 
+def test_an_output_folder_holds_one_suite(tmp_path, model):
+    other = load_suite("genomic_benchmarks")
+    sets = find_sets(make_sets(tmp_path / "data", human_ocr_ensembl="train dev test"), other)
+    [run] = make_runs(suite(model, tmp_path / "out"), other, sets)
+    finish(run)
+    assert check_finished([run], tmp_path / "out", False) == {run.folder}
+    gue_sets = find_sets(make_sets(tmp_path / "gue", tf__0="train dev test"), GUE)
+    [gue_run] = make_runs(suite(model, tmp_path / "out"), GUE, gue_sets)
+    with pytest.raises(ConfigError, match="this finished run used the suite Genomic Benchmarks instead of GUE; choose"):
+        check_finished([gue_run], tmp_path / "out", False)
+    record = {name: value for name, value in gue_run.record.items() if name != "suite"}
+    (run.folder / "gue_run.json").write_text(json.dumps(record))
+    assert check_finished([gue_run], tmp_path / "out", False) == {run.folder}, "written before there were other suites"
+
+
 def test_old_scores_are_removed_before_the_new_record_is_written(tmp_path, model):
     """Otherwise old scores would pass for those of the new settings after a kill between the two."""
     from dnabert_rm.evaluate.run_suite import _prepare
 
-    sets = find_sets(make_sets(tmp_path / "data", tf__0="train dev test"))
-    [run] = make_runs(suite(model, tmp_path / "out"), sets)
+    sets = find_sets(make_sets(tmp_path / "data", tf__0="train dev test"), GUE)
+    [run] = make_runs(suite(model, tmp_path / "out"), GUE, sets)
     finish(run)
-    [new] = make_runs(suite(model, tmp_path / "out", dropout=0.0), sets)
+    [new] = make_runs(suite(model, tmp_path / "out", dropout=0.0), GUE, sets)
     _prepare(new)
     assert not (run.folder / "scores.json").exists()
     assert json.loads((run.folder / "gue_run.json").read_text())["settings"]["dropout"] == 0.0
@@ -114,15 +130,16 @@ def test_old_scores_are_removed_before_the_new_record_is_written(tmp_path, model
 def test_reasons_of_failed_runs(tmp_path, model):
     from dnabert_rm.evaluate.run_suite import _failure
 
-    [run] = make_runs(suite(model, tmp_path / "out"), find_sets(make_sets(tmp_path / "data", tf__0="train dev test")))
+    sets = find_sets(make_sets(tmp_path / "data", tf__0="train dev test"), GUE)
+    [run] = make_runs(suite(model, tmp_path / "out"), GUE, sets)
     finish(run, metrics={"test": {"mcc": 0.5}})
     (run.folder / "log.txt").write_text("Traceback\n  ...\nMemoryError\n\n")
-    assert _failure(run, 0) is None
-    assert _failure(run, 1) == f"exit code 1, log {run.folder}/log.txt: MemoryError"
-    assert _failure(run, -9) == f"killed by SIGKILL, log {run.folder}/log.txt: MemoryError"
+    assert _failure(run, GUE, 0) is None
+    assert _failure(run, GUE, 1) == f"exit code 1, log {run.folder}/log.txt: MemoryError"
+    assert _failure(run, GUE, -9) == f"killed by SIGKILL, log {run.folder}/log.txt: MemoryError"
     finish(run, metrics={"test": {"r2": 0.5}})
-    assert "scores.json of tf/0 has no metrics.test.mcc" in _failure(run, 0)
-    assert _failure(run, 0).startswith("no scores.json"), "renamed, so that the run does not count as finished"
+    assert "scores.json of tf/0 has no metrics.test.mcc" in _failure(run, GUE, 0)
+    assert _failure(run, GUE, 0).startswith("no scores.json"), "renamed, so that the run does not count as finished"
 
 
 def test_launch_script_passes_its_flags_on(tmp_path, model):
@@ -144,23 +161,23 @@ def test_mistakes_in_suite_settings(tmp_path, model):
     ):
         with pytest.raises(ConfigError, match=message):
             suite(model, tmp_path, **options)
-    sets = find_sets(make_sets(tmp_path / "data", tf__0="train dev test"))
+    sets = find_sets(make_sets(tmp_path / "data", tf__0="train dev test"), GUE)
     with pytest.raises(ConfigError, match="--batch-size 0"):
-        make_runs(suite(model, tmp_path / "out", batch_size=0), sets)
+        make_runs(suite(model, tmp_path / "out", batch_size=0), GUE, sets)
     with pytest.raises(CheckpointError, match=r"no config\.json"):
-        make_runs(suite(tmp_path, tmp_path / "out"), sets)
+        make_runs(suite(tmp_path, tmp_path / "out"), GUE, sets)
 
 
 def test_refuses_a_model_or_data_among_the_runs_that_it_replaces(tmp_path, model):
-    sets = find_sets(make_sets(tmp_path / "out" / "runs" / "data", tf__0="train dev test"))
+    sets = find_sets(make_sets(tmp_path / "out" / "runs" / "data", tf__0="train dev test"), GUE)
     (tmp_path / "link").symlink_to(tmp_path / "out" / "runs" / "tf")
     shutil.copytree(model, tmp_path / "out" / "runs" / "tf" / "model")
     for given in (tmp_path / "out" / "runs" / "tf" / "model", tmp_path / "link" / "model"):
         with pytest.raises(ConfigError, match=rf"--output .*out: the runs would replace --model {given}; choose"):
-            make_runs(suite(given, tmp_path / "out"), sets)
+            make_runs(suite(given, tmp_path / "out"), GUE, sets)
     plan = SuiteSettings(model=model, data=tmp_path / "out" / "runs" / "data", output=tmp_path / "out")
     with pytest.raises(ConfigError, match="the runs would replace --data"):
-        make_runs(plan, sets)
+        make_runs(plan, GUE, sets)
 
 
 def test_mistakes_are_one_line_and_nothing_is_written(tmp_path, model, capsys):
@@ -194,5 +211,5 @@ def test_every_setting_may_be_given():
         "gue", [*files, *words, "--precision", "bf16", "--seeds", "1, 2", "--arms", "scratch,pretrained"]
     )
     assert parsed.seeds == (1, 2) and parsed.arms == ("scratch", "pretrained")
-    assert set(parsed.overrides) == set(OVERRIDES) == set(resolve_settings("tf/0", {}))
+    assert set(parsed.overrides) == set(OVERRIDES) == set(resolve_settings("tf/0", GUE, {}))
     assert isinstance(parsed.output, Path) and WEIGHTS == ("pretrained", "scratch")

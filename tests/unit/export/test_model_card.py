@@ -1,14 +1,24 @@
-"""The model card has the bits per base of the last validation before the exported step."""
+"""The model card has metadata for the hub, and the bits per base of the last validation before the exported step."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pytest
+from huggingface_hub import ModelCard
+from support import random_bases
 from validated_rows import rows_of, validation, write_run
 
+from data_prep.bpe import train
 from dnabert_rm.config import resolve
+from dnabert_rm.data.manifest import TokenizerInfo
+from dnabert_rm.export.masked_example import CONSERVED, masked_example
 from dnabert_rm.export.model_card import last_validation, model_card
+from dnabert_rm.genome import kmer
+from dnabert_rm.tokenizer import KmerTokenizer
+from dnabert_rm.tokenizer.bpe_tokenizer import BpeTokenizer, write_bpe_files
 
 TABLE = """\
 | hidden bases | model | composition | Markov order 2 | Markov order 5 | Markov order 8 | guessing |
@@ -61,3 +71,61 @@ def test_the_card_has_the_bits_with_markov_line_and_fingerprint() -> None:
 def test_a_card_without_bits_has_no_such_section() -> None:
     for found in (None, {"steps": 100, **validation(None)}):
         assert "bits per base" not in model_card(facts(found, [100]))
+
+
+def test_the_header_is_the_metadata_of_the_hub() -> None:
+    """huggingface_hub reads the same fields back. Unknown fields are left out."""
+    known = facts(None, [100])
+    assert ModelCard(model_card(known)).data.to_dict() == {
+        "library_name": "transformers",
+        "pipeline_tag": "fill-mask",
+        "tags": ["dna", "genomics", "biology", "bert", "randommask"],
+    }
+    known["config"]["data"]["path"] = ["hf://datasets/lab/genomes@v1/fly", "hf://datasets/lab/genomes", "local/data"]
+    known["config"]["masking"]["policy"] = "fixed"
+    known["config"]["model"]["architecture"] = "modernbert"
+    card = model_card(known, "cc-by-4.0", "ACGT[MASK]GTAC")
+    assert ModelCard(card).data.to_dict() == {
+        "library_name": "transformers",
+        "pipeline_tag": "fill-mask",
+        "license": "cc-by-4.0",
+        "datasets": ["lab/genomes"],
+        "tags": ["dna", "genomics", "biology", "modernbert"],
+        "widget": [{"text": "ACGT[MASK]GTAC"}],
+    }
+    assert '("ACGT[MASK]GTAC")' in card and card.startswith("---\n") and "\n---\n# A DNA BERT" in card
+
+
+@pytest.mark.parametrize("k", [3, 6, 8])
+@pytest.mark.parametrize("max_positions", [16, 512])
+def test_the_masked_kmer_follows_from_its_neighbours(tmp_path: Path, k: int, max_positions: int) -> None:
+    KmerTokenizer(k=k, model_max_length=max_positions).save_pretrained(tmp_path)
+    text = masked_example(tmp_path, TokenizerInfo("kmer", kmer.vocab_size(k), k), max_positions)
+    assert text is not None
+    left, right = text.split("[MASK]")
+    sequence = left + right[k - 2 :]
+    assert CONSERVED.startswith(sequence) and len(left) >= k and len(right) >= k
+    ids = [kmer.CLS_ID, *kmer.encode(sequence, k).tolist(), kmer.SEP_ID]
+    ids[2 + len(left) - k] = kmer.MASK_ID
+    assert KmerTokenizer.from_pretrained(tmp_path)(text)["input_ids"] == ids and len(ids) <= max_positions
+
+
+@pytest.mark.parametrize("vocab_size", [50, 200, 600])
+@pytest.mark.parametrize("max_positions", [12, 512])
+def test_one_token_of_bpe_is_masked(tmp_path: Path, vocab_size: int, max_positions: int) -> None:
+    rng = np.random.default_rng(0)
+    (tmp_path / "bpe.model").write_bytes(train((random_bases(rng, 200) for _ in range(500)), vocab_size))
+    write_bpe_files(tmp_path, tmp_path / "bpe.model", max_positions)
+    text = masked_example(tmp_path, TokenizerInfo("bpe", vocab_size), max_positions)
+    assert text is not None
+    left, right = text.split("[MASK]")
+    tokenizer = BpeTokenizer(tmp_path)
+    whole, found = (tokenizer.token_ids([one])[0].tolist() for one in (CONSERVED, text))
+    assert CONSERVED.startswith(left) and right in CONSERVED and left and right
+    masked = found.index(kmer.MASK_ID)
+    assert [*found[:masked], whole[masked], *found[masked + 1 :]] == whole[: len(found)]
+    assert len(found) == min(len(whole), max_positions - 2)
+
+
+def test_no_tokenizer_no_example(tmp_path: Path) -> None:
+    assert masked_example(tmp_path, TokenizerInfo("bpe", 200), 512) is None

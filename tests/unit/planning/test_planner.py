@@ -245,10 +245,10 @@ def test_a_plan_needs_no_torch() -> None:
 
 
 def test_the_tables_of_the_documentation_are_what_plan_computes() -> None:
-    text = (ROOT / "docs" / "scaling.md").read_text()
+    text = (ROOT / "docs" / "training.md").read_text()
     for preset in preset_names():
         for row in table_rows(preset):
-            assert row in text, f"docs/scaling.md should hold:\n{row}"
+            assert row in text, f"docs/training.md should hold:\n{row}"
 
 
 def table_rows(preset: str) -> list[str]:

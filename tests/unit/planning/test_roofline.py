@@ -77,11 +77,11 @@ DOCUMENTED: list[tuple[str, str, int, str, dict[str, Any]]] = [
     ("compiled, cuDNN's attention", "1b", 32, "zero1", NO_DROPOUT | {"compiled": True, "cudnn": True}),
     ("compiled, cuDNN's attention", "1b", 64, "zero1", NO_DROPOUT | {"compiled": True, "cudnn": True}),
 ]
-"""Rows of the table in docs/scaling.md: words, preset, windows, DeepSpeed configuration, kernels."""
+"""Rows of the table in dev/benchmarks.md: words, preset, windows, DeepSpeed configuration, kernels."""
 
 
 def test_the_documentations_table_is_what_the_model_computes() -> None:
-    text = (ROOT / "docs" / "scaling.md").read_text()
+    text = (ROOT / "dev" / "benchmarks.md").read_text()
     for words, preset, windows, ds_config, kernels in DOCUMENTED:
         found = predicted(preset, windows, ds_config, **kernels)
         tokens = windows * 512
@@ -90,7 +90,7 @@ def test_the_documentations_table_is_what_the_model_computes() -> None:
         mfu = training_flops_per_token(job.shape, 512, job.masked) * tokens / found.seconds / roofline.H100_PEAK
         cells = f"{found.seconds * 1e3:.1f} | {tokens / found.seconds / 1e3:.0f}k | {mfu:.0%} | {found.bound_by}"
         row = f"| {words} | {windows} | {cells.replace('%', ' %')} | – |"
-        assert row in text, f"docs/scaling.md should hold:\n{row}"
+        assert row in text, f"dev/benchmarks.md should hold:\n{row}"
 
 
 def test_the_rate_of_products_passes_through_both_assumed_points() -> None:

@@ -50,6 +50,8 @@ def test_one_thing_to_try() -> None:
     assert verdict(FLAT, markov=1.83).text.endswith("The curve no longer falls: try a new run with more --steps.")
     assert "overfits its training data: stop earlier" in verdict(RISING).text
     assert verdict(RISING, epoch=0.8).text.endswith("so training is unstable: lower --lr.")
+    unclear = verdict([1.96, 1.953, 1.958, 1.943, 1.942, 1.938, 1.96, 1.93])
+    assert unclear.trend == "unclear" and "It is not clear whether the curve still falls" in unclear.text
     few = verdict(FALLING[:3])
     assert few.trend == "unknown" and "Too few validations (3) for a trend" in few.text
 
@@ -79,10 +81,13 @@ def test_a_trend_compares_the_last_two_quarters() -> None:
     assert trend_of([9, 9, 2.0, 1.9981]) == "flat" and trend_of([9, 9, 2.0, 1.9979]) == "falling"
     assert trend_of([2.0, 1.9, 1.8]) == "unknown" == trend_of([])
     # One outlier in the last quarter is no trend.
-    assert trend_of([2.0] * 15 + [1.9]) == "flat"
+    assert trend_of([2.0] * 15 + [1.9]) == "unclear"
+    # README's run: few validations, of which the third last is the worst.
+    assert trend_of([2.0, 2.0, 1.96, 1.953, 1.958, 1.943, 1.942, 1.938]) == "unclear"
     rng = np.random.default_rng(0)
     noise = rng.normal(0, 0.01, (200, 40))
-    assert np.mean([trend_of((1.9 + one).tolist()) == "flat" for one in noise]) > 0.9
+    assert np.mean([trend_of((1.9 + one).tolist()) in ("flat", "unclear") for one in noise]) > 0.9
+    assert np.mean([trend_of((1.9 + one / 10).tolist()) == "flat" for one in noise]) > 0.9
     steady = 1.9 - 0.002 * np.arange(40)
     assert np.mean([trend_of((steady + one).tolist()) == "falling" for one in noise]) > 0.9
 

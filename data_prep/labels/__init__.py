@@ -1,0 +1,1 @@
+"""Command `labels`: labelled sequences for fine-tuning, from intervals and a genome."""

@@ -1,0 +1,1 @@
+"""Probes: linear models on frozen embeddings, beside baselines without a pretrained model."""
