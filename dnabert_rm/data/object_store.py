@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import logging
 import re
 import time
@@ -16,7 +17,10 @@ from dnabert_rm.utils.errors import ConfigError, DataError, UserError
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 NUM_TRIES = 5
-FIRST_WAIT_SECONDS = 0.5
+"""Smallest number of tries, and the number where the server has answered that there is no such file, for example."""
+PATIENCE_SECONDS = 120
+"""How long a server that can't be reached, or reports an error of its own, is tried again."""
+FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.5, 10
 CONNECT_SECONDS = 15
 SILENCE_SECONDS = 60
 """A transfer fails if a connection takes longer than `CONNECT_SECONDS` or receives nothing for `SILENCE_SECONDS`."""
@@ -139,9 +143,13 @@ def copy(url: str, write: Callable[[bytes], Any], num_bytes: int) -> None:
 
 
 def with_retries(url: str, work: Callable[[], T], verb: str = "fetched") -> T:
-    """Call `work`. If it fails, retry after growing pauses. Raises `DataError` with the URL if all tries fail."""
-    shown = without_secrets(url)
-    for attempt in range(NUM_TRIES):
+    """Call `work`. If it fails, retry after growing pauses. Raises `DataError` with the URL if all tries fail.
+
+    There are `NUM_TRIES` tries, and more until `PATIENCE_SECONDS` have passed, so that a restart of the server doesn't
+    end a run. An answer that would stay the same, such as a missing file, gets `NUM_TRIES` only.
+    """
+    shown, first = without_secrets(url), time.monotonic()
+    for attempt in itertools.count(1):
         try:
             return work()
         except ConfigError:
@@ -149,10 +157,12 @@ def with_retries(url: str, work: Callable[[], T], verb: str = "fetched") -> T:
         except Exception as error:
             # File systems raise exceptions of their own libraries, so any exception counts as a failed transfer.
             reason = _reason(error)
-            if attempt + 1 < NUM_TRIES:
-                logger.warning("%s: %s; retrying", shown, reason)
-                time.sleep(FIRST_WAIT_SECONDS * 2**attempt)
-    raise DataError(f"{shown}: could not be {verb} in {NUM_TRIES} tries ({reason}); check the URL and the server")
+            is_answer = isinstance(error, (FileNotFoundError, PermissionError, UserError))
+        if attempt >= NUM_TRIES and (is_answer or time.monotonic() - first > PATIENCE_SECONDS):
+            break
+        logger.warning("%s: %s; retrying", shown, reason)
+        time.sleep(min(FIRST_WAIT_SECONDS * 2 ** (attempt - 1), LONGEST_WAIT_SECONDS))
+    raise DataError(f"{shown}: could not be {verb} in {attempt} tries ({reason}); check the URL and the server")
 
 
 def _reason(error: Exception) -> str:

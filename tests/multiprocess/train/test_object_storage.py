@@ -17,6 +17,13 @@ from dnabert_rm.utils.errors import EXIT_USER_ERROR
 
 FLAGS = ["--preset", "tiny", "--steps", "8", "--global-batch", "8", "--window", "66", "--log-every", "1",
          "--model.num_layers", "1", "--model.hidden_size", "64"]  # fmt: skip
+IMPATIENT = """
+import sys
+from dnabert_rm.cli.main import main
+from dnabert_rm.data import object_store
+object_store.PATIENCE_SECONDS = 0
+sys.exit(main(sys.argv[1:]))
+"""
 
 
 @pytest.fixture
@@ -55,7 +62,7 @@ def test_a_server_that_stays_away_ends_a_run_in_one_line(prepared: Path, tmp_pat
     with FaultyProxy(0, lambda method, path: "drop") as proxy:
         use(monkeypatch, proxy.url)
         words = [*FLAGS, "--data", "s3://data/x", "--output", tmp_path / "run"]
-        ended = run_cli("-m", "dnabert_rm", "pretrain", *words)
+        ended = run_cli("-c", IMPATIENT, "pretrain", *words)
     assert ended.returncode == EXIT_USER_ERROR
     assert "Traceback" not in ended.stderr
     (line,) = [line for line in ended.stderr.splitlines() if "error:" in line]

@@ -34,6 +34,7 @@ def server() -> Iterator[int]:
 def proxy(server, monkeypatch) -> Iterator[FaultyProxy]:
     """A proxy without faults yet, and an empty bucket `data`."""
     monkeypatch.setattr(object_store, "FIRST_WAIT_SECONDS", 0.001)
+    monkeypatch.setattr(object_store, "PATIENCE_SECONDS", 0)
     with FaultyProxy(server) as running:
         use(monkeypatch, running.url)
         files = object_store.file_system("s3://data")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.server
 import importlib
+import itertools
 import multiprocessing
 import os
 import socket
@@ -85,6 +86,7 @@ def server(folder) -> Iterator[Server]:
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch) -> None:
     monkeypatch.setattr(object_store, "FIRST_WAIT_SECONDS", 0.01)
+    monkeypatch.setattr(object_store, "PATIENCE_SECONDS", 0)
 
 
 def windows(location: str | Path, tmp_path: Path, **storage) -> np.ndarray:
@@ -319,8 +321,31 @@ def test_messages_have_no_secrets_of_urls(text: str, shown: str) -> None:
 
 def test_a_failed_fetch_does_not_show_a_signature(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog) -> None:
     monkeypatch.setattr(object_store, "FIRST_WAIT_SECONDS", 0.001)
+    monkeypatch.setattr(object_store, "PATIENCE_SECONDS", 0)
     url = f"http://127.0.0.1:{free_port()}/{{}}?signature=SECRET"
     with pytest.raises(DataError) as caught:
         prepared_folder(url, StorageSettings(cache_dir=str(tmp_path))).manifest()
     assert "manifest.json?…: could not be fetched" in str(caught.value)
     assert "SECRET" not in str(caught.value) + caplog.text and caplog.text
+
+
+@pytest.mark.parametrize(
+    ("error", "tries"), [(ConnectionError("reset"), 9), (FileNotFoundError("no such key"), object_store.NUM_TRIES)]
+)
+def test_only_a_server_that_fails_is_tried_for_longer(monkeypatch: pytest.MonkeyPatch, error, tries: int) -> None:
+    """The ninth try would succeed, but only within the time for failing servers."""
+    monkeypatch.setattr(object_store, "PATIENCE_SECONDS", 60)
+    monkeypatch.setattr(object_store, "LONGEST_WAIT_SECONDS", 0.01)
+    calls = itertools.count(1)
+
+    def work() -> int:
+        if (call := next(calls)) < 9:
+            raise error
+        return call
+
+    if tries == 9:
+        assert object_store.with_retries("s3://bucket/x", work) == 9
+    else:
+        with pytest.raises(DataError, match=f"^s3://bucket/x: could not be fetched in {tries} tries .*no such key"):
+            object_store.with_retries("s3://bucket/x", work)
+        assert next(calls) == tries + 1
