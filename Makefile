@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 INSTALLED := $(VENV)/.installed
+TOOLS := $(VENV)/.installed-tools
 GENOME ?=
 TESTS ?= tests
 # Processes of `make test`. The tests of a file stay in one process, so that they share its fixtures.
@@ -44,6 +45,12 @@ $(INSTALLED): pyproject.toml setup.py constraints.txt
 	@$(BIN)/python -m pip install --quiet -c constraints.txt torch setuptools
 	@echo "Creating $(VENV), 3 of 3: dnabert_rm and its other dependencies"
 	@# Hide setuptools' warning about editable installs.
+	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet -c constraints.txt -e '.[all]'
+	@touch $@
+	@echo "Done. Next: source $(VENV)/bin/activate"
+
+$(TOOLS): $(INSTALLED)
+	@echo "Adding the tools of the tests and the documents to $(VENV)"
 	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet -c constraints.txt -e '.[test]'
 	@touch $@
 
@@ -61,7 +68,7 @@ packages:
 	@packages="$$(grep -v '^#' tests/packages.txt)"; dpkg -s $$packages >/dev/null 2>&1 || { \
 	    apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $$packages; }
 
-test-cluster: packages $(INSTALLED)
+test-cluster: packages $(TOOLS)
 	$(BIN)/python -m pytest -rs tests/cluster
 
 test-lowest: export PATH := $(CURDIR)/$(LOWEST)/bin:$(PATH)
@@ -72,7 +79,7 @@ test-lowest:
 	$(LOWEST)/bin/python -m pytest $(LOWEST_TESTS)
 
 # The oldest release of transformers that loads an export, the last of version 4, and the newest.
-test-transformers: $(INSTALLED)
+test-transformers: $(TOOLS)
 	$(BIN)/python tests/other_transformers.py write .venv-transformers/exports
 	for version in 4.40.2 4.57.6 5.24.0; do \
 	    folder=.venv-transformers/$$version; \
@@ -82,7 +89,7 @@ test-transformers: $(INSTALLED)
 	    $$folder/bin/python tests/other_transformers.py check .venv-transformers/exports || exit; \
 	done
 
-lint: $(INSTALLED)
+lint: $(TOOLS)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -93,17 +100,17 @@ lint: $(INSTALLED)
 	@# DL3008 wants fixed versions of Debian's packages, which a release of the base image would break.
 	$(BIN)/hadolint --ignore DL3008 packaging/Dockerfile
 
-docs: $(INSTALLED)
+docs: $(TOOLS)
 	$(BIN)/python docs/write_configuration.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
-coverage: $(INSTALLED)
+coverage: $(TOOLS)
 	@# The deselected test has a time limit and ends with os._exit. There coverage writes its file, which takes too long.
 	$(BIN)/python -m pytest --cov --cov-report=json $(TESTS) \
 	    --deselect tests/multiprocess/train/test_stopping.py::test_a_loader_that_hangs_ends_the_run_with_the_stacks_of_its_worker
 	$(BIN)/python benchmarks/code_figures.py --coverage coverage.json
 
-bench: $(INSTALLED)
+bench: $(TOOLS)
 	for name in data_prep loader train_step; do $(BIN)/python "benchmarks/$$name.py" || exit; done
 
 clean:

@@ -139,9 +139,12 @@ def check_splits(settings: LabelsSettings, rows: Rows) -> None:
     }
     for number, name in enumerate(SPLITS):
         if wanted[name] and not (rows.split == number).any():
-            raise ConfigError(
-                f"{name}.csv would have no row; choose smaller --block-bases, or other contigs or fractions"
+            fix = (
+                "hold out other contigs, or leave out --val-contigs and --test-contigs to hold out random blocks"
+                if settings.val_contigs or settings.test_contigs
+                else "choose smaller --block-bases, or other fractions"
             )
+            raise ConfigError(f"{name}.csv would have no row; {fix}")
     if settings.label == "score":
         return
     labels = [set(rows.windows.label[rows.split == number].tolist()) for number in range(len(SPLITS))]

@@ -14,7 +14,7 @@ from data_prep.labels.splits import SPLITS
 from data_prep.labels.windows import Dropped, Rows, composition
 from dnabert_rm.utils.files import sha256_of_file
 
-NO_NEGATIVE = "negative not found: no window of the genome is like the positive"
+NO_NEGATIVE = "no negative found: no window of the genome has a similar share of G+C and repeats"
 SHOWN_LABELS = 8
 FEW_MISSING = 0.02
 """Share of missing negatives in all rows above which the report warns."""

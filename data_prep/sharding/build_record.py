@@ -157,7 +157,7 @@ def _differences(earlier: dict[str, Any], inputs: dict[str, Any]) -> list[str]:
     differences = [
         f"{_BED_FLAGS[name]} was {_shown_files(there.get(name, []))}, now {_shown_files(here.get(name, []))}"
         if name in _BED_FLAGS
-        else f"--{name.replace('_', '-')} was {there.get(name)}, now {here.get(name)}"
+        else f"--{name.replace('_', '-')} was {_shown(there.get(name))}, now {_shown(here.get(name))}"
         for name in sorted({*there, *here})
         if there.get(name) != here.get(name)
     ]
@@ -169,6 +169,11 @@ def _differences(earlier: dict[str, Any], inputs: dict[str, Any]) -> list[str]:
             what = "was removed" if now is None else "was added" if before is None else "has changed"
             differences.append(f"{file} (genome {genome}) {what}")
     return differences or ["the files are in another order"]
+
+
+def _shown(value: Any) -> str:
+    """Return an option's value as on a command line."""
+    return " ".join(map(str, value)) or "none" if isinstance(value, list) else "none" if value is None else str(value)
 
 
 def _shown_files(files: list[dict[str, str]]) -> str:

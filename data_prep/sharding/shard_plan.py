@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from data_prep.sharding.options import BuildOptions
 from data_prep.sharding.regions import NO_REGIONS, Regions
 from data_prep.sharding.segments import ContigAxis, cut_runs, long_enough
-from data_prep.sharding.splits import check_splits_of_regions, matching, split_by_blocks, split_of_contigs
+from data_prep.sharding.splits import TRAIN, check_splits_of_regions, matching, split_by_blocks, split_of_contigs
 from dnabert_rm.data.manifest import SPLITS
 from dnabert_rm.genome.contigs import Contig
 from dnabert_rm.utils.errors import ConfigError, DataError
+from dnabert_rm.utils.progress import notice
 
 REASONS = ("excluded", "excluded_region", "outside_regions", "ambiguous", "too_short")
 """Reasons to leave out a base. A base is counted once, under the first reason that applies."""
@@ -88,9 +89,12 @@ def make_plan(contigs: Sequence[Contig], options: BuildOptions, regions: Regions
         raise DataError(
             f"no segment is left: no run of A, C, G, T in the {where} is long enough; lower --min-tokens, or {fix}"
         )
+    sizes = runs[long, 1] - runs[long, 0]
+    bases = [int(sizes[split[long] == number].sum()) for number in range(len(SPLITS))]
     if regions:
-        sizes = runs[long, 1] - runs[long, 0]
-        check_splits_of_regions([int(sizes[split[long] == number].sum()) for number in range(len(SPLITS))], options)
+        check_splits_of_regions(bases, options)
+    elif not bases[TRAIN]:
+        notice("warning: all bases are held out, so there is no train split; --val-fraction holds out parts of contigs")
     segments = _make_segments(contigs, axis, runs[long], split[long], options)
     left_out = _left_out(axis, (whole, not_excluded, kept, runs, runs[long]))
     return Plan(segments, _make_shards(segments, options), left_out)

@@ -12,22 +12,22 @@ from dnabert_rm.config.schema import Settings, setting
 class CheckSettings(Settings):
     """Flags of `check`, in addition to the flags of a run configuration."""
 
-    ranks: int = setting(1, minimum=1)
-    """Number of ranks (GPUs) of the run."""
+    gpus: int = setting(1, metavar="N", minimum=1)
+    """Number of ranks of the run, one per GPU, or without a GPU one per group of CPU cores."""
 
 
 def run(settings: CheckSettings, flags: RunFlags) -> None:
     """Check the configuration and print a summary of the run."""
     from dnabert_rm.train.preflight import check_run
 
-    print("\n".join(check_run(flags.config(), settings.ranks)))
+    print("\n".join(check_run(flags.config(), settings.gpus)))
 
 
 COMMAND = RunCommand(
     name="check",
     help="check a pretraining configuration and its data without training",
-    example="dnabert-rm check --preset tiny --data prepared --output runs/first --ranks 8",
+    example="dnabert-rm check --preset tiny --data prepared --output runs/first --gpus 8",
     settings=CheckSettings,
     run=run,
-    usage="--data DIR --output RUN [--ranks N]",
+    usage="--data DIR --output RUN [--gpus N]",
 )

@@ -62,11 +62,13 @@ def run(settings: ExportSettings) -> None:
         done = export(settings.run, settings.output, settings.step, average, settings.max_shard_size, settings.license)
     steps = f"step {done.steps[0]}" if average == 1 else f"mean of the steps {', '.join(map(str, done.steps))}"
     trained = "training" if average == 1 else "averaged"
-    print(
-        f"{done.folder}: {steps}, {done.num_parameters / 1e6:.1f} M parameters; stock transformers loads it; "
-        f"logits differ from the {trained} model's by {done.max_difference:.1e} of the largest logit",
-        flush=True,
+    compared = (
+        f"logits differ from the {trained} model's by {done.max_difference:.1e} of the largest logit"
+        if done.max_difference
+        else f"logits equal the {trained} model's"
     )
+    size = f"{done.num_parameters / 1e6:.1f} M parameters"
+    print(f"{done.folder}: {steps}, {size}; stock transformers loads it; {compared}", flush=True)
     if settings.push_to_hub is not None:
         upload(done.folder, settings.push_to_hub, settings.hub_private, settings.hub_revision or "main")
 

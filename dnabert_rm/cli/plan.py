@@ -9,6 +9,7 @@ from typing import Any
 from dnabert_rm.cli.run_flags import RunCommand, RunFlags
 from dnabert_rm.config import RunConfig
 from dnabert_rm.config.schema import Settings, setting
+from dnabert_rm.data.batching import describe_batch
 from dnabert_rm.data.manifest import load_manifest
 from dnabert_rm.genome import kmer
 from dnabert_rm.model.flops import (
@@ -168,7 +169,7 @@ def _text(report: dict[str, Any]) -> str:
     parts = ", ".join(f"{part} {count:,}" for part, count in parameters.items() if part != "total")
     lines = [
         f"{model['preset']} ({model['architecture']}): {parameters['total']:,} parameters ({parts})",
-        f"{run['gpus']} ranks x {run['micro_batch']} windows x {run['accumulation']} accumulation = "
+        f"{describe_batch(run['gpus'], run['micro_batch'], run['accumulation'])} = "
         f"{run['global_batch']} windows of {run['window']} tokens per step, {precision}, {run['attention']}, "
         f"activation checkpointing {'on' if again else 'off'}, {run['masked_fraction']:.1%} masked",
         f"FLOPs per token: {flops['training'] / 1e9:.3f} G in training, {flops['forward'] / 1e9:.3f} G forward; "

@@ -184,6 +184,12 @@ def accumulation_steps(global_batch: int, micro_batch: int, world_size: int) -> 
     return global_batch // (micro_batch * world_size)
 
 
+def describe_batch(num_ranks: int, micro_batch: int, accumulation: int) -> str:
+    """Return how a global batch is divided, for example "2 ranks x 16 windows x 4 accumulation steps"."""
+    text = f"{num_ranks} rank{'s' * (num_ranks > 1)} x {micro_batch} window{'s' * (micro_batch > 1)}"
+    return f"{text} x {accumulation} accumulation steps" if accumulation > 1 else text
+
+
 def micro_batch_size(global_batch: int, world_size: int, accumulation: int) -> int:
     """Return the number of windows in a micro-batch.
 

@@ -120,10 +120,10 @@ class Manifest:
         found = [shard for shard in self.shards if shard.split == split]
         if not found:
             have = ", ".join(sorted({shard.split for shard in self.shards})) or "none"
-            raise DataError(
-                f"no shards for split {split!r} (the data has: {have}); choose another split, or build shards for "
-                f"{split!r}"
-            )
+            fix = f"build with --{split}-contigs or --{split}-fraction" if split in SPLITS[1:] else "hold out less"
+            if split not in SPLITS:
+                fix = "choose another split"
+            raise DataError(f"no shards for split {split!r} (the data has: {have}); {fix}")
         return found
 
 

@@ -213,7 +213,7 @@ def advice(job: Job, found: list[Option], memory_bytes: float | None, configured
     current = next(option for option in found if option.name == configured)
     if memory_bytes is None:
         return f"{_uses(current)}; for advice, set --gpu-memory to the memory of a GPU, or of a rank with --gpu cpu"
-    usable, best = f"of {_gib(memory_bytes * USABLE_SHARE)} usable", best_option(found)
+    usable, best = f"of {gib(memory_bytes * USABLE_SHARE)} usable", best_option(found)
     if best is None:
         return f"{_uses(current)} {usable}, and no stage fits: {_flags_that_fit(job, memory_bytes)}"
     tight = ", tightly" if best.memory.total > TIGHT_SHARE * USABLE_SHARE * memory_bytes else ""
@@ -232,11 +232,12 @@ def advice(job: Job, found: list[Option], memory_bytes: float | None, configured
 
 
 def _uses(option: Option) -> str:
-    return f"{option.name} takes an estimated {_gib(option.memory.total)} per rank"
+    return f"{option.name} takes an estimated {gib(option.memory.total)} per rank"
 
 
-def _gib(size: float) -> str:
-    return f"{size / 2**30:.1f} GiB"
+def gib(size: float) -> str:
+    """Return a number of bytes for people, for example "1.5 GiB"."""
+    return f"{size / 2**30:.1f} GiB" if size >= 0.05 * 2**30 else "under 0.1 GiB"
 
 
 def _flags_that_fit(job: Job, memory_bytes: float) -> str:

@@ -17,6 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
+import torch
+
 from dnabert_rm.distributed.launchers import LAUNCHER_VARIABLE, free_port
 from dnabert_rm.train.stop import STOP_FILE_VARIABLE
 from dnabert_rm.utils.errors import ConfigError
@@ -43,6 +45,9 @@ def launch_ranks(num_ranks: int, words: Sequence[str]) -> int:
         *["--master_addr=127.0.0.1", f"--master_port={port}", "--module", "dnabert_rm", "pretrain", *words],
     ]
     environment = {**os.environ, LAUNCHER_VARIABLE: "--gpus"}
+    if not torch.accelerator.is_available():
+        # Otherwise DeepSpeed warns that it found no GPU.
+        environment.setdefault("DS_ACCELERATOR", "cpu")
     if Path(__file__).parents[2] != Path.cwd():
         # `python -m` would import from the working directory first, where another version may be.
         environment["PYTHONSAFEPATH"] = "1"

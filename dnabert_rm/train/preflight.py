@@ -12,13 +12,13 @@ from dnabert_rm.checkpoint.run_folder import STATE_NAME, candidates, complete_st
 from dnabert_rm.checkpoint.train_state import TrainState
 from dnabert_rm.config import RunConfig
 from dnabert_rm.config.deepspeed_config import ZeroSettings, load_ds_config
-from dnabert_rm.data.batching import BatchPlan, BatchSplit, make_batch_plan, split_batch
+from dnabert_rm.data.batching import BatchPlan, BatchSplit, describe_batch, make_batch_plan, split_batch
 from dnabert_rm.data.dataset import WindowDataset, make_dataset, make_validation_dataset
 from dnabert_rm.masking.schedule import MaskSchedule, make_mask_schedule
 from dnabert_rm.model.pretrained import check_vocabulary
 from dnabert_rm.planning.activations import FP32_BYTES
 from dnabert_rm.planning.disk_space import check_disk
-from dnabert_rm.planning.planner import Job, estimate, job_of_run
+from dnabert_rm.planning.planner import Job, estimate, gib, job_of_run
 from dnabert_rm.train.deepspeed_settings import ds_settings
 from dnabert_rm.train.trackers import check_trackers
 from dnabert_rm.utils.errors import CheckpointError, ConfigError
@@ -122,15 +122,14 @@ def _batches_line(config: RunConfig, split: BatchSplit) -> str:
     """
     num_ranks = split.world_size
     num_streams = config.data.num_streams
-    return (
-        f"batches: {num_ranks} ranks x {split.micro_batch} windows x {split.accumulation(split.global_batch)} "
-        f"accumulation; each rank reads {num_streams // math.gcd(num_streams, num_ranks)} of {num_streams} streams"
-    )
+    batch = describe_batch(num_ranks, split.micro_batch, split.accumulation(split.global_batch))
+    streams = num_streams // math.gcd(num_streams, num_ranks)
+    return f"batches: {batch}; each rank reads {streams} of {num_streams} streams"
 
 
 def _memory_line(config: RunConfig, job: Job, zero: ZeroSettings) -> str:
     precision = "fp32" if job.work.value_bytes == FP32_BYTES else "half precision"
     return (
-        f"memory: {config.train.ds_config} takes an estimated {estimate(job, zero).total / 2**30:.1f} GiB per rank in "
+        f"memory: {config.train.ds_config} takes an estimated {gib(estimate(job, zero).total)} per rank in "
         f"{precision} (`dnabert-rm plan` has advice)"
     )

@@ -9,7 +9,7 @@ from typing import Any
 
 from dnabert_rm.checkpoint.train_state import TrainState
 from dnabert_rm.config import RunConfig
-from dnabert_rm.data.batching import BatchSplit
+from dnabert_rm.data.batching import BatchSplit, describe_batch
 from dnabert_rm.data.dataset import WindowDataset
 from dnabert_rm.distributed.device import memory_of_rank
 from dnabert_rm.masking.schedule import MaskSchedule
@@ -40,8 +40,8 @@ def start_summary(
     unused_tokens = sum(sampler.num_short_tokens for sampler in dataset.samplers)
     lines = [
         f"{'resuming at' if state.step else 'starting'} step {state.step} of {last_step}: "
-        f"{num_parameters / 1e6:.1f} M parameters, {train.precision}, {split.world_size} ranks x "
-        f"{split.micro_batch} windows x {accumulation} accumulation",
+        f"{num_parameters / 1e6:.1f} M parameters, {train.precision}, "
+        + describe_batch(split.world_size, split.micro_batch, accumulation),
         f"data: {dataset.num_windows} windows per epoch"
         + (f"; {unused_tokens} tokens in segments shorter than a window are not used" if unused_tokens else ""),
         f"phases end at steps {', '.join(map(str, schedule.phase_ends))}"

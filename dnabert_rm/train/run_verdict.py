@@ -152,9 +152,7 @@ def _comparison(bits: float, lines: Mapping[str, float], order: int | None) -> s
     not_better = [shown[name] for name, value in lines.items() if bits >= value and name != markov]
     parts = [f"no better than {_joined(not_better)}"] if not_better else []
     if markov is not None and bits >= lines.get(markov, math.inf):
-        parts.append(
-            f"above its Markov line (order {order}: {lines[markov]:.3f}), so a table of counts predicts better"
-        )
+        parts.append(f"worse than {shown[markov]}: a table of counts predicts better")
     text = " and ".join(parts)
     if not better:
         return text

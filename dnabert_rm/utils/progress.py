@@ -7,6 +7,7 @@ from typing import Any, TextIO
 
 LINE_INTERVAL_SECONDS = 30
 """Seconds between lines if standard error is not a terminal. Shorter work prints no line."""
+SMALLEST_SCALED_TOTAL = 10_000
 
 
 def progress_bar(
@@ -24,18 +25,29 @@ def progress_bar(
     Args:
         total: Number of units, exact or estimated; None if it is unknown.
         done: Units completed before the bar starts.
-        scaled: Abbreviate large numbers, for example to 12.1M.
+        scaled: If the total is at least 10,000, abbreviate numbers, for example to 12.1M.
         leave: Keep the bar on the terminal when it is closed.
         quiet: Show nothing.
     """
     from tqdm import tqdm
 
+    class Lines(tqdm):  # type: ignore[type-arg]
+        """Shows no estimate before 2 % are done: the first units take longer, since models and libraries load."""
+
+        @property
+        def format_dict(self) -> Any:
+            values = super().format_dict
+            if self.total and self.n - self.initial < self.total / 50:
+                values["bar_format"] = "{desc}: {n_fmt} of {total_fmt} {unit}s, {elapsed} elapsed{postfix}"
+            return values
+
+    scaled = scaled and (total is None or total >= SMALLEST_SCALED_TOTAL)
     options: dict[str, Any] = {"desc": description, "total": total, "initial": done, "unit": unit, "unit_scale": scaled}
     if quiet or total == 0:
         return tqdm(**options, disable=True)
     if sys.stderr.isatty():
         return tqdm(**options, file=sys.stderr, leave=leave)
-    return tqdm(
+    return Lines(
         **options,
         file=_LineStream(sys.stderr),
         leave=False,

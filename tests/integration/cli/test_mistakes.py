@@ -57,7 +57,7 @@ MISTAKES = {
         "change one of them",
     ),
     "batch does not divide by the ranks": (
-        [*CLI, "check", *PRETRAIN[1:], *DATA, "--window", "64", "--global-batch", "4", "--ranks", "3"],
+        [*CLI, "check", *PRETRAIN[1:], *DATA, "--window", "64", "--global-batch", "4", "--gpus", "3"],
         "does not divide into 3 ranks",
     ),
     "batch larger than an epoch": (

@@ -129,6 +129,6 @@ def test_after_a_batch_warm_up_the_number_of_ranks_need_not_divide_the_small_bat
     run_ranks(4, *words, "--output", tmp_path / "unchanged")
     words += ["--output", tmp_path / "run"]
     run_ranks(4, *words, "--stop-after", 6)
-    assert run_one("check", "dnabert-rm check", [*map(str, words), "--ranks", "3"]) == 0
+    assert run_one("check", "dnabert-rm check", [*map(str, words), "--gpus", "3"]) == 0
     run_ranks(3, *words)
     compare(tmp_path / "run", read_metrics(tmp_path / "unchanged"), rtol=2e-6)

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from slow_fasta import fasta_texts, slow_ids, slow_records, slow_runs
 
+from data_prep.cli import main
 from data_prep.parallel import open_executor
 from data_prep.sharding.build_shards import Job, build
 from data_prep.sharding.options import BuildOptions
@@ -191,3 +192,10 @@ def test_an_empty_record_and_one_of_gaps_are_in_the_manifest(tmp_path: Path) -> 
     assert contigs["gaps"].left_out == {"ambiguous": 5}
     assert contigs["short"].left_out == {"too_short": 5}
     assert contigs["good"].tokens == 3
+
+
+def test_a_build_without_a_train_split_warns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fasta = tmp_path / "one.fa"
+    fasta.write_text(">chr2\n" + "ACGTTGCA" * 100 + "\n")
+    assert main(["build", str(fasta), "--out", str(tmp_path / "out"), "--val-contigs", "chr2"]) == 0
+    assert "there is no train split; --val-fraction holds out parts of contigs" in capsys.readouterr().err

@@ -144,7 +144,7 @@ def test_negatives_are_matched_and_keep_their_distance(tmp_path: Path, peaks: li
             assert "N" not in row["sequence"]
             for name, first, last, _ in peaks:
                 assert name != contig or end <= first - 70 or start >= last + 70
-    missing = sum(number for reason, number in report["dropped"].items() if reason.startswith("negative not found"))
+    missing = sum(number for reason, number in report["dropped"].items() if reason.startswith("no negative found"))
     positives_used = sum(row["label"] == "1" for row in rows_of(tables))
     assert sum(row["label"] == "0" for row in rows_of(tables)) == 2 * positives_used - missing
 

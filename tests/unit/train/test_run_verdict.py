@@ -32,11 +32,11 @@ def test_a_falling_run_below_its_markov_line() -> None:
         (
             1.95,
             1.93,
-            "better than guessing (2) and composition (1.987), but above its Markov line (order 8: 1.930), so",
+            "better than guessing (2) and composition (1.987), but worse than Markov order 8 (1.930): a table",
         ),
-        (1.99, 1.93, "better than guessing (2), but no better than composition (1.987) and above its Markov line"),
-        (2.01, 1.93, "no better than guessing (2) and composition (1.987) and above its Markov line (order 8: 1.930)"),
-        (1.93, 1.93, "composition (1.987), but above its Markov line"),
+        (1.99, 1.93, "better than guessing (2), but no better than composition (1.987) and worse than Markov order 8"),
+        (2.01, 1.93, "no better than guessing (2) and composition (1.987) and worse than Markov order 8 (1.930)"),
+        (1.93, 1.93, "composition (1.987), but worse than Markov order 8"),
         (1.929, 1.93, "better than guessing (2), composition (1.987) and Markov order 8 (1.930)."),
     ],
 )
