@@ -69,7 +69,7 @@ class VariantTally:
 
     def line(self, output: object) -> str:
         """Return a one-line summary that begins with the path of the output file."""
-        parts = [f"{output}: {self.scored:,} alleles scored"]
+        parts = [f"{output}: {self.scored:,} allele{'s' * (self.scored != 1)} scored"]
         for what, counts in (("without a score", self.unscored), ("left out", self.dropped)):
             if counts:
                 reasons = ", ".join(f"{count:,} {reason}" for reason, count in counts.most_common())

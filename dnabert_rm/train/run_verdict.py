@@ -30,6 +30,8 @@ from dnabert_rm.train.validation_record import (
 Trend = Literal["falling", "flat", "rising", "unclear", "unknown"]
 MIN_VALIDATIONS = 4
 """Smallest number of validations for a trend."""
+MIN_FITTED = 8
+"""Smallest number of validations for a line through the second half of them."""
 MIN_CHANGE = 0.001
 """Smallest relative change that counts as falling or rising: 0.1 %, about 0.002 bits per base."""
 PLATEAU_SHARE = 0.98
@@ -108,23 +110,35 @@ def _compared_values(validated: Sequence[Mapping[str, Any]]) -> list[float]:
 
 
 def trend_of(values: Sequence[float]) -> Trend:
-    """Compare the mean of the last quarter of the values with the mean of the quarter before.
+    """Return whether the values fall in the second half, by a straight line through them.
 
-    The trend is "flat" if the means differ by 0.1 % or less. Otherwise it is "falling" or "rising" if they differ by
-    more than twice the standard error of their difference, and "unclear" if they don't. With fewer than four values it
-    is "unknown".
+    The trend is "flat" if the line changes by 0.1 % or less over a quarter of the values. Otherwise it is "falling" or
+    "rising" if the slope is significant at the 5 % level of a t test, and "unclear" if it is not. With four to seven
+    values the last two are compared, without a test. With fewer the trend is "unknown".
     """
     if len(values) < MIN_VALIDATIONS:
         return "unknown"
-    width = len(values) // 4
-    before, after = values[-2 * width : -width], values[-width:]
-    change = statistics.fmean(after) - statistics.fmean(before)
-    error = ((statistics.variance(before) + statistics.variance(after)) / width) ** 0.5 if width > 1 else 0.0
-    if abs(change) <= MIN_CHANGE * abs(statistics.fmean(before)):
+    half = values[-(len(values) // 2) :] if len(values) >= MIN_FITTED else values[-2:]
+    slope, error = _line(half)
+    change = slope * len(half) / 2
+    if abs(change) <= MIN_CHANGE * abs(statistics.fmean(half)):
         return "flat"
-    if abs(change) <= 2 * error:
+    if abs(slope) <= error:
         return "unclear"
-    return "falling" if change < 0 else "rising"
+    return "falling" if slope < 0 else "rising"
+
+
+def _line(values: Sequence[float]) -> tuple[float, float]:
+    """Return the slope of the least-squares line, and half of its 95 % interval: 0 for two values."""
+    slope, offset = statistics.linear_regression(range(len(values)), values)
+    freedom = len(values) - 2
+    if not freedom:
+        return slope, 0.0
+    from scipy.stats import t
+
+    residuals = sum((value - offset - slope * place) ** 2 for place, value in enumerate(values))
+    spread = (len(values) ** 3 - len(values)) / 12
+    return slope, float(t.ppf(0.975, freedom)) * math.sqrt(residuals / freedom / spread)
 
 
 def is_on_plateau(validation: Mapping[str, Any]) -> bool:
