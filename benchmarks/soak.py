@@ -8,9 +8,10 @@ no request for 15 seconds out of every 120. In the second half, every three minu
 of the run folder fills up, the launcher gets SIGTERM; then the same command is started again. The run folder is on a
 file system of its own in memory, which takes root to mount.
 
-Prints the memory of each kind of process and its slope within a start, the files left over, and PASS or FAIL. FAIL: a
+Prints the largest memory of each process, its slope, the files left over, and PASS or FAIL. FAIL: a
 file that should not be there, a step of `metrics.jsonl` that is missing or there twice, an exit code that is not the
-documented one, or a slope above 1 MiB an hour beyond its error.
+documented one, or private memory that grows by more than 1 MiB an hour beyond twice its error. The slope is fitted to
+the second half of a start: until then pages that a loader shares with its rank become its own.
 """
 
 from __future__ import annotations
@@ -46,9 +47,10 @@ FLAGS = shlex.split(
     "--data.cache_gb 0.0003 --optim.schedule constant --phase-ends 1000,2000,3000,4000,100000000 "
     "--train.threads_per_rank 1"
 )
+NUM_RANKS = 2
 SAMPLE_SECONDS = 5
-SETTLED_SECONDS = 240
-"""Memory of a start is fitted from here on: caches, imports and the first saves and validations lie before."""
+FITTED_SECONDS = 600
+"""Shortest half of a start to fit a slope to."""
 OUTAGE_SECONDS, OUTAGE_EVERY = 15, 120
 EVENT_EVERY = 180
 DISK_MIB = 160
@@ -131,7 +133,7 @@ def start_run(folder: Path, disk: Path) -> Start:
     """Start the launcher. Its temporary files go to a folder that must be empty at the end."""
     temporary = folder / "tmp"
     temporary.mkdir(exist_ok=True)
-    words = ["--gpus", "2", *FLAGS, "--data", "s3://soak/data", "--data.cache_dir", folder / "cache"]
+    words = ["--gpus", str(NUM_RANKS), *FLAGS, "--data", "s3://soak/data", "--data.cache_dir", folder / "cache"]
     with open(folder / "log.txt", "a") as log:
         launcher = subprocess.Popen(
             [sys.executable, "-m", "dnabert_rm", "pretrain", *map(str, words), "--output", str(disk / "run")],
@@ -184,24 +186,24 @@ def _is_rank(process: int) -> bool:
 
 
 def sample(start: Start, began: float) -> None:
-    """Add the memory of each process that belongs to it alone, or its share of what it shares with others."""
+    """Add the private memory of each process: what would be free without it."""
     for kind, ids in processes(start.launcher.pid).items():
         for number, process in enumerate(ids):
             with contextlib.suppress(OSError):
                 rollup = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
-                (kilobytes,) = [int(line.split()[1]) for line in rollup if line.startswith("Pss:")]
+                kilobytes = sum(int(line.split()[1]) for line in rollup if line.startswith("Private_"))
                 start.samples.setdefault(f"{kind} {number}", []).append((time.monotonic() - began, kilobytes / 1024))
 
 
 def slope(samples: list[tuple[float, float]]) -> tuple[float, float] | None:
-    """Return MiB an hour and its error after `SETTLED_SECONDS`, or None with under five minutes of samples.
+    """Return MiB an hour in the second half of a start, and its error. None if that is under `FITTED_SECONDS`.
 
-    The error is that of the difference between the second and the first half, from eight means of neighbours: memory
-    goes up and down with saves, so single samples are not independent.
+    The line goes through eight means of neighbours: memory goes up and down with saves, so single samples are not
+    independent.
     """
     times, sizes = np.array(samples).T
-    kept = times >= times[0] + SETTLED_SECONDS
-    if kept.sum() * SAMPLE_SECONDS < 300:
+    kept = times >= (times[0] + times[-1]) / 2
+    if times[-1] - times[kept][0] < FITTED_SECONDS:
         return None
     times, sizes = times[kept], sizes[kept]
     blocks = np.array([part.mean() for part in np.array_split(sizes, 8)])
@@ -214,9 +216,9 @@ def report(starts: list[Start], disk: Path, folder: Path, proxy: FaultyProxy) ->
     """Print the figures, and return what is wrong."""
     problems = []
     steps = [row["step"] for row in read_metrics(disk / "run")]
-    print(f"{steps[-1]:,} steps in {len(starts)} starts; {sum(proxy.faults.values()):,} requests without an answer")
-    if steps != list(range(1, steps[-1] + 1)):
-        problems.append(f"metrics.jsonl has {len(steps)} rows for {steps[-1]} steps")
+    print(f"{len(steps):,} steps in {len(starts)} starts; {sum(proxy.faults.values()):,} requests without an answer")
+    if steps != list(range(len(steps))):
+        problems.append(f"metrics.jsonl has {len(steps)} rows, the last of step {steps[-1]}")
     for number, start in enumerate(starts, 1):
         largest = {kind: max(size for _, size in samples) for kind, samples in start.samples.items()}
         told = ", ".join(f"{kind} {size:.0f} MiB" for kind, size in largest.items())
@@ -230,16 +232,21 @@ def report(starts: list[Start], disk: Path, folder: Path, proxy: FaultyProxy) ->
             print(f"  {kind}: {fitted[0]:+.2f} MiB an hour, error {fitted[1]:.2f}")
             if fitted[0] - 2 * fitted[1] > SLOPE_LIMIT:
                 problems.append(f"start {number}: memory of {kind} grows by {fitted[0]:.1f} MiB an hour")
-    return problems + left_over(disk / "run", folder)
+    (folder / "samples.json").write_text(json.dumps([[start.ended_by, start.samples] for start in starts]))
+    return problems + left_over(starts, disk / "run", folder)
 
 
-def left_over(run: Path, folder: Path) -> list[str]:
+def left_over(starts: list[Start], run: Path, folder: Path) -> list[str]:
     """Return a line for each file that should not be there after a run has ended."""
     checkpoints = {f"step_{step:08d}" for step in saved_steps(run)}
     print(f"checkpoints: {', '.join(sorted(checkpoints))}")
     wrong = [path for path in (run / "checkpoints").iterdir() if path.is_dir() and path.name not in checkpoints]
     wrong += [path for path in run.rglob("*") if path.name.endswith((".tmp", ".partial", ".writing"))]
-    wrong += list((folder / "tmp").iterdir())
+    # A process that was killed can't remove its folder of sockets; PyTorch makes a cache.
+    allowed = sum(start.ended_by == "killed rank" for start in starts) * NUM_RANKS
+    sockets = sorted((folder / "tmp").glob("pymp-*"))
+    wrong += sockets[allowed:]
+    wrong += [path for path in (folder / "tmp").iterdir() if not path.name.startswith(("pymp-", "torchinductor_"))]
     used = sum(path.stat().st_size for path in (folder / "cache").rglob("*") if path.is_file())
     print(json.dumps({"run folder": sorted(path.name for path in run.iterdir()), "cache bytes": used}))
     return [f"left over: {path}" for path in sorted(set(wrong))]
@@ -263,7 +270,7 @@ def draw(starts: list[Start], picture: Path) -> None:
             last = max(samples[-1][0] for samples in start.samples.values()) / 60
             axes.axvline(last, color="grey", linewidth=0.6, linestyle=":")
             axes.text(last, 1.01, start.ended_by, rotation=35, fontsize=7, transform=axes.get_xaxis_transform())
-    axes.set(xlabel="minutes", ylabel="memory (MiB)", ylim=(0, None))
+    axes.set(xlabel="minutes", ylabel="private memory (MiB)", ylim=(0, None))
     axes.legend(ncols=4, fontsize=8, loc="lower left", frameon=False)
     figure.savefig(picture, dpi=150)
 

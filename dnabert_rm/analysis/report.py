@@ -78,6 +78,8 @@ def write_report(path: Path, runs: Sequence[Run], gue: Sequence[Path] = (), axis
 
 def report_content(runs: Sequence[Run], tables: Sequence[GueTable] = (), axis: str = "steps") -> dict[str, Any]:
     """Return the variables of the HTML template, keyed by name."""
+    settings, num_differing = run_facts.setting_rows([run.config for run in runs])
+    changed, defaults = run_facts.split_defaults(settings)
     content = {
         "run_names": [run.name for run in runs],
         "folders": [run.folder for run in runs],
@@ -93,7 +95,8 @@ def report_content(runs: Sequence[Run], tables: Sequence[GueTable] = (), axis: s
         "speed_rows": run_facts.speed_rows(runs),
         "num_logged": [(run.name, len(run.rows)) for run in runs],
         "checkpoints": [(run.name, rows) for run in runs if (rows := run_facts.checkpoint_rows(run.folder))],
-        "configuration": run_facts.setting_rows([run.config for run in runs]),
+        "configuration": (changed, num_differing),
+        "defaults": defaults,
         "environment": run_facts.setting_rows([run.environment for run in runs]),
         "version": __version__,
         "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),

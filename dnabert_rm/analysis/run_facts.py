@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,11 +10,10 @@ from typing import Any
 
 from dnabert_rm.analysis.run_records import Run
 from dnabert_rm.checkpoint.run_folder import complete_steps, saved_steps, step_folder
+from dnabert_rm.config import RunConfig
 from dnabert_rm.train.run_verdict import judge_run
-from dnabert_rm.train.validation_record import bits_table, curve_text, model_bits, validation_of
+from dnabert_rm.train.validation_record import LAST_ROWS, bits_table, curve_text, model_bits, validation_of
 
-LAST_ROWS = 20
-"""Number of logged steps to average for the loss at the end of a run or phase."""
 SPEED = {
     "tokens per second, all ranks": ("tokens_per_second", "{:,.0f}"),
     "TFLOP/s per rank": ("tflops_per_rank", "{:.3g}"),
@@ -133,7 +133,8 @@ def held_out_rows(runs: Sequence[Run]) -> list[list[Any]]:
     for name in dict.fromkeys(name for run in runs for name in run.held_out_names):
         curves = [run.curve("validation", name, "loss") for run in runs]
         cells = [
-            f"{curve.values[-1]:.4f} (step {curve.steps[-1]:,})" if len(curve.values) else None for curve in curves
+            f"{curve.values[-1]:.4f} (after {curve.steps[-1] + 1:,} steps)" if len(curve.values) else None
+            for curve in curves
         ]
         rows.append([curve_text(name), *cells])
     return rows
@@ -196,12 +197,19 @@ def setting_rows(contents: Sequence[dict[str, Any]]) -> tuple[list[list[Any]], i
     return [*differing, *(row for row in rows if row not in differing)], len(differing)
 
 
+def split_defaults(rows: list[list[Any]]) -> tuple[list[list[Any]], list[list[Any]]]:
+    """Divide rows of `setting_rows` into settings that some run has changed, and settings with their default."""
+    defaults = _flat(dataclasses.asdict(RunConfig()))
+    changed = [row for row in rows if any(value != defaults.get(row[0]) for value in row[1:])]
+    return changed, [row for row in rows if row not in changed]
+
+
 def _flat(content: dict[str, Any], prefix: str = "") -> dict[str, str]:
     settings: dict[str, str] = {}
     for name, value in content.items():
         if isinstance(value, dict):
             settings |= _flat(value, f"{prefix}{name}.")
-        elif isinstance(value, list):
+        elif isinstance(value, list | tuple):
             settings[prefix + name] = " ".join(map(str, value)) or "(none)"
         elif isinstance(value, bool):
             settings[prefix + name] = str(value).lower()

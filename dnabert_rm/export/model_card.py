@@ -20,7 +20,7 @@ from dnabert_rm.data.object_store import without_secrets
 from dnabert_rm.export.masked_example import masked_example
 from dnabert_rm.model.pretrained import PROVENANCE_NAME
 from dnabert_rm.train.metrics import METRICS_NAME
-from dnabert_rm.train.validation_record import bits_table, markov_order, read_validations, validation_of
+from dnabert_rm.train.validation_record import LAST_ROWS, bits_table, markov_order, read_validations, validation_of
 from dnabert_rm.utils.errors import DataError
 from dnabert_rm.utils.files import read_json_lines, read_json_or_empty
 from dnabert_rm.utils.system_info import ENVIRONMENT_NAME
@@ -32,8 +32,6 @@ OLDEST_TRANSFORMERS = {"bert": "4.40", "modernbert": "5.17"}
 
 Releases before 5.17 would use local attention in some layers of ModernBERT.
 """
-_PHASE_END_ROWS = 50
-"""Number of logged steps averaged at the end of each phase."""
 _NAMES_SHOWN = 12
 _HUB_DATASET = re.compile(r"hf://datasets/([^/@]+/[^/@]+)", re.IGNORECASE)
 
@@ -93,7 +91,7 @@ def training_sources(checkpoint: Path, config: RunConfig, fingerprint: str) -> l
 def phases(metrics: Path, steps: int) -> list[dict[str, Any]]:
     """Return the training loss and masked accuracy at the end of each masking phase in the first `steps` steps.
 
-    Loss and accuracy are means over the last 50 logged steps of the phase. `metrics` is a run's metrics.jsonl.
+    Loss and accuracy are means over the last `LAST_ROWS` logged steps of the phase. `metrics` is a run's metrics.jsonl.
     """
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         rows = [row for row in read_json_lines(metrics) if row["step"] < steps]
@@ -102,7 +100,7 @@ def phases(metrics: Path, steps: int) -> list[dict[str, Any]]:
 
 
 def _phase_end(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    last = rows[-_PHASE_END_ROWS:]
+    last = rows[-LAST_ROWS:]
     means = {key: sum(row[key] for row in last) / len(last) for key in ("loss", "masked_accuracy")}
     return {"phase": rows[-1]["phase"], "last_step": rows[-1]["step"], "max_span": rows[-1]["max_span"], **means}
 

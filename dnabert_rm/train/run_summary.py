@@ -18,7 +18,7 @@ from dnabert_rm.planning.planner import Job, advice_line
 from dnabert_rm.train.engine import Engine
 from dnabert_rm.train.metrics import METRICS_NAME
 from dnabert_rm.train.run_verdict import judge_run
-from dnabert_rm.train.validation_record import read_validations
+from dnabert_rm.train.validation_record import LAST_ROWS, last_loss, read_validations
 
 
 def start_summary(
@@ -71,18 +71,22 @@ def _kernels_line(config: RunConfig, engine: Engine) -> str:
     return text
 
 
-def end_summary(config: RunConfig, step: int, loss: float | None) -> str:
+def end_summary(config: RunConfig, step: int, has_trained: bool) -> str:
     """Return the last lines that a run prints on standard error: the verdict on the run, and what to do next.
 
-    `step` is the number of completed steps. `loss` is the loss of the last step, or None if no step was left to run.
-    The verdict is from the validations in the run folder's metrics.jsonl. Without any, there is no verdict.
+    `step` is the number of completed steps. `has_trained` is false if no step was left to run. Loss and verdict come
+    from the run folder's metrics.jsonl. Without a validation, there is no verdict.
     """
     train = config.train
-    outcome = "no step was left to run" if loss is None else f"loss {loss:.3f}"
+    metrics = Path(train.output) / METRICS_NAME
+    loss = last_loss(metrics, step)
+    outcome = f"loss {loss:.3f} (mean of the last {LAST_ROWS} logged steps)" if loss is not None else "no loss logged"
+    if not has_trained:
+        outcome = "no step was left to run"
     if step < train.steps:
         advice = "run the same command without --stop-after to continue"
     else:
         advice = f"next: dnabert-rm export {train.output} --output HFDIR"
     done = f"done: step {step} of {train.steps}, {outcome}; {advice}"
-    validations = read_validations(Path(train.output) / METRICS_NAME, step)
+    validations = read_validations(metrics, step)
     return f"{judge_run(validations).text}\n{done}" if validations else done

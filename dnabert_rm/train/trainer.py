@@ -396,5 +396,5 @@ class Trainer:
     def _print_end(self, result: StepResult | None) -> None:
         """Print the final summary of the run on rank 0."""
         if self.ranks.is_first:
-            summary = end_summary(self.config, self.state.step, result.loss if result else None)
+            summary = end_summary(self.config, self.state.step, result is not None)
             print(summary, file=sys.stderr, flush=True)

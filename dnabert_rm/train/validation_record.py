@@ -14,10 +14,15 @@ from __future__ import annotations
 
 import contextlib
 import json
+import statistics
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dnabert_rm.utils.files import read_json_lines
+
+LAST_ROWS = 20
+"""Number of logged steps whose mean is the loss at the end of a run or phase: on screen, in the card, in the report."""
 VALIDATION = "validation"
 """Key of the validation results in a metrics row."""
 BITS, MARKOV, COMPOSITION, KMER_FREQUENCIES = "bits_per_base", "markov", "composition", "kmer_frequencies"
@@ -143,6 +148,14 @@ def bases_text(hidden: int) -> str:
 def curve_text(name: str) -> str:
     """Return the name of a validation curve for a text, e.g. "span 6" for "span_6"."""
     return name.replace("_", " ") if name.startswith("span_") else "single tokens"
+
+
+def last_loss(path: Path, num_steps: int) -> float | None:
+    """Return the mean training loss of the last `LAST_ROWS` logged steps among the first `num_steps`, or None."""
+    with contextlib.suppress(OSError, KeyError, TypeError):
+        losses = [row["loss"] for row in read_json_lines(path) if row["step"] < num_steps and row["loss"] is not None]
+        return statistics.fmean(losses[-LAST_ROWS:]) if losses else None
+    return None
 
 
 def read_validations(path: Path, num_steps: int | None = None) -> list[dict[str, Any]]:

@@ -13,12 +13,13 @@ from dnabert_rm.train.run_summary import end_summary
 def test_a_run_ends_with_its_verdict(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", rows_of([validation(1.9), validation(1.8)]))
     config = resolve({"data": {"path": ["d"]}, "train": {"output": str(run), "steps": 200}})
-    first, last = end_summary(config, 200, 6.5).splitlines()
+    first, last = end_summary(config, 200, has_trained=True).splitlines()
     assert first.startswith("1.800 bits per base at 5 hidden bases after 200 steps, better than guessing")
-    assert last == f"done: step 200 of 200, loss 6.500; next: dnabert-rm export {run} --output HFDIR"
-    assert end_summary(config, 199, 6.5).startswith("1.900 bits per base"), "later rows are another run's"
+    loss = "loss 7.000 (mean of the last 20 logged steps)"
+    assert last == f"done: step 200 of 200, {loss}; next: dnabert-rm export {run} --output HFDIR"
+    assert end_summary(config, 199, has_trained=True).startswith("1.900 bits per base"), "later rows are another run's"
 
 
 def test_without_a_validation_there_is_no_verdict(tmp_path: Path) -> None:
     config = resolve({"data": {"path": ["d"]}, "train": {"output": str(tmp_path), "steps": 200}})
-    assert end_summary(config, 200, None).startswith("done: step 200 of 200, no step was left to run")
+    assert end_summary(config, 200, has_trained=False).startswith("done: step 200 of 200, no step was left to run")
