@@ -200,7 +200,10 @@ def _time_text(time: dict[str, Any], run: dict[str, Any]) -> str:
 
 
 def _table(rows: list[dict[str, Any]], configured: str) -> list[str]:
-    """Return the table of memory: a header, one line per option, and a legend. `*` marks the configured option."""
+    """Return the table of memory: a header, one line per option, and a legend. `*` marks the configured option.
+
+    Columns without any value are left out, such as the time of messages without a bandwidth.
+    """
     parts = ("weights", "gradients", "optimizer", "activations", "buffers", "total", "host")
     lines: list[tuple[str, ...]] = [("ds-config", *parts, "fits", "micro-batch", "GB sent", "seconds", "GB/s")]
     for row in rows:
@@ -209,10 +212,17 @@ def _table(rows: list[dict[str, Any]], configured: str) -> list[str]:
         cells += [_number(row["message_bytes"] / 1e9, ".2f"), _number(row["message_seconds"], ".3f")]
         cells += [_number(row["bandwidth_to_hide"] and row["bandwidth_to_hide"] / 1e9, ".1f")]
         lines.append(tuple(cells))
+    columns = [column for column in zip(*lines, strict=True) if set(column[1:]) != {"?"}]
+    legend = {
+        "ds-config": "*: the --ds-config of the run",
+        "micro-batch": "micro-batch: the largest that fits",
+        "seconds": "seconds: communication at --bandwidth",
+        "GB/s": "GB/s: bandwidth at which communication takes as long as the computation of a step",
+    }
+    titles = [column[0] for column in columns]
     return [
-        *_aligned(lines),
-        "*: the --ds-config of the run; micro-batch: the largest that fits; seconds: communication at --bandwidth; "
-        "GB/s: bandwidth at which communication takes as long as the computation of a step",
+        *_aligned(list(zip(*columns, strict=True))),
+        "; ".join(text for title, text in legend.items() if title in titles),
     ]
 
 

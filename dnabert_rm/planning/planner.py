@@ -237,7 +237,7 @@ def _uses(option: Option) -> str:
 
 def gib(size: float) -> str:
     """Return a number of bytes for people, for example "1.5 GiB"."""
-    return f"{size / 2**30:.1f} GiB" if size >= 0.05 * 2**30 else "under 0.1 GiB"
+    return f"{size / 2**30:.1f} GiB" if size >= 0.05 * 2**30 else "<0.1 GiB"
 
 
 def _flags_that_fit(job: Job, memory_bytes: float) -> str:
