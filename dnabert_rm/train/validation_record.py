@@ -126,11 +126,13 @@ def validation_line(step: int, validation: Mapping[str, Any]) -> str:
     """Return a one-line summary of a validation. `step` is the number of completed steps.
 
     For example: "step 1000: 1.842 bits per base at 5 hidden bases; Markov order 8: 1.931; guessing: 2". Without bits
-    per base, the line has the token loss at the narrowest span.
+    per base, the line has the token loss at the narrowest span. The composition is shown if it beats the Markov line.
     """
     if (hidden := compared_bases(validation)) is not None:
         lines = bits_lines(validation, hidden)
-        shown = [f"{name}: {bits:.3f}" for name, bits in lines.items() if name not in (GUESSING, COMPOSITION)]
+        best = min(lines.values())
+        names = [name for name in lines if name != GUESSING and (name != COMPOSITION or lines[name] <= best)]
+        shown = [f"{name}: {lines[name]:.3f}" for name in names]
         text = f"{model_bits(validation)[hidden]:.3f} bits per base at {bases_text(hidden)}"
         return f"step {step}: " + "; ".join([text, *shown, f"{GUESSING}: {GUESSING_BITS:g}"])
     if (curve := narrowest_curve(validation)) is None:
