@@ -12,7 +12,7 @@ from dnabert_rm.analysis.run_records import Run
 from dnabert_rm.checkpoint.run_folder import complete_steps, saved_steps, step_folder
 from dnabert_rm.config import RunConfig
 from dnabert_rm.train.run_verdict import judge_run
-from dnabert_rm.train.validation_record import LAST_ROWS, bits_table, curve_text, model_bits, validation_of
+from dnabert_rm.train.validation_record import LAST_ROWS, bits_table, curve_text, last_rows, model_bits, validation_of
 
 SPEED = {
     "tokens per second, all ranks": ("tokens_per_second", "{:,.0f}"),
@@ -26,9 +26,9 @@ SPEED = {
 
 
 def last_mean(run: Run, name: str) -> float | None:
-    """Return the mean of the last `LAST_ROWS` logged values of a metric, or None if no value was logged."""
-    values = run.curve(name).values[-LAST_ROWS:]
-    return float(values.mean()) if len(values) else None
+    """Return the mean of a metric over the last logged steps of the last phase, or None if no value was logged."""
+    values = [row[name] for row in last_rows(run.rows) if row.get(name) is not None]
+    return statistics.fmean(values) if values else None
 
 
 def median(run: Run, name: str) -> float | None:

@@ -18,7 +18,7 @@ from dnabert_rm.planning.planner import Job, advice_line
 from dnabert_rm.train.engine import Engine
 from dnabert_rm.train.metrics import METRICS_NAME
 from dnabert_rm.train.run_verdict import judge_run
-from dnabert_rm.train.validation_record import LAST_ROWS, last_loss, read_validations
+from dnabert_rm.train.validation_record import last_loss_text, read_validations
 
 
 def start_summary(
@@ -79,10 +79,7 @@ def end_summary(config: RunConfig, step: int, has_trained: bool) -> str:
     """
     train = config.train
     metrics = Path(train.output) / METRICS_NAME
-    loss = last_loss(metrics, step)
-    outcome = f"loss {loss:.3f} (mean of the last {LAST_ROWS} logged steps)" if loss is not None else "no loss logged"
-    if not has_trained:
-        outcome = "no step was left to run"
+    outcome = last_loss_text(metrics, step) if has_trained else "no step was left to run"
     if step < train.steps:
         advice = "run the same command without --stop-after to continue"
     else:

@@ -15,14 +15,14 @@ from __future__ import annotations
 import contextlib
 import json
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from dnabert_rm.utils.files import read_json_lines
 
 LAST_ROWS = 20
-"""Number of logged steps whose mean is the loss at the end of a run or phase: on screen, in the card, in the report."""
+"""Largest number of logged steps whose mean is the loss at the end of a run or phase: on screen, in card and report."""
 VALIDATION = "validation"
 """Key of the validation results in a metrics row."""
 BITS, MARKOV, COMPOSITION, KMER_FREQUENCIES = "bits_per_base", "markov", "composition", "kmer_frequencies"
@@ -152,12 +152,18 @@ def curve_text(name: str) -> str:
     return name.replace("_", " ") if name.startswith("span_") else "single tokens"
 
 
-def last_loss(path: Path, num_steps: int) -> float | None:
-    """Return the mean training loss of the last `LAST_ROWS` logged steps among the first `num_steps`, or None."""
+def last_rows(rows: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
+    """Return the last rows of metrics.jsonl, at most `LAST_ROWS` and of one phase, since each phase is another task."""
+    return [row for row in rows[-LAST_ROWS:] if row.get("phase") == rows[-1].get("phase")]
+
+
+def last_loss_text(path: Path, num_steps: int) -> str:
+    """Return the mean training loss of the last logged steps among the first `num_steps`, for the screen."""
     with contextlib.suppress(OSError, KeyError, TypeError):
-        losses = [row["loss"] for row in read_json_lines(path) if row["step"] < num_steps and row["loss"] is not None]
-        return statistics.fmean(losses[-LAST_ROWS:]) if losses else None
-    return None
+        rows = last_rows([row for row in read_json_lines(path) if row["step"] < num_steps])
+        if losses := [row["loss"] for row in rows if row["loss"] is not None]:
+            return f"loss {statistics.fmean(losses):.3f} (mean of the last {len(losses)} logged steps)"
+    return "no loss logged"
 
 
 def read_validations(path: Path, num_steps: int | None = None) -> list[dict[str, Any]]:
