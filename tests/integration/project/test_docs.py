@@ -67,6 +67,12 @@ def run(words: list[str], line: str) -> None:
     words = [FEWER.get(before, word) for before, word in zip(["", *words], words, strict=False)]
     if words[0] == "tensorboard":
         return
+    if words[:2] == ["dnabert-rm", "pretrain"]:
+        # A forked rank in place of --gpus, which test_stop_by_launcher.py holds; it has a folder of its own.
+        assert words[2:4] == ["--gpus", "1"]
+        run_ranks(1, *(word if not word.startswith("toy/") else Path.cwd() / word for word in words[4:]),
+                  timeout=600)  # fmt: skip
+        return
     if words[0] == "dnabert-rm":
         assert dnabert_rm(words[1:]) == 0, line
         return
@@ -75,12 +81,6 @@ def run(words: list[str], line: str) -> None:
         return
     if words[0] == "gzip":
         Path(words[-1]).write_bytes(gzip.compress(Path(words[2]).read_bytes()))
-        return
-    if words[0] == "deepspeed":
-        # A forked rank in place of the launcher, which test_stop_by_launcher.py holds; it has a folder of its own.
-        assert words[:4] == ["deepspeed", "--num_gpus", "1", "launch_scripts/pretrain.sh"]
-        run_ranks(1, *(word if not word.startswith("toy/") else Path.cwd() / word for word in words[4:]),
-                  timeout=600)  # fmt: skip
         return
     done = subprocess.run(words, env=clean_environment(), capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, f"{line}\n{done.stderr}"
