@@ -157,12 +157,18 @@ def with_retries(url: str, work: Callable[[], T], verb: str = "fetched") -> T:
         except Exception as error:
             # File systems raise exceptions of their own libraries, so any exception counts as a failed transfer.
             reason = _reason(error)
-            is_answer = isinstance(error, (FileNotFoundError, PermissionError, UserError))
-        if attempt >= NUM_TRIES and (is_answer or time.monotonic() - first > PATIENCE_SECONDS):
+            is_final = _is_final(error)
+        if attempt >= NUM_TRIES and (is_final or time.monotonic() - first > PATIENCE_SECONDS):
             break
         logger.warning("%s: %s; retrying", shown, reason)
         time.sleep(min(FIRST_WAIT_SECONDS * 2 ** (attempt - 1), LONGEST_WAIT_SECONDS))
     raise DataError(f"{shown}: could not be {verb} in {attempt} tries ({reason}); check the URL and the server")
+
+
+def _is_final(error: Exception) -> bool:
+    """Return whether an error stays the same however long one waits: a missing file, no credentials, wrong bytes."""
+    answers = (FileNotFoundError, PermissionError, UserError, ValueError, TypeError)
+    return isinstance(error, answers) or "Credentials" in type(error).__name__
 
 
 def _reason(error: Exception) -> str:
