@@ -91,7 +91,12 @@ def run_all(arms: dict[str, list[str]], args: argparse.Namespace) -> int:
         if status:
             failed.append(name)
         else:
-            append_result(args.results, result_row(name, args.output / name, arms[name]))
+            try:
+                append_result(args.results, result_row(name, args.output / name, arms[name]))
+            except (OSError, LookupError, TypeError, ValueError) as error:
+                # The other arms go on.
+                print(f"{name}: no row: {type(error).__name__}: {error}", file=sys.stderr)
+                failed.append(name)
         print(f"{time.strftime('%H:%M:%S')} {name}: {'failed' if status else 'finished'}", file=sys.stderr)
     return 1 if failed else 0
 
@@ -142,6 +147,7 @@ def result_row(name: str, run: Path, flags: list[str]) -> dict[str, Any]:
 
 def append_result(path: Path, row: dict[str, Any]) -> None:
     """Append a row, after the header if the file is new."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     is_new = not path.is_file()
     with path.open("a", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, FIELDS, lineterminator="\n")

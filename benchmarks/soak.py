@@ -112,21 +112,30 @@ def soak(folder: Path, disk: Path, proxy: FaultyProxy, seconds: float) -> list[S
     began = time.monotonic()
     proxy.choose = lambda method, path: "drop" if (time.monotonic() - began) % OUTAGE_EVERY < OUTAGE_SECONDS else None
     starts = [start_run(folder, disk)]
+    try:
+        watch(starts, folder, disk, began, seconds)
+        end(starts[-1], "SIGTERM", disk)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(starts[-1].launcher.pid, signal.SIGTERM)
+    return starts
+
+
+def watch(starts: list[Start], folder: Path, disk: Path, began: float, seconds: float) -> None:
+    """Sample memory, make the events happen, and start again after each end; `starts` gets the new starts."""
     events = iter(("killed rank", "full disk", "SIGTERM") * 1000)
     next_event = began + seconds / 2
     while time.monotonic() - began < seconds:
         time.sleep(SAMPLE_SECONDS)
         sample(starts[-1], began)
-        if time.monotonic() < next_event:
-            if starts[-1].launcher.poll() is not None:
-                starts[-1].ended_by, starts[-1].code = "nothing that was meant to", starts[-1].launcher.returncode
-                starts.append(start_run(folder, disk))
+        if starts[-1].launcher.poll() is not None:
+            starts[-1].ended_by, starts[-1].code = "nothing that was meant to", starts[-1].launcher.returncode
+            starts.append(start_run(folder, disk))
+        if time.monotonic() < next_event or not processes(starts[-1].launcher.pid)["rank"]:
             continue
         end(starts[-1], next(events), disk)
         starts.append(start_run(folder, disk))
         next_event = time.monotonic() + EVENT_EVERY
-    end(starts[-1], "SIGTERM", disk)
-    return starts
 
 
 def start_run(folder: Path, disk: Path) -> Start:

@@ -141,7 +141,7 @@ def check_splits(settings: LabelsSettings, rows: Rows) -> None:
         if wanted[name] and not (rows.split == number).any():
             fix = (
                 "hold out other contigs, or leave out --val-contigs and --test-contigs to hold out random blocks"
-                if settings.val_contigs or settings.test_contigs
+                if (settings.val_contigs or settings.test_contigs, settings.val_contigs, settings.test_contigs)[number]
                 else "choose smaller --block-bases, or other fractions"
             )
             raise ConfigError(f"{name}.csv would have no row; {fix}")

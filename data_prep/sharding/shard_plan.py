@@ -94,7 +94,10 @@ def make_plan(contigs: Sequence[Contig], options: BuildOptions, regions: Regions
     if regions:
         check_splits_of_regions(bases, options)
     elif not bases[TRAIN]:
-        notice("warning: all bases are held out, so there is no train split; --val-fraction holds out parts of contigs")
+        notice(
+            "warning: all bases are held out, so there is no train split; hold out fewer contigs, "
+            "or use --val-fraction in place of --val-contigs and --test-contigs"
+        )
     segments = _make_segments(contigs, axis, runs[long], split[long], options)
     left_out = _left_out(axis, (whole, not_excluded, kept, runs, runs[long]))
     return Plan(segments, _make_shards(segments, options), left_out)

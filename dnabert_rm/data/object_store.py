@@ -27,6 +27,8 @@ SILENCE_SECONDS = 60
 MAX_FILE_BYTES = 1 << 30
 """Limit for files that are read whole: the manifest and a BPE model."""
 PIECE_BYTES = 1 << 20
+_TRY_LATER = (408, 425, 429)
+"""HTTP status codes from 400 to 499 that can change: time-out, too early, too many requests."""
 _BLOCK_BYTES = 8 << 20
 """Bytes per request where fsspec reads a file in ranges."""
 # Scheme, user and password, rest, query.
@@ -168,7 +170,10 @@ def with_retries(url: str, work: Callable[[], T], verb: str = "fetched") -> T:
 def _is_final(error: Exception) -> bool:
     """Return whether an error stays the same however long one waits: a missing file, no credentials, wrong bytes."""
     answers = (FileNotFoundError, PermissionError, UserError, ValueError, TypeError)
-    return isinstance(error, answers) or "Credentials" in type(error).__name__
+    found = (getattr(error, "status", None), getattr(getattr(error, "response", None), "status_code", None))
+    statuses = [status for status in found if isinstance(status, int)]
+    is_refused = any(400 <= status < 500 and status not in _TRY_LATER for status in statuses)
+    return is_refused or isinstance(error, answers) or "Credentials" in type(error).__name__
 
 
 def _reason(error: Exception) -> str:

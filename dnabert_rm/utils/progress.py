@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import cache
 from typing import Any, TextIO
 
 LINE_INTERVAL_SECONDS = 30
@@ -31,23 +32,13 @@ def progress_bar(
     """
     from tqdm import tqdm
 
-    class Lines(tqdm):  # type: ignore[type-arg]
-        """Shows no estimate before 2 % are done: the first units take longer, since models and libraries load."""
-
-        @property
-        def format_dict(self) -> Any:
-            values = super().format_dict
-            if self.total and self.n - self.initial < self.total / 50:
-                values["bar_format"] = "{desc}: {n_fmt} of {total_fmt} {unit}s, {elapsed} elapsed{postfix}"
-            return values
-
     scaled = scaled and (total is None or total >= SMALLEST_SCALED_TOTAL)
     options: dict[str, Any] = {"desc": description, "total": total, "initial": done, "unit": unit, "unit_scale": scaled}
     if quiet or total == 0:
         return tqdm(**options, disable=True)
     if sys.stderr.isatty():
         return tqdm(**options, file=sys.stderr, leave=leave)
-    return Lines(
+    return _lines_class()(
         **options,
         file=_LineStream(sys.stderr),
         leave=False,
@@ -56,6 +47,26 @@ def progress_bar(
         mininterval=LINE_INTERVAL_SECONDS,
         delay=LINE_INTERVAL_SECONDS,
     )
+
+
+@cache
+def _lines_class() -> Any:
+    """Return the class of bars for log files, made at the first use because importing tqdm takes time."""
+    from tqdm import tqdm
+
+    class Lines(tqdm):  # type: ignore[type-arg]
+        """Shows no estimate before 2 % are done: the first units take longer, since models and libraries load."""
+
+        monitor_interval = 0  # no thread
+
+        @property
+        def format_dict(self) -> Any:
+            values = super().format_dict
+            if self.total and self.n - self.initial < self.total / 50:
+                values["bar_format"] = "{desc}: {n_fmt} of {total_fmt} {unit}s, {elapsed} elapsed{postfix}"
+            return values
+
+    return Lines
 
 
 def notice(text: str) -> None:

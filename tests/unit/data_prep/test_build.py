@@ -198,4 +198,4 @@ def test_a_build_without_a_train_split_warns(tmp_path: Path, capsys: pytest.Capt
     fasta = tmp_path / "one.fa"
     fasta.write_text(">chr2\n" + "ACGTTGCA" * 100 + "\n")
     assert main(["build", str(fasta), "--out", str(tmp_path / "out"), "--val-contigs", "chr2"]) == 0
-    assert "there is no train split; --val-fraction holds out parts of contigs" in capsys.readouterr().err
+    assert "there is no train split; hold out fewer contigs" in capsys.readouterr().err
