@@ -336,6 +336,8 @@ def test_a_failed_fetch_does_not_show_a_signature(tmp_path: Path, monkeypatch: p
         (ConnectionError("reset"), 9),
         (FileNotFoundError("no such key"), object_store.NUM_TRIES),
         (NoCredentialsError(), object_store.NUM_TRIES),
+        (type("Refused", (Exception,), {"status": 403})("forbidden"), object_store.NUM_TRIES),
+        (type("Busy", (Exception,), {"status": 429})("later"), 9),
     ],
 )
 def test_only_a_server_that_fails_is_tried_for_longer(monkeypatch: pytest.MonkeyPatch, error, tries: int) -> None:
