@@ -163,15 +163,15 @@ def table(rows: list[dict[str, str]]) -> str:
         groups.setdefault((row["name"].rpartition("/")[0], row["steps"]), []).append(row)
     lines = [f"| arm | steps | seeds | {' | '.join(FIGURES)} |", "| --- " * (3 + len(FIGURES)) + "|"]
     for (name, steps), found in sorted(groups.items()):
-        cells = [_mean([row[figure] for row in found]) for figure in FIGURES]
+        cells = [_mean(figure, [row[figure] for row in found]) for figure in FIGURES]
         lines.append(f"| {name} | {steps} | {len(found)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _mean(values: list[str]) -> str:
-    """Return the mean, ± half the 95 % interval if there are several values. An empty value stands for "never"."""
+def _mean(figure: str, values: list[str]) -> str:
+    """Return the mean, ± half the 95 % interval if there are several values."""
     if "" in values:
-        return f"never in {values.count('')} of {len(values)}"
+        return f"never in {values.count('')} of {len(values)}" if figure == "left_at_step" else "not measured"
     numbers = [float(value) for value in values]
     digits = 0 if all(number.is_integer() for number in numbers) else 4
     mean = f"{statistics.fmean(numbers):.{digits}f}"

@@ -151,7 +151,7 @@ def start_ranks(
 
     Each rank is a forked process with the libraries imported. `variables` are added to the environment of all ranks.
     For rank r, `own_words[r]` are appended to the words, and `own_variables[r]` override the common variables. A rank
-    has one thread unless the words say otherwise: with two, losses of equal runs have differed by 1e-7 twice in CI.
+    has one thread unless the words say otherwise: with two, a loss of equal runs once differed by 1e-7 in CI.
     """
     if not any(str(word).startswith("--train.threads_per_rank") for word in words):
         words = ["--train.threads_per_rank", "1", *words]

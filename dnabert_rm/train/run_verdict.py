@@ -166,7 +166,8 @@ def _comparison(bits: float, lines: Mapping[str, float], order: int | None) -> s
     not_better = [shown[name] for name, value in lines.items() if bits >= value and name != markov]
     parts = [f"no better than {_joined(not_better)}"] if not_better else []
     if markov is not None and bits >= lines.get(markov, math.inf):
-        parts.append(f"worse than {shown[markov]}: a table of counts predicts better")
+        ours, counts = ("no better", "as well") if bits == lines[markov] else ("worse", "better")
+        parts.append(f"{ours} than {shown[markov]}: a table of counts predicts {counts}")
     text = " and ".join(parts)
     if not better:
         return text

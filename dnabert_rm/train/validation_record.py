@@ -15,11 +15,10 @@ from __future__ import annotations
 import contextlib
 import json
 import statistics
+from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-from dnabert_rm.utils.files import read_json_lines
 
 LAST_ROWS = 20
 """Largest number of logged steps whose mean is the loss at the end of a run or phase: on screen, in card and report."""
@@ -160,9 +159,16 @@ def last_rows(rows: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
 def last_loss_text(path: Path, num_steps: int) -> str:
     """Return the mean training loss of the last logged steps among the first `num_steps`, for the screen."""
     with contextlib.suppress(OSError, KeyError, TypeError):
-        rows = last_rows([row for row in read_json_lines(path) if row["step"] < num_steps])
-        if losses := [row["loss"] for row in rows if row["loss"] is not None]:
-            return f"loss {statistics.fmean(losses):.3f} (mean of the last {len(losses)} logged steps)"
+        last: deque[dict[str, Any]] = deque(maxlen=LAST_ROWS)
+        with open(path, encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                with contextlib.suppress(ValueError):
+                    row = json.loads(line)
+                    if row["step"] < num_steps:
+                        last.append(row)
+        if losses := [row["loss"] for row in last_rows(list(last)) if row["loss"] is not None]:
+            steps = f"{len(losses)} logged steps" if len(losses) > 1 else "logged step"
+            return f"loss {statistics.fmean(losses):.3f} (mean of the last {steps})"
     return "no loss logged"
 
 

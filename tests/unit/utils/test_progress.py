@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+import threading
 
 import pytest
 
@@ -77,3 +78,17 @@ def test_a_total_of_zero_writes_nothing(monkeypatch):
     monkeypatch.setattr(sys, "stderr", Stream(terminal=True))
     progress.progress_bar("shards", 0, "base").close()
     assert sys.stderr.getvalue() == ""
+
+
+def test_a_file_gets_no_estimate_from_the_first_units(monkeypatch):
+    stream = Stream(terminal=False)
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr(progress, "LINE_INTERVAL_SECONDS", 0)
+    before = threading.active_count()
+    with progress.progress_bar("rows", 200, "row") as bar:
+        for number in (1, 2, 5):
+            bar.update(number)
+        assert threading.active_count() == before
+    first, second, third = stream.getvalue().splitlines()[-3:]
+    assert first.startswith("rows: 1 of 200 rows, ") and first.endswith("elapsed")
+    assert second.endswith("elapsed") and "left" in third
