@@ -7,10 +7,13 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dnabert_rm.config.command_line import Command
 from dnabert_rm.config.schema import Settings, setting
+
+if TYPE_CHECKING:
+    from dnabert_rm.analysis.run_comparison import Comparison
 
 LAST_LINES = 5
 """Largest number of validations to list."""
@@ -22,12 +25,17 @@ class CheckRunSettings(Settings):
 
     run: Path = setting(positional=True, metavar="RUN")
     """A run folder; the run may still be training."""
+    reference: tuple[str, ...] = setting((), metavar="NAME|RUN")
+    """Compare with reference runs that differ only in their seeds: the name of a shipped reference (tiny_yeast), or run
+    folders. The exit code is 1 if the run is worse than another seed explains."""
     json: bool = False
     """Print one JSON object."""
 
 
-def run(settings: CheckRunSettings) -> None:
-    """Print the verdict on the run, its last validations, and a table of the last one."""
+def run(settings: CheckRunSettings) -> int:
+    """Print the verdict on the run, its last validations, a table of the last one, and the comparison. Return 1 if the
+    run is worse than the reference, otherwise 0."""
+    from dnabert_rm.analysis.run_comparison import compare_run, read_reference
     from dnabert_rm.analysis.run_records import read_run
     from dnabert_rm.train.run_verdict import judge_run
     from dnabert_rm.train.validation_record import validation_line, validation_of
@@ -35,16 +43,44 @@ def run(settings: CheckRunSettings) -> None:
     found = read_run(settings.run)
     verdict = judge_run(found.rows, found.first_validation)
     validated = [row for row in found.rows if validation_of(row)]
+    comparison = compare_run(found, *read_reference(settings.reference)) if settings.reference else None
+    code = int(comparison is not None and comparison.is_worse)
     if settings.json:
         last = validation_of(validated[-1]) if validated else None
-        print(json.dumps({"run": str(settings.run), **dataclasses.asdict(verdict), "validation": last}))
-        return
+        record = {"run": str(settings.run), **dataclasses.asdict(verdict), "validation": last}
+        if comparison is not None:
+            record["comparison"] = {**dataclasses.asdict(comparison), "text": comparison.text, "is_worse": bool(code)}
+        print(json.dumps(record))
+        return code
     print(verdict.text)
     if validated:
         print()
         for row in validated[-LAST_LINES:]:
             print(validation_line(row["step"] + 1, validation_of(row)))
         print("\n" + table_text(*_table(validation_of(validated[-1]))))
+    if comparison is not None:
+        print("\n" + _comparison_text(comparison))
+    return code
+
+
+def _comparison_text(comparison: Comparison) -> str:
+    """Return the comparison with the reference runs: the deciding measure by step, all last measures, the result."""
+    from dnabert_rm.analysis.run_comparison import range_text
+
+    seeds = ", ".join(map(str, comparison.seeds))
+    changed = "; ".join(comparison.changed) or "none"
+    tables = [
+        (["steps", comparison.compared], [(f"{one.steps:,}", one) for one in comparison.curve]),
+        ([f"after {comparison.last[-1].steps:,} steps", "run"], [(one.name, one) for one in comparison.last]),
+    ]
+    parts = [
+        table_text(
+            [*titles, "reference (95 % of seeds)"], [[name, f"{one.value:.4f}", range_text(one)] for name, one in rows]
+        )
+        for titles, rows in tables
+    ]
+    head = f"reference: {comparison.reference} (seeds {seeds}); settings that differ: {changed}"
+    return "\n\n".join([head, *parts, comparison.text])
 
 
 def _table(validation: Mapping[str, Any]) -> tuple[Sequence[str], list[list[str | None]]]:
@@ -72,7 +108,7 @@ def table_text(titles: Sequence[str], rows: Sequence[Sequence[str | None]]) -> s
 COMMAND = Command(
     name="check-run",
     help="print a verdict on a run: its bits per base against Markov chains, and what to try",
-    example="dnabert-rm check-run runs/first",
+    example="dnabert-rm check-run runs/first\ndnabert-rm check-run runs/first --reference tiny_yeast",
     settings=CheckRunSettings,
     run=run,
 )

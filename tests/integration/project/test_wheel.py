@@ -81,6 +81,12 @@ def test_the_wheel_brings_presets_configurations_and_licence(installed: Installe
     assert sorted(path.name for path in (installed.site / "dnabert_rm" / "ds_configs").iterdir()) == SHIPPED
     suites = "from dnabert_rm.evaluate.suite import load_suite, suite_names; print(*map(load_suite, suite_names()))"
     assert installed.succeed("-c", suites).count("Suite(path=") == len(list((ROOT / "dnabert_rm/suites").iterdir()))
+    references = (
+        "from dnabert_rm.analysis.run_comparison import read_reference, reference_names; "
+        "print(*(len(read_reference([name])[1]) for name in reference_names()))"
+    )
+    folders = sorted((ROOT / "dnabert_rm/reference_runs").iterdir())
+    assert installed.succeed("-c", references).split() == [str(len(list(folder.iterdir()))) for folder in folders]
     about = next(installed.site.glob("dnabert_rm-*.dist-info"))
     assert (about / "licenses" / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
     assert (ROOT / "README.md").read_text().strip() in (about / "METADATA").read_text()
