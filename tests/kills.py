@@ -156,5 +156,5 @@ def _without_times(row: dict) -> dict:
 def _points(run: Path) -> dict[str, list[tuple[int, float]]]:
     """Return steps and values of all TensorBoard curves except those of speed."""
     events = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0}).Reload()
-    tags = [tag for tag in events.Tags()["scalars"] if not tag.startswith("speed/")]
+    tags = [tag for tag in events.Tags()["scalars"] if not tag.startswith(("train_speed/", "train/tokens_per_second"))]
     return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags}

@@ -49,43 +49,46 @@ TAGS = {
     "masked_accuracy": "train/masked_accuracy",
     "base_accuracy": "train/base_accuracy",
     "lr": "train/learning_rate",
-    "grad_norm": "train/gradient_norm",
-    "phase": "masking/phase",
-    "max_span": "masking/max_span",
-    "mean_span": "masking/mean_span",
-    "masked_fraction": "masking/masked_fraction",
-    "tokens_per_second": "speed/tokens_per_second",
-    "tflops_per_rank": "speed/tflops_per_rank",
-    "mfu": "speed/mfu",
-    "data_wait": "speed/data_wait",
-    "save_seconds": "speed/save_seconds",
-    "replaced_windows": "progress/replaced_windows",
-    "validation_seconds": "speed/validation_seconds",
-    "memory_gb": "speed/memory_gb",
-    "epoch": "progress/epoch",
-    "consumed_tokens": "progress/consumed_tokens",
-    "global_batch": "progress/global_batch",
-    "loss_scale": "train/loss_scale",
+    "tokens_per_second": "train/tokens_per_second",
+    "phase": "train_masking/phase",
+    "max_span": "train_masking/max_span",
+    "mean_span": "train_masking/mean_span",
+    "masked_fraction": "train_masking/masked_fraction",
+    "grad_norm": "train_optimizer/gradient_norm",
+    "loss_scale": "train_optimizer/loss_scale",
+    "epoch": "train_progress/epoch",
+    "consumed_tokens": "train_progress/consumed_tokens",
+    "global_batch": "train_progress/global_batch",
+    "replaced_windows": "train_progress/replaced_windows",
+    "tflops_per_rank": "train_speed/tflops_per_rank",
+    "mfu": "train_speed/mfu",
+    "data_wait": "train_speed/data_wait",
+    "save_seconds": "train_speed/save_seconds",
+    "validation_seconds": "train_speed/validation_seconds",
+    "memory_gb": "train_speed/memory_gb",
 }
+"""TensorBoard's tags by metric. TensorBoard sorts groups by name and opens the first two: bits_per_base and train."""
+LINES = "validation_lines"
+"""Group of the lines to compare bits per base with."""
 
 BY_TOKENS_NAME = "by_tokens"
+"""Folder of the curves by tokens. Their groups begin with `BY_TOKENS_PREFIX`, so that they are the last ones."""
+BY_TOKENS_PREFIX = "x_tokens"
 BY_TOKENS = ("loss", "masked_accuracy", "base_accuracy")
 COMPARED_TAG = f"{BITS}/hidden_{COMPARED_BASES}"
 LAYOUT = {
     "the curves that matter first": {
         "bits per base (guessing is 2)": [
             "Multiline",
-            [f"{COMPARED_TAG}$", f"{BITS}/{MARKOV}_hidden_{COMPARED_BASES}$", f"{BITS}/{GUESSING}$"],
+            [f"{COMPARED_TAG}$", f"{LINES}/{MARKOV}_hidden_{COMPARED_BASES}$", f"{LINES}/{GUESSING}$"],
         ],
         "training loss (it jumps where the spans grow)": ["Multiline", ["train/loss"]],
         "held-out loss at fixed spans": ["Multiline", ["validation_loss/.*"]],
         "masked accuracy, tokens and bases": ["Multiline", ["train/masked_accuracy", "train/base_accuracy"]],
-        "tokens a second": ["Multiline", ["speed/tokens_per_second"]],
+        "tokens a second": ["Multiline", ["train/tokens_per_second"]],
     }
 }
 """Layout of TensorBoard's page "Custom Scalars"."""
-COMPARED = (COMPARED_TAG, "train/loss", "train/base_accuracy", "validation_loss/span_6", "validation_loss/span_14")
-"""Metrics next to the settings on TensorBoard's page "HParams"."""
 
 
 def metrics_row(
@@ -230,9 +233,9 @@ class TensorBoardWriter:
             self._board.add_scalar(tag, value, step)
         if tokens is not None:
             for tag, value in by_tokens.items():
-                self._by_tokens.add_scalar(f"by_tokens/{tag}", value, tokens)
+                self._by_tokens.add_scalar(f"{BY_TOKENS_PREFIX}/{tag}", value, tokens)
         if spans is not None:
-            self._board.add_histogram("masking/spans", spans, step, bins=np.arange(spans.max() + 2) - 0.5)
+            self._board.add_histogram("train_masking/spans", spans, step, bins=np.arange(spans.max() + 2) - 0.5)
 
     def flush(self) -> None:
         """Flush all events to disk."""
@@ -255,7 +258,7 @@ def validation_scalars(validation: Mapping[str, Any]) -> dict[str, float | None]
     """Return the values of a validation for TensorBoard, keyed by tag, e.g. "validation_loss/span_6".
 
     Bits per base have tags such as "bits_per_base/hidden_5". The reference lines have the tags
-    "bits_per_base/composition_hidden_5", "bits_per_base/markov_hidden_5" and "bits_per_base/guessing".
+    "validation_lines/composition_hidden_5", "validation_lines/markov_hidden_5" and "validation_lines/guessing".
     """
     scalars: dict[str, float | None] = {
         f"{VALIDATION}_{name}/{curve}": value
@@ -266,13 +269,13 @@ def validation_scalars(validation: Mapping[str, Any]) -> dict[str, float | None]
         return scalars
     order = markov_order(validation)
     compared = {
-        "": bits,
-        f"{COMPOSITION}_": bits_by_hidden(validation.get(COMPOSITION)),
-        f"{MARKOV}_": {} if order is None else markov_bits(validation)[order],
+        f"{BITS}/": bits,
+        f"{LINES}/{COMPOSITION}_": bits_by_hidden(validation.get(COMPOSITION)),
+        f"{LINES}/{MARKOV}_": {} if order is None else markov_bits(validation)[order],
     }
     for prefix, by_hidden in compared.items():
-        scalars |= {f"{BITS}/{prefix}hidden_{hidden}": value for hidden, value in by_hidden.items()}
-    return scalars | {f"{BITS}/{GUESSING}": GUESSING_BITS}
+        scalars |= {f"{prefix}hidden_{hidden}": value for hidden, value in by_hidden.items()}
+    return scalars | {f"{LINES}/{GUESSING}": GUESSING_BITS}
 
 
 def _summary_writer(folder: Path, first: int) -> SummaryWriter:
@@ -290,8 +293,9 @@ def _summary_writer(folder: Path, first: int) -> SummaryWriter:
 def _add_hyperparameters(board: SummaryWriter, settings: str) -> None:
     """Add the configuration to TensorBoard's page "HParams", which can sort runs by a setting.
 
-    `SummaryWriter.add_hparams` is not used, because it writes another event file, which TensorBoard lists as a separate
-    run.
+    Only the session's values are written. Without a list of hyperparameters in the events, TensorBoard makes one, with
+    those first that differ between runs. `SummaryWriter.add_hparams` also writes another event file, which TensorBoard
+    shows as a separate run. `train.output` is left out, because it differs between all runs.
     """
     from torch.utils.tensorboard.summary import hparams
 
@@ -299,8 +303,10 @@ def _add_hyperparameters(board: SummaryWriter, settings: str) -> None:
         f"{section}.{name}": value if isinstance(value, int | float | str) else json.dumps(value)
         for section, fields in tomllib.loads(settings).items()
         for name, value in fields.items()
+        if (section, name) != ("train", "output")
     }
-    for summary in hparams(values, dict.fromkeys(COMPARED, 0.0)):
+    _, session_start, session_end = hparams(values, {})
+    for summary in (session_start, session_end):
         board._get_file_writer().add_summary(summary)
 
 

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import time
+import tomllib
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -92,7 +93,7 @@ def test_tensorboard_draws_the_runs_curves(runs: Path, tmp_path: Path) -> None:
         tags = get_json(f"{address}/data/plugin/scalars/tags")
         steps = set(tags["tensorboard"])
         assert {"train/loss", "train/masked_accuracy", "train/learning_rate", "validation_loss/span_7"} <= steps
-        assert "by_tokens/train/loss" in tags["tensorboard/by_tokens"]
+        assert "x_tokens/train/loss" in tags["tensorboard/by_tokens"]
         points = get_json(f"{address}/data/plugin/scalars/scalars?run=tensorboard&tag=train%2Floss")
         rows = read_metrics(runs / "randommask")
         assert [[step, value] for _, step, value in points] == [
@@ -101,7 +102,21 @@ def test_tensorboard_draws_the_runs_curves(runs: Path, tmp_path: Path) -> None:
         time_budget = "--virtual-time-budget=30000"
         dom = browse(tmp_path, time_budget, "--dump-dom", f"{address}/#timeseries")
         # The page opens the first groups of tags, and bits per base come first.
-        assert "bits_per_base/hidden_5" in dom and "bits_per_base/markov_hidden_5" in dom and dom.count("<canvas") > 4
+        assert "bits_per_base/hidden_5" in dom and "train/learning_rate" in dom and dom.count("<canvas") > 4
+        assert "validation_lines" in dom and "validation_lines/markov_hidden_5" not in dom
         browse(tmp_path, time_budget, f"--screenshot={tmp_path / 'first.png'}", f"{address}/#custom_scalars")
     drawn = num_pixels(tmp_path / "first.png", PLAYGROUND)
     assert drawn > 1000, drawn  # without charts there are 300, from the list of runs
+
+
+def test_the_hyperparameters_page_begins_with_what_differs(runs: Path) -> None:
+    with tensorboard(runs) as address:
+        get_json(f"{address}/data/plugin/scalars/tags")
+        found = get_json(f"{address}/data/plugin/hparams/experiment?request=%7B%22includeMetrics%22%3Atrue%7D")
+    configs = [tomllib.loads((runs / name / "config.toml").read_text()) for name in ("randommask", "fixed")]
+    flat = [{f"{part}.{key}": value for part, keys in one.items() for key, value in keys.items()} for one in configs]
+    different = sorted(name for name in flat[0] if flat[0][name] != flat[1][name] and name != "train.output")
+    names = [setting["name"] for setting in found["hparamInfos"]]
+    assert different and names[: len(different)] == different and len(names) == len(flat[0]) - 1
+    metrics = [metric["name"]["tag"] for metric in found["metricInfos"]]
+    assert metrics[:4] == [f"bits_per_base/hidden_{hidden}" for hidden in (1, 3, 5, 9)]

@@ -108,11 +108,11 @@ def test_the_run_folder_has_metrics_and_checkpoints(two_ranks: Path, prepared: P
     for tag in (
         "train/loss",
         "train/learning_rate",
-        "masking/phase",
-        "masking/mean_span",
-        "masking/masked_fraction",
+        "train_masking/phase",
+        "train_masking/mean_span",
+        "train_masking/masked_fraction",
         "train/masked_accuracy",
-        "speed/tokens_per_second",
+        "train/tokens_per_second",
     ):
         assert tag in tags
     assert json.loads((two_ranks / "environment.json").read_text())["world_size"] == 2

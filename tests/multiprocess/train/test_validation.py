@@ -116,10 +116,10 @@ def test_tensorboard_has_one_curve_per_span_by_steps_and_by_tokens(two_ranks: Pa
     for name in CURVES:
         points = {event.step: event.value for event in board.Scalars(f"validation_loss/{name}")}
         assert points == pytest.approx({step: found[name]["loss"] for step, found in held_out(two_ranks).items()})
-    assert [event.step for event in board.Histograms("masking/spans")] == [0, 2, 4, 5]
+    assert [event.step for event in board.Histograms("train_masking/spans")] == [0, 2, 4, 5]
     assert "validation_loss/.*" in str(board.Tensors("custom_scalars__config__")[0].tensor_proto)
     by_tokens = EventAccumulator(str(two_ranks / "tensorboard" / "by_tokens")).Reload()
-    assert [event.step for event in by_tokens.Scalars("by_tokens/train/loss")] == [8 * 66 * n for n in (1, 3, 5, 6)]
+    assert [event.step for event in by_tokens.Scalars("x_tokens/train/loss")] == [8 * 66 * n for n in (1, 3, 5, 6)]
 
 
 def test_validation_does_not_change_the_training(two_ranks: Path, flags, tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ def test_both_trackers_have_the_values_and_the_configuration(tmp_path: Path) -> 
         expected = [(row["step"], row[name]) for row in rows]
         assert [(step, values[tag]) for step, values in logged.items()] == expected
         assert points[tag] == expected
-    assert "speed/mfu" not in points and "speed/mfu" not in logged[0]
+    assert "train_speed/mfu" not in points and "train_speed/mfu" not in logged[0]
     span = {step: values["validation_loss/span_6"] for step, values in logged.items() if len(values) > 2}
     assert list(span) == [2] and points["validation_loss/span_6"] == list(span.items())
 
