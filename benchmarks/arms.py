@@ -176,7 +176,8 @@ def _figures(row: dict[str, Any]) -> dict[str, Any]:
     from dnabert_rm.train.validation_record import loss_curves, markov_bits, markov_order, model_bits
 
     values = row["validation"]
-    curves = sorted(loss_curves(values).items(), key=lambda curve: int(curve[0].rpartition("_")[2]))
+    # "span_6", "span_8" …, or "token" if tokens don't overlap.
+    curves = sorted(loss_curves(values).items(), key=lambda curve: int("".join(filter(str.isdigit, curve[0])) or 0))
     order = markov_order(values)
     markov = {} if order is None else markov_bits(values)[order]
     return {

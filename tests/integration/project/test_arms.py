@@ -15,10 +15,11 @@ from data_prep.cli import main as data_prep
 from dnabert_rm.cli.main import main as dnabert_rm
 
 ARMS = """\
-# Two masks.
+# Three masks.
 * --data data --preset tiny --model.architecture modernbert --steps 4 --global-batch 4 --window 64 --validation.every 2
 masks/fixed3 1 --masking fixed
 masks/randommask 2,1 --validation.regions 4
+masks/token 1 --masking token --data.overlap false
 """
 
 
@@ -32,7 +33,7 @@ def run_arms(folder: Path, *words: str) -> str:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with three finished runs and their rows."""
+    """A folder with four finished runs and their rows."""
     folder = tmp_path_factory.mktemp("arms")
     generator = np.random.default_rng(1)
     (folder / "genome.fa").write_text(f">a\n{random_bases(generator, 20_000)}\n>b\n{random_bases(generator, 5_000)}\n")
@@ -41,7 +42,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "arms.txt").write_text(ARMS)
     printed = run_arms(folder, "run", "arms.txt", "--output", "runs", "--results", "rows.csv", "--slots", "1")
     started = [line.split()[1] for line in printed.splitlines() if line.endswith(": started")]
-    assert started == ["masks/fixed3/1:", "masks/randommask/1:", "masks/randommask/2:"]
+    assert started == ["masks/fixed3/1:", "masks/randommask/1:", "masks/token/1:", "masks/randommask/2:"]
     return folder
 
 
@@ -53,11 +54,12 @@ def rows(folder: Path) -> list[dict[str, str]]:
 def test_one_row_per_validation(finished: Path) -> None:
     assert [(row["name"], row["steps"], row["tokens"]) for row in rows(finished)] == [
         (f"masks/{name}", str(steps), str(steps * 4 * 64))
-        for name in ("fixed3/1", "randommask/1", "randommask/2")
+        for name in ("fixed3/1", "randommask/1", "token/1", "randommask/2")
         for steps in (2, 4)
     ]
     assert all(1.5 < float(row["bits_5"]) < 2.5 and float(row["token_loss"]) > 3 for row in rows(finished))
-    assert len({row["token_loss"] for row in rows(finished)}) == 6
+    assert len({row["token_loss"] for row in rows(finished)}) == 8
+    assert {row["name"] for row in rows(finished) if not row["markov_5"]} == {"masks/token/1"}
 
 
 def test_arms_with_rows_are_not_run_again(finished: Path) -> None:
@@ -68,14 +70,14 @@ def test_arms_with_rows_are_not_run_again(finished: Path) -> None:
 
 
 def test_tables(finished: Path) -> None:
-    *_, fixed, randommask = run_arms(finished, "table", "--results", "rows.csv").splitlines()
+    *_, fixed, randommask, _ = run_arms(finished, "table", "--results", "rows.csv").splitlines()
     last = {row["name"]: row for row in rows(finished)}
     assert fixed.split(" | ")[:5] == ["| masks/fixed3", "4", "1", "never", last["masks/fixed3/1"]["token_loss"]]
     first, second = (float(last[f"masks/randommask/{seed}"]["bits_5"]) for seed in (1, 2))
     # The 0.975 quantile of Student's t with one degree of freedom is 12.706.
     half = 12.7062 * abs(first - second) / 2
     assert f" {(first + second) / 2:.4f} ± {half:.4f} " in randommask
-    *_, same, other = run_arms(finished, "table", "--results", "rows.csv", "--against", "masks/fixed3").splitlines()
+    *_, same, other, _ = run_arms(finished, "table", "--results", "rows.csv", "--against", "masks/fixed3").splitlines()
     assert same.endswith(" | +0.0000" * 7 + " |")
     assert f" {first - float(last['masks/fixed3/1']['bits_5']):+.4f} | " in other, (
         "seeds that only one arm has don't count"
