@@ -122,8 +122,8 @@ def read_reference(words: Sequence[str]) -> tuple[str, list[Run]]:
 def compare_run(run: Run, name: str, references: Sequence[Run]) -> Comparison:
     """Compare a run with reference runs at the steps after which all of them validated.
 
-    Raises `DataError` if there is no such step, if the validations are of other data, or if the reference runs differ
-    from each other in more than their seeds.
+    Raises `DataError` if there is no such step, if the validations are of other data or have nothing in common, or if
+    the reference runs differ from each other in more than their seeds.
     """
     for reference in references[1:]:
         if differences := list(_changes(reference, references[0])):
@@ -145,11 +145,14 @@ def compare_run(run: Run, name: str, references: Sequence[Run]) -> Comparison:
     measures = [
         measure for step in steps for measure in _measures(step, rows[step], [found[step] for found in reference_rows])
     ]
+    compared = _compared_name(rows[steps[-1]])
+    if compared not in {measure.name for measure in measures if measure.steps == steps[-1]}:
+        raise DataError(f"{run.folder}: the reference has no {compared}; pass another --reference")
     return Comparison(
         reference=name,
         seeds=tuple(reference.setting("train", "seed") for reference in references),
         changed=changed,
-        compared=_compared_name(rows[steps[-1]]),
+        compared=compared,
         measures=tuple(measures),
         same_seed_difference=None if changed else _same_seed_difference(run, references, rows, reference_rows, steps),
     )

@@ -118,6 +118,10 @@ def test_runs_that_can_not_be_compared_are_one_line(tmp_path: Path, references, 
     for reason, run in cases.items():
         text = printed(capsys, 2, run, "--reference", *references)
         assert reason in text and len(text.splitlines()) == 1
+    rows = rows_of([{"token": {"loss": 7.2, "masked_accuracy": 0.1, "base_accuracy": 0.4}}])
+    bpe = write_run(tmp_path / "bpe", rows, config=config(9))
+    text = printed(capsys, 2, bpe, "--reference", *references)
+    assert "bpe: the reference has no token loss, single tokens; pass another --reference" in text
     run = one_run(tmp_path / "run", [2.0, 1.9], 9)
     other = one_run(tmp_path / "r4", [2.0, 1.9], 4, lr=1)
     text = printed(capsys, 2, run, "--reference", *references, other)
