@@ -27,7 +27,6 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import math
 import os
 import platform
 import shlex
@@ -250,15 +249,10 @@ def _mean(values: list[float | None], sign: str = "") -> str:
     numbers = [value for value in values if value is not None]
     if len(numbers) < len(values) or not numbers:
         return "not measured"
-    mean = f"{statistics.fmean(numbers):{sign}.4f}"
-    return mean if len(numbers) < 2 else f"{mean} ± {half_interval(numbers):.4f}"
+    from dnabert_rm.utils.statistics import mean_and_half_width
 
-
-def half_interval(numbers: list[float]) -> float:
-    """Return half the 95 % interval of the mean of several numbers."""
-    from scipy.stats import t
-
-    return float(t.ppf(0.975, len(numbers) - 1)) * statistics.stdev(numbers) / math.sqrt(len(numbers))
+    mean, half_width = mean_and_half_width(numbers)
+    return f"{mean:{sign}.4f}" + ("" if half_width is None else f" ± {half_width:.4f}")
 
 
 def draw(rows: list[dict[str, str]], output: Path) -> None:
@@ -274,7 +268,7 @@ def draw(rows: list[dict[str, str]], output: Path) -> None:
 
 def curves_figure(arms: dict[str, dict[str, list[dict[str, str]]]]) -> Any:
     """Plot each arm's bits by step: the mean over seeds, and a band from the lowest to the highest seed."""
-    from dnabert_rm.analysis.figures import COLOURS, LINES, NORMAL, SMALL, new_figure
+    from dnabert_rm.analysis.figures import COLOURS, LINES, SMALL, new_figure
 
     figure = new_figure(11, 3.6)
     for panel, hidden in zip(figure.subplots(1, len(HIDDEN)), HIDDEN, strict=True):
@@ -288,14 +282,21 @@ def curves_figure(arms: dict[str, dict[str, list[dict[str, str]]]]) -> Any:
         for line in {row[f"markov_{hidden}"] for seeds in arms.values() for found in seeds.values() for row in found}:
             if line:
                 panel.axhline(float(line), color="#555555", linewidth=0.9, linestyle=(0, (5, 2)))
-        panel.set_title(f"{hidden} hidden base{'s' if hidden > 1 else ''}", fontsize=NORMAL, loc="left")
-        panel.set_xlabel("optimizer steps", fontsize=SMALL)
-        panel.tick_params(labelsize=SMALL)
-        panel.grid(color="#dddddd", linewidth=0.6)
-        panel.spines[["top", "right"]].set_visible(False)
+        _format_panel(panel, hidden, "optimizer steps")
     figure.axes[0].set_ylabel("bits per base, held out", fontsize=SMALL)
     figure.legend(handles=_arm_handles(list(arms)), loc="outside lower center", ncols=6, fontsize=SMALL, frameon=False)
     return figure
+
+
+def _format_panel(panel: Any, hidden: int, x_label: str) -> None:
+    from dnabert_rm.analysis.figures import NORMAL, SMALL
+    from dnabert_rm.train.validation_record import bases_text
+
+    panel.set_title(bases_text(hidden), fontsize=NORMAL, loc="left")
+    panel.set_xlabel(x_label, fontsize=SMALL)
+    panel.tick_params(labelsize=SMALL)
+    panel.grid(color="#dddddd", linewidth=0.6)
+    panel.spines[["top", "right"]].set_visible(False)
 
 
 def _arm_handles(arms: list[str]) -> list[Any]:
@@ -313,7 +314,8 @@ def _arm_handles(arms: list[str]) -> list[Any]:
 
 def end_figure(arms: dict[str, dict[str, list[dict[str, str]]]]) -> Any:
     """Plot bits at the end: a point per seed, and a bar for the 95 % interval of the mean."""
-    from dnabert_rm.analysis.figures import COLOURS, MARKERS, NORMAL, SMALL, new_figure
+    from dnabert_rm.analysis.figures import COLOURS, MARKERS, SMALL, new_figure
+    from dnabert_rm.utils.statistics import mean_and_half_width
 
     figure = new_figure(11, 0.9 + 0.42 * len(arms))
     panels = figure.subplots(1, len(HIDDEN), sharey=True)
@@ -321,16 +323,13 @@ def end_figure(arms: dict[str, dict[str, list[dict[str, str]]]]) -> Any:
         for number, seeds in enumerate(arms.values()):
             values = [float(found[-1][f"bits_{hidden}"]) for found in seeds.values()]
             style: dict[str, Any] = {"color": COLOURS[number % len(COLOURS)]}
-            if len(values) > 1:
-                panel.errorbar(statistics.fmean(values), number, xerr=half_interval(values), capsize=3, **style)
+            mean, half_width = mean_and_half_width(values)
+            if half_width is not None:
+                panel.errorbar(mean, number, xerr=half_width, capsize=3, **style)
             panel.plot(values, [number] * len(values), MARKERS[number % len(MARKERS)], markersize=4, alpha=0.7, **style)
         for line in {found[-1][f"markov_{hidden}"] for seeds in arms.values() for found in seeds.values()} - {""}:
             panel.axvline(float(line), color="#555555", linewidth=0.9, linestyle=(0, (5, 2)))
-        panel.set_title(f"{hidden} hidden base{'s' if hidden > 1 else ''}", fontsize=NORMAL, loc="left")
-        panel.set_xlabel("bits per base, held out", fontsize=SMALL)
-        panel.tick_params(labelsize=SMALL)
-        panel.grid(axis="x", color="#dddddd", linewidth=0.6)
-        panel.spines[["top", "right"]].set_visible(False)
+        _format_panel(panel, hidden, "bits per base, held out")
     panels[0].set_yticks(range(len(arms)), [arm.rpartition("/")[2] for arm in arms], fontsize=SMALL)
     panels[0].invert_yaxis()
     return figure

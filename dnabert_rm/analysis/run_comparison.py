@@ -24,6 +24,7 @@ from dnabert_rm.train.validation_record import (
     validation_of,
 )
 from dnabert_rm.utils.errors import ConfigError, DataError
+from dnabert_rm.utils.statistics import mean_and_half_width
 
 SHIPPED = resources.files("dnabert_rm") / "reference_runs"
 """Folder of the shipped references. Each has one run folder per seed, with the validated rows of metrics.jsonl."""
@@ -34,7 +35,6 @@ RESULT_SETTINGS = frozenset(run_settings()) - (
 """Settings that change what a run learns, apart from the seed and the data."""
 LINE_TOLERANCE = 1e-6
 """Largest difference in bits of a Markov line that rounding can cause."""
-CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Measure:
 
     steps: int
     name: str
-    """For example "5 hidden bases" for bits per base, or "token loss, span 6"."""
+    """For example "bits per base at 5 hidden bases" or "token loss, span 6"."""
     value: float
     mean: float
     """Mean of the reference runs."""
@@ -100,7 +100,7 @@ class Comparison:
 
 def reference_names() -> list[str]:
     """Return the names of the shipped references."""
-    return sorted(item.name for item in SHIPPED.iterdir() if item.is_dir() and not item.name.startswith("_"))
+    return sorted(item.name for item in SHIPPED.iterdir() if item.is_dir())
 
 
 def read_reference(words: Sequence[str]) -> tuple[str, list[Run]]:
@@ -224,12 +224,11 @@ def _measures(steps: int, validation: Mapping[str, Any], references: Sequence[Ma
 
 def half_width(values: Sequence[float]) -> float | None:
     """Return half of the 95 % prediction interval for one more value, or None if there is only one value."""
-    if len(values) < 2:
+    _, half = mean_and_half_width(values)
+    if half is None:
         return None
-    from scipy.stats import t
-
-    quantile = float(t.ppf((1 + CONFIDENCE) / 2, len(values) - 1))
-    return quantile * statistics.stdev(values) * math.sqrt(1 + 1 / len(values))
+    # The interval of the mean has the factor sqrt(1 / n), that of another value sqrt(1 + 1 / n).
+    return half * math.sqrt(len(values) + 1)
 
 
 def _same_seed_difference(
