@@ -11,9 +11,16 @@ HIDDEN = ("1", "3", "5", "9")
 
 
 def validation(
-    bits: float | None = 1.84, *, markov: float = 1.93, loss: float = 6.5, base_accuracy: float | None = 0.7
+    bits: float | None = 1.84,
+    *,
+    markov: float = 1.93,
+    loss: float = 6.5,
+    base_accuracy: float | None = 0.7,
+    half_width: float | None = None,
 ) -> dict[str, Any]:
     """Return a validation with `bits` at 5 hidden bases; None leaves out all keys that came with bits per base.
+
+    With `half_width`, all intervals have it; runs of earlier releases have none.
 
     Order 8 is the Markov line, with `markov` bits at 5 hidden bases. At 9 hidden bases order 5 is better.
     """
@@ -29,6 +36,9 @@ def validation(
         "8": {hidden: markov + 0.4 * shift for hidden, shift in shifts.items()},
         "5": dict.fromkeys(HIDDEN, markov + 0.01),
     }
+    if half_width is not None:
+        found["bits_half_width"] = dict.fromkeys(HIDDEN, half_width)
+        found["markov_half_width"] = {order: dict.fromkeys(HIDDEN, half_width) for order in orders}
     return found | {
         "bits_per_base": {hidden: bits + shift for hidden, shift in shifts.items()},
         "markov": orders,

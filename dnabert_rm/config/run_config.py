@@ -16,6 +16,8 @@ Architecture = Literal["bert", "modernbert"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 TrackerName = Literal["tensorboard", "wandb", "mlflow"]
 ARCHITECTURES: tuple[str, ...] = typing.get_args(Architecture)
+MIN_ROPE_PERIOD = 2
+"""A shorter period can't be told from a longer one at whole positions."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class ModelConfig:
     """Width of the feed-forward layer."""
     max_positions: int = 512
     """Largest sequence length in tokens, special tokens included."""
+    rope_period: float = setting(0.0, minimum=0)
+    """Shortest period of modernbert's rotary positions in tokens, 2 or more; 3: a codon. 0: transformers' (6.28)."""
     dropout: float = 0.0
     """Dropout of hidden states in pretraining, and of attention unless that is set (DNABERT's is 0.1)."""
     attention_dropout: float = setting(-1.0, minimum=-1, maximum=1)
@@ -288,6 +292,10 @@ def run_config_problems(config: RunConfig) -> Iterator[str]:
     model, data, train = config.model, config.data, config.train
     if model.num_heads > 0 and model.hidden_size % model.num_heads:
         yield f"model.hidden_size {model.hidden_size}: must be a multiple of model.num_heads ({model.num_heads})"
+    if model.rope_period and model.architecture != "modernbert":
+        yield f"model.rope_period {model.rope_period:g}: a {model.architecture} has no rotary positions; set it to 0"
+    if 0 < model.rope_period < MIN_ROPE_PERIOD:
+        yield f"model.rope_period {model.rope_period:g}: must be 0, or at least {MIN_ROPE_PERIOD}"
     if model.attention == "cudnn" and train.deterministic:
         yield "model.attention cudnn: is not deterministic; choose auto or flash, or turn train.deterministic off"
     if data.window > model.max_positions:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from dnabert_rm.model.pretrained import model_fields, pretraining_data
 from dnabert_rm.utils.errors import ConfigError, DataError
 from dnabert_rm.utils.files import check_output_file, write_json
 from dnabert_rm.utils.progress import progress_bar
+from dnabert_rm.utils.statistics import mean_over_groups
 
 CONTEXT_BASES = 8192
 """Visible bases on both sides of a region, enough for the longest windows."""
@@ -133,7 +133,8 @@ def evaluate_bits(settings: BitsSettings) -> dict[str, Any]:
     held_out = read_held_out(settings)
     sources: dict[str, dict[str, Bits]] = {}
     strands = ("+", "-") if "strand" in settings.by else ("+",)
-    with progress_bar("bits per base", len(settings.model) * len(strands) * len(held_out.stretches), "pass") as bar:
+    total = len(settings.model) * len(strands) * len(held_out.stretches)
+    with progress_bar("bits per base", total, "measurement") as bar:
         for folder in settings.model:
             reader = load_reader(folder, shapes[folder], settings)
             sources[str(folder)] = {strand: {} for strand in strands}
@@ -229,19 +230,7 @@ def _row(
 def _mean_and_error(
     values: NDArray[np.float64], counted: NDArray[np.bool_], region: NDArray[np.int64]
 ) -> tuple[float | None, float | None]:
-    """Return the mean of the counted values and its standard error over regions, or None for an undefined one.
-
-    Neighbouring bases are not independent, so the error comes from the regions' sums (a ratio estimator).
-    """
+    """Return the mean of the counted values and its standard error over regions, or None for an undefined one."""
     counts = np.bincount(region, weights=counted.sum(axis=1))
     sums = np.bincount(region, weights=np.where(counted, values, 0.0).sum(axis=1))
-    if counts.sum() == 0:
-        return None, None
-    mean = sums.sum() / counts.sum()
-    used = counts > 0
-    if used.sum() < 2:
-        return float(mean), None
-    residuals = (sums - mean * counts)[used]
-    number = int(used.sum())
-    error = math.sqrt(number / (number - 1) * float((residuals**2).sum())) / float(counts.sum())
-    return float(mean), error
+    return mean_over_groups(sums, counts)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import pickle
 import sys
 from pathlib import Path
@@ -31,6 +33,11 @@ DROPOUTS = {
 """Names of each architecture's dropout settings in transformers, of hidden states and of attention. In a `modernbert`,
 that of attention is also the dropout of the attention's output."""
 
+# transformers computes rotary positions with such a factor as with any other, but warns at each configuration.
+logging.getLogger("transformers.modeling_rope_utils").addFilter(
+    lambda record: "factor field must be" not in record.getMessage()
+)
+
 
 def architecture_of(model: ModelConfig, vocab_size: int, checkpoint: Path | None = None) -> PreTrainedConfig:
     """Return the transformers configuration of a model.
@@ -50,6 +57,7 @@ def architecture_of(model: ModelConfig, vocab_size: int, checkpoint: Path | None
         max_positions=model.max_positions,
         dropout=model.dropout,
         attention_dropout=model.dropout_of_attention,
+        rope_period=model.rope_period,
     )
 
 
@@ -64,6 +72,7 @@ def transformers_config(
     max_positions: int,
     dropout: float,
     attention_dropout: float | None = None,
+    rope_period: float = 0.0,
 ) -> PreTrainedConfig:
     """Return the transformers configuration of a model. `config.ModelConfig` describes the arguments.
 
@@ -89,7 +98,12 @@ def transformers_config(
         # transformers' default theta for such layers, 160,000, is meant for 8,192 positions.
         common["rope_parameters"] = {"full_attention": {"rope_type": "default", "rope_theta": 10_000.0}}
     # Pretraining does not train [CLS], so a classifier averages over the tokens.
-    return ModernBertConfig(**common, **dropouts, classifier_pooling="mean")
+    config = ModernBertConfig(**common, **dropouts, classifier_pooling="mean")
+    if rope_period:
+        # The fastest frequency is 1 radian per token, a period of 2π tokens. This factor divides all frequencies.
+        for parameters in config.rope_parameters.values():
+            parameters.update(rope_type="linear", factor=rope_period / (2 * math.pi))
+    return config
 
 
 def dropout_settings(architecture: str, dropout: float, attention_dropout: float) -> dict[str, float]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ _FIELDS = {
     "max_positions": "max_position_embeddings",
 }
 """Names in `[model]`, mapped to transformers' names, which DNABERT's config.json also uses."""
-SHAPE_FIELDS = ("architecture", *_FIELDS)
+SHAPE_FIELDS = ("architecture", *_FIELDS, "rope_period")
 """Fields of `[model]` that a model's weights determine."""
 PROVENANCE_NAME = "pretraining.json"
 """File of an export that records its tokenizer, data and configuration."""
@@ -42,7 +44,14 @@ def model_fields(folder: str | Path, missing: str = "pass a Hugging Face folder 
     if architecture not in ("bert", "modernbert") or absent:
         reason = f"model_type {architecture!r}" if not absent else f"no {absent[0]}"
         raise CheckpointError(f"{path}: {reason}; choose a BERT or ModernBERT model")
-    return {"architecture": architecture, **{ours: content[theirs] for ours, theirs in _FIELDS.items()}}
+    sizes = {ours: content[theirs] for ours, theirs in _FIELDS.items()}
+    return {"architecture": architecture, **sizes, "rope_period": _rope_period(content)}
+
+
+def _rope_period(content: Mapping[str, Any]) -> float:
+    """Return the shortest period of the rotary positions in tokens, or 0 if it is transformers' 2π."""
+    rope = (content.get("rope_parameters") or {}).get("full_attention") or {}
+    return round(2 * math.pi * rope["factor"], 9) if rope.get("rope_type") == "linear" else 0.0
 
 
 def check_vocabulary(folder: str | Path, k: int | None, vocab_size: int, bpe_sha256: str | None = None) -> None:

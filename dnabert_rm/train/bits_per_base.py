@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from dnabert_rm.config import RunConfig
 from dnabert_rm.data.dataset import WindowDataset, held_out_readers
@@ -17,8 +19,16 @@ from dnabert_rm.masking.hidden_stretches import HiddenBatch, WindowShape, make_b
 from dnabert_rm.masking.spans import loss_without_neighbours
 from dnabert_rm.model.losses import hidden_base_bits
 from dnabert_rm.train.engine import Engine
-from dnabert_rm.train.validation_record import BITS, COMPOSITION, KMER_FREQUENCIES, NON_OVERLAPPING
+from dnabert_rm.train.validation_record import (
+    BITS,
+    COMPOSITION,
+    HALF_WIDTH,
+    KMER_FREQUENCIES,
+    MARKOV_HALF_WIDTH,
+    NON_OVERLAPPING,
+)
 from dnabert_rm.utils.progress import notice
+from dnabert_rm.utils.statistics import half_width, mean_over_groups
 
 
 def make_bits_per_base(
@@ -87,17 +97,22 @@ class BitsPerBase:
             self._prepare(reset_watchdog)
         if not self._regions or not self._lines:
             return {}
-        bits = {}
+        found: dict[str, dict[str, Any]] = {BITS: {}, HALF_WIDTH: {}}
+        differences: dict[str, dict[str, Any]] = {}
         for stretches, batches in zip(self._stretches, self._batches, strict=True):
-            total, count = self._sum(engine, batches, reset_watchdog)
-            if count:
-                bits[str(stretches.num_hidden)] = total / count
-        if not bits:
+            n = str(stretches.num_hidden)
+            sums, counts = self._sums(engine, stretches, batches, reset_watchdog)
+            if counts.any():
+                found[BITS][n], found[HALF_WIDTH][n] = _mean_and_half_width(sums, counts)
+            for order, line in self._markov_sums(stretches).items():
+                differences.setdefault(order, {})[n] = _mean_and_half_width(sums - line, counts)[1]
+        if not found[BITS]:
             return {}
         lines = self._lines.to_json()
         if self._shape.stride > 1:
-            return {BITS: bits, COMPOSITION: lines[COMPOSITION], NON_OVERLAPPING: True}
-        return {BITS: bits, **lines, KMER_FREQUENCIES: loss_without_neighbours(lines[KMER_FREQUENCIES])}
+            return found | {COMPOSITION: lines[COMPOSITION], NON_OVERLAPPING: True}
+        plateau = loss_without_neighbours(lines[KMER_FREQUENCIES])
+        return found | {MARKOV_HALF_WIDTH: differences} | lines | {KMER_FREQUENCIES: plateau}
 
     def _prepare(self, reset_watchdog: Callable[[str], None]) -> None:
         """Read the regions, and compute or load the reference lines. Rank 0 does both for all ranks."""
@@ -119,12 +134,29 @@ class BitsPerBase:
         regions, readers, k = self._regions, self._training.readers, self._shape.k
         self._lines = on_first_rank(lambda: reference_lines(readers, regions, self._stretches, k), self.ranks)
 
-    def _sum(
-        self, engine: Engine, batches: list[HiddenBatch], reset_watchdog: Callable[[str], None]
-    ) -> tuple[float, int]:
-        """Return the summed bits and the number of hidden bases over all batches of all ranks."""
+    def _markov_sums(self, stretches: HiddenStretches) -> dict[str, NDArray[np.float64]]:
+        """Return the summed bits of each region, (R,), under the Markov chain of each order."""
+        assert self._regions is not None and self._lines is not None
+        return {
+            line.removeprefix("markov_"): np.bincount(
+                stretches.region, bits[stretches.num_hidden].sum(axis=1), len(self._regions)
+            )
+            for line, bits in self._lines.bits.items()
+            if line != COMPOSITION
+        }
+
+    def _sums(
+        self,
+        engine: Engine,
+        stretches: HiddenStretches,
+        batches: list[HiddenBatch],
+        reset_watchdog: Callable[[str], None],
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return each region's summed bits and number of hidden bases, both (R,), over all batches of all ranks."""
+        assert self._regions is not None
         device, ranks = self.ranks.device, self.ranks
-        sums = torch.zeros(2, dtype=torch.float64, device=device)
+        region = torch.from_numpy(stretches.region).to(device)
+        sums = torch.zeros(2, len(self._regions), dtype=torch.float64, device=device)
         for first in range(0, len(batches), ranks.world_size):
             reset_watchdog("validation")
             number = first + ranks.rank
@@ -134,6 +166,14 @@ class BitsPerBase:
             if number < len(batches):
                 hidden, true_codes = (torch.from_numpy(array).to(device) for array in (batch.hidden, batch.true_codes))
                 bits = hidden_base_bits(logits, hidden, true_codes, self._shape.k)
-                sums += torch.stack([bits.sum(), bits.new_tensor(len(true_codes))])
-        total, count = sum_over_ranks(sums, ranks).tolist()
-        return total, int(count)
+                of_base = region[torch.from_numpy(batch.stretches).to(device)]
+                sums[0].index_add_(0, of_base, bits)
+                sums[1].index_add_(0, of_base, torch.ones_like(bits))
+        totals = sum_over_ranks(sums, ranks).cpu().numpy()
+        return totals[0], totals[1]
+
+
+def _mean_and_half_width(sums: NDArray[np.float64], counts: NDArray[np.float64]) -> tuple[float | None, float | None]:
+    """Return the mean of all hidden bases, and half of its 95 % interval over regions, from the values of regions."""
+    mean, error = mean_over_groups(sums, counts)
+    return mean, None if error is None else half_width(error, int((counts > 0).sum()))

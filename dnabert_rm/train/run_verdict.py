@@ -20,6 +20,7 @@ from dnabert_rm.train.validation_record import (
     bits_lines,
     compared_bases,
     curve_text,
+    markov_half_width,
     markov_name,
     markov_order,
     model_bits,
@@ -79,11 +80,12 @@ def judge_run(rows: Sequence[Mapping[str, Any]], first_validation: int | None = 
         advice = _advice(last, trend, len(values), is_below_markov=True)
         return Verdict(steps, f"{finding} {advice}", trend=trend, on_plateau=on_plateau)
     bits, lines = model_bits(validation)[hidden], bits_lines(validation, hidden)
-    comparison = _comparison(bits, lines, order)
+    half = None if order is None else markov_half_width(validation, order, hidden)
+    comparison = _comparison(bits, lines, order, half)
     finding = f"{bits:.3f} bits per base at {bases_text(hidden)} after {steps:,} steps, {comparison}."
     if validation.get(NON_OVERLAPPING):
         finding += " Its tokens don't overlap, so more bases are hidden: compare it with such runs only."
-    is_below_markov = order is None or bits < lines[markov_name(order)]
+    is_below_markov = order is None or bits < lines[markov_name(order)] - (half or 0)
     advice = _advice(last, trend, len(values), is_below_markov=is_below_markov)
     return Verdict(steps, f"{finding} {advice}", hidden, bits, lines, trend, on_plateau)
 
@@ -155,17 +157,24 @@ def is_on_plateau(validation: Mapping[str, Any]) -> bool:
     return is_low and curve[1]["loss"] >= PLATEAU_SHARE * frequencies
 
 
-def _comparison(bits: float, lines: Mapping[str, float], order: int | None) -> str:
-    """Return which lines a model is better than, e.g. "better than guessing (2) and composition (1.987)"."""
+def _comparison(bits: float, lines: Mapping[str, float], order: int | None, half: float | None) -> str:
+    """Return which lines a model is better than, e.g. "better than guessing (2) and composition (1.987)".
+
+    `half` is half of the 95 % interval of the difference from the Markov line, if it is known.
+    """
     markov = None if order is None else markov_name(order)
     shown = {
         name: f"{name} ({GUESSING_BITS:g})" if name == GUESSING else f"{name} ({value:.3f})"
         for name, value in lines.items()
     }
-    better = [shown[name] for name, value in lines.items() if bits < value]
+    is_close = markov is not None and half is not None and abs(bits - lines[markov]) <= half
+    better = [shown[name] for name, value in lines.items() if bits < value and not (name == markov and is_close)]
     not_better = [shown[name] for name, value in lines.items() if bits >= value and name != markov]
     parts = [f"no better than {_joined(not_better)}"] if not_better else []
-    if markov is not None and bits >= lines.get(markov, math.inf):
+    if markov is not None and is_close:
+        difference = f"{bits - lines[markov]:+.3f} ± {half:.3f}"
+        parts.append(f"not clearly different from {markov} ({lines[markov]:.3f}, difference {difference})")
+    elif markov is not None and bits >= lines[markov]:
         ours, counts = ("no better", "as well") if bits == lines[markov] else ("worse", "better")
         parts.append(f"{ours} than {shown[markov]}: a table of counts predicts {counts}")
     text = " and ".join(parts)

@@ -4,10 +4,12 @@ A validated row has a key "validation", for example with two spans and one Marko
 
     {"span_6": {"loss": 7.1, "masked_accuracy": 0.01, "base_accuracy": 0.4}, "span_8": {…},
      "bits_per_base": {"1": 1.84, "5": 1.91}, "markov": {"8": {"1": 1.88, "5": 1.93}},
-     "composition": {"1": 1.99, "5": 1.99}, "kmer_frequencies": 7.35}
+     "composition": {"1": 1.99, "5": 1.99}, "kmer_frequencies": 7.35,
+     "bits_half_width": {"1": 0.01, "5": 0.006}, "markov_half_width": {"8": {"1": 0.005, "5": 0.003}}}
 
-The inner keys "1" and "5" are numbers of hidden bases. `kmer_frequencies` is in nats per token, like the losses. Runs
-with BPE tokens, and runs of earlier releases, have only the losses at fixed spans.
+The inner keys "1" and "5" are numbers of hidden bases. `kmer_frequencies` is in nats per token, like the losses. The
+half-widths are those of 95 % confidence intervals over the held-out regions: of the model's bits, and of its difference
+from a Markov chain. Runs with BPE tokens, and runs of earlier releases, have only the losses at fixed spans.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ LAST_ROWS = 20
 VALIDATION = "validation"
 """Key of the validation results in a metrics row."""
 BITS, MARKOV, COMPOSITION, KMER_FREQUENCIES = "bits_per_base", "markov", "composition", "kmer_frequencies"
+HALF_WIDTH, MARKOV_HALF_WIDTH = "bits_half_width", "markov_half_width"
 NON_OVERLAPPING = "non_overlapping"
 """Key that is true if tokens don't overlap. Whole tokens are masked, so more bases are hidden than the key says, and
 the Markov lines and k-mer frequencies are left out."""
@@ -59,6 +62,11 @@ def markov_bits(validation: Mapping[str, Any]) -> dict[int, dict[int, float]]:
     """Return the bits per base of the Markov chains: by order, then by number of hidden bases."""
     orders = sorted((int(order), values) for order, values in (validation.get(MARKOV) or {}).items())
     return {order: bits_by_hidden(values) for order, values in orders}
+
+
+def markov_half_width(validation: Mapping[str, Any], order: int, hidden: int) -> float | None:
+    """Return half of the 95 % interval of the difference between model and Markov chain. None if it is unknown."""
+    return bits_by_hidden((validation.get(MARKOV_HALF_WIDTH) or {}).get(str(order))).get(hidden)
 
 
 def compared_bases(validation: Mapping[str, Any]) -> int | None:
@@ -124,15 +132,20 @@ def narrowest_curve(validation: Mapping[str, Any]) -> tuple[str, Mapping[str, An
 def validation_line(step: int, validation: Mapping[str, Any]) -> str:
     """Return a one-line summary of a validation. `step` is the number of completed steps.
 
-    For example: "step 1000: 1.842 bits per base at 5 hidden bases; Markov order 8: 1.931; guessing: 2". Without bits
-    per base, the line has the token loss at the narrowest span. The composition is shown if it beats the Markov line.
+    For example: "step 1000: 1.842 bits per base at 5 hidden bases; Markov order 8: 1.931 (difference -0.089 ± 0.004);
+    guessing: 2". Without bits per base, the line has the token loss at the narrowest span. The composition is shown if
+    it beats the Markov line.
     """
     if (hidden := compared_bases(validation)) is not None:
         lines = bits_lines(validation, hidden)
         best = min(lines.values())
         names = [name for name in lines if name != GUESSING and (name != COMPOSITION or lines[name] <= best)]
+        bits = model_bits(validation)[hidden]
         shown = [f"{name}: {lines[name]:.3f}" for name in names]
-        text = f"{model_bits(validation)[hidden]:.3f} bits per base at {bases_text(hidden)}"
+        if (order := markov_order(validation)) is not None:
+            difference, half = bits - lines[markov_name(order)], markov_half_width(validation, order, hidden)
+            shown[-1] += "" if half is None else f" (difference {difference:+.3f} ± {half:.3f})"
+        text = f"{bits:.3f} bits per base at {bases_text(hidden)}"
         return f"step {step}: " + "; ".join([text, *shown, f"{GUESSING}: {GUESSING_BITS:g}"])
     if (curve := narrowest_curve(validation)) is None:
         return f"step {step}: no held-out loss"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from support import random_bases, read_metrics, run_ranks, write_prepared
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -107,6 +108,21 @@ def test_bits_are_the_exported_models_and_the_lines_are_read_again(two_ranks: Pa
     assert lines["composition"] == pytest.approx(expected["composition"])
     markov = {f"markov_{order}": bits for order, bits in expected["markov"].items()}
     assert flat(markov) == pytest.approx(flat({name: bits for name, bits in lines.items() if name in markov}))
+
+
+def test_intervals_over_regions_are_those_of_the_exported_model(two_ranks: Path, flags, tmp_path: Path) -> None:
+    export(two_ranks, tmp_path / "model")
+    results = evaluate_bits(BitsSettings(model=(tmp_path / "model",), data=(str(flags[-1]),)))
+    (row,) = [row for row in results["rows"] if row["name"] == str(tmp_path / "model")]
+    expected = held_out(two_ranks)[5]
+    quantile = scipy.stats.t.ppf(0.975, results["regions"] - 1)
+    best = results["best_line"].removeprefix("markov_")
+    for found, errors in (
+        (expected["bits_half_width"], row["standard_error"]),
+        (expected["markov_half_width"][best], row["minus_line_error"]),
+    ):
+        assert found == pytest.approx({n: quantile * error for n, error in errors.items()}, rel=1e-4)
+    assert 0 < expected["markov_half_width"][best]["5"] != expected["bits_half_width"]["5"]
 
 
 def test_tensorboard_has_one_curve_per_span_by_steps_and_by_tokens(two_ranks: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,16 @@ def test_another_tokenizer_is_refused_even_if_changes_are_allowed(
 def test_a_bpe_model_file_may_be_renamed(tmp_path: Path) -> None:
     folder = save(tmp_path / "checkpoint", BPE)
     assert check(folder, run_config(), dataclasses.replace(BPE, model="other.model")) == []
+
+
+def test_another_period_of_the_positions_is_refused(tmp_path: Path) -> None:
+    folder = save(tmp_path / "checkpoint")
+    content = json.loads((folder / "config.json").read_text()) | {"model_type": "modernbert"}
+    content["rope_parameters"] = {"full_attention": {"rope_type": "linear", "factor": 3 / (2 * math.pi)}}
+    (folder / "config.json").write_text(json.dumps(content))
+    check(folder, allowed(model={"architecture": "modernbert", "rope_period": 3.0}))
+    with pytest.raises(CheckpointError, match=r"model.rope_period was 3.0 and is 0.0; a trained model can't change"):
+        check(folder, allowed(model={"architecture": "modernbert"}))
 
 
 SHAPES = {

@@ -39,6 +39,7 @@ def test_every_error_is_reported_at_once_with_a_near_name() -> None:
     [
         ("model", "hidden_size", 130),
         ("model", "architecture", "gpt"),
+        ("model", "rope_period", 3.0),
         ("data", "window", 513),
         ("data", "window", 2),
         ("data", "strand", "reverse"),
@@ -61,6 +62,13 @@ def test_every_error_is_reported_at_once_with_a_near_name() -> None:
 def test_a_value_that_cannot_be_right_is_named(section: str, key: str, value: object) -> None:
     with pytest.raises(ConfigError, match=f"^{section}.{key}[: ]"):
         resolve(NEEDED, {section: {key: value}})
+
+
+def test_rotary_positions_can_have_a_period_of_two_tokens_or_more() -> None:
+    for period in (0.0, 2.0, 3.0):
+        assert resolve(NEEDED, {"model": {"architecture": "modernbert", "rope_period": period}})
+    with pytest.raises(ConfigError, match=r"^model.rope_period 1.9: must be 0, or at least 2"):
+        resolve(NEEDED, {"model": {"architecture": "modernbert", "rope_period": 1.9}})
 
 
 def test_a_batch_warm_up_leaves_no_remainder_to_drop() -> None:

@@ -49,6 +49,30 @@ def test_the_comparison_names_each_line(bits: float, markov: float, comparison: 
     assert comparison in text and ("a table of counts predicts better" in text) == (bits > markov)
 
 
+@pytest.mark.parametrize(
+    ("bits", "half_width", "comparison"),
+    [
+        (
+            1.928,
+            0.003,
+            "better than guessing (2) and composition (1.987), but not clearly different from Markov order 8 (1.930, "
+            "difference -0.002 ± 0.003).",
+        ),
+        (
+            1.933,
+            0.0031,
+            "but not clearly different from Markov order 8 (1.930, difference +0.003 ± 0.003).",
+        ),
+        (1.926, 0.003, "better than guessing (2), composition (1.987) and Markov order 8 (1.930)."),
+        (1.934, 0.003, "but worse than Markov order 8 (1.930): a table of counts predicts better."),
+    ],
+)
+def test_a_difference_within_its_interval_is_not_a_lead(bits: float, half_width: float, comparison: str) -> None:
+    assert comparison in verdict([bits], half_width=half_width).text
+    advice = "try a new run with more --steps" if bits > 1.93 - half_width else "try a larger model or more data"
+    assert advice in verdict([bits] * 8, half_width=half_width).text
+
+
 def test_one_thing_to_try() -> None:
     assert verdict(FLAT).text.endswith("The curve no longer falls: try a larger model or more data.")
     assert verdict(FLAT, markov=1.83).text.endswith("The curve no longer falls: try a new run with more --steps.")

@@ -43,6 +43,11 @@ def test_a_line_for_the_screen() -> None:
     assert validation_line(1000, validation(1.842, markov=1.931)) == (
         "step 1000: 1.842 bits per base at 5 hidden bases; Markov order 8: 1.931; guessing: 2"
     )
+    with_interval = validation(1.842, markov=1.931, half_width=0.004)
+    assert validation_line(1000, with_interval) == (
+        "step 1000: 1.842 bits per base at 5 hidden bases; Markov order 8: 1.931 (difference -0.089 ± 0.004); "
+        "guessing: 2"
+    )
     # With few training data the frequencies of single bases can be better than every Markov chain.
     assert validation_line(1000, validation(1.99, markov=1.988)) == (
         "step 1000: 1.990 bits per base at 5 hidden bases; composition: 1.987; Markov order 8: 1.988; guessing: 2"
