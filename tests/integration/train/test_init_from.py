@@ -72,11 +72,15 @@ def test_a_run_starts_from_a_dnabert_folder(prepared: Path, dnabert: Path, tmp_p
         torch.testing.assert_close(found[name], weight, rtol=0, atol=1e-7)
 
 
-def test_a_run_starts_from_an_export_and_resumes_without_it(prepared: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("period", [0.0, 3.0])
+def test_a_run_starts_from_an_export_and_resumes_without_it(prepared: Path, tmp_path: Path, period: float) -> None:
     """With ModernBERT. The weights are deleted before the run is resumed."""
     start = tmp_path / "start"
     sizes = {"hidden_size": 64, "num_layers": 2, "num_heads": 2, "intermediate_size": 96, "max_positions": 128}
-    config = transformers_config(architecture="modernbert", vocab_size=kmer.vocab_size(4), dropout=0.0, **sizes)
+    vocabulary = kmer.vocab_size(4)
+    config = transformers_config(
+        architecture="modernbert", vocab_size=vocabulary, dropout=0.0, rope_period=period, **sizes
+    )
     model = build_model(config, 3)
     model.save_pretrained(start)
     KmerTokenizer(4).save_pretrained(start)
@@ -92,6 +96,7 @@ def test_a_run_starts_from_an_export_and_resumes_without_it(prepared: Path, tmp_
     assert [row["loss"] for row in read_metrics(tmp_path / "run")] == [
         row["loss"] for row in read_metrics(tmp_path / "whole")
     ]
+    assert f"rope_period = {period}" in (tmp_path / "run" / "config.toml").read_text()
 
 
 def damaged_copy(dnabert: Path, folder: Path, fault: str) -> Path:

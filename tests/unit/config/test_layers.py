@@ -100,6 +100,8 @@ def test_presets_grow_and_all_resolve() -> None:
 def test_a_preset_sizes_each_architecture_for_itself() -> None:
     assert parsed("--preset", "base").model.intermediate_size == 3072
     assert parsed("--preset", "base", "--model.architecture", "modernbert").model.intermediate_size == 2048
+    assert parsed("--preset", "tiny").model.rope_period == 0
+    assert parsed("--preset", "tiny", "--model.architecture", "modernbert").model.rope_period == 3
     assert parsed("--preset", "1b").model.architecture == "modernbert"
     assert parsed("--preset", "1b", "--model.architecture", "bert").model.intermediate_size == 8192
 
