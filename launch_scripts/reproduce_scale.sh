@@ -11,13 +11,15 @@ SCALE=${SCALE:-cpu}
 SEED=${SEED:-42}
 case "$SCALE" in
     tiny)
-        pretraining="--preset tiny --model.architecture modernbert --steps 4000 --global-batch 32 --window 130 --lr 4e-3
-            --precision fp32 --ds-config zero0 --save-every 500 --validation.every 100 --validation.windows 128"
+        pretraining="--preset tiny --model.architecture modernbert --model.rope_period 0 --model.num_heads 2
+            --steps 4000 --global-batch 32 --window 130 --lr 4e-3 --precision fp32
+            --ds-config zero0 --save-every 500 --validation.every 100 --validation.windows 128"
         ranks=1
         ;;
     cpu)
-        pretraining="--preset mini --model.architecture modernbert --steps 3000 --global-batch 16 --window 512 --lr 2e-3
-            --precision fp32 --ds-config zero0 --save-every 500 --validation.every 100 --validation.windows 64"
+        pretraining="--preset mini --model.architecture modernbert --model.rope_period 0
+            --steps 3000 --global-batch 16 --window 512 --lr 2e-3 --precision fp32
+            --ds-config zero0 --save-every 500 --validation.every 100 --validation.windows 64"
         ranks=1
         ;;
     gpu)
