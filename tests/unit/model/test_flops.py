@@ -18,7 +18,7 @@ WINDOWS, WINDOW, MASKED = 2, 48, 7
 
 def sizes_of(preset: str, architecture: str, **changes: int) -> dict[str, int]:
     sizes = {**load_preset(preset, architecture)["model"], "max_positions": 512, "vocab_size": 4101, **changes}
-    for name in ("initial_weights", "loss"):
+    for name in ("initial_weights", "loss", "rope_period"):  # not a size
         sizes.pop(name, None)
     del sizes["dropout"]
     return sizes | {"architecture": architecture}
