@@ -50,8 +50,10 @@ def model_fields(folder: str | Path, missing: str = "pass a Hugging Face folder 
 
 def _rope_period(content: Mapping[str, Any]) -> float:
     """Return the shortest period of the rotary positions in tokens, or 0 if it is transformers' 2π."""
-    rope = (content.get("rope_parameters") or {}).get("full_attention") or {}
-    return round(2 * math.pi * rope["factor"], 9) if rope.get("rope_type") == "linear" else 0.0
+    kinds = content.get("rope_parameters")
+    rope = kinds.get("full_attention") if isinstance(kinds, dict) else None
+    factor = rope.get("factor") if isinstance(rope, dict) and rope.get("rope_type") == "linear" else None
+    return round(2 * math.pi * factor, 9) if isinstance(factor, int | float) else 0.0
 
 
 def check_vocabulary(folder: str | Path, k: int | None, vocab_size: int, bpe_sha256: str | None = None) -> None:

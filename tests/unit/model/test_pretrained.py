@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dnabert_rm.genome import kmer
-from dnabert_rm.model.pretrained import check_vocabulary
+from dnabert_rm.model.pretrained import check_vocabulary, model_fields
 from dnabert_rm.tokenizer.vocabulary_files import write_tokenizer_files
 from dnabert_rm.utils.errors import CheckpointError
 from dnabert_rm.utils.files import sha256_of_file
@@ -67,3 +67,30 @@ def test_a_kmer_model_is_refused_for_bpe_data(tmp_path: Path) -> None:
     write_tokenizer_files(folder, 3, True)
     with pytest.raises(CheckpointError, match=r"vocab.txt: is not the BPE tokenizer of the data"):
         check_vocabulary(folder, None, kmer.vocab_size(3), "a" * 64)
+
+
+SIZES = {
+    "hidden_size": 64,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 96,
+    "max_position_embeddings": 128,
+}
+
+
+@pytest.mark.parametrize(
+    ("positions", "period"),
+    [
+        ({"full_attention": {"rope_type": "linear", "factor": 0.477464829275686}}, 3.0),
+        ({"full_attention": {"rope_type": "linear", "factor": 2}}, 12.566370614),
+        ({"full_attention": {"rope_type": "default", "rope_theta": 160000}}, 0.0),
+        ({"full_attention": {"rope_type": "linear"}}, 0.0),
+        ({"full_attention": None}, 0.0),
+        ([], 0.0),
+        (None, 0.0),
+    ],
+)
+def test_the_period_of_rotary_positions_is_read(tmp_path: Path, positions: object, period: float) -> None:
+    content = {"model_type": "modernbert", "rope_parameters": positions, **SIZES}
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    assert model_fields(tmp_path)["rope_period"] == period
