@@ -101,7 +101,8 @@ def transformers_config(
     config = ModernBertConfig(**common, **dropouts, classifier_pooling="mean")
     if rope_period:
         # The fastest frequency is 1 radian per token, a period of 2π tokens. This factor divides all frequencies.
-        for parameters in config.rope_parameters.values():
+        kinds_of_layers: Any = config.rope_parameters
+        for parameters in kinds_of_layers.values():
             parameters.update(rope_type="linear", factor=rope_period / (2 * math.pi))
     return config
 

@@ -137,13 +137,12 @@ class BitsPerBase:
     def _markov_sums(self, stretches: HiddenStretches) -> dict[str, NDArray[np.float64]]:
         """Return the summed bits of each region, (R,), under the Markov chain of each order."""
         assert self._regions is not None and self._lines is not None
-        return {
-            line.removeprefix("markov_"): np.bincount(
-                stretches.region, bits[stretches.num_hidden].sum(axis=1), len(self._regions)
-            )
+        region, num_regions = stretches.region, len(self._regions)
+        sums = {
+            line: np.bincount(region, bits[stretches.num_hidden].sum(axis=1), num_regions).astype(np.float64)
             for line, bits in self._lines.bits.items()
-            if line != COMPOSITION
         }
+        return {line.removeprefix("markov_"): values for line, values in sums.items() if line != COMPOSITION}
 
     def _sums(
         self,
