@@ -104,7 +104,7 @@ class BitsPerBase:
             sums, counts = self._sums(engine, stretches, batches, reset_watchdog)
             if counts.any():
                 found[BITS][n], found[HALF_WIDTH][n] = _mean_and_half_width(sums, counts)
-            for order, line in self._markov_sums(stretches).items():
+            for order, line in self._markov_sums(stretches).items() if self._shape.stride == 1 else ():
                 differences.setdefault(order, {})[n] = _mean_and_half_width(sums - line, counts)[1]
         if not found[BITS]:
             return {}
