@@ -6,6 +6,7 @@ import importlib.util
 import itertools
 import logging
 import re
+import socket
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -144,11 +145,15 @@ def copy(url: str, write: Callable[[bytes], Any], num_bytes: int) -> None:
             write(piece)
 
 
-def with_retries(url: str, work: Callable[[], T], verb: str = "fetched") -> T:
+def with_retries(url: str, work: Callable[[], T], verb: str = "fetched", *, is_first: bool = False) -> T:
     """Call `work`. If it fails, retry after growing pauses. Raises `DataError` with the URL if all tries fail.
 
     There are `NUM_TRIES` tries, and more until `PATIENCE_SECONDS` have passed, so that a restart of the server doesn't
     end a run. An answer that would stay the same, such as a missing file, gets `NUM_TRIES` only.
+
+    Args:
+        is_first: The first request to this server. An unknown host name then counts as mistyped, and gets `NUM_TRIES`
+            only. Later on it may be a fault of the name server that passes.
     """
     shown, first = without_secrets(url), time.monotonic()
     for attempt in itertools.count(1):
@@ -159,7 +164,7 @@ def with_retries(url: str, work: Callable[[], T], verb: str = "fetched") -> T:
         except Exception as error:
             # File systems raise exceptions of their own libraries, so any exception counts as a failed transfer.
             reason = _reason(error)
-            is_final = _is_final(error)
+            is_final = _is_final(error) or (is_first and _is_unknown_host(error))
         if attempt >= NUM_TRIES and (is_final or time.monotonic() - first > PATIENCE_SECONDS):
             break
         logger.warning("%s: %s; retrying", shown, reason)
@@ -174,6 +179,15 @@ def _is_final(error: Exception) -> bool:
     statuses = [status for status in found if isinstance(status, int)]
     is_refused = any(400 <= status < 500 and status not in _TRY_LATER for status in statuses)
     return is_refused or isinstance(error, answers) or "Credentials" in type(error).__name__
+
+
+def _is_unknown_host(error: BaseException | None) -> bool:
+    """Return whether the name server has answered that there is no such host."""
+    while error is not None:
+        if isinstance(error, socket.gaierror):
+            return error.errno == socket.EAI_NONAME
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _reason(error: Exception) -> str:

@@ -8,6 +8,7 @@ import importlib
 import itertools
 import multiprocessing
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from botocore.exceptions import NoCredentialsError
+from s3_server import use
 from support import free_port, random_bases, random_repeats, write_prepared
 
 from dnabert_rm.data import object_store
@@ -357,3 +359,19 @@ def test_only_a_server_that_fails_is_tried_for_longer(monkeypatch: pytest.Monkey
         with pytest.raises(DataError, match=f"^s3://bucket/x: could not be fetched in {tries} tries"):
             object_store.with_retries("s3://bucket/x", work)
         assert next(calls) == tries + 1
+
+
+@pytest.mark.parametrize("url", ["http://no-such-host.invalid/data", "https://no-such-host.invalid/data", "s3://data"])
+def test_a_mistyped_host_is_reported_soon_but_not_in_a_run(tmp_path: Path, monkeypatch, url: str) -> None:
+    """Two minutes of patience are for servers that have answered before."""
+    use(monkeypatch, "http://no-such-host.invalid")
+    monkeypatch.setattr(object_store, "PATIENCE_SECONDS", 3600)
+    folder = prepared_folder(url, StorageSettings(cache_dir=str(tmp_path)))
+    with pytest.raises(DataError, match=f"could not be fetched in {object_store.NUM_TRIES} tries"):
+        folder.manifest()
+    monkeypatch.setattr(object_store, "PATIENCE_SECONDS", 2)
+    monkeypatch.setattr(object_store, "LONGEST_WAIT_SECONDS", 0.1)
+    with pytest.raises(DataError) as caught:
+        folder.read("columns.npz")
+    tries = re.search(r"in (\d+) tries", str(caught.value))
+    assert tries is not None and int(tries[1]) > object_store.NUM_TRIES
