@@ -27,7 +27,7 @@ help:
 	@echo "make packages                 install those Debian packages (as root)"
 	@echo "make test-lowest              some tests, with the lowest versions that pyproject.toml allows"
 	@echo "make test-transformers        load exports in other releases of transformers"
-	@echo "make lint                     ruff, types, links in the docs, shell scripts, Dockerfile"
+	@echo "make lint                     ruff, types, links in the docs, shell scripts, Dockerfile, files for GitHub"
 	@echo "make docs                     write docs/configuration.md from the code, and the site to build/site"
 	@echo "make coverage [TESTS=tests/unit]   code coverage of the tests, by package"
 	@echo "make bench                    benchmarks compared with other tools"
@@ -99,6 +99,10 @@ lint: $(TOOLS)
 	$(BIN)/shellcheck -x $(filter-out launch_scripts/pretrain.sh,$(wildcard launch_scripts/*.sh launch_scripts/*.slurm))
 	@# DL3008 wants fixed versions of Debian's packages, which a release of the base image would break.
 	$(BIN)/hadolint --ignore DL3008 packaging/Dockerfile
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/bug.yml \
+	    .github/ISSUE_TEMPLATE/feature.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
 
 docs: $(TOOLS)
 	$(BIN)/python docs/write_configuration.py

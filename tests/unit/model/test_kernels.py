@@ -127,8 +127,6 @@ SMALL = {
 
 @pytest.mark.parametrize("architecture", ["bert", "modernbert"])
 def test_float8_trains_like_bf16_with_the_same_parameters(architecture: str) -> None:
-    """Needs the extra `float8`, which is left out of `test`: with torchao, every command starts a second later."""
-    pytest.importorskip("torchao")
     curves, names = [], []
     for float8 in (False, True):
         model = build_model(transformers_config(architecture=architecture, vocab_size=261, **SMALL), 0)
