@@ -81,7 +81,7 @@ def _prepare(url: str, manifest: Manifest, overwrite: bool) -> bool:
     another data set if `overwrite` is false.
     """
     address = f"{url}/{MANIFEST_NAME}"
-    text = with_retries(address, lambda: _read_if_exists(address), is_first=True)
+    text = with_retries(address, lambda: _read_if_exists(address))
     if text is None:
         return overwrite
     if fingerprint_of(text) == manifest.fingerprint:

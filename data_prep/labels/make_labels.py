@@ -17,7 +17,7 @@ from data_prep.labels.negatives import NegativeSampler, shuffle_sequence
 from data_prep.labels.options import LabelsSettings
 from data_prep.labels.report import NO_NEGATIVE, make_report
 from data_prep.labels.sources import NEGATIVE, NEGATIVE_CLASS, class_and_path, place_windows, read_sources, taken_ranges
-from data_prep.labels.splits import DEV, SPLITS, TEST, TRAIN, make_territories
+from data_prep.labels.splits import DEV, SPLITS, TEST, TRAIN, Territories, make_territories
 from data_prep.labels.windows import Dropped, Rows, SequenceReader, Windows, composition
 from dnabert_rm.genome.kmer import reverse_complement
 from dnabert_rm.genome.reference import Genome
@@ -60,7 +60,7 @@ def make_labels(settings: LabelsSettings) -> dict[str, Any]:
         if kind != "none":
             found = found[dropped.kept(~is_among(found.letters, rows.letters), "negative with the bases of a positive")]
             rows, near = without_near_duplicates(settings, rows.joined(found), dropped)
-        check_splits(settings, rows)
+        check_splits(settings, rows, territories)
         rows = rows[np.lexsort((rows.windows.is_negative, rows.windows.start, rows.windows.contig))]
         report = make_report(settings, sources, kind, rows, dropped, near)
         try:
@@ -130,20 +130,17 @@ def shuffled(letters: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
     return np.frombuffer(b"".join(rows), dtype=np.uint8).reshape(letters.shape)
 
 
-def check_splits(settings: LabelsSettings, rows: Rows) -> None:
+def check_splits(settings: LabelsSettings, rows: Rows, territories: Territories) -> None:
     """Raise `ConfigError` if a wanted split is empty, if train has a single class, or if it lacks one of the others."""
-    wanted = {
-        "train": True,
-        "dev": bool(settings.val_contigs) or settings.fractions[0] > 0,
-        "test": bool(settings.test_contigs) or settings.fractions[1] > 0,
-    }
+    by_contigs = settings.val_contigs or settings.test_contigs, settings.val_contigs, settings.test_contigs
     for number, name in enumerate(SPLITS):
-        if wanted[name] and not (rows.split == number).any():
-            fix = (
-                "hold out other contigs, or leave out --val-contigs and --test-contigs to hold out random blocks"
-                if (settings.val_contigs or settings.test_contigs, settings.val_contigs, settings.test_contigs)[number]
-                else "choose smaller --block-bases, or other fractions"
-            )
+        is_wanted = number == TRAIN or settings.fractions[number - 1] > 0 or (territories.split == number).any()
+        if is_wanted and not (rows.split == number).any():
+            fix = "choose smaller --block-bases, or other fractions"
+            if by_contigs[number]:
+                fix = "hold out other contigs, or leave out --val-contigs and --test-contigs to hold out random blocks"
+            elif settings.prepared is not None:
+                fix = "hold out other parts of the genome when you build --prepared"
             raise ConfigError(f"{name}.csv would have no row; {fix}")
     if settings.label == "score":
         return

@@ -83,6 +83,9 @@ class LabelsSettings(IntervalFlags, Settings):
     """Share of the windows for test.csv, in whole blocks (default: 0.2). Not with --test-contigs."""
     block_bases: int = setting(100_000, metavar="N", minimum=1)
     """Bases per block. Windows across the border of two splits are dropped."""
+    prepared: str | None = setting(None, metavar="DIR")
+    """Prepared data of pretraining: what it holds out as val becomes dev.csv, and test becomes test.csv. In place of
+    the flags above."""
     near_duplicates: Literal["drop", "keep"] = "drop"
     """Drop rows of dev.csv and test.csv that have half of their 30-mers in an earlier table, or only count them."""
 
@@ -98,12 +101,17 @@ class LabelsSettings(IntervalFlags, Settings):
         for split in ("val", "test"):
             if getattr(self, f"{split}_contigs") and getattr(self, f"{split}_fraction") is not None:
                 yield f"--{split}-contigs and --{split}-fraction: pass only one of them"
+            for flag in (f"{split}_contigs", f"{split}_fraction"):
+                if self.prepared is not None and getattr(self, flag) not in ((), None):
+                    yield f"--prepared and --{flag.replace('_', '-')}: pass only one of them"
         if sum(self.fractions) >= 1:
             yield f"--test-fraction {self.fractions[1]}: the sum with --val-fraction must be below 1"
 
     @property
     def fractions(self) -> tuple[float, float]:
-        """Shares of the windows for dev.csv and test.csv that whole blocks take; 0 for a split by contigs."""
+        """Shares of the windows for dev.csv and test.csv that random blocks take; 0 for other ways to split."""
+        if self.prepared is not None:
+            return 0.0, 0.0
         val = 0.0 if self.val_contigs else 0.1 if self.val_fraction is None else self.val_fraction
         test = 0.0 if self.test_contigs else 0.2 if self.test_fraction is None else self.test_fraction
         return val, test

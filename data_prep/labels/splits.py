@@ -1,8 +1,10 @@
-"""Train, dev and test of labelled windows: by whole contigs, or by random blocks of the genome."""
+"""Train, dev and test of labelled windows: by whole contigs, by random blocks of the genome, or as in pretraining."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +12,10 @@ from numpy.typing import NDArray
 from data_prep.labels.options import LabelsSettings
 from data_prep.labels.windows import SequenceReader, Windows
 from data_prep.sharding.splits import block_starts, matching
+from dnabert_rm.data.manifest import Manifest
+from dnabert_rm.data.split_reader import SplitReader
+from dnabert_rm.data.storage import StorageSettings, prepared_folder
+from dnabert_rm.genome.intervals import merge
 from dnabert_rm.utils import random
 from dnabert_rm.utils.errors import ConfigError
 
@@ -48,8 +54,13 @@ def make_territories(settings: LabelsSettings, reader: SequenceReader, windows: 
     `windows`, are dev, the next ones test. Blocks without windows get the same shares, so that the negatives of each
     split come from both kinds.
 
-    Raises `ConfigError` for a pattern that matches no contig, and for a contig of both flags.
+    With --prepared, split val of the prepared data is dev, split test is test, and all else is train.
+
+    Raises `ConfigError` for a pattern that matches no contig, for a contig of both flags, and for prepared data of
+    another genome or without held-out splits.
     """
+    if settings.prepared is not None:
+        return _territories_of_pretraining(settings.prepared, reader)
     contigs = reader.genome.contigs
     is_dev = matching(contigs, settings.val_contigs, "--val-contigs")
     is_test = matching(contigs, settings.test_contigs, "--test-contigs")
@@ -70,3 +81,54 @@ def make_territories(settings: LabelsSettings, reader: SequenceReader, windows: 
         before = np.cumsum(sizes[chosen]) - sizes[chosen]
         split[chosen] = np.where(before < dev * total, DEV, np.where(before < (dev + test) * total, TEST, TRAIN))
     return blocks
+
+
+def _territories_of_pretraining(folder: str, reader: SequenceReader) -> Territories:
+    """Return the split of each part of the genome according to prepared data.
+
+    Raises `ConfigError` for data of another genome, or without held-out splits.
+    """
+    manifest = prepared_folder(folder, StorageSettings()).manifest()
+    genome = _genome_of(manifest, folder, reader)
+    index = {name: number for number, name in enumerate(reader.genome.names)}
+    held_out = {shard.split for shard in manifest.shards} & {"val", "test"}
+    if not held_out:
+        raise ConfigError(
+            f"--prepared {folder}: holds out nothing; build it with --val-fraction and --test-fraction, for example"
+        )
+    edges, split = [np.zeros(1, dtype=np.int64)], [np.array([TRAIN])]
+    for name in sorted(held_out):
+        metas = _segments(SplitReader(folder, name))
+        ranges = [
+            [int(reader.axis.starts[index[meta["contig"]]]) + meta[edge] for edge in ("start", "end")]
+            for meta in metas
+            if meta["genome"] == genome and meta["contig"] in index
+        ]
+        merged = merge(np.array(ranges, dtype=np.int64).reshape(-1, 2))
+        edges += [merged[:, 1], merged[:, 0]]
+        split += [np.full(len(merged), number) for number in (TRAIN, DEV if name == "val" else TEST)]
+    starts, splits = np.concatenate(edges), np.concatenate(split)
+    # Where one held-out part ends and another begins, the beginning counts: `blocks_at` takes the last of equal starts.
+    order = np.lexsort((splits != TRAIN, starts))
+    return Territories(starts[order], splits[order])
+
+
+def _segments(reader: SplitReader) -> Iterator[dict[str, Any]]:
+    """Yield the coordinates of each segment of a split."""
+    for shard, lengths in enumerate(reader.shard_segments):
+        for segment in range(len(lengths)):
+            yield reader.meta(shard, segment)
+
+
+def _genome_of(manifest: Manifest, folder: str, reader: SequenceReader) -> str:
+    """Return the name in the prepared data of the reader's genome. Raises `ConfigError` if it is not there."""
+    lengths = {contig.name: contig.length for contig in reader.genome.contigs}
+    same_lengths: dict[str, bool] = {}
+    for row in manifest.contigs:
+        if row.contig in lengths:
+            same_lengths[row.genome] = same_lengths.get(row.genome, True) and lengths[row.contig] == row.length
+    found = [genome for genome, is_same in same_lengths.items() if is_same]
+    if len(found) == 1:
+        return found[0]
+    reason = "no genome with these contigs and lengths" if not found else f"several such genomes: {', '.join(found)}"
+    raise ConfigError(f"--prepared {folder}: has {reason}; pass the data that were built from --fasta")

@@ -78,9 +78,9 @@ class Comparison:
 
     @property
     def is_worse(self) -> bool:
-        """Whether the run's last deciding measure is above the range of the reference. Lower is better."""
+        """Whether the run's last deciding measure is above the range of the reference, or NaN. Lower is better."""
         last = self.curve[-1]
-        return last.half_width is not None and last.value > last.mean + last.half_width
+        return last.half_width is not None and not last.value <= last.mean + last.half_width
 
     @property
     def text(self) -> str:
@@ -164,11 +164,17 @@ def _validated(run: Run) -> dict[int, Mapping[str, Any]]:
 
 
 def _changes(run: Run, reference: Run) -> Iterator[str]:
-    """Yield the settings that differ and change the result. Settings that one of them did not record are left out."""
+    """Yield the settings that differ and change the result. A run without config.toml has no settings to compare.
+
+    A setting that is newer than a run has its default there.
+    """
+    if not (run.config and reference.config):
+        return
+    defaults = {name: item.default for name, item in run_settings().items()}
     for name in sorted(RESULT_SETTINGS):
         section, key = name.split(".")
-        ours, theirs = run.setting(section, key), reference.setting(section, key)
-        if ours is not None and theirs is not None and ours != theirs:
+        ours, theirs = (one.config.get(section, {}).get(key, defaults[name]) for one in (run, reference))
+        if ours != theirs:
             yield f"{name} is {ours}, reference {theirs}"
 
 

@@ -13,7 +13,7 @@ from dnabert_rm.checkpoint.run_folder import CHANGES_NAME, CONFIG_NAME, TOKENIZE
 from dnabert_rm.checkpoint.train_state import TrainState
 from dnabert_rm.config import RunConfig, free_on_resume, resolve
 from dnabert_rm.data.manifest import TokenizerInfo
-from dnabert_rm.model.pretrained import SHAPE_FIELDS, model_fields
+from dnabert_rm.model.pretrained import SHAPE_FIELDS, is_same_size, model_fields
 from dnabert_rm.utils.errors import CheckpointError, ConfigError
 from dnabert_rm.utils.files import read_json, read_json_lines, write_text
 
@@ -118,7 +118,7 @@ def _check_shape(records: CheckpointRecords, config: RunConfig) -> None:
     changes = [
         str(Change(f"model.{name}", value, asked[name]))
         for name, value in records.shape.items()
-        if asked[name] != value
+        if not is_same_size(asked[name], value)
     ]
     if changes:
         raise CheckpointError(

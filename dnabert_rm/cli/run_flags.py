@@ -9,7 +9,7 @@ from typing import Any
 from dnabert_rm.config import RunConfig, load_config_file, load_preset, preset_names, resolve, run_settings
 from dnabert_rm.config.command_line import Command, CommandParser, add_flag, make_settings, values_of
 from dnabert_rm.config.run_config import SECTIONS
-from dnabert_rm.model.pretrained import model_fields
+from dnabert_rm.model.pretrained import is_same_size, model_fields
 from dnabert_rm.utils.errors import ConfigError
 
 DEFAULT_PRESET = "base"
@@ -106,5 +106,5 @@ def _initial_model_fields(layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]
 def _refuse_other_sizes(config: RunConfig, initial: Mapping[str, Any]) -> None:
     """Raise `ConfigError` if a flag or file contradicts the architecture or sizes of the `--init-from` model."""
     for name, value in initial.items():
-        if (asked := getattr(config.model, name)) != value:
+        if not is_same_size(asked := getattr(config.model, name), value):
             raise ConfigError(f"model.{name}: is {asked}, but {config.model.init_from} has {value}; omit this setting")

@@ -32,6 +32,8 @@ _TRY_LATER = (408, 425, 429)
 """HTTP status codes from 400 to 499 that can change: time-out, too early, too many requests."""
 _BLOCK_BYTES = 8 << 20
 """Bytes per request where fsspec reads a file in ranges."""
+_reached: set[str] = set()
+"""Hosts, or buckets, that have answered this process."""
 # Scheme, user and password, rest, query.
 _SECRETS = re.compile(r"(\w+://)([^\s/@]*@)?([^\s?'\"]*)(\?[^\s'\"]*)?")
 _URL = re.compile(r"([a-z][a-z0-9+.-]+):", re.IGNORECASE)
@@ -145,26 +147,26 @@ def copy(url: str, write: Callable[[bytes], Any], num_bytes: int) -> None:
             write(piece)
 
 
-def with_retries(url: str, work: Callable[[], T], verb: str = "fetched", *, is_first: bool = False) -> T:
+def with_retries(url: str, work: Callable[[], T], verb: str = "fetched") -> T:
     """Call `work`. If it fails, retry after growing pauses. Raises `DataError` with the URL if all tries fail.
 
     There are `NUM_TRIES` tries, and more until `PATIENCE_SECONDS` have passed, so that a restart of the server doesn't
-    end a run. An answer that would stay the same, such as a missing file, gets `NUM_TRIES` only.
-
-    Args:
-        is_first: The first request to this server. An unknown host name then counts as mistyped, and gets `NUM_TRIES`
-            only. Later on it may be a fault of the name server that passes.
+    end a run. An answer that would stay the same, such as a missing file, gets `NUM_TRIES` only. So does a host name
+    that is unknown, unless this process has reached the host before: then the fault of the name server may pass.
     """
     shown, first = without_secrets(url), time.monotonic()
+    server = url.partition("://")[2].partition("/")[0]
     for attempt in itertools.count(1):
         try:
-            return work()
+            result = work()
+            _reached.add(server)
+            return result
         except ConfigError:
             raise
         except Exception as error:
             # File systems raise exceptions of their own libraries, so any exception counts as a failed transfer.
             reason = _reason(error)
-            is_final = _is_final(error) or (is_first and _is_unknown_host(error))
+            is_final = _is_final(error) or (server not in _reached and _is_unknown_host(error))
         if attempt >= NUM_TRIES and (is_final or time.monotonic() - first > PATIENCE_SECONDS):
             break
         logger.warning("%s: %s; retrying", shown, reason)
@@ -185,7 +187,7 @@ def _is_unknown_host(error: BaseException | None) -> bool:
     """Return whether the name server has answered that there is no such host."""
     while error is not None:
         if isinstance(error, socket.gaierror):
-            return error.errno == socket.EAI_NONAME
+            return error.errno in (socket.EAI_NONAME, socket.EAI_NODATA)
         error = error.__cause__ or error.__context__
     return False
 

@@ -112,7 +112,7 @@ class RemoteFolder:
     def manifest(self) -> Manifest:
         """Fetch and check the manifest. Raises `DataError` if that fails."""
         url = self.url_of(MANIFEST_NAME)
-        text = with_retries(url, lambda: _read_twice(url), is_first=True)
+        text = with_retries(url, lambda: _read_twice(url))
         return parse_manifest(
             text,
             without_secrets(url),

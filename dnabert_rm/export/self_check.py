@@ -66,7 +66,7 @@ def check_exported(
     for alias, name in aliases.items():
         if loaded[alias].data_ptr() != loaded[name].data_ptr():
             raise CheckpointError(f"export: weight {alias} is not tied to {name}; report this error")
-    return _compare_logits(model, reference)
+    return compare_logits(model, reference)
 
 
 def _compare_weights(
@@ -93,7 +93,7 @@ def _nearly_equal(found: Tensor, expected: Tensor) -> bool:
     return bool((found - expected).abs().max() <= MEAN_TOLERANCE * expected.abs().max())
 
 
-def _compare_logits(model: PreTrainedModel, reference: ReferenceOutput) -> float:
+def compare_logits(model: PreTrainedModel, reference: ReferenceOutput) -> float:
     """Compare the exported model's logits with the training logits.
 
     Return the largest absolute difference, divided by the largest absolute training logit. The divisor is at least 1.
@@ -104,7 +104,10 @@ def _compare_logits(model: PreTrainedModel, reference: ReferenceOutput) -> float
             f"export: the vocabulary has {model.config.vocab_size} tokens, but the training model gave"
             f" {reference.logits.shape[1]} logits; report this error"
         )
-    model = model.to(dtype=DTYPES[reference.precision]).eval()  # type: ignore[call-arg]
+    model = model.eval()
+    # As in training, only the parameters are rounded, and the frequencies of rotary positions stay in fp32.
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(DTYPES[reference.precision])
     with torch.no_grad():
         logits = model(input_ids=torch.from_numpy(reference.input_ids)).logits
     found = logits.flatten(0, 1)[torch.from_numpy(reference.positions)].float().numpy()

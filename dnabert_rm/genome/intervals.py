@@ -31,7 +31,7 @@ _HEADER_WORDS = (b"track", b"browser")
 _STRANDS = (b"+", b"-")
 _PEAK_NAME = re.compile(r"\.(narrow|broad)peak(\.b?gz)?$", re.IGNORECASE)
 _SHOWN_LETTERS = 40
-_GFF_TO_BED = r"""awk -F '\t' -v OFS='\t' '!/^#/ {print $1, $4 - 1, $5}'"""
+_GFF_TO_BED = r"""awk -F '\t' -v OFS='\t' '$3 == "gene" {print $1, $4 - 1, $5, ".", ".", $7}'"""
 
 
 @dataclass(frozen=True, eq=False)

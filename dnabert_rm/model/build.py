@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import pickle
 import sys
@@ -32,11 +31,6 @@ DROPOUTS = {
 }
 """Names of each architecture's dropout settings in transformers, of hidden states and of attention. In a `modernbert`,
 that of attention is also the dropout of the attention's output."""
-
-# transformers computes rotary positions with such a factor as with any other, but warns at each configuration.
-logging.getLogger("transformers.modeling_rope_utils").addFilter(
-    lambda record: "factor field must be" not in record.getMessage()
-)
 
 
 def architecture_of(model: ModelConfig, vocab_size: int, checkpoint: Path | None = None) -> PreTrainedConfig:

@@ -48,6 +48,11 @@ def model_fields(folder: str | Path, missing: str = "pass a Hugging Face folder 
     return {"architecture": architecture, **sizes, "rope_period": _rope_period(content)}
 
 
+def is_same_size(one: Any, other: Any) -> bool:
+    """Return whether two values of a field of the model's shape are equal. Periods are rounded in between."""
+    return bool(one == other or (isinstance(one, float) and math.isclose(one, other, rel_tol=1e-8)))
+
+
 def _rope_period(content: Mapping[str, Any]) -> float:
     """Return the shortest period of the rotary positions in tokens, or 0 if it is transformers' 2π."""
     kinds = content.get("rope_parameters")

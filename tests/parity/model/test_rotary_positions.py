@@ -9,7 +9,9 @@ import pytest
 import torch
 from transformers import AutoModelForMaskedLM, PreTrainedModel
 
+from dnabert_rm.checkpoint.reference_output import ReferenceOutput, reference_input
 from dnabert_rm.config import ModelConfig
+from dnabert_rm.export.self_check import compare_logits
 from dnabert_rm.model.build import architecture_of, build_model
 from dnabert_rm.model.pretrained import model_fields
 
@@ -54,3 +56,19 @@ def test_a_saved_model_keeps_the_period(tmp_path: Path, period: float) -> None:
         assert torch.equal(stock(TOKENS).logits, model(TOKENS).logits)
     again = architecture_of(ModelConfig(architecture="modernbert", **SIZES), 69, checkpoint=tmp_path)
     assert again.rope_parameters == model.config.rope_parameters
+
+
+def test_the_check_of_an_export_rounds_parameters_only_as_training_does() -> None:
+    """DeepSpeed keeps the frequencies in fp32, since a rounded one is wrong by more the farther a token is away."""
+    input_ids, positions = reference_input(69, 64)
+    trained = model_of(3.0)
+    for weight in trained.parameters():
+        weight.data = weight.data.bfloat16()
+    with torch.no_grad():
+        logits = trained(input_ids=torch.from_numpy(input_ids)).logits.flatten(0, 1)[torch.from_numpy(positions)]
+    reference = ReferenceOutput(input_ids, positions, logits.float().numpy(), "bf16", "cpu")
+    assert compare_logits(model_of(3.0), reference) == 0
+    rounded = model_of(3.0).bfloat16()
+    with torch.no_grad():
+        wrong = rounded(input_ids=torch.from_numpy(input_ids)).logits.flatten(0, 1)[torch.from_numpy(positions)]
+    assert (wrong - logits).abs().max() > 1e-3 * logits.abs().max()

@@ -95,6 +95,19 @@ def test_settings_that_differ_are_named(tmp_path: Path, references, capsys) -> N
     assert "same seed" not in text, "another learning rate explains a difference"
 
 
+def test_a_setting_newer_than_a_run_has_its_default_there(tmp_path: Path, references, capsys) -> None:
+    new = one_run(tmp_path / "run", [2.0, 1.9], 2)
+    with open(new / "config.toml", "a") as stream:
+        stream.write('[model]\nrope_period = 3.0\narchitecture = "bert"\n')
+    text = printed(capsys, 0, new, "--reference", *references)
+    assert "settings that differ: model.rope_period is 3.0, reference 0.0\n" in text
+
+
+def test_bits_that_are_no_number_are_worse(tmp_path: Path, references, capsys) -> None:
+    text = printed(capsys, 1, one_run(tmp_path / "run", [2.0, float("nan")], 5), "--reference", *references)
+    assert "nan, reference 1.9100" in text and "worse than another seed explains" in text
+
+
 def test_the_run_with_the_same_seed_is_held_against_its_twin(tmp_path: Path, references) -> None:
     name, found = read_reference(list(map(str, references)))
     twin = compare_run(read_run(one_run(tmp_path / "twin", [2.01, 1.91], 2)), name, found)

@@ -21,6 +21,7 @@ from dnabert_rm.checkpoint.train_state import TrainState
 from dnabert_rm.config import RunConfig, resolve
 from dnabert_rm.data.batching import BatchPlan
 from dnabert_rm.data.manifest import TokenizerInfo
+from dnabert_rm.model.build import architecture_of
 from dnabert_rm.utils.errors import CheckpointError
 
 KMERS = TokenizerInfo("kmer", 69, 3)
@@ -84,6 +85,17 @@ def test_another_tokenizer_is_refused_even_if_changes_are_allowed(
         line = str(caught.value)
         assert named in line and "a trained model can't change its tokenizer" in line
         assert "--allow-changes" not in line and "\n" not in line
+
+
+@pytest.mark.parametrize("period", [3.0, 10 / 3, 2 * math.pi])
+def test_a_period_of_any_number_of_digits_is_the_same_model(tmp_path: Path, period: float) -> None:
+    config = run_config(model={"architecture": "modernbert", "rope_period": period})
+    folder = save(tmp_path / "checkpoint", KMERS, config)
+    architecture_of(config.model, 69).save_pretrained(folder)
+    assert check(folder, config) == []
+    other = run_config(model={"architecture": "modernbert", "rope_period": period + 0.01})
+    with pytest.raises(CheckpointError, match=r"model\.rope_period was .* can't change its shape"):
+        check(folder, other)
 
 
 def test_a_bpe_model_file_may_be_renamed(tmp_path: Path) -> None:
