@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
     pictures = commands.add_parser("pictures", help="plot bits per base by step, and those at the end")
     for command in (run, compare, pictures):
         command.add_argument("--results", type=Path, required=True, metavar="CSV", help="one row per validation")
-        command.add_argument("--match", default="", help="only arms whose name contains this")
+        command.add_argument("--match", nargs="+", default=[""], help="only arms whose name contains one of these")
     reference = commands.add_parser("reference", help="keep the validations of an arm's runs")
     reference.add_argument("runs", type=Path, metavar="FOLDER", help="folder with one run folder per seed")
     for command, text in ((run, "folder of the run folders"), (reference, "new folder"), (pictures, "start of names")):
@@ -67,15 +67,15 @@ def main(argv: list[str] | None = None) -> int:
     if args.command == "reference":
         write_reference(args.runs, args.output)
         return 0
-    rows = [row for row in read_results(args.results) if args.match in row["name"]]
+    rows = [row for row in read_results(args.results) if any(word in row["name"] for word in args.match)]
     if args.command == "table":
         print(table(rows, args.against))
     elif args.command == "pictures":
         draw(rows, args.output)
     else:
         done = {row["name"] for row in rows}
-        arms = read_arms(args.arms)
-        return run_all({n: flags for n, flags in arms.items() if args.match in n and n not in done}, args)
+        arms = {name: flags for name, flags in read_arms(args.arms).items() if any(word in name for word in args.match)}
+        return run_all({name: flags for name, flags in arms.items() if name not in done}, args)
     return 0
 
 

@@ -84,6 +84,15 @@ def test_tables(finished: Path) -> None:
     )
 
 
+def test_arms_are_chosen_by_parts_of_their_names(finished: Path) -> None:
+    words = ["--results", "rows.csv", "--match"]
+    assert [line.split()[1] for line in run_arms(finished, "table", *words, "token", "fixed3/").splitlines()[2:]] == [
+        "masks/fixed3",
+        "masks/token",
+    ]
+    assert len(run_arms(finished, "table", *words, "masks/").splitlines()) == 5
+
+
 def test_pictures(finished: Path) -> None:
     found = run_arms(finished, "pictures", "--results", "rows.csv", "--output", "pictures/masks").split()
     assert found == ["pictures/masks_curves.png", "pictures/masks_end.png"]
