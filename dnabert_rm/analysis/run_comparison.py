@@ -170,7 +170,8 @@ def _changes(run: Run, reference: Run) -> Iterator[str]:
     """
     if not (run.config and reference.config):
         return
-    defaults = {name: item.default for name, item in run_settings().items()}
+    # Lists, as in config.toml.
+    defaults = {name: list(item.default) if item.is_list else item.default for name, item in run_settings().items()}
     for name in sorted(RESULT_SETTINGS):
         section, key = name.split(".")
         ours, theirs = (one.config.get(section, {}).get(key, defaults[name]) for one in (run, reference))

@@ -98,7 +98,7 @@ def test_settings_that_differ_are_named(tmp_path: Path, references, capsys) -> N
 def test_a_setting_newer_than_a_run_has_its_default_there(tmp_path: Path, references, capsys) -> None:
     new = one_run(tmp_path / "run", [2.0, 1.9], 2)
     with open(new / "config.toml", "a") as stream:
-        stream.write('[model]\nrope_period = 3.0\narchitecture = "bert"\n')
+        stream.write('[model]\nrope_period = 3.0\narchitecture = "bert"\n[masking]\nphase_spans = []\n')
     text = printed(capsys, 0, new, "--reference", *references)
     assert "settings that differ: model.rope_period is 3.0, reference 0.0\n" in text
 
