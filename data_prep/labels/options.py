@@ -84,8 +84,8 @@ class LabelsSettings(IntervalFlags, Settings):
     block_bases: int = setting(100_000, metavar="N", minimum=1)
     """Bases per block. Windows across the border of two splits are dropped."""
     prepared: str | None = setting(None, metavar="DIR")
-    """Prepared data of pretraining: what it holds out as val becomes dev.csv, and test becomes test.csv. In place of
-    the flags above."""
+    """Prepared data of pretraining: what it holds out as val becomes dev.csv, and test becomes test.csv. Without
+    --val-contigs, --test-contigs, --val-fraction and --test-fraction."""
     near_duplicates: Literal["drop", "keep"] = "drop"
     """Drop rows of dev.csv and test.csv that have half of their 30-mers in an earlier table, or only count them."""
 

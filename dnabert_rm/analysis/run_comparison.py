@@ -174,7 +174,7 @@ def _changes(run: Run, reference: Run) -> Iterator[str]:
     defaults = {name: list(item.default) if item.is_list else item.default for name, item in run_settings().items()}
     for name in sorted(RESULT_SETTINGS):
         section, key = name.split(".")
-        ours, theirs = (one.config.get(section, {}).get(key, defaults[name]) for one in (run, reference))
+        ours, theirs = (one.setting(section, key, defaults[name]) for one in (run, reference))
         if ours != theirs:
             yield f"{name} is {ours}, reference {theirs}"
 

@@ -62,9 +62,9 @@ class Run:
     """Sections of the resolved configuration; empty if the file is missing."""
     environment: dict[str, Any] = field(default_factory=dict)
 
-    def setting(self, section: str, name: str) -> Any:
-        """Return the value of a configuration field, or None if the configuration does not have the field."""
-        return self.config.get(section, {}).get(name)
+    def setting(self, section: str, name: str, default: Any = None) -> Any:
+        """Return the value of a configuration field, or `default` if the configuration does not have the field."""
+        return self.config.get(section, {}).get(name, default)
 
     @property
     def first_validation(self) -> int | None:

@@ -49,7 +49,7 @@ def model_fields(folder: str | Path, missing: str = "pass a Hugging Face folder 
 
 
 def is_same_size(one: Any, other: Any) -> bool:
-    """Return whether two values of a field of the model's shape are equal. Periods are rounded in between."""
+    """Return whether two values of a field of the model's shape are equal. A period read from a file is rounded."""
     return bool(one == other or (isinstance(one, float) and math.isclose(one, other, rel_tol=1e-8)))
 
 

@@ -59,7 +59,7 @@ def test_a_saved_model_keeps_the_period(tmp_path: Path, period: float) -> None:
 
 
 def test_the_check_of_an_export_rounds_parameters_only_as_training_does() -> None:
-    """DeepSpeed keeps the frequencies in fp32, since a rounded one is wrong by more the farther a token is away."""
+    """DeepSpeed keeps the frequencies in fp32. The error of a rounded frequency grows with the distance of tokens."""
     input_ids, positions = reference_input(69, 64)
     trained = model_of(3.0)
     for weight in trained.parameters():

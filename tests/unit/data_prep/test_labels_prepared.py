@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from labelled_windows import Bed, run, write_bed, write_genome, write_peaks
+from labelled_windows import Bed, run, write_genome, write_peaks
 
 from data_prep.cli import main
 from dnabert_rm.data.manifest import load_manifest
@@ -105,7 +105,6 @@ def test_data_that_do_not_fit_are_refused_in_one_line(tmp_path: Path, peaks: lis
     words = ["labels", str(tmp_path / "peaks.bed"), "--window", "300", "--out", str(tmp_path / "out"), "--prepared"]
     fasta = ["--fasta", str(tmp_path / "genome.fa")]
     other = write_genome(tmp_path / "other.fa", {"a": "ACGT" * 3000, "b": "ACCT" * 15_000})
-    write_bed(tmp_path / "held.bed", [("c", 100, 200, "+")])
     capsys.readouterr()
     for prepared_words, said in (
         ([str(prepared), *fasta], "holds out nothing; build it with --val-fraction and"),
