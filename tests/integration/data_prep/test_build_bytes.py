@@ -85,25 +85,17 @@ def test_a_build_killed_at_random_times_resumes_to_the_same_bytes(
     rng = random.Random(0)
     kills = 0
     shard_counts = set()
-    start = time.monotonic()
-    build(*small, "--out", tmp_path / "whole", "--workers", "1")
-    # Kill times are fractions of a complete build, so that they suit a busy machine too.
-    seconds = time.monotonic() - start
+    command = [sys.executable, "-m", "data_prep", "build", *map(str, small), "--out", str(out), "--workers"]
     while kills < NUM_KILLS:
-        workers = rng.choice(["1", "2"])
-        command = [
-            sys.executable,
-            "-m",
-            "data_prep",
-            "build",
-            *map(str, small),
-            "--out",
-            str(out),
-            "--workers",
-            workers,
-        ]
-        with subprocess.Popen(command, cwd=ROOT, env=clean_environment(), stdout=-3, stderr=-3) as process:
-            time.sleep(seconds * rng.uniform(0.1, 0.95))
+        # The moment is given as a number of shards, because the time that a build takes varies from one to the next.
+        until = num_shards(out) + rng.randint(0, 25)
+        delay = rng.uniform(0, 0.02)
+        with subprocess.Popen(
+            [*command, rng.choice(["1", "2"])], cwd=ROOT, env=clean_environment(), stdout=-3, stderr=-3
+        ) as process:
+            while process.poll() is None and num_shards(out) < until:
+                time.sleep(0.001)
+            time.sleep(delay)
             ended = process.poll()
             process.kill()
         if ended is not None:
@@ -117,6 +109,10 @@ def test_a_build_killed_at_random_times_resumes_to_the_same_bytes(
     assert len(shard_counts) > 3, "all kills came at the same stage"
     build(*small, "--out", out, "--workers", "2")
     assert content(out) == reference
+
+
+def num_shards(out: Path) -> int:
+    return sum(1 for _ in out.glob("shard-*.tar"))
 
 
 def test_a_damaged_or_missing_shard_is_written_again(small: list, reference: dict[str, bytes], tmp_path: Path) -> None:
