@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import gzip
-import re
 import shlex
-import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 from doc_commands import blocks, commands, fault, lines
-from support import ROOT, clean_environment, run_ranks
+from support import ROOT, run_ranks
 
 from data_prep.cli import main as data_prep
 from dnabert_rm.cli.main import main as dnabert_rm
@@ -18,7 +17,7 @@ from dnabert_rm.cli.main import main as dnabert_rm
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "ds_configs" / "README.md"]
 DOCUMENTS += [ROOT / "dev" / "benchmarks.md", ROOT / "dev" / "reproduce.md"]
 QUICKSTART = ROOT / "docs" / "quickstart.md"
-FEWER = {"--steps": "4", "--save-every": "2", "--validation.every": "4", "--epochs": "1", "--bases": "200000"}
+FEWER = {"--steps": "4", "--save-every": "2", "--validation.every": "4", "--epochs": "1"}
 """What makes the quickstart's commands quick; nothing else of them is changed."""
 
 
@@ -49,23 +48,34 @@ def test_many_commands_are_found() -> None:
 
 
 def test_the_quickstart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every command in its order, on its simulated genome; ours in this process, which has torch imported already."""
-    text = QUICKSTART.read_text()
-    (script,) = re.findall(r"Save\s+this as `(\w+\.py)`", text)
-    (tmp_path / script).write_text(blocks(text, "python")[0])
+    """Every command in its order, on random bases in place of the download; ours in this process, which has torch."""
+    write_small_yeast(tmp_path)
     monkeypatch.chdir(tmp_path)
-    shell = [line for block in blocks(text, "bash") for line in lines(block)]
-    assert len(shell) > 12
+    shell = [line for block in blocks(QUICKSTART.read_text(), "bash") for line in lines(block)]
+    assert len(shell) > 15
     for line in shell:
         run(shlex.split(line), line)
-    for name, rows in {"scan.csv": 95, "scores.csv": 21, "vectors.ids.csv": 301, "curves.csv": 3}.items():
+    for name, rows in {"scan.csv": 171, "scores.csv": 151, "vectors.ids.csv": 35, "curves.csv": 3}.items():
         assert len((tmp_path / "toy" / name).read_text().splitlines()) >= rows, name
+    assert (tmp_path / "toy" / "scores.png").stat().st_size > 5000
+
+
+def write_small_yeast(folder: Path) -> None:
+    """Write `yeast.fa.gz` and `transcripts.bed` with the contigs that the page names, up to its last position."""
+    rng = np.random.default_rng(0)
+    sizes = {"chrI": 100_000, "chrXI": 180_000, "chrXVI": 60_000}
+    bases = {name: rng.choice(np.frombuffer(b"ACGT", dtype=np.uint8), size).tobytes() for name, size in sizes.items()}
+    fasta = b"".join(b">%s\n%s\n" % (name.encode(), sequence) for name, sequence in bases.items())
+    (folder / "yeast.fa.gz").write_bytes(gzip.compress(fasta))
+    starts = [(name, start) for name, size in sizes.items() for start in range(1000, size - 1000, 2000)]
+    rows = [f"{name}\t{start}\t{start + 700}\t.\t0\t{'+-'[index % 2]}" for index, (name, start) in enumerate(starts)]
+    (folder / "transcripts.bed").write_text("\n".join(rows) + "\n")
 
 
 def run(words: list[str], line: str) -> None:
-    """Run a command of the quickstart with fewer steps; a page to look at (tensorboard) is left out."""
+    """Run a command of the quickstart with fewer steps, except for the installation, downloads and TensorBoard."""
     words = [FEWER.get(before, word) for before, word in zip(["", *words], words, strict=False)]
-    if words[0] == "tensorboard":
+    if words[0] in ("make", "source", "curl", "tensorboard"):
         return
     if words[:2] == ["dnabert-rm", "pretrain"]:
         # A forked rank in place of --gpus, which test_stop_by_launcher.py holds; it has a folder of its own.
@@ -79,8 +89,4 @@ def run(words: list[str], line: str) -> None:
     if words[:3] == ["python", "-m", "data_prep"]:
         assert data_prep(words[3:]) == 0, line
         return
-    if words[0] == "gzip":
-        Path(words[-1]).write_bytes(gzip.compress(Path(words[2]).read_bytes()))
-        return
-    done = subprocess.run(words, env=clean_environment(), capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, f"{line}\n{done.stderr}"
+    raise AssertionError(f"no way to run this command: {line}")
