@@ -81,8 +81,8 @@ class LabelsSettings(IntervalFlags, Settings):
     """Share of the windows for dev.csv, in whole blocks (default: 0.1). Not with --val-contigs."""
     test_fraction: float | None = setting(None, metavar="F", minimum=0, below=1)
     """Share of the windows for test.csv, in whole blocks (default: 0.2). Not with --test-contigs."""
-    block_bases: int = setting(100_000, metavar="N", minimum=1)
-    """Bases per block. Windows across the border of two splits are dropped."""
+    block_bases: int | None = setting(None, metavar="N", minimum=1)
+    """Bases per block (default: 100,000). Windows across the border of two splits are dropped."""
     prepared: str | None = setting(None, metavar="DIR")
     """Prepared data of pretraining: what it holds out as val becomes dev.csv, and test becomes test.csv. Without
     --val-contigs, --test-contigs, --val-fraction and --test-fraction."""
@@ -104,6 +104,8 @@ class LabelsSettings(IntervalFlags, Settings):
             for flag in (f"{split}_contigs", f"{split}_fraction"):
                 if self.prepared is not None and getattr(self, flag) not in ((), None):
                     yield f"--prepared and --{flag.replace('_', '-')}: pass only one of them"
+        if self.block_bases is not None and not sum(self.fractions):
+            yield f"--block-bases {self.block_bases}: no table is made of random blocks; omit it"
         if sum(self.fractions) >= 1:
             yield f"--test-fraction {self.fractions[1]}: the sum with --val-fraction must be below 1"
 

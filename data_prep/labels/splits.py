@@ -21,6 +21,8 @@ from dnabert_rm.utils.errors import ConfigError
 
 SPLITS = ("train", "dev", "test")
 TRAIN, DEV, TEST = range(3)
+BLOCK_BASES = 100_000
+"""Bases per random block, if not set."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +69,7 @@ def make_territories(settings: LabelsSettings, reader: SequenceReader, windows: 
     if (is_dev & is_test).any():
         name = contigs[int(np.flatnonzero(is_dev & is_test)[0])].name
         raise ConfigError(f"--val-contigs and --test-contigs: contig {name!r} is in both; pass it to only one of them")
-    starts = block_starts(reader.axis, settings.block_bases)
+    starts = block_starts(reader.axis, settings.block_bases or BLOCK_BASES)
     split = np.where(is_dev, DEV, np.where(is_test, TEST, TRAIN))[reader.axis.contig_of(starts)]
     blocks = Territories(starts, split)
     held = np.bincount(blocks.blocks_at(reader.places(windows)), minlength=len(starts))

@@ -93,6 +93,7 @@ def test_of_several_genomes_the_one_of_the_intervals_is_taken(tmp_path: Path, pe
     [
         ({"val_contigs": ("c",)}, "--prepared and --val-contigs: pass only one of them"),
         ({"test_fraction": 0.0}, "--prepared and --test-fraction: pass only one of them"),
+        ({"block_bases": 5000}, "--block-bases 5000: no table is made of random blocks; omit it"),
     ],
 )
 def test_other_flags_of_splits_are_refused(tmp_path: Path, peaks: list[Bed], flags, said: str) -> None:
