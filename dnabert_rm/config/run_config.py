@@ -175,7 +175,7 @@ class TrainConfig:
     batch_warmup_steps: int = setting(0, minimum=0)
     """Steps of the batch-size warm-up."""
     precision: Precision = setting("auto", flag="--precision")
-    """"fp32", "bf16", "fp16"; "auto": bf16 on a GPU that supports it, else fp32."""
+    """"fp32", "bf16", "fp16"; "auto": bf16 on a GPU that supports it, else fp32; fp32 at ZeRO stage 0."""
     seed: int = setting(42, flag="--seed", minimum=0)
     """Seed of all random choices: order, masks, weights, dropout."""
     save_every: int = setting(1000, flag="--save-every", minimum=1, free_on_resume=True)

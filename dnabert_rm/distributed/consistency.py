@@ -105,7 +105,7 @@ def rank_report(rendezvous: Rendezvous, config: RunConfig, fingerprint: str) -> 
         report["device"] = device.type
         if device.type == "cuda":
             report["gpu"] = str(torch.cuda.get_device_properties(device).uuid)
-        report["config train.precision"] = resolve_precision(config.train.precision)
+        report["config train.precision"] = resolve_precision(config.train)
     except UserError as error:
         report["problem"] = str(error)
     return report

@@ -8,7 +8,8 @@ import resource
 import psutil
 import torch
 
-from dnabert_rm.config.run_config import Precision
+from dnabert_rm.config.deepspeed_config import load_ds_config, zero_stage
+from dnabert_rm.config.run_config import Precision, TrainConfig
 from dnabert_rm.distributed.launchers import RankInfo, slurm_rank
 from dnabert_rm.utils.errors import ConfigError
 
@@ -72,13 +73,17 @@ def threads_of_rank(info: RankInfo, num_cores: int) -> int:
     return max(1, num_cores // info.local_world_size)
 
 
-def resolve_precision(precision: Precision) -> Precision:
-    """For "auto", return "bf16" if the GPU supports bf16, otherwise "fp32". Return other values unchanged.
+def resolve_precision(train: TrainConfig) -> Precision:
+    """For "auto", return "bf16" if the GPU supports bf16 and the ZeRO stage does (1 to 3), otherwise "fp32".
+
+    Return other values unchanged.
 
     Raises `ConfigError` for fp16 on a CPU.
     """
+    precision = train.precision
     if precision == "fp16" and not gpu_in_use():
         raise ConfigError("train.precision: fp16 needs a GPU; choose bf16 or fp32")
     if precision != "auto":
         return precision
-    return "bf16" if gpu_in_use() and torch.cuda.is_bf16_supported() else "fp32"
+    settings = load_ds_config(train.ds_config)[1]
+    return "bf16" if zero_stage(settings) and gpu_in_use() and torch.cuda.is_bf16_supported() else "fp32"

@@ -101,7 +101,7 @@ class Trainer:
         self, config: RunConfig, dataset: WindowDataset, ranks: Ranks, stop: StopRequests, watchdog: Watchdog
     ) -> None:
         """Build the model, and load a checkpoint if there is one. All ranks must call this together."""
-        precision = resolve_precision(config.train.precision)
+        precision = resolve_precision(config.train)
         config = dataclasses.replace(config, train=dataclasses.replace(config.train, precision=precision))
         start = find_first_state(config, dataset, ranks)
         self.config = config = start.recorded_config(config)

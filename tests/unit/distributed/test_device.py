@@ -1,9 +1,14 @@
-"""GPU of a rank among the visible ones, and its number of CPU threads."""
+"""GPU of a rank among the visible ones, its number of CPU threads, and the precision."""
 
 from __future__ import annotations
 
-import pytest
+import dataclasses
 
+import pytest
+import torch
+
+from dnabert_rm.config.run_config import TrainConfig
+from dnabert_rm.distributed import device
 from dnabert_rm.distributed.device import gpu_index, threads_of_rank
 from dnabert_rm.distributed.launchers import RankInfo
 from dnabert_rm.utils.errors import ConfigError
@@ -63,3 +68,23 @@ def test_slurms_cores_per_task_are_shared_by_the_ranks_of_a_task(
     for name, value in {**FOUR_TASKS, "SLURM_CPUS_PER_TASK": per_task}.items():
         monkeypatch.setenv(name, value)
     assert threads_of_rank(rank(1, ranks), cores) == threads
+
+
+@pytest.mark.parametrize(
+    ("ds_config", "precision", "gpu", "resolved"),
+    [
+        ("zero1", "auto", True, "bf16"),
+        ("zero3", "auto", True, "bf16"),
+        ("zero0", "auto", True, "fp32"),  # bf16 is refused at stage 0
+        ("zero1", "auto", False, "fp32"),
+        ("zero0", "bf16", True, "bf16"),
+        ("zero1", "fp16", True, "fp16"),
+    ],
+)
+def test_auto_is_a_precision_that_device_and_stage_support(
+    ds_config: str, precision: str, gpu: bool, resolved: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device, "gpu_in_use", lambda: gpu)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    train = dataclasses.replace(TrainConfig(), ds_config=ds_config, precision=precision)
+    assert device.resolve_precision(train) == resolved
