@@ -152,13 +152,15 @@ class InspectSettings(Settings):
     """Number of random samples to show as bases."""
     seed: int = setting(0, metavar="N")
     """Seed for choosing samples."""
+    bed: Path | None = setting(None, metavar="FILE")
+    """Write the ranges of the splits val and test to this BED file, with the split as name."""
 
 
 def inspect(settings: InspectSettings) -> int:
     """Print a summary of a folder of shards, and the bases of a few random subsequences."""
     from data_prep import inspect as view
 
-    return view.run(settings.folder, settings.json, settings.samples, settings.seed)
+    return view.run(settings.folder, settings.json, settings.samples, settings.seed, settings.bed)
 
 
 @dataclass(frozen=True, kw_only=True)

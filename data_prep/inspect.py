@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,23 @@ import numpy as np
 from data_prep.decode import make_decoder
 from dnabert_rm.data.manifest import SPLITS, Manifest, load_manifest
 from dnabert_rm.data.shards import Meta, read_metas, read_segments
+from dnabert_rm.genome.intervals import merge
 from dnabert_rm.utils import random
-from dnabert_rm.utils.errors import DataError
+from dnabert_rm.utils.errors import ConfigError, DataError
+from dnabert_rm.utils.files import check_output_file, write_text
 
 SAMPLE_BASES = 66
 _LETTERS = np.frombuffer(b"ATCGN", dtype=np.uint8)
 
 
-def run(folder: Path, as_json: bool, num_samples: int, seed: int) -> int:
-    """Run `inspect`: print a summary of `folder` as text or as one JSON object."""
+def run(folder: Path, as_json: bool, num_samples: int, seed: int, bed: Path | None = None) -> int:
+    """Run `inspect`: print a summary of `folder` as text or as one JSON object, and write held-out ranges to `bed`."""
     manifest = load_manifest(folder)
+    if bed is not None:
+        check_output_file(bed, overwrite=True, name="--bed")
+        if bed.exists():
+            raise ConfigError(f"--bed {bed}: exists already; choose another file")
+        write_text(bed, "".join(held_out_lines(manifest, folder)))
     content = describe(manifest, folder) | {"samples": random_samples(manifest, folder, num_samples, seed)}
     print(json.dumps(content) if as_json else as_text(str(folder), content))
     return 0
@@ -66,6 +74,20 @@ def summary(manifest: Manifest, bases_of_split: dict[str, int]) -> dict[str, Any
         "left_out": {reason: bases for reason, bases in sorted(left_out.items()) if bases},
         "fingerprint": manifest.fingerprint,
     }
+
+
+def held_out_lines(manifest: Manifest, folder: Path) -> Iterator[str]:
+    """Yield the lines of a BED file with the ranges of the splits val and test.
+
+    Ranges that touch or overlap are merged. The name is the split. If there are several genomes, it is followed by a colon and the genome.
+    """
+    shards = [shard for shard in manifest.shards if shard.split != "train"]
+    metas = [meta for shard in shards for meta in read_metas(folder / shard.name)]
+    several = len({source.genome for source in manifest.sources}) > 1
+    places = sorted({(meta["genome"], meta["contig"], meta["split"], meta["start"], meta["end"]) for meta in metas})
+    for (genome, contig, split), ranges in itertools.groupby(places, lambda place: place[:3]):
+        for start, end in merge(np.array([place[3:] for place in ranges], dtype=np.int64)).tolist():
+            yield f"{contig}\t{start}\t{end}\t{split}{f':{genome}' if several else ''}\n"
 
 
 def unique_bases(metas: Iterable[Meta]) -> int:
@@ -134,5 +156,5 @@ def as_text(folder: str, content: dict[str, Any]) -> str:
     lines.append(f"  fingerprint {content['fingerprint']}")
     for sample in content.get("samples", []):
         coordinates = f"{sample['genome']}:{sample['contig']}:{sample['start']}-{sample['end']}"
-        lines.append(f"  {coordinates} {sample['bases']}")
+        lines.append(f"  {coordinates} {sample['split']:5} {sample['bases']}")
     return "\n".join(lines)

@@ -216,7 +216,7 @@ def advice(job: Job, found: list[Option], memory_bytes: float | None, configured
     """Return one line that recommends an option, with the reason. `configured` names the run's current option."""
     current = next(option for option in found if option.name == configured)
     if memory_bytes is None:
-        return f"{_uses(current)}; for advice, set --gpu-memory to the memory of a GPU, or of a rank with --gpu cpu"
+        return f"{_uses(current)}; for advice, set --gpu-memory: GB of a GPU, or with --gpu cpu of a rank"
     usable, best = f"of {gib(memory_bytes * USABLE_SHARE)} usable", best_option(found)
     if best is None:
         return f"{_uses(current)} {usable}, and no stage fits: {_flags_that_fit(job, memory_bytes)}"

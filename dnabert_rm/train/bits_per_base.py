@@ -130,7 +130,7 @@ class BitsPerBase:
             batches = make_batches(codes, windows, found.start, found.num_hidden, self._shape, self._micro_batch)
             self._batches.append(list(batches))
         if self.ranks.is_first:
-            notice("validation: reading the Markov chains of the training data, or counting them (once per data set)")
+            notice("validation: needs the Markov chains of the training data, which are counted once per data set")
         regions, readers, k = self._regions, self._training.readers, self._shape.k
         self._lines = on_first_rank(lambda: reference_lines(readers, regions, self._stretches, k), self.ranks)
 

@@ -20,6 +20,7 @@ from dnabert_rm.train.validation_record import (
     bits_lines,
     compared_bases,
     curve_text,
+    markov_bits,
     markov_half_width,
     markov_name,
     markov_order,
@@ -39,6 +40,8 @@ PLATEAU_SHARE = 0.98
 """On the plateau of single k-mers, the token loss is at least this share of the k-mer frequencies' loss."""
 PLATEAU_BASE_ACCURACY = 0.5
 """On the plateau of single k-mers, the base accuracy is also below this value."""
+MANY_EPOCHS = 4
+"""Number of epochs from which more data are advised beside more steps."""
 HOLD_OUT_ADVICE = "hold out data with `python -m data_prep build … --val-fraction 0.01`"
 
 
@@ -85,6 +88,7 @@ def judge_run(rows: Sequence[Mapping[str, Any]], first_validation: int | None = 
     finding = f"{bits:.3f} bits per base at {bases_text(hidden)} after {steps:,} steps, {comparison}."
     if validation.get(NON_OVERLAPPING):
         finding += " Its tokens don't overlap, so more bases are hidden: compare it with such runs only."
+    finding += _behind_text(validation, hidden)
     is_below_markov = order is None or bits < lines[markov_name(order)] - (half or 0)
     advice = _advice(last, trend, len(values), is_below_markov=is_below_markov)
     return Verdict(steps, f"{finding} {advice}", hidden, bits, lines, trend, on_plateau)
@@ -193,6 +197,27 @@ def _joined(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
+def _behind_text(validation: Mapping[str, Any], hidden: int) -> str:
+    """Return a sentence on the other numbers of hidden bases at which a chain is clearly better, or nothing."""
+    behind = []
+    for other, bits in model_bits(validation).items():
+        chains = {order: found[other] for order, found in markov_bits(validation).items() if other in found}
+        if other != hidden and chains:
+            best = min(chains, key=chains.__getitem__)
+            if bits - chains[best] > (markov_half_width(validation, best, other) or 0):
+                behind.append(other)
+    if not behind:
+        return ""
+    numbers = _joined([str(other) for other in behind[:-1]] + [bases_text(behind[-1])])
+    return f" With {numbers} a Markov chain is better."
+
+
+def _or_more_data(last: Mapping[str, Any]) -> str:
+    """Return more advice for a run that has read its data several times. `last` is a metrics row."""
+    epoch = last.get("epoch")
+    return "" if epoch is None or epoch < MANY_EPOCHS else f", or more data (it was read {epoch:.0f} times)"
+
+
 def _advice(last: Mapping[str, Any], trend: Trend, num_validations: int, *, is_below_markov: bool) -> str:
     """Return the sentence on the trend, with the one thing to try that is most likely to help.
 
@@ -216,7 +241,7 @@ def _advice(last: Mapping[str, Any], trend: Trend, num_validations: int, *, is_b
             return "The curve rises within the first epoch, so training is unstable: lower --lr."
         return "The curve rises, so the model overfits its training data: stop earlier, or train on more data."
     if trend == "falling":
-        return "The curve still falls: train longer, with more --steps."
+        return f"The curve still falls: try a new run with more --steps{_or_more_data(last)}."
     if is_below_markov:
         return "The curve no longer falls: try a larger model or more data."
     return "The curve no longer falls: try a new run with more --steps."

@@ -51,6 +51,10 @@ def write_files(folder: Path) -> None:
         (["{}/good.fa", "--k", "six"], "--k six: must be of type int"),
         (["{}/good.fa", "--workers", "0"], "--workers 0: must be at least 1"),
         (["{}/good.fa", "--unk-bases", "3"], "--unk-bases: requires --ambiguous unk"),
+        (
+            ["{}/good.fa", "--val-contigs", "a,b"],
+            "--val-contigs a,b: no contig has this name; separate names with blanks",
+        ),
         (["{}/good.fa", "--val-contigs", "aa"], "--val-contigs aa: no contig has this name; did you mean 'a'?"),
         (
             ["{}/good.fa", "--val-fraction", "0.4", "--test-fraction", "0.4"],

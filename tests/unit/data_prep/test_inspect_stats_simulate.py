@@ -13,6 +13,7 @@ from slow_fasta import slow_file
 from data_prep.cli import main
 from data_prep.simulate import WINDOW_BASES
 from dnabert_rm.data.manifest import load_manifest
+from dnabert_rm.data.shards import read_metas
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +56,23 @@ def test_inspect_as_text_shows_samples(world: Path, capsys: pytest.CaptureFixtur
     assert main(["inspect", str(world / "out"), "--samples", "2"]) == 0
     out = capsys.readouterr().out
     assert "120,000 bases in 5 contigs of genome; 6-mers" in out and out.count("genome:sim") == 2
+
+
+def test_inspect_writes_the_held_out_ranges(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each base of a segment of val, and no other one, is in one range."""
+    path = tmp_path / "held_out.bed"
+    assert main(["inspect", str(world / "out"), "--samples", "0", "--bed", str(path)]) == 0
+    rows = [line.split("\t") for line in path.read_text().splitlines()]
+    assert len(rows) > 1 and {row[3] for row in rows} == {"val"}
+    found = Counter((row[0], base) for row in rows for base in range(int(row[1]), int(row[2])))
+    manifest = load_manifest(world / "out")
+    metas = [meta for shard in manifest.shards_of("val") for meta in read_metas(world / "out" / shard.name)]
+    assert len(metas) > len(rows), "segments of one block are one range"
+    assert set(found) == {(meta["contig"], base) for meta in metas for base in range(meta["start"], meta["end"])}
+    assert set(found.values()) == {1}
+    capsys.readouterr()
+    assert main(["inspect", str(world / "out"), "--bed", str(path)]) == 2
+    assert capsys.readouterr().err.endswith("held_out.bed: exists already; choose another file\n")
 
 
 def test_build_prints_the_same_summary_as_inspect(world: Path, capsys: pytest.CaptureFixture[str]) -> None:

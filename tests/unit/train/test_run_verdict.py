@@ -21,9 +21,33 @@ def test_a_falling_run_below_its_markov_line() -> None:
     found = verdict(FALLING)
     assert found.text == (
         "1.840 bits per base at 5 hidden bases after 800 steps, better than guessing (2), composition (1.987) and "
-        "Markov order 8 (1.930). The curve still falls: train longer, with more --steps."
+        "Markov order 8 (1.930). The curve still falls: try a new run with more --steps."
     )
     assert (found.trend, found.steps, found.hidden_bases, found.bits) == ("falling", 800, 5, pytest.approx(1.84))
+
+
+def test_a_falling_run_that_has_read_its_data_often_is_told_so() -> None:
+    assert verdict(FALLING, epoch=3.9).text.endswith("try a new run with more --steps.")
+    assert verdict(FALLING, epoch=4.1).text.endswith(
+        "try a new run with more --steps, or more data (it was read 4 times)."
+    )
+
+
+@pytest.mark.parametrize(
+    ("bits", "half_width", "sentence"),
+    [
+        (1.84, None, ""),
+        (1.895, None, " With 9 hidden bases a Markov chain is better."),
+        (1.895, 0.004, " With 9 hidden bases a Markov chain is better."),  # 1.945 and 1.940
+        (1.895, 0.006, ""),
+        (2.055, None, " With 1, 3 and 9 hidden bases a Markov chain is better."),
+    ],
+)
+def test_chains_that_are_better_elsewhere_are_named(bits: float, half_width: float | None, sentence: str) -> None:
+    """With 5 hidden bases the lines are those of the comparison."""
+    text = verdict([bits], half_width=half_width).text
+    before, _ = text.split(". Too few validations")
+    assert before.endswith(sentence.rstrip(".")) and ("a Markov chain is better" in text) == bool(sentence)
 
 
 @pytest.mark.parametrize(
@@ -126,7 +150,7 @@ def test_runs_without_bits_are_judged_by_their_held_out_loss() -> None:
     rows = rows_of([validation(None, loss=loss) for loss in (7.0, 6.8, 6.6, 6.4)])
     assert judge_run(rows).text == (
         "No bits per base are recorded; the held-out loss is 6.400 nats per masked token (span 6) after 400 steps. "
-        "The curve still falls: train longer, with more --steps."
+        "The curve still falls: try a new run with more --steps."
     )
     # A run that was resumed with a release that measures bits.
     both = [*rows, *rows_of([validation(value) for value in (1.9, 1.8)])]
