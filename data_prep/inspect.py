@@ -79,7 +79,8 @@ def summary(manifest: Manifest, bases_of_split: dict[str, int]) -> dict[str, Any
 def held_out_lines(manifest: Manifest, folder: Path) -> Iterator[str]:
     """Yield the lines of a BED file with the ranges of the splits val and test.
 
-    Ranges that touch or overlap are merged. The name is the split. If there are several genomes, it is followed by a colon and the genome.
+    Ranges that touch or overlap are merged. The name is the split. If there are several genomes, it is followed by a
+    colon and the genome.
     """
     shards = [shard for shard in manifest.shards if shard.split != "train"]
     metas = [meta for shard in shards for meta in read_metas(folder / shard.name)]
