@@ -17,6 +17,7 @@ from dnabert_rm.genome.intervals import merge
 from dnabert_rm.utils import random
 from dnabert_rm.utils.errors import ConfigError, DataError
 from dnabert_rm.utils.files import check_output_file, write_text
+from dnabert_rm.utils.progress import notice
 
 SAMPLE_BASES = 66
 _LETTERS = np.frombuffer(b"ATCGN", dtype=np.uint8)
@@ -29,7 +30,9 @@ def run(folder: Path, as_json: bool, num_samples: int, seed: int, bed: Path | No
         check_output_file(bed, overwrite=True, name="--bed")
         if bed.exists():
             raise ConfigError(f"--bed {bed}: exists already; choose another file")
-        write_text(bed, "".join(held_out_lines(manifest, folder)))
+        lines = list(held_out_lines(manifest, folder))
+        write_text(bed, "".join(lines))
+        notice(f"{bed}: {len(lines):,} held-out ranges")
     content = describe(manifest, folder) | {"samples": random_samples(manifest, folder, num_samples, seed)}
     print(json.dumps(content) if as_json else as_text(str(folder), content))
     return 0

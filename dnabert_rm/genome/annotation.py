@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from array import array
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from urllib.parse import unquote
 
@@ -19,6 +20,7 @@ from dnabert_rm.genome.fasta_stream import Input
 from dnabert_rm.genome.intervals import MAX_POSITION_DIGITS, Details, Intervals, parse_score, read_intervals
 from dnabert_rm.genome.selection import Selection
 from dnabert_rm.utils.errors import ConfigError, DataError
+from dnabert_rm.utils.progress import notice
 
 _GFF_NAME = re.compile(r"\.(gff[23]?|gtf)(\.b?gz)?$", re.IGNORECASE)
 _GFF_COLUMNS = 8
@@ -36,7 +38,8 @@ def read_annotation(path: str | os.PathLike[str], selection: Selection) -> Inter
     """Read the intervals of a BED, narrowPeak, GFF3 or GTF file, plain or gzip, with their details.
 
     A file is GFF or GTF if its name says so (.gff, .gff3, .gtf), otherwise BED. Raises `ConfigError` if `selection` is
-    not empty for a BED file, or selects no line. Raises `DataError` with the line number for a line that is neither an
+    not empty for a BED file, or selects no line. Prints a warning if lines of several features are read because nothing
+    was selected. Raises `DataError` with the line number for a line that is neither an
     interval nor a comment.
     """
     if is_gff_file(path):
@@ -55,11 +58,11 @@ def _read_gff(path: str | os.PathLike[str], selection: Selection) -> Intervals:
     names: list[str] = []
     scores = array("d")
     strands: list[bytes] = []
-    found: dict[str, None] = {}
+    found: Counter[str] = Counter()
     with Input(path, "a GFF or GTF file") as source:
         for number, columns in _rows(source):
             feature = columns[2]
-            found[feature] = None
+            found[feature] += 1
             attributes = parse_attributes(columns[_GFF_COLUMNS]) if len(columns) > _GFF_COLUMNS else {}
             if not selection.accepts(feature, attributes):
                 continue
@@ -72,6 +75,11 @@ def _read_gff(path: str | os.PathLike[str], selection: Selection) -> Intervals:
             strands.append(columns[6].encode() if columns[6] in ("+", "-") else b".")
     if not contig:
         raise _nothing_selected(source.display_name, selection, list(found))
+    if len(found) > 1 and selection == Selection(name_attribute=selection.name_attribute):
+        notice(
+            f"warning: {source.display_name}: without --feature every line is an interval "
+            f"({', '.join(f'{feature}: {count:,}' for feature, count in found.most_common(_SHOWN_TYPES))})"
+        )
     return Intervals(
         display_name=source.display_name,
         contig_names=list(numbers),

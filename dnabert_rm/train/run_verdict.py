@@ -209,7 +209,7 @@ def _behind_text(validation: Mapping[str, Any], hidden: int) -> str:
     if not behind:
         return ""
     numbers = _joined([str(other) for other in behind[:-1]] + [bases_text(behind[-1])])
-    return f" With {numbers} a Markov chain is better."
+    return f" With {numbers} a Markov chain is clearly better."
 
 
 def _or_more_data(last: Mapping[str, Any]) -> str:

@@ -73,6 +73,33 @@ def test_features_and_attributes_of_gff_and_gtf(tmp_path: Path, name: str, text:
     ]
 
 
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ({}, "a.gff3: without --feature every line is an interval (gene: 3, mRNA: 1)"),
+        ({"feature": ("gene", "mRNA")}, ""),
+        ({"attribute": ("biotype=coding",)}, ""),
+    ],
+)
+def test_lines_of_several_features_give_a_warning(
+    tmp_path: Path, flags: dict[str, Any], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_genome(tmp_path / "genome.fa", {"c": random_dna(12, 1000)})
+    (tmp_path / "a.gff3").write_text(GFF)
+    run(
+        tmp_path,
+        tmp_path / "a.gff3",
+        window=11,
+        negatives="none",
+        label="name",
+        val_fraction=0.0,
+        test_fraction=0.0,
+        **flags,
+    )
+    found = [line for line in capsys.readouterr().err.splitlines() if "--feature" in line]
+    assert len(found) == bool(said) and all(line.endswith(said) for line in found)
+
+
 def test_existing_tables_are_kept(tmp_path: Path) -> None:
     write_peaks(tmp_path)
     (tmp_path / "out").mkdir()

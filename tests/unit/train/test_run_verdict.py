@@ -37,17 +37,17 @@ def test_a_falling_run_that_has_read_its_data_often_is_told_so() -> None:
     ("bits", "half_width", "sentence"),
     [
         (1.84, None, ""),
-        (1.895, None, " With 9 hidden bases a Markov chain is better."),
-        (1.895, 0.004, " With 9 hidden bases a Markov chain is better."),  # 1.945 and 1.940
+        (1.895, None, " With 9 hidden bases a Markov chain is clearly better."),
+        (1.895, 0.004, " With 9 hidden bases a Markov chain is clearly better."),  # 1.945 and 1.940
         (1.895, 0.006, ""),
-        (2.055, None, " With 1, 3 and 9 hidden bases a Markov chain is better."),
+        (2.055, None, " With 1, 3 and 9 hidden bases a Markov chain is clearly better."),
     ],
 )
 def test_chains_that_are_better_elsewhere_are_named(bits: float, half_width: float | None, sentence: str) -> None:
     """With 5 hidden bases the lines are those of the comparison."""
     text = verdict([bits], half_width=half_width).text
     before, _ = text.split(". Too few validations")
-    assert before.endswith(sentence.rstrip(".")) and ("a Markov chain is better" in text) == bool(sentence)
+    assert before.endswith(sentence.rstrip(".")) and ("a Markov chain is clearly better" in text) == bool(sentence)
 
 
 @pytest.mark.parametrize(
