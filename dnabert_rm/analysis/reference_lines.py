@@ -24,7 +24,7 @@ class Line(NamedTuple):
 
 
 def bits_reference_lines(runs: Sequence[Run], hidden: int) -> list[Line]:
-    """Return the lines of a panel with bits per base: guessing, composition and the Markov line of each run."""
+    """Return the lines of a panel with bits per base: guessing, composition and each run's best chain."""
     found = []
     for run in runs:
         last = _last_validation(run)

@@ -267,11 +267,14 @@ def validation_scalars(validation: Mapping[str, Any]) -> dict[str, float | None]
     }
     if not (bits := model_bits(validation)):
         return scalars
-    order = markov_order(validation)
+    best_chains = {hidden: markov_order(validation, hidden) for hidden in bits}
+    chains = markov_bits(validation)
     compared = {
         f"{BITS}/": bits,
         f"{LINES}/{COMPOSITION}_": bits_by_hidden(validation.get(COMPOSITION)),
-        f"{LINES}/{MARKOV}_": {} if order is None else markov_bits(validation)[order],
+        f"{LINES}/{MARKOV}_": {
+            hidden: chains[order][hidden] for hidden, order in best_chains.items() if order is not None
+        },
     }
     for prefix, by_hidden in compared.items():
         scalars |= {f"{prefix}hidden_{hidden}": value for hidden, value in by_hidden.items()}

@@ -201,10 +201,10 @@ def _behind_text(validation: Mapping[str, Any], hidden: int) -> str:
     """Return a sentence on the other numbers of hidden bases at which a chain is clearly better, or nothing."""
     behind = []
     for other, bits in model_bits(validation).items():
-        chains = {order: found[other] for order, found in markov_bits(validation).items() if other in found}
-        if other != hidden and chains:
-            best = min(chains, key=chains.__getitem__)
-            if bits - chains[best] > (markov_half_width(validation, best, other) or 0):
+        best = markov_order(validation, other)
+        if other != hidden and best is not None:
+            difference = bits - markov_bits(validation)[best][other]
+            if difference > (markov_half_width(validation, best, other) or 0):
                 behind.append(other)
     if not behind:
         return ""

@@ -75,9 +75,12 @@ def compared_bases(validation: Mapping[str, Any]) -> int | None:
     return COMPARED_BASES if COMPARED_BASES in measured else max(measured, default=None)
 
 
-def markov_order(validation: Mapping[str, Any]) -> int | None:
-    """Return the order of the Markov line: the chain with the fewest bits at `compared_bases`. None without chains."""
-    hidden = compared_bases(validation)
+def markov_order(validation: Mapping[str, Any], hidden: int | None = None) -> int | None:
+    """Return the order of the chain with the fewest bits for `hidden` hidden bases. None without chains.
+
+    By default `hidden` is `compared_bases`, and the chain is the run's Markov line.
+    """
+    hidden = compared_bases(validation) if hidden is None else hidden
     orders = {order: bits[hidden] for order, bits in markov_bits(validation).items() if hidden in bits}
     return min(orders, key=orders.__getitem__, default=None)
 
@@ -88,13 +91,12 @@ def markov_name(order: int) -> str:
 
 
 def bits_lines(validation: Mapping[str, Any], hidden: int) -> dict[str, float]:
-    """Return the bits to compare a model with for `hidden` hidden bases: guessing, composition and the Markov line."""
+    """Return the bits to compare a model with for `hidden` hidden bases: guessing, composition and the best chain."""
     lines = {GUESSING: GUESSING_BITS}
     if (composition := bits_by_hidden(validation.get(COMPOSITION)).get(hidden)) is not None:
         lines[COMPOSITION] = composition
-    order = markov_order(validation)
-    if order is not None and hidden in (line := markov_bits(validation)[order]):
-        lines[markov_name(order)] = line[hidden]
+    if (order := markov_order(validation, hidden)) is not None:
+        lines[markov_name(order)] = markov_bits(validation)[order][hidden]
     return lines
 
 
