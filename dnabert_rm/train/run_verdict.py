@@ -88,7 +88,8 @@ def judge_run(rows: Sequence[Mapping[str, Any]], first_validation: int | None = 
     finding = f"{bits:.3f} bits per base at {bases_text(hidden)} after {steps:,} steps, {comparison}."
     if validation.get(NON_OVERLAPPING):
         finding += " Its tokens don't overlap, so more bases are hidden: compare it with such runs only."
-    finding += _behind_text(validation, hidden)
+    if "worse than" not in comparison:
+        finding += _behind_text(validation, hidden)
     is_below_markov = order is None or bits < lines[markov_name(order)] - (half or 0)
     advice = _advice(last, trend, len(values), is_below_markov=is_below_markov)
     return Verdict(steps, f"{finding} {advice}", hidden, bits, lines, trend, on_plateau)
@@ -198,14 +199,18 @@ def _joined(names: Sequence[str]) -> str:
 
 
 def _behind_text(validation: Mapping[str, Any], hidden: int) -> str:
-    """Return a sentence on the other numbers of hidden bases at which a chain is clearly better, or nothing."""
+    """Return a sentence on the numbers of hidden bases at which a chain is clearly better, or nothing.
+
+    For `hidden` itself the Markov line is left out, because the comparison names it. Another chain can be clearly
+    better although the line, which has fewer bits, is not: its interval can be wide.
+    """
     behind = []
-    for other, bits in model_bits(validation).items():
-        best = markov_order(validation, other)
-        if other != hidden and best is not None:
-            difference = bits - markov_bits(validation)[best][other]
-            if difference > (markov_half_width(validation, best, other) or 0):
-                behind.append(other)
+    for number, bits in model_bits(validation).items():
+        for order, chain in markov_bits(validation).items():
+            is_line = number == hidden and order == markov_order(validation)
+            half = markov_half_width(validation, order, number) or 0
+            if number in chain and not is_line and bits - chain[number] > half and number not in behind:
+                behind.append(number)
     if not behind:
         return ""
     numbers = _joined([str(other) for other in behind[:-1]] + [bases_text(behind[-1])])

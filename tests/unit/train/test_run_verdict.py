@@ -40,14 +40,23 @@ def test_a_falling_run_that_has_read_its_data_often_is_told_so() -> None:
         (1.895, None, " With 9 hidden bases a Markov chain is clearly better."),
         (1.895, 0.004, " With 9 hidden bases a Markov chain is clearly better."),  # 1.945 and 1.940
         (1.895, 0.006, ""),
-        (2.055, None, " With 1, 3 and 9 hidden bases a Markov chain is clearly better."),
+        (1.928, None, " With 9 hidden bases a Markov chain is clearly better."),
     ],
 )
 def test_chains_that_are_better_elsewhere_are_named(bits: float, half_width: float | None, sentence: str) -> None:
-    """With 5 hidden bases the lines are those of the comparison."""
     text = verdict([bits], half_width=half_width).text
     before, _ = text.split(". Too few validations")
     assert before.endswith(sentence.rstrip(".")) and ("a Markov chain is clearly better" in text) == bool(sentence)
+
+
+def test_a_line_with_a_wide_interval_does_not_hide_a_clearly_better_chain() -> None:
+    found = validation(1.96, markov=1.93, half_width=0.05)
+    found["markov_half_width"]["5"]["5"] = 0.01  # 1.94
+    text = judge_run(rows_of([found])).text
+    assert "not clearly different from Markov order 8 (1.930" in text
+    assert "With 5 and 9 hidden bases a Markov chain is clearly better." in text
+    found["markov_half_width"]["5"]["5"] = 0.03
+    assert "With 9 hidden bases a Markov chain is clearly better." in judge_run(rows_of([found])).text
 
 
 @pytest.mark.parametrize(
