@@ -153,7 +153,7 @@ class InspectSettings(Settings):
     seed: int = setting(0, metavar="N")
     """Seed for choosing samples."""
     bed: Path | None = setting(None, metavar="FILE")
-    """Write the ranges of the splits val and test to this BED file, with the split as name."""
+    """Write the segments of the splits val and test to this BED file, with the split as name."""
 
 
 def inspect(settings: InspectSettings) -> int:

@@ -31,6 +31,8 @@ def run(folder: Path, as_json: bool, num_samples: int, seed: int, bed: Path | No
         if bed.exists():
             raise ConfigError(f"--bed {bed}: exists already; choose another file")
         lines = list(held_out_lines(manifest, folder))
+        if not lines:
+            raise ConfigError(f"--bed: {folder} holds out nothing; omit it")
         write_text(bed, "".join(lines))
         notice(f"{bed}: {len(lines):,} held-out ranges")
     content = describe(manifest, folder) | {"samples": random_samples(manifest, folder, num_samples, seed)}
@@ -80,9 +82,9 @@ def summary(manifest: Manifest, bases_of_split: dict[str, int]) -> dict[str, Any
 
 
 def held_out_lines(manifest: Manifest, folder: Path) -> Iterator[str]:
-    """Yield the lines of a BED file with the ranges of the splits val and test.
+    """Yield the lines of a BED file with the segments of the splits val and test.
 
-    Ranges that touch or overlap are merged. The name is the split. If there are several genomes, it is followed by a
+    Segments that touch or overlap are merged. The name is the split. If there are several genomes, it is followed by a
     colon and the genome.
     """
     shards = [shard for shard in manifest.shards if shard.split != "train"]

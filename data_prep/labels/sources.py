@@ -60,7 +60,7 @@ def class_and_path(word: str) -> tuple[str, str]:
 def place_windows(settings: LabelsSettings, sources: list[Source], reader: SequenceReader, dropped: Dropped) -> Windows:
     """Return the labelled windows of all intervals that can be used, in file order."""
     parts = []
-    wanted = None if settings.overlap is None else read_annotation(settings.overlap, Selection())
+    wanted = None if settings.overlap is None else read_annotation(settings.overlap, Selection(), warn=False)
     for source in sources:
         found, details = source.intervals, source.intervals.details
         assert details is not None

@@ -47,7 +47,7 @@ def matching(contigs: Sequence[Contig], patterns: Sequence[str], flag: str) -> N
         if not hits:
             hint = _BED_HINTS.get(flag, "") if is_bed_name(pattern) else ""
             if "," in pattern and any(part in by_name for part in pattern.split(",")):
-                hint = "; separate names with blanks, not commas"
+                raise ConfigError(f"{flag} {pattern}: no contig has this name; separate names with blanks, not commas")
             near = similar_contig(contigs, pattern)
             raise ConfigError(f"{flag} {pattern}: no contig has this name{hint}; did you mean {near!r}?")
         matched[hits] = True

@@ -59,12 +59,26 @@ def check_convertible(folder: Path, saved: SavedFormat, current: SavedFormat) ->
             "DeepSpeed configuration"
         )
     if 0 in (was.zero_stage, now.zero_stage):
-        # Stage 0 is for fp32 only.
-        precision = f" and --precision {saved.precision}" if saved.precision != current.precision else ""
-        raise CheckpointError(
-            f"{folder}: was saved by {saved}, and this run has stage {now.zero_stage}; DeepSpeed can't convert "
-            f"between stage 0 and the other stages; pass a --ds-config with stage {was.zero_stage}{precision}"
-        )
+        raise _stage_error(folder, saved, now.zero_stage, current.precision)
+
+
+def check_stage(folder: Path, stage: int, precision: str) -> None:
+    """Raise `CheckpointError` if a run with this stage and precision can't resume because stage 0 can't be converted.
+
+    `precision` is only for the message.
+    """
+    saved = SavedFormat.of(folder)
+    if saved.layout.zero_stage != stage and 0 in (saved.layout.zero_stage, stage):
+        raise _stage_error(folder, saved, stage, precision)
+
+
+def _stage_error(folder: Path, saved: SavedFormat, stage: int, precision: str) -> CheckpointError:
+    # Stage 0 is for fp32 only.
+    other = f" and --precision {saved.precision}" if saved.precision != precision else ""
+    return CheckpointError(
+        f"{folder}: was saved by {saved}, and this run has stage {stage}; DeepSpeed can't convert "
+        f"between stage 0 and the other stages; pass a --ds-config with stage {saved.layout.zero_stage}{other}"
+    )
 
 
 def convert(folder: Path, run: Path, module: nn.Module, saved: CheckpointLayout, current: CheckpointLayout) -> None:

@@ -34,16 +34,17 @@ def is_gff_file(path: str | os.PathLike[str]) -> bool:
     return _GFF_NAME.search(os.fspath(path)) is not None
 
 
-def read_annotation(path: str | os.PathLike[str], selection: Selection) -> Intervals:
+def read_annotation(path: str | os.PathLike[str], selection: Selection, *, warn: bool = True) -> Intervals:
     """Read the intervals of a BED, narrowPeak, GFF3 or GTF file, plain or gzip, with their details.
 
-    A file is GFF or GTF if its name says so (.gff, .gff3, .gtf), otherwise BED. Raises `ConfigError` if `selection` is
-    not empty for a BED file, or selects no line. Prints a warning if lines of several features are read because nothing
-    was selected. Raises `DataError` with the line number for a line that is neither an
-    interval nor a comment.
+    A file is GFF or GTF if its name says so (.gff, .gff3, .gtf), otherwise BED. With `warn`, prints a warning if lines
+    of several features are read because nothing was selected.
+
+    Raises `ConfigError` if `selection` is not empty for a BED file, or selects no line. Raises `DataError` with the
+    line number for a line that is neither an interval nor a comment.
     """
     if is_gff_file(path):
-        return _read_gff(path, selection)
+        return _read_gff(path, selection, warn=warn and selection.takes_all)
     if selection != Selection():
         raise ConfigError(
             f"--feature, --attribute and --name-attribute: apply to GFF and GTF, but {path} is read as BED; "
@@ -52,7 +53,7 @@ def read_annotation(path: str | os.PathLike[str], selection: Selection) -> Inter
     return read_intervals(path, details=True)
 
 
-def _read_gff(path: str | os.PathLike[str], selection: Selection) -> Intervals:
+def _read_gff(path: str | os.PathLike[str], selection: Selection, *, warn: bool) -> Intervals:
     numbers: dict[str, int] = {}
     contig, start, end, line = (array("q") for _ in range(4))
     names: list[str] = []
@@ -75,7 +76,7 @@ def _read_gff(path: str | os.PathLike[str], selection: Selection) -> Intervals:
             strands.append(columns[6].encode() if columns[6] in ("+", "-") else b".")
     if not contig:
         raise _nothing_selected(source.display_name, selection, list(found))
-    if len(found) > 1 and selection == Selection(name_attribute=selection.name_attribute):
+    if warn and len(found) > 1:
         notice(
             f"warning: {source.display_name}: without --feature every line is an interval "
             f"({', '.join(f'{feature}: {count:,}' for feature, count in found.most_common(_SHOWN_TYPES))})"

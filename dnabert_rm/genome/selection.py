@@ -26,6 +26,11 @@ class Selection:
     attributes: tuple[tuple[str, str], ...] = ()
     name_attribute: str | None = None
 
+    @property
+    def takes_all(self) -> bool:
+        """Whether all lines are used."""
+        return not self.features and not self.attributes
+
     def accepts(self, feature: str, attributes: dict[str, str]) -> bool:
         """Return whether a line is used."""
         return (not self.features or feature in self.features) and all(

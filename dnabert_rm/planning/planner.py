@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 
 from dnabert_rm.config import RunConfig
-from dnabert_rm.config.deepspeed_config import ZeroSettings, load_ds_config, zero_stage
+from dnabert_rm.config.deepspeed_config import ZeroSettings, load_ds_config
 from dnabert_rm.data.batching import BatchPlan, BatchSplit, make_batch_plan, split_batch
 from dnabert_rm.genome import kmer
 from dnabert_rm.masking.schedule import MaskSchedule, make_mask_schedule
@@ -98,15 +98,11 @@ def job_of_run(
     on_gpu: bool,
     first_step: int = 0,
 ) -> Job:
-    """Return the job of a run that starts at `first_step`.
-
-    Precision "auto" means bf16 on a GPU, and fp32 on a CPU and at ZeRO stage 0.
-    """
+    """Return the job of a run that starts at `first_step`. Precision "auto" means bf16 on a GPU and fp32 on a CPU."""
     model, data, train = config.model, config.data, config.train
     steps = range(0, train.steps, max(1, train.steps // 1000))
     fractions = [schedule.expected_fraction(step) * (data.window - 2) / data.window for step in steps]
-    takes_bf16 = on_gpu and zero_stage(load_ds_config(train.ds_config)[1])
-    precision = train.precision if train.precision != "auto" else "bf16" if takes_bf16 else "fp32"
+    precision = train.precision if train.precision != "auto" else "bf16" if on_gpu else "fp32"
     work = Workload(
         windows=split.micro_batch,
         window_tokens=data.window,

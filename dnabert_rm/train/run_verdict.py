@@ -47,7 +47,7 @@ HOLD_OUT_ADVICE = "hold out data with `python -m data_prep build … --val-fract
 
 @dataclass(frozen=True)
 class Verdict:
-    """Verdict on a run. `text` has one or two sentences."""
+    """Verdict on a run. `text` has a few sentences."""
 
     steps: int
     """Number of completed steps at the last validation, or at the last row if there is no validation."""
@@ -202,14 +202,15 @@ def _behind_text(validation: Mapping[str, Any], hidden: int) -> str:
     """Return a sentence on the numbers of hidden bases at which a chain is clearly better, or nothing.
 
     For `hidden` itself the Markov line is left out, because the comparison names it. Another chain can be clearly
-    better although the line, which has fewer bits, is not: its interval can be wide.
+    better although the line, which has fewer bits, is not: its interval can be wide. Without intervals, as in runs of
+    earlier releases and with a single region, there is no sentence.
     """
     behind = []
     for number, bits in model_bits(validation).items():
         for order, chain in markov_bits(validation).items():
             is_line = number == hidden and order == markov_order(validation)
-            half = markov_half_width(validation, order, number) or 0
-            if number in chain and not is_line and bits - chain[number] > half and number not in behind:
+            half = markov_half_width(validation, order, number)
+            if half is not None and not is_line and bits - chain[number] > half and number not in behind:
                 behind.append(number)
     if not behind:
         return ""
@@ -220,7 +221,7 @@ def _behind_text(validation: Mapping[str, Any], hidden: int) -> str:
 def _or_more_data(last: Mapping[str, Any]) -> str:
     """Return more advice for a run that has read its data several times. `last` is a metrics row."""
     epoch = last.get("epoch")
-    return "" if epoch is None or epoch < MANY_EPOCHS else f", or more data (it was read {epoch:.0f} times)"
+    return "" if epoch is None or epoch < MANY_EPOCHS else f", or more data (these were read {epoch:.0f} times)"
 
 
 def _advice(last: Mapping[str, Any], trend: Trend, num_validations: int, *, is_below_markov: bool) -> str:

@@ -75,6 +75,22 @@ def test_inspect_writes_the_held_out_ranges(world: Path, tmp_path: Path, capsys:
     assert capsys.readouterr().err.endswith("held_out.bed: exists already; choose another file\n")
 
 
+def test_inspect_names_split_and_genome(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for genome in ("one", "two"):
+        (tmp_path / f"{genome}.fa").write_bytes((world / "genome.fa").read_bytes())
+    words = ["--val-contigs", "one:sim1", "--test-contigs", "two:sim2", "--min-tokens", "1000", "--workers", "1"]
+    files = [str(tmp_path / "one.fa"), str(tmp_path / "two.fa")]
+    assert main(["build", *files, "--out", str(tmp_path / "out"), *words]) == 0
+    bed = tmp_path / "held_out.bed"
+    assert main(["inspect", str(tmp_path / "out"), "--bed", str(bed)]) == 0
+    rows = {(row[0], row[3]) for line in bed.read_text().splitlines() if (row := line.split("\t"))}
+    assert rows == {("sim1", "val:one"), ("sim2", "test:two")}
+    assert main(["build", files[0], "--out", str(tmp_path / "all"), "--workers", "1"]) == 0
+    capsys.readouterr()
+    assert main(["inspect", str(tmp_path / "all"), "--bed", str(tmp_path / "other.bed")]) == 2
+    assert capsys.readouterr().err.endswith("holds out nothing; omit it\n") and not (tmp_path / "other.bed").exists()
+
+
 def test_build_prints_the_same_summary_as_inspect(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--val-fraction", "0.1", "--block-bases", "5000", "--segment-tokens", "3000", "--workers", "1"]
     capsys.readouterr()

@@ -100,6 +100,17 @@ def test_lines_of_several_features_give_a_warning(
     assert len(found) == bool(said) and all(line.endswith(said) for line in found)
 
 
+def test_a_gff_of_overlaps_gives_no_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """--feature is not for the file of --overlap."""
+    write_genome(tmp_path / "genome.fa", {"c": random_dna(12, 1000)})
+    (tmp_path / "a.gff3").write_text(GFF)
+    (tmp_path / "first.gff3").write_text("".join(GFF.splitlines(keepends=True)[:3]))
+    overlap = str(tmp_path / "first.gff3")
+    flags = {"label": "overlap", "overlap": overlap, "feature": ("gene",), "val_fraction": 0.0, "test_fraction": 0.0}
+    run(tmp_path, tmp_path / "a.gff3", window=200, **flags)
+    assert "--feature" not in capsys.readouterr().err
+
+
 def test_existing_tables_are_kept(tmp_path: Path) -> None:
     write_peaks(tmp_path)
     (tmp_path / "out").mkdir()
