@@ -106,7 +106,7 @@ def test_a_locale_without_utf8(tmp_path: Path) -> None:
 
     run("build", folder / "g.fa", "--out", folder / "out", "--workers", "1", **locale)
     assert b"  ####################" in run("stats", folder / "out", "--workers", "1", **locale)
-    assert b"g:\\xe9:0-10 ACGTACGTAC" in run("inspect", folder / "out", **locale)
+    assert b"g:\\xe9:0-10 train ACGTACGTAC" in run("inspect", folder / "out", **locale)
     assert b"##########" in run("stats", folder / "out", "--workers", "1", PYTHONIOENCODING="latin-1")
     assert "██████████" in run("stats", folder / "out", "--workers", "1", PYTHONIOENCODING="utf-8").decode()
 
