@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dnabert_rm.checkpoint.checksums import CheckpointLayout, read_checkpoint_manifest
 from dnabert_rm.checkpoint.run_folder import CHANGES_NAME, CONFIG_NAME, TOKENIZER_NAME, read_state
 from dnabert_rm.checkpoint.train_state import TrainState
 from dnabert_rm.config import RunConfig, free_on_resume, resolve
+from dnabert_rm.config.deepspeed_config import load_ds_config, zero_stage
 from dnabert_rm.data.manifest import TokenizerInfo
 from dnabert_rm.model.pretrained import SHAPE_FIELDS, is_same_size, model_fields
 from dnabert_rm.utils.errors import CheckpointError, ConfigError
@@ -32,6 +34,22 @@ class CheckpointRecords:
     tokenizer: TokenizerInfo
     shape: dict[str, Any]
     """Architecture and sizes of the saved model, named as in `[model]`."""
+
+
+@dataclass(frozen=True)
+class SavedFormat:
+    """Layout and precision of a checkpoint, which determine names and contents of DeepSpeed's files."""
+
+    layout: CheckpointLayout
+    precision: str
+
+    @classmethod
+    def of(cls, folder: Path) -> SavedFormat:
+        """Read the format of a checkpoint. Raises `CheckpointError` if its manifest or configuration is damaged."""
+        return cls(read_checkpoint_manifest(folder).layout, stored_config(folder).train.precision)
+
+    def __str__(self) -> str:
+        return f"{self.layout.world_size} ranks under ZeRO stage {self.layout.zero_stage} in {self.precision}"
 
 
 @dataclass(frozen=True)
@@ -87,11 +105,33 @@ def check_compatible(
     folder = records.folder
     _check_tokenizer(folder, records.tokenizer, tokenizer)
     _check_shape(records, config)
+    # Before the precision: "auto" depends on the stage, and would be reported as a change that nobody made.
+    _check_stage(folder, config)
     changes = find_changes(records, config, fingerprint)
     _check_possible(folder, changes)
     if changes and not config.train.allow_changes:
         raise CheckpointError(f"{folder}: {'; '.join(map(_explain, changes))}; {_OVERRIDE}")
     return changes
+
+
+def _check_stage(folder: Path, config: RunConfig) -> None:
+    try:
+        saved = SavedFormat.of(folder)
+    except CheckpointError:  # damage is reported when the checkpoint is loaded
+        return
+    stage = zero_stage(load_ds_config(config.train.ds_config)[1])
+    if saved.layout.zero_stage != stage and 0 in (saved.layout.zero_stage, stage):
+        raise stage_error(folder, saved, stage, config.train.precision)
+
+
+def stage_error(folder: Path, saved: SavedFormat, stage: int, precision: str) -> CheckpointError:
+    """Return the error that DeepSpeed can't convert between stage 0 and `stage`, for a run with this precision."""
+    # Stage 0 is for fp32 only.
+    other = f" and --precision {saved.precision}" if precision not in (saved.precision, "auto") else ""
+    return CheckpointError(
+        f"{folder}: was saved by {saved}, and this run has stage {stage}; DeepSpeed can't convert "
+        f"between stage 0 and the other stages; pass a --ds-config with stage {saved.layout.zero_stage}{other}"
+    )
 
 
 def _check_tokenizer(folder: Path, stored: TokenizerInfo, current: TokenizerInfo) -> None:

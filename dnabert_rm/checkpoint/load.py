@@ -14,9 +14,9 @@ from dnabert_rm.checkpoint.checksums import (
     is_own_file,
     read_checkpoint_manifest,
 )
+from dnabert_rm.checkpoint.compatibility import SavedFormat
 from dnabert_rm.checkpoint.reshard import (
     UNIVERSAL_NAME,
-    SavedFormat,
     check_convertible,
     convert,
     converted_folder,

@@ -15,14 +15,13 @@ import io
 import os
 import shutil
 from argparse import Namespace
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from dnabert_rm.checkpoint.checksums import CheckpointLayout, read_checkpoint_manifest
-from dnabert_rm.checkpoint.compatibility import stored_config
+from dnabert_rm.checkpoint.checksums import CheckpointLayout
+from dnabert_rm.checkpoint.compatibility import SavedFormat, stage_error
 from dnabert_rm.checkpoint.run_folder import FOLDER_NAME, temporary_folder
 from dnabert_rm.utils.errors import CheckpointError
 
@@ -30,22 +29,6 @@ UNIVERSAL_NAME = "universal"
 _STATES = ("fp32", "exp_avg", "exp_avg_sq")
 _MODEL_FILES = {True: "zero_pp_rank_0_mp_rank_00_model_states.pt", False: "mp_rank_00_model_states.pt"}
 """DeepSpeed's file for everything that is not partitioned: True for stage 3, False for the other stages."""
-
-
-@dataclass(frozen=True)
-class SavedFormat:
-    """Layout and precision of a checkpoint, which determine names and contents of DeepSpeed's files."""
-
-    layout: CheckpointLayout
-    precision: str
-
-    @classmethod
-    def of(cls, folder: Path) -> SavedFormat:
-        """Read the format of a checkpoint. Raises `CheckpointError` if its manifest or configuration is damaged."""
-        return cls(read_checkpoint_manifest(folder).layout, stored_config(folder).train.precision)
-
-    def __str__(self) -> str:
-        return f"{self.layout.world_size} ranks under ZeRO stage {self.layout.zero_stage} in {self.precision}"
 
 
 def check_convertible(folder: Path, saved: SavedFormat, current: SavedFormat) -> None:
@@ -59,26 +42,7 @@ def check_convertible(folder: Path, saved: SavedFormat, current: SavedFormat) ->
             "DeepSpeed configuration"
         )
     if 0 in (was.zero_stage, now.zero_stage):
-        raise _stage_error(folder, saved, now.zero_stage, current.precision)
-
-
-def check_stage(folder: Path, stage: int, precision: str) -> None:
-    """Raise `CheckpointError` if a run with this stage and precision can't resume because stage 0 can't be converted.
-
-    `precision` is only for the message.
-    """
-    saved = SavedFormat.of(folder)
-    if saved.layout.zero_stage != stage and 0 in (saved.layout.zero_stage, stage):
-        raise _stage_error(folder, saved, stage, precision)
-
-
-def _stage_error(folder: Path, saved: SavedFormat, stage: int, precision: str) -> CheckpointError:
-    # Stage 0 is for fp32 only.
-    other = f" and --precision {saved.precision}" if saved.precision != precision else ""
-    return CheckpointError(
-        f"{folder}: was saved by {saved}, and this run has stage {stage}; DeepSpeed can't convert "
-        f"between stage 0 and the other stages; pass a --ds-config with stage {saved.layout.zero_stage}{other}"
-    )
+        raise stage_error(folder, saved, now.zero_stage, current.precision)
 
 
 def convert(folder: Path, run: Path, module: nn.Module, saved: CheckpointLayout, current: CheckpointLayout) -> None:

@@ -9,12 +9,10 @@ from pathlib import Path
 
 from dnabert_rm.checkpoint.compatibility import Change, check_compatible, describe_changes, read_records
 from dnabert_rm.checkpoint.load import find_damage_on_all_ranks
-from dnabert_rm.checkpoint.reshard import check_stage
 from dnabert_rm.checkpoint.run_folder import candidates, read_state, saved_steps, step_folder, step_of
 from dnabert_rm.checkpoint.save import rename_damaged, write_latest
 from dnabert_rm.checkpoint.train_state import TrainState
 from dnabert_rm.config import RunConfig
-from dnabert_rm.config.deepspeed_config import load_ds_config, zero_stage
 from dnabert_rm.data.batching import make_batch_plan
 from dnabert_rm.data.dataset import WindowDataset
 from dnabert_rm.distributed.collectives import on_first_rank
@@ -140,8 +138,6 @@ def _resumed(folder: Path, config: RunConfig, dataset: WindowDataset) -> Start:
         raise CheckpointError(
             f"{folder}: contains the state of step {state.step}, not of step {step}; restore the folder's original name"
         )
-    # First the stage: precision "auto" depends on it, and would be reported as a change that nobody made.
-    check_stage(folder, zero_stage(load_ds_config(config.train.ds_config)[1]), config.train.precision)
     changes = check_compatible(records, config, dataset.tokenizer, dataset.fingerprint)
     plan = state.plan.changed(state.step, config.train.global_batch)
     state = TrainState(state.step, plan, dataset.fingerprint, config.train.seed)
