@@ -30,7 +30,6 @@ from dnabert_rm.train.validation_record import (
     bits_by_hidden,
     loss_curves,
     markov_bits,
-    markov_order,
     model_bits,
     validation_of,
 )
@@ -267,13 +266,12 @@ def validation_scalars(validation: Mapping[str, Any]) -> dict[str, float | None]
     }
     if not (bits := model_bits(validation)):
         return scalars
-    best_chains = {hidden: markov_order(validation, hidden) for hidden in bits}
-    chains = markov_bits(validation)
+    chains = markov_bits(validation).values()
     compared = {
         f"{BITS}/": bits,
         f"{LINES}/{COMPOSITION}_": bits_by_hidden(validation.get(COMPOSITION)),
         f"{LINES}/{MARKOV}_": {
-            hidden: chains[order][hidden] for hidden, order in best_chains.items() if order is not None
+            hidden: min(found) for hidden in bits if (found := [chain[hidden] for chain in chains if hidden in chain])
         },
     }
     for prefix, by_hidden in compared.items():

@@ -88,7 +88,7 @@ def judge_run(rows: Sequence[Mapping[str, Any]], first_validation: int | None = 
     finding = f"{bits:.3f} bits per base at {bases_text(hidden)} after {steps:,} steps, {comparison}."
     if validation.get(NON_OVERLAPPING):
         finding += " Its tokens don't overlap, so more bases are hidden: compare it with such runs only."
-    if "worse than" not in comparison:
+    if order is None or bits - lines[markov_name(order)] <= (half or 0):
         finding += _behind_text(validation, hidden)
     is_below_markov = order is None or bits < lines[markov_name(order)] - (half or 0)
     advice = _advice(last, trend, len(values), is_below_markov=is_below_markov)
@@ -205,16 +205,21 @@ def _behind_text(validation: Mapping[str, Any], hidden: int) -> str:
     better although the line, which has fewer bits, is not: its interval can be wide. Without intervals, as in runs of
     earlier releases and with a single region, there is no sentence.
     """
-    behind = []
-    for number, bits in model_bits(validation).items():
-        for order, chain in markov_bits(validation).items():
-            is_line = number == hidden and order == markov_order(validation)
-            half = markov_half_width(validation, order, number)
-            if half is not None and not is_line and bits - chain[number] > half and number not in behind:
-                behind.append(number)
+    line = (hidden, markov_order(validation))
+
+    def is_clearly_better(order: int, number: int, difference: float) -> bool:
+        half = markov_half_width(validation, order, number)
+        return half is not None and difference > half and (number, order) != line
+
+    chains = markov_bits(validation).items()
+    behind = [
+        number
+        for number, bits in model_bits(validation).items()
+        if any(is_clearly_better(order, number, bits - chain[number]) for order, chain in chains if number in chain)
+    ]
     if not behind:
         return ""
-    numbers = _joined([str(other) for other in behind[:-1]] + [bases_text(behind[-1])])
+    numbers = _joined([*map(str, behind[:-1]), bases_text(behind[-1])])
     return f" With {numbers} a Markov chain is clearly better."
 
 
