@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import faulthandler
 import json
 import multiprocessing
 import multiprocessing.process
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -18,10 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import webdataset
 
 from dnabert_rm.data.columns import ContigInfo, ContigTable
 from dnabert_rm.data.manifest import Manifest, ShardInfo, SourceInfo, TokenizerInfo, segment_keys, write_manifest
+from dnabert_rm.distributed.launchers import free_port
 from dnabert_rm.genome import kmer
 from dnabert_rm.utils.files import sha256_of_file
 
@@ -97,11 +102,47 @@ def launcher_variables() -> set[str]:
 
 
 def clean_environment() -> dict[str, str]:
-    """Return the environment without a launcher's variables and with one thread per process."""
+    """Return the environment without a launcher's variables and with one thread per process.
+
+    Python prints the stacks of all threads if a signal such as SIGABRT ends it (`abort_processes`).
+    """
     launcher = launcher_variables()
     kept = {name: value for name, value in os.environ.items() if name not in launcher}
     folder = str(Path(sys.executable).parent)
-    return {**kept, "OMP_NUM_THREADS": "1", "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
+    path = f"{folder}{os.pathsep}{os.environ['PATH']}"
+    return {**kept, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1", "PATH": path}
+
+
+def abort_processes(processes: Sequence[int]) -> None:
+    """End processes and their descendants with SIGABRT, at which Python prints the stacks of all threads."""
+    found: list[psutil.Process] = []
+    for number in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found += [psutil.Process(number), *psutil.Process(number).children(recursive=True)]
+    for process in reversed(found):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.send_signal(signal.SIGABRT)
+    for process in psutil.wait_procs(found, 10)[1]:
+        process.kill()
+
+
+def run_launcher(command: Sequence[str | Path], timeout: float = 300, **variables: str) -> str:
+    """Run a launcher's command and return what it and its ranks printed. Fails with their stacks after `timeout` s."""
+    with subprocess.Popen(
+        [*map(str, command)],
+        cwd=ROOT,
+        env={**clean_environment(), **variables},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        try:
+            printed = process.communicate(timeout=timeout)[0]
+        except subprocess.TimeoutExpired:
+            abort_processes([process.pid])
+            raise AssertionError(f"no end after {timeout:g} s:\n{process.communicate()[0]}") from None
+    assert process.returncode == 0, printed
+    return printed
 
 
 def run_cli(*words: str | Path, timeout: float = 300) -> subprocess.CompletedProcess[str]:
@@ -115,13 +156,6 @@ def run_cli(*words: str | Path, timeout: float = 300) -> subprocess.CompletedPro
 def read_metrics(run: Path) -> list[dict]:
     """Read the rows of a run's metrics.jsonl."""
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
-def free_port() -> int:
-    """Return a TCP port that is free at the moment."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 # A fork server imports the slow libraries once, so that each rank starts in a moment instead of ten seconds.
@@ -191,6 +225,7 @@ def run_rank(environment: dict[str, str], words: list[str], log: str, node: str)
     with open(log, "w", buffering=1) as stream:
         os.dup2(stream.fileno(), 1)
         os.dup2(stream.fileno(), 2)
+        faulthandler.enable(stream)
         code = run_one("pretrain", "pretrain.sh", words)
         sys.stderr.flush()
     os._exit(code)  # multiprocessing would wait for processes that the rank left running
@@ -207,17 +242,16 @@ def move_to_node(name: str) -> None:
 
 
 def wait_for(ranks: Sequence[multiprocessing.process.BaseProcess], timeout: float = 300) -> list[int | None]:
-    """Wait for ranks, kill those that exceed `timeout`, and return the exit codes.
+    """Wait for ranks, abort those that exceed `timeout`, and return the exit codes.
 
-    A code is negative if a signal ended the rank, and None if the rank exceeded `timeout`.
+    A code is negative if a signal ended the rank, and None if the rank exceeded `timeout`. Such a rank prints its
+    stacks.
     """
     deadline = time.monotonic() + timeout
     for process in ranks:
         process.join(max(0.0, deadline - time.monotonic()))
     codes = [process.exitcode for process in ranks]
-    for process in ranks:
-        if process.is_alive():
-            process.kill()
+    abort_processes([process.pid or 0 for process in ranks if process.is_alive()])
     return codes
 
 

@@ -7,20 +7,18 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from support import (
-    ROOT,
-    clean_environment,
     free_port,
     random_bases,
     read_metrics,
     rewrite_manifest,
     run_cli,
+    run_launcher,
     run_ranks,
     write_prepared,
 )
@@ -50,7 +48,7 @@ def two_ranks(flags: list[str | Path], tmp_path_factory: pytest.TempPathFactory)
     """2 ranks x 1 accumulation, started by the literal command of the README."""
     run = tmp_path_factory.mktemp("two_ranks") / "run"
     command = ["deepspeed", "--num_gpus", "2", "--master_port", str(free_port()), "launch_scripts/pretrain.sh"]
-    subprocess.run([*command, *map(str, flags), "--output", str(run)], cwd=ROOT, env=clean_environment(), check=True)
+    run_launcher([*command, *flags, "--output", run])
     return run
 
 
@@ -62,9 +60,8 @@ def losses(run: Path) -> list[float]:
 
 def test_one_rank_with_accumulation_has_the_same_losses(two_ranks: Path, flags, tmp_path: Path) -> None:
     """Started by bash, which starts DeepSpeed's launcher."""
-    environment = {**clean_environment(), "DEEPSPEED_ARGS": f"--num_gpus 1 --master_port {free_port()}"}
-    command = ["bash", "launch_scripts/pretrain.sh", *map(str, flags), "--output", str(tmp_path / "run")]
-    subprocess.run([*command, "--micro-batch", "4"], cwd=ROOT, env=environment, check=True)
+    command = ["bash", "launch_scripts/pretrain.sh", *flags, "--output", tmp_path / "run", "--micro-batch", "4"]
+    run_launcher(command, DEEPSPEED_ARGS=f"--num_gpus 1 --master_port {free_port()}")
     np.testing.assert_allclose(losses(tmp_path / "run"), losses(two_ranks), rtol=2e-6)
 
 
