@@ -1,4 +1,4 @@
-"""Scores from `dnabert-rm gue` for the report, with the results of several folders side by side. Torch-free."""
+"""Scores from `evaluate suite` for the report, with the results of several folders side by side. Torch-free."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _REQUIRED_COLUMNS = (
 
 @dataclass(frozen=True)
 class GueTable:
-    """The results in one output folder of `dnabert-rm gue`."""
+    """The results in one output folder of `dnabert-rm evaluate suite`."""
 
     name: str
     rows: list[dict[str, str]]
@@ -46,7 +46,7 @@ class GueTable:
 
 
 def read_gue(folder: Path, name: str) -> GueTable:
-    """Read an output folder of `dnabert-rm gue`. Raise `DataError` if table.csv is missing or damaged."""
+    """Read an output folder of `dnabert-rm evaluate suite`. Raise `DataError` if table.csv is missing or damaged."""
     path = folder / TABLE_NAME
     try:
         with open(path, newline="", encoding="utf-8") as stream:
@@ -54,23 +54,24 @@ def read_gue(folder: Path, name: str) -> GueTable:
             rows = [{key: value or "" for key, value in row.items() if key} for row in reader]
     except OSError as error:
         why = "no such file" if isinstance(error, FileNotFoundError) else error.strerror
-        raise DataError(f"{path}: {why}; pass an output folder of `dnabert-rm gue` to --gue") from None
+        raise DataError(f"{path}: {why}; pass an output folder of `dnabert-rm evaluate suite` to --gue") from None
     except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: not a valid CSV file ({error}); run `dnabert-rm gue` again") from None
+        raise DataError(f"{path}: not a valid CSV file ({error}); run `dnabert-rm evaluate suite` again") from None
     if missing := [column for column in _REQUIRED_COLUMNS if column not in (reader.fieldnames or [])]:
-        raise DataError(f"{path}: has no column {missing[0]}; pass an output folder of `dnabert-rm gue` to --gue")
+        advice = "pass an output folder of `dnabert-rm evaluate suite` to --gue"
+        raise DataError(f"{path}: has no column {missing[0]}; {advice}")
     for line, row in enumerate(rows, 2):
         try:
             row |= {"mean": f"{float(row['mean']):.2f}"}
             row |= {"half_width_95": f"{float(row['half_width_95']):.2f}" if row["half_width_95"] else ""}
         except ValueError:
             raise DataError(
-                f"{path}:{line}: mean or half_width_95 is not a number; run `dnabert-rm gue` again"
+                f"{path}:{line}: mean or half_width_95 is not a number; run `dnabert-rm evaluate suite` again"
             ) from None
     path = folder / SCORES_NAME
     if not path.exists():
         return GueTable(name, rows, [f"{SCORES_NAME} is missing, so data sets that were not run are not listed."])
-    content = read_json(path, advice="run `dnabert-rm gue` again")
+    content = read_json(path, advice="run `dnabert-rm evaluate suite` again")
     return GueTable(name, rows, _remarks(content), content.get("suite", FIRST_SUITE))
 
 

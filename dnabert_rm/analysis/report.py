@@ -63,8 +63,9 @@ class GueSection:
 def write_report(path: Path, runs: Sequence[Run], gue: Sequence[Path] = (), axis: str = "steps") -> list[str]:
     """Write the HTML report. Return one sentence for each missing part of the report.
 
-    `gue` contains output folders of `dnabert-rm gue`. `axis` is the x axis of the curves, "steps" or "tokens". Raise
-    `ConfigError` if matplotlib is not installed, and `DataError` if a folder in `gue` has no valid table.
+    `gue` contains output folders of `dnabert-rm evaluate suite`. `axis` is the x axis of the curves, "steps" or
+    "tokens". Raise `ConfigError` if matplotlib is not installed, and `DataError` if a folder in `gue` has no valid
+    table.
     """
     names = short_names(gue) if gue else []
     tables = [gue_table.read_gue(folder, name) for folder, name in zip(gue, names, strict=True)]
@@ -162,7 +163,7 @@ def _missing(content: dict[str, Any], runs: Sequence[Run]) -> list[str]:
                 command = f"dnabert-rm analyze {kind} {run.folder}" + (" --data DIR" if kind == "attention" else "")
                 sentences.append(f"{run.name} has no {kind} figures; run `{command}` to draw them.")
     if content["gue"] is None:
-        sentences.append("No GUE table; pass an output folder of `dnabert-rm gue` with `--gue DIR`.")
+        sentences.append("No GUE table; pass an output folder of `dnabert-rm evaluate suite` with `--gue DIR`.")
     elif content["gue"].is_empty:
         sentences.append("The folders passed with `--gue` have no finished run yet.")
     with_checkpoints = {name for name, _ in content["checkpoints"]}

@@ -287,7 +287,7 @@ class ReportSettings(Settings):
     output: Path = setting(metavar="FILE")
     """The HTML page to write, such as report.html."""
     gue: tuple[Path, ...] = setting((), metavar="DIR")
-    """Output folders of `dnabert-rm gue`."""
+    """Output folders of `dnabert-rm evaluate suite`."""
     names: tuple[str, ...] = setting((), separator=",", metavar="A,B")
     """Names of the runs; by default their folder names."""
     x: Literal["steps", "tokens"] = "steps"
