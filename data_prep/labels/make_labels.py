@@ -17,7 +17,7 @@ from data_prep.labels.negatives import NegativeSampler, shuffle_sequence
 from data_prep.labels.options import LabelsSettings
 from data_prep.labels.report import NO_NEGATIVE, make_report
 from data_prep.labels.sources import NEGATIVE, NEGATIVE_CLASS, class_and_path, place_windows, read_sources, taken_ranges
-from data_prep.labels.splits import DEV, SPLITS, TEST, TRAIN, Territories, make_territories
+from data_prep.labels.splits import DEV, SPLITS, TEST, TRAIN, SplitMap, make_split_map
 from data_prep.labels.windows import Dropped, Rows, SequenceReader, Windows, composition
 from dnabert_rm.genome.kmer import reverse_complement
 from dnabert_rm.genome.reference import Genome
@@ -41,17 +41,17 @@ def make_labels(settings: LabelsSettings) -> dict[str, Any]:
         sources = read_sources(settings, genome)
         reader = SequenceReader(genome, settings.window)
         windows = place_windows(settings, sources, reader, dropped)
-        territories = make_territories(settings, reader, windows)
-        split = territories.splits_of(reader.places(windows), settings.window)
+        split_map = make_split_map(settings, reader, windows)
+        split = split_map.splits_of(reader.places(windows), settings.window)
         windows, split = dropped.keep(windows, split >= 0, "crosses the border of two splits"), split[split >= 0]
         rows, near = without_near_duplicates(settings, Rows(windows, split, reader.letters(windows)), dropped)
         kind = kind_of_negatives(settings, len(sources))
         if kind == "genome":
-            sampler = NegativeSampler(settings, reader, territories, taken_ranges(settings, sources, reader))
+            sampler = NegativeSampler(settings, reader, split_map, taken_ranges(settings, sources, reader))
             negatives, missing = sampler.sample(rows.windows, composition(rows.letters), rows.split)
             dropped[NO_NEGATIVE] += int(missing.sum())
             negatives = as_negatives(negatives, len(sources))
-            split = territories.splits_of(reader.places(negatives), settings.window)
+            split = split_map.splits_of(reader.places(negatives), settings.window)
             found = Rows(negatives, split, reader.letters(negatives))
         elif kind == "shuffled":
             copies = rows[np.repeat(np.arange(len(rows.split)), settings.negatives_per_positive)]
@@ -60,7 +60,7 @@ def make_labels(settings: LabelsSettings) -> dict[str, Any]:
         if kind != "none":
             found = found[dropped.kept(~is_among(found.letters, rows.letters), "negative with the bases of a positive")]
             rows, near = without_near_duplicates(settings, rows.joined(found), dropped)
-        check_splits(settings, rows, territories)
+        check_splits(settings, rows, split_map)
         rows = rows[np.lexsort((rows.windows.is_negative, rows.windows.start, rows.windows.contig))]
         report = make_report(settings, sources, kind, rows, dropped, near)
         try:
@@ -130,11 +130,11 @@ def shuffled(letters: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
     return np.frombuffer(b"".join(rows), dtype=np.uint8).reshape(letters.shape)
 
 
-def check_splits(settings: LabelsSettings, rows: Rows, territories: Territories) -> None:
+def check_splits(settings: LabelsSettings, rows: Rows, split_map: SplitMap) -> None:
     """Raise `ConfigError` if a wanted split is empty, if train has a single class, or if it lacks one of the others."""
     by_contigs = settings.val_contigs or settings.test_contigs, settings.val_contigs, settings.test_contigs
     for number, name in enumerate(SPLITS):
-        is_wanted = number == TRAIN or settings.fractions[number - 1] > 0 or (territories.split == number).any()
+        is_wanted = number == TRAIN or settings.fractions[number - 1] > 0 or (split_map.split == number).any()
         if is_wanted and not (rows.split == number).any():
             fix = "choose smaller --block-bases, or other fractions"
             if by_contigs[number]:

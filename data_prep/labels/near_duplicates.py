@@ -1,4 +1,4 @@
-"""Sequences of one table that another table holds too, in large part."""
+"""Near-duplicate sequences between the tables of the splits."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.labels.options import LabelsSettings
-from data_prep.labels.splits import Territories
+from data_prep.labels.splits import SplitMap
 from data_prep.labels.windows import Composition, SequenceReader, Windows, composition, join
 from dnabert_rm.genome.intervals import merge
 from dnabert_rm.utils import random
@@ -32,12 +32,12 @@ class NegativeSampler:
     """
 
     def __init__(
-        self, settings: LabelsSettings, reader: SequenceReader, territories: Territories, taken: NDArray[np.int64]
+        self, settings: LabelsSettings, reader: SequenceReader, split_map: SplitMap, taken: NDArray[np.int64]
     ) -> None:
         """`taken` (n, 2) holds the ranges that negatives keep away from, along all contigs laid end to end."""
         self._settings = settings
         self._reader = reader
-        self._territories = territories
+        self._split_map = split_map
         self._taken = merge(taken)
         self._chosen = np.empty((0, 2), dtype=np.int64)
         """Ranges of the negatives chosen so far."""
@@ -97,7 +97,7 @@ class NegativeSampler:
         places = self._reader.places(candidates)
         candidates = candidates[is_free(places, window, self._taken) & is_free(places, window, merge(self._chosen))]
         candidates = candidates[first_of_overlapping(self._reader.places(candidates), window)]
-        split = self._territories.splits_of(self._reader.places(candidates), window)
+        split = self._split_map.splits_of(self._reader.places(candidates), window)
         candidates, split = candidates[split >= 0], split[split >= 0]
         shares = self._composition(candidates)
         usable = shares.unknown <= self._settings.unknown_bases

@@ -26,7 +26,7 @@ BLOCK_BASES = 100_000
 
 
 @dataclass(frozen=True, eq=False)
-class Territories:
+class SplitMap:
     """The split of each block of the genome.
 
     `starts` (blocks,) is the first position of each block along all contigs laid end to end, in ascending order.
@@ -48,7 +48,7 @@ class Territories:
         return np.where(changes[first] == changes[last], self.split[first], -1)
 
 
-def make_territories(settings: LabelsSettings, reader: SequenceReader, windows: Windows) -> Territories:
+def make_split_map(settings: LabelsSettings, reader: SequenceReader, windows: Windows) -> SplitMap:
     """Return the split of each part of the genome.
 
     Contigs are divided into blocks of nearly equal length. All blocks of --val-contigs are dev, all of --test-contigs
@@ -62,7 +62,7 @@ def make_territories(settings: LabelsSettings, reader: SequenceReader, windows: 
     another genome or without held-out splits.
     """
     if settings.prepared is not None:
-        return _territories_of_pretraining(settings.prepared, reader)
+        return _splits_of_pretraining(settings.prepared, reader)
     contigs = reader.genome.contigs
     is_dev = matching(contigs, settings.val_contigs, "--val-contigs")
     is_test = matching(contigs, settings.test_contigs, "--test-contigs")
@@ -71,7 +71,7 @@ def make_territories(settings: LabelsSettings, reader: SequenceReader, windows: 
         raise ConfigError(f"--val-contigs and --test-contigs: contig {name!r} is in both; pass it to only one of them")
     starts = block_starts(reader.axis, settings.block_bases or BLOCK_BASES)
     split = np.where(is_dev, DEV, np.where(is_test, TEST, TRAIN))[reader.axis.contig_of(starts)]
-    blocks = Territories(starts, split)
+    blocks = SplitMap(starts, split)
     held = np.bincount(blocks.blocks_at(reader.places(windows)), minlength=len(starts))
     order = random.permutation(random.key(settings.seed, "labels blocks"), len(starts))
     order = order[split[order] == TRAIN]
@@ -85,7 +85,7 @@ def make_territories(settings: LabelsSettings, reader: SequenceReader, windows: 
     return blocks
 
 
-def _territories_of_pretraining(folder: str, reader: SequenceReader) -> Territories:
+def _splits_of_pretraining(folder: str, reader: SequenceReader) -> SplitMap:
     """Return the split of each part of the genome according to prepared data.
 
     Raises `ConfigError` for data of another genome, or without held-out splits.
@@ -112,7 +112,7 @@ def _territories_of_pretraining(folder: str, reader: SequenceReader) -> Territor
     starts, splits = np.concatenate(edges), np.concatenate(split)
     # Where one held-out part ends and another begins, the beginning counts: `blocks_at` takes the last of equal starts.
     order = np.lexsort((splits != TRAIN, starts))
-    return Territories(starts[order], splits[order])
+    return SplitMap(starts[order], splits[order])
 
 
 def _segments(reader: SplitReader) -> Iterator[dict[str, Any]]:

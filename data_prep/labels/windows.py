@@ -1,4 +1,4 @@
-"""Windows of fixed length around intervals, their sequences, and why some are dropped."""
+"""Windows of fixed length around intervals, their sequences, and the number that are dropped for each reason."""
 
 from __future__ import annotations
 

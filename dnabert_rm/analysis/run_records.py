@@ -14,15 +14,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dnabert_rm.checkpoint.run_folder import CONFIG_NAME, TOKENIZER_NAME, saved_steps, step_folder
+from dnabert_rm.checkpoint.run_folder import (
+    CONFIG_NAME,
+    ENVIRONMENT_NAME,
+    METRICS_NAME,
+    TOKENIZER_NAME,
+    saved_steps,
+    step_folder,
+)
 from dnabert_rm.data.manifest import MANIFEST_NAME
 from dnabert_rm.masking.schedule import resolve_phase_ends
 from dnabert_rm.train.validation_record import loss_curves, model_bits, validation_of
 from dnabert_rm.utils.errors import ConfigError, DataError
 from dnabert_rm.utils.files import read_json_or_empty
 
-METRICS_NAME = "metrics.jsonl"
-ENVIRONMENT_NAME = "environment.json"
 TOKENS = "consumed_tokens"
 
 

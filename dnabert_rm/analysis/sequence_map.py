@@ -80,7 +80,7 @@ def map_sequences(
     """Embed the sequences of a table by the mean over their tokens, and map them by t-SNE.
 
     If the table has more than `max_rows` rows, a random sample is used. `layer` is as in `embed`. Sequences without a
-    known k-mer are left out. Raises `DataError` if fewer than `MIN_ROWS` sequences are left.
+    known k-mer are left out. Raises `DataError` if fewer than `MIN_ROWS` sequences or one label are left.
     """
     from sklearn.manifold import TSNE
     from sklearn.preprocessing import StandardScaler
@@ -88,13 +88,24 @@ def map_sequences(
     table = read_labelled(path, (label_column,))
     chosen = np.sort(random.permutation(random.key(seed, "mapped sequences"), len(table))[:max_rows])
     rows = table.rows(chosen)
+    _check_labels(path, rows)
     vectors = embed_table(model, rows, layer)
     known = np.flatnonzero(np.isfinite(vectors).all(axis=1))
     if len(known) < MIN_ROWS:
         raise DataError(f"{path}: {len(known)} sequences are too few for a map; pass a table with {MIN_ROWS} or more")
     rows, points = rows.rows(known), StandardScaler().fit_transform(vectors[known])
+    _check_labels(path, rows)
     plane = TSNE(perplexity=min(perplexity, (len(points) - 1) / 3), init="pca", random_state=seed).fit_transform(points)
     return SequenceMap(plane, rows.labels, rows.lines, len(table), *neighbour_agreement(points, rows.labels))
+
+
+def _check_labels(path: Path, rows: LabelledTable) -> None:
+    """Raise `DataError` if all rows have the same label."""
+    if len(found := set(rows.labels)) == 1:
+        raise DataError(
+            f"{path}: all {len(rows)} sequences have the label {found.pop()}; pass a table with two labels or more, or "
+            "another --label-column"
+        )
 
 
 def embed_table(model: Path, rows: LabelledTable, layer: int | None) -> NDArray[np.float32]:

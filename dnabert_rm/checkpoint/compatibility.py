@@ -25,7 +25,7 @@ _BATCH_WARMUP = ("train.batch_start", "train.batch_increment", "train.batch_warm
 
 
 @dataclass(frozen=True)
-class CheckpointRecords:
+class CheckpointMetadata:
     """Metadata of a checkpoint: folder, training state, configuration, tokenizer and model shape."""
 
     folder: Path
@@ -68,10 +68,10 @@ class Change:
         return f"{self.field} was {self.old} and is {self.new}"
 
 
-def read_records(folder: Path) -> CheckpointRecords:
+def read_metadata(folder: Path) -> CheckpointMetadata:
     """Read a checkpoint's metadata. Raises `CheckpointError` if a metadata file is missing or damaged."""
     shape = model_fields(folder, missing="use another checkpoint")
-    return CheckpointRecords(folder, read_state(folder), stored_config(folder), stored_tokenizer(folder), shape)
+    return CheckpointMetadata(folder, read_state(folder), stored_config(folder), stored_tokenizer(folder), shape)
 
 
 def stored_config(folder: Path) -> RunConfig:
@@ -93,7 +93,7 @@ def stored_tokenizer(folder: Path) -> TokenizerInfo:
 
 
 def check_compatible(
-    records: CheckpointRecords, config: RunConfig, tokenizer: TokenizerInfo, fingerprint: str
+    metadata: CheckpointMetadata, config: RunConfig, tokenizer: TokenizerInfo, fingerprint: str
 ) -> list[Change]:
     """Return the changes since the checkpoint that alter the training results.
 
@@ -102,12 +102,12 @@ def check_compatible(
     Raises `CheckpointError` if there are such changes and `--allow-changes` is not given. Some changes are errors even
     with `--allow-changes`: another tokenizer, model shape or batch-size warm-up, and a change from or to fp16.
     """
-    folder = records.folder
-    _check_tokenizer(folder, records.tokenizer, tokenizer)
-    _check_shape(records, config)
+    folder = metadata.folder
+    _check_tokenizer(folder, metadata.tokenizer, tokenizer)
+    _check_shape(metadata, config)
     # Before the precision: "auto" depends on the stage, and would be reported as a change that nobody made.
     _check_stage(folder, config)
-    changes = find_changes(records, config, fingerprint)
+    changes = find_changes(metadata, config, fingerprint)
     _check_possible(folder, changes)
     if changes and not config.train.allow_changes:
         raise CheckpointError(f"{folder}: {'; '.join(map(_explain, changes))}; {_OVERRIDE}")
@@ -152,24 +152,24 @@ def _tokenizer_name(tokenizer: TokenizerInfo) -> str:
     return f"a {tokenizer.kind} tokenizer of {tokenizer.vocab_size} ids (SHA-256 {digest})"
 
 
-def _check_shape(records: CheckpointRecords, config: RunConfig) -> None:
+def _check_shape(metadata: CheckpointMetadata, config: RunConfig) -> None:
     """Raise `CheckpointError` if the model shape in the run's settings differs from the checkpoint's model shape."""
     asked = {name: getattr(config.model, name) for name in SHAPE_FIELDS}
     changes = [
         str(Change(f"model.{name}", value, asked[name]))
-        for name, value in records.shape.items()
+        for name, value in metadata.shape.items()
         if not is_same_size(asked[name], value)
     ]
     if changes:
         raise CheckpointError(
-            f"{records.folder}: {'; '.join(changes)}; a trained model can't change its shape: undo the change (with "
+            f"{metadata.folder}: {'; '.join(changes)}; a trained model can't change its shape: undo the change (with "
             "--preset or the model's settings), or choose another --output for a new model"
         )
 
 
-def find_changes(records: CheckpointRecords, config: RunConfig, fingerprint: str) -> list[Change]:
+def find_changes(metadata: CheckpointMetadata, config: RunConfig, fingerprint: str) -> list[Change]:
     """Return all changes since the checkpoint that alter the results, except changes of tokenizer or model shape."""
-    stored = records.config.to_dict()
+    stored = metadata.config.to_dict()
     current = config.to_dict()
     if current["train"]["precision"] == "auto":  # before the run has selected its device
         current["train"]["precision"] = stored["train"]["precision"]
@@ -177,7 +177,7 @@ def find_changes(records: CheckpointRecords, config: RunConfig, fingerprint: str
     if config.data.remainder == "drop":
         # If remainders are dropped, an epoch's length depends on the batch size. Another size would shift every sample.
         may_differ -= {"train.global_batch"}
-    found = [Change(FINGERPRINT, records.state.fingerprint, fingerprint)]
+    found = [Change(FINGERPRINT, metadata.state.fingerprint, fingerprint)]
     found += [
         Change(f"{section}.{name}", stored[section][name], value)
         for section, values in current.items()
@@ -206,8 +206,8 @@ def _explain(change: Change) -> str:
     """Describe one change, as part of the error message that asks for `--allow-changes`."""
     if change.field == FINGERPRINT:
         return (
-            f"was trained on other data (fingerprint {change.old[:12]}, now {change.new[:12]}), so samples would be "
-            "repeated or skipped"
+            f"was trained on other data (fingerprint {_short(change.old)}, now {_short(change.new)}), so samples would "
+            "be repeated or skipped"
         )
     if change.field == "train.steps":
         return (
@@ -217,10 +217,17 @@ def _explain(change: Change) -> str:
     return str(change)
 
 
+def _short(fingerprint: str) -> str:
+    """Return the first digits of a fingerprint. With several data sets, it is a sum of theirs, joined by "+"."""
+    return "+".join(part[:12] for part in fingerprint.split("+"))
+
+
 def describe_changes(step: int, changes: list[Change]) -> str:
     """Return one line of text on the changes accepted with `--allow-changes` for a run that resumes at `step`."""
     shown = (
-        f"{FINGERPRINT} was {change.old[:12]} and is {change.new[:12]}" if change.field == FINGERPRINT else str(change)
+        f"{FINGERPRINT} was {_short(change.old)} and is {_short(change.new)}"
+        if change.field == FINGERPRINT
+        else str(change)
         for change in changes
     )
     return f"changed from step {step} on (--allow-changes): {'; '.join(shown)}"

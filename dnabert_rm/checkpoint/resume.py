@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dnabert_rm.checkpoint.compatibility import Change, check_compatible, describe_changes, read_records
+from dnabert_rm.checkpoint.compatibility import Change, check_compatible, describe_changes, read_metadata
 from dnabert_rm.checkpoint.load import find_damage_on_all_ranks
 from dnabert_rm.checkpoint.run_folder import candidates, read_state, saved_steps, step_folder, step_of
 from dnabert_rm.checkpoint.save import rename_damaged, write_latest
@@ -49,14 +49,14 @@ class Start:
             )
 
 
-def find_first_state(config: RunConfig, dataset: WindowDataset, ranks: Ranks) -> Start:
+def find_start(config: RunConfig, dataset: WindowDataset, ranks: Ranks) -> Start:
     """Return the starting point of a new or resumed run. All ranks must call this.
 
     A new run starts at step 0 and has no checkpoint. Raises `CheckpointError` if all checkpoints are damaged, or
     if the newest undamaged checkpoint does not fit the configuration or the data.
     """
     train = config.train
-    folder = find_start(train.resume, Path(train.output), ranks)
+    folder = find_checkpoint(train.resume, Path(train.output), ranks)
     if folder is None:
         state = TrainState(0, make_batch_plan(config), dataset.fingerprint, train.seed)
         return Start(state, init_from=config.model.init_from)
@@ -67,7 +67,7 @@ def find_first_state(config: RunConfig, dataset: WindowDataset, ranks: Ranks) ->
     return dataclasses.replace(start, checkpoint=folder)
 
 
-def find_start(resume: str, run: Path, ranks: Ranks) -> Path | None:
+def find_checkpoint(resume: str, run: Path, ranks: Ranks) -> Path | None:
     """Return the newest undamaged checkpoint, or None if there are no checkpoints. All ranks must call this.
 
     Damaged checkpoints are skipped, and reported in one line on standard error. Raises `CheckpointError` if all
@@ -132,13 +132,13 @@ def _resumed(folder: Path, config: RunConfig, dataset: WindowDataset) -> Start:
     Raises `CheckpointError` if the checkpoint does not fit the run, or if the step in `state.json` differs from the
     step in the folder's name.
     """
-    records = read_records(folder)
-    state = records.state
+    metadata = read_metadata(folder)
+    state = metadata.state
     if (step := step_of(folder)) not in (None, state.step):
         raise CheckpointError(
             f"{folder}: contains the state of step {state.step}, not of step {step}; restore the folder's original name"
         )
-    changes = check_compatible(records, config, dataset.tokenizer, dataset.fingerprint)
+    changes = check_compatible(metadata, config, dataset.tokenizer, dataset.fingerprint)
     plan = state.plan.changed(state.step, config.train.global_batch)
     state = TrainState(state.step, plan, dataset.fingerprint, config.train.seed)
-    return Start(state, folder, changes, records.config.model.init_from)
+    return Start(state, folder, changes, metadata.config.model.init_from)

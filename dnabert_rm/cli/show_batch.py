@@ -10,21 +10,19 @@ import sys
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dnabert_rm.checkpoint.run_folder import read_state
 from dnabert_rm.cli.run_flags import RunCommand, RunFlags
-from dnabert_rm.config import RunConfig
 from dnabert_rm.config.schema import Settings, setting
-from dnabert_rm.data.batching import BatchPlan, make_batch_plan
+from dnabert_rm.data.batching import BatchPlan
 from dnabert_rm.data.dataset import WindowDataset, make_dataset
 from dnabert_rm.genome.kmer import MASK_ID, NUM_SPECIAL, codes_to_bases, kmer_codes, vocabulary
 from dnabert_rm.masking.collator import IGNORE, RandomMaskCollator, make_collator
 from dnabert_rm.masking.schedule import make_mask_schedule
+from dnabert_rm.train.preflight import newest_checkpoint, remaining_plan
 from dnabert_rm.utils.errors import ConfigError
 
 DEFAULT_SHOWN = 4
@@ -62,7 +60,8 @@ def run(settings: ShowBatchSettings, flags: RunFlags) -> None:
             f"--step {step}: the run has steps 0 to {config.train.steps - 1}; choose one of them, or raise --steps"
         )
     dataset = make_dataset(config)
-    plan = batch_plan(config)
+    newest = newest_checkpoint(config)
+    plan, _ = remaining_plan(config, newest.state if newest else None)
     schedule = make_mask_schedule(config, dataset.tokenizer.k)
     collator = make_collator(config, schedule, plan.step_of, dataset.tokenizer.vocab_size)
     rows = step_rows(dataset, collator, plan, step, settings.first)
@@ -78,14 +77,6 @@ def run(settings: ShowBatchSettings, flags: RunFlags) -> None:
         print("\n" + printer.text(row))
     if k := dataset.tokenizer.k:
         print(f"\nGuessing has a loss of k ln 4 = {k * math.log(4):.3f} nats per masked token (k = {k}).")
-
-
-def batch_plan(config: RunConfig) -> BatchPlan:
-    """Return the plan of global batch sizes from the run's newest checkpoint, or else from the configuration."""
-    states = sorted(Path(config.train.output).glob("checkpoints/step_*/state.json"))
-    if not states:
-        return make_batch_plan(config)
-    return read_state(states[-1].parent).plan
 
 
 def step_rows(

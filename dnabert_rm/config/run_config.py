@@ -26,19 +26,19 @@ class ModelConfig:
 
     architecture: Architecture = "bert"
     """"bert" (post-norm, learned positions; DNABERT's) or "modernbert" (pre-norm, rotary, GeGLU)."""
-    hidden_size: int = 768
+    hidden_size: int = setting(768, minimum=1)
     """Width of the residual stream."""
     num_layers: int = setting(12, minimum=1)
     """Number of transformer layers."""
     num_heads: int = setting(12, minimum=1)
     """Attention heads per layer. model.hidden_size must be a multiple of this number."""
-    intermediate_size: int = 3072
+    intermediate_size: int = setting(3072, minimum=1)
     """Width of the feed-forward layer."""
-    max_positions: int = 512
+    max_positions: int = setting(512, minimum=3)
     """Largest sequence length in tokens, special tokens included."""
     rope_period: float = setting(0.0, minimum=0)
     """Shortest period of modernbert's rotary positions in tokens, 2 or more; 3: a codon. 0: transformers' (6.28)."""
-    dropout: float = 0.0
+    dropout: float = setting(0.0, minimum=0, maximum=1)
     """Dropout of hidden states in pretraining, and of attention unless that is set (DNABERT's is 0.1)."""
     attention_dropout: float = setting(-1.0, minimum=-1, maximum=1)
     """Dropout of attention weights; -1: as model.dropout. Without it, attention kernels do less on a GPU."""
@@ -100,7 +100,7 @@ class DataConfig:
     """If a shard is damaged or missing: "fail", or "skip" (use replacement samples, logged and counted)."""
     cache_dir: str = setting("~/.cache/dnabert_rm/shards", free_on_resume=True)
     """Folder on a local disk for shards read from URLs; runs may share it."""
-    cache_gb: float = setting(50.0, may_be_infinite=True, free_on_resume=True)
+    cache_gb: float = setting(50.0, minimum=0, may_be_infinite=True, free_on_resume=True)
     """Largest size of data.cache_dir in gigabytes (10^9 bytes); the least recently used shards are deleted first."""
     num_workers: int = setting(1, flag="--workers", minimum=0, free_on_resume=True)
     """Loader processes per rank; 0 loads in the training process."""
@@ -117,14 +117,14 @@ class MaskingConfig:
     phase_ends: tuple[float, ...] = setting((), flag="--phase-ends")
     """Ends of the phases, as steps or as fractions of the run up to 1. Empty: the paper's five, scaled to the run."""
     phase_spans: tuple[int, ...] = setting((), flag="--phase-spans")
-    """Largest span of each phase; empty: k, k + 2, k + 4 …"""
+    """Upper limit of the spans of each phase; empty: k, k + 2, k + 4 …"""
     centre_rate: float = 0.025
     """Probability p that a token is the centre of a span."""
     draw: Literal["uniform", "max"] = "uniform"
-    """Span of a window: "uniform" (random from k, k + 2 … largest of the phase) or "max" (the largest)."""
+    """Span of a window: "uniform" (random from k, k + 2 … up to the phase's limit) or "max" (the limit)."""
     replacement: Literal["token", "span", "mask"] = "token"
     """80/10/10 replacement per "token" or per "span" (touching spans are merged). "mask": always [MASK]."""
-    fixed_span: int = 0
+    fixed_span: int = setting(0, minimum=0)
     """Span of policy "fixed"; 0: k, as in DNABERT."""
     token_rate: float = 0.15
     """Masked fraction of policy "token"."""
@@ -140,17 +140,17 @@ class OptimConfig:
     """After the warm-up: "linear" or "cosine" decay to 0, "wsd" (stable, then linear decay to 0), or "constant"."""
     decay_share: float = setting(0.1, above=0, maximum=1)
     """Share of the steps, at the end of the run, in which schedule "wsd" decays."""
-    warmup_steps: int = -1
+    warmup_steps: int = setting(-1, minimum=-1)
     """Steps of linear warm-up; -1: 10,000 of 480,000 steps, scaled to the run."""
-    beta1: float = 0.9
+    beta1: float = setting(0.9, minimum=0, below=1)
     """AdamW's first decay rate."""
-    beta2: float = 0.98
+    beta2: float = setting(0.98, minimum=0, below=1)
     """AdamW's second decay rate."""
-    eps: float = 1e-6
+    eps: float = setting(1e-6, minimum=0)
     """AdamW's epsilon."""
-    weight_decay: float = 0.01
+    weight_decay: float = setting(0.01, minimum=0)
     """Decoupled weight decay; not applied to biases and norms."""
-    clip: float = setting(1.0, may_be_infinite=True)
+    clip: float = setting(1.0, minimum=0, may_be_infinite=True)
     """Largest global gradient norm; 0: no clipping."""
 
 
@@ -204,7 +204,7 @@ class TrainConfig:
     deterministic: bool = setting(False, free_on_resume=True)
     """Use deterministic kernels only, so that a resume on GPUs repeats every bit. Slower; cuDNN's attention is left
     out."""
-    threads_per_rank: int = setting(0, free_on_resume=True)
+    threads_per_rank: int = setting(0, minimum=0, free_on_resume=True)
     """CPU threads per rank; 0: the machine's cores divided by its ranks."""
     start_timeout_seconds: float = setting(600.0, above=0, may_be_infinite=True, free_on_resume=True)
     """Longest wait for all ranks to start and join the rendezvous."""
@@ -250,9 +250,17 @@ class RunConfig:
         """Return the configuration as TOML text that `--config` can read."""
         lines = []
         for section, values in self.to_dict().items():
-            # A JSON string, number, boolean or list of them is also valid TOML.
-            lines += [f"[{section}]", *(f"{name} = {json.dumps(value)}" for name, value in values.items()), ""]
+            lines += [f"[{section}]", *(f"{name} = {_toml_value(value)}" for name, value in values.items()), ""]
         return "\n".join(lines)
+
+
+def _toml_value(value: str | float | bool | list[Any]) -> str:
+    """Return the TOML text of a value. JSON differs in infinite numbers, and in characters beyond 16 bits."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(_toml_value, value))}]"
+    if isinstance(value, float):
+        return repr(value)
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 SECTIONS: dict[str, type] = {
@@ -310,3 +318,26 @@ def run_config_problems(config: RunConfig) -> Iterator[str]:
         yield "data.path: no prepared folder; pass --data DIR (made by `python -m data_prep build`)"
     if not train.output:
         yield "train.output: no run folder; pass --output DIR"
+
+
+def ignored_settings(config: RunConfig) -> Iterator[str]:
+    """Yield a message for each setting that was changed although another setting makes it ineffective."""
+    model, data, masking, optim, train = config.model, config.data, config.masking, config.optim, config.train
+    is_random = masking.policy in ("randommask", "randommask-matched")
+    conditions = {
+        "model.loss_switch": (model.loss == "base-then-token", "model.loss base-then-token"),
+        "data.weights": (len(data.path) > 1, "several data sets"),
+        "masking.phase_ends": (is_random, "masking.policy randommask or randommask-matched"),
+        "masking.phase_spans": (is_random, "masking.policy randommask or randommask-matched"),
+        "masking.draw": (is_random, "masking.policy randommask or randommask-matched"),
+        "masking.centre_rate": (masking.policy != "token", "spans; set masking.token_rate for policy token"),
+        "masking.fixed_span": (masking.policy == "fixed", "masking.policy fixed"),
+        "masking.token_rate": (masking.policy == "token", "masking.policy token"),
+        "optim.decay_share": (optim.schedule == "wsd", "optim.schedule wsd"),
+        "train.batch_increment": (train.batch_start > 0, "train.batch_start"),
+        "train.batch_warmup_steps": (train.batch_start > 0, "train.batch_start"),
+    }
+    for name, (is_used, needed) in conditions.items():
+        section, key = name.split(".")
+        if not is_used and getattr(getattr(config, section), key) != run_settings()[name].default:
+            yield f"{name} has no effect without {needed}"

@@ -5,7 +5,6 @@ A sampler gives the position of each window, and shard readers give its tokens.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -326,13 +325,11 @@ class WindowDataset:
         Raises `DataError` if too many random choices fall on damaged or missing shards.
         """
         sampler = self.samplers[source]
-        for attempt in itertools.count():
+        for attempt in range(_MAX_REPLACEMENT_TRIES):
             bits = random.fold(random.fold(self._replacement_key, sample), attempt)
             found = sampler.locate(random.below(bits, min(sampler.epoch_samples, 1 << 31)))
             if self.readers[source].is_usable(int(found.shard[0])):
                 return found
-            if attempt == _MAX_REPLACEMENT_TRIES:
-                break
         raise DataError(
             f"{self.readers[source].folder.shown}: hardly any shard can be read; copy or build the data again"
         )

@@ -28,7 +28,7 @@ from dnabert_rm.utils.files import atomic_file
 
 MAX_TRAINING_BASES = 1_000_000_000
 """Of larger training data only random shards with about this number of bases are counted."""
-CONTEXT_BASES = 24
+LINE_CONTEXT_BASES = 24
 """Bases beside a region that the lines can depend on: the end of a hidden stretch, and the context of a chain."""
 COMPOSITION = "composition"
 _VERSION = 1
@@ -88,11 +88,11 @@ def _without_far_context(
     regions: Sequence[HeldOutRegion], stretches: Sequence[HiddenStretches]
 ) -> tuple[list[HeldOutRegion], list[HiddenStretches]]:
     """Cut the context of each region to the bases that the lines depend on, so that it does not depend on a window."""
-    removed = np.array([max(0, region.first - CONTEXT_BASES) for region in regions], dtype=np.int64)
+    removed = np.array([max(0, region.first - LINE_CONTEXT_BASES) for region in regions], dtype=np.int64)
     cut = [
         dataclasses.replace(
             region,
-            codes=region.codes[begin : region.last + CONTEXT_BASES],
+            codes=region.codes[begin : region.last + LINE_CONTEXT_BASES],
             first=region.first - begin,
             last=region.last - begin,
         )

@@ -192,7 +192,8 @@ class EpochSampler:
 
     def _epoch(self, epoch: int) -> _Epoch:
         if epoch not in self._epochs:
-            # A batch spans at most two epochs, so keep two. A dictionary can be pickled, but an `lru_cache` can't.
+            # Keep two, since successive calls need the same epoch and the next one. A dictionary can be pickled, but an
+            # `lru_cache` can't.
             kept = list(self._epochs.items())[-1:]
             self._epochs = {**dict(kept), epoch: self._make_epoch(epoch)}
         return self._epochs[epoch]
@@ -267,16 +268,20 @@ def _long_segments(shard_segments: Sequence[ArrayLike], stored_tokens: int) -> t
 class MixtureSampler:
     """Sampler that draws from several data sets in proportion to their weights.
 
-    The samples of one data set keep their order. The mixed sequence consists of cycles of `CYCLE` samples. For every c,
-    the first c cycles contain each data set's share of c * `CYCLE` samples, rounded to a whole number. Within a cycle,
-    the data sets are mixed at random.
+    The mixed sequence consists of cycles of `CYCLE` samples. For every c, the first c cycles contain the first samples
+    of each data set: its share of c * `CYCLE`, rounded to a whole number. Within a cycle, all samples are shuffled.
     """
 
     def __init__(self, samplers: Sequence[EpochSampler], weights: Sequence[float], seed: int) -> None:
-        """Raise `ConfigError` unless there is one positive weight for each data set."""
+        """Raise `ConfigError` unless there is one positive weight for each data set, and none is too small."""
         if len(weights) != len(samplers) or not all(0 < weight < math.inf for weight in weights):
             raise ConfigError(
                 f"data.weights {list(weights)} must hold one positive number for each of {len(samplers)} data sets"
+            )
+        if min(weights) * CYCLE < sum(weights):  # rounding would give a cycle less than no sample of this data set
+            raise ConfigError(
+                f"data.weights: {min(weights):g} is less than 1 in {CYCLE:,} of their sum {sum(weights):g}; raise this "
+                "weight, leave that data set out, or build all genomes into one folder"
             )
         self._samplers = list(samplers)
         self._cumulative = np.concatenate([[0.0], np.cumsum(weights) / np.sum(weights)])
@@ -295,7 +300,9 @@ class MixtureSampler:
         """Map N sample indices to data sets and to sample indices within those data sets, both (N,) int64."""
         cycles, positions = np.divmod(np.asarray(samples, dtype=np.int64).reshape(-1), CYCLE)
         before, after = self._quota_ends(cycles), self._quota_ends(cycles + 1)
-        quota_ends = np.cumsum(np.diff(after) - np.diff(before), axis=1)
+        quotas = np.diff(after) - np.diff(before)
+        assert (quotas >= 0).all()
+        quota_ends = np.cumsum(quotas, axis=1)
         slots = permute(random.fold(self._key, cycles), positions, np.full(len(cycles), CYCLE))
         sets = (slots[:, None] >= quota_ends).sum(axis=1)
         rows = np.arange(len(cycles))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import math
 import os
 import re
 import select
 import socket
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +22,7 @@ import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 from dnabert_rm.distributed.launchers import LauncherError, RankInfo, free_port, how_to_set, rank_info
-from dnabert_rm.utils.errors import ConfigError
+from dnabert_rm.utils.errors import EXIT_USER_ERROR, ConfigError
 
 CHECK_SECONDS = 120.0
 """Longest wait for another rank between the rendezvous and the start of training."""
@@ -87,11 +89,39 @@ def join_rendezvous(seconds: float) -> Rendezvous:
     os.environ.update(info.environment())
     set_gloo_interface(info.master_addr)
     try:
-        store, _, _ = next(rendezvous("env://", timeout=timedelta(seconds=seconds)))
+        with _exit_if_stuck(info, seconds):
+            store, _, _ = next(rendezvous("env://", timeout=timedelta(seconds=seconds)))
     except dist.DistError as error:
         raise _rendezvous_error(info, str(error), seconds) from None
     store.set_timeout(timedelta(seconds=CHECK_SECONDS))
     return Rendezvous(info, store)
+
+
+@contextlib.contextmanager
+def _exit_if_stuck(info: RankInfo, seconds: float) -> Iterator[None]:
+    """Exit this process with an error if the block takes much longer than `seconds`.
+
+    Torch's timeout does not apply once a connection is open. If another program accepts the connection at rank 0's
+    port and does not answer, torch waits forever.
+    """
+
+    def end() -> None:
+        advice = how_to_set("MASTER_PORT", str(free_port()), info, os.environ)
+        text = (
+            f"rank {info.rank} on {socket.gethostname()}: what listens at {info.master_addr}:{info.master_port} did "
+            f"not answer within {seconds:g} s, so it is probably not rank 0 but another program; {advice}"
+        )
+        os.write(2, f"\npretrain: error: {text}\n".encode())
+        os._exit(EXIT_USER_ERROR)
+
+    timer = threading.Timer(seconds + EXIT_DELAY_SECONDS, end)
+    timer.daemon = True
+    if math.isfinite(seconds):
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _rendezvous_error(info: RankInfo, reason: str, seconds: float) -> ConfigError:

@@ -26,14 +26,13 @@ from dnabert_rm.checkpoint.run_folder import (
     complete_steps,
     read_state,
     step_folder,
-    step_of,
 )
 from dnabert_rm.checkpoint.save import check_checkpoint
 from dnabert_rm.checkpoint.train_state import TrainState
 from dnabert_rm.config import RunConfig
 from dnabert_rm.data.manifest import TokenizerInfo
 from dnabert_rm.export.consolidate import SavedWeights, mean_weights, mean_weights_one_by_one, read_weights
-from dnabert_rm.export.model_card import provenance, write_records
+from dnabert_rm.export.model_card import provenance, write_card_and_provenance
 from dnabert_rm.export.self_check import check_exported
 from dnabert_rm.export.tokenizer import check_tokenizer, write_tokenizer
 from dnabert_rm.model.build import architecture_of
@@ -58,7 +57,7 @@ class ExportResult:
 
 
 @dataclass(frozen=True)
-class _CheckpointRecords:
+class _CheckpointToExport:
     """Records of a checkpoint: training state, configuration, tokenizer, and reference logits for a fixed input."""
 
     state: TrainState
@@ -70,18 +69,22 @@ class _CheckpointRecords:
 def find_checkpoints(path: Path, step: int | None = None, average: int = 1) -> list[Path]:
     """Return the chosen checkpoint of a run and the `average - 1` complete checkpoints before it, oldest first.
 
-    If `path` is a checkpoint, this checkpoint is chosen, and `step` is ignored. If `path` is a run folder, the
-    checkpoint of `step` is chosen, or the last complete checkpoint if `step` is None.
+    If `path` is a checkpoint, this checkpoint is chosen. If `path` is a run folder, the checkpoint of `step` is chosen,
+    or the last complete checkpoint if `step` is None.
 
-    Raises `CheckpointError` if the run has no complete checkpoint of `step`, or too few checkpoints before it.
+    Raises `CheckpointError` if the run has no complete checkpoint of `step`, or too few checkpoints before it, and if
+    `path` is the checkpoint of another step.
     """
     if average < 1:
         raise CheckpointError(f"--average {average}: pass a number of checkpoints, 1 or more")
     if (path / CONFIG_NAME).is_file() and (path / REFERENCE_OUTPUT_NAME).is_file():
+        own_step = read_state(path).step
+        if step not in (None, own_step):
+            raise CheckpointError(f"--step {step}: {path} has step {own_step}; omit --step, or pass the run folder")
         if average == 1:
             return [path]
         # Earlier checkpoints of the run are in the same folder as `path`.
-        step = step_of(path.resolve())
+        step = own_step
         path = path.resolve().parent.parent
     steps = complete_steps(path)
     if not steps:
@@ -118,7 +121,7 @@ def export(
     output = Path(output)
     if output.exists():
         raise DataError(f"{output}: exists already; choose another folder or remove this one")
-    records = [_read_records(checkpoint) for checkpoint in checkpoints]
+    records = [_read_checkpoint(checkpoint) for checkpoint in checkpoints]
     steps = [record.state.step for record in records]
     last = records[-1]
     with _new_folder(output) as temporary:
@@ -127,7 +130,7 @@ def export(
         difference = check_exported(temporary, _trained_weights(checkpoints), aliases, reference, exact=average == 1)
         check_tokenizer(temporary, last.tokenizer)
         facts = provenance(checkpoints[-1], last.state, last.config, last.tokenizer, steps, difference)
-        write_records(temporary, facts, license_id)
+        write_card_and_provenance(temporary, facts, license_id)
         apply_umask(temporary)
     return ExportResult(output, steps, num_parameters, difference)
 
@@ -142,7 +145,7 @@ def _new_folder(output: Path) -> Iterator[Path]:
         raise DataError(f"{output}: cannot be written ({error}); free disk space or choose another folder") from None
 
 
-def _read_records(checkpoint: Path) -> _CheckpointRecords:
+def _read_checkpoint(checkpoint: Path) -> _CheckpointToExport:
     """Verify a checkpoint, and read its training state, configuration, tokenizer and reference logits.
 
     Raise `CheckpointError` if the checkpoint is damaged.
@@ -150,7 +153,7 @@ def _read_records(checkpoint: Path) -> _CheckpointRecords:
     check_checkpoint(checkpoint)
     state = read_state(checkpoint)
     reference = load_reference_output(checkpoint / REFERENCE_OUTPUT_NAME)
-    return _CheckpointRecords(state, stored_config(checkpoint), stored_tokenizer(checkpoint), reference)
+    return _CheckpointToExport(state, stored_config(checkpoint), stored_tokenizer(checkpoint), reference)
 
 
 def _trained_weights(checkpoints: list[Path]) -> Iterator[tuple[str, Tensor]]:
@@ -161,7 +164,7 @@ def _trained_weights(checkpoints: list[Path]) -> Iterator[tuple[str, Tensor]]:
 
 
 def _write_model(
-    checkpoints: list[Path], last: _CheckpointRecords, folder: Path, max_shard_size: str
+    checkpoints: list[Path], last: _CheckpointToExport, folder: Path, max_shard_size: str
 ) -> tuple[int, ReferenceOutput]:
     """Write weights, configuration and tokenizer. Return the number of parameters and the reference logits."""
     model = _trained_model(checkpoints, last)
@@ -174,7 +177,7 @@ def _write_model(
     return model.num_parameters(), reference
 
 
-def _trained_model(checkpoints: list[Path], last: _CheckpointRecords) -> PreTrainedModel:
+def _trained_model(checkpoints: list[Path], last: _CheckpointToExport) -> PreTrainedModel:
     """Build the transformers model on the CPU, with the fp32 master weights averaged over the checkpoints."""
     checkpoint = checkpoints[-1]
     architecture = architecture_of(last.config.model, last.tokenizer.vocab_size, checkpoint)

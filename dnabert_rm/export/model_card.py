@@ -12,18 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from dnabert_rm import __version__
-from dnabert_rm.checkpoint.run_folder import DATA_NAME, FOLDER_NAME
+from dnabert_rm.checkpoint.run_folder import DATA_NAME, ENVIRONMENT_NAME, FOLDER_NAME, METRICS_NAME
 from dnabert_rm.checkpoint.train_state import TrainState
 from dnabert_rm.config import RunConfig
 from dnabert_rm.data.manifest import SourceInfo, TokenizerInfo, load_manifest
 from dnabert_rm.data.object_store import without_secrets
 from dnabert_rm.export.masked_example import masked_example
 from dnabert_rm.model.pretrained import PROVENANCE_NAME
-from dnabert_rm.train.metrics import METRICS_NAME
 from dnabert_rm.train.validation_record import LAST_ROWS, bits_table, markov_order, read_validations, validation_of
 from dnabert_rm.utils.errors import DataError
 from dnabert_rm.utils.files import read_json_lines, read_json_or_empty
-from dnabert_rm.utils.system_info import ENVIRONMENT_NAME
 
 CARD_NAME = "README.md"
 CARD_TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
@@ -114,7 +112,7 @@ def last_validation(metrics: Path, steps: int) -> dict[str, Any] | None:
     return {"steps": rows[-1]["step"] + 1, **validation_of(rows[-1])} if rows else None
 
 
-def write_records(folder: Path, facts: dict[str, Any], license_id: str | None = None) -> None:
+def write_card_and_provenance(folder: Path, facts: dict[str, Any], license_id: str | None = None) -> None:
     """Write `pretraining.json` and the model card (README.md) to `folder`, which has the tokenizer.
 
     `facts` is the result of `provenance`. `license_id` is the license in the card, as the hub writes it.

@@ -130,15 +130,20 @@ def _nothing_selected(name: str, selection: Selection, features: list[str]) -> C
     )
 
 
-def parse_attributes(text: str) -> dict[str, str]:
-    """Return the attributes of a GFF3 (`key=value;`) or GTF (`key "value";`) line. Of a repeated key, the first."""
-    attributes: dict[str, str] = {}
+def parse_attributes(text: str) -> dict[str, list[str]]:
+    """Return the values of each attribute of a GFF3 (`key=value;`) or GTF (`key "value";`) line.
+
+    A GTF line can repeat a key. In GFF3 commas separate values, but some files have commas inside a value. So the
+    whole text comes first, and then its parts.
+    """
+    attributes: dict[str, list[str]] = {}
     if re.match(r"\s*[^\s=;\"]+=", text):
         for part in text.split(";"):
             key, _, value = part.strip().partition("=")
             if key:
-                attributes.setdefault(unquote(key), unquote(value))
+                parts = value.split(",") if "," in value else []
+                attributes.setdefault(unquote(key), []).extend(map(unquote, (value, *parts)))
         return attributes
     for key, quoted, plain in _GTF_ATTRIBUTE.findall(text):
-        attributes.setdefault(key, quoted or plain.strip())
+        attributes.setdefault(key, []).append(quoted or plain.strip())
     return attributes

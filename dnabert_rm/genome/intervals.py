@@ -86,7 +86,7 @@ def read_intervals(path: str | os.PathLike[str], details: bool = False) -> Inter
             end.append(int(columns[2]))
             line.append(number)
             if details:
-                rest.append(columns[_POSITION_COLUMNS:_DETAIL_COLUMNS])
+                rest.append(columns[_POSITION_COLUMNS:])
         if not contig:
             raise DataError(f"{source.display_name}: has no interval; pass a BED file (contig, start and end)")
     starts, ends = np.array(start, dtype=np.int64), np.array(end, dtype=np.int64)
@@ -167,7 +167,7 @@ def _details(rest: list[list[bytes]], lengths: NDArray[np.int64], are_peaks: boo
     """Return the optional columns. `rest` holds the columns of each interval from the fourth on, as far as they exist.
 
     `are_peaks`: The columns are those of narrowPeak or broadPeak. So are those of a file whose lines all have the ten
-    columns of narrowPeak: ENCODE names such files .bed.gz.
+    columns of narrowPeak and no more: ENCODE names such files .bed.gz.
     """
     are_peaks = are_peaks or all(len(columns) == _DETAIL_COLUMNS - _POSITION_COLUMNS for columns in rest)
 

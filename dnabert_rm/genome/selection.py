@@ -5,7 +5,7 @@ This module imports no numpy, so that `--help` need not wait for it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,7 +19,8 @@ class Selection:
     """Which lines of a GFF or GTF file are used.
 
     `features` are names of the third column; without any, all lines are used. `attributes` are pairs of key and value,
-    all of which a line must have. `name_attribute` is the attribute that gives the name.
+    all of which a line must have; if it has several values of a key, one of them must be equal. `name_attribute` is
+    the attribute that gives the name.
     """
 
     features: tuple[str, ...] = ()
@@ -31,16 +32,16 @@ class Selection:
         """Whether all lines are used."""
         return not self.features and not self.attributes
 
-    def accepts(self, feature: str, attributes: dict[str, str]) -> bool:
+    def accepts(self, feature: str, attributes: Mapping[str, Sequence[str]]) -> bool:
         """Return whether a line is used."""
         return (not self.features or feature in self.features) and all(
-            attributes.get(key) == value for key, value in self.attributes
+            value in attributes.get(key, ()) for key, value in self.attributes
         )
 
-    def name(self, attributes: dict[str, str]) -> str:
+    def name(self, attributes: Mapping[str, Sequence[str]]) -> str:
         """Return the name of a line, or "" if it has none."""
         keys = _NAMES if self.name_attribute is None else (self.name_attribute,)
-        return next((attributes[key] for key in keys if key in attributes), "")
+        return next((attributes[key][0] for key in keys if key in attributes), "")
 
 
 class IntervalFlags:

@@ -94,8 +94,7 @@ class ParquetFile:
                 "--output: Parquet needs pyarrow; install it (pip install 'dnabert_rm[parquet]')"
             ) from None
         self._arrow = arrow
-        types = {"id": arrow.string(), "contig": arrow.string(), "start": arrow.int64(), "end": arrow.int64()}
-        fields = [(name, types[name]) for name in columns]
+        fields = [(name, arrow.int64() if name in ("start", "end") else arrow.string()) for name in columns]
         self._schema = arrow.schema([*fields, ("embedding", arrow.list_(arrow.float32(), width))])
         self._writer = parquet.ParquetWriter(path, self._schema)
 

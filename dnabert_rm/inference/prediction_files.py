@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
-from dnabert_rm.finetune.task_heads import Regression
+from dnabert_rm.finetune.task_heads import Regression, SequenceClassification
 from dnabert_rm.inference.inference_settings import BEDGRAPH_ENDINGS
 from dnabert_rm.inference.prediction_head import Head
 from dnabert_rm.utils.errors import ConfigError
@@ -67,6 +67,7 @@ class Bed:
         """Prepare a file for the predictions of `head`."""
         self._stream = stream
         self._labels = [] if isinstance(head.task, Regression) else list(head.labels)
+        self._shows_second = isinstance(head.task, SequenceClassification) and len(self._labels) == 2
 
     def write(self, place: Sequence[Any], cells: Sequence[str]) -> None:
         """Write a row."""
@@ -75,7 +76,7 @@ class Bed:
         if prediction or any(cells):
             share = 0.0
             if prediction in self._labels:
-                share = float(cells[-1] if len(self._labels) == 2 else cells[1 + self._labels.index(prediction)])
+                share = float(cells[-1] if self._shows_second else cells[1 + self._labels.index(prediction)])
             strand, name = (place[3], place[4]) if len(place) > 4 else (".", "")
             name = name or prediction or "."
             self._stream.write(f"{contig}\t{start}\t{end}\t{name}\t{round(MAX_SCORE * share)}\t{strand}\n")

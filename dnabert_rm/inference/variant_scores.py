@@ -233,7 +233,7 @@ def _score_group(
     """Score the alleles at all `sites`, and count them."""
     scorable = [site for site in sites if site.sequence]
     found = iter(scorer.scores(scorable) if scorable else ())
-    number_format = ".6e" if settings.uses_embeddings else ".6f"  # distances of embeddings may be tiny
+    number_format = ".6e" if settings.uses_embeddings else "z.6f"  # distances of embeddings may be tiny
     scored = []
     for site in sites:
         scores = next(found) if site.sequence else np.full(len(site.alleles), np.nan)

@@ -27,6 +27,8 @@ class Workload:
     value_bytes: int
     attention: str = "sdpa"
     dropout: float = 0.0
+    """Dropout of hidden states."""
+    attention_dropout: float = 0.0
     checkpointing: bool = False
     on_gpu: bool = True
 
@@ -37,16 +39,28 @@ class Workload:
 
     @property
     def dropout_bytes(self) -> int:
-        """Bytes of the dropout mask per value. The mask is bool on a GPU, and has the type of the values on a CPU."""
-        return (1 if self.on_gpu else self.value_bytes) if self.dropout else 0
+        """Bytes of the mask of hidden dropout per value."""
+        return self._mask_bytes if self.dropout else 0
+
+    @property
+    def attention_dropout_bytes(self) -> int:
+        """Bytes of the mask of attention dropout per value."""
+        return self._mask_bytes if self.attention_dropout else 0
+
+    @property
+    def _mask_bytes(self) -> int:
+        """Bytes of a dropout mask per value: bool on a GPU, and the type of the values on a CPU."""
+        return 1 if self.on_gpu else self.value_bytes
 
     @property
     def is_fused(self) -> bool:
         """Whether the attention kernel avoids storing the whole attention matrix.
 
-        On a CPU with dropout, sdpa stores the matrix.
+        On a CPU with attention dropout, sdpa stores the matrix.
         """
-        return self.attention != "eager" and not (self.attention == "sdpa" and self.dropout > 0 and not self.on_gpu)
+        if self.attention == "sdpa" and not self.on_gpu:
+            return not self.attention_dropout
+        return self.attention != "eager"
 
 
 def layer_bytes(shape: ModelShape, work: Workload) -> float:
@@ -88,9 +102,9 @@ def last_layer_bytes(shape: ModelShape, work: Workload) -> float:
 def _attention_bytes(shape: ModelShape, work: Workload) -> float:
     """Return the bytes that an attention kernel keeps besides its inputs and output.
 
-    Fused kernels keep one number per query and head. "eager" without dropout keeps the attention probabilities. "eager"
-    with dropout keeps the probabilities, the dropout mask, and the probabilities after dropout. On a CPU with dropout,
-    sdpa is not fused and keeps the same three tensors in fp32.
+    Fused kernels keep one number per query and head. "eager" without attention dropout keeps the attention
+    probabilities. "eager" with attention dropout keeps the probabilities, the dropout mask, and the probabilities after
+    dropout. On a CPU with attention dropout, sdpa is not fused and keeps the same three tensors in fp32.
     """
     w, half = work.value_bytes, work.value_bytes < FP32_BYTES
     rows = work.windows * shape.num_heads * work.window_tokens
@@ -101,7 +115,11 @@ def _attention_bytes(shape: ModelShape, work: Workload) -> float:
     else:
         # modernbert's softmax is in fp32. Without dropout, its half-precision copy is kept too.
         upcast = half and shape.architecture == "modernbert"
-        each = (FP32_BYTES if upcast else w) + (work.dropout_bytes + w if work.dropout else w if upcast else 0)
+        each = FP32_BYTES if upcast else w
+        if work.attention_dropout:
+            each += work.attention_dropout_bytes + w
+        elif upcast:
+            each += w
         copies = 0
     # Here modernbert copies v, so that the joint qkv is freed.
     copies -= 2 if shape.architecture == "modernbert" else 0

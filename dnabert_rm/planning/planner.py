@@ -110,6 +110,7 @@ def job_of_run(
         value_bytes=FP32_BYTES if precision == "fp32" else 2,
         attention="eager" if model.attention in ("eager", "math") else "sdpa",
         dropout=model.dropout,
+        attention_dropout=model.dropout_of_attention,
         checkpointing=model.activation_checkpointing,
         on_gpu=on_gpu,
     )

@@ -254,7 +254,7 @@ def _attention(job: Job, gpu: Device, dropout: float, cudnn: bool) -> float:
     operations = 3 * 4 * shape.hidden_size * attended_tokens(shape, L) * _tokens(job) * _passes(job)
     factor = ATTENTION_DROPOUT_FACTOR if dropout else 1.0
     seconds = factor * operations / ((CUDNN_ATTENTION if cudnn else FLASH_ATTENTION) * gpu.products)
-    if job.work.attention in ("eager", "math"):
+    if job.work.attention == "eager":
         entries = _tokens(job) * L * shape.num_heads * shape.num_layers
         seconds += factor * MATRIX_BYTES * entries * _passes(job) / gpu.bandwidth
     return seconds

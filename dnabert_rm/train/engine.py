@@ -15,7 +15,7 @@ from dnabert_rm.distributed.process_group import Ranks
 from dnabert_rm.model.kernels import plain_layers
 from dnabert_rm.model.mlm import MaskedLM
 from dnabert_rm.patches.deepspeed_patches import fuse_overflow_check, import_deepspeed
-from dnabert_rm.train.late_read import NumbersToDevice
+from dnabert_rm.train.async_transfer import HostToDevice
 from dnabert_rm.train.step_result import BatchCounts
 
 
@@ -36,8 +36,8 @@ class Engine:
         fuse_overflow_check(self.deepspeed.optimizer)
         self.ranks = ranks
         self.k = module.k
-        self.counts_to_device = NumbersToDevice(len(BatchCounts._fields), ranks.device)
-        self.flags_to_device = NumbersToDevice(2, ranks.device)
+        self.counts_to_device = HostToDevice(len(BatchCounts._fields), ranks.device)
+        self.flags_to_device = HostToDevice(2, ranks.device)
         self.num_skipped = 0
         """Number of updates that were skipped because a gradient was inf or NaN, in this run and before a resume."""
         self._has_failed = False

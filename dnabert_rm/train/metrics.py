@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dnabert_rm.checkpoint.run_folder import METRICS_NAME
 from dnabert_rm.checkpoint.train_state import TrainState
 from dnabert_rm.data.object_store import without_secrets
 from dnabert_rm.masking.schedule import MaskSchedule
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
 
     from dnabert_rm.train.engine import Engine
 
-METRICS_NAME = "metrics.jsonl"
 TENSORBOARD_NAME = "tensorboard"
 TAGS = {
     "loss": "train/loss",

@@ -7,11 +7,12 @@ import importlib.util
 import math
 from pathlib import Path
 
-from dnabert_rm.checkpoint.compatibility import CheckpointRecords, check_compatible, describe_changes, read_records
+from dnabert_rm.checkpoint.compatibility import CheckpointMetadata, check_compatible, describe_changes, read_metadata
 from dnabert_rm.checkpoint.run_folder import STATE_NAME, candidates, complete_steps, step_folder
 from dnabert_rm.checkpoint.train_state import TrainState
 from dnabert_rm.config import RunConfig
 from dnabert_rm.config.deepspeed_config import ZeroSettings, load_ds_config
+from dnabert_rm.config.run_config import ignored_settings
 from dnabert_rm.data.batching import BatchPlan, BatchSplit, describe_batch, make_batch_plan, split_batch
 from dnabert_rm.data.dataset import WindowDataset, make_dataset, make_validation_dataset
 from dnabert_rm.masking.schedule import MaskSchedule, make_mask_schedule
@@ -27,7 +28,8 @@ from dnabert_rm.utils.errors import CheckpointError, ConfigError
 def check_run(config: RunConfig, num_ranks: int = 1) -> list[str]:
     """Check a run without starting its ranks, and return lines of text that describe the run.
 
-    Raises `UserError` for an error in the configuration, data or checkpoint. Writes no file and reads no shard.
+    Raises `UserError` for an error in the configuration, data or checkpoint. Writes nothing to the run folder, and
+    reads no shard.
     """
     check_trackers(config.train.trackers)
     dataset = make_dataset(config)
@@ -62,10 +64,11 @@ def check_run(config: RunConfig, num_ranks: int = 1) -> list[str]:
         check_disk(config, vocab_size),
         f"fingerprint: {dataset.fingerprint}",
         *([describe_changes(first_step, changes)] if changes else []),
+        *(f"warning: {text}" for text in ignored_settings(config)),
     ]
 
 
-def newest_checkpoint(config: RunConfig) -> CheckpointRecords | None:
+def newest_checkpoint(config: RunConfig) -> CheckpointMetadata | None:
     """Return the metadata of the newest checkpoint that the run could resume, or None.
 
     Only metadata is read here. The run itself checks all files of the checkpoint for damage.
@@ -78,7 +81,7 @@ def newest_checkpoint(config: RunConfig) -> CheckpointRecords | None:
     folders += [step_folder(source, step) for step in reversed(complete_steps(source))]
     for folder in folders:
         with contextlib.suppress(CheckpointError):
-            return read_records(folder)
+            return read_metadata(folder)
     return None
 
 

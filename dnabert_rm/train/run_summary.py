@@ -7,8 +7,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from dnabert_rm.checkpoint.run_folder import METRICS_NAME
 from dnabert_rm.checkpoint.train_state import TrainState
 from dnabert_rm.config import RunConfig
+from dnabert_rm.config.run_config import ignored_settings
 from dnabert_rm.data.batching import BatchSplit, describe_batch
 from dnabert_rm.data.dataset import WindowDataset
 from dnabert_rm.distributed.device import memory_of_rank
@@ -16,7 +18,6 @@ from dnabert_rm.masking.schedule import MaskSchedule
 from dnabert_rm.model.kernels import chosen_attention_kernel, has_compiled_layers
 from dnabert_rm.planning.planner import Job, advice_line
 from dnabert_rm.train.engine import Engine
-from dnabert_rm.train.metrics import METRICS_NAME
 from dnabert_rm.train.run_verdict import judge_run
 from dnabert_rm.train.validation_record import last_loss_text, read_validations
 
@@ -53,6 +54,7 @@ def start_summary(
             f"no validation: the data have no segment of split {config.validation.split} that is as long as a window; "
             "hold out data with data_prep build --val-contigs or --val-fraction"
         )
+    lines += [f"warning: {text}" for text in ignored_settings(config)]
     memory = memory_of_rank(engine.ranks.device, engine.ranks.local_world_size)
     lines.append(advice_line(job, memory, train.ds_config))
     return "\n".join(lines)

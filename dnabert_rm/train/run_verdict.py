@@ -5,6 +5,7 @@ The rules need only the rows of metrics.jsonl.
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -30,6 +31,8 @@ from dnabert_rm.train.validation_record import (
 )
 
 Trend = Literal["falling", "flat", "rising", "unclear", "unknown"]
+Point = tuple[int, float]
+"""Number of completed steps at a validation, and the measured value."""
 MIN_VALIDATIONS = 4
 """Smallest number of validations for a trend."""
 MIN_FITTED = 8
@@ -76,13 +79,18 @@ def judge_run(rows: Sequence[Mapping[str, Any]], first_validation: int | None = 
     last = validated[-1]
     validation, steps = validation_of(last), last["step"] + 1
     hidden, order = compared_bases(validation), markov_order(validation)
-    values = _compared_values(validated)
-    trend, on_plateau = trend_of(values), is_on_plateau(validation)
+    points = _compared_points(validated)
+    trend, on_plateau = trend_of(points), is_on_plateau(validation)
     if hidden is None:
         finding = f"No bits per base are recorded{_loss_text(validation)} after {steps:,} steps."
-        advice = _advice(last, trend, len(values), is_below_markov=True)
+        advice = _advice(last, trend, len(points), is_below_markov=True)
         return Verdict(steps, f"{finding} {advice}", trend=trend, on_plateau=on_plateau)
     bits, lines = model_bits(validation)[hidden], bits_lines(validation, hidden)
+    if not math.isfinite(bits):
+        finding = f"{bits} bits per base at {bases_text(hidden)} after {steps:,} steps: the model's outputs overflow."
+        return Verdict(
+            steps, f"{finding} Start again from an earlier checkpoint, with a lower --lr.", hidden, bits, lines
+        )
     half = None if order is None else markov_half_width(validation, order, hidden)
     comparison = _comparison(bits, lines, order, half)
     finding = f"{bits:.3f} bits per base at {bases_text(hidden)} after {steps:,} steps, {comparison}."
@@ -91,7 +99,7 @@ def judge_run(rows: Sequence[Mapping[str, Any]], first_validation: int | None = 
     if order is None or bits - lines[markov_name(order)] <= (half or 0):
         finding += _behind_text(validation, hidden)
     is_below_markov = order is None or bits < lines[markov_name(order)] - (half or 0)
-    advice = _advice(last, trend, len(values), is_below_markov=is_below_markov)
+    advice = _advice(last, trend, len(points), is_below_markov=is_below_markov)
     return Verdict(steps, f"{finding} {advice}", hidden, bits, lines, trend, on_plateau)
 
 
@@ -105,46 +113,64 @@ def _not_validated(steps: int, first_validation: int | None) -> Verdict:
     return Verdict(steps, text)
 
 
-def _compared_values(validated: Sequence[Mapping[str, Any]]) -> list[float]:
-    """Return the bits of all validations that are comparable with the last one, or else the token losses."""
+def _compared_points(validated: Sequence[Mapping[str, Any]]) -> list[Point]:
+    """Return the bits of all validations that are comparable with the last one, or else the token losses.
+
+    Bits are comparable if the lines are the same, because then the hidden stretches are, too. A resumed run may have
+    other ones.
+    """
     last = validation_of(validated[-1])
+    found = [(row["step"] + 1, validation_of(row)) for row in validated]
     if (hidden := compared_bases(last)) is not None:
-        bits = [model_bits(validation_of(row)) for row in validated]
-        return [one[hidden] for one in bits if hidden in one]
+        lines = bits_lines(last, hidden)
+        found = [(steps, one) for steps, one in found if bits_lines(one, hidden) == lines]
+        return [(steps, model_bits(one)[hidden]) for steps, one in found if hidden in model_bits(one)]
     if (curve := narrowest_curve(last)) is None:
         return []
-    return [validation_of(row)[curve[0]]["loss"] for row in validated if curve[0] in validation_of(row)]
+    return [(steps, one[curve[0]]["loss"]) for steps, one in found if curve[0] in one]
 
 
-def trend_of(values: Sequence[float]) -> Trend:
-    """Return whether the values fall in the second half, by a straight line through them.
+def trend_of(points: Sequence[Point]) -> Trend:
+    """Return whether the values fall in the second half of the validations, by a straight line through them.
 
-    The trend is "flat" if the line changes by 0.1 % or less over a quarter of the values. Otherwise it is "falling" or
+    The trend is "flat" if the line changes by 0.1 % or less over a quarter of the steps. Otherwise it is "falling" or
     "rising" if the slope is significant at the 5 % level of a t test, and "unclear" if it is not. With four to seven
-    values the last two are compared, without a test. With fewer the trend is "unknown".
+    validations the last two are compared, without a test. With fewer the trend is "unknown".
     """
-    if len(values) < MIN_VALIDATIONS:
+    points = _spaced(points)
+    if len(points) < MIN_VALIDATIONS:
         return "unknown"
-    half = values[-(len(values) // 2) :] if len(values) >= MIN_FITTED else values[-2:]
+    half = points[-(len(points) // 2) :] if len(points) >= MIN_FITTED else points[-2:]
     slope, error = _line(half)
-    change = slope * len(half) / 2
-    if abs(change) <= MIN_CHANGE * abs(statistics.fmean(half)):
+    change = slope * points[-1][0] / 4
+    if abs(change) <= MIN_CHANGE * abs(statistics.fmean(value for _, value in half)):
         return "flat"
     if abs(slope) <= error:
         return "unclear"
     return "falling" if slope < 0 else "rising"
 
 
-def _line(values: Sequence[float]) -> tuple[float, float]:
-    """Return the slope of the least-squares line, and half of its 95 % interval: 0 for two values."""
-    slope, offset = statistics.linear_regression(range(len(values)), values)
-    freedom = len(values) - 2
+def _spaced(points: Sequence[Point]) -> list[Point]:
+    """Leave out the validation before the last one if there are few steps between them.
+
+    The last step is validated in any case, perhaps soon after a regular validation. Their difference is noise.
+    """
+    gaps = [after[0] - before[0] for before, after in itertools.pairwise(points)]
+    is_close = len(gaps) > 1 and gaps[-1] < statistics.median(gaps) / 2
+    return [*points[:-2], points[-1]] if is_close else list(points)
+
+
+def _line(points: Sequence[Point]) -> tuple[float, float]:
+    """Return the slope of the least-squares line per step, and half of its 95 % interval: 0 for two points."""
+    steps, values = zip(*points, strict=True)
+    slope, offset = statistics.linear_regression(steps, values)
+    freedom = len(points) - 2
     if not freedom:
         return slope, 0.0
     from scipy.stats import t
 
-    residuals = sum((value - offset - slope * place) ** 2 for place, value in enumerate(values))
-    spread = (len(values) ** 3 - len(values)) / 12
+    residuals = sum((value - offset - slope * step) ** 2 for step, value in points)
+    spread = statistics.pvariance(steps) * len(points)
     return slope, float(t.ppf(0.975, freedom)) * math.sqrt(residuals / freedom / spread)
 
 
@@ -177,7 +203,7 @@ def _comparison(bits: float, lines: Mapping[str, float], order: int | None, half
     not_better = [shown[name] for name, value in lines.items() if bits >= value and name != markov]
     parts = [f"no better than {_joined(not_better)}"] if not_better else []
     if markov is not None and is_close:
-        difference = f"{bits - lines[markov]:+.3f} ± {half:.3f}"
+        difference = f"{bits - lines[markov]:+z.3f} ± {half:.3f}"
         parts.append(f"not clearly different from {markov} ({lines[markov]:.3f}, difference {difference})")
     elif markov is not None and bits >= lines[markov]:
         ours, counts = ("no better", "as well") if bits == lines[markov] else ("worse", "better")

@@ -11,8 +11,8 @@ import torch
 import torch.distributed as dist
 
 from dnabert_rm.model.mlm import MODEL_INPUTS
+from dnabert_rm.train.async_transfer import AsyncRead, DeviceTimestamp
 from dnabert_rm.train.engine import Engine
-from dnabert_rm.train.late_read import LateRead, Moment
 from dnabert_rm.train.step_result import BatchCounts, StepResult, StepSums, count_batches
 from dnabert_rm.utils import random
 from dnabert_rm.utils.errors import UserError
@@ -26,7 +26,7 @@ class StepStart:
 
     def __init__(self, device: torch.device) -> None:
         """Record the start."""
-        self.moment = Moment(device)
+        self.timestamp = DeviceTimestamp(device)
         self.data_seconds = 0.0
         self._seconds = time.perf_counter()
 
@@ -86,7 +86,7 @@ class QueuedStep:
         self._engine = engine
         self._first_sample = first_sample
         self._start = start
-        self._read = LateRead(values)
+        self._read = AsyncRead(values)
 
     def result(self) -> StepResult:
         """Wait for the step, and return its result.
@@ -104,7 +104,7 @@ class QueuedStep:
             norm,
             skipped_steps=self._engine.record_skipped(int(num_skipped)),
             loss_scale=self._loss_scale,
-            seconds=self._read.end.seconds_since(self._start.moment),
+            seconds=self._read.end.seconds_since(self._start.timestamp),
             data_seconds=self._start.data_seconds,
         )
 
@@ -131,5 +131,5 @@ def check_finite(loss_sum: float, step: int, first_sample: int, num_windows: int
         raise NonFiniteLossError(
             f"step {step}: the loss is {loss_sum} over the samples {first_sample} to {first_sample + num_windows - 1}; "
             f"the weights were not updated. Inspect the samples with `dnabert-rm show-batch --step {step}`, and lower "
-            "--lr or raise --optim.warmup_steps. The last checkpoint is intact"
+            "--lr or raise --optim.warmup_steps (on resume with --allow-changes). Saved checkpoints are unchanged"
         )

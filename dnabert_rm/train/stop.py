@@ -67,7 +67,7 @@ class StopRequests:
             return True
         return self.launchers != launcher_processes()[: len(self.launchers)]
 
-    def obey(self, steps_done: int, last_step: int) -> None:
+    def raise_if_unfinished(self, steps_done: int, last_step: int) -> None:
         """Delete the run folder's stop file, and raise `StoppedError` if steps are left.
 
         The file is deleted so that the next start does not find it. Call this on all ranks, after they have saved a

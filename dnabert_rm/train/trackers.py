@@ -138,7 +138,10 @@ class Tracker:
             self._warn(f"the server did not answer within {CLOSE_SECONDS:g} seconds")
 
     def _work(self) -> None:
-        """Send rows until `close()`. A resumed run repeats steps, and those that the tracker has are not sent again."""
+        """Send rows until `finish()` is called.
+
+        A resumed run repeats steps. Those that the tracker already has are not sent again.
+        """
         try:
             last_step = self._start()
             for rows in self._batches():

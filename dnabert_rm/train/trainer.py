@@ -16,11 +16,10 @@ from typing import Any
 import numpy as np
 
 from dnabert_rm.checkpoint.compatibility import record_changes
-from dnabert_rm.checkpoint.data_records import read_data_records
 from dnabert_rm.checkpoint.load import load_checkpoint
-from dnabert_rm.checkpoint.metadata import make_metadata
-from dnabert_rm.checkpoint.resume import Start, find_first_state
-from dnabert_rm.checkpoint.run_folder import CONFIG_NAME, complete_steps
+from dnabert_rm.checkpoint.metadata import make_metadata, read_data_provenance
+from dnabert_rm.checkpoint.resume import Start, find_start
+from dnabert_rm.checkpoint.run_folder import CONFIG_NAME, ENVIRONMENT_NAME, complete_steps
 from dnabert_rm.checkpoint.save import EARLIER_CHECKPOINTS, CheckpointSave, remove_leftovers, remove_old_checkpoints
 from dnabert_rm.config import RunConfig
 from dnabert_rm.data.batching import split_batch
@@ -53,7 +52,7 @@ from dnabert_rm.utils.errors import CheckpointError, explain_file_system_errors
 from dnabert_rm.utils.files import write_text
 from dnabert_rm.utils.out_of_memory import explain_out_of_memory
 from dnabert_rm.utils.progress import progress_bar
-from dnabert_rm.utils.system_info import ENVIRONMENT_NAME, describe_environment
+from dnabert_rm.utils.system_info import describe_environment
 
 MEMORY_ADVICE = (
     "lower --micro-batch (accumulation keeps the global batch), pass --model.activation_checkpointing, or choose "
@@ -103,7 +102,7 @@ class Trainer:
         """Build the model, and load a checkpoint if there is one. All ranks must call this together."""
         precision = resolve_precision(config.train)
         config = dataclasses.replace(config, train=dataclasses.replace(config.train, precision=precision))
-        start = find_first_state(config, dataset, ranks)
+        start = find_start(config, dataset, ranks)
         self.config = config = start.recorded_config(config)
         self.state, self.checkpoint = start.state, start.checkpoint
         self.dataset = dataset
@@ -119,7 +118,7 @@ class Trainer:
         self.saving: CheckpointSave | None = None
         self.cleaner: threading.Thread | None = None
 
-        self.data_records = on_first_rank(lambda: read_data_records(start, dataset), ranks)
+        self.data_provenance = on_first_rank(lambda: read_data_provenance(start, dataset), ranks)
         self.split = split_batch(self.state.plan, config.train.micro_batch, ranks.world_size, self.state.step)
         self.schedule = make_mask_schedule(config, dataset.tokenizer.k)
         self.collate = make_collator(config, self.schedule, self.state.plan.step_of, self.vocab_size)
@@ -142,7 +141,7 @@ class Trainer:
             load_checkpoint(self.engine.deepspeed, self.checkpoint, self.folder, ranks, precision)
             self.engine.num_skipped = self.engine.deepspeed.skipped_steps
         if ranks.is_first:  # a run that can't load its checkpoint must not change these files
-            self._write_records(start)
+            self._write_run_files(start)
         self.validation = Validation.from_config(config, dataset, ranks, self.split.micro_batch)
         self.num_tokens = consumed_tokens(dataset, self.state.plan, self.state.step)
         self.metrics_writer = (
@@ -162,10 +161,10 @@ class Trainer:
         self._print_start()
         try:
             if any_rank(self.stop.wanted(), self.ranks):
-                self.stop.obey(self.state.step, self.last_step)
+                self.stop.raise_if_unfinished(self.state.step, self.last_step)
             result = self.train()
             if self.stopping:
-                self.stop.obey(self.state.step, self.last_step)
+                self.stop.raise_if_unfinished(self.state.step, self.last_step)
         finally:
             self.bar.close()
             if self.cleaner:
@@ -308,7 +307,7 @@ class Trainer:
         if self.metrics_writer:
             self.metrics_writer.flush()
         engine = self.engine.deepspeed
-        metadata = make_metadata(engine, self.config, self.dataset, self.data_records, self.ranks)
+        metadata = make_metadata(engine, self.config, self.dataset, self.data_provenance, self.ranks)
         self.saving = CheckpointSave(engine, self.state, self.folder, self.ranks, metadata)
         if not self.config.train.save_in_background:
             self.finish_save()
@@ -335,7 +334,7 @@ class Trainer:
         done = self.state.step
         return done == self.last_step or (every > 0 and done % every == 0)
 
-    def _write_records(self, start: Start) -> None:
+    def _write_run_files(self, start: Start) -> None:
         """Write the configuration, the environment and the accepted changes to the run folder.
 
         Accepted changes are the changes of the configuration that the user allowed with `--allow-changes`. Call this

@@ -146,7 +146,7 @@ def validation_line(step: int, validation: Mapping[str, Any]) -> str:
         shown = [f"{name}: {lines[name]:.3f}" for name in names]
         if (order := markov_order(validation)) is not None:
             difference, half = bits - lines[markov_name(order)], markov_half_width(validation, order, hidden)
-            shown[-1] += "" if half is None else f" (difference {difference:+.3f} ± {half:.3f})"
+            shown[-1] += "" if half is None else f" (difference {difference:+z.3f} ± {half:.3f})"
         text = f"{bits:.3f} bits per base at {bases_text(hidden)}"
         return f"step {step}: " + "; ".join([text, *shown, f"{GUESSING}: {GUESSING_BITS:g}"])
     if (curve := narrowest_curve(validation)) is None:

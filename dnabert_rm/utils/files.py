@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import shutil
+import socket
 import stat
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -105,8 +106,8 @@ def flush_to_disk(path: Path) -> None:
 
 
 def temporary_path(path: Path) -> Path:
-    """Return a hidden path beside `path` that no other process uses."""
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Return a hidden path beside `path` that no other process uses, also on other nodes."""
+    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
 
 
 @contextlib.contextmanager

@@ -24,12 +24,12 @@ from dnabert_rm.utils.lock import LockHeldError
 
 HEARTBEAT_SECONDS = 5.0
 EXPIRY_SECONDS = 30.0
-"""A lease is expired if its file does not change for this time, in which the file system must answer.
+"""A lease has expired if its file has not changed for this time. Only time in which the file system responds counts.
 
 Only this node's clock is used, as clocks differ.
 """
 SETTLE_SECONDS = 7.0
-"""Time after which a holder that was only suspended has seen that its lease is taken, since it looks at each heartbeat.
+"""Wait after taking an expired lease. It is longer than a heartbeat, so a holder that was only suspended sees the loss.
 
 Two nodes that take the same expired lease see within this time which of them wrote last.
 """

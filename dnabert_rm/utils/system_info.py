@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-ENVIRONMENT_NAME = "environment.json"
 PACKAGES = ("dnabert_rm", "torch", "deepspeed", "transformers", "webdataset", "numpy", "accelerate", "mpi4py")
 
 

@@ -164,7 +164,7 @@ def _cells(group: Sequence[Measurement], models: Sequence[str], baselines: Seque
     if "kmers" in baselines:
         counts = by_method["kmers", ""]
         differences = (by_method["probe", model].test[0] - counts.test[0] for model in models)
-        cells += [f"{difference:+.1f}" + ("" if difference > 0 else ", not better") for difference in differences]
+        cells += [f"{difference:+z.1f}" + ("" if difference > 0 else ", not better") for difference in differences]
     return cells
 
 

@@ -59,6 +59,7 @@ def test_neighbours_are_counted_as_by_a_slow_count() -> None:
         ("a.png", ["--label-column", "no"], "no column 'no'"),
         ("a.png", ["--layer", "9"], "the model has 2 layers"),
         ("a.png", ["--table", "few.csv"], "5 sequences are too few for a map"),
+        ("a.png", ["--table", "one.csv"], "all 30 sequences have the label x; pass a table with two labels or more"),
     ],
 )
 def test_mistakes_of_the_map_are_one_line(
@@ -67,6 +68,7 @@ def test_mistakes_of_the_map_are_one_line(
     monkeypatch.chdir(tmp_path)
     write_table(tmp_path / "a.csv", ["x", "y"], 30, 3)
     write_table(tmp_path / "few.csv", ["x", "y"], 5, 3)
+    write_table(tmp_path / "one.csv", ["x"], 30, 3)
     words = ["--table", "a.csv", *words] if "--table" not in words else words
     assert main(["analyze", "sequences", str(model), *words, "--output", name]) == 2
     assert said in capsys.readouterr().err and not (tmp_path / name).exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -15,9 +16,11 @@ from support import ROOT, clean_environment, random_bases, run_cli, write_prepar
 from dnabert_rm.checkpoint.train_state import TrainState
 from dnabert_rm.cli.main import load_command, main
 from dnabert_rm.cli.show_batch import WindowPrinter, token_marks, window_bases
+from dnabert_rm.config import load_preset, resolve
 from dnabert_rm.data.batching import BatchPlan
 from dnabert_rm.data.dataset import make_dataset
 from dnabert_rm.data.loader import MicroBatchSampler, make_loader
+from dnabert_rm.data.manifest import TokenizerInfo
 from dnabert_rm.genome import kmer
 from dnabert_rm.masking.collator import make_collator
 from dnabert_rm.masking.schedule import make_mask_schedule
@@ -48,6 +51,20 @@ def folder(tmp_path_factory, sequences) -> Path:
 def flags_of(folder: Path, *more: object) -> list[str]:
     flags = ["--preset", "tiny", "--data", folder, "--window", 66, "--global-batch", 12, "--steps", 100, *more]
     return [str(flag) for flag in flags]
+
+
+def write_checkpoint(checkpoint: Path, state: TrainState) -> Path:
+    """Write the metadata of a checkpoint, without tensors."""
+    checkpoint.mkdir(parents=True)
+    config = resolve(load_preset("tiny"), {"data": {"path": ["d"]}, "train": {"output": "r"}})
+    model = {"model_type": "bert", "hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2,
+             "intermediate_size": 96, "max_position_embeddings": 128}  # fmt: skip
+    tokenizer = dataclasses.asdict(TokenizerInfo("kmer", kmer.vocab_size(6), 6))
+    files = {"state.json": state.to_json(), "config.toml": config.to_toml(), "config.json": json.dumps(model),
+             "tokenizer.json": json.dumps(tokenizer), "complete.json": "{}"}  # fmt: skip
+    for name, text in files.items():
+        (checkpoint / name).write_text(text)
+    return checkpoint
 
 
 def shown(flags: list[str], capsys) -> list[dict]:
@@ -116,11 +133,18 @@ def test_phases_of_a_full_run(folder, step, phase, largest, capsys):
 def test_a_run_whose_batch_changed_shows_its_own_steps(folder, tmp_path, capsys):
     """The checkpoint's record of batch sizes counts, not the flag."""
     state = TrainState(40, BatchPlan.constant(12).changed(20, 6), "f", 42)
-    checkpoint = tmp_path / "run" / "checkpoints" / "step_00000040"
-    checkpoint.mkdir(parents=True)
-    (checkpoint / "state.json").write_text(state.to_json())
-    rows = shown([*flags_of(folder), "--output", str(tmp_path / "run"), "--step", "30"], capsys)
+    run = tmp_path / "run"
+    checkpoint = write_checkpoint(run / "checkpoints" / "step_00000040", state)
+    write_checkpoint(
+        checkpoint.with_name("step_00000040.damaged"), dataclasses.replace(state, plan=BatchPlan.constant(1))
+    )
+    rows = shown([*flags_of(folder), "--output", str(run), "--step", "30"], capsys)
     assert [row["n"] for row in rows] == list(range(20 * 12 + 10 * 6, 20 * 12 + 11 * 6))
+    # A resume changes the batch from the checkpoint on, and a new run has its own.
+    rows = shown([*flags_of(folder), "--output", str(run), "--step", "45"], capsys)
+    assert [row["n"] for row in rows] == list(range(20 * 12 + 20 * 6 + 5 * 12, 20 * 12 + 20 * 6 + 6 * 12))
+    rows = shown([*flags_of(folder), "--output", str(run), "--resume", "never", "--step", "30"], capsys)
+    assert [row["n"] for row in rows] == list(range(30 * 12, 31 * 12))
 
 
 def test_the_command_needs_no_output_folder_and_no_torch(folder):

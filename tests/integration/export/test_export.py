@@ -268,6 +268,9 @@ def test_the_last_checkpoints_are_averaged(run: Path, tmp_path: Path) -> None:
     assert export_model.find_checkpoints(run, step=4, average=2) == [step_folder(run, 2), step_folder(run, 4)]
     assert export_model.find_checkpoints(step_folder(run, 4), average=2) == [step_folder(run, 2), step_folder(run, 4)]
     assert export_model.find_checkpoints(step_folder(run, 4)) == [step_folder(run, 4)]
+    assert export_model.find_checkpoints(step_folder(run, 4), step=4) == [step_folder(run, 4)]
+    with pytest.raises(CheckpointError, match=r"--step 2: .*step_00000004 has step 4; omit --step"):
+        export_model.find_checkpoints(step_folder(run, 4), step=2)
     for words in ({"average": 4}, {"step": 4, "average": 3}, {"average": 0}, {"step": 3}):
         with pytest.raises(CheckpointError, match=r"average|has no checkpoint of step 3"):
             export_model.export(run, tmp_path / "model", **words)

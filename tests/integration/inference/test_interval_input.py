@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pyarrow import parquet
 from support import random_bases
 from tiny_models import read_table, save_bert, stock_logits, stock_states, write_fasta
 from transformers import (
@@ -141,6 +142,31 @@ def test_a_bed_of_intervals(model: Path, files: list[str], tmp_path: Path) -> No
         lines = list(csv.reader(stream, delimiter="\t"))
     for line, row in zip(lines, read_table(tmp_path / "tiles.csv"), strict=True):
         assert line[3:] == [row["prediction"], str(round(1000 * float(row["p_LABEL_1"]))), "."]
+
+
+def test_a_bed_of_two_independent_labels_has_the_probability_of_the_predicted_one(
+    files: list[str], tmp_path: Path
+) -> None:
+    labels = {0: "A", 1: "B"}
+    heads = {"id2label": labels, "label2id": {"A": 0, "B": 1}, "problem_type": "multi_label_classification"}
+    model = save_bert(tmp_path / "labels", BertForSequenceClassification, **heads)
+    assert run("predict", model, files, tmp_path / "track.bed") == 0
+    assert run("predict", model, files, tmp_path / "a.csv") == 0
+    with open(tmp_path / "track.bed", newline="") as stream:
+        scores = [int(line[4]) for line in csv.reader(stream, delimiter="\t")]
+    rows = read_table(tmp_path / "a.csv")
+    single = [(row, score) for row, score in zip(rows, scores, strict=True) if row["prediction"] in ("A", "B")]
+    assert {row["prediction"] for row, _ in single} >= {"A"}
+    for row, score in single:
+        assert score == round(1000 * float(row[f"p_{row['prediction']}"]))
+
+
+def test_embeddings_of_intervals_in_parquet(model: Path, files: list[str], tmp_path: Path) -> None:
+    assert run("embed", model, files, tmp_path / "e.parquet") == 0
+    assert run("embed", model, files, tmp_path / "e.csv") == 0
+    table, rows = parquet.read_table(tmp_path / "e.parquet"), read_table(tmp_path / "e.csv")
+    for name in ("contig", "start", "end", "strand", "name"):
+        assert list(map(str, table[name].to_pylist())) == [row[name] for row in rows]
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from dnabert_rm.inference.variant_labels import label_metrics
 
 HEADER = """##fileformat=VCFv4.3
 ##contig=<ID=chr1,length=120>
-##INFO=<ID=CLNSIG,Number=.,Type=String,Description="a, class">
+##INFO=<ID=CLNSIG,Number=.,Type=String,Description="a, class, see dbSNP,ID=rs1">
 ##INFO=<ID=RARE,Number=0,Type=Flag,Description="flag">
 ##INFO=<ID=SIDE,Number=A,Type=String,Description="one per ALT">
 ##FORMAT=<ID=GT,Number=1,Type=String,Description="genotype">

@@ -94,14 +94,14 @@ DAMAGES = {
 
 def find_starts(ranks, requests: list[tuple[str, Path]]) -> list[tuple[str, str]]:
     """Return for each --resume and run folder the chosen checkpoint or the error, and what this rank prints."""
-    from dnabert_rm.checkpoint.resume import find_start
+    from dnabert_rm.checkpoint.resume import find_checkpoint
 
     found = []
     for resume, run in requests:
         printed = io.StringIO()
         with contextlib.redirect_stderr(printed):
             try:
-                chosen = str(find_start(resume, run, ranks))
+                chosen = str(find_checkpoint(resume, run, ranks))
             except UserError as error:
                 chosen = f"error: {error}"
         found.append((chosen, printed.getvalue()))

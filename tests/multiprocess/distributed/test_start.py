@@ -96,6 +96,23 @@ def test_an_address_of_another_node_is_reported(tmp_path: Path, flags: list[str]
     assert "set MASTER_ADDR=ADDRESS" in line
 
 
+def test_a_rank_at_the_port_of_another_program_ends(tmp_path: Path, flags: list[str]) -> None:
+    """The program accepts the connection, and keeps it open without an answer. Torch would wait forever."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        variables = explicit(1, "127.0.0.1") | {"MASTER_PORT": listener.getsockname()[1]}
+        words = [*flags, "--steps", "2", "--output", tmp_path / "run", "--train.start_timeout_seconds", "2"]
+        rank = start_rank(variables, words, tmp_path / "1.txt")
+        listener.settimeout(60)
+        connection, _ = listener.accept()
+        with connection:
+            codes = wait_for([rank], 20)
+    printed = (tmp_path / "1.txt").read_text()
+    assert codes == [2], printed
+    (line,) = printed.splitlines()[-1:]
+    assert f"what listens at 127.0.0.1:{variables['MASTER_PORT']} did not answer within 2 s" in line
+    assert re.search(r"MASTER_PORT=\d+", line)
+
+
 def launch(command: list[str], flags: list[str], run: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run two steps with a launcher's command."""
     return subprocess.run(

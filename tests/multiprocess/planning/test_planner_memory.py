@@ -23,6 +23,8 @@ CASES = [
     ("small", "bert", 1, "zero0", "fp32", 2, 512, 1, {}, 0.02),
     ("mini", "modernbert", 1, "zero2", "fp32", 2, 128, 2, {"attention": "eager"}, 0.08),
     ("mini", "modernbert", 1, "zero0", "fp32", 1, 512, 1, {"activation_checkpointing": True, "dropout": 0.1}, 0.08),
+    ("mini", "bert", 1, "zero0", "fp32", 2, 512, 1, {"dropout": 0.1, "attention_dropout": 0.0}, 0.08),
+    ("mini", "bert", 1, "zero0", "fp32", 2, 512, 1, {"dropout": 0.0, "attention_dropout": 0.1}, 0.08),
     ("small", "bert", 2, "zero1", "fp32", 1, 64, 1, {}, 0.08),
     ("small", "bert", 2, "zero3", "fp32", 2, 128, 1, {}, 0.02),
     ("mini", "bert", 2, "zero3", "fp32", 1, 64, 1, {}, 0.02),

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from dnabert_rm.checkpoint.compatibility import (
+    FINGERPRINT,
     Change,
     check_compatible,
     describe_changes,
-    read_records,
+    read_metadata,
     record_changes,
 )
 from dnabert_rm.checkpoint.train_state import TrainState
@@ -39,7 +40,7 @@ def run_config(**sections: dict[str, Any]) -> RunConfig:
 
 
 def save(folder: Path, tokenizer: TokenizerInfo = KMERS, config: RunConfig | None = None) -> Path:
-    """Write the records of a checkpoint of step 6."""
+    """Write the metadata of a checkpoint of step 6."""
     folder.mkdir()
     (folder / "state.json").write_text(TrainState(6, BatchPlan.constant(8), "f" * 64, 42).to_json())
     (folder / "config.toml").write_text((config or run_config()).to_toml())
@@ -56,8 +57,14 @@ def save(folder: Path, tokenizer: TokenizerInfo = KMERS, config: RunConfig | Non
     return folder
 
 
+def test_the_fingerprints_of_several_data_sets_are_all_shown(tmp_path: Path) -> None:
+    old, new = f"{'a' * 64}+{'b' * 64}", f"{'a' * 64}+{'c' * 64}"
+    text = describe_changes(6, [Change(FINGERPRINT, old, new)])
+    assert f"was {'a' * 12}+{'b' * 12} and is {'a' * 12}+{'c' * 12}" in text
+
+
 def check(folder: Path, config: RunConfig, tokenizer: TokenizerInfo = KMERS, fingerprint: str = "f" * 64) -> list:
-    return check_compatible(read_records(folder), config, tokenizer, fingerprint)
+    return check_compatible(read_metadata(folder), config, tokenizer, fingerprint)
 
 
 def allowed(**sections: dict[str, Any]) -> RunConfig:
@@ -193,10 +200,10 @@ def test_missing_and_damaged_records_are_one_line(tmp_path: Path, name: str) -> 
     folder = save(tmp_path / "checkpoint")
     (folder / name).write_text("[")
     with pytest.raises(CheckpointError, match=f"{name}: "):
-        read_records(folder)
+        read_metadata(folder)
     (folder / name).unlink()
     with pytest.raises(CheckpointError, match=f"{name}: ") as caught:
-        read_records(folder)
+        read_metadata(folder)
     assert "\n" not in str(caught.value) and "--init-from" not in str(caught.value)
 
 

@@ -9,6 +9,7 @@ from support import run_cli
 
 from dnabert_rm.cli.check import COMMAND
 from dnabert_rm.config import free_on_resume, load_preset, preset_names, resolve, run_settings
+from dnabert_rm.config.run_config import ignored_settings
 from dnabert_rm.utils.errors import ConfigError
 
 NEEDED = {"data": {"path": ["prepared"]}, "train": {"output": "run"}}
@@ -57,6 +58,14 @@ def test_every_error_is_reported_at_once_with_a_near_name() -> None:
         ("train", "output", ""),
         ("data", "path", []),
         ("validation", "spans", [6, 0]),
+        ("model", "hidden_size", 0),
+        ("model", "dropout", 1.5),
+        ("data", "cache_gb", -1.0),
+        ("optim", "beta2", 1.0),
+        ("optim", "eps", -1e-6),
+        ("optim", "clip", -1.0),
+        ("optim", "warmup_steps", -2),
+        ("train", "threads_per_rank", -1),
     ],
 )
 def test_a_value_that_cannot_be_right_is_named(section: str, key: str, value: object) -> None:
@@ -185,3 +194,31 @@ def test_a_run_is_validated_eight_times_or_every_thousand_steps(steps: int, ever
     assert resolve(needed).validation.every == every
     assert resolve(needed, {"validation": {"every": 3}}).validation.every == 3
     assert resolve(needed, {"validation": {"every": 0}}).validation.every == 0
+
+
+def test_every_value_can_be_read_from_the_written_file() -> None:
+    """Among them infinite numbers, and characters that JSON and TOML write differently."""
+    config = resolve(
+        NEEDED,
+        {
+            "data": {"path": ['a "b"\\\n\x7f', "é😀"], "weights": [1.0, 2.5], "cache_gb": float("inf")},
+            "optim": {"clip": float("inf"), "eps": 1e-30, "lr": 1e22},
+            "train": {"output": "runs/😀", "hang_timeout_seconds": float("inf"), "trackers": []},
+        },
+    )
+    assert resolve(tomllib.loads(config.to_toml())) == config
+
+
+def test_settings_without_an_effect_are_named() -> None:
+    assert list(ignored_settings(resolve(NEEDED))) == []
+    config = resolve(
+        NEEDED,
+        {"masking": {"policy": "fixed", "phase_spans": [6], "fixed_span": 14}, "train": {"batch_increment": 4},
+         "optim": {"schedule": "wsd", "decay_share": 0.2}, "model": {"loss_switch": 0.25}, "data": {"weights": [1.0]}},
+    )  # fmt: skip
+    assert list(ignored_settings(config)) == [
+        "model.loss_switch has no effect without model.loss base-then-token",
+        "data.weights has no effect without several data sets",
+        "masking.phase_spans has no effect without masking.policy randommask or randommask-matched",
+        "train.batch_increment has no effect without train.batch_start",
+    ]

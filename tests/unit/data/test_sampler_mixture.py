@@ -68,6 +68,18 @@ def test_a_sample_has_the_same_window_in_every_call():
     assert all((together[name] == backwards[name][::-1]).all() for name in together)
 
 
+def test_a_share_of_one_sample_per_cycle_is_the_smallest():
+    """A smaller one would give a cycle a negative number of samples, so some would come twice."""
+    weights = [1 / 3, 1 / CYCLE, 2 / 3 - 1 / CYCLE]
+    sets, indices = mixture(weights).assign(np.arange(300 * CYCLE))
+    for number in range(3):
+        own = np.sort(indices[sets == number])
+        assert (own == np.arange(len(own))).all()
+    assert abs((sets == 1).sum() - 300) <= 1
+    with pytest.raises(ConfigError, match=r"data\.weights: 0\.0001 is less than 1 in 4,096 of their sum 3\.0001"):
+        mixture([1, 0.0001, 2])
+
+
 @pytest.mark.parametrize("weights", [[1], [1, 0], [1, -2], [1, 2, 3], [1, float("nan")], [1, float("inf")]])
 def test_weights_that_do_not_fit_are_refused(weights):
     samplers = [EpochSampler([[500]], 10, 0, source=number) for number in range(2)]

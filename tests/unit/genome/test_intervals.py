@@ -11,8 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dnabert_rm.genome.annotation import read_annotation
 from dnabert_rm.genome.intervals import Intervals, intersect, merge, read_intervals, subtract
-from dnabert_rm.utils.errors import DataError
+from dnabert_rm.genome.selection import Selection
+from dnabert_rm.utils.errors import DataError, UserError
 
 ROWS = [("chr1", 10, 20), ("chr2", 0, 5), ("chr1", 15, 15), ("chr1", 3, 4)]
 
@@ -126,3 +128,29 @@ def test_sets_of_ranges_equal_sets_of_positions(one: np.ndarray, other: np.ndarr
     assert positions(rest) == positions(one) - positions(other)
     for found in (first, both, rest):
         assert (found[:, 1] > found[:, 0]).all() and (found[1:, 0] >= found[:-1, 1]).all()
+
+
+@pytest.mark.parametrize(("last", "is_peak"), [("", False), ("\t7", True), ("\t2\t9", False), ("\t2\t9,9\t0,9", False)])
+def test_only_exactly_ten_columns_are_a_narrow_peak(tmp_path: Path, last: str, is_peak: bool) -> None:
+    """BED12 has its blocks there, bedMethyl has eleven columns or more, and a BED file with nine has colours."""
+    (tmp_path / "a.bed").write_text(f"c\t100\t150\tx\t960\t+\t110\t120\t0,0,0{last}\n" * 2)
+    found = read_intervals(tmp_path / "a.bed", details=True).details
+    assert found is not None
+    assert found.score.tolist() == [110.0 if is_peak else 960.0] * 2
+    assert found.summit.tolist() == [7 if is_peak else -1] * 2
+
+
+@pytest.mark.parametrize(
+    ("name", "column"),
+    [
+        ("a.gtf", 'gene_id "g,1"; tag "CCDS"; tag "basic"; tag "canonical";'),
+        ("a.gff3", "ID=g,1;tag=CCDS,basic,canon%2Cical"),
+    ],
+)
+def test_one_of_several_values_of_an_attribute_is_enough(tmp_path: Path, name: str, column: str) -> None:
+    (tmp_path / name).write_text(f"c\tx\tgene\t101\t200\t.\t+\t.\t{column}\n")
+    for value in ("CCDS", "basic"):
+        found = read_annotation(tmp_path / name, Selection(attributes=(("tag", value),))).details
+        assert found is not None and found.name == ["g,1"]
+    with pytest.raises(UserError, match="no line of"):
+        read_annotation(tmp_path / name, Selection(attributes=(("tag", "other"),)))

@@ -137,22 +137,54 @@ def test_both_sides_of_the_plateaus_bounds(loss: float, base_accuracy: float, ex
     assert not is_on_plateau({"kmer_frequencies": 7.353})
 
 
+def trend(values: list[float], every: int = 100) -> str:
+    """Return the trend of values that were measured every `every` steps."""
+    return trend_of([(every * (number + 1), value) for number, value in enumerate(values)])
+
+
 def test_a_trend_is_a_line_through_the_second_half() -> None:
-    assert trend_of([9, 9, 2.0, 1.9]) == "falling" and trend_of([9, 9, 1.9, 2.0]) == "rising"
-    assert trend_of([9, 9, 2.0, 1.9981]) == "flat" and trend_of([9, 9, 2.0, 1.9979]) == "falling"
-    assert trend_of([2.0, 1.9, 1.8]) == "unknown" == trend_of([])
+    assert trend([9, 9, 2.0, 1.9]) == "falling" and trend([9, 9, 1.9, 2.0]) == "rising"
+    assert trend([9, 9, 2.0, 1.9981]) == "flat" and trend([9, 9, 2.0, 1.9979]) == "falling"
+    assert trend([2.0, 1.9, 1.8]) == "unknown" == trend([])
     # One outlier in the last quarter is no trend.
-    assert trend_of([2.0] * 15 + [1.9]) == "unclear"
+    assert trend([2.0] * 15 + [1.9]) == "unclear"
     # README's run: few validations, of which the fourth last is far from the line.
-    assert trend_of([1.9621, 1.9625, 1.9521, 1.9513, 1.9585, 1.9426, 1.9416, 1.9379]) == "unclear"
+    assert trend([1.9621, 1.9625, 1.9521, 1.9513, 1.9585, 1.9426, 1.9416, 1.9379]) == "unclear"
     # A `mini`: a clear fall is not taken for noise.
-    assert trend_of([1.9883, 1.9646, 1.9706, 1.9611, 1.9630, 1.9548, 1.9534, 1.9485]) == "falling"
+    assert trend([1.9883, 1.9646, 1.9706, 1.9611, 1.9630, 1.9548, 1.9534, 1.9485]) == "falling"
     rng = np.random.default_rng(0)
     noise = rng.normal(0, 0.01, (200, 40))
-    assert np.mean([trend_of((1.9 + one).tolist()) in ("flat", "unclear") for one in noise]) > 0.93
-    assert np.mean([trend_of((1.9 + one / 10).tolist()) == "flat" for one in noise]) > 0.9
+    assert np.mean([trend((1.9 + one).tolist()) in ("flat", "unclear") for one in noise]) > 0.93
+    assert np.mean([trend((1.9 + one / 10).tolist()) == "flat" for one in noise]) > 0.9
     steady = 1.9 - 0.002 * np.arange(40)
-    assert np.mean([trend_of((steady + one).tolist()) == "falling" for one in noise]) > 0.9
+    assert np.mean([trend((steady + one).tolist()) == "falling" for one in noise]) > 0.9
+
+
+def test_a_last_step_soon_after_a_validation_does_not_change_the_trend() -> None:
+    """The last step is always validated. With 900 steps, a validation every 112 steps leaves 4."""
+    points = [(112 * number, 1.97 - 0.0002 * 112 * number) for number in range(1, 9)]
+    assert trend_of(points) == trend_of([*points, (900, 1.7901)]) == "falling"
+    few = [(1000 * number, 1.97 - 0.02 * number) for number in range(1, 6)]
+    assert trend_of(few) == trend_of([*few, (5050, 1.8695)]) == "falling"
+    # After a resume with other intervals: the slope is per step.
+    assert trend_of([(100, 2.0), (200, 1.99), (300, 1.98), (400, 1.97), (1400, 1.9698)]) == "flat"
+
+
+def test_only_bits_of_the_same_stretches_are_compared() -> None:
+    """A resumed run may have other regions, which are harder by 0.035 bits."""
+    values = [validation(bits, markov=1.94) for bits in (1.93, 1.92, 1.912, 1.908)] + [validation(1.945, markov=1.975)]
+    found = judge_run(rows_of(values))
+    assert found.trend == "unknown" and "Too few validations (1) for a trend" in found.text
+
+
+def test_bits_that_are_not_finite_are_no_trend() -> None:
+    text = verdict([1.95, 1.94, 1.93, float("nan")]).text
+    assert text.startswith("nan bits per base at 5 hidden bases after 400 steps: the model's outputs overflow.")
+    assert "curve" not in text
+
+
+def test_a_difference_that_rounds_to_zero_has_no_sign() -> None:
+    assert "difference +0.000 ± 0.003" in verdict([1.92996], half_width=0.003).text
 
 
 def test_runs_without_bits_are_judged_by_their_held_out_loss() -> None:

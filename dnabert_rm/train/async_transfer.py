@@ -1,4 +1,4 @@
-"""Values that are read from the device later, and times on the device. Neither makes the host wait when it queues them.
+"""Asynchronous transfers between host and device, and timestamps of the device.
 
 A GPU runs the kernels that the host queues, and the host may be ahead of it. Reading a value makes the host wait until
 the GPU has caught up, and then the GPU waits for the host's next kernel. A run therefore reads the values of a step
@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 
-class Moment:
-    """The time at which the device has finished all work that was queued before. On a CPU this is now."""
+class DeviceTimestamp:
+    """The time at which the device finishes all work that has been queued. On a CPU this is now."""
 
     def __init__(self, device: torch.device) -> None:
-        """Record the moment."""
+        """Queue the timestamp."""
         self._event: torch.cuda.Event | None = None
         self._seconds = 0.0
         if device.type == "cuda":
@@ -27,24 +27,24 @@ class Moment:
             self._seconds = time.perf_counter()
 
     def wait(self) -> None:
-        """Wait until the moment has come."""
+        """Wait until the device has reached the timestamp."""
         if self._event:
             self._event.synchronize()
 
-    def seconds_since(self, earlier: Moment) -> float:
-        """Return the seconds from `earlier`, a moment on the same device, to this moment. Both must have come."""
+    def seconds_since(self, earlier: DeviceTimestamp) -> float:
+        """Return the seconds from `earlier`, a timestamp of the same device, to this one. Both must be in the past."""
         if self._event:
             return earlier._event.elapsed_time(self._event) / 1000  # type: ignore[union-attr]
         return self._seconds - earlier._seconds
 
 
-class LateRead:
+class AsyncRead:
     """Copy of a small tensor on the host, which is complete once the device has finished the queued work."""
 
     def __init__(self, values: Tensor) -> None:
         """Queue the copy. On a GPU, torch copies to pinned memory, for which the host need not wait."""
         self._copy = values.to("cpu", non_blocking=True)
-        self.end = Moment(values.device)
+        self.end = DeviceTimestamp(values.device)
 
     def values(self) -> list[float]:
         """Wait for the copy, and return its values."""
@@ -53,8 +53,8 @@ class LateRead:
         return found
 
 
-class NumbersToDevice:
-    """Copies of a few numbers to the device, without waiting for it.
+class HostToDevice:
+    """Copies a few numbers to the device without waiting for it.
 
     Two pinned buffers take turns. A buffer is written again two copies later, so the device must have finished the
     work that was queued with a copy before the second copy after it.
