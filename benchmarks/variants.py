@@ -63,7 +63,7 @@ def reading_frames(codes: NDArray[np.uint8], min_codons: int) -> list[tuple[int,
         numbers = codons(codes, frame)
         letters = np.where(numbers < 0, STOP, AMINO_ACIDS[numbers])
         ends = np.flatnonzero(letters == STOP)
-        for begin, end in zip(np.append(-1, ends[:-1]) + 1, ends, strict=True):
+        for begin, end in zip(np.append(-1, ends)[:-1] + 1, ends, strict=True):
             starts = np.flatnonzero(letters[begin:end] == METHIONINE)
             if len(starts) and end - begin - starts[0] >= min_codons and numbers[end] >= 0:
                 first = begin + int(starts[0])
@@ -100,7 +100,7 @@ def substitutions(codes: NDArray[np.uint8], min_codons: int) -> NDArray[np.int64
                 kind = (position * 4 + reference) * 4 + alternative
                 table = np.stack(np.broadcast_arrays(place, *alleles, kind, effect), axis=1)
                 rows.append(table[1:][reference[1:] != alternative])
-    return np.concatenate(rows)
+    return np.concatenate(rows) if rows else np.zeros((0, 5), dtype=np.int64)
 
 
 def matched(found: NDArray[np.int64], effects: tuple[int, int], size: int, rng: np.random.Generator) -> NDArray:
@@ -146,6 +146,8 @@ def main() -> None:
         parser.error(f"{options.fasta} has no contig {missing[0]}")
     options.output.mkdir(parents=True, exist_ok=True)
     found = {name: substitutions(genome[name], options.min_codons) for name in options.contigs}
+    if not sum(map(len, found.values())):
+        parser.error(f"{' '.join(options.contigs)}: no open reading frame; lower --min-codons")
     rest = [codes for name, codes in genome.items() if name not in options.contigs]
     chain = fit_chain(count_kmers(iter(rest), max(ORDERS) + 1), max(ORDERS))
     rng = np.random.default_rng(0)

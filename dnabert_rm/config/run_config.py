@@ -296,7 +296,11 @@ def run_config_problems(config: RunConfig) -> Iterator[str]:
     """Yield an error message for each wrong value and each conflict between values. The data are not read."""
     for name, item in run_settings().items():
         section, key = name.split(".")
-        yield from find_problems(item, getattr(getattr(config, section), key), name)
+        value = getattr(getattr(config, section), key)
+        yield from find_problems(item, value, name)
+        for text in value if isinstance(value, tuple) else (value,):
+            if isinstance(text, str) and text.encode(errors="replace") != text.encode(errors="surrogatepass"):
+                yield f"{name} {text!r}: is not UTF-8; rename the file or folder"
     model, data, train = config.model, config.data, config.train
     if model.num_heads > 0 and model.hidden_size % model.num_heads:
         yield f"model.hidden_size {model.hidden_size}: must be a multiple of model.num_heads ({model.num_heads})"
@@ -330,7 +334,7 @@ def ignored_settings(config: RunConfig) -> Iterator[str]:
         "masking.phase_ends": (is_random, "masking.policy randommask or randommask-matched"),
         "masking.phase_spans": (is_random, "masking.policy randommask or randommask-matched"),
         "masking.draw": (is_random, "masking.policy randommask or randommask-matched"),
-        "masking.centre_rate": (masking.policy != "token", "spans; set masking.token_rate for policy token"),
+        "masking.centre_rate": (masking.policy != "token", "spans (masking.token_rate is that of policy token)"),
         "masking.fixed_span": (masking.policy == "fixed", "masking.policy fixed"),
         "masking.token_rate": (masking.policy == "token", "masking.policy token"),
         "optim.decay_share": (optim.schedule == "wsd", "optim.schedule wsd"),

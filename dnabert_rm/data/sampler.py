@@ -264,6 +264,9 @@ def _long_segments(shard_segments: Sequence[ArrayLike], stored_tokens: int) -> t
 
 # Several data sets: MixtureSampler
 
+_CHECKED_CYCLES = 100_000
+"""Cycles in which small shares are checked: 400 million samples."""
+
 
 class MixtureSampler:
     """Sampler that draws from several data sets in proportion to their weights.
@@ -278,15 +281,16 @@ class MixtureSampler:
             raise ConfigError(
                 f"data.weights {list(weights)} must hold one positive number for each of {len(samplers)} data sets"
             )
-        if min(weights) * CYCLE < sum(weights):  # rounding would give a cycle less than no sample of this data set
-            raise ConfigError(
-                f"data.weights: {min(weights):g} is less than 1 in {CYCLE:,} of their sum {sum(weights):g}; raise this "
-                "weight, leave that data set out, or build all genomes into one folder"
-            )
         self._samplers = list(samplers)
         self._cumulative = np.concatenate([[0.0], np.cumsum(weights) / np.sum(weights)])
         self._cumulative[-1] = 1.0
         self._key = random.key(seed, "mixture")
+        cycles = np.arange(_CHECKED_CYCLES)
+        if min(weights) * CYCLE < sum(weights) and (self._quotas(cycles) < 0).any():
+            raise ConfigError(
+                f"data.weights: {min(weights):g} is less than 1 in {CYCLE:,} of their sum {sum(weights):g}; raise this "
+                "weight, leave that data set out, or build all genomes into one folder"
+            )
 
     def locate(self, samples: ArrayLike) -> Windows:
         """Return the windows with the given sample indices, in the same order."""
@@ -299,8 +303,7 @@ class MixtureSampler:
     def assign(self, samples: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Map N sample indices to data sets and to sample indices within those data sets, both (N,) int64."""
         cycles, positions = np.divmod(np.asarray(samples, dtype=np.int64).reshape(-1), CYCLE)
-        before, after = self._quota_ends(cycles), self._quota_ends(cycles + 1)
-        quotas = np.diff(after) - np.diff(before)
+        before, quotas = self._quota_ends(cycles), self._quotas(cycles)
         assert (quotas >= 0).all()
         quota_ends = np.cumsum(quotas, axis=1)
         slots = permute(random.fold(self._key, cycles), positions, np.full(len(cycles), CYCLE))
@@ -308,6 +311,10 @@ class MixtureSampler:
         rows = np.arange(len(cycles))
         first_slot = np.where(sets > 0, quota_ends[rows, sets - 1], 0)
         return sets, np.diff(before)[rows, sets] + slots - first_slot
+
+    def _quotas(self, cycles: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the number of samples of each of the D data sets in each of N cycles, (N, D) int64."""
+        return np.diff(self._quota_ends(cycles + 1)) - np.diff(self._quota_ends(cycles))
 
     def _quota_ends(self, cycles: NDArray[np.int64]) -> NDArray[np.int64]:
         """For each of N cycle numbers, return cumulative sample counts of the D data sets, (N, D + 1) int64.

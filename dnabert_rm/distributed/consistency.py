@@ -72,7 +72,7 @@ def abort_all_ranks(problem: UserError) -> None:
     raises `problem`.
     """
     try:
-        rendezvous = join_rendezvous(PROBLEM_SECONDS)
+        rendezvous = join_rendezvous(PROBLEM_SECONDS, problem)
     except ConfigError:
         problem.on_one_rank = True
         raise problem from None

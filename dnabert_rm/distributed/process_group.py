@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from dnabert_rm.distributed.device import select_device, threads_of_rank
 from dnabert_rm.distributed.launchers import RankInfo
-from dnabert_rm.distributed.rendezvous import CHECK_SECONDS, Rendezvous, join_rendezvous
+from dnabert_rm.distributed.rendezvous import CHECK_SECONDS, LONGEST_SECONDS, Rendezvous, join_rendezvous
 from dnabert_rm.distributed.watchdog import FIRST_TIMES
 from dnabert_rm.patches.pytorch_patches import set_group_timeout
 from dnabert_rm.utils.errors import EXIT_USER_ERROR, ConfigError
@@ -181,9 +181,9 @@ def collective_timeout(limit: float) -> timedelta:
     """Return a timeout of collectives that is longer than the watchdog's `limit` in seconds.
 
     The watchdog therefore reports a hang before a collective times out. If `limit` is 0, the watchdog is off and the
-    timeout is a year.
+    timeout is a year, which is also the longest.
     """
-    return timedelta(seconds=limit * FIRST_TIMES + 60) if limit else timedelta(days=365)
+    return timedelta(seconds=min(limit * FIRST_TIMES + 60 if limit else LONGEST_SECONDS, LONGEST_SECONDS))
 
 
 def set_collective_timeout(timeout: timedelta) -> None:

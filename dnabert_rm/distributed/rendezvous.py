@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
-import math
 import os
 import re
 import select
@@ -22,12 +21,16 @@ import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 from dnabert_rm.distributed.launchers import LauncherError, RankInfo, free_port, how_to_set, rank_info
-from dnabert_rm.utils.errors import EXIT_USER_ERROR, ConfigError
+from dnabert_rm.utils.errors import EXIT_USER_ERROR, ConfigError, UserError
 
 CHECK_SECONDS = 120.0
 """Longest wait for another rank between the rendezvous and the start of training."""
 RESOLVE_SECONDS = 5.0
 """How long resolving the host name of rank 0 is retried, because a name server may fail for a moment."""
+STUCK_SECONDS = 10.0
+"""How long a rendezvous may take beyond twice its timeout."""
+LONGEST_SECONDS = timedelta(days=365).total_seconds()
+"""Timeout in place of an infinite one."""
 EXIT_DELAY_SECONDS = 3.0
 """How long ranks that don't report an error wait before they exit. The launcher kills all ranks at the first exit."""
 
@@ -73,12 +76,14 @@ def _explain_store_failure(info: RankInfo) -> Iterator[None]:
         raise error from None
 
 
-def join_rendezvous(seconds: float) -> Rendezvous:
+def join_rendezvous(seconds: float, problem: UserError | None = None) -> Rendezvous:
     """Join the rendezvous of all ranks that the launcher started.
 
     Sets the environment variables that torch and DeepSpeed read. Raises `ConfigError` if a rank has not
-    joined after `seconds`. A wrong MASTER_ADDR raises `ConfigError` much earlier (`check_master`).
+    joined after `seconds`. A wrong MASTER_ADDR raises `ConfigError` much earlier (`check_master`). If the rendezvous
+    does not end at all, this process exits with `problem`, or with an error of its own if there is none.
     """
+    seconds = min(seconds, LONGEST_SECONDS)
     info = rank_info(os.environ)
     if info.master_addr:
         check_master(info, os.environ)
@@ -89,7 +94,7 @@ def join_rendezvous(seconds: float) -> Rendezvous:
     os.environ.update(info.environment())
     set_gloo_interface(info.master_addr)
     try:
-        with _exit_if_stuck(info, seconds):
+        with _exit_if_stuck(info, seconds, problem):
             store, _, _ = next(rendezvous("env://", timeout=timedelta(seconds=seconds)))
     except dist.DistError as error:
         raise _rendezvous_error(info, str(error), seconds) from None
@@ -98,26 +103,28 @@ def join_rendezvous(seconds: float) -> Rendezvous:
 
 
 @contextlib.contextmanager
-def _exit_if_stuck(info: RankInfo, seconds: float) -> Iterator[None]:
-    """Exit this process with an error if the block takes much longer than `seconds`.
+def _exit_if_stuck(info: RankInfo, seconds: float, problem: UserError | None) -> Iterator[None]:
+    """Exit this process with an error if the block takes much longer than torch's timeout of `seconds`.
 
     Torch's timeout does not apply once a connection is open. If another program accepts the connection at rank 0's
-    port and does not answer, torch waits forever.
+    port and does not answer, torch waits forever. Otherwise torch gives up after at most about twice the timeout.
+
+    `problem` is an error that this rank has found before, and that is printed instead.
     """
+    limit = 2 * seconds + STUCK_SECONDS
 
     def end() -> None:
-        advice = how_to_set("MASTER_PORT", str(free_port()), info, os.environ)
-        text = (
+        advice = how_to_set("MASTER_PORT", "PORT", info, os.environ)
+        text = problem or (
             f"rank {info.rank} on {socket.gethostname()}: what listens at {info.master_addr}:{info.master_port} did "
-            f"not answer within {seconds:g} s, so it is probably not rank 0 but another program; {advice}"
+            f"not answer within {limit:g} s, so it is probably not rank 0 but another program; {advice}"
         )
         os.write(2, f"\npretrain: error: {text}\n".encode())
         os._exit(EXIT_USER_ERROR)
 
-    timer = threading.Timer(seconds + EXIT_DELAY_SECONDS, end)
+    timer = threading.Timer(limit, end)
     timer.daemon = True
-    if math.isfinite(seconds):
-        timer.start()
+    timer.start()
     try:
         yield
     finally:

@@ -123,7 +123,7 @@ def make_schedule(
         k: Bases per k-mer.
         total_steps: Number of steps in the training run.
         phase_ends: See `resolve_phase_ends`.
-        phase_spans: Largest span length M of each phase; by default k, k + 2, k + 4 …
+        phase_spans: Upper limit M of the spans of each phase; by default k, k + 2, k + 4 …
         centre_rate: Probability that a token is the centre of a masked span.
         draw: "uniform" draws a span length from {k, k + 2, … M}; "max" always takes M.
         fixed_span: Span length of policy "fixed"; 0 means k.

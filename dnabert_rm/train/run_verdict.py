@@ -117,32 +117,34 @@ def _compared_points(validated: Sequence[Mapping[str, Any]]) -> list[Point]:
     """Return the bits of all validations that are comparable with the last one, or else the token losses.
 
     Bits are comparable if the lines are the same, because then the hidden stretches are, too. A resumed run may have
-    other ones.
+    other ones. Values that are not finite are left out.
     """
     last = validation_of(validated[-1])
     found = [(row["step"] + 1, validation_of(row)) for row in validated]
     if (hidden := compared_bases(last)) is not None:
         lines = bits_lines(last, hidden)
         found = [(steps, one) for steps, one in found if bits_lines(one, hidden) == lines]
-        return [(steps, model_bits(one)[hidden]) for steps, one in found if hidden in model_bits(one)]
-    if (curve := narrowest_curve(last)) is None:
-        return []
-    return [(steps, one[curve[0]]["loss"]) for steps, one in found if curve[0] in one]
+        points = [(steps, model_bits(one)[hidden]) for steps, one in found if hidden in model_bits(one)]
+    else:
+        name = (narrowest_curve(last) or ("", {}))[0]
+        points = [(steps, one[name]["loss"]) for steps, one in found if name in one]
+    return [(steps, value) for steps, value in points if math.isfinite(value)]
 
 
 def trend_of(points: Sequence[Point]) -> Trend:
     """Return whether the values fall in the second half of the validations, by a straight line through them.
 
-    The trend is "flat" if the line changes by 0.1 % or less over a quarter of the steps. Otherwise it is "falling" or
-    "rising" if the slope is significant at the 5 % level of a t test, and "unclear" if it is not. With four to seven
-    validations the last two are compared, without a test. With fewer the trend is "unknown".
+    The trend is "flat" if the line changes by 0.1 % or less over a quarter of the steps that the validations cover.
+    Otherwise it is "falling" or "rising" if the slope is significant at the 5 % level of a t test, and "unclear" if it
+    is not. With four to seven validations the last two are compared, without a test. With fewer the trend is "unknown".
     """
-    points = _spaced(points)
     if len(points) < MIN_VALIDATIONS:
         return "unknown"
+    points = _spaced(points)
     half = points[-(len(points) // 2) :] if len(points) >= MIN_FITTED else points[-2:]
     slope, error = _line(half)
-    change = slope * points[-1][0] / 4
+    covered = (points[-1][0] - points[0][0]) * len(points) / (len(points) - 1)
+    change = slope * covered / 4
     if abs(change) <= MIN_CHANGE * abs(statistics.fmean(value for _, value in half)):
         return "flat"
     if abs(slope) <= error:

@@ -105,12 +105,12 @@ def test_a_rank_at_the_port_of_another_program_ends(tmp_path: Path, flags: list[
         listener.settimeout(60)
         connection, _ = listener.accept()
         with connection:
-            codes = wait_for([rank], 20)
+            codes = wait_for([rank], 40)
     printed = (tmp_path / "1.txt").read_text()
     assert codes == [2], printed
     (line,) = printed.splitlines()[-1:]
-    assert f"what listens at 127.0.0.1:{variables['MASTER_PORT']} did not answer within 2 s" in line
-    assert re.search(r"MASTER_PORT=\d+", line)
+    assert f"what listens at 127.0.0.1:{variables['MASTER_PORT']} did not answer within 14 s" in line
+    assert "MASTER_PORT=PORT" in line
 
 
 def launch(command: list[str], flags: list[str], run: Path, **variables: str) -> subprocess.CompletedProcess[str]:

@@ -66,6 +66,8 @@ def test_every_error_is_reported_at_once_with_a_near_name() -> None:
         ("optim", "clip", -1.0),
         ("optim", "warmup_steps", -2),
         ("train", "threads_per_rank", -1),
+        ("train", "output", "runs/\udcff"),
+        ("data", "path", ["a", "b\udcff"]),
     ],
 )
 def test_a_value_that_cannot_be_right_is_named(section: str, key: str, value: object) -> None:

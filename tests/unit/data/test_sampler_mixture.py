@@ -78,6 +78,11 @@ def test_a_share_of_one_sample_per_cycle_is_the_smallest():
     assert abs((sets == 1).sum() - 300) <= 1
     with pytest.raises(ConfigError, match=r"data\.weights: 0\.0001 is less than 1 in 4,096 of their sum 3\.0001"):
         mixture([1, 0.0001, 2])
+    # The first and the last data set have one rounded end only, so they may be smaller.
+    for small in ([1, 0.0001], [0.0001, 1, 2]):
+        sets, indices = mixture(small).assign(np.arange(20 * CYCLE))
+        own = np.sort(indices[sets == small.index(0.0001)])
+        assert (own == np.arange(len(own))).all() and len(own) > 0
 
 
 @pytest.mark.parametrize("weights", [[1], [1, 0], [1, -2], [1, 2, 3], [1, float("nan")], [1, float("inf")]])

@@ -166,6 +166,10 @@ def test_a_last_step_soon_after_a_validation_does_not_change_the_trend() -> None
     assert trend_of(points) == trend_of([*points, (900, 1.7901)]) == "falling"
     few = [(1000 * number, 1.97 - 0.02 * number) for number in range(1, 6)]
     assert trend_of(few) == trend_of([*few, (5050, 1.8695)]) == "falling"
+    assert trend_of([(1000, 2.0), (2000, 1.98), (3000, 1.97), (3400, 1.96)]) == "falling"
+    # After a resume with other regions, few steps are covered: a small change is not extrapolated to all steps.
+    late = [(100_000 + 100 * number, 1.9 + 0.0001 * number) for number in range(8)]
+    assert trend_of(late) == "flat"
     # After a resume with other intervals: the slope is per step.
     assert trend_of([(100, 2.0), (200, 1.99), (300, 1.98), (400, 1.97), (1400, 1.9698)]) == "flat"
 
@@ -181,6 +185,7 @@ def test_bits_that_are_not_finite_are_no_trend() -> None:
     text = verdict([1.95, 1.94, 1.93, float("nan")]).text
     assert text.startswith("nan bits per base at 5 hidden bases after 400 steps: the model's outputs overflow.")
     assert "curve" not in text
+    assert verdict([1.95, float("nan"), 1.94, 1.93, 1.92]).trend == "falling"
 
 
 def test_a_difference_that_rounds_to_zero_has_no_sign() -> None:
