@@ -218,7 +218,7 @@ def _explain(change: Change) -> str:
 
 
 def _short(fingerprint: str) -> str:
-    """Return the first digits of a fingerprint. With several data sets, it is a sum of theirs, joined by "+"."""
+    """Return the first digits of a fingerprint, or of each data set's, which "+" separates."""
     return "+".join(part[:12] for part in fingerprint.split("+"))
 
 

@@ -327,13 +327,13 @@ def run_config_problems(config: RunConfig) -> Iterator[str]:
 def ignored_settings(config: RunConfig) -> Iterator[str]:
     """Yield a message for each setting that was changed although another setting makes it ineffective."""
     model, data, masking, optim, train = config.model, config.data, config.masking, config.optim, config.train
-    is_random = masking.policy in ("randommask", "randommask-matched")
+    phases = masking.policy in ("randommask", "randommask-matched"), "masking.policy randommask or randommask-matched"
     conditions = {
         "model.loss_switch": (model.loss == "base-then-token", "model.loss base-then-token"),
         "data.weights": (len(data.path) > 1, "several data sets"),
-        "masking.phase_ends": (is_random, "masking.policy randommask or randommask-matched"),
-        "masking.phase_spans": (is_random, "masking.policy randommask or randommask-matched"),
-        "masking.draw": (is_random, "masking.policy randommask or randommask-matched"),
+        "masking.phase_ends": phases,
+        "masking.phase_spans": phases,
+        "masking.draw": phases,
         "masking.centre_rate": (masking.policy != "token", "spans (masking.token_rate is that of policy token)"),
         "masking.fixed_span": (masking.policy == "fixed", "masking.policy fixed"),
         "masking.token_rate": (masking.policy == "token", "masking.policy token"),

@@ -285,8 +285,7 @@ class MixtureSampler:
         self._cumulative = np.concatenate([[0.0], np.cumsum(weights) / np.sum(weights)])
         self._cumulative[-1] = 1.0
         self._key = random.key(seed, "mixture")
-        cycles = np.arange(_CHECKED_CYCLES)
-        if min(weights) * CYCLE < sum(weights) and (self._quotas(cycles) < 0).any():
+        if min(weights) * CYCLE < sum(weights) and (self._quotas(np.arange(_CHECKED_CYCLES)) < 0).any():
             raise ConfigError(
                 f"data.weights: {min(weights):g} is less than 1 in {CYCLE:,} of their sum {sum(weights):g}; raise this "
                 "weight, leave that data set out, or build all genomes into one folder"

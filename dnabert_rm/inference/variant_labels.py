@@ -16,7 +16,7 @@ from dnabert_rm.utils.progress import progress_bar
 
 NUM_RESAMPLES = 1000
 """Number of bootstrap resamples."""
-_INFO_LINE = re.compile(rb"##INFO=<(?:[^\"]*?,)?ID=([^,>]*)")
+_INFO_LINE = re.compile(rb'##INFO=<(?:[^"]*?,)?ID=([^,>]*)')
 _NUMBER, _TYPE = (re.compile(rb"[<,]" + key + rb"=([^,>]*)") for key in (b"Number", b"Type"))
 
 
