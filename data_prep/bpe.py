@@ -20,7 +20,7 @@ from data_prep.sharding.decompress import check_headers, decompress_sources, is_
 from data_prep.sharding.scan import join_contigs, scan_files
 from data_prep.sharding.segments import cut_runs, long_enough
 from data_prep.sharding.sources import Source
-from dnabert_rm.genome.bpe_model import MODEL_NAME
+from dnabert_rm.genome.bpe_model import MODEL_NAME, missing_bases
 from dnabert_rm.genome.contigs import Contig, RegionReaders, pure_codes
 from dnabert_rm.genome.intervals import subtract
 from dnabert_rm.genome.kmer import SPECIAL_TOKENS, codes_to_bases
@@ -109,7 +109,7 @@ def train(sentences: Iterator[str], vocab_size: int) -> bytes:
     """Train a BPE model with `vocab_size` ids, special tokens included. Return the content of the model file.
 
     `sentences` are strings of A, C, G and T. Raises `ConfigError` if `sentences` have too few bases for
-    `vocab_size` ids.
+    `vocab_size` ids, or lack one of the four bases.
     """
     import sentencepiece
 
@@ -148,4 +148,7 @@ def train(sentences: Iterator[str], vocab_size: int) -> bytes:
         raise ConfigError(
             f"--vocab-size {vocab_size}: {reason.rstrip('.')}; lower --vocab-size or raise --sample-bases"
         ) from None
-    return out.getvalue()
+    content = out.getvalue()
+    if missing := missing_bases(sentencepiece.SentencePieceProcessor(model_proto=content)):
+        raise ConfigError(f"--sample-bases: the sample has no {missing}; raise it, or pass other genomes")
+    return content

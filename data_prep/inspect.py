@@ -84,8 +84,8 @@ def summary(manifest: Manifest, bases_of_split: dict[str, int]) -> dict[str, Any
 def held_out_lines(manifest: Manifest, folder: Path) -> Iterator[str]:
     """Yield the lines of a BED file with the segments of the splits val and test.
 
-    Segments that touch or overlap are merged. The name is the split. If there are several genomes, it is followed by a
-    colon and the genome.
+    Segments that touch or overlap are merged. The name is the split. If there are several genomes, the contig is
+    GENOME:NAME, as `build` reads it.
     """
     shards = [shard for shard in manifest.shards if shard.split != "train"]
     metas = [meta for shard in shards for meta in read_metas(folder / shard.name)]
@@ -93,7 +93,7 @@ def held_out_lines(manifest: Manifest, folder: Path) -> Iterator[str]:
     places = sorted({(meta["genome"], meta["contig"], meta["split"], meta["start"], meta["end"]) for meta in metas})
     for (genome, contig, split), ranges in itertools.groupby(places, lambda place: place[:3]):
         for start, end in merge(np.array([place[3:] for place in ranges], dtype=np.int64)).tolist():
-            yield f"{contig}\t{start}\t{end}\t{split}{f':{genome}' if several else ''}\n"
+            yield f"{f'{genome}:' if several else ''}{contig}\t{start}\t{end}\t{split}\n"
 
 
 def unique_bases(metas: Iterable[Meta]) -> int:

@@ -49,8 +49,14 @@ class HashTask:
 
 
 def run(folder: Path, length_bases: int, executor: Executor) -> int:
-    """Run `verify --leakage`: print the fraction of val and test subsequences that occur in other splits."""
+    """Run `verify --leakage`: print the fraction of val and test subsequences that occur in other splits.
+
+    If there is only one split, print this.
+    """
     manifest = load_manifest(folder)
+    if len({shard.split for shard in manifest.shards}) < 2:
+        print(f"{folder}: has a single split, so no sequence can be in two splits")
+        return 0
     print(f"sequences of {length_bases} bases that occur in two splits, on either strand:")
     for split, other, shared, compared in find_overlaps(manifest, folder, length_bases, executor):
         print(f"  {split} in {other}: {100 * shared / max(1, compared):.3f} % ({shared:,} of {compared:,} compared)")

@@ -14,7 +14,9 @@ from typing import Any, TypeVar
 from dnabert_rm.utils.errors import ConfigError, DataError
 
 _MPI_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_RANK")
-"""Environment variables that MPI launchers set for their processes."""
+"""Environment variables that MPI launchers set for their processes. Slurm sets the last two for its plugins of MPI."""
+_SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
+"""Environment variables with the number of ranks, innermost launcher first."""
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -23,13 +25,14 @@ R = TypeVar("R")
 def open_executor(workers: int) -> Iterator[Executor | None]:
     """Yield an executor for `run_all`.
 
-    Without MPI, `workers` child processes do the work; if `workers` is 1, this process does the work itself.
+    Without MPI, or with one MPI rank, `workers` child processes do the work; if `workers` is 1, this process does the
+    work itself.
 
-    Under an MPI launcher, the ranks are the workers, and `workers` is ignored. Rank 0 gets the executor. Every other
+    With several MPI ranks, these are the workers, and `workers` is ignored. Rank 0 gets the executor. Every other
     rank processes items for rank 0. When rank 0 has left the `with` block, the other ranks get None. Raises
     `ConfigError` if mpi4py is not installed.
     """
-    if any(name in os.environ for name in _MPI_VARIABLES):
+    if _has_mpi_ranks():
         with _mpi_executor() as executor:
             yield executor
     elif workers <= 1:
@@ -86,12 +89,13 @@ def _start_method() -> Any:
     """Return the multiprocessing context: "fork" where it is safe, else "spawn".
 
     Forked workers inherit all imports. In a process with several threads fork is unsafe, because it copies locks that
-    other threads hold. Outside Linux, "spawn" is always used.
+    other threads hold. MPI may have such threads. Outside Linux, "spawn" is always used.
     """
     import multiprocessing
 
     can_fork = "fork" in multiprocessing.get_all_start_methods() and sys.platform == "linux"
-    return multiprocessing.get_context("fork" if can_fork and threading.active_count() == 1 else "spawn")
+    has_threads = threading.active_count() > 1 or "mpi4py.MPI" in sys.modules
+    return multiprocessing.get_context("fork" if can_fork and not has_threads else "spawn")
 
 
 def _start_worker() -> None:
@@ -114,18 +118,30 @@ def _start_worker() -> None:
     threading.Thread(target=exit_with_parent, daemon=True).start()
 
 
-@contextlib.contextmanager
-def _mpi_executor() -> Iterator[Executor | None]:
+def _has_mpi_ranks() -> bool:
+    """Return whether this process is one of several MPI ranks.
+
+    Slurm's plugins set the variables of MPI for every task. So a single task must work without mpi4py. Raises
+    `ConfigError` if there may be several ranks, and mpi4py is not installed.
+    """
+    if not any(name in os.environ for name in _MPI_VARIABLES):
+        return False
+    if next((os.environ[name] for name in _SIZE_VARIABLES if name in os.environ), None) == "1":
+        return False
     try:
         from mpi4py import MPI
-        from mpi4py.futures import MPICommExecutor
     except ImportError:
         raise ConfigError(
             "started by an MPI launcher, but mpi4py is missing; run pip install 'dnabert_rm[mpi]'"
         ) from None
-    if MPI.COMM_WORLD.Get_size() == 1:
-        yield _SerialExecutor()
-        return
+    return MPI.COMM_WORLD.Get_size() > 1
+
+
+@contextlib.contextmanager
+def _mpi_executor() -> Iterator[Executor | None]:
+    from mpi4py import MPI
+    from mpi4py.futures import MPICommExecutor
+
     executor: Any
     with MPICommExecutor(MPI.COMM_WORLD, root=0) as executor:
         yield executor

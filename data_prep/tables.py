@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 
 from dnabert_rm.genome.fasta_stream import NUCLEOTIDES, Input, fasta_records, letter_fault
+from dnabert_rm.genome.intervals import is_position
 from dnabert_rm.genome.kmer import reverse_complement
 from dnabert_rm.genome.reference import Genome
 from dnabert_rm.utils import random
@@ -171,12 +172,12 @@ def _class_readers(folder: Path, genome: Genome | None) -> list[Callable[[], Row
 
 def _text_rows(folder: Path) -> Rows:
     for file in sorted(folder.glob("*.txt")):
-        yield _checked("".join(file.read_text(encoding="utf-8", errors="replace").split()), str(file)), folder.name
+        yield _checked("".join(file.read_text(encoding="utf-8-sig", errors="replace").split()), str(file)), folder.name
 
 
 def _fasta_rows(path: Path) -> Rows:
     with Input(path, "a FASTA file") as source:
-        for name, blocks in fasta_records(source.lines(), source.display_name):
+        for name, blocks in fasta_records(source.text_lines(), source.display_name):
             head, bar, label = name.rpartition("|")
             if not bar or not label:
                 raise DataError(f"{path}: record {name} has no label; expected headers like >NAME|LABEL")
@@ -223,7 +224,9 @@ def _interval_rows(path: Path, label: str, genome: Genome | None) -> Rows:
     if genome is None:
         raise ConfigError(f"--fasta: missing; {path} has intervals, whose bases are in the genome")
     with Input(path, "a CSV file") as source:
-        text = io.TextIOWrapper(io.BytesIO(b"".join(source.lines())), encoding="utf-8", errors="replace", newline="")
+        text = io.TextIOWrapper(
+            io.BytesIO(b"".join(source.lines())), encoding="utf-8-sig", errors="replace", newline=""
+        )
         reader: Iterable[dict[str, Any]] = csv.DictReader(text)
         for number, row in enumerate(reader, 2):
             where = f"{path}, line {number}"
@@ -232,7 +235,8 @@ def _interval_rows(path: Path, label: str, genome: Genome | None) -> Rows:
             length = genome.length(row["region"])
             if length is None:
                 raise DataError(f"{where}: {genome.display_name} has no contig {row['region']}; pass the right genome")
-            if not (row["start"].isdigit() and row["end"].isdigit() and int(row["start"]) < int(row["end"]) <= length):
+            are_numbers = all(is_position(row[column]) for column in ("start", "end"))
+            if not (are_numbers and int(row["start"]) < int(row["end"]) <= length):
                 raise DataError(f"{where}: expected 0 <= start < end <= {length}; pass the right genome")
             sequence = genome.fetch(row["region"], int(row["start"]), int(row["end"]))
             yield (reverse_complement(sequence) if row["strand"] == "-" else sequence).decode("ascii"), label

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from dnabert_rm.data.columns import COLUMNS_NAME
 from dnabert_rm.data.manifest import MANIFEST_NAME, Manifest, file_names, fingerprint_of, load_manifest
-from dnabert_rm.data.object_store import check_url, copy, file_system, read_all, with_retries
+from dnabert_rm.data.object_store import check_url, copy, file_system, read_all, with_retries, without_secrets
+from dnabert_rm.data.storage import PLACEHOLDER
 from dnabert_rm.utils.errors import ConfigError, DataError
 from dnabert_rm.utils.files import sha256_of_file
 from dnabert_rm.utils.progress import progress_bar
@@ -38,6 +39,8 @@ def run(folder: Path, url: str, overwrite: bool = False) -> str:
     """
     url = url.rstrip("/")
     check_url(url, "URL", writable=True)
+    if PLACEHOLDER in url:
+        raise ConfigError(f"URL {without_secrets(url)}: can't contain {PLACEHOLDER}; pass the URL of a folder")
     manifest = load_manifest(folder)
     shards, last = _files(folder, manifest)
     replace = _prepare(url, manifest, overwrite)

@@ -16,11 +16,23 @@ from dnabert_rm.genome.placement import MINUS, UNSTRANDED, find_contigs, place
 from dnabert_rm.genome.reference import Genome
 from dnabert_rm.genome.selection import Selection
 from dnabert_rm.utils.errors import ConfigError
+from dnabert_rm.utils.progress import notice
 
 POSITIVE, NEGATIVE = "1", "0"
 """Labels of the intervals of a single file, and of negatives beside them."""
 NEGATIVE_CLASS = "negative"
 """Label of made negatives beside several classes."""
+_NO_CONTIG = "contig is not in the genome"
+_OUTSIDE = "reaches beyond its contig"
+_TWO_LABELS = "same window with two labels"
+_UNKNOWN = "has letters other than A, C, G, T"
+_FIXES = {
+    _NO_CONTIG: "pass the genome that the intervals were made for",
+    _OUTSIDE: "choose a smaller --window",
+    _TWO_LABELS: "remove the intervals that are in several files or have several labels",
+    _UNKNOWN: "choose a smaller --window or raise --unknown-bases",
+}
+"""What to change if most windows are dropped for a reason."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,9 +62,12 @@ def read_sources(settings: LabelsSettings, genome: Genome) -> list[Source]:
 
 
 def class_and_path(word: str) -> tuple[str, str]:
-    """Split NAME=FILE. Without a name, the class has the file's name up to the first dot."""
+    """Split NAME=FILE. Without a name, the class has the file's name up to the first dot.
+
+    A word in an existing folder, such as `k=1/peaks.bed`, is a path.
+    """
     name, equals, path = word.partition("=")
-    if not equals or not path or os.path.exists(word):
+    if not equals or not path or os.path.exists(word) or os.path.isdir(os.path.dirname(word)):
         return os.path.basename(word).split(".")[0], word
     return name, path
 
@@ -60,7 +75,10 @@ def class_and_path(word: str) -> tuple[str, str]:
 def place_windows(settings: LabelsSettings, sources: list[Source], reader: SequenceReader, dropped: Dropped) -> Windows:
     """Return the labelled windows of all intervals that can be used, in file order."""
     parts = []
-    wanted = None if settings.overlap is None else read_annotation(settings.overlap, Selection(), warn=False)
+    wanted = None
+    if settings.overlap is not None:
+        wanted = read_annotation(settings.overlap, Selection(), warn=False)
+        warn_of_outside(wanted, reader)
     for source in sources:
         found, details = source.intervals, source.intervals.details
         assert details is not None
@@ -77,15 +95,17 @@ def place_windows(settings: LabelsSettings, sources: list[Source], reader: Seque
             label=label,
             is_negative=np.zeros(len(found), dtype=bool),
         )
-        windows = dropped.keep(windows, windows.contig >= 0, "contig is not in the genome")
+        windows = dropped.keep(windows, windows.contig >= 0, _NO_CONTIG)
         windows = dropped.keep(windows, windows.label != "", f"has no {settings.label}")
-        parts.append(dropped.keep(windows, reader.fits(windows), "reaches beyond its contig"))
+        parts.append(dropped.keep(windows, reader.fits(windows), _OUTSIDE))
     windows = join(parts)
     windows = drop_repeated(windows, dropped)
     unknown = composition(reader.letters(windows)).unknown
-    windows = dropped.keep(windows, unknown <= settings.unknown_bases, "has letters other than A, C, G, T")
+    windows = dropped.keep(windows, unknown <= settings.unknown_bases, _UNKNOWN)
     if not len(windows):
-        raise ConfigError(f"no window is left ({reasons(dropped)}); choose another --window or --unknown-bases")
+        most_frequent = next((reason for reason, _ in dropped.most_common(1)), "")
+        fix = _FIXES.get(most_frequent, "choose another --label")
+        raise ConfigError(f"no window is left ({reasons(dropped)}); {fix}")
     return windows
 
 
@@ -110,17 +130,21 @@ def holds_interval(
 ) -> NDArray[np.bool_]:
     """Return whether an interval of `wanted` lies completely in each window, shape (n,).
 
-    If both have a strand, it must be the same. `contig`, `start` and `strand` (n,) are those of the windows. A window
-    that the genome does not have gets any result.
+    If both have a strand, it must be the same. An interval that reaches beyond its contig is in no window. `contig`,
+    `start` and `strand` (n,) are those of the windows. A window that the genome does not have gets any result.
     """
     assert wanted.details is not None
     wanted_contig, wanted_strand = find_contigs(wanted, reader.genome), wanted.details.strand
-    offset = reader.axis.starts[wanted_contig]
-    places = reader.axis.starts[contig] + start
+    # Beyond its contig's end, an interval would be in the next contig of the axis.
+    is_usable = (wanted_contig >= 0) & (wanted.end <= reader.axis.lengths[wanted_contig])
+    # With a position between contigs, an empty interval at a contig's end is not in the next contig too.
+    starts_of = reader.axis.starts + np.arange(len(reader.axis.starts))
+    offset = starts_of[wanted_contig]
+    places = starts_of[contig] + start
     result = np.zeros(len(start), dtype=bool)
     for one in np.unique(strand).tolist():
         has_strand = (wanted_strand == one) | (wanted_strand == UNSTRANDED) | (one == UNSTRANDED)
-        chosen = np.flatnonzero(has_strand & (wanted_contig >= 0))
+        chosen = np.flatnonzero(has_strand & is_usable)
         chosen = chosen[np.argsort(offset[chosen] + wanted.start[chosen], kind="stable")]
         starts, ends = offset[chosen] + wanted.start[chosen], offset[chosen] + wanted.end[chosen]
         # Of the intervals from a window's start on, the one that ends first decides.
@@ -129,6 +153,17 @@ def holds_interval(
         first = np.searchsorted(starts, places[rows], "left")
         result[rows] = earliest[first] <= places[rows] + reader.window
     return result
+
+
+def warn_of_outside(wanted: Intervals, reader: SequenceReader) -> None:
+    """Count the intervals of --overlap that reach beyond their contig in a warning."""
+    contig = find_contigs(wanted, reader.genome)
+    outside = np.flatnonzero((contig >= 0) & (wanted.end > reader.axis.lengths[contig]))
+    if len(outside):
+        notice(
+            f"warning: --overlap {wanted.display_name}: {len(outside):,} intervals reach beyond their contig and are "
+            f"not used (first: line {wanted.line[outside[0]]}); is the file of another assembly?"
+        )
 
 
 def drop_repeated(windows: Windows, dropped: Dropped) -> Windows:
@@ -141,7 +176,7 @@ def drop_repeated(windows: Windows, dropped: Dropped) -> Windows:
     is_first = np.zeros(len(windows), dtype=bool)
     is_first[first] = True
     is_clear = ~has_conflict[group]
-    dropped.kept(is_clear, "same window with two labels")
+    dropped.kept(is_clear, _TWO_LABELS)
     dropped.kept(is_first | ~is_clear, "same window as an earlier interval")
     return windows[is_first & is_clear]
 

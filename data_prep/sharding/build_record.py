@@ -17,7 +17,7 @@ from typing import Any
 from data_prep.sharding.options import BuildOptions
 from dnabert_rm.data.columns import COLUMNS_NAME
 from dnabert_rm.data.manifest import FORMAT_VERSION, MANIFEST_NAME, Manifest, ShardInfo, SourceInfo, load_manifest
-from dnabert_rm.utils.errors import ConfigError, UserError
+from dnabert_rm.utils.errors import ConfigError, DataError, UserError
 from dnabert_rm.utils.files import sha256_of_file, write_text
 from dnabert_rm.utils.lock import LockHeldError, file_lock
 
@@ -72,8 +72,8 @@ class BuildRecord:
 
         The entries are from the manifest if the build is complete, otherwise from the record.
         """
-        if (self.folder / MANIFEST_NAME).exists():
-            return {shard.name: shard for shard in load_manifest(self.folder).shards}
+        if (manifest := self.finished_manifest()) is not None:
+            return {shard.name: shard for shard in manifest.shards}
         found = {}
         for path in self.scratch.glob("shard-*.tar.json"):
             with contextlib.suppress(ValueError, TypeError, KeyError):
@@ -82,8 +82,16 @@ class BuildRecord:
         return found
 
     def finished_manifest(self) -> Manifest | None:
-        """Return the manifest of a finished build, or None if the build is not finished."""
-        return load_manifest(self.folder) if (self.folder / MANIFEST_NAME).exists() else None
+        """Return the manifest of a finished build, or None if the build is not finished.
+
+        Raises `DataError` if the manifest or `columns.npz` is damaged or missing. Then nobody knows the segments.
+        """
+        if not (self.folder / MANIFEST_NAME).exists():
+            return None
+        try:
+            return load_manifest(self.folder)
+        except DataError as error:
+            raise DataError(f"{error}; to build it again, remove {self.folder} first") from None
 
     def _check_same_build(self, inputs: dict[str, Any]) -> None:
         """Raise `ConfigError` if the output folder holds a build whose options or input files differ from `inputs`.
@@ -106,8 +114,7 @@ class BuildRecord:
 
         Return None if the output folder holds no build.
         """
-        if (self.folder / MANIFEST_NAME).exists():
-            manifest = load_manifest(self.folder)
+        if (manifest := self.finished_manifest()) is not None:
             # A finished build of an earlier version is the same data. `finished_manifest` keeps it as it is.
             return {
                 "format_version": FORMAT_VERSION,

@@ -11,11 +11,16 @@ from numpy.typing import NDArray
 from data_prep.sharding.options import BuildOptions
 from data_prep.sharding.regions import NO_REGIONS, Regions
 from data_prep.sharding.segments import ContigAxis, cut_runs, long_enough
-from data_prep.sharding.splits import TRAIN, check_splits_of_regions, matching, split_by_blocks, split_of_contigs
+from data_prep.sharding.splits import (
+    check_fractions_of_regions,
+    matching,
+    split_by_blocks,
+    split_of_contigs,
+    warn_of_empty_splits,
+)
 from dnabert_rm.data.manifest import SPLITS
 from dnabert_rm.genome.contigs import Contig
 from dnabert_rm.utils.errors import ConfigError, DataError
-from dnabert_rm.utils.progress import notice
 
 REASONS = ("excluded", "excluded_region", "outside_regions", "ambiguous", "too_short")
 """Reasons to leave out a base. A base is counted once, under the first reason that applies."""
@@ -91,13 +96,9 @@ def make_plan(contigs: Sequence[Contig], options: BuildOptions, regions: Regions
         )
     sizes = runs[long, 1] - runs[long, 0]
     bases = [int(sizes[split[long] == number].sum()) for number in range(len(SPLITS))]
+    warn_of_empty_splits(bases, options, " in the regions" if regions else "")
     if regions:
-        check_splits_of_regions(bases, options)
-    elif not bases[TRAIN]:
-        notice(
-            "warning: all bases are held out, so there is no train split; hold out fewer contigs, "
-            "or use --val-fraction in place of --val-contigs and --test-contigs"
-        )
+        check_fractions_of_regions(bases, options)
     segments = _make_segments(contigs, axis, runs[long], split[long], options)
     left_out = _left_out(axis, (whole, not_excluded, kept, runs, runs[long]))
     return Plan(segments, _make_shards(segments, options), left_out)

@@ -82,9 +82,13 @@ def _list_entries(list_file: str) -> list[str]:
 
 
 def _split_name(item: str, folder: Path) -> tuple[str, str]:
-    """Return (NAME, PATH) for `NAME=PATH`, and ("", PATH) for a plain path. A relative PATH is joined to `folder`."""
+    """Return (NAME, PATH) for `NAME=PATH`, and ("", PATH) for a plain path. A relative PATH is joined to `folder`.
+
+    An item in an existing folder, such as `k=1/genome.fa`, is a path.
+    """
     name, equals, path = item.partition("=")
-    if not equals or not _NAME.fullmatch(name) or (folder / item).exists():
+    is_path = (folder / item).exists() or ("/" in item and (folder / item).parent.is_dir())
+    if not equals or not _NAME.fullmatch(name) or is_path:
         name = ""
         path = item
     return name, str(folder / path)

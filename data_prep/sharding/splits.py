@@ -162,24 +162,27 @@ def _warn_if_far(flag: str, fraction: float, actual: float, block_bases: int, wh
         )
 
 
-def check_splits_of_regions(bases: Sequence[int], options: BuildOptions) -> None:
-    """Check that train and every requested split have bases inside the BED files' regions.
+def warn_of_empty_splits(bases: Sequence[int], options: BuildOptions, where: str) -> None:
+    """Warn if train has no base, or if held-out contigs have none.
 
-    `bases` holds the number of bases of train, val and test, counted in runs that are long enough for a segment. Raises
-    `ConfigError` if a split by fraction has none, or leaves none for train. If held-out contigs have none, a warning is
-    printed.
+    `bases` holds the number of bases of train, val and test, counted in runs that are long enough for a segment.
+    `where` says in the warnings where they are: " in the regions" of BED files, or nothing.
     """
     if not bases[TRAIN]:
-        notice("warning: all bases in the regions are held out, so there is no train split")
-    requested = (
-        (VAL, "val", options.val_fraction, options.val_contigs),
-        (TEST, "test", options.test_fraction, options.test_contigs),
-    )
-    for number, name, fraction, names in requested:
+        fix = "; hold out fewer contigs, or use --val-fraction in place of --val-contigs and --test-contigs"
+        notice(f"warning: all bases{where} are held out, so there is no train split{'' if where else fix}")
+    for number, name, names in ((VAL, "val", options.val_contigs), (TEST, "test", options.test_contigs)):
         if names and not bases[number]:
-            notice(
-                f"warning: --{name}-contigs {' '.join(names)}: have no base in the regions, so there is no {name} split"
-            )
+            base = f"base{where}" if where else "base to store"
+            notice(f"warning: --{name}-contigs {' '.join(names)}: have no {base}, so there is no {name} split")
+
+
+def check_fractions_of_regions(bases: Sequence[int], options: BuildOptions) -> None:
+    """Raise `ConfigError` if a split by fraction has no base inside the BED files' regions, or leaves none for train.
+
+    `bases` is as in `warn_of_empty_splits`. A fraction that is far from the requested one gives a warning.
+    """
+    for number, name, fraction in ((VAL, "val", options.val_fraction), (TEST, "test", options.test_fraction)):
         if not fraction:
             continue
         if not (bases[number] and bases[TRAIN]):

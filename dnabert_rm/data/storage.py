@@ -15,6 +15,8 @@ from dnabert_rm.data.object_store import check_url, copy, read_all, scheme_of, w
 from dnabert_rm.utils.errors import DataError
 
 DERIVED_NAME = "reference_lines"
+PLACEHOLDER = "{}"
+"""Part of a URL that the name of each file replaces, so that a query can follow the name."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,9 @@ class RemoteFolder:
 
     def url_of(self, name: str) -> str:
         """Return the URL of a file in the folder."""
-        return self._url.replace("{}", name) if "{}" in self._url else f"{self._url.rstrip('/')}/{name}"
+        if PLACEHOLDER in self._url:
+            return self._url.replace(PLACEHOLDER, name)
+        return f"{self._url.rstrip('/')}/{name}"
 
     def manifest(self) -> Manifest:
         """Fetch and check the manifest. Raises `DataError` if that fails."""

@@ -17,7 +17,7 @@ import numpy as np
 
 from dnabert_rm.genome.fasta_scan import BLOCK_BYTES
 from dnabert_rm.genome.fasta_stream import Input
-from dnabert_rm.genome.intervals import MAX_POSITION_DIGITS, Details, Intervals, parse_score, read_intervals
+from dnabert_rm.genome.intervals import Details, Intervals, is_position, parse_score, read_intervals
 from dnabert_rm.genome.selection import Selection
 from dnabert_rm.utils.errors import ConfigError, DataError
 from dnabert_rm.utils.progress import notice
@@ -25,6 +25,8 @@ from dnabert_rm.utils.progress import notice
 _GFF_NAME = re.compile(r"\.(gff[23]?|gtf)(\.b?gz)?$", re.IGNORECASE)
 _GFF_COLUMNS = 8
 """Columns that every line has. The ninth, the attributes, may be missing."""
+_GTF_NAME = re.compile(r"\.(gff2|gtf)(\.b?gz)?$", re.IGNORECASE)
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _GTF_ATTRIBUTE = re.compile(r'\s*(\S+)\s+(?:"([^"]*)"|([^;]*))\s*(?:;|$)')
 _SHOWN_TYPES = 8
 
@@ -60,6 +62,7 @@ def _read_gff(path: str | os.PathLike[str], selection: Selection, *, warn: bool)
     scores = array("d")
     strands: list[bytes] = []
     found: Counter[str] = Counter()
+    contig_name = str if _GTF_NAME.search(os.fspath(path)) else _unescaped  # GTF and GFF 2 have no escapes
     with Input(path, "a GFF or GTF file") as source:
         for number, columns in _rows(source):
             feature = columns[2]
@@ -67,7 +70,7 @@ def _read_gff(path: str | os.PathLike[str], selection: Selection, *, warn: bool)
             attributes = parse_attributes(columns[_GFF_COLUMNS]) if len(columns) > _GFF_COLUMNS else {}
             if not selection.accepts(feature, attributes):
                 continue
-            contig.append(numbers.setdefault(unquote(columns[0]), len(numbers)))
+            contig.append(numbers.setdefault(contig_name(columns[0]), len(numbers)))
             start.append(int(columns[3]) - 1)
             end.append(int(columns[4]))
             line.append(number)
@@ -94,7 +97,7 @@ def _read_gff(path: str | os.PathLike[str], selection: Selection, *, warn: bool)
 
 def _rows(source: Input) -> Iterator[tuple[int, Sequence[str]]]:
     """Yield the line number and the columns of each line. The positions are whole numbers, start ≤ end."""
-    for number, raw in enumerate(source.lines(), 1):
+    for number, raw in enumerate(source.text_lines(), 1):
         if raw.startswith((b"##FASTA", b">")):  # the rest of the file holds sequences
             return
         if raw.startswith(b"#") or not raw.strip():
@@ -107,16 +110,12 @@ def _rows(source: Input) -> Iterator[tuple[int, Sequence[str]]]:
                 "fix the line, or name a BED file .bed"
             )
         first, last = columns[3], columns[4]
-        if not (_is_position(first) and _is_position(last) and 1 <= int(first) <= int(last)):
+        if not (is_position(first) and is_position(last) and 1 <= int(first) <= int(last)):
             raise DataError(
                 f"{source.display_name}, line {number}: start {first!r} and end {last!r} must be whole numbers, "
                 "with 1 <= start <= end; fix the line"
             )
         yield number, columns
-
-
-def _is_position(text: str) -> bool:
-    return text.isascii() and text.isdigit() and len(text) <= MAX_POSITION_DIGITS
 
 
 def _nothing_selected(name: str, selection: Selection, features: list[str]) -> ConfigError | DataError:
@@ -142,8 +141,13 @@ def parse_attributes(text: str) -> dict[str, list[str]]:
             key, _, value = part.strip().partition("=")
             if key:
                 parts = value.split(",") if "," in value else []
-                attributes.setdefault(unquote(key), []).extend(map(unquote, (value, *parts)))
+                attributes.setdefault(_unescaped(key), []).extend(map(_unescaped, (value, *parts)))
         return attributes
     for key, quoted, plain in _GTF_ATTRIBUTE.findall(text):
         attributes.setdefault(key, []).append(quoted or plain.strip())
     return attributes
+
+
+def _unescaped(text: str) -> str:
+    """Return a GFF3 text without escapes. Tabs and other control characters become blanks, as in a table of names."""
+    return _CONTROL.sub(" ", unquote(text))

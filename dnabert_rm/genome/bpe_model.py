@@ -19,8 +19,8 @@ MODEL_NAME = "tokenizer.model"
 def load_model(path: str | Path) -> Any:
     """Load a SentencePiece model.
 
-    Raises `DataError` if the file is not a SentencePiece model, or if the model's first tokens are not the special
-    tokens.
+    Raises `DataError` if the file is not a SentencePiece model, if the model's first tokens are not the special
+    tokens, or if it lacks one of the bases A, C, G and T.
     """
     import sentencepiece
 
@@ -32,7 +32,14 @@ def load_model(path: str | Path) -> Any:
     pieces = tuple(model.id_to_piece(i) for i in range(min(NUM_SPECIAL, model.vocab_size())))
     if pieces != SPECIAL_TOKENS:
         raise DataError(f"{path}: its first tokens must be {' '.join(SPECIAL_TOKENS)}; make it with train-bpe")
+    if missing := missing_bases(model):
+        raise DataError(f"{path}: has no token {missing}, which would be [UNK]; train it on more bases")
     return model
+
+
+def missing_bases(model: Any) -> str:
+    """Return the bases that are not tokens of a SentencePiece model, such as "C, G"."""
+    return ", ".join(base for base in "ACGT" if model.id_to_piece(model.piece_to_id(base)) != base)
 
 
 def piece_bases(model: Any) -> NDArray[np.int64]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import io
 import itertools
@@ -77,6 +78,23 @@ class Input:
                 check_format(line, self.display_name)
                 is_first = False
             yield line
+
+    def text_lines(self) -> Iterator[bytes]:
+        """Yield the lines like `lines`, without a byte order mark.
+
+        Raises `DataError` if the first line has a carriage return inside: then all lines would be read as one.
+        """
+        for number, line in enumerate(self.lines()):
+            if number:
+                yield line
+                continue
+            text = line.removeprefix(codecs.BOM_UTF8)
+            if b"\r" in text.rstrip(b"\r\n"):
+                raise DataError(
+                    f"{self.display_name}: has carriage returns inside line 1 (old Macintosh line ends?); "
+                    "convert line ends to \\n"
+                )
+            yield text
 
 
 def fasta_records(

@@ -7,7 +7,6 @@ ENCODE's narrowPeak and broadPeak files are BED files with further columns.
 
 from __future__ import annotations
 
-import codecs
 import math
 import os
 import re
@@ -111,14 +110,7 @@ def _rows(source: Input, max_splits: int) -> Iterator[tuple[int, list[bytes]]]:
 
     Start and end have only digits. Raises `DataError` for a line that is neither an interval nor a comment.
     """
-    for number, text in enumerate(source.lines(), 1):
-        if number == 1:
-            text = text.removeprefix(codecs.BOM_UTF8)
-            if b"\r" in text.rstrip(b"\r\n"):
-                raise DataError(
-                    f"{source.display_name}: has carriage returns inside line 1 (old Macintosh line ends?); "
-                    "convert line ends to \\n"
-                )
+    for number, text in enumerate(source.text_lines(), 1):
         if text.startswith(b"#"):
             continue
         columns = text.rstrip().split(b"\t" if b"\t" in text else None, max_splits)
@@ -184,6 +176,11 @@ def _details(rest: list[list[bytes]], lengths: NDArray[np.int64], are_peaks: boo
     )
     summits[summits >= lengths] = -1
     return Details(names, scores, strands, summits)
+
+
+def is_position(text: str) -> bool:
+    """Return whether a text is a position: digits only, and not too many of them."""
+    return text.isascii() and text.isdigit() and len(text) <= MAX_POSITION_DIGITS
 
 
 def parse_score(text: bytes | str) -> float:

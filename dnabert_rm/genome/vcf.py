@@ -8,6 +8,7 @@ Rows are interpreted according to VCF 4.3, sections 1.4 and 1.6.1.
 from __future__ import annotations
 
 import codecs
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -23,6 +24,9 @@ _NUM_COLUMNS = 5
 _NUM_COLUMNS_WITH_INFO = 8
 """The columns above, QUAL, FILTER and INFO."""
 _MAX_POSITION_DIGITS = 18
+_HEADER_LINES = ("##fileformat=VCF", "#CHROM\tPOS\t")
+_LETTERS = re.compile("[A-Za-z]+")
+_ALLELES = re.compile(r"[A-Za-z*.,]*|.*[<>\[\]].*")
 _SHORT_CONTIG = "contig shorter than a k-mer"
 _FIRST_BASES = bytes.maketrans(b"RYSWKMBDHV", b"ACCAGACAAA")
 """Map from each IUPAC code to its alphabetically first base, which VCF writes in REF instead of the code."""
@@ -93,17 +97,22 @@ class VariantReader:
         the genome also raises `DataError`, with the line number.
         """
         is_empty = True
+        has_header = False
         for number, line in self._lines():
             is_empty = is_empty and not line.strip()
             if number == 1:
                 self._check_first_line(line)
-            text = line.decode("utf-8", "backslashreplace").rstrip("\r\n")
+            text = line.decode("utf-8", "backslashreplace").rstrip("\r\n ")
             if not text.strip() or text.startswith("#"):
+                has_header = has_header or text.startswith(_HEADER_LINES)
                 if self.keep_lines:
                     self.comments.append(line)
                 continue
             try:
-                site = self._site(text.split("\t", self.num_columns)[: self.num_columns])
+                fields = text.split("\t", self.num_columns)[: self.num_columns]
+                if not has_header:
+                    _check_alleles(fields)
+                site = self._site(fields)
                 yield self._with_line(site, text, line) if self.keep_lines else site
             except _BadRow as error:
                 if not self.drop:
@@ -246,6 +255,16 @@ def _agrees(ref: str, found: bytes) -> bool:
     bases = np.frombuffer(found, np.uint8)
     first_bases = np.frombuffer(found.translate(_FIRST_BASES), np.uint8)
     return bool(((given == bases) | (given == first_bases) | (given == ord("N"))).all())
+
+
+def _check_alleles(fields: list[str]) -> None:
+    """Raise `_BadRow` if REF or ALT of a file without a header is no allele: BED files have other columns there."""
+    if len(fields) >= _NUM_COLUMNS and not (_LETTERS.fullmatch(fields[3]) and _ALLELES.fullmatch(fields[4])):
+        raise _BadRow(
+            "not a row of a VCF",
+            f"REF {_short(fields[3])!r} and ALT {_short(fields[4])!r} are no alleles, and the file has no header of a "
+            "VCF (is it BED?)",
+        )
 
 
 def _reason(ref: str, alt: str) -> str:

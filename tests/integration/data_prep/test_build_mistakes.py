@@ -112,6 +112,26 @@ def test_an_unfinished_build_of_something_else_is_refused_too(
     assert "--k was 4, now 6" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("name", "damage"), [("columns.npz", None), ("columns.npz", b"PK\x03\x04"), ("manifest.json", b"{}")]
+)
+def test_a_finished_folder_that_is_damaged_says_what_to_remove(
+    good: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, damage: bytes | None
+) -> None:
+    words = ["build", str(good), "--out", str(tmp_path / "out"), "--workers", "1"]
+    assert main(words) == 0
+    (tmp_path / "out" / name).unlink()
+    if damage is not None:
+        (tmp_path / "out" / name).write_bytes(damage)
+    before = content(tmp_path / "out")
+    capsys.readouterr()
+    assert main(words) == 2
+    found = capsys.readouterr().err
+    assert name in found and found.count("\n") == 1
+    assert found.endswith(f"build the data again; to build it again, remove {tmp_path / 'out'} first\n")
+    assert content(tmp_path / "out") == before
+
+
 def test_an_out_folder_that_is_a_file_is_refused(good: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = good.read_bytes()
     assert main(["build", str(good), "--out", str(good), "--workers", "1"]) == 2

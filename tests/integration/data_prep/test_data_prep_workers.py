@@ -31,6 +31,23 @@ def test_every_rank_works(tmp_path: Path) -> None:
     assert done.stdout == "[0, 1, 2]\n", done.stderr
 
 
+def test_a_single_rank_of_unknown_number_has_worker_processes(tmp_path: Path) -> None:
+    """Without the number of ranks in the environment, MPI is asked; then workers can't be forked."""
+    pytest.importorskip("mpi4py.MPI")
+    script = tmp_path / "rank.py"
+    script.write_text(
+        "import os\nfrom data_prep.parallel import open_executor, run_all\n"
+        "def process_of(_):\n    return os.getpid()\n"
+        "if __name__ == '__main__':\n    with open_executor(2) as executor:\n"
+        "        print(os.getpid() in {pid for _, pid in run_all(executor, process_of, range(4))})\n"
+    )
+    environment = {**clean_environment(), "PMIX_RANK": "0", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.stdout == "False\n", done.stderr
+
+
 @pytest.mark.parametrize("threads", [0, 1], ids=["forked", "spawned"])
 def test_workers_end_with_their_parent(tmp_path: Path, threads: int) -> None:
     """A parent killed by SIGKILL can't stop its workers, so they must notice its death."""

@@ -95,6 +95,12 @@ def test_an_upload_gives_the_windows_of_its_folder(folder, proxy, tmp_path, caps
     assert (remote.windows(SAMPLES, 0).ids == dataset(folder, tmp_path / "none").windows(SAMPLES, 0).ids).all()
 
 
+def test_a_placeholder_is_for_reading_only(folder, proxy):
+    with pytest.raises(ConfigError, match=r"URL s3://data/a/\{\}: can't contain \{\}; pass the URL of a folder"):
+        upload.run(folder, "s3://data/a/{}")
+    assert not objects(proxy)
+
+
 def test_a_hundred_faults_change_nothing(folder, proxy, tmp_path, caplog):
     """The cache holds two of eight shards, so that shards are fetched again and again."""
     upload.run(folder, "s3://data/x")

@@ -195,6 +195,8 @@ def test_text_that_is_not_utf8(tmp_path: Path, capsys: pytest.CaptureFixture[str
         ("d,0,4,+", "has no contig d; pass the right genome"),
         ("c,2,9,+", "expected 0 <= start < end <= 8"),
         ("c,-1,4,+", "expected 0 <= start < end <= 8"),
+        ("c,\N{SUPERSCRIPT TWO},4,+", "expected 0 <= start < end <= 8"),
+        ("c,1," + "4" * 5000 + ",+", "expected 0 <= start < end <= 8"),
         ("c,0", "expected the columns region, start, end, strand"),
     ],
 )
@@ -206,3 +208,17 @@ def test_intervals_that_a_genome_lacks(tmp_path: Path, capsys: pytest.CaptureFix
     run(tmp_path / "in", "--out", tmp_path / "out", "--fasta", tmp_path / "g.fa", code=2)
     found = capsys.readouterr().err
     assert "x.csv, line 2: " in found and said in found
+
+
+def test_a_byte_order_mark_is_skipped(tmp_path: Path) -> None:
+    (tmp_path / "g.fa").write_text(">c\nACGTACGT\n")
+    for split in ("train", "test"):
+        for name in ("csv", "txt/x", "fasta"):
+            (tmp_path / "in" / name / split).mkdir(parents=True)
+        (tmp_path / "in/csv" / split / "x.csv").write_text("region,start,end,strand\nc,1,5,+\n", encoding="utf-8-sig")
+        (tmp_path / "in/txt/x" / split / "pos").mkdir()
+        (tmp_path / "in/txt/x" / split / "pos" / "1.txt").write_text("ACGTT\n", encoding="utf-8-sig")
+        (tmp_path / "in/fasta" / f"{split}.fa").write_text(">a|1\nACGTA\n", encoding="utf-8-sig")
+    run(tmp_path / "in", "--out", tmp_path / "out", "--fasta", tmp_path / "g.fa")
+    for name, row in (("csv", "CGTA,x"), ("txt/x", "ACGTT,pos"), ("fasta", "ACGTA,1")):
+        assert (tmp_path / "out" / name / "test.csv").read_text() == f"sequence,label\n{row}\n"

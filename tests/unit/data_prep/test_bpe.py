@@ -9,6 +9,7 @@ import pytest
 import sentencepiece
 from slow_fasta import slow_file
 
+from data_prep import bpe
 from data_prep.bpe import sample_sentences, train, train_from_files
 from data_prep.cli import main
 from data_prep.decode import make_decoder
@@ -153,6 +154,23 @@ def test_a_genome_too_short_to_train_on_is_refused(tmp_path: Path) -> None:
 def test_a_vocabulary_too_large_for_the_sample_is_refused() -> None:
     with pytest.raises(ConfigError, match="--vocab-size 5000"):
         train(iter(["ACGT" * 10]), 5000)
+
+
+def test_a_model_without_one_of_the_bases_is_refused(
+    genome: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would encode the missing base as [UNK]."""
+    with pytest.raises(ConfigError, match="--sample-bases: the sample has no C, G; raise it, or pass other genomes"):
+        train(iter(["ATTATAATTTAA" * 20] * 20), 20)
+    with monkeypatch.context() as patch:  # as an earlier version wrote it
+        patch.setattr(bpe, "missing_bases", lambda model: "")
+        (tmp_path / "at.model").write_bytes(train(iter(["ATTATAATTTAA" * 20] * 20), 20))
+    words = ["--tokenizer", str(tmp_path / "at.model"), "--out", str(tmp_path / "out"), "--workers", "1"]
+    capsys.readouterr()
+    assert main(["build", str(genome), *words]) == 2
+    found = capsys.readouterr().err
+    assert "at.model: has no token C, G, which would be [UNK]; train it on more bases" in found
+    assert found.count("\n") == 1 and not (tmp_path / "out").exists()
 
 
 def test_a_file_that_train_bpe_did_not_write_is_refused(tmp_path: Path) -> None:

@@ -84,7 +84,12 @@ def test_inspect_names_split_and_genome(world: Path, tmp_path: Path, capsys: pyt
     bed = tmp_path / "held_out.bed"
     assert main(["inspect", str(tmp_path / "out"), "--bed", str(bed)]) == 0
     rows = {(row[0], row[3]) for line in bed.read_text().splitlines() if (row := line.split("\t"))}
-    assert rows == {("sim1", "val:one"), ("sim2", "test:two")}
+    assert rows == {("one:sim1", "val"), ("two:sim2", "test")}
+    # `build` reads the file: what it leaves out are these ranges, on these genomes only.
+    ranges = [line.split("\t") for line in bed.read_text().splitlines()]
+    assert main(["build", *files, "--out", str(tmp_path / "rest"), "--exclude", str(bed), "--workers", "1"]) == 0
+    left_out = load_manifest(tmp_path / "rest").contigs.left_out["excluded_region"]
+    assert left_out.sum() == sum(int(end) - int(start) for _, start, end, _ in ranges)
     assert main(["build", files[0], "--out", str(tmp_path / "all"), "--workers", "1"]) == 0
     capsys.readouterr()
     assert main(["inspect", str(tmp_path / "all"), "--bed", str(tmp_path / "other.bed")]) == 2

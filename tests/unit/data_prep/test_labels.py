@@ -206,6 +206,22 @@ def test_classes_from_files_names_and_overlaps(tmp_path: Path) -> None:
         assert [row["start"] for row in tables["train"] if row["label"] == "1"] == ["100", "300", "400"]
 
 
+def test_an_overlap_beyond_its_contig_is_in_no_window(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Neither is an empty interval at the end of a contig in a window of the next or the previous contig."""
+    write_genome(tmp_path / "genome.fa", {"c": random_dna(9, 1000), "d": random_dna(10, 1000)})
+    both = [(name, start, start + 20, "+") for name in "cd" for start in (0, 260, 500, 980)]
+    windows = write_bed(tmp_path / "windows.bed", both)
+    inside = write_bed(
+        tmp_path / "in.bed",
+        [("c", 1261, 1270, "."), ("c", 995, 1001, "."), ("c", 1000, 1000, "."), ("d", 505, 520, "."), ("d", 0, 0, ".")],
+    )
+    flags: dict[str, Any] = {"window": 20, "label": "overlap", "overlap": str(inside)}
+    _, tables = run(tmp_path, windows, val_fraction=0.0, test_fraction=0.0, **flags)
+    found = [(row["contig"], row["start"]) for row in tables["train"] if row["label"] == "1"]
+    assert found == [("c", "980"), ("d", "0"), ("d", "500")]
+    assert "in.bed: 2 intervals reach beyond their contig and are not used (first: line 1)" in capsys.readouterr().err
+
+
 def test_a_window_with_two_labels_is_dropped(tmp_path: Path) -> None:
     write_genome(tmp_path / "genome.fa", {"c": random_dna(10, 3000)})
     rows: list[Bed] = [("c", 100 * i, 100 * i + 20, "+") for i in range(1, 20)]

@@ -168,7 +168,7 @@ def test_the_command_reports_mistakes_in_one_line(tmp_path: Path, capsys: pytest
         ({"window": 20, "test_contigs": ("c",)}, "train.csv would have no row"),
         ({"window": 20, "test_contigs": ("c",), "test_fraction": 0.1}, "--test-contigs and --test-fraction"),
         ({"window": 20, "negatives": "none", "block_bases": 100}, "have the label 1; pass --negatives genome"),
-        ({"window": 5000}, "no window is left (19: reaches beyond its contig)"),
+        ({"window": 5000}, "no window is left (19: reaches beyond its contig); choose a smaller --window"),
         ({"window": 20, "attribute": ("biotype",)}, "expected KEY=VALUE"),
         ({"window": 20, "val_fraction": 0.5, "test_fraction": 0.5}, "must be below 1"),
     ],
@@ -187,3 +187,27 @@ def test_intervals_of_another_genome_are_refused(tmp_path: Path) -> None:
     bed = write_bed(tmp_path / "a.bed", [("1", 100, 120, "+")])
     with pytest.raises(ConfigError, match=r"none of its contigs \(1\) is in .*genome\.fa \(chr1\)"):
         run(tmp_path, bed, window=20)
+
+
+def test_the_advice_fits_the_reason(tmp_path: Path) -> None:
+    write_genome(tmp_path / "genome.fa", {"c": random_dna(17, 500) + "N" * 500})
+    one = write_bed(tmp_path / "one.bed", [("c", 100, 120, "+"), ("c", 200, 220, "+")])
+    gaps = write_bed(tmp_path / "gaps.bed", [("c", 600, 620, "+"), ("c", 700, 720, "+")])
+    (tmp_path / "other.bed").write_bytes(one.read_bytes())
+    (tmp_path / "plain.bed").write_text("c\t100\t120\n")
+    for files, flags, advice in (
+        ([one, tmp_path / "other.bed"], {}, r"4: same window with two labels\); remove the intervals"),
+        ([gaps], {}, r"letters other than A, C, G, T\); choose a smaller --window or raise --unknown-bases"),
+        ([tmp_path / "plain.bed"], {"label": "name"}, r"1: has no name\); choose another --label"),
+    ):
+        with pytest.raises(ConfigError, match=advice):
+            run(tmp_path, *files, window=20, **flags)
+
+
+def test_a_missing_file_in_a_folder_with_an_equals_sign_is_named_as_written(tmp_path: Path) -> None:
+    write_genome(tmp_path / "genome.fa", {"c": random_dna(17, 500)})
+    (tmp_path / "k=1").mkdir()
+    with pytest.raises(DataError, match=r"k=1/missing\.bed: no such file"):
+        run(tmp_path, tmp_path / "k=1" / "missing.bed", window=20)
+    with pytest.raises(DataError, match=r"^/k/missing\.bed: no such file"):
+        run(tmp_path, "name=/k/missing.bed", window=20)

@@ -160,6 +160,26 @@ def test_a_split_without_a_base_in_the_regions_is_refused_or_noticed(capsys: pyt
     assert capsys.readouterr().err == ""
 
 
+def test_held_out_contigs_without_a_base_to_store_are_noticed(capsys: pytest.CaptureFixture[str]) -> None:
+    contigs = [contig("A" * 5000, "a"), contig("C" * 5000, "b"), contig("N" * 5000, "c")]
+    for options, flags in (
+        (BuildOptions(include=("a",), val_contigs=("b",)), ["--val-contigs b"]),
+        (
+            BuildOptions(exclude=("b",), val_contigs=("b",), test_contigs=("c",)),
+            ["--val-contigs b", "--test-contigs c"],
+        ),
+        (BuildOptions(val_contigs=("b", "c")), []),
+    ):
+        capsys.readouterr()
+        plan = make_plan(contigs, options)
+        expected = "".join(
+            f"warning: {flag}: have no base to store, so there is no {flag[2:].partition('-')[0]} split\n"
+            for flag in flags
+        )
+        assert capsys.readouterr().err == expected
+        assert ({shard.split for shard in plan.shards} == {"train"}) == bool(flags)
+
+
 def test_a_name_without_a_genome_is_on_every_genome_that_has_it() -> None:
     contigs = [contig("A" * 50, "c", "fly"), contig("A" * 50, "c", "man"), contig("A" * 50, "d", "man")]
 

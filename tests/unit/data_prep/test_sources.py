@@ -119,11 +119,16 @@ def test_a_pipe_or_a_device_is_refused_without_opening_it(tmp_path: Path) -> Non
         find_sources(["/dev/null"])
 
 
-def test_an_equals_sign_in_a_path_is_part_of_it(tmp_path: Path) -> None:
+def test_an_equals_sign_in_a_path_is_part_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "k=6.fa").write_text(">a\nACGT\n")
     with pytest.raises(ConfigError, match="is not a valid genome name"):
         find_sources([str(tmp_path / "k=6.fa")])
     assert find_sources([f"six={tmp_path / 'k=6.fa'}"])[0].genome == "six"
+    (tmp_path / "k=1").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for name in ("k=1/missing.fa", "k=2/missing.fa"):  # only the first is in a folder
+        with pytest.raises(DataError, match=f"^{name if name[2] == '1' else name[2:]}: no such file"):
+            find_sources([name])
 
 
 def test_checksum_and_size_are_those_of_the_file_on_disk(folder: Path) -> None:

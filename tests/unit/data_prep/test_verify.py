@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import webdataset
 
+from data_prep import leakage
 from data_prep.leakage import find_overlaps, subsequence_hashes
 from data_prep.parallel import open_executor
 from data_prep.sharding.build_shards import Job, build
@@ -285,6 +286,17 @@ def test_leakage_counts_shared_subsequences_of_either_strand(tmp_path: Path) -> 
         assert total == length - 100 + 1
         assert 51 <= count <= 54, (split, other)
     assert [(split, other) for split, other, *_ in found] == [("val", "train"), ("test", "train"), ("test", "val")]
+
+
+def test_leakage_of_a_single_split_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_split_shards(tmp_path / "one", {"train": bases(500, 9)})
+    write_split_shards(tmp_path / "two", {"train": bases(500, 9), "val": bases(500, 10)})
+    with open_executor(1) as executor:
+        assert executor is not None
+        assert leakage.run(tmp_path / "one", 100, executor) == 0
+        assert capsys.readouterr().out.endswith("one: has a single split, so no sequence can be in two splits\n")
+        assert leakage.run(tmp_path / "two", 100, executor) == 0
+    assert "val in train: 0.000 % (0 of 401 compared)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("width", [1, 2, 3, 7, 8, 31, 100])

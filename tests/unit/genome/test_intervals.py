@@ -154,3 +154,32 @@ def test_one_of_several_values_of_an_attribute_is_enough(tmp_path: Path, name: s
         assert found is not None and found.name == ["g,1"]
     with pytest.raises(UserError, match="no line of"):
         read_annotation(tmp_path / name, Selection(attributes=(("tag", "other"),)))
+
+
+@pytest.mark.parametrize("name", ["a.gff3", "a.gtf"])
+def test_byte_order_mark_and_line_ends_of_gff(tmp_path: Path, name: str) -> None:
+    content = b"##gff-version 3\n" + GFF
+    for variant in (content, b"\xef\xbb\xbf" + content, b"\xef\xbb\xbf" + GFF, content.replace(b"\n", b"\r\n")):
+        (tmp_path / name).write_bytes(variant)
+        found = read_annotation(tmp_path / name, Selection())
+        assert (found.contig_names, found.start.tolist(), found.end.tolist()) == (["chr1"], [10], [20])
+    for variant in (content, GFF + GFF):
+        (tmp_path / name).write_bytes(variant.replace(b"\n", b"\r"))
+        with pytest.raises(DataError, match="has carriage returns inside line 1"):
+            read_annotation(tmp_path / name, Selection())
+
+
+def test_escapes_are_those_of_gff3(tmp_path: Path) -> None:
+    """GTF has none. An escaped tab or line feed would add a column or a line to a file of names."""
+    rows = "scaf%41\tx\tgene\t11\t20\t.\t+\t.\t{}\n"
+    for name, column, contig, label in (
+        ("a.gff3", "Name=a%09b%0Ac%3B", "scafA", "a b c;"),
+        ("a.gff", "Name=a%09b", "scafA", "a b"),
+        ("a.gtf", 'gene_id "a%41"', "scaf%41", "a%41"),
+        ("a.gtf.gz", 'gene_id "a%41"', "scaf%41", "a%41"),
+    ):
+        text = rows.format(column).encode()
+        (tmp_path / name).write_bytes(gzip.compress(text) if name.endswith("gz") else text)
+        found = read_annotation(tmp_path / name, Selection())
+        assert found.details is not None
+        assert (found.contig_names, found.details.name) == ([contig], [label])

@@ -194,3 +194,33 @@ def test_other_files_are_named(tmp_path: Path, content: bytes, message: str) -> 
 
 def test_a_header_without_rows_is_not_an_error(tmp_path: Path) -> None:
     assert read(tmp_path, HEADER)[0] == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"chr1\t4\t9\t.\t0\t+\n",
+        b"chr1\t4\t9\t.\t.\t.\n",
+        b"chr1\t0\t9\tpeak_1\t960\t+\n",
+        b"chr1\t1\t9\tA\t0.5\t+\n",
+        b"chr1\t1\t9\tA\t1e-5\t+\n",
+    ],
+)
+def test_a_bed_file_is_refused(tmp_path: Path, line: bytes) -> None:
+    """Its columns name and score are where a VCF has REF and ALT."""
+    for content in (line, b"# chrom\tstart\n" + line):
+        with pytest.raises(DataError, match=r"are no alleles, and the file has no header of a VCF \(is it BED\?\)"):
+            read(tmp_path, content)
+        assert read(tmp_path, content, drop=True) == ([], {"not a row of a VCF": 1})
+
+
+def test_rows_without_a_header_can_have_any_allele(tmp_path: Path) -> None:
+    for alt in ("C", "c,G", "AT", "<DUP:1>", "A[chr1:20[", "]chr1:20]A", ".", "*,C", "", "<*>", "A."):
+        assert read(tmp_path, row(1, "A", alt)) == read(tmp_path, HEADER + row(1, "A", alt))
+
+
+@pytest.mark.parametrize("end", [b" ", b"  \r", b" \r"])
+def test_blanks_at_the_end_of_a_line_are_skipped(tmp_path: Path, end: bytes) -> None:
+    content = HEADER + b"chr1\t1\t.\tA\tC" + end + b"\nchr1\t2\t.\tC\t" + end + b"\n"
+    alleles, _ = read(tmp_path, content)
+    assert [(allele.alt, allele.reason) for allele in alleles] == [("C", ""), ("", "no alternative allele")]
