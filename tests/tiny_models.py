@@ -13,6 +13,7 @@ import torch
 from transformers import AutoModel, BertConfig, PreTrainedModel
 
 from dnabert_rm.finetune.pretrained_encoder import suppress_transformers_output
+from dnabert_rm.finetune.task_heads import TASK_CLASSES
 from dnabert_rm.tokenizer import KmerTokenizer
 
 POSITIONS = 24
@@ -25,6 +26,9 @@ def save_bert(
     torch.manual_seed(1)
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
     sizes |= {"max_position_embeddings": POSITIONS, "initializer_range": 0.4}
+    if head is not None:
+        problem_type = TASK_CLASSES[head["task"]].problem_type
+        options |= {"id2label": dict(enumerate(head["labels"])), "problem_type": problem_type}
     config = BertConfig(vocab_size=5 + 4**k, **{**sizes, **options})
     with suppress_transformers_output():
         kind(config).save_pretrained(folder)

@@ -117,6 +117,8 @@ class LayerAttention:
 
     entropy: NDArray[np.float64]
     """(H,) entropy of a query's weights in nats, mean over queries and windows. It is log L for uniform attention."""
+    cls_entropy: NDArray[np.float64]
+    """(H,) entropy of the weights of the query [CLS] in nats, mean over windows."""
     top_mass: NDArray[np.float64]
     """(H,) sum of a query's 5 largest weights, mean over queries and windows."""
     top_mass_of_window: NDArray[np.float64]
@@ -168,8 +170,10 @@ def _layer_sums(weights: NDArray[np.float32]) -> dict[str, NDArray[np.float64]]:
     """Return one layer's statistics, summed over a batch of windows and keyed by field of `LayerAttention`."""
     top = min(TOP, weights.shape[-1])
     received = weights.mean(axis=2)  # (B, H, L): each key's share of all queries' attention
+    by_query = entropy(weights)  # (B, H, L)
     return {
-        "entropy": entropy(weights).mean(axis=-1).sum(axis=0, dtype=np.float64),
+        "entropy": by_query.mean(axis=-1).sum(axis=0, dtype=np.float64),
+        "cls_entropy": by_query[:, :, 0].sum(axis=0, dtype=np.float64),
         "top_mass": _sum_largest(weights, top).mean(axis=-1).sum(axis=0, dtype=np.float64),
         "top_mass_of_window": _sum_largest(received, top).sum(axis=0, dtype=np.float64),
         "mean_map": weights.mean(axis=1).sum(axis=0, dtype=np.float64),
@@ -197,12 +201,13 @@ def attention_record(layers: Sequence[LayerAttention]) -> list[dict[str, Any]]:
             "entropy_share": float(layer.entropy.mean() / max_entropy),
             "top5_mass": float(layer.top_mass.mean()),
             "top5_mass_of_window": float(layer.top_mass_of_window.mean()),
-            "cls_entropy": float(entropy(layer.cls_map).mean()),
+            "cls_entropy": float(layer.cls_entropy.mean()),
             "by_head": {
                 "entropy": layer.entropy.tolist(),
                 "entropy_share": (layer.entropy / max_entropy).tolist(),
                 "top5_mass": layer.top_mass.tolist(),
                 "top5_mass_of_window": layer.top_mass_of_window.tolist(),
+                "cls_entropy": layer.cls_entropy.tolist(),
             },
         }
         for number, layer in enumerate(layers, 1)

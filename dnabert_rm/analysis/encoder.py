@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from dnabert_rm.checkpoint.run_folder import CONFIG_NAME, FOLDER_NAME
 from dnabert_rm.export.export_model import export
 from dnabert_rm.finetune.pretrained_encoder import suppress_transformers_output
+from dnabert_rm.finetune.trained_tokens import is_trained_overlapping
 from dnabert_rm.inference.model_loading import load_encoder as load_model_encoder
 from dnabert_rm.inference.model_loading import open_model_folder
 from dnabert_rm.model.pretrained import pretraining_data
@@ -30,7 +31,7 @@ class Encoder:
     k: int | None
     """Bases per k-mer; None if the model has no k-mer vocabulary."""
     overlapping: bool
-    """Whether the model was pretrained on overlapping tokens."""
+    """Whether the model was trained on overlapping tokens."""
     window: int
     """Pretraining window in tokens, including [CLS] and [SEP]. If not recorded, the model's number of positions."""
 
@@ -63,7 +64,7 @@ def load_encoder(path: Path, step: int | None = None, attention: str = "sdpa") -
         return Encoder(
             model,
             k=read_k(vocab) if vocab.is_file() else None,
-            overlapping=bool(data.get("overlap", True)),
+            overlapping=is_trained_overlapping(*source.folders),
             window=min(positions, int(data.get("window", positions))),
         )
 

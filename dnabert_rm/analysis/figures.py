@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +45,30 @@ def check_picture_name(path: Path, flag: str = "--output") -> None:
     """Raise `ConfigError` unless the file name ends in .png, .svg or .pdf."""
     if path.suffix.lower() not in FORMATS:
         raise ConfigError(f"{flag} {path}: the file name must end in one of {', '.join(FORMATS)}")
+
+
+def check_data_table(table: Path, columns: Sequence[str]) -> None:
+    """Raise `ConfigError` if `table` exists, unless its header has exactly these columns.
+
+    A figure's data replace the data of an earlier figure, but no other table, such as the labels that are drawn.
+    """
+    if table.is_dir():
+        raise ConfigError(f"--output: the figure's data go to {table}, which is a folder; choose another file name")
+    if not table.exists():
+        return
+    header = ",".join(columns)
+    with open(table, encoding="utf-8", errors="replace") as stream:
+        if stream.readline(len(header) + 1).rstrip("\n") != header:
+            raise ConfigError(
+                f"--output: the figure's data would replace {table}, which has other columns; choose another file name"
+            )
+
+
+def data_table(picture: Path, columns: Sequence[str]) -> Path:
+    """Return the path of the .csv file beside a figure. Raise `ConfigError` as in `check_data_table`."""
+    table = picture.with_suffix(".csv")
+    check_data_table(table, columns)
+    return table
 
 
 def save_figure(figure: Figure, path: Path) -> None:

@@ -25,6 +25,7 @@ COSINE, EUCLIDEAN, PLANE = "silhouette_cosine", "silhouette_euclidean", "silhoue
 SHUFFLED = "_shuffled"
 """Suffix of score names for shuffled labels. With many groups, the score for shuffled labels is below 0."""
 METRICS = ("euclidean", "cosine")
+COLUMNS = ("kmer", "central_bases", "x", "y")
 TITLES = {
     COSINE: "embedding space, cosine distance",
     EUCLIDEAN: "embedding space, Euclidean distance",
@@ -122,7 +123,7 @@ def map_csv(kmer_map: KmerMap) -> str:
     assert kmer_map.plane is not None
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["kmer", "central_bases", "x", "y"])
+    writer.writerow(COLUMNS)
     for codes, label, (x, y) in zip(kmer_codes(kmer_map.ids, kmer_map.k), kmer_map.labels, kmer_map.plane, strict=True):
         writer.writerow([codes_to_bases(codes).decode(), pair_name(int(label)), f"{x:.5g}", f"{y:.5g}"])
     return stream.getvalue()

@@ -18,8 +18,8 @@ from dnabert_rm.analysis.attention import (
 )
 from dnabert_rm.analysis.attention_figures import cls_figure, layers_figure, maps_figure
 from dnabert_rm.analysis.encoder import Encoder, is_run, load_encoder
-from dnabert_rm.analysis.figures import new_figure, save_figure
-from dnabert_rm.analysis.kmer_map import KmerMap, map_csv, map_figure, map_kmers, parse_steps, steps_figure
+from dnabert_rm.analysis.figures import check_data_table, new_figure, save_figure
+from dnabert_rm.analysis.kmer_map import COLUMNS, KmerMap, map_csv, map_figure, map_kmers, parse_steps, steps_figure
 from dnabert_rm.analysis.report import ANALYSIS_NAME
 from dnabert_rm.checkpoint.run_folder import complete_steps, step_of
 from dnabert_rm.genome.fasta_stream import Input, fasta_records
@@ -66,6 +66,8 @@ def draw_embeddings(
     the other options. Return the paths of the files written.
     """
     folder = output_folder(model, output)
+    written = [folder / "embeddings.png", folder / "embeddings.csv"]
+    check_data_table(written[1], COLUMNS)
     new_figure(1, 1)  # A missing matplotlib is reported here, not after minutes of t-SNE.
     chosen = _chosen_steps(model, steps)
     scores_of: dict[int | None, dict[str, float]] = {}
@@ -85,7 +87,6 @@ def draw_embeddings(
         "tsne": {"metric": metric, "perplexity": kmer_map.perplexity, "init": "pca"},
         "silhouettes": [{"step": step, **scores} for step, scores in scores_of.items()],
     }
-    written = [folder / "embeddings.png", folder / "embeddings.csv"]
     save_figure(map_figure(kmer_map, model_title(model, chosen[-1])), written[0])
     written[1].write_text(map_csv(kmer_map), encoding="utf-8")
     written.append(write_json(folder / "embeddings.json", record))
@@ -173,7 +174,7 @@ def _fasta_windows(model: Path, encoder: Encoder, fasta: str, **options: Any) ->
     if encoder.k is None:
         raise ConfigError(f"--fasta needs a k-mer model, but {model} has other tokens; pass prepared data with --data")
     with Input(fasta, "a FASTA file") as source:
-        records = fasta_records(source.lines(), source.display_name)
+        records = fasta_records(source.text_lines(), source.display_name)
         return windows_of_records(records, source.display_name, encoder.k, **options), {"fasta": fasta}
 
 

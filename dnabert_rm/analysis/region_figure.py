@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dnabert_rm.analysis.figures import NORMAL, SMALL, new_figure, save_figure
+from dnabert_rm.inference.output_files import read_text
 from dnabert_rm.utils.files import atomic_file
 
 BASES = "ACGT"
@@ -47,7 +48,7 @@ class RegionScores:
 
 def read_region_scores(table: Path) -> RegionScores:
     """Read the table that `score-variants --region` writes."""
-    with open(table, newline="", encoding="utf-8") as stream:
+    with read_text(table) as stream:
         rows = list(csv.DictReader(stream))
     start = int(rows[0]["pos"])
     bases = {int(row["pos"]): row["ref"] for row in rows}

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from dnabert_rm.analysis.figures import COLOURS, MARKERS, NORMAL, SMALL, new_figure
 from dnabert_rm.finetune.tables import SEQUENCE_COLUMN, LabelledTable, read_labelled
+from dnabert_rm.finetune.trained_tokens import is_trained_overlapping
 from dnabert_rm.inference.embed_sequences import embed
 from dnabert_rm.inference.inference_settings import EmbeddingSettings
 from dnabert_rm.utils import random
@@ -29,6 +30,7 @@ MIN_ROWS = NUM_NEIGHBOURS + 2
 MAX_LABELS = 7
 """Labels with a colour of their own. Rarer ones share the last colour."""
 OTHERS = "other labels"
+COLUMNS = ("line", "label", "x", "y")
 A_LITTLE, CLEARLY = 0.1, 0.5
 """Of the way from chance to a perfect agreement of neighbours."""
 
@@ -109,11 +111,15 @@ def _check_labels(path: Path, rows: LabelledTable) -> None:
 
 
 def embed_table(model: Path, rows: LabelledTable, layer: int | None) -> NDArray[np.float32]:
-    """Return the embedding of each sequence, (N, hidden size); NaN without a known k-mer."""
+    """Return the embedding of each sequence, (N, hidden size); NaN without a known k-mer.
+
+    Tokens have the stride that the model was trained with.
+    """
+    overlapping = is_trained_overlapping(model)
     with tempfile.TemporaryDirectory(prefix="dnabert-rm-") as folder:
         table, output = Path(folder) / "rows.csv", Path(folder) / "rows.npy"
         table.write_text("\n".join([SEQUENCE_COLUMN, *rows.sequences]) + "\n", encoding="utf-8")
-        embed(EmbeddingSettings(model=model, input=str(table), output=output, layer=layer))
+        embed(EmbeddingSettings(model=model, input=str(table), output=output, layer=layer, overlapping=overlapping))
         vectors: NDArray[np.float32] = np.load(output)
     return vectors
 
@@ -138,7 +144,7 @@ def sequences_csv(found: SequenceMap) -> str:
     """Return the map as CSV text with the columns line, label, x and y."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["line", "label", "x", "y"])
+    writer.writerow(COLUMNS)
     for line, label, (x, y) in zip(found.lines, found.labels, found.plane, strict=True):
         writer.writerow([line, label, f"{x:.5g}", f"{y:.5g}"])
     return stream.getvalue()

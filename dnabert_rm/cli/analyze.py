@@ -38,22 +38,17 @@ class CurvesSettings(Settings):
 
 def run_curves(settings: CurvesSettings) -> None:
     """Plot the curves of several runs in one figure."""
-    from dnabert_rm.analysis.curves import curves_csv, curves_figure, make_curves
-    from dnabert_rm.analysis.figures import check_picture_name, save_figure
+    from dnabert_rm.analysis.curves import COLUMNS, curves_csv, curves_figure, make_curves
+    from dnabert_rm.analysis.figures import check_picture_name, data_table, save_figure
     from dnabert_rm.analysis.run_records import read_runs
 
     check_picture_name(settings.output)
+    table = data_table(settings.output, COLUMNS)
     runs = read_runs(settings.runs, settings.names)
     curves = make_curves(runs, settings.smooth)
     save_figure(curves_figure(runs, curves, settings.x, settings.smooth), settings.output)
-    print(f"{settings.output}\n{_write_table(settings.output, curves_csv(curves))}")
-
-
-def _write_table(picture: Path, text: str) -> Path:
-    """Write the data of a figure to a .csv file beside the figure. Return the path of the .csv file."""
-    table = picture.with_suffix(".csv")
-    table.write_text(text, encoding="utf-8")
-    return table
+    table.write_text(curves_csv(curves), encoding="utf-8")
+    print(f"{settings.output}\n{table}")
 
 
 @dataclass(frozen=True)
@@ -120,10 +115,11 @@ class SequencesSettings(Settings):
 def run_sequences(settings: SequencesSettings) -> None:
     """Map labelled sequences by their embeddings, and print what is seen and the paths of the files written."""
     suppress_library_output()
-    from dnabert_rm.analysis.figures import check_picture_name, new_figure, save_figure
-    from dnabert_rm.analysis.sequence_map import map_sequences, sequences_csv, sequences_figure
+    from dnabert_rm.analysis.figures import check_picture_name, data_table, new_figure, save_figure
+    from dnabert_rm.analysis.sequence_map import COLUMNS, map_sequences, sequences_csv, sequences_figure
 
     check_picture_name(settings.output)
+    table = data_table(settings.output, COLUMNS)
     new_figure(1, 1)  # before the forward passes, in case matplotlib is missing
     found = map_sequences(
         settings.model,
@@ -135,7 +131,8 @@ def run_sequences(settings: SequencesSettings) -> None:
         seed=settings.seed,
     )
     save_figure(sequences_figure(found, f"Embeddings of {settings.table} by {settings.model}"), settings.output)
-    print(f"{found.sentence}\n{settings.output}\n{_write_table(settings.output, sequences_csv(found))}")
+    table.write_text(sequences_csv(found), encoding="utf-8")
+    print(f"{found.sentence}\n{settings.output}\n{table}")
 
 
 @dataclass(frozen=True)
@@ -229,17 +226,19 @@ class CompareSettings(Settings):
 
 def run_compare(settings: CompareSettings) -> None:
     """Plot silhouette scores and attention measures of several runs side by side."""
-    from dnabert_rm.analysis.compare import compare_csv, compare_figure, read_measured
-    from dnabert_rm.analysis.figures import check_picture_name, save_figure
+    from dnabert_rm.analysis.compare import COLUMNS, compare_csv, compare_figure, read_measured
+    from dnabert_rm.analysis.figures import check_picture_name, data_table, save_figure
     from dnabert_rm.analysis.report import ANALYSIS_NAME
     from dnabert_rm.analysis.run_records import own_names
 
     check_picture_name(settings.output)
+    table = data_table(settings.output, COLUMNS)
     names = own_names(settings.runs, settings.names)
     folders = [run / ANALYSIS_NAME if (run / ANALYSIS_NAME).is_dir() else run for run in settings.runs]
     runs = [read_measured(folder, name) for folder, name in zip(folders, names, strict=True)]
     save_figure(compare_figure(runs), settings.output)
-    print(f"{settings.output}\n{_write_table(settings.output, compare_csv(runs))}")
+    table.write_text(compare_csv(runs), encoding="utf-8")
+    print(f"{settings.output}\n{table}")
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,9 @@ from dnabert_rm.data.reference_lines import COMPOSITION, ReferenceLines, referen
 from dnabert_rm.data.split_reader import SplitReader
 from dnabert_rm.evaluate.bits_settings import BitsSettings
 from dnabert_rm.finetune.pretrained_encoder import load_config, load_kmer_tokenizer
+from dnabert_rm.finetune.trained_tokens import is_trained_overlapping
 from dnabert_rm.inference.model_loading import load_model
-from dnabert_rm.inference.model_runner import default_device
+from dnabert_rm.inference.model_runner import check_finite, default_device
 from dnabert_rm.masking.hidden_stretches import WindowShape, make_batches, place_windows
 from dnabert_rm.model.losses import hidden_base_bits
 from dnabert_rm.model.mlm import MaskedLM
@@ -55,7 +56,10 @@ class Reader:
     precision: str
 
     def bits(self, regions: Sequence[HeldOutRegion], found: HiddenStretches) -> NDArray[np.float64]:
-        """Return the bits of each hidden base, (S, n) for the S stretches of n bases in `found`."""
+        """Return the bits of each hidden base, (S, n) for the S stretches of n bases in `found`.
+
+        Raises `CheckpointError` if the model's outputs are NaN or infinite.
+        """
         codes = [region.codes for region in regions]
         # `place_windows` takes stretches in ascending order.
         order = np.lexsort((found.start, found.region))
@@ -69,6 +73,7 @@ class Reader:
                 with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
                     logits = self.model(input_ids, positions)
                 found_bits = hidden_base_bits(logits, hidden, true_codes, self.shape.k).cpu().numpy()
+            check_finite(found_bits)
             bits[order[batch.stretches.reshape(-1, found.num_hidden)[:, 0]]] = found_bits.reshape(-1, found.num_hidden)
         return bits
 
@@ -87,7 +92,7 @@ def window_shape(folder: Path, settings: BitsSettings) -> WindowShape:
     window = settings.window or min(positions, int(data.get("window", positions)), CONTEXT_BASES)
     if window > positions:
         raise ConfigError(f"--window {window}: {folder} has {positions} positions; pass {positions} or less")
-    overlaps = bool(data.get("overlap", True)) and not settings.non_overlapping
+    overlaps = is_trained_overlapping(folder) and not settings.non_overlapping
     shape = WindowShape(k, 1 if overlaps else k, window - 2)
     for n in settings.hidden:
         if not shape.can_hide(n):

@@ -19,6 +19,7 @@ from dnabert_rm.evaluate.suite import Suite, load_suite
 from dnabert_rm.evaluate.suite_runs import LOG_FILE, RECORD_FILE, Run, check_finished, make_runs, read_run_file
 from dnabert_rm.evaluate.suite_settings import SuiteSettings
 from dnabert_rm.finetune.finetune_settings import METRIC_TITLES, MODEL_FOLDER, SCORES_FILE
+from dnabert_rm.finetune.trained_tokens import stride_warning
 from dnabert_rm.utils.errors import ConfigError, DataError, StoppedError
 from dnabert_rm.utils.files import write_text
 from dnabert_rm.utils.lock import LockHeldError, file_lock
@@ -44,6 +45,8 @@ def run_suite(settings: SuiteSettings) -> int:
             f"--data {settings.data}: none of these data sets can be run; add the CSV files named in the warnings"
         )
     runs = make_runs(settings, suite, runnable)
+    if "pretrained" in settings.arms and (warning := stride_warning(settings.overlapping, settings.model)):
+        _notice(warning)
     output = settings.output
     if settings.dry_run:
         _print_runs(runs, check_finished(runs, output, settings.overwrite), not_run)

@@ -128,7 +128,7 @@ def export(
         num_parameters, reference = _write_model(checkpoints, last, temporary, max_shard_size)
         aliases = SavedWeights(checkpoints[-1]).aliases
         difference = check_exported(temporary, _trained_weights(checkpoints), aliases, reference, exact=average == 1)
-        check_tokenizer(temporary, last.tokenizer)
+        check_tokenizer(temporary, last.tokenizer, last.config.data.overlap)
         facts = provenance(checkpoints[-1], last.state, last.config, last.tokenizer, steps, difference)
         write_card_and_provenance(temporary, facts, license_id)
         apply_umask(temporary)

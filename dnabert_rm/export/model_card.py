@@ -119,7 +119,8 @@ def write_card_and_provenance(folder: Path, facts: dict[str, Any], license_id: s
     """
     (folder / PROVENANCE_NAME).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     tokenizer = TokenizerInfo(**facts["tokenizer"])
-    masked_text = masked_example(folder, tokenizer, facts["config"]["model"]["max_positions"])
+    config = facts["config"]
+    masked_text = masked_example(folder, tokenizer, config["model"]["max_positions"], config["data"]["overlap"])
     (folder / CARD_NAME).write_text(model_card(facts, license_id, masked_text), encoding="utf-8")
 
 

@@ -33,7 +33,10 @@ def write_tokenizer(checkpoint: Path, trained: TokenizerInfo, config: RunConfig,
     searched next. If no BPE model is found, print a warning on standard error, and write no tokenizer.
     """
     if trained.kind == "kmer":
-        KmerTokenizer(k=trained.k, model_max_length=config.model.max_positions).save_pretrained(folder)
+        tokenizer = KmerTokenizer(
+            k=trained.k, overlapping=config.data.overlap, model_max_length=config.model.max_positions
+        )
+        tokenizer.save_pretrained(folder)
         return
     bpe_model = _find_bpe_model([checkpoint, *map(Path, config.data.path)], trained)
     if bpe_model is None:
@@ -55,12 +58,13 @@ def _find_bpe_model(folders: Sequence[Path], trained: TokenizerInfo) -> Path | N
     return None
 
 
-def check_tokenizer(folder: Path, trained: TokenizerInfo) -> None:
+def check_tokenizer(folder: Path, trained: TokenizerInfo, overlapping: bool = True) -> None:
     """Raise `CheckpointError` if the tokenizer in `folder` differs from the tokenizer of the training data.
 
     The vocabularies and the token ids of a test sequence are compared. For k-mers, the sequence has upper-case,
     lower-case and ambiguous bases, and both `KmerTokenizer` and the stock tokenizer are checked. For BPE, the sequence
-    has tandem repeats. Skip the check if `folder` has no tokenizer.
+    has tandem repeats. `overlapping` is whether the training data had overlapping k-mers. Skip the check if `folder`
+    has no tokenizer.
     """
     if not (folder / STOCK_FILE).is_file():
         return
@@ -75,7 +79,7 @@ def check_tokenizer(folder: Path, trained: TokenizerInfo) -> None:
         assert trained.k is not None
         vocabulary = kmer.vocabulary(trained.k)
         sequence = _mixed_sequence()
-        ids = kmer.encode(sequence, trained.k).tolist()
+        ids = kmer.encode(sequence, trained.k)[:: 1 if overlapping else trained.k].tolist()
         own = KmerTokenizer.from_pretrained(folder)
         _check_vocabulary("vocab.txt", own.get_vocab(), vocabulary, size)
         _check_ids("KmerTokenizer", own(sequence, verbose=False)["input_ids"], ids)

@@ -17,6 +17,7 @@ from dnabert_rm.finetune.output_folder import (
     write_results,
 )
 from dnabert_rm.finetune.table_splits import Splits, notice, read_splits, shared_rows, warn_of_shared_rows
+from dnabert_rm.finetune.trained_tokens import stride_warning
 from dnabert_rm.model.pretrained import check_model_folder
 from dnabert_rm.utils.errors import ConfigError, DataError, is_first_rank
 
@@ -203,6 +204,8 @@ def report_start(settings: FinetuneSettings, splits: Splits, rows_by_split: dict
         notice(f"model: architecture of {settings.model} with random weights")
     else:
         notice(f"model: {settings.model}, with {len(new)} newly initialized tensors ({', '.join(new)})")
+        if warning := stride_warning(settings.overlapping, settings.model):
+            notice(warning)
     sizes = ", ".join(f"{name} {len(table)}" for name, table in splits.items())
     notice(f"data: {settings.name}: rows {sizes}; {splits.task.describe()}")
     handling = "only their middle is used" if settings.long == "middle" else "overlapping windows are averaged"

@@ -27,6 +27,8 @@ from dnabert_rm.utils.progress import progress_bar
 MODEL_INPUTS = ("input_ids", "attention_mask")
 LOWER_IS_BETTER = "mse"
 """Prefix of the metrics to minimize: `mse`, and `mse_NAME` for a single target."""
+NOT_FINITE = -1
+"""Class index of a base whose logits are NaN or infinite. Trainer itself pads with -100."""
 
 
 # ---- construction
@@ -110,9 +112,10 @@ def training_arguments(settings: FinetuneSettings, best_metric: str, learning_ra
 def _predicted_classes(logits: Tensor, labels: Tensor) -> Tensor:
     """Convert logits (rows, bases, classes) to class indices (rows, bases).
 
-    Trainer keeps the outputs of all rows in memory. Class indices need less memory than logits.
+    Trainer keeps the outputs of all rows in memory. Class indices need less memory than logits. The class of a base
+    with a logit that is NaN or infinite is `NOT_FINITE`.
     """
-    return logits.argmax(-1)
+    return logits.argmax(-1).masked_fill(~logits.isfinite().all(-1), NOT_FINITE)
 
 
 # ---- training
@@ -134,12 +137,14 @@ class TaskTrainer(Trainer):
 
     def scores(self, output: Any) -> dict[str, float | None]:
         """Compute the task's metrics from Trainer's predictions. Raise `ConfigError` if a prediction is not finite."""
-        if not np.isfinite(output.predictions).all():
+        outputs = output.predictions
+        is_wrong = outputs == NOT_FINITE if self.task.per_base else ~np.isfinite(outputs)
+        if is_wrong.any():
             raise ConfigError(
                 f"--learning-rate {self.args.learning_rate:g}: the model's outputs became NaN or infinite;"
                 " choose a lower rate"
             )
-        return self.task.metrics(output.label_ids, output.predictions)
+        return self.task.metrics(output.label_ids, outputs)
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler:
         rows: Any = self.train_dataset if train_dataset is None else train_dataset

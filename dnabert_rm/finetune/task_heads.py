@@ -241,10 +241,12 @@ class MultiLabelClassification(Task):
     def class_weights(self, targets: Sequence[NDArray]) -> NDArray:
         """Return the weight of each label's positive rows, shape (labels,).
 
-        The weight is the number of rows without the label, divided by the number of rows with the label.
+        The weight is the number of rows without the label, divided by the number of rows with the label. It is 1 for a
+        label of all rows, because a weight of 0 would leave the label's output untrained.
         """
         positives = np.sum(targets, axis=0)
-        return (len(targets) - positives) / np.maximum(positives, 1)
+        negatives = len(targets) - positives
+        return np.where(negatives > 0, negatives / np.maximum(positives, 1), 1)
 
     def metrics(self, targets: NDArray, outputs: NDArray) -> dict[str, float | None]:
         from dnabert_rm.finetune.task_metrics import multi_label_metrics
@@ -285,8 +287,9 @@ class Regression(Task):
         targets = np.array([parse_numbers(fields, self.columns) for fields in train.fields])
         mean = targets.mean(axis=0)
         std = targets.std(axis=0)
-        for column, spread, first in zip(self.columns, std, train.fields[0], strict=True):
-            if not spread:
+        # The standard deviation of equal numbers may be above 0, because their mean is rounded.
+        for column, spread, first in zip(self.columns, np.ptp(targets, axis=0), train.fields[0], strict=True):
+            if spread == 0:
                 raise DataError(
                     f"{train.path}: every row has {first} in column {column!r}; provide rows with different values"
                 )

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from dnabert_rm.finetune.pretrained_encoder import load_tokenizer
+from dnabert_rm.finetune.trained_tokens import stride_warning
 from dnabert_rm.genome import kmer
 from dnabert_rm.inference.embedding_files import CsvFile, NpyFile, ParquetFile, VectorFile, names_path
 from dnabert_rm.inference.inference_settings import EmbeddingSettings
@@ -33,6 +34,7 @@ from dnabert_rm.inference.window_stream import (
 from dnabert_rm.tokenizer import BpeTokenizer
 from dnabert_rm.utils.errors import ConfigError
 from dnabert_rm.utils.files import atomic_outputs, check_output_file
+from dnabert_rm.utils.progress import notice
 
 ROWS_WRITTEN = 1024
 """Number of rows written at a time. In Parquet they form one row group."""
@@ -115,6 +117,8 @@ def load_embedder(settings: EmbeddingSettings) -> Embedder:
         raise ConfigError(
             "--both-strands: BPE tokens have no reverse complement; omit --both-strands, or choose a k-mer model"
         )
+    if warning := stride_warning(settings.overlapping, *folder.folders):
+        notice(warning)
     device = default_device()
     model = load_encoder(folder).to(device)  # type: ignore[arg-type]
     runner = BatchRunner(tokenizer, device, settings.precision, settings.batch_size)

@@ -11,6 +11,7 @@ from typing import ClassVar, Literal
 from dnabert_rm.config.schema import Settings, setting
 from dnabert_rm.finetune.finetune_settings import Precision
 from dnabert_rm.genome.selection import Anchor, IntervalFlags
+from dnabert_rm.inference.output_files import compression_problems, text_ending
 
 BEDGRAPH_ENDINGS = (".bedgraph", ".bg")
 EMBEDDING_ENDINGS = (".npy", ".csv", ".parquet")
@@ -41,8 +42,8 @@ class InferenceSettings(IntervalFlags, Settings):
     input: str | None = setting(None, metavar="FILE")
     """FASTA, or a CSV or TSV table with the column sequence; may be gzipped. - reads standard input."""
     output: Path = setting(metavar="FILE")
-    """File to write: a CSV table. Predictions with coordinates also as .bedGraph or .bed for genome browsers;
-    embeddings also as .npy (row names in NAME.ids.csv) or .parquet."""
+    """File to write: a CSV table. Predictions with coordinates also as .bedGraph or .bed for genome browsers, and each
+    of these as .gz; embeddings also as .npy (row names in NAME.ids.csv) or .parquet."""
     overwrite: bool = False
     """Replace an existing output file."""
     id_column: str | None = setting(None, metavar="NAME")
@@ -90,8 +91,29 @@ class InferenceSettings(IntervalFlags, Settings):
         if self.tile is not None and self.regions is not None:
             yield f"--tile {self.tile}: applies to --input; omit it, or pass --window for the length of the intervals"
         yield from self.interval_problems()
-        if self.window is None and (self.upstream is not None or self.anchor != "centre"):
+        yield from self._ignored_flags()
+        if self.regions is not None and self.window is None and (self.upstream is not None or self.anchor != "centre"):
             yield "--anchor and --upstream: place a window; pass --window as well"
+
+    def _ignored_flags(self) -> Iterator[str]:
+        """Yield an error message for each flag that has no effect on the kind of input."""
+        if self.regions is not None:
+            if self.id_column is not None:
+                yield f"--id-column {self.id_column}: applies to a table of --input; omit it with --regions"
+            return
+        flags = {
+            "--feature": self.feature,
+            "--attribute": self.attribute,
+            "--name-attribute": self.name_attribute is not None,
+            "--ignore-strand": self.ignore_strand,
+            "--window": self.window is not None,
+            "--anchor": self.anchor != "centre",
+            "--upstream": self.upstream is not None,
+        }
+        for flag, is_given in flags.items():
+            if is_given:
+                advice = "omit it, or pass --tile for parts of equal length" if flag == "--window" else "omit it"
+                yield f"{flag}: applies to --regions; {advice}"
 
     @property
     def inputs(self) -> list[str | Path]:
@@ -116,13 +138,14 @@ class PredictSettings(InferenceSettings):
     def problems(self) -> Iterator[str]:
         """Yield an error message for each conflict between settings."""
         yield from super().problems()
+        yield from compression_problems(self.output)
         if self.is_bedgraph and self.tile is not None and self.step is not None and self.step < self.tile:
             yield f"--step {self.step}: bedGraph allows no overlap; pass at least --tile {self.tile}, or write .bed"
 
     @property
     def is_bedgraph(self) -> bool:
         """Whether the output is a bedGraph file, whose ranges must be sorted and must not overlap."""
-        return self.output.suffix.lower() in BEDGRAPH_ENDINGS
+        return text_ending(self.output) in BEDGRAPH_ENDINGS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +189,8 @@ class VariantSettings(Settings):
     fasta: Path = setting(metavar="FILE")
     """The genome as FASTA, may be gzipped."""
     output: Path = setting(metavar="FILE")
-    """File to write: a table of scores (CSV). With the ending .vcf or .vcf.gz, the VCF with scores in INFO."""
+    """File to write: a table of scores (CSV, also .gz). With the ending .vcf or .vcf.gz, the VCF with scores in
+    INFO."""
     vcf: str | None = setting(None, metavar="FILE")
     """VCF file, may be gzipped; - reads standard input."""
     region: str | None = setting(None, metavar="CONTIG:START-END")
@@ -215,6 +239,8 @@ class VariantSettings(Settings):
         """Yield an error message for each conflict between settings."""
         if (self.vcf is None) == (self.region is None):
             yield "give one of --vcf and --region" + ("" if self.vcf is None else ", not both")
+        if not self.writes_vcf:
+            yield from compression_problems(self.output)
         if self.region is not None:
             yield from self._region_problems(self.region)
         elif self.picture is not None:

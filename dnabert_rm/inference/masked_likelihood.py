@@ -23,6 +23,7 @@ from torch import Tensor
 
 from dnabert_rm.genome import kmer
 from dnabert_rm.genome.vcf import Site
+from dnabert_rm.inference.model_runner import check_finite
 from dnabert_rm.model.mlm import MaskedLM
 
 
@@ -170,5 +171,6 @@ class MaskedLikelihood:
             with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
                 logits = self.model(ids_device, positions_device)
             token_log_p = base_log_probabilities(logits, candidates_device).cpu().numpy().astype(np.float64)
+        check_finite(token_log_p)
         bounds = np.cumsum([0, *(len(site.positions) for site in sites)])
         return np.add.reduceat(token_log_p, bounds[:-1]) / np.diff(bounds)[:, None]

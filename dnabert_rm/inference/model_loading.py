@@ -49,6 +49,11 @@ class ModelFolder:
     config: PreTrainedConfig
 
     @property
+    def folders(self) -> list[Path]:
+        """Return the folder, followed by that of the base model if there is one."""
+        return [self.path] if self.base is None else [self.path, self.base]
+
+    @property
     def tokenizer(self) -> Path:
         """Return the folder with the tokenizer: `base` if adapters were saved without a tokenizer, otherwise `path`."""
         return self.path if self.base is None or vocabulary_files(self.path) else self.base

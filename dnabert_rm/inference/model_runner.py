@@ -18,6 +18,7 @@ from torch import Tensor
 
 from dnabert_rm.tokenizer import DnaTokenizer
 from dnabert_rm.tokenizer.windows import has_known_kmer, pad_rows
+from dnabert_rm.utils.errors import CheckpointError
 
 Item = TypeVar("Item")
 Forward = Callable[[Tensor, Tensor | None], Tensor]
@@ -56,6 +57,8 @@ class BatchRunner:
         A row's result is `select(output, num_kmers)`. `output` is the row's float32 output, padding included.
         `num_kmers` is the row's number of tokens without special tokens. A row that is None has the result None.
         Rows of similar length share a batch, to keep padding small.
+
+        Raises `CheckpointError` if a result is NaN or infinite.
         """
         known = [i for i, row in enumerate(rows) if row is not None]
         known.sort(key=lambda i: len(rows[i]), reverse=True)  # type: ignore[arg-type]
@@ -64,7 +67,9 @@ class BatchRunner:
             indices = known[start : start + self.batch_size]
             outputs = self._forward([rows[i] for i in indices], forward)  # type: ignore[misc]
             for i, output in zip(indices, outputs, strict=True):
-                results[i] = select(output, len(rows[i]) - 2)  # type: ignore[arg-type]
+                result = select(output, len(rows[i]) - 2)  # type: ignore[arg-type]
+                check_finite(result)
+                results[i] = result
         trim_heap()
         return results
 
@@ -78,6 +83,15 @@ class BatchRunner:
     def autocast(self) -> torch.autocast:
         """Return the autocast context of the forward passes."""
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
+
+
+def check_finite(outputs: NDArray) -> None:
+    """Raise `CheckpointError` if an output of the model is NaN or infinite."""
+    if not np.isfinite(outputs).all():
+        raise CheckpointError(
+            "the model's outputs are NaN or infinite, as after training with a too high learning rate;"
+            " pass another model"
+        )
 
 
 def trim_heap() -> None:

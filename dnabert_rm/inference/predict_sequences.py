@@ -17,6 +17,7 @@ from dnabert_rm.finetune.pretrained_encoder import load_tokenizer
 from dnabert_rm.inference.inference_settings import PredictSettings
 from dnabert_rm.inference.model_loading import load_adapted, load_model, model_inputs, open_model_folder
 from dnabert_rm.inference.model_runner import BatchRunner, default_device
+from dnabert_rm.inference.output_files import open_text
 from dnabert_rm.inference.prediction_files import open_prediction_file
 from dnabert_rm.inference.prediction_head import Head, read_head
 from dnabert_rm.inference.sequence_input import AnyTokenization, Region
@@ -127,7 +128,7 @@ def predict(settings: PredictSettings) -> Tally:
     rows = base_rows(head, tokenization, outputs) if head.per_base else region_rows(head, outputs, columns)
     with (
         atomic_outputs(settings.output) as (temporary,),
-        open(temporary, "w", newline="", encoding="utf-8") as stream,
+        open_text(temporary, settings.output) as stream,
     ):
         file = open_prediction_file(settings.output, stream, columns, head, settings.track)
         for place, cells in rows:
@@ -162,16 +163,22 @@ def mean_logits(outputs: Iterable[WindowOutput]) -> Iterator[tuple[Region, NDArr
 def base_rows(head: Head, tokenization: AnyTokenization, outputs: Iterable[WindowOutput]) -> Iterator[Row]:
     """Yield a row per base: the record's name and the 0-based position in the record, and prediction cells.
 
-    The logits of a base are the mean over all tokens that cover the base, in all windows. A base outside all windows
-    has no row.
+    The logits of a base are the mean over all tokens that cover the base, in all windows. The last token also predicts
+    the fewer than k bases after it, as in `KmerTokenizer.token_ranges`. A base outside all windows has no row.
     """
     for region, windows in group_by_region(outputs):
         means = RunningMean(len(head.labels))
         for window, logits in windows:
             yield from _rows_from(head, region.name, means.start, means.pop(window.start))
-            means.extend(window.start, window.start + len(window.sequence))
+            end = window.start + len(window.sequence)
+            num_after = region.end - end if window.is_last and window.num_tokens else 0
+            if num_after >= tokenization.stride:
+                num_after = 0  # the window does not end with the last token
+            means.extend(window.start, end + num_after)
             if logits is not None:
                 means.add(window.start, logits, tokenization.stride, tokenization.k)
+                if num_after:
+                    means.add(end, logits[-1:], covered=num_after)
         yield from _rows_from(head, region.name, means.start, means.pop())
 
 

@@ -12,6 +12,7 @@ from typing import Any, Protocol, TextIO
 
 from dnabert_rm.finetune.task_heads import Regression, SequenceClassification
 from dnabert_rm.inference.inference_settings import BEDGRAPH_ENDINGS
+from dnabert_rm.inference.output_files import text_ending
 from dnabert_rm.inference.prediction_head import Head
 from dnabert_rm.utils.errors import ConfigError
 
@@ -90,7 +91,7 @@ def as_range(place: Sequence[Any]) -> tuple[str, int, int]:
 def open_prediction_file(
     path: Path, stream: TextIO, columns: Sequence[str], head: Head, track: str | None
 ) -> PredictionFile:
-    """Return the file that the suffix of `path` names, on the open `stream`.
+    """Return the file that the ending of `path` names, without .gz, on the open `stream`.
 
     Args:
         columns: Name columns, such as contig, start and end.
@@ -98,7 +99,7 @@ def open_prediction_file(
 
     Raises `ConfigError` for a track file if the rows have no coordinates, and if `track` is needed, unknown or useless.
     """
-    ending = path.suffix.lower()
+    ending = text_ending(path)
     if ending not in (*BEDGRAPH_ENDINGS, BED_ENDING):
         if track is not None:
             raise ConfigError(f"--track {track}: chooses the numbers of a .bedGraph file; omit it for {path.name}")

@@ -53,24 +53,38 @@ def read_head(folder: ModelFolder) -> Head:
     - The entry `dnabert_rm_finetuning` of config.json, which transformers' `save_pretrained` preserves.
     - The `problem_type` of config.json, for models that other programs trained.
 
-    Raises `CheckpointError` if no source defines the meaning of the model's outputs.
+    Raises `CheckpointError` if no source defines the meaning of the model's outputs, or if the first source contradicts
+    config.json. The reason may be that another program trained the model later and kept the file or the entry.
     """
+    record: Any
     path = folder.path / FINETUNING_FILE
     if path.is_file():
-        return _recorded_head(str(path), read_json(path))
-    config = folder.config
-    record = getattr(config, CONFIG_ENTRY, None)
+        record = read_json(path)
+        head = _recorded_head(str(path), record)
+        # The configuration of LoRA adapters may be that of their base model, which has no labels.
+        if folder.base is None:
+            _check_head(head, record, folder.config, str(path), "this file")
+        return head
+    record = getattr(folder.config, CONFIG_ENTRY, None)
     if record is None:
         return _head_by_problem_type(folder)
     name = f"{folder.path / 'config.json'}: {CONFIG_ENTRY}"
     head = _recorded_head(name, record)
+    _check_head(head, record, folder.config, name, "this entry")
+    return head
+
+
+def _check_head(head: Head, record: dict[str, Any], config: Any, name: str, source: str) -> None:
+    """Raise `CheckpointError` if the task or the labels of `head` are not those of config.json.
+
+    `head` was read from `record`. `name` and `source` name the record in the message.
+    """
     expected = TASK_CLASSES[record["task"]].problem_type
     if config.problem_type != expected or list(head.labels) != _label_names(config):
         raise CheckpointError(
-            f"{name} contradicts problem_type or id2label; remove this entry if the model was later trained with"
+            f"{name} contradicts problem_type or id2label; remove {source} if the model was later trained with"
             " another program"
         )
-    return head
 
 
 def _recorded_head(name: str, record: Any) -> Head:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import gzip
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from dnabert_rm.genome.vcf import Site
+from dnabert_rm.inference.output_files import open_gzip
 from dnabert_rm.utils.errors import DataError
 
 _INFO_INDEX = 7
@@ -153,10 +153,5 @@ def open_vcf(path: Path, is_compressed: bool) -> Iterator[BinaryIO]:
         with contextlib.closing(BGZFile(str(path), "wb", None)) as blocks:
             yield blocks  # type: ignore[misc]
         return
-    with open(path, "wb") as plain:
-        if not is_compressed:
-            yield plain
-            return
-        # Without a name and a date, the same scores give the same bytes.
-        with gzip.GzipFile(filename="", mode="wb", fileobj=plain, mtime=0) as compressed:
-            yield compressed  # type: ignore[misc]
+    with open_gzip(path) if is_compressed else open(path, "wb") as stream:
+        yield stream

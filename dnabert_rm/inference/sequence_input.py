@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from dnabert_rm.genome.fasta_stream import NUCLEOTIDES, Input, fasta_records, letter_fault
 from dnabert_rm.tokenizer.windows import middle, windows
-from dnabert_rm.utils.errors import DataError
+from dnabert_rm.utils.errors import ConfigError, DataError
 from dnabert_rm.utils.files import explain_full_temporary_folder
 
 SEQUENCE_COLUMN = "sequence"
@@ -117,7 +117,8 @@ def read_records(source: Input, id_column: str | None = None) -> Records:
     """Return the records of a FASTA file, or the rows of a CSV or TSV table with the column `sequence`.
 
     A row's name comes from the column `id_column`, by default `id`. If `id_column` is None and the table has no column
-    `id`, rows are numbered from 1. Raises `DataError` if a line can't be read; the message has the line number.
+    `id`, rows are numbered from 1. Raises `DataError` if a line can't be read; the message has the line number. Raises
+    `ConfigError` if `id_column` is given for FASTA.
     """
     lines = source.lines()
     number = 0
@@ -128,6 +129,8 @@ def read_records(source: Input, id_column: str | None = None) -> Records:
     else:
         raise DataError(f"{source.display_name}: is empty; pass FASTA, or a table with the column {SEQUENCE_COLUMN}")
     if (header := line.removeprefix(b"\xef\xbb\xbf").lstrip()).startswith(b">"):
+        if id_column is not None:
+            raise ConfigError(f"--id-column {id_column}: {source.display_name} is FASTA, without columns; omit it")
         return fasta_records(itertools.chain([header], lines), source.display_name, number)
     if line.startswith(b"@"):
         raise DataError(f"{source.display_name}, line {number}: starts with '@' like FASTQ; convert it to FASTA first")

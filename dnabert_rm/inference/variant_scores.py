@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from transformers import AutoModelForMaskedLM
 
 from dnabert_rm.finetune.pretrained_encoder import load_config, load_kmer_tokenizer
+from dnabert_rm.finetune.trained_tokens import check_trained_overlapping
 from dnabert_rm.genome.fasta_stream import Input
 from dnabert_rm.genome.reference import Genome
 from dnabert_rm.genome.vcf import Site, VariantReader, region_sites
@@ -26,6 +27,7 @@ from dnabert_rm.inference.inference_settings import VariantSettings, parse_regio
 from dnabert_rm.inference.masked_likelihood import MaskedLikelihood
 from dnabert_rm.inference.model_loading import load_encoder, load_model, model_inputs, open_model_folder
 from dnabert_rm.inference.model_runner import BatchRunner, chunked, default_device
+from dnabert_rm.inference.output_files import open_text
 from dnabert_rm.inference.scored_vcf import CsvScores, ScoredSite, ScoreFile, VcfScores, open_vcf
 from dnabert_rm.inference.variant_labels import LabelledScores
 from dnabert_rm.model.mlm import MaskedLM
@@ -80,11 +82,13 @@ class VariantTally:
 def load_scorer(settings: VariantSettings) -> tuple[VariantScorer, int, int]:
     """Load the model. Return the scorer, the largest number of k-mers per window, and k.
 
-    Raise `ConfigError` if `--span` or `--max-tokens` is out of range for the model.
+    Raise `ConfigError` if `--span` or `--max-tokens` is out of range for the model, and `CheckpointError` if the model
+    was trained on non-overlapping k-mers.
     """
     folder = open_model_folder(settings.model) if settings.uses_embeddings else None
     config = folder.config if folder else load_config(settings.model)
     tokenizer = load_kmer_tokenizer(folder.tokenizer if folder else settings.model, config, "score-variants")
+    check_trained_overlapping("score-variants", *(folder.folders if folder else [settings.model]))
     k = tokenizer.k
     positions = config.max_position_embeddings
     max_kmers = (settings.max_tokens or positions) - 2
@@ -204,7 +208,7 @@ def _open_output(settings: VariantSettings, source: str) -> Iterator[ScoreFile]:
             with open_vcf(temporary, settings.output.suffix.lower() != ".vcf") as binary:
                 yield VcfScores(binary, source, settings.info_name, description)
         else:
-            with open(temporary, "w", newline="", encoding="utf-8") as stream:
+            with open_text(temporary, settings.output) as stream:
                 yield CsvScores(stream)
 
 

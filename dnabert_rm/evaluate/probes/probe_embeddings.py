@@ -21,6 +21,7 @@ from dnabert_rm.evaluate.probes.probe_settings import ProbeSettings
 from dnabert_rm.finetune.fingerprints import hash_model
 from dnabert_rm.finetune.lora import ADAPTER_CONFIG
 from dnabert_rm.finetune.pretrained_encoder import load_tokenizer
+from dnabert_rm.finetune.trained_tokens import stride_warning
 from dnabert_rm.inference.embed_sequences import join_windows, pool
 from dnabert_rm.inference.model_loading import ADAPTER_WEIGHTS, ModelFolder, load_encoder, open_model_folder
 from dnabert_rm.inference.model_runner import BatchRunner, chunked, default_device
@@ -28,7 +29,7 @@ from dnabert_rm.inference.sequence_input import AnyTokenization, Region, Window,
 from dnabert_rm.inference.window_stream import BATCHES_SORTED, group_by_region, make_tokenization
 from dnabert_rm.utils.errors import ConfigError
 from dnabert_rm.utils.files import atomic_outputs, sha256_of_file
-from dnabert_rm.utils.progress import progress_bar
+from dnabert_rm.utils.progress import notice, progress_bar
 
 
 @dataclass(frozen=True)
@@ -149,6 +150,8 @@ def open_embedder(path: Path, settings: ProbeSettings) -> TableEmbedder:
             raise ConfigError(f"--layers {layer}: {path} has {depth} layers; pass numbers from 0 to {depth}, or all")
     layers = sorted({layer % (depth + 1) for layer in settings.layers}) or range(depth + 1)
     load_tokenizer(folder.tokenizer, folder.config, settings.overlapping)
+    if warning := stride_warning(settings.overlapping, *folder.folders):
+        notice(warning)
     return TableEmbedder(folder, tuple(layers), settings, _fingerprint(folder))
 
 

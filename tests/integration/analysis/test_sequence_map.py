@@ -56,10 +56,10 @@ def test_neighbours_are_counted_as_by_a_slow_count() -> None:
     ("name", "words", "said"),
     [
         ("a.txt", [], "must end in one of"),
-        ("a.png", ["--label-column", "no"], "no column 'no'"),
-        ("a.png", ["--layer", "9"], "the model has 2 layers"),
-        ("a.png", ["--table", "few.csv"], "5 sequences are too few for a map"),
-        ("a.png", ["--table", "one.csv"], "all 30 sequences have the label x; pass a table with two labels or more"),
+        ("map.png", ["--label-column", "no"], "no column 'no'"),
+        ("map.png", ["--layer", "9"], "the model has 2 layers"),
+        ("map.png", ["--table", "few.csv"], "5 sequences are too few for a map"),
+        ("map.png", ["--table", "one.csv"], "all 30 sequences have the label x; pass a table with two labels or more"),
     ],
 )
 def test_mistakes_of_the_map_are_one_line(
@@ -72,3 +72,28 @@ def test_mistakes_of_the_map_are_one_line(
     words = ["--table", "a.csv", *words] if "--table" not in words else words
     assert main(["analyze", "sequences", str(model), *words, "--output", name]) == 2
     assert said in capsys.readouterr().err and not (tmp_path / name).exists()
+
+
+@pytest.mark.parametrize("kind", ["sequences", "embeddings", "curves", "compare"])
+def test_no_other_table_is_replaced(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str) -> None:
+    table = write_table(tmp_path / "embeddings.csv", ["x", "y"], 30, 3)
+    labels = table.read_text()
+    picture = str(tmp_path / "embeddings.png")
+    words = {
+        "sequences": [str(model), "--table", str(table), "--output", picture],
+        "embeddings": [str(model), "--output", str(tmp_path), "--points", "32"],
+        "curves": [str(tmp_path), "--output", picture],
+        "compare": [str(tmp_path), "--output", picture],
+    }[kind]
+    assert main(["analyze", kind, *words]) == 2
+    assert f"would replace {table}, which has other columns" in capsys.readouterr().err
+    assert table.read_text() == labels and not Path(picture).exists()
+
+
+def test_data_of_an_earlier_figure_are_replaced(model: Path, tmp_path: Path) -> None:
+    table = write_table(tmp_path / "a.csv", ["x", "y"], 30, 3)
+    words = ["sequences", str(model), "--table", str(table), "--output", str(tmp_path / "map.png")]
+    assert main(["analyze", *words]) == 0
+    first = (tmp_path / "map.csv").read_text()
+    assert main(["analyze", *words, "--points", "20"]) == 0
+    assert len(read_table(tmp_path / "map.csv")) == 20 < len(first.splitlines())

@@ -148,3 +148,11 @@ def test_probe_mistakes(
         given[flag] = str(tmp_path / value) if flag in given else value
     assert message in probe(capsys, *(word for pair in given.items() for word in pair), code=2)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_model_of_non_overlapping_tokens_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = save_bert(tmp_path / "other", BertForMaskedLM)
+    (other / "pretraining.json").write_text('{"config": {"data": {"overlap": false}}}')
+    for overlapping in (True, False):
+        open_embedder(other, ProbeSettings(model=(other,), data=other, output=tmp_path, overlapping=overlapping))
+        assert ("other: was trained on non-overlapping" in capsys.readouterr().err) == overlapping

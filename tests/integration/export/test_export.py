@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,12 +18,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support import ROOT, on_ranks, random_bases, rewrite_manifest, run_cli, run_ranks, write_prepared
-from transformers import AutoModelForMaskedLM
+from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from dnabert_rm.checkpoint.run_folder import step_folder
 from dnabert_rm.export import export_model
 from dnabert_rm.genome import kmer
 from dnabert_rm.patches.deepspeed_patches import safe_torch_load
+from dnabert_rm.tokenizer import KmerTokenizer
 from dnabert_rm.tokenizer.vocabulary_files import stock_tokenizer
 from dnabert_rm.utils import progress
 from dnabert_rm.utils.errors import CheckpointError, DataError
@@ -323,6 +325,17 @@ def test_genomes_come_from_the_data_folder_if_an_old_checkpoint_lacks_them(run: 
     export_model.export(tmp_path / "alone", tmp_path / "other")
     card = (tmp_path / "other" / "README.md").read_text()
     assert "| genomes | not recorded |" in card and "commit not recorded" in card
+
+
+def test_non_overlapping_tokens_are_exported(flags, tmp_path: Path) -> None:
+    run_ranks(1, *flags, "--data.overlap", "false", "--stop-after", 1, "--output", tmp_path / "run")
+    folder = export_model.export(tmp_path / "run", tmp_path / "model").folder
+    for tokenizer in (KmerTokenizer.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)):
+        assert len(tokenizer("ACGT" * 6)["input_ids"]) == 2 + 24 // K
+    card = (folder / "README.md").read_text()
+    assert f"| non-overlapping {K}-mers" in card
+    left, right = re.findall(r'\("(\w+)\[MASK\](\w+)"\)', card)[0]
+    assert len(left) % K == len(right) % K == 0
 
 
 # ---- memory

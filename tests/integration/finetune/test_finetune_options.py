@@ -286,10 +286,28 @@ def test_refuses_tables_with_nothing_to_learn(model, tmp_path, task, label, mess
         finetune(settings_for(model, tmp_path, tmp_path / "out", task=task))
 
 
-@pytest.mark.parametrize("task", ["classes", "regression"])
+@pytest.mark.parametrize("number", [0.1, -7.7e-5])
+def test_refuses_a_constant_target_whose_mean_is_rounded(model, tmp_path, number):
+    rows = "".join(f"ACGTACGTACGT,{number},{i}\n" for i in range(7))
+    (tmp_path / "train.csv").write_text("sequence,a,b\n" + rows)
+    with pytest.raises(DataError, match=f"train.csv: every row has {number} in column 'a'"):
+        finetune(settings_for(model, tmp_path, tmp_path / "out", task="regression", label_columns=("a", "b")))
+
+
+@pytest.mark.parametrize("task", ["classes", "regression", "bases"])
 def test_reports_training_that_diverges(model, classes, tmp_path, task):
+    data = data_of(task, ("label",), tmp_path) if task == "bases" else classes
     with pytest.raises(ConfigError, match=r"--learning-rate 1e\+30: .* lower rate"):
-        finetune(settings_for(model, classes, tmp_path / "out", task=task, learning_rate=1e30, max_steps=4))
+        finetune(settings_for(model, data, tmp_path / "out", task=task, learning_rate=1e30, max_steps=4))
+
+
+@pytest.mark.parametrize("options", [{}, {"overlapping": False}, {"from_scratch": True}])
+def test_a_model_of_non_overlapping_tokens_is_named(classes, tmp_path, capsys, options):
+    other = save_model(tmp_path / "other")
+    (other / "pretraining.json").write_text('{"config": {"data": {"overlap": false}}}')
+    finetune(settings_for(other, classes, tmp_path / "out", max_steps=1, warmup_steps=0, **options))
+    warning = "other: was trained on non-overlapping k-mers; pass --non-overlapping"
+    assert (warning in capsys.readouterr().err) == (not options)
 
 
 def test_refuses_tables_of_sequences_shorter_than_a_kmer(model, tmp_path):

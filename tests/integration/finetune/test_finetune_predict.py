@@ -29,10 +29,12 @@ def cells(path: Path, columns: list[str] | None = None) -> list[list[str]]:
 
 
 @pytest.mark.parametrize(("task", "columns"), LABELS, ids=str)
-@pytest.mark.parametrize("long", ["middle", "window"])
-def test_predict_repeats_the_predictions_of_finetune(model, tmp_path: Path, task: str, columns, long: str) -> None:
+@pytest.mark.parametrize(("long", "overlapping"), [("middle", True), ("window", True), ("window", False)])
+def test_predict_repeats_the_predictions_of_finetune(
+    model, tmp_path: Path, task: str, columns, long: str, overlapping: bool
+) -> None:
     data = data_of(task, columns, tmp_path, lengths=(20, 60))  # the model has 40 positions
-    options = {"task": task, "long": long} | ({"label_columns": columns} if columns != ("label",) else {})
+    options = {"task": task, "long": long, "overlapping": overlapping, "label_columns": columns}
     finetune(settings_for(model, data, tmp_path / "tuned", **options))
     predicted = tmp_path / "predicted.csv"
     words = ["--model", tmp_path / "tuned" / "model", "--input", data / "test.csv", "--output", predicted]
@@ -40,7 +42,7 @@ def test_predict_repeats_the_predictions_of_finetune(model, tmp_path: Path, task
     expected = cells(tmp_path / "tuned" / "predictions.csv")
     if task == "bases":
         for letters, (text,) in zip(predicted_letters(predicted), expected, strict=True):
-            assert letters.ljust(len(text), ".") == text
+            assert (letters.ljust(len(text), ".") if long == "middle" else letters) == text
         return
     for row, other in zip(cells(predicted), expected, strict=True):
         for value, expected_value in zip(row, other, strict=True):
@@ -148,3 +150,20 @@ def test_windows_of_unknown_bases_count_in_neither_command(model, tmp_path: Path
     for row, other in zip(cells(tmp_path / "p.csv"), expected, strict=True):
         for value, expected_value in zip(row, other, strict=True):
             assert_same_cell(value, expected_value)
+
+
+@pytest.mark.parametrize("change", ["labels", "problem_type"])
+def test_a_record_of_an_earlier_training_is_refused(model, tmp_path: Path, capsys, change: str) -> None:
+    """Another program trained the model again, and kept finetuning.json."""
+    data = write_classes(tmp_path)
+    finetune(settings_for(model, data, tmp_path / "tuned"))
+    folder = tmp_path / "tuned" / "model"
+    config = json.loads((folder / "config.json").read_text())
+    if change == "labels":
+        config["id2label"] = {"0": "1", "1": "0"}
+    else:
+        config["problem_type"] = "multi_label_classification"
+    (folder / "config.json").write_text(json.dumps(config))
+    assert predict(folder, data / "test.csv", tmp_path / "p.csv", code=2) == ""
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "finetuning.json contradicts problem_type or id2label; remove this file" in error

@@ -117,3 +117,15 @@ def test_mistakes_are_one_line(model: Path, tmp_path: Path, capsys: pytest.Captu
     (tmp_path / "e.ids.csv").touch()
     assert "e.ids.csv: exists already" in error_of("e.npy")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.fa", "e.ids.csv"]
+
+
+def test_a_model_of_non_overlapping_tokens_is_named(
+    tmp_path: Path, sequences: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = save_bert(tmp_path / "other", BertForMaskedLM)
+    (other / "pretraining.json").write_text('{"config": {"data": {"overlap": false}}}')
+    fasta = write_fasta(tmp_path / "a.fa", sequences)
+    embed(other, fasta, tmp_path / "e.npy")
+    assert "other: was trained on non-overlapping k-mers; pass --non-overlapping" in capsys.readouterr().err
+    embed(other, fasta, tmp_path / "n.npy", "--non-overlapping")
+    assert "warning" not in capsys.readouterr().err

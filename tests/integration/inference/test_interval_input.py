@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 from pathlib import Path
 from typing import Any
 
@@ -270,3 +271,38 @@ def test_a_track_needs_coordinates(
     pretrained = save_bert(tmp_path / "pretrained", BertForMaskedLM)
     assert run("embed", pretrained, ["--fasta", str(fasta)], tmp_path / "a.npy") == 2
     assert "--input FILE or --regions FILE: pass one of them" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("ending", ["csv", "bed", "bedGraph"])
+def test_a_name_that_ends_in_gz_is_compressed(
+    model: Path, genome: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str], ending: str
+) -> None:
+    words = ["--input", str(write_fasta(tmp_path / "genome.fa", genome))]
+    plain, packed = tmp_path / f"a.{ending}", tmp_path / f"a.{ending}.gz"
+    for output in (plain, packed):
+        assert run("predict", model, words, output, "--tile", 20) == 0
+    assert gzip.decompress(packed.read_bytes()) == plain.read_bytes()
+    first = packed.read_bytes()
+    assert run("predict", model, words, packed, "--tile", 20, "--overwrite") == 0
+    assert packed.read_bytes() == first
+    capsys.readouterr()
+    assert run("predict", model, words, tmp_path / f"b.{ending}.bz2", "--tile", 20) == 2
+    assert "only gzip is written; choose a name that ends in .gz" in capsys.readouterr().err
+    overlap = run("predict", model, words, packed, "--tile", 20, "--step", 10, "--overwrite")
+    assert overlap == (2 if ending == "bedGraph" else 0)
+
+
+@pytest.mark.parametrize("command", ["predict", "embed"])
+def test_flags_without_effect_are_refused(
+    model: Path, files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    ignored = {"--window": "50", "--anchor": "start", "--upstream": "10", "--feature": "gene"}
+    ignored |= {"--attribute": "a=b", "--name-attribute": "x", "--ignore-strand": ""}
+    fasta = ["--input", files[3]]
+    for flag, value in ignored.items():
+        assert run(command, model, fasta, tmp_path / "a.csv", flag, *filter(None, [value])) == 2
+        assert f"{flag}: applies to --regions; omit it" in capsys.readouterr().err
+    for words, message in ((files, "applies to a table of --input"), (fasta, "genome.fa is FASTA, without columns")):
+        assert run(command, model, words, tmp_path / "a.csv", "--id-column", "x") == 2
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "a.csv").exists()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 from support import random_bases
 from tiny_models import POSITIONS, read_table, save_bert, stock_logits, write_fasta
 from transformers import (
@@ -151,18 +152,18 @@ def test_each_base_has_the_mean_of_its_kmers_in_all_windows(
     step = 1 if overlapping else K
     for name, sequence in sequences.items():
         found: list[list[np.ndarray]] = [[] for _ in sequence]
-        covered = 0
-        for window in windows((len(sequence) - K) // step + 1, MAX_KMERS):
+        num_tokens = (len(sequence) - K) // step + 1
+        for window in windows(num_tokens, MAX_KMERS):
             part = sequence[window.start * step : (window.stop - 1) * step + K]
-            covered = window.start * step + len(part)
             if set(part) == {"N"}:
                 continue
             for token, logits in zip(
                 window, stock_logits(AutoModelForTokenClassification, model, part)[1:-1], strict=True
             ):
-                for base in range(token * step, token * step + K):
+                # The last token predicts the bases after it, too.
+                for base in range(token * step, len(sequence) if token == num_tokens - 1 else token * step + K):
                     found[base].append(logits)
-        expected += [(name, base, found[base]) for base in range(covered)]
+        expected += [(name, base, found[base]) for base in range(len(sequence))]
     assert [(row["id"], int(row["position"])) for row in rows] == [(name, base) for name, base, _ in expected]
     for row, (_, _, logits) in zip(rows, expected, strict=True):
         if logits:
@@ -310,3 +311,23 @@ def test_labels_with_commas_stay_one_cell(sequences: dict[str, str], tmp_path: P
     predict(model, write_fasta(tmp_path / "a.fa", sequences), tmp_path / "c.csv")
     with open(tmp_path / "c.csv", newline="") as stream:
         assert next(csv.reader(stream)) == ["id", "prediction", "p_a,b", 'p_c"d']
+
+
+@pytest.mark.parametrize("command", ["predict", "embed", "score-variants"])
+def test_a_diverged_model_is_one_line(
+    classifier: Path, sequences: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    if command == "score-variants":
+        damaged = save_bert(tmp_path / "model", BertForMaskedLM)
+    else:
+        damaged = tmp_path / "model"
+        shutil.copytree(classifier, damaged)
+    weights = load_file(damaged / "model.safetensors")
+    weights["bert.encoder.layer.1.output.dense.bias"][:] = float("nan")
+    save_file(weights, damaged / "model.safetensors", {"format": "pt"})
+    fasta = write_fasta(tmp_path / "a.fa", sequences)
+    flags = ["--region", "seq1:1-5", "--fasta"] if command == "score-variants" else ["--input"]
+    words = [command, "--model", str(damaged), "--output", str(tmp_path / "a.csv"), *flags, str(fasta)]
+    assert main(words) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "the model's outputs are NaN or infinite" in error and not (tmp_path / "a.csv").exists()

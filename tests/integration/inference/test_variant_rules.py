@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 from pathlib import Path
 
@@ -237,3 +238,28 @@ def test_wrong_regions_and_flags(
     assert "give one of --vcf and --region" in capsys.readouterr().err
     run_region(model, fasta, "long:10,001-10,002", tmp_path / "s.csv")
     assert len(read_table(tmp_path / "s.csv")) == 6
+
+
+@pytest.mark.parametrize("rule", ["log-ratio", "embedding"])
+def test_a_model_of_non_overlapping_tokens_is_refused(
+    genome: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str], rule: str
+) -> None:
+    other = save_bert(tmp_path / "other", BertForMaskedLM)
+    (other / "pretraining.json").write_text('{"config": {"data": {"overlap": false}}}')
+    fasta = write_fasta(tmp_path / "g.fa", genome)
+    run_region(other, fasta, "chr1:1-5", tmp_path / "s.csv", "--score", rule, code=2)
+    assert "non-overlapping k-mers, but score-variants needs overlapping ones" in capsys.readouterr().err
+    assert not (tmp_path / "s.csv").exists()
+
+
+def test_a_table_that_ends_in_gz_is_compressed(
+    model: Path, genome: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fasta = write_fasta(tmp_path / "g.fa", genome)
+    run_region(model, fasta, "chr1:1-9", tmp_path / "s.csv", "--picture", tmp_path / "a.png")
+    words = ["--model", model, "--fasta", fasta, "--region", "chr1:1-9", "--picture", tmp_path / "b.png"]
+    assert main(["score-variants", *map(str, words), "--output", str(tmp_path / "s.csv.gz")]) == 0
+    assert gzip.decompress((tmp_path / "s.csv.gz").read_bytes()) == (tmp_path / "s.csv").read_bytes()
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    run_region(model, fasta, "chr1:1-9", tmp_path / "s.csv.zst", code=2)
+    assert "only gzip is written" in capsys.readouterr().err

@@ -33,7 +33,15 @@ def test_entropy_is_log_l_for_uniform_attention_and_0_for_a_single_token() -> No
     assert first["entropy"] == pytest.approx(math.log(20)) and first["entropy_share"] == pytest.approx(1)
     assert first["cls_entropy"] == pytest.approx(math.log(20))
     assert first["top5_mass"] == pytest.approx(5 / 20) == first["top5_mass_of_window"]
+    assert first["by_head"]["cls_entropy"] == pytest.approx([math.log(20)] * 3)
     assert second["entropy"] == 0 and second["top5_mass"] == second["top5_mass_of_window"] == 1
+
+
+def test_windows_that_attend_to_different_tokens_have_no_entropy() -> None:
+    weights = np.zeros((2, 1, 4, 4))
+    weights[0, ..., 1] = weights[1, ..., 2] = 1
+    (record,) = attention_record(summarize([[weights]]))
+    assert record["entropy"] == record["cls_entropy"] == 0 and record["by_head"]["cls_entropy"] == [0]
 
 
 def test_attention_numbers_equal_slow_ones_for_any_batching() -> None:
@@ -44,6 +52,8 @@ def test_attention_numbers_equal_slow_ones_for_any_batching() -> None:
         rows = weights[:, head].reshape(-1, 9)
         assert layer.entropy[head] == pytest.approx(np.mean([scipy_entropy(row) for row in rows]), rel=1e-5)
         assert layer.top_mass[head] == pytest.approx(np.mean([sum(sorted(row)[-5:]) for row in rows]), rel=1e-5)
+        of_cls = [scipy_entropy(window[0]) for window in weights[:, head]]
+        assert layer.cls_entropy[head] == pytest.approx(np.mean(of_cls), rel=1e-5)
         received = [sum(sorted(window.mean(axis=0))[-5:]) for window in weights[:, head]]
         assert layer.top_mass_of_window[head] == pytest.approx(np.mean(received), rel=1e-5)
     assert layer.mean_map == pytest.approx(weights.mean(axis=(0, 1)), rel=1e-5)

@@ -213,3 +213,12 @@ def test_every_setting_may_be_given():
     assert parsed.seeds == (1, 2) and parsed.arms == ("scratch", "pretrained")
     assert set(parsed.overrides) == set(OVERRIDES) == set(resolve_settings("tf/0", GUE, {}))
     assert isinstance(parsed.output, Path) and WEIGHTS == ("pretrained", "scratch")
+
+
+def test_a_model_of_non_overlapping_tokens_is_named(tmp_path, model, capsys):
+    data = make_sets(tmp_path / "data", EMP__H3="dev test")
+    (model / "pretraining.json").write_text('{"config": {"data": {"overlap": false}}}')
+    words = ["gue", "--model", str(model), "--data", str(data), "--output", str(tmp_path / "out")]
+    for more, warned in (([], True), (["--non-overlapping"], False), (["--arms", "scratch"], False)):
+        assert main([*words, "--stand-in", "--dry-run", *more]) == 0
+        assert ("was trained on non-overlapping k-mers; pass --non" in capsys.readouterr().err) == warned

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from huggingface_hub import ModelCard
 from support import random_bases
+from transformers import AutoTokenizer
 from validated_rows import rows_of, validation, write_run
 
 from data_prep.bpe import train
@@ -16,9 +18,11 @@ from dnabert_rm.config import resolve
 from dnabert_rm.data.manifest import TokenizerInfo
 from dnabert_rm.export.masked_example import CONSERVED, masked_example
 from dnabert_rm.export.model_card import last_validation, model_card
+from dnabert_rm.export.tokenizer import check_tokenizer, write_tokenizer
 from dnabert_rm.genome import kmer
 from dnabert_rm.tokenizer import KmerTokenizer
 from dnabert_rm.tokenizer.bpe_tokenizer import BpeTokenizer, write_bpe_files
+from dnabert_rm.utils.errors import CheckpointError
 
 TABLE = """\
 | hidden bases | model | composition | Markov order 2 | Markov order 5 | Markov order 8 | guessing |
@@ -129,3 +133,34 @@ def test_one_token_of_bpe_is_masked(tmp_path: Path, vocab_size: int, max_positio
 
 def test_no_tokenizer_no_example(tmp_path: Path) -> None:
     assert masked_example(tmp_path, TokenizerInfo("bpe", 200), 512) is None
+
+
+@pytest.mark.parametrize("k", [3, 6, 8])
+@pytest.mark.parametrize("max_positions", [8, 512])
+def test_non_overlapping_tokens_around_a_mask(tmp_path: Path, k: int, max_positions: int) -> None:
+    KmerTokenizer(k=k, overlapping=False, model_max_length=max_positions).save_pretrained(tmp_path)
+    text = masked_example(tmp_path, TokenizerInfo("kmer", kmer.vocab_size(k), k), max_positions, overlapping=False)
+    assert text is not None
+    left, right = text.split("[MASK]")
+    start = CONSERVED.index(right)
+    assert CONSERVED.startswith(left) and len(left) + k == start and right
+    ids = KmerTokenizer.from_pretrained(tmp_path)(text)["input_ids"]
+    whole = kmer.encode(CONSERVED, k)[::k].tolist()[: max_positions - 2]
+    whole[len(left) // k] = kmer.MASK_ID
+    assert ids == [kmer.CLS_ID, *whole, kmer.SEP_ID]
+
+
+@pytest.mark.parametrize(("overlap", "shown"), [(True, "| overlapping 6-mers"), (False, "| non-overlapping 6-mers")])
+def test_tokenizer_and_card_have_the_stride_of_pretraining(tmp_path: Path, overlap: bool, shown: str) -> None:
+    config = resolve({"data": {"path": ["d"], "overlap": overlap}, "train": {"output": "run"}})
+    known = facts(None, [100])
+    known["config"] = config.to_dict()
+    assert shown in model_card(known)
+    trained = TokenizerInfo("kmer", kmer.vocab_size(3), 3)
+    write_tokenizer(tmp_path, trained, config, tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"vocab_size": kmer.vocab_size(3)}))
+    check_tokenizer(tmp_path, trained, overlap)
+    stock = AutoTokenizer.from_pretrained(tmp_path)("ACGTACGTAC")["input_ids"]
+    assert len(stock) == 2 + (8 if overlap else 3)
+    with pytest.raises(CheckpointError, match="token ids of KmerTokenizer differ"):
+        check_tokenizer(tmp_path, trained, not overlap)

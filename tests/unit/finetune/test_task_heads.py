@@ -55,6 +55,8 @@ def test_balanced_class_weights():
     assert loss.item() == pytest.approx(4 * np.log(3))
     multi_label = TASK_CLASSES["multi-label"](("x", "y"), ("x", "y"))
     assert multi_label.class_weights([np.array([1, 0]), np.array([0, 0]), np.array([0, 0])]).tolist() == [2, 3]
+    # A label of all rows still trains its output.
+    assert multi_label.class_weights([np.array([1, 0]), np.array([1, 0]), np.array([1, 1])]).tolist() == [1, 2]
 
 
 def test_kmer_tokens_of_a_window_are_those_of_the_sequence():
