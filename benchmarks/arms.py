@@ -223,6 +223,9 @@ def table(rows: list[dict[str, str]], against: str | None = None) -> str:
         last = {seed: found[-1] for seed, found in seeds.items()}
         if against is not None:
             others = {seed: found[-1] for seed, found in arms[against].items() if seed in last}
+            last = {seed: last[seed] for seed in others}
+            if any(last[seed]["steps"] != other["steps"] for seed, other in others.items()):
+                raise SystemExit(f"--against {against}: {arm} has other steps; select arms with --match")
             cells = [
                 _mean([_difference(last[seed], other, figure) for seed, other in others.items()], sign="+")
                 for figure in FIGURES

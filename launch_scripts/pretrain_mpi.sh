@@ -32,7 +32,8 @@ defaults=(--bind-to none)
 for name in $(compgen -e); do
     case "$name" in
         PATH | PYTHONPATH | LD_LIBRARY_PATH | VIRTUAL_ENV | HF_* | OMP_* | GOMP_* | MASTER_ADDR | MASTER_PORT | \
-            DS_ACCELERATOR | DNABERT_RM_* | CUDA_* | NCCL_* | GLOO_* | TORCH_* | TOKENIZERS_PARALLELISM)
+            DS_ACCELERATOR | DNABERT_RM_* | CUDA_* | NCCL_* | GLOO_* | UCX_* | TORCH_* | TOKENIZERS_PARALLELISM | \
+            AWS_* | GOOGLE_* | FSSPEC_* | WANDB_* | MLFLOW_* | *_PROXY | *_proxy)
             defaults+=(-x "$name")
             ;;
     esac

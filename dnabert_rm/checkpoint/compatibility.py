@@ -152,6 +152,11 @@ def _tokenizer_name(tokenizer: TokenizerInfo) -> str:
     return f"a {tokenizer.kind} tokenizer of {tokenizer.vocab_size} ids (SHA-256 {digest})"
 
 
+def without_init_from(config: RunConfig) -> RunConfig:
+    """Return `config` without `model.init_from`: a resumed run has its sizes in `[model]`."""
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, init_from=""))
+
+
 def _check_shape(metadata: CheckpointMetadata, config: RunConfig) -> None:
     """Raise `CheckpointError` if the model shape in the run's settings differs from the checkpoint's model shape."""
     asked = {name: getattr(config.model, name) for name in SHAPE_FIELDS}

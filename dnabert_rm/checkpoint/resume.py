@@ -7,7 +7,13 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dnabert_rm.checkpoint.compatibility import Change, check_compatible, describe_changes, read_metadata
+from dnabert_rm.checkpoint.compatibility import (
+    Change,
+    check_compatible,
+    describe_changes,
+    read_metadata,
+    without_init_from,
+)
 from dnabert_rm.checkpoint.load import find_damage_on_all_ranks
 from dnabert_rm.checkpoint.run_folder import candidates, read_state, saved_steps, step_folder, step_of
 from dnabert_rm.checkpoint.save import rename_damaged, write_latest
@@ -36,6 +42,13 @@ class Start:
         A resumed run takes this folder from its checkpoint, and ignores `--init-from`.
         """
         return dataclasses.replace(config, model=dataclasses.replace(config.model, init_from=self.init_from))
+
+    def sized_config(self, config: RunConfig) -> RunConfig:
+        """Return `config` for building the model.
+
+        A resumed run has its sizes in `[model]`. It has no `--init-from`, as that folder may be gone or replaced.
+        """
+        return without_init_from(config) if self.checkpoint else config
 
     def print_changes(self, config: RunConfig) -> None:
         """Print the changes since the checkpoint, if any. If `--init-from` has no effect, print a notice."""

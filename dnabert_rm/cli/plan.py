@@ -9,8 +9,9 @@ from typing import Any
 from dnabert_rm.cli.run_flags import RunCommand, RunFlags
 from dnabert_rm.config import RunConfig
 from dnabert_rm.config.schema import Settings, setting
-from dnabert_rm.data.batching import describe_batch
+from dnabert_rm.data.batching import describe_batch, make_batch_plan
 from dnabert_rm.data.manifest import load_manifest
+from dnabert_rm.data.sampler import mean_tokens
 from dnabert_rm.genome import kmer
 from dnabert_rm.model.flops import (
     forward_flops_per_token,
@@ -25,6 +26,8 @@ from dnabert_rm.utils.errors import ConfigError
 NOT_NEEDED = "(not needed)"
 """Placeholder for data.path and train.output: a plan needs neither."""
 GIB = 2**30
+SPECIAL_TOKENS = 2
+"""[CLS] and [SEP] of a window."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,7 @@ def _report(
     shape, work, window = job.shape, job.work, job.work.window_tokens
     parts = parameter_counts(shape)
     training = training_flops_per_token(shape, window, job.masked)
-    tokens = settings.tokens or float(config.train.steps) * config.train.global_batch * window
+    tokens = settings.tokens or _tokens_of_run(config)
     step = training * job.split.global_batch * window / settings.gpus
     modelled = gpu if work.value_bytes == 2 else None
     times = {option.name: _time(settings, config, job, option, modelled, tokens) for option in found}
@@ -112,6 +115,13 @@ def _report(
         },
         "options": [_option(option, settings.bandwidth, times[option.name]) for option in found],
     }  # fmt: skip
+
+
+def _tokens_of_run(config: RunConfig) -> float:
+    """Return the expected number of tokens in all windows of a run, [CLS] and [SEP] included."""
+    num_windows, window = make_batch_plan(config).first_sample(config.train.steps), config.data.window
+    is_full = config.data.lengths == "full"
+    return float(num_windows * (window if is_full else mean_tokens(window - SPECIAL_TOKENS) + SPECIAL_TOKENS))
 
 
 def _time(

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from dnabert_rm.checkpoint.compatibility import read_metadata
+from dnabert_rm.checkpoint.run_folder import complete_steps, step_folder
 from dnabert_rm.config import RunConfig, load_config_file, load_preset, preset_names, resolve, run_settings
 from dnabert_rm.config.command_line import Command, CommandParser, add_flag, make_settings, values_of
 from dnabert_rm.config.run_config import SECTIONS
@@ -93,14 +96,27 @@ def flag_names(name: str) -> list[str]:
 
 def _model_field(layers: Sequence[Mapping[str, Any]], key: str) -> str | None:
     """Return the value of field `key` of `[model]` from the flags, else from the configuration file, else None."""
-    models = [layer["model"] for layer in layers if isinstance(layer.get("model"), dict)]
-    return next((str(model[key]) for model in reversed(models) if key in model), None)
+    return _field(layers, "model", key)
+
+
+def _field(layers: Sequence[Mapping[str, Any]], section: str, key: str) -> str | None:
+    """Return the value of a field from the flags, else from the configuration file, else None."""
+    sections = [layer[section] for layer in layers if isinstance(layer.get(section), dict)]
+    return next((str(found[key]) for found in reversed(sections) if key in found), None)
 
 
 def _initial_model_fields(layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the fields of `[model]` that `--init-from` sets. Return an empty dict without `--init-from`."""
+    """Return the fields of `[model]` that `--init-from` sets. Return an empty dict without `--init-from`.
+
+    A run with checkpoints does not need the folder any more. If it is gone, the sizes come from the newest checkpoint.
+    """
     folder = _model_field(layers, "init_from")
-    return model_fields(folder) if folder else {}
+    if not folder:
+        return {}
+    run = Path(_field(layers, "train", "output") or "")
+    if not Path(folder).is_dir() and (steps := complete_steps(run)):
+        return read_metadata(step_folder(run, steps[-1])).shape
+    return model_fields(folder)
 
 
 def _refuse_other_sizes(config: RunConfig, initial: Mapping[str, Any]) -> None:

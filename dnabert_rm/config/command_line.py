@@ -141,7 +141,8 @@ def add_flag(target: Any, item: Setting, *, names: Sequence[str] = (), show_empt
         options |= {"nargs": "?", "const": "true"} if names else {"action": "store_const", "const": not item.default}
     if item.type is not bool or names:
         options["metavar"] = rules.get("metavar") or _metavar(item)
-        if item.is_list and not (rules.get("separator") or rules.get("parse")):
+        # A command's own flags that split at a separator take one word, since an argument may follow.
+        if item.is_list and not rules.get("parse") and (names or not rules.get("separator")):
             options["nargs"] = "+"
     if rules.get("positional"):
         if item.default is not MISSING:

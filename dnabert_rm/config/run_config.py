@@ -167,7 +167,8 @@ class TrainConfig:
     global_batch: int = setting(2048, flag="--global-batch", minimum=1, free_on_resume=True)
     """Windows per optimizer step, over all ranks and accumulation steps."""
     micro_batch: int = setting(0, flag="--micro-batch", minimum=0, free_on_resume=True)
-    """Windows per forward pass of a rank; gradients are accumulated. 0: the rank's whole share of the global batch."""
+    """Windows per forward pass of a rank; gradients are accumulated. 0: the rank's whole share of the global batch, of
+    the smallest one if its size changes."""
     batch_start: int = setting(0, minimum=0)
     """Initial global batch of a batch-size warm-up, which ends at train.global_batch; 0: no warm-up."""
     batch_increment: int = setting(0, minimum=0)

@@ -384,6 +384,11 @@ def tokens_of_steps(seed: int, steps: ArrayLike, full_tokens: int) -> NDArray[np
     return np.where(bits >> np.uint64(63) == 1, shorter, full_tokens)
 
 
+def mean_tokens(full_tokens: int) -> float:
+    """Return the expected value of `tokens_of_steps`."""
+    return (full_tokens + (min(SHORTEST_TOKENS, full_tokens) + full_tokens) / 2) / 2
+
+
 def crop_offsets(seed: int, samples: ArrayLike, full_tokens: int, num_tokens: int) -> NDArray[np.int64]:
     """For each shortened window, return a random start within the full window, int64 in the shape of `samples`."""
     bits = random.fold(random.key(seed, "crop"), samples)

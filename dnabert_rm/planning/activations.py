@@ -19,18 +19,23 @@ FP32_BYTES = 4
 
 @dataclass(frozen=True)
 class Workload:
-    """Forward pass of one micro-batch on one rank. `value_bytes` is 4 in fp32, and 2 in bf16 and fp16."""
+    """Forward pass of one micro-batch on one rank. `precision` is bf16, fp16 or fp32."""
 
     windows: int
     window_tokens: int
     num_masked: float
-    value_bytes: int
+    precision: str
     attention: str = "sdpa"
     dropout: float = 0.0
     """Dropout of hidden states."""
     attention_dropout: float = 0.0
     checkpointing: bool = False
     on_gpu: bool = True
+
+    @property
+    def value_bytes(self) -> int:
+        """Bytes of a weight or an activation."""
+        return FP32_BYTES if self.precision == "fp32" else 2
 
     @property
     def tokens(self) -> int:

@@ -12,30 +12,33 @@ from dnabert_rm.utils.errors import ConfigError
 from dnabert_rm.utils.files import writable_parent
 
 OPTIMIZER_BYTES = 12
-"""Bytes per parameter in a checkpoint: AdamW's two moments and the master weight, each in fp32."""
+"""Bytes per parameter in a checkpoint: AdamW's two moments and the master weight, each in fp32. At ZeRO stage 0, which
+trains in fp32, the master weight is the model's weight."""
 
 
 def checkpoint_bytes(config: RunConfig, vocab_size: int) -> int:
     """Return the bytes of one checkpoint, without small files.
 
-    The sum covers the fp32 master weights, AdamW's moments and, except with ZeRO-3, the model's weights.
+    The sum covers the fp32 master weights, AdamW's moments and, at ZeRO stages 1 and 2, the model's weights.
     """
     weight = 2 if config.train.precision in ("bf16", "fp16") else 4
-    stage = zero_stage(load_ds_config(config.train.ds_config)[1])
-    return num_parameters(model_shape(config.model, vocab_size)) * (OPTIMIZER_BYTES + (0 if stage == 3 else weight))
+    if zero_stage(load_ds_config(config.train.ds_config)[1]) in (0, 3):
+        weight = 0
+    return num_parameters(model_shape(config.model, vocab_size)) * (OPTIMIZER_BYTES + weight)
 
 
 def check_disk(config: RunConfig, vocab_size: int) -> str:
     """Check that a run's checkpoints fit on the disk, and return one line with their size and the free disk space.
 
     The disk must have space for all checkpoints that are kept, plus one being written. Space used by the run's existing
-    checkpoints counts as free. No file is written. Raises `ConfigError` if the space is too small or the run folder is
-    not writable.
+    checkpoints counts as free, except damaged ones, which are never deleted. No file is written. Raises `ConfigError`
+    if the space is too small or the run folder is not writable.
     """
     run = Path(config.train.output)
     existing_parent = writable_parent(run)
     one, number = checkpoint_bytes(config, vocab_size), num_checkpoints(config)
-    used = sum(path.stat().st_size for path in run.glob("checkpoints/*/*") if path.is_file())
+    folders = [folder for folder in run.glob("checkpoints/*") if folder.suffix != ".damaged"]
+    used = sum(path.stat().st_size for folder in folders for path in folder.glob("*") if path.is_file())
     free = shutil.disk_usage(existing_parent).free
     if one * number > free + used:
         raise ConfigError(

@@ -116,14 +116,20 @@ class _Sizes:
         master = FP32_BYTES if stage or self.half else 0
         self.optimizer = 0.0 if self.offloaded else states * (master + MOMENT_BYTES)
         self.weights = w * (part if stage == 3 else P)
-        self.grad_part = (zero.gradient_bytes or w) * part
+        self.adds_in_fp32 = accumulation > 1 and zero.fp32_accumulation
+        self.gradient_bytes = zero.gradient_bytes or (FP32_BYTES if self.adds_in_fp32 else w)
+        self.grad_part = self.gradient_bytes * part
+        # DeepSpeed adds fp32 gradients of stages 1 and 2 to one flat buffer, and updates from it without a copy.
+        self.adds_in_partition = stage in (1, 2) and self.half and self.gradient_bytes == FP32_BYTES
         self.buckets = w * zero.reduce_bucket * (2 if zero.overlap and stage < 3 else 1) if stage else 0.0
         if self.offloaded and stage < 3:
             self.buckets += w * self.largest
         # DeepSpeed's stages 1 and 2 allocate their buckets at the first gradient and free them before the update.
         self.idle_buckets = self.buckets if stage < 3 else 0.0
-        if zero.flat_gradients:  # one buffer for the whole run
-            self.buckets, self.idle_buckets = float(w * P), 0.0
+        # `DeviceEngine` has one buffer for the whole run. In fp32 it takes the gradients of each micro-batch.
+        self.adds_in_buffer = zero.flat_gradients and self.adds_in_fp32
+        if zero.flat_gradients:
+            self.buckets, self.idle_buckets = float(self.gradient_bytes * P), 0.0
         # The tied embedding has two gradients, from the input and from the decoder, before they are summed.
         self.tied = 2 * w * shape.vocab_size * shape.hidden_size
         self.flush = w * min(P, zero.reduce_bucket)
@@ -154,7 +160,9 @@ def _host_bytes(sizes: _Sizes) -> float:
 
 def _full_gradients(sizes: _Sizes) -> float:
     """Return the bytes of all gradients at the end of a backward pass, or 0 in ZeRO stages 2 and 3."""
-    return (sizes.zero.gradient_bytes or sizes.w) * float(sizes.P) if sizes.zero.stage < 2 else 0.0
+    if sizes.zero.stage >= 2:
+        return 0.0
+    return (sizes.w if sizes.zero.flat_gradients else sizes.gradient_bytes) * float(sizes.P)
 
 
 def _own_gradients(sizes: _Sizes) -> float:
@@ -168,9 +176,14 @@ def _own_gradients(sizes: _Sizes) -> float:
 
 def _earlier_gradients(sizes: _Sizes) -> float:
     """Return the bytes of the gradients accumulated from earlier micro-batches of the step."""
-    if sizes.accumulation == 1:
+    if sizes.accumulation == 1 or sizes.adds_in_buffer:
         return 0.0
     return _full_gradients(sizes) or _own_gradients(sizes)
+
+
+def _new_gradients(sizes: _Sizes) -> float:
+    """Return the bytes of a rank's gradient partition of a micro-batch, if it is not added to earlier ones directly."""
+    return 0.0 if sizes.accumulation > 1 and sizes.adds_in_partition else _own_gradients(sizes)
 
 
 def _loss(sizes: _Sizes) -> Memory:
@@ -193,8 +206,8 @@ def _last_layer(sizes: _Sizes) -> Memory:
     shape, work = sizes.shape, sizes.work
     elements = shape.hidden_size * (shape.vocab_size + shape.hidden_size)
     gradients = _earlier_gradients(sizes)
-    if not (sizes.accumulation > 1 and sizes.zero.stage < 2):
-        gradients += sizes.w * elements + (_own_gradients(sizes) if _reduces_within(sizes, elements) else 0)
+    if not (sizes.accumulation > 1 and sizes.zero.stage < 2) or sizes.adds_in_buffer:
+        gradients += sizes.w * elements + (_new_gradients(sizes) if _reduces_within(sizes, elements) else 0)
     kept = encoder_bytes(shape, work)
     recomputed = layer_bytes(shape, work) if work.checkpointing else 0
     before_last = kept - last_layer_bytes(shape, work) + recomputed + inner_gradient_bytes(shape, work)
@@ -215,7 +228,7 @@ def _first_layer(sizes: _Sizes) -> Memory:
     temporary = 0.0
     if _moves_gradients_early(sizes):
         within = _reduces_within(sizes, sizes.P)
-        gradients = _earlier_gradients(sizes) + (_own_gradients(sizes) if within else 0)
+        gradients = _earlier_gradients(sizes) + (_new_gradients(sizes) if within else 0)
         temporary = sizes.flush if within else 0.0
     activations = layer_bytes(shape, work) + inner_gradient_bytes(shape, work)
     return sizes.memory("the first layer backwards", gradients=gradients, activations=activations, buffers=temporary)
@@ -268,7 +281,7 @@ def _backward_ends(sizes: _Sizes) -> Memory:
         gradients = 0.0 if _moves_gradients_early(sizes) else gradients
         temporary = max(temporary, _own_gradients(sizes) + (sizes.flush if not gradients else 0))
     elif stage == 2:
-        gradients = _own_gradients(sizes) * (2 if sizes.accumulation > 1 else 1)
+        gradients = _new_gradients(sizes) + _earlier_gradients(sizes)
         temporary = max(temporary, sizes.flush)
     elif stage == 3:
         temporary = max(temporary, sizes.flush * (1 if sizes.work.on_gpu else 2)) + sizes.persistent
@@ -289,9 +302,10 @@ def _update(sizes: _Sizes) -> Memory:
         copies = float(sizes.P * FP32_BYTES) if sizes.half else 0.0
         return sizes.memory("the update", gradients=sizes.w * sizes.P, buffers=copies)
     if sizes.zero.flat_gradients:
-        return sizes.memory("the update", buffers=sizes.part * FP32_BYTES if sizes.half else 0.0)
+        copied = sizes.half and not sizes.adds_in_buffer
+        return sizes.memory("the update", buffers=sizes.part * FP32_BYTES if copied else 0.0)
     elements = min(sizes.part, sizes.zero.sub_group) if stage == 3 else sizes.part
-    bytes_per_gradient = (sizes.zero.gradient_bytes or sizes.w) + (FP32_BYTES if sizes.half else 0)
+    bytes_per_gradient = sizes.gradient_bytes + (FP32_BYTES if sizes.half else 0)
     norm = 2 * FP32_BYTES * sizes.largest / (sizes.world_size if stage == 3 else 1)
-    copies = max(elements * max(bytes_per_gradient, FP32_BYTES), norm)
+    copies = norm if sizes.adds_in_partition else max(elements * max(bytes_per_gradient, FP32_BYTES), norm)
     return sizes.memory("the update", gradients=_own_gradients(sizes), buffers=copies - sizes.idle_buckets)

@@ -10,12 +10,12 @@ import math
 from dataclasses import dataclass
 
 from dnabert_rm.config import RunConfig
-from dnabert_rm.config.deepspeed_config import ZeroSettings, load_ds_config
+from dnabert_rm.config.deepspeed_config import ZeroSettings, load_ds_config, zero_stage
 from dnabert_rm.data.batching import BatchPlan, BatchSplit, make_batch_plan, split_batch
 from dnabert_rm.genome import kmer
 from dnabert_rm.masking.schedule import MaskSchedule, make_mask_schedule
 from dnabert_rm.model.flops import ModelShape, model_shape, num_parameters
-from dnabert_rm.planning.activations import FP32_BYTES, Workload
+from dnabert_rm.planning.activations import Workload
 from dnabert_rm.planning.memory import Memory, rank_memory
 from dnabert_rm.utils.errors import ConfigError
 
@@ -32,7 +32,7 @@ class Job:
     """Training job: model, micro-batch, division of batches among ranks, and global batch sizes.
 
     `sizes` are all global batch sizes that occur in the run. `masked` is the mean share of masked tokens in the run.
-    `max_masked` is the largest share in any phase.
+    `max_masked` is the largest share in any phase. `choices` are the DeepSpeed configurations to choose from.
     """
 
     shape: ModelShape
@@ -41,6 +41,7 @@ class Job:
     sizes: tuple[int, ...]
     masked: float
     max_masked: float
+    choices: tuple[str, ...]
 
     @property
     def accumulation(self) -> int:
@@ -98,16 +99,22 @@ def job_of_run(
     on_gpu: bool,
     first_step: int = 0,
 ) -> Job:
-    """Return the job of a run that starts at `first_step`. Precision "auto" means bf16 on a GPU and fp32 on a CPU."""
+    """Return the job of a run that starts at `first_step`.
+
+    Precision "auto" means bf16 on a GPU, and fp32 on a CPU and at ZeRO stage 0.
+    """
     model, data, train = config.model, config.data, config.train
+    stage = zero_stage(load_ds_config(train.ds_config)[1])
     steps = range(0, train.steps, max(1, train.steps // 1000))
     fractions = [schedule.expected_fraction(step) * (data.window - 2) / data.window for step in steps]
-    precision = train.precision if train.precision != "auto" else "bf16" if on_gpu else "fp32"
+    precision = train.precision
+    if precision == "auto":
+        precision = "bf16" if on_gpu and stage else "fp32"
     work = Workload(
         windows=split.micro_batch,
         window_tokens=data.window,
         num_masked=0,
-        value_bytes=FP32_BYTES if precision == "fp32" else 2,
+        precision=precision,
         attention="eager" if model.attention in ("eager", "math") else "sdpa",
         dropout=model.dropout,
         attention_dropout=model.dropout_of_attention,
@@ -122,6 +129,7 @@ def job_of_run(
         sizes=tuple(plan.sizes(first_step)),
         masked=sum(fractions) / len(fractions),
         max_masked=max(fractions),
+        choices=_choices(precision, stage, is_resumed=first_step > 0),
     )
     return job.with_micro_batch(split.micro_batch)
 
@@ -133,16 +141,20 @@ def message_bytes(job: Job, zero: ZeroSettings) -> float:
 
     - Stage 0: 2, for one all-reduce of the gradients.
     - Stage 1: 3, namely 2 for one all-reduce of the gradients and 1 to gather the updated weights. On GPUs
-      `DeviceEngine` reduce-scatters the gradients, as in the ZeRO paper, which saves 1.
+      `DeviceEngine` reduce-scatters the gradients, as in the ZeRO paper, which saves 1. Gradients that were added in
+      fp32 are sent in fp32, which doubles their units in half precision.
     - Stage 2: 2 per micro-batch for the gradients, plus 1 per step to gather the updated weights.
     - Stage 3: 3 per micro-batch, namely 1 to gather weights in the forward pass, 1 to gather weights again in the
       backward pass, and 1 to reduce gradients. If all weights can be kept between the two passes, 2 per micro-batch.
     """
     P, W = num_parameters(job.shape), job.split.world_size
     kept = min(zero.max_live, zero.max_reuse) >= P
+    gradient_units = 1 if zero.flat_gradients and job.work.on_gpu else 2
+    if zero.fp32_accumulation and job.accumulation > 1:
+        gradient_units *= 2
     units_by_stage = {
         0: 2,
-        1: 2 if zero.flat_gradients and job.work.on_gpu else 3,
+        1: gradient_units + 1,
         2: 2 * job.accumulation + 1,
         3: (2 if kept else 3) * job.accumulation,
     }
@@ -164,10 +176,9 @@ def largest_micro_batch(job: Job, zero: ZeroSettings, usable_bytes: float) -> in
 def options(job: Job, memory_bytes: float | None, ds_config: str = "") -> list[Option]:
     """Return the options for a job, lowest ZeRO stage first.
 
-    The options are the DeepSpeed configurations in `CHOICES` that support the job's precision. If `ds_config` is
-    given and is not one of these configurations, `ds_config` is appended.
+    The options are the job's `choices`. If `ds_config` is given and is not one of them, `ds_config` is appended.
     """
-    names = _choices(job)
+    names = list(job.choices)
     if ds_config and ds_config not in names:
         names.append(ds_config)
     found = [_option(job, name, memory_bytes) for name in names]
@@ -179,20 +190,26 @@ def options(job: Job, memory_bytes: float | None, ds_config: str = "") -> list[O
 
 
 def _is_half(job: Job) -> bool:
-    return job.work.value_bytes < FP32_BYTES
+    return job.work.precision != "fp32"
 
 
-def _choices(job: Job) -> list[str]:
-    """Return the names of the DeepSpeed configurations in `CHOICES` that support the job's precision."""
-    return [name for name in CHOICES if not (_is_half(job) and name == "zero0")]
+def _choices(precision: str, stage: int, is_resumed: bool) -> tuple[str, ...]:
+    """Return the DeepSpeed configurations in `CHOICES` that a run with this precision and ZeRO stage could change to.
+
+    Stage 0 needs fp32, and a resumed run can't change from or to stage 0.
+    """
+    if is_resumed:
+        return tuple(name for name in CHOICES if (name == "zero0") == (stage == 0))
+    return tuple(name for name in CHOICES if precision == "fp32" or name != "zero0")
 
 
-def _settings(name: str) -> ZeroSettings:
-    return ZeroSettings.from_ds(load_ds_config(name)[1])
+def zero_settings(job: Job, name: str) -> ZeroSettings:
+    """Return the ZeRO settings of a job with the DeepSpeed configuration `name`, a name in `ds_configs/` or a path."""
+    return ZeroSettings.from_ds(load_ds_config(name)[1], job.work.precision)
 
 
 def _option(job: Job, name: str, memory_bytes: float | None) -> Option:
-    zero, usable = _settings(name), None if memory_bytes is None else memory_bytes * USABLE_SHARE
+    zero, usable = zero_settings(job, name), None if memory_bytes is None else memory_bytes * USABLE_SHARE
     memory = estimate(job, zero)
     return Option(
         name=name,
@@ -215,6 +232,8 @@ def advice(job: Job, found: list[Option], memory_bytes: float | None, configured
     if memory_bytes is None:
         return f"{_uses(current)}; for advice, set --gpu-memory: GB of a GPU, or with --gpu cpu of a rank"
     usable, best = f"of {gib(memory_bytes * USABLE_SHARE)} usable", best_option(found)
+    if best and current.fits and current.zero.stage == best.zero.stage:
+        best = current  # a file of the user may be like one of ours
     if best is None:
         return f"{_uses(current)} {usable}, and no stage fits: {_flags_that_fit(job, memory_bytes)}"
     tight = ", tightly" if best.memory.total > TIGHT_SHARE * USABLE_SHARE * memory_bytes else ""
@@ -247,11 +266,10 @@ def _flags_that_fit(job: Job, memory_bytes: float) -> str:
     Try the DeepSpeed configurations without offload, each with the largest micro-batch up to the current size. If none
     fits, add activation checkpointing. If still none fits, also try the configurations with offload.
     """
-    names = _choices(job)
-    on_device = [name for name in names if "offload" not in name]
-    for checkpointing, candidates in ((job.work.checkpointing, on_device), (True, on_device), (True, names)):
+    on_device = [name for name in job.choices if "offload" not in name]
+    for checkpointing, candidates in ((job.work.checkpointing, on_device), (True, on_device), (True, job.choices)):
         for name in candidates:
-            zero = _settings(name)
+            zero = zero_settings(job, name)
             changed = job.with_micro_batch(job.work.windows, checkpointing)
             size = min(largest_micro_batch(changed, zero, memory_bytes * USABLE_SHARE), job.work.windows)
             if size:

@@ -106,6 +106,8 @@ BUCKET_GRADIENT_BYTES = 39
 """`FLAT_GRADIENT_BYTES` for DeepSpeed's own buckets and checks. Assumed: 2.1 ms in all for `base`."""
 ACCUMULATE_BYTES = 6
 """Traffic per parameter for adding the gradients of one more micro-batch. Derived: read two, write one."""
+ACCUMULATE_FP32_BYTES = 10
+"""`ACCUMULATE_BYTES` for a sum in fp32. Derived: read a bf16 and an fp32 value, write an fp32 value."""
 BUSY_SHARE = 0.97
 """Share of the device's time in which a kernel runs, if the host is fast. Chosen to match an estimate by hand."""
 
@@ -284,7 +286,8 @@ def _optimizer(job: Job, zero: ZeroSettings, gpu: Device) -> float:
     states = 1 / job.split.world_size if zero.stage else 1.0
     gradients = FLAT_GRADIENT_BYTES if zero.flat_gradients else BUCKET_GRADIENT_BYTES
     update = 0.0 if zero.offload_optimizer != "none" else UPDATE_BYTES * states
-    accumulated = ACCUMULATE_BYTES * (job.accumulation - 1)
+    adding = ACCUMULATE_FP32_BYTES if zero.fp32_accumulation else ACCUMULATE_BYTES
+    accumulated = adding * (job.accumulation - 1)
     return num_parameters(job.shape) * (update + gradients + accumulated) / gpu.bandwidth
 
 

@@ -6,7 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from dnabert_rm.config import RunConfig
-from dnabert_rm.config.deepspeed_config import AUTO, load_ds_config, updates_on_device, zero_stage
+from dnabert_rm.config.deepspeed_config import (
+    AUTO,
+    accumulates_in_fp32,
+    load_ds_config,
+    updates_on_device,
+    zero_stage,
+)
 from dnabert_rm.data.batching import BatchSplit
 from dnabert_rm.utils.errors import ConfigError
 
@@ -70,6 +76,8 @@ def ds_settings(
         zero.setdefault("leaf_module", {"classes": list(LEAF_MODULES)})
     if precision and updates_on_device(settings, precision):
         _replace_with_device_engine(settings)
+    elif precision and split and accumulation > 1 and accumulates_in_fp32(settings, precision):
+        settings.setdefault("data_types", {})["grad_accum_dtype"] = "fp32"
     return settings
 
 

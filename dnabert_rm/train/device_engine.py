@@ -38,8 +38,9 @@ class DeviceEngine(Engine):
         self._adam: Any = optimizer
         self._clip = clip
         self._failed = torch.zeros((), dtype=torch.bool, device=ranks.device)
-        is_zero1 = self.deepspeed.optimizer is not optimizer
-        self._gradients = FlatGradients(self.deepspeed.optimizer, ranks) if is_zero1 else AllGradients(self)
+        zero1 = None if self.deepspeed.optimizer is optimizer else self.deepspeed.optimizer
+        accumulates = settings.get("gradient_accumulation_steps", 1) > 1
+        self._gradients = FlatGradients(zero1, ranks, accumulates) if zero1 else AllGradients(self)
 
     def __call__(self, *inputs: Tensor) -> Any:
         """Run the module's forward pass, without DeepSpeed's hooks for the backward pass."""
@@ -48,6 +49,7 @@ class DeviceEngine(Engine):
     def backward(self, loss_sum: Tensor, divisor: Tensor, is_last: bool) -> None:
         """Add the gradient of `loss_sum / divisor` to the gradients accumulated in this step."""
         (loss_sum * (self._gradients.loss_factor / divisor.to(loss_sum.dtype))).backward()
+        self._gradients.collect(is_last)
 
     def update(self, sums: Tensor) -> Tensor:
         """Queue the update of a step. `Engine.update` describes the argument and the result."""
@@ -81,6 +83,9 @@ class AllGradients:
         self.loss_factor = float(self._world_size)
         """Factor of the loss that turns the average over ranks into a sum."""
 
+    def collect(self, is_last: bool) -> None:
+        """Do nothing: the parameters keep their fp32 gradients, to which torch adds those of the next micro-batch."""
+
     def sum_over_ranks(self) -> Tensor:
         """Sum the gradients over the ranks. Return this rank's share of the squared global norm, a scalar."""
         if self._world_size > 1:
@@ -93,32 +98,49 @@ class FlatGradients:
 
     A step of 12 layers takes 577 operations, and 1,665 in DeepSpeed's own way: there, a hook for each parameter copies
     its gradient to a bucket. Here, one operation copies the gradients of a group, and one collective sums them.
+
+    The gradients of several micro-batches are added in fp32, as sums of many bf16 values are inexact. The buffers of
+    such a run are fp32, and so is the sum over the ranks.
     """
 
     loss_factor = 1.0
     """Factor of the loss. The ranks' gradients are summed, not averaged."""
 
-    def __init__(self, zero1: Any, ranks: Ranks) -> None:
-        """Allocate the buffers. The parameters of `zero1` are views of its flat weights, one tensor per group."""
+    def __init__(self, zero1: Any, ranks: Ranks, accumulates: bool) -> None:
+        """Allocate the buffers. The parameters of `zero1` are views of its flat weights, one tensor per group.
+
+        `accumulates` says whether any step of the run has more than one micro-batch on a rank.
+        """
         keep_flat_weights(zero1)
         self._zero1 = zero1
         self._ranks = ranks
         self._parameters: list[list[nn.Parameter]] = zero1.bit16_groups
-        self._buffers: list[Tensor] = [torch.zeros_like(weights) for weights in zero1.bit16_groups_flat]
+        dtype = torch.float32 if accumulates else zero1.bit16_groups_flat[0].dtype
+        self._buffers: list[Tensor] = [torch.zeros_like(flat, dtype=dtype) for flat in zero1.bit16_groups_flat]
+        self._adds = accumulates and zero1.bit16_groups_flat[0].dtype != dtype
+        self._is_empty = True
         self._views = [
             [_view_like(parameter, weights, buffer) for parameter in group]
             for group, weights, buffer in zip(self._parameters, zero1.bit16_groups_flat, self._buffers, strict=True)
         ]
+
+    def collect(self, is_last: bool) -> None:
+        """Move the gradients of a micro-batch from the parameters to the buffers, and add them to those of the step.
+
+        In fp32, the parameters add them up instead, and only the last micro-batch of a step moves them.
+        """
+        if self._adds or is_last:
+            for parameters, views in zip(self._parameters, self._views, strict=True):
+                _move_gradients(parameters, views, replace=self._is_empty)
+            self._is_empty = False
 
     def sum_over_ranks(self) -> Tensor:
         """Sum the gradients over the ranks, and give DeepSpeed this rank's partition of each group.
 
         Returns this rank's share of the squared global norm, a scalar.
         """
-        parts = []
-        for parameters, views, buffer in zip(self._parameters, self._views, self._buffers, strict=True):
-            _move_gradients(parameters, views)
-            parts.append(_reduce_scatter(buffer, self._ranks))
+        parts = [_reduce_scatter(buffer, self._ranks) for buffer in self._buffers]
+        self._is_empty = True
         set_zero1_gradients(self._zero1, parts)
         return squared_norm(parts)
 
@@ -130,17 +152,20 @@ def _view_like(parameter: nn.Parameter, weights: Tensor, buffer: Tensor) -> Tens
 
 
 @torch.no_grad()
-def _move_gradients(parameters: list[nn.Parameter], views: list[Tensor]) -> None:
-    """Copy the gradients to `views` and free them. A parameter without a gradient gets zeros."""
+def _move_gradients(parameters: list[nn.Parameter], views: list[Tensor], replace: bool) -> None:
+    """Copy the gradients to `views`, or add them, and free them. A parameter without a gradient counts as zeros."""
     filled, gradients = [], []
     for parameter, view in zip(parameters, views, strict=True):
-        if parameter.grad is None:
-            view.zero_()
-        else:
+        if parameter.grad is not None:
             filled.append(view)
             gradients.append(parameter.grad)
             parameter.grad = None
-    torch._foreach_copy_(filled, gradients)
+        elif replace:
+            view.zero_()
+    if replace:
+        torch._foreach_copy_(filled, gradients)
+    else:
+        torch._foreach_add_(filled, gradients)
 
 
 def _reduce_scatter(buffer: Tensor, ranks: Ranks) -> Tensor:

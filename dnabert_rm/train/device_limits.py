@@ -1,15 +1,14 @@
-"""Refusal of runs that are too large for their device, before the model is built."""
+"""Reject runs that are too large for their device, before the model is built."""
 
 from __future__ import annotations
 
 import torch
 
 from dnabert_rm.config import RunConfig
-from dnabert_rm.config.deepspeed_config import ZeroSettings, load_ds_config
 from dnabert_rm.distributed.device import memory_of_rank
 from dnabert_rm.distributed.process_group import Ranks
 from dnabert_rm.model.flops import training_flops_per_step
-from dnabert_rm.planning.planner import Job, advice_line, estimate
+from dnabert_rm.planning.planner import Job, advice_line, estimate, zero_settings
 from dnabert_rm.utils.errors import ConfigError
 
 FLOPS_PER_THREAD = {"fp32": 1e11, "bf16": 1e12}
@@ -29,7 +28,7 @@ def check_device(config: RunConfig, job: Job, ranks: Ranks) -> None:
     if ranks.device.type == "cpu":
         _check_step_time(config, job, ranks)
     memory = memory_of_rank(ranks.device, ranks.local_world_size)
-    needed = estimate(job, ZeroSettings.from_ds(load_ds_config(config.train.ds_config)[1])).total
+    needed = estimate(job, zero_settings(job, config.train.ds_config)).total
     # Ranks of several nodes may count as one node's, so that the memory of a CPU rank is more than its share here.
     if needed > memory and (ranks.device.type == "cuda" or ranks.local_world_size < max(2, ranks.world_size)):
         advice = advice_line(job, memory, config.train.ds_config).removeprefix("plan: ")

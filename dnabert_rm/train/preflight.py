@@ -7,19 +7,24 @@ import importlib.util
 import math
 from pathlib import Path
 
-from dnabert_rm.checkpoint.compatibility import CheckpointMetadata, check_compatible, describe_changes, read_metadata
+from dnabert_rm.checkpoint.compatibility import (
+    CheckpointMetadata,
+    check_compatible,
+    describe_changes,
+    read_metadata,
+    without_init_from,
+)
 from dnabert_rm.checkpoint.run_folder import STATE_NAME, candidates, complete_steps, step_folder
 from dnabert_rm.checkpoint.train_state import TrainState
 from dnabert_rm.config import RunConfig
-from dnabert_rm.config.deepspeed_config import ZeroSettings, load_ds_config
+from dnabert_rm.config.deepspeed_config import load_ds_config, zero_stage
 from dnabert_rm.config.run_config import ignored_settings
 from dnabert_rm.data.batching import BatchPlan, BatchSplit, describe_batch, make_batch_plan, split_batch
 from dnabert_rm.data.dataset import WindowDataset, make_dataset, make_validation_dataset
 from dnabert_rm.masking.schedule import MaskSchedule, make_mask_schedule
 from dnabert_rm.model.pretrained import check_vocabulary
-from dnabert_rm.planning.activations import FP32_BYTES
 from dnabert_rm.planning.disk_space import check_disk
-from dnabert_rm.planning.planner import Job, estimate, gib, job_of_run
+from dnabert_rm.planning.planner import Job, estimate, gib, job_of_run, zero_settings
 from dnabert_rm.train.deepspeed_settings import ds_settings
 from dnabert_rm.train.trackers import check_trackers
 from dnabert_rm.utils.errors import CheckpointError, ConfigError
@@ -46,21 +51,22 @@ def check_run(config: RunConfig, num_ranks: int = 1) -> list[str]:
     _check_batch_size(split, dataset)
     if dataset.tokenizer.k is None and config.model.loss != "token":
         raise ConfigError(f"model.loss {config.model.loss}: needs k-mers; pass --loss token for BPE shards")
-    if config.model.init_from and not newest:  # a resumed run has its checkpoint's weights
+    if newest:  # a resumed run has its checkpoint's sizes and weights
+        config = without_init_from(config)
+    if config.model.init_from:
         check_vocabulary(config.model.init_from, dataset.tokenizer.k, vocab_size, dataset.tokenizer.model_sha256)
     if config.model.attention == "flash_attention_2" and not importlib.util.find_spec("flash_attn"):
         raise ConfigError(
             "model.attention: flash_attention_2 needs the package flash-attn; install flash-attn or choose sdpa"
         )
-    # The device is unknown here. Assume a GPU, except at ZeRO stage 0, which requires fp32.
-    zero = ZeroSettings.from_ds(load_ds_config(config.train.ds_config)[1])
-    on_gpu = zero.stage != 0
+    # The device is unknown here. Assume a GPU, except at ZeRO stage 0, which suits a CPU.
+    on_gpu = zero_stage(load_ds_config(config.train.ds_config)[1]) != 0
     job = job_of_run(config, vocab_size, plan, split, schedule, on_gpu=on_gpu, first_step=first_step)
     return [
-        _data_line(config, dataset),
+        _data_line(config, dataset, plan),
         _phases_line(schedule),
         _batches_line(config, split),
-        _memory_line(config, job, zero),
+        _memory_line(config, job),
         check_disk(config, vocab_size),
         f"fingerprint: {dataset.fingerprint}",
         *([describe_changes(first_step, changes)] if changes else []),
@@ -104,8 +110,8 @@ def _check_batch_size(split: BatchSplit, dataset: WindowDataset) -> None:
         )
 
 
-def _data_line(config: RunConfig, dataset: WindowDataset) -> str:
-    epochs = config.train.steps * config.train.global_batch / dataset.num_windows
+def _data_line(config: RunConfig, dataset: WindowDataset, plan: BatchPlan) -> str:
+    epochs = plan.first_sample(config.train.steps) / dataset.num_windows
     weight = config.data.repeat_weight
     return f"data: {dataset.num_windows} windows of {config.data.window} tokens per epoch, {epochs:.2f} epochs" + (
         f"; soft-masked bases have weight {weight:g}" if weight < 1 else ""
@@ -130,9 +136,9 @@ def _batches_line(config: RunConfig, split: BatchSplit) -> str:
     return f"batches: {batch}; each rank reads {streams} of {num_streams} streams"
 
 
-def _memory_line(config: RunConfig, job: Job, zero: ZeroSettings) -> str:
-    precision = "fp32" if job.work.value_bytes == FP32_BYTES else "half precision"
+def _memory_line(config: RunConfig, job: Job) -> str:
+    name = config.train.ds_config
     return (
-        f"memory: {config.train.ds_config} takes an estimated {gib(estimate(job, zero).total)} per rank in "
-        f"{precision} (`dnabert-rm plan` has advice)"
+        f"memory: {name} takes an estimated {gib(estimate(job, zero_settings(job, name)).total)} per rank in "
+        f"{job.work.precision} (`dnabert-rm plan` has advice)"
     )

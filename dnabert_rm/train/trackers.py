@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from dnabert_rm.utils.errors import ConfigError
+from dnabert_rm.utils.errors import ConfigError, StoppedError
 from dnabert_rm.utils.files import read_json_or_empty, write_json
 from dnabert_rm.utils.progress import notice_beside_bar
 
@@ -70,6 +70,11 @@ def close_trackers(trackers: Sequence[Tracker], failed: bool = False) -> None:
     deadline = time.monotonic() + CLOSE_SECONDS
     for tracker in trackers:
         tracker.wait(deadline - time.monotonic())
+
+
+def is_failure(error: BaseException | None) -> bool:
+    """Return whether a run has failed that ends with `error`. A stop on request is not a failure."""
+    return isinstance(error, Exception) and not isinstance(error, StoppedError)
 
 
 class Service(Protocol):

@@ -46,6 +46,7 @@ from dnabert_rm.train.run_summary import end_summary, start_summary
 from dnabert_rm.train.step import NonFiniteLossError, QueuedStep, StepStart, queue_step
 from dnabert_rm.train.step_result import StepResult
 from dnabert_rm.train.stop import StopRequests
+from dnabert_rm.train.trackers import is_failure
 from dnabert_rm.train.validation import Validation
 from dnabert_rm.train.validation_record import VALIDATION, validation_line
 from dnabert_rm.utils.errors import CheckpointError, explain_file_system_errors
@@ -103,7 +104,7 @@ class Trainer:
         precision = resolve_precision(config.train)
         config = dataclasses.replace(config, train=dataclasses.replace(config.train, precision=precision))
         start = find_start(config, dataset, ranks)
-        self.config = config = start.recorded_config(config)
+        self.config, config = start.recorded_config(config), start.sized_config(config)
         self.state, self.checkpoint = start.state, start.checkpoint
         self.dataset = dataset
         self.ranks = ranks
@@ -145,7 +146,7 @@ class Trainer:
         self.validation = Validation.from_config(config, dataset, ranks, self.split.micro_batch)
         self.num_tokens = consumed_tokens(dataset, self.state.plan, self.state.step)
         self.metrics_writer = (
-            MetricsWriter(self.folder, self.state.step, self.num_tokens, config.to_toml(), config.train.trackers)
+            MetricsWriter(self.folder, self.state.step, self.num_tokens, self.config.to_toml(), config.train.trackers)
             if ranks.is_first
             else None
         )
@@ -170,7 +171,7 @@ class Trainer:
             if self.cleaner:
                 self.cleaner.join()
             if self.metrics_writer:
-                self.metrics_writer.close(failed=isinstance(sys.exception(), Exception) and not self.stopping)
+                self.metrics_writer.close(failed=is_failure(sys.exception()))
         self._print_end(result)
         return result
 

@@ -19,11 +19,16 @@ pytestmark = [require(*PROGRAMS), pytest.mark.timeout(900)]
 class Job:
     """A batch job of `launch_scripts/pretrain.slurm` with one rank on each of two nodes, or as `options` say."""
 
-    def __init__(self, slurm: Slurm, run: Path, words: list[str], *options: str) -> None:
+    def __init__(self, slurm: Slurm, run: Path, words: list[str], *options: str, in_file: bool = False) -> None:
+        """With `in_file`, the run folder is set in a configuration file."""
         self.slurm, self.run, self.output = slurm, run, run.with_suffix(".txt")
+        output = ["--output", str(run)]
+        if in_file:
+            run.with_suffix(".toml").write_text(f'[train]\noutput = "{run}"\n')
+            output = ["--config", str(run.with_suffix(".toml"))]
         self.id = slurm.submit(
             *["--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=1", f"--output={self.output}", *options],
-            *["launch_scripts/pretrain.slurm", *words, "--output", str(run)],
+            *["launch_scripts/pretrain.slurm", *words, *output],
         )
 
     def explain(self) -> str:
@@ -110,7 +115,7 @@ def test_the_time_limit_stops_and_requeues(slurm, flags, tmp_path: Path) -> None
 
 
 def test_a_killed_rank_is_requeued_after_a_checkpoint(slurm, flags, tmp_path: Path) -> None:
-    job = Job(slurm, tmp_path / "run", [*flags, *ENDLESS, "--save-every", "20"])
+    job = Job(slurm, tmp_path / "run", [*flags, *ENDLESS, "--save-every", "20"], in_file=True)
     job.until_checkpoint()
     os.kill(rank_on(slurm.nodes[1]), signal.SIGKILL)
     until(lambda: "; requeued" in job.printed(), 100, job.explain)

@@ -82,6 +82,19 @@ def test_tables(finished: Path) -> None:
     assert f" {first - float(last['masks/fixed3/1']['bits_5']):+.4f} | " in other, (
         "seeds that only one arm has don't count"
     )
+    assert [line.split(" | ")[2] for line in (same, other)] == ["1", "1"]
+
+
+def test_arms_with_other_steps_are_not_compared(finished: Path) -> None:
+    lines = (finished / "rows.csv").read_text().splitlines()
+    shorter = [line for line in lines if not line.startswith("masks/randommask/1,4,")]
+    assert len(shorter) == len(lines) - 1
+    (finished / "shorter.csv").write_text("\n".join(shorter) + "\n")
+    done = subprocess.run(
+        [sys.executable, ROOT / "benchmarks/arms.py", "table", "--results", "shorter.csv", "--against", "masks/fixed3"],
+        cwd=finished, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1 and "masks/randommask has other steps" in done.stderr
 
 
 def test_arms_are_chosen_by_parts_of_their_names(finished: Path) -> None:

@@ -38,6 +38,13 @@ def config_with(ds_config: Path | str, **sections: dict[str, Any]) -> RunConfig:
             '{"checkpoint": {"load_universal": true}}',
             "checkpoint.load_universal: is not supported, as the run itself writes",
         ),
+        ('{"zero_optimization": {"stage": "auto"}}', "zero_optimization.stage is 'auto'; use 0, 1, 2 or 3"),
+        ('{"zero_optimization": {"stage": 4}}', "zero_optimization.stage is 4; use 0, 1, 2 or 3"),
+        (
+            '{"zero_optimization": {"offload_optimizer": "cpu"}}',
+            'zero_optimization.offload_optimizer is "cpu", but must',
+        ),
+        ('{"bf16": true}', "bf16 is true, but must be a JSON object"),
         ('{"datastates_ckpt": {"enabled": true}}', "datastates_ckpt: is not supported, as the run itself writes"),
     ],
 )
@@ -82,3 +89,21 @@ def test_auto_becomes_what_the_run_says() -> None:
     assert [settings[name] for name in batches] == [48, 4, 4]
     assert settings["bf16"]["enabled"] and not settings["fp16"]["enabled"]
     assert settings["gradient_clipping"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("stage", "precision", "accumulation", "expected"),
+    [(2, "bf16", 1, None), (2, "bf16", 4, "fp32"), (3, "fp16", 4, "fp32"), (1, "bf16", 4, None), (2, "fp32", 4, None)],
+)
+def test_micro_batches_are_added_in_fp32(stage: int, precision: str, accumulation: int, expected: str | None) -> None:
+    """At stage 1 in bf16, `DeviceEngine` adds them."""
+    split = BatchSplit(global_batch=8 * accumulation, micro_batch=8, world_size=1)
+    settings = ds_settings(config_with(f"zero{stage}"), split, precision)
+    assert settings.get("data_types", {}).get("grad_accum_dtype") == expected
+
+
+def test_a_files_own_type_of_gradients_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "mine.json"
+    path.write_text('{"zero_optimization": {"stage": 2}, "data_types": {"grad_accum_dtype": "bf16"}}')
+    settings = ds_settings(config_with(path), BatchSplit(32, 8, 1), "bf16")
+    assert settings["data_types"] == {"grad_accum_dtype": "bf16"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -13,7 +14,9 @@ from support import ROOT, random_bases, write_prepared
 
 from dnabert_rm.cli.main import main
 from dnabert_rm.config import RunConfig, load_preset, preset_names, resolve
-from dnabert_rm.config.deepspeed_config import ZeroSettings
+from dnabert_rm.config.deepspeed_config import ZeroSettings, load_ds_config
+from dnabert_rm.data.batching import make_batch_plan
+from dnabert_rm.masking.schedule import make_mask_schedule
 from dnabert_rm.model.flops import num_parameters, training_flops_per_token
 from dnabert_rm.planning.planner import (
     USABLE_SHARE,
@@ -22,10 +25,12 @@ from dnabert_rm.planning.planner import (
     advice_line,
     best_option,
     estimate,
+    job_of_run,
     largest_micro_batch,
     make_job,
     message_bytes,
     options,
+    zero_settings,
 )
 from dnabert_rm.utils.errors import ConfigError
 
@@ -147,11 +152,76 @@ def test_settings_are_read_from_deepspeeds_names() -> None:
         "stage3_prefetch_bucket_size": "auto",
         "offload_param": {"device": "cpu"},
     }
-    found = ZeroSettings.from_ds({"zero_optimization": zero, "data_types": {"grad_accum_dtype": "fp32"}})
+    found = ZeroSettings.from_ds({"zero_optimization": zero, "data_types": {"grad_accum_dtype": "fp32"}}, "bf16")
     expected = ZeroSettings(3, reduce_bucket=7, max_live=8, overlap=True, offload_weights="cpu", gradient_bytes=4)
     assert found == expected
-    assert ZeroSettings.from_ds({}) == ZeroSettings(0)
-    assert not ZeroSettings.from_ds({"zero_optimization": {"stage": 2}}).overlap
+    assert ZeroSettings.from_ds({}, "fp32") == ZeroSettings(0)
+    assert not ZeroSettings.from_ds({"zero_optimization": {"stage": 2}}, "bf16").overlap
+
+
+def test_only_deepspeeds_own_engine_trains_in_fp16() -> None:
+    settings = load_ds_config("zero1")[1]
+    bf16, fp16 = (ZeroSettings.from_ds(settings, precision) for precision in ("bf16", "fp16"))
+    assert bf16.flat_gradients and not fp16.flat_gradients
+    works = [job("tiny", 8, precision=precision) for precision in ("bf16", "fp16")]
+    buckets = [estimate(work, zero_settings(work, "zero1")).buffers for work in works]
+    # In fp16 it has two of DeepSpeed's buckets of 5e8 values, in bf16 one copy of the gradients.
+    assert buckets[0] < 2**24 and buckets[1] == pytest.approx(2 * 2 * 5e8, rel=0.01)
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_several_micro_batches_need_fp32_gradients(stage: int) -> None:
+    work = job("base", 8, precision="bf16")
+    many = dataclasses.replace(work, split=dataclasses.replace(work.split, global_batch=work.split.global_batch * 4))
+    zero = zero_settings(work, f"zero{stage}")
+    assert zero.fp32_accumulation and (work.accumulation, many.accumulation) == (1, 4)
+    in_bf16 = dataclasses.replace(zero, fp32_accumulation=False)
+    assert estimate(work, zero) == estimate(work, in_bf16)
+    more = estimate(many, zero).total - estimate(many, in_bf16).total
+    print(f"stage {stage}: {more / 2**20:.0f} MiB more in fp32")
+    assert more >= 0
+    if stage == 1:
+        assert message_bytes(many, zero) == message_bytes(many, in_bf16) * 3 / 2
+
+
+def test_auto_is_fp32_at_stage_0(capsys) -> None:
+    """The run itself decides so."""
+    code, out, err = plan(capsys, "--preset", "tiny", "--ds-config", "zero0")
+    assert (code, err) == (0, "") and ", fp32, " in out
+
+
+def test_a_file_like_a_shipped_one_needs_no_change(tmp_path: Path, capsys) -> None:
+    mine = tmp_path / "mine.json"
+    mine.write_text((ROOT / "ds_configs" / "zero1.json").read_text())
+    flags = ["--preset", "base", "--gpus", "8", "--gpu-memory", "80", "--ds-config", str(mine)]
+    _, out, _ = plan(capsys, *flags)
+    advice = out.splitlines()[-1]
+    assert advice.startswith(f"{mine} takes an estimated") and "choose" not in advice and "lowest stage" in advice
+
+
+def test_a_resumed_run_keeps_or_avoids_stage_0() -> None:
+    work = job("tiny", 1, on_gpu=False, precision="fp32")
+    config = resolve(load_preset("tiny"), {"data": {"path": ["x"]}, "train": {"output": "x", "precision": "fp32"}})
+    plan_, schedule = make_batch_plan(config), make_mask_schedule(config, 6)
+    resumed = job_of_run(config, VOCAB, plan_, work.split, schedule, on_gpu=False, first_step=5)
+    assert "zero0" in work.choices and "zero0" not in resumed.choices
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, ds_config="zero0"))
+    resumed = job_of_run(config, VOCAB, plan_, work.split, schedule, on_gpu=False, first_step=5)
+    assert resumed.choices == ("zero0",)
+
+
+def test_tokens_follow_the_batch_size_and_the_lengths(capsys) -> None:
+    words = ["--preset", "tiny", "--steps", "300", "--global-batch", "16", "--window", "66", "--json"]
+    tokens = [
+        json.loads(plan(capsys, *words, *more)[1])["time"]["tokens"]
+        for more in (
+            [],
+            ["--train.batch_start", "4", "--train.batch_warmup_steps", "300"],
+            ["--data.lengths", "random"],
+        )
+    ]
+    # Stages of 100 steps with 4, 8 and 12 windows. Of random lengths, half are 64 tokens, half from 5 to 64.
+    assert tokens == [300 * 16 * 66, 100 * (4 + 8 + 12) * 66, 300 * 16 * ((64 + 34.5) / 2 + 2)]
 
 
 def test_advice_for_a_run_is_one_line() -> None:
@@ -204,7 +274,7 @@ def test_the_vocabulary_is_that_of_the_data_if_given(tmp_path: Path, capsys) -> 
     assert json.loads(out)["model"]["vocab_size"] == 261
 
 
-@pytest.mark.parametrize(("ds_config", "precision"), [("zero0", "fp32"), ("zero3", "half precision")])
+@pytest.mark.parametrize(("ds_config", "precision"), [("zero0", "fp32"), ("zero3", "bf16")])
 def test_check_prints_the_memory_of_a_rank(ds_config: str, precision: str, tmp_path: Path, capsys) -> None:
     write_prepared(tmp_path / "prepared", [[random_bases(np.random.default_rng(0), 4000)]], k=6)
     data, output = str(tmp_path / "prepared"), str(tmp_path / "run")

@@ -34,7 +34,7 @@ def predicted(
 ) -> StepTime:
     train = {"output": "x", "micro_batch": windows, "global_batch": windows * accumulation * ranks}
     config = resolve(load_preset(preset), {"data": {"path": ["x"]}, "train": train, "model": model or {}})
-    zero = ZeroSettings.from_ds(load_ds_config(ds_config)[1])
+    zero = ZeroSettings.from_ds(load_ds_config(ds_config)[1], "bf16")
     rates = device(gpu)
     assert rates is not None
     return step_time(make_job(config, VOCAB, ranks, True), zero, rates, **{**DROPOUT, **kernels})

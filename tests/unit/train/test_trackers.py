@@ -18,7 +18,7 @@ from wandb_files import logged_rows, parameters, projects, run_ids, wandb_files
 from dnabert_rm.config import resolve
 from dnabert_rm.train import trackers
 from dnabert_rm.train.metrics import MetricsWriter
-from dnabert_rm.utils.errors import ConfigError
+from dnabert_rm.utils.errors import CheckpointError, ConfigError, StoppedError
 
 URL = "s3://user:password@bucket/data?X-Amz-Signature=1f2e"
 CONFIG = resolve({"data": {"path": URL}, "train": {"output": "run", "trackers": ["wandb", "mlflow"]}})
@@ -155,6 +155,18 @@ def test_a_server_that_never_answers_delays_only_the_end(tmp_path: Path, monkeyp
         writer.close()
         assert 1 <= time.monotonic() - start < 30
     assert "did not answer within 1 seconds" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (None, False), (KeyboardInterrupt(), False), (SystemExit(1), False),
+        (StoppedError("stopped on request before the first step"), False),
+        (CheckpointError("no space left"), True), (RuntimeError(), True),
+    ],
+)  # fmt: skip
+def test_a_stop_is_no_failure_but_an_error_during_a_stop_is(error: BaseException | None, expected: bool) -> None:
+    assert trackers.is_failure(error) is expected
 
 
 def test_a_missing_package_is_named_with_its_extra(tmp_path: Path) -> None:
