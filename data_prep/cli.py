@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 
 from data_prep.labels.options import LabelsSettings
 from data_prep.sharding.options import BuildOptions, RegionFile, SegmentOptions, is_bed_name
-from data_prep.upload_command import UploadSettings, upload
+from data_prep.upload_settings import UploadSettings, upload
 from dnabert_rm.config.command_line import Command, choose_command, overview
 from dnabert_rm.config.schema import Settings, setting
 from dnabert_rm.utils.errors import ConfigError, run_command

@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModel, BertConfig, PreTrainedModel
 
 from dnabert_rm.finetune.pretrained_encoder import suppress_transformers_output
-from dnabert_rm.finetune.task_heads import TASK_CLASSES
+from dnabert_rm.finetune.tasks import TASK_CLASSES
 from dnabert_rm.tokenizer import KmerTokenizer
 
 POSITIONS = 24

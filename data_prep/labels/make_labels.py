@@ -18,7 +18,7 @@ from data_prep.labels.options import LabelsSettings
 from data_prep.labels.report import NO_NEGATIVE, make_report
 from data_prep.labels.sources import NEGATIVE, NEGATIVE_CLASS, class_and_path, place_windows, read_sources, taken_ranges
 from data_prep.labels.splits import DEV, SPLITS, TEST, TRAIN, SplitMap, make_split_map
-from data_prep.labels.windows import Dropped, Rows, SequenceReader, Windows, composition
+from data_prep.labels.windows import Dropped, LabelledWindows, Rows, SequenceReader, composition
 from dnabert_rm.genome.kmer import reverse_complement
 from dnabert_rm.genome.reference import Genome
 from dnabert_rm.utils import random
@@ -110,7 +110,7 @@ def kind_of_negatives(settings: LabelsSettings, num_sources: int) -> str:
     return "genome" if settings.label == "file" and num_sources == 1 else "none"
 
 
-def as_negatives(windows: Windows, num_sources: int) -> Windows:
+def as_negatives(windows: LabelledWindows, num_sources: int) -> LabelledWindows:
     """Return windows with the label of negatives."""
     label = NEGATIVE if num_sources == 1 else NEGATIVE_CLASS
     return replace(windows, label=np.full(len(windows), label), is_negative=np.ones(len(windows), dtype=bool))

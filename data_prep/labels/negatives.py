@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from data_prep.labels.options import LabelsSettings
 from data_prep.labels.splits import SplitMap
-from data_prep.labels.windows import Composition, SequenceReader, Windows, composition, join
+from data_prep.labels.windows import Composition, LabelledWindows, SequenceReader, composition, join
 from dnabert_rm.genome.intervals import merge
 from dnabert_rm.utils import random
 from dnabert_rm.utils.progress import progress_bar
@@ -20,7 +20,7 @@ CANDIDATES_PER_POSITIVE = 10
 MIN_CANDIDATES = 10_000
 MAX_ROUNDS = 20
 WINDOWS_READ = 4096
-"""Windows whose letters are in memory at a time."""
+"""LabelledWindows whose letters are in memory at a time."""
 
 
 class NegativeSampler:
@@ -44,8 +44,8 @@ class NegativeSampler:
         self._key = random.key(settings.seed, "labels negatives")
 
     def sample(
-        self, positives: Windows, shares: Composition, split: NDArray[np.int64]
-    ) -> tuple[Windows, NDArray[np.int64]]:
+        self, positives: LabelledWindows, shares: Composition, split: NDArray[np.int64]
+    ) -> tuple[LabelledWindows, NDArray[np.int64]]:
         """Return negatives, and the number of each positive's missing ones, shape (n,).
 
         Args:
@@ -54,7 +54,7 @@ class NegativeSampler:
         """
         missing = np.full(len(positives), self._settings.negatives_per_positive)
         cells = self._cells(shares, split)
-        found: list[Windows] = [positives[:0]]
+        found: list[LabelledWindows] = [positives[:0]]
         with progress_bar("negatives", int(missing.sum()), "window", leave=False) as bar:
             for number in range(MAX_ROUNDS):
                 if not missing.any():
@@ -76,7 +76,7 @@ class NegativeSampler:
         lower = np.floor(shares.lower / self._settings.repeat_tolerance).astype(np.int64)
         return (gc * width + lower) * 3 + split
 
-    def _candidates(self, number: int, count: int, like: Windows) -> tuple[Windows, NDArray[np.int64]]:
+    def _candidates(self, number: int, count: int, like: LabelledWindows) -> tuple[LabelledWindows, NDArray[np.int64]]:
         """Return new candidates that do not overlap each other or chosen negatives, and their cells."""
         window, lengths = self._reader.window, self._reader.axis.lengths
         places = np.maximum(lengths - window + 1, 0)
@@ -87,7 +87,7 @@ class NegativeSampler:
         ends = np.cumsum(places)
         contig = np.searchsorted(ends, place, "right")
         start = place - (ends - places)[contig]
-        candidates = Windows(
+        candidates = LabelledWindows(
             contig=contig,
             start=start,
             is_minus=np.zeros(len(start), dtype=bool),
@@ -103,7 +103,7 @@ class NegativeSampler:
         usable = shares.unknown <= self._settings.unknown_bases
         return candidates[usable], self._cells(shares, split)[usable]
 
-    def _composition(self, windows: Windows) -> Composition:
+    def _composition(self, windows: LabelledWindows) -> Composition:
         """Return the composition of windows. Their letters are read in parts, to bound the memory."""
         parts = [
             composition(self._reader.letters(windows[first : first + WINDOWS_READ]))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from dnabert_rm.config.schema import Settings, setting
-from dnabert_rm.genome.selection import Anchor, IntervalFlags
+from dnabert_rm.genome.interval_flags import Anchor, IntervalFlags
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.labels.options import LabelsSettings
-from data_prep.labels.windows import Dropped, SequenceReader, Windows, composition, join
+from data_prep.labels.windows import Dropped, LabelledWindows, SequenceReader, composition, join
 from dnabert_rm.genome.annotation import read_annotation
+from dnabert_rm.genome.interval_flags import Selection
+from dnabert_rm.genome.interval_windows import MINUS, UNSTRANDED, find_contigs, place
 from dnabert_rm.genome.intervals import Intervals
-from dnabert_rm.genome.placement import MINUS, UNSTRANDED, find_contigs, place
 from dnabert_rm.genome.reference import Genome
-from dnabert_rm.genome.selection import Selection
 from dnabert_rm.utils.errors import ConfigError
 from dnabert_rm.utils.progress import notice
 
@@ -72,7 +72,9 @@ def class_and_path(word: str) -> tuple[str, str]:
     return name, path
 
 
-def place_windows(settings: LabelsSettings, sources: list[Source], reader: SequenceReader, dropped: Dropped) -> Windows:
+def place_windows(
+    settings: LabelsSettings, sources: list[Source], reader: SequenceReader, dropped: Dropped
+) -> LabelledWindows:
     """Return the labelled windows of all intervals that can be used, in file order."""
     parts = []
     wanted = None
@@ -88,7 +90,7 @@ def place_windows(settings: LabelsSettings, sources: list[Source], reader: Seque
         if wanted is not None:
             inside = holds_interval(source.contig, start, strand, wanted, reader)
             label = np.where(inside, POSITIVE, NEGATIVE)
-        windows = Windows(
+        windows = LabelledWindows(
             contig=source.contig,
             start=start,
             is_minus=strand == MINUS,
@@ -166,7 +168,7 @@ def warn_of_outside(wanted: Intervals, reader: SequenceReader) -> None:
         )
 
 
-def drop_repeated(windows: Windows, dropped: Dropped) -> Windows:
+def drop_repeated(windows: LabelledWindows, dropped: Dropped) -> LabelledWindows:
     """Keep the first of identical windows. Drop all of them if their labels differ."""
     place_of = np.stack([windows.contig, windows.start, windows.is_minus.astype(np.int64)], axis=1)
     _, first, group = np.unique(place_of, axis=0, return_index=True, return_inverse=True)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_prep.labels.options import LabelsSettings
-from data_prep.labels.windows import SequenceReader, Windows
+from data_prep.labels.windows import LabelledWindows, SequenceReader
 from data_prep.sharding.splits import block_starts, matching
 from dnabert_rm.data.manifest import Manifest
 from dnabert_rm.data.split_reader import SplitReader
@@ -48,7 +48,7 @@ class SplitMap:
         return np.where(changes[first] == changes[last], self.split[first], -1)
 
 
-def make_split_map(settings: LabelsSettings, reader: SequenceReader, windows: Windows) -> SplitMap:
+def make_split_map(settings: LabelsSettings, reader: SequenceReader, windows: LabelledWindows) -> SplitMap:
     """Return the split of each part of the genome.
 
     Contigs are divided into blocks of nearly equal length. All blocks of --val-contigs are dev, all of --test-contigs

@@ -1,4 +1,4 @@
-"""Windows of fixed length around intervals, their sequences, and the number that are dropped for each reason."""
+"""Labelled windows of fixed length around intervals, their sequences, and how many are dropped for each reason."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dnabert_rm.genome.reference import Genome
 
 
 @dataclass(frozen=True, eq=False)
-class Windows:
+class LabelledWindows:
     """n windows of one length. Positions are 0-based and half-open, on the forward strand.
 
     `contig` (n,) is an index into the genome's contigs, `start` (n,) the first position. `is_minus` (n,) says that the
@@ -33,14 +33,14 @@ class Windows:
     def __len__(self) -> int:
         return len(self.start)
 
-    def __getitem__(self, chosen: Any) -> Windows:
+    def __getitem__(self, chosen: Any) -> LabelledWindows:
         """Return the windows at `chosen`: indices, or a mask."""
-        return Windows(**{name: column[chosen] for name, column in vars(self).items()})
+        return LabelledWindows(**{name: column[chosen] for name, column in vars(self).items()})
 
 
-def join(parts: Sequence[Windows]) -> Windows:
+def join(parts: Sequence[LabelledWindows]) -> LabelledWindows:
     """Return the windows of all parts, in order."""
-    return Windows(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in vars(parts[0])})
+    return LabelledWindows(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in vars(parts[0])})
 
 
 class Dropped(Counter[str]):
@@ -52,7 +52,7 @@ class Dropped(Counter[str]):
             self[reason] += int((~is_kept).sum())
         return is_kept
 
-    def keep(self, windows: Windows, is_kept: NDArray[np.bool_], reason: str) -> Windows:
+    def keep(self, windows: LabelledWindows, is_kept: NDArray[np.bool_], reason: str) -> LabelledWindows:
         """Return the windows that are kept, and count the others under `reason`."""
         return windows[self.kept(is_kept, reason)]
 
@@ -61,7 +61,7 @@ class Dropped(Counter[str]):
 class Rows:
     """n rows of the tables: windows, their split (n,), and their letters (n, window) in the case of the genome."""
 
-    windows: Windows
+    windows: LabelledWindows
     split: NDArray[np.int64]
     letters: NDArray[np.uint8]
 
@@ -93,15 +93,15 @@ class SequenceReader:
         self.window = window
         self.axis = ContigAxis.from_lengths([contig.length for contig in genome.contigs])
 
-    def fits(self, windows: Windows) -> NDArray[np.bool_]:
+    def fits(self, windows: LabelledWindows) -> NDArray[np.bool_]:
         """Return whether each window lies inside its contig, shape (n,)."""
         return (windows.start >= 0) & (windows.start + self.window <= self.axis.lengths[windows.contig])
 
-    def places(self, windows: Windows) -> NDArray[np.int64]:
+    def places(self, windows: LabelledWindows) -> NDArray[np.int64]:
         """Return the first position of each window along all contigs laid end to end, shape (n,)."""
         return self.axis.starts[windows.contig] + windows.start
 
-    def letters(self, windows: Windows) -> NDArray[np.uint8]:
+    def letters(self, windows: LabelledWindows) -> NDArray[np.uint8]:
         """Return the letters of each window on its strand, in upper or lower case as in the file, (n, window)."""
         letters = np.empty((len(windows), self.window), dtype=np.uint8)
         names = self.genome.names

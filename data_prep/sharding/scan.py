@@ -12,19 +12,19 @@ from typing import Any
 from data_prep.parallel import run_all
 from data_prep.sharding.sources import Source, source_info
 from dnabert_rm.data.manifest import SourceInfo
-from dnabert_rm.genome.contigs import Contig, check_scan, join_pieces
-from dnabert_rm.genome.fasta_scan import Piece, scan_range, scan_ranges
+from dnabert_rm.genome.contigs import Contig, check_scan, join_record_parts
+from dnabert_rm.genome.fasta_scan import RecordPart, scan_range, scan_ranges
 from dnabert_rm.utils.errors import DataError
 from dnabert_rm.utils.progress import notice, progress_bar
 
 
 def scan_files(
     sources: Sequence[Source], paths: Mapping[int, str], rna: bool, executor: Executor, checksums: bool = False
-) -> tuple[list[SourceInfo], dict[int, list[Piece]]]:
+) -> tuple[list[SourceInfo], dict[int, list[RecordPart]]]:
     """Scan uncompressed files. Return the checksums of all inputs, and the records of each scanned file.
 
-    Several workers scan one file, so a long record consists of several `Piece` objects. Other workers compute checksums
-    at the same time, one file each.
+    Several workers scan one file, so a long record consists of several `RecordPart` objects. Other workers compute
+    checksums at the same time, one file each.
 
     Args:
         sources: All input files.
@@ -47,14 +47,14 @@ def scan_files(
             if index >= num_checksums:
                 _, start, stop = ranges[index - num_checksums]
                 bar.update(stop - start)
-    pieces: dict[int, list[Piece]] = {i: [] for i in paths}
+    pieces: dict[int, list[RecordPart]] = {i: [] for i in paths}
     for (i, *_), found in zip(ranges, results[num_checksums:], strict=True):
         pieces[i] += found
     return results[:num_checksums], pieces
 
 
 def join_contigs(
-    sources: Sequence[Source], paths: Mapping[int, str], pieces: Mapping[int, list[Piece]]
+    sources: Sequence[Source], paths: Mapping[int, str], pieces: Mapping[int, list[RecordPart]]
 ) -> list[Contig]:
     """Join the parts of records that several workers scanned. Return the contigs of all files, in input order.
 
@@ -67,7 +67,7 @@ def join_contigs(
         check_scan(source.path, paths[number], pieces[number], rna_advice="pass --rna to read U as T")
         if uracils := sum(piece.uracils for piece in pieces[number]):
             notice(f"{source.path}: {uracils:,} letters U are left out; pass --rna to read them as T")
-        contigs += join_pieces(source.genome, number, pieces[number])
+        contigs += join_record_parts(source.genome, number, pieces[number])
     _check_names(sources, contigs)
     return contigs
 

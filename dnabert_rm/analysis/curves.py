@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dnabert_rm.analysis.figures import COLOURS, LINES, MARKERS, NORMAL, SMALL, new_figure
-from dnabert_rm.analysis.reference_lines import (
+from dnabert_rm.analysis.baseline_lines import (
     Line,
     bits_reference_lines,
     draw_lines,
     label_lines,
     loss_reference_lines,
 )
+from dnabert_rm.analysis.figures import COLOURS, LINES, MARKERS, NORMAL, SMALL, new_figure
 from dnabert_rm.analysis.run_records import Points, Run, smooth
 from dnabert_rm.train.validation_record import BITS, VALIDATION, bases_text, curve_text
 from dnabert_rm.utils.errors import ConfigError

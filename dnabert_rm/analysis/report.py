@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dnabert_rm import __version__
-from dnabert_rm.analysis import gue_table, run_facts
+from dnabert_rm.analysis import gue_table, report_rows
 from dnabert_rm.analysis.curves import curves_figure, make_curves
 from dnabert_rm.analysis.figures import data_uri
 from dnabert_rm.analysis.gue_table import GueTable
@@ -79,26 +79,26 @@ def write_report(path: Path, runs: Sequence[Run], gue: Sequence[Path] = (), axis
 
 def report_content(runs: Sequence[Run], tables: Sequence[GueTable] = (), axis: str = "steps") -> dict[str, Any]:
     """Return the variables of the HTML template, keyed by name."""
-    settings, num_differing = run_facts.setting_rows([run.config for run in runs])
-    changed, defaults = run_facts.split_defaults(settings)
+    settings, num_differing = report_rows.setting_rows([run.config for run in runs])
+    changed, defaults = report_rows.split_defaults(settings)
     content = {
         "run_names": [run.name for run in runs],
         "folders": [run.folder for run in runs],
-        "verdicts": [(run.name, run_facts.verdict_text(run), run_facts.last_bits_table(run)) for run in runs],
-        "summary_rows": run_facts.summary_rows(runs),
-        "last_rows": run_facts.LAST_ROWS,
-        "held_out_rows": run_facts.held_out_rows(runs),
-        "phases": [(run.name, run_facts.phase_rows(run)) for run in runs if run.phases],
+        "verdicts": [(run.name, report_rows.verdict_text(run), report_rows.last_bits_table(run)) for run in runs],
+        "summary_rows": report_rows.summary_rows(runs),
+        "last_rows": report_rows.LAST_ROWS,
+        "held_out_rows": report_rows.held_out_rows(runs),
+        "phases": [(run.name, report_rows.phase_rows(run)) for run in runs if run.phases],
         "curves": _curves_picture(runs, axis),
         "embeddings": _pictures_by_run(runs, "embeddings"),
         "attention": _pictures_by_run(runs, "attention"),
         "gue": _gue_section(tables) if tables else None,
-        "speed_rows": run_facts.speed_rows(runs),
+        "speed_rows": report_rows.speed_rows(runs),
         "num_logged": [(run.name, len(run.rows)) for run in runs],
-        "checkpoints": [(run.name, rows) for run in runs if (rows := run_facts.checkpoint_rows(run.folder))],
+        "checkpoints": [(run.name, rows) for run in runs if (rows := report_rows.checkpoint_rows(run.folder))],
         "configuration": (changed, num_differing),
         "defaults": defaults,
-        "environment": run_facts.setting_rows([run.environment for run in runs]),
+        "environment": report_rows.setting_rows([run.environment for run in runs]),
         "version": __version__,
         "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from dnabert_rm.genome.kmer import CLS_ID, MASK_ID, NUM_SPECIAL, SEP_ID
-from dnabert_rm.model.kernels import plain_layers
+from dnabert_rm.model.kernels import uncompiled_layers
 from dnabert_rm.utils import random
 from dnabert_rm.utils.errors import CheckpointError
 
@@ -60,7 +60,7 @@ def compute_reference_output(
     """
     input_ids, positions = reference_input(vocab_size, window)
     engine.eval()
-    with torch.no_grad(), plain_layers(engine.module):
+    with torch.no_grad(), uncompiled_layers(engine.module):
         logits = engine(torch.from_numpy(input_ids).to(device), torch.from_numpy(positions).to(device))
     engine.train()
     return ReferenceOutput(input_ids, positions, logits.float().cpu().numpy(), precision, device.type)

@@ -1,4 +1,4 @@
-"""Command `dnabert-rm gue`: fine-tune on every data set of a benchmark suite and print one table of scores."""
+"""Command `dnabert-rm gue`: another name of `dnabert-rm evaluate suite`."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from dnabert_rm.model.flops import (
     parameter_counts,
     training_flops_per_token,
 )
-from dnabert_rm.planning.planner import USABLE_SHARE, Job, Option, advice, make_job, options
+from dnabert_rm.planning.planner import USABLE_SHARE, Job, StageEstimate, advice, estimate_stages, make_job
 from dnabert_rm.planning.roofline import Device, device, step_time
 from dnabert_rm.utils.errors import ConfigError
 
@@ -58,7 +58,7 @@ def run(settings: PlanSettings, flags: RunFlags) -> None:
     gpu = _device(settings.gpu)
     job = make_job(config, _vocab_size(config, settings.k), settings.gpus, settings.gpu != "cpu")
     memory = settings.gpu_memory * GIB if settings.gpu_memory else None
-    found = options(job, memory, config.train.ds_config)
+    found = estimate_stages(job, memory, config.train.ds_config)
     report = _report(settings, flags.preset, config, job, found, gpu)
     report["advice"] = advice(job, found, memory, config.train.ds_config)
     print(json.dumps(report) if settings.json else _text(report))
@@ -80,7 +80,7 @@ def _vocab_size(config: RunConfig, k: int) -> int:
 
 
 def _report(
-    settings: PlanSettings, preset: str, config: RunConfig, job: Job, found: list[Option], gpu: Device | None
+    settings: PlanSettings, preset: str, config: RunConfig, job: Job, found: list[StageEstimate], gpu: Device | None
 ) -> dict[str, Any]:
     """Return the plan as a dictionary of plain values, for JSON."""
     shape, work, window = job.shape, job.work, job.work.window_tokens
@@ -125,7 +125,7 @@ def _tokens_of_run(config: RunConfig) -> float:
 
 
 def _time(
-    settings: PlanSettings, config: RunConfig, job: Job, option: Option, gpu: Device | None, tokens: float
+    settings: PlanSettings, config: RunConfig, job: Job, option: StageEstimate, gpu: Device | None, tokens: float
 ) -> dict[str, Any]:
     """Return the estimated time of a step and of the run, with all values None if there is no GPU to estimate for."""
     names = ("step_seconds", "compute_seconds", "tokens_per_second", "seconds", "mfu", "seconds_by_part", "bound_by")
@@ -158,7 +158,7 @@ def _kernels(config: RunConfig) -> dict[str, Any]:
     }
 
 
-def _option(option: Option, bandwidth: float | None, time: dict[str, Any]) -> dict[str, Any]:
+def _option(option: StageEstimate, bandwidth: float | None, time: dict[str, Any]) -> dict[str, Any]:
     sent, compute = option.message_bytes, time["compute_seconds"]
     return {
         "ds_config": option.name,

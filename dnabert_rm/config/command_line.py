@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass
 from typing import Any, NamedTuple, NoReturn
 
-from dnabert_rm.config.layers import did_you_mean
+from dnabert_rm.config.merge import did_you_mean
 from dnabert_rm.config.schema import Setting, find_problems, settings_of, value_of_text
 from dnabert_rm.utils.errors import ConfigError
 

@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoModelForMaskedLM
 
+from dnabert_rm.data.baselines import COMPOSITION, Baselines, measure_baselines
 from dnabert_rm.data.held_out import HeldOutRegion, HiddenStretches, find_stretches, read_regions
-from dnabert_rm.data.reference_lines import COMPOSITION, ReferenceLines, reference_lines
 from dnabert_rm.data.split_reader import SplitReader
 from dnabert_rm.evaluate.bits_settings import BitsSettings
 from dnabert_rm.finetune.pretrained_encoder import load_config, load_kmer_tokenizer
@@ -37,16 +37,16 @@ Bits = dict[int, NDArray[np.float64]]
 
 
 @dataclass(frozen=True)
-class HeldOut:
+class HeldOutData:
     """Held-out regions, the stretches hidden in them, and the lines that models are compared with."""
 
     regions: list[HeldOutRegion]
     stretches: list[HiddenStretches]
-    lines: ReferenceLines
+    lines: Baselines
 
 
 @dataclass(frozen=True)
-class Reader:
+class LoadedModel:
     """A masked language model on its device, and how it reads a sequence."""
 
     model: MaskedLM
@@ -102,15 +102,15 @@ def window_shape(folder: Path, settings: BitsSettings) -> WindowShape:
     return shape
 
 
-def load_reader(folder: Path, shape: WindowShape, settings: BitsSettings) -> Reader:
+def load_measured_model(folder: Path, shape: WindowShape, settings: BitsSettings) -> LoadedModel:
     """Load a model. Raise `CheckpointError` if its weights can't be loaded."""
     device = default_device()
     network = load_model(AutoModelForMaskedLM, folder, load_config(folder))
     model = MaskedLM(network, shape.k).to(device).eval()
-    return Reader(model, shape, device, settings.batch_size, settings.precision)
+    return LoadedModel(model, shape, device, settings.batch_size, settings.precision)
 
 
-def read_held_out(settings: BitsSettings) -> HeldOut:
+def read_held_out(settings: BitsSettings) -> HeldOutData:
     """Read the held-out regions and the lines. Raise `DataError` or `ConfigError` for unsuitable data."""
     held_out = [SplitReader(folder, settings.split) for folder in settings.data]
     training = [SplitReader(folder, settings.train_split) for folder in settings.data]
@@ -127,7 +127,7 @@ def read_held_out(settings: BitsSettings) -> HeldOut:
         raise ConfigError("--by repeats: the data don't record soft-masking; build them with --record-soft-mask")
     stretches = [find_stretches(regions, n) for n in sorted(set(settings.hidden))]
     k = int(training[0].manifest.tokenizer.k or 0)
-    return HeldOut(regions, stretches, reference_lines(training, regions, stretches, k))
+    return HeldOutData(regions, stretches, measure_baselines(training, regions, stretches, k))
 
 
 def evaluate_bits(settings: BitsSettings) -> dict[str, Any]:
@@ -141,11 +141,11 @@ def evaluate_bits(settings: BitsSettings) -> dict[str, Any]:
     total = len(settings.model) * len(strands) * len(held_out.stretches)
     with progress_bar("bits per base", total, "measurement") as bar:
         for folder in settings.model:
-            reader = load_reader(folder, shapes[folder], settings)
+            model = load_measured_model(folder, shapes[folder], settings)
             sources[str(folder)] = {strand: {} for strand in strands}
             for strand in strands:
                 for found in held_out.stretches:
-                    sources[str(folder)][strand][found.num_hidden] = _bits_of_strand(reader, held_out, found, strand)
+                    sources[str(folder)][strand][found.num_hidden] = _bits_of_strand(model, held_out, found, strand)
                     bar.update()
     results = _results(settings, held_out, sources)
     results["non_overlapping"] = [str(folder) for folder, shape in shapes.items() if shape.stride > 1]
@@ -154,15 +154,17 @@ def evaluate_bits(settings: BitsSettings) -> dict[str, Any]:
     return results
 
 
-def _bits_of_strand(reader: Reader, held_out: HeldOut, found: HiddenStretches, strand: str) -> NDArray[np.float64]:
+def _bits_of_strand(
+    model: LoadedModel, held_out: HeldOutData, found: HiddenStretches, strand: str
+) -> NDArray[np.float64]:
     """Return the bits of a model that reads one strand, (S, n), with bases in the order of the forward strand."""
     if strand == "+":
-        return reader.bits(held_out.regions, found)
+        return model.bits(held_out.regions, found)
     reverse = [region.reverse_complement() for region in held_out.regions]
-    return reader.bits(reverse, found.reversed(held_out.regions))[:, ::-1]
+    return model.bits(reverse, found.reversed(held_out.regions))[:, ::-1]
 
 
-def _results(settings: BitsSettings, held_out: HeldOut, models: dict[str, dict[str, Bits]]) -> dict[str, Any]:
+def _results(settings: BitsSettings, held_out: HeldOutData, models: dict[str, dict[str, Bits]]) -> dict[str, Any]:
     """Return rows of mean bits: for each group of bases, one row for each line and each model."""
     lines = held_out.lines.bits
     middle = _middle(held_out)
@@ -187,13 +189,13 @@ def _results(settings: BitsSettings, held_out: HeldOut, models: dict[str, dict[s
     }
 
 
-def _middle(held_out: HeldOut) -> int:
+def _middle(held_out: HeldOutData) -> int:
     """Return the number of hidden bases by which Markov chains are ranked: 5, or else the largest one measured."""
     measured = [found.num_hidden for found in held_out.stretches]
     return 5 if 5 in measured else max(measured)
 
 
-def _groups(settings: BitsSettings, held_out: HeldOut) -> dict[str, dict[int, NDArray[np.bool_]]]:
+def _groups(settings: BitsSettings, held_out: HeldOutData) -> dict[str, dict[int, NDArray[np.bool_]]]:
     """Return the groups of hidden bases to report: for each name and number n of hidden bases, a mask (S, n)."""
     shapes = {found.num_hidden: (len(found.start), found.num_hidden) for found in held_out.stretches}
     groups = {"all": {n: np.ones(shape, dtype=bool) for n, shape in shapes.items()}}
@@ -218,7 +220,12 @@ def _soft_masked(regions: Sequence[HeldOutRegion], found: HiddenStretches) -> ND
 
 
 def _row(
-    group: str, name: str, bits: Bits, masks: dict[int, NDArray[np.bool_]], held_out: HeldOut, line: Bits | None = None
+    group: str,
+    name: str,
+    bits: Bits,
+    masks: dict[int, NDArray[np.bool_]],
+    held_out: HeldOutData,
+    line: Bits | None = None,
 ) -> dict[str, Any]:
     """Return the mean bits of one source in one group, with standard errors, and differences from a Markov line."""
     row: dict[str, Any] = {"group": group, "name": name, "bits": {}, "standard_error": {}}

@@ -20,7 +20,7 @@ class BitsSettings(Settings):
     model: tuple[Path, ...] = setting(metavar="HFDIR")
     """Folders of masked language models over k-mers: exports, or stock models with DNABERT's vocabulary."""
     data: tuple[str, ...] = setting(metavar="DIR")
-    """Prepared folders or their URLs, with held-out DNA. Their training split gives the Markov lines."""
+    """Prepared folders or their URLs, with held-out DNA. Their training split gives the baselines."""
     output: Path | None = setting(None, metavar="FILE")
     """File to write: a JSON object with all results. By default only the table is printed."""
     overwrite: bool = False
@@ -28,7 +28,7 @@ class BitsSettings(Settings):
     split: str = "val"
     """The split to measure on."""
     train_split: str = "train"
-    """The split to compute the reference lines from: base frequencies and Markov chains."""
+    """The split to compute the baselines from: base frequencies and Markov chains."""
     regions: int = setting(16, metavar="N", minimum=1)
     """Number of held-out regions of up to 4,096 bases, the same ones as in pretraining."""
     hidden: tuple[int, ...] = setting((1, 3, 5, 9), separator=",", metavar="N,N", minimum=1, maximum=9)

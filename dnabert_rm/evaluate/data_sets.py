@@ -140,7 +140,7 @@ def choose_sets(found: Sequence[DataSet], patterns: Sequence[str]) -> list[DataS
     return [data_set for data_set in found if data_set.name in chosen]
 
 
-def why_not(data_set: DataSet, stand_in: bool) -> str | None:
+def reason_not_to_run(data_set: DataSet, stand_in: bool) -> str | None:
     """Return the reason why fine-tuning on a data set is impossible, or None if fine-tuning is possible.
 
     The reason names the missing CSV files. If `stand_in` is true, dev.csv may replace a missing train.csv.

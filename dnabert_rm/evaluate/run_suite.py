@@ -10,14 +10,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from dnabert_rm.evaluate import jobs
-from dnabert_rm.evaluate import report_tables as tables
-from dnabert_rm.evaluate.data_sets import STAND_IN, DataSet, choose_sets, find_sets, other_suite_warning, why_not
-from dnabert_rm.evaluate.report_tables import UnfinishedRuns
-from dnabert_rm.evaluate.results import data_set_rows, family_rows, load_results, main_score
+from dnabert_rm.evaluate import parallel_jobs
+from dnabert_rm.evaluate import suite_tables as tables
+from dnabert_rm.evaluate.data_sets import (
+    STAND_IN,
+    DataSet,
+    choose_sets,
+    find_sets,
+    other_suite_warning,
+    reason_not_to_run,
+)
 from dnabert_rm.evaluate.suite import Suite, load_suite
+from dnabert_rm.evaluate.suite_results import data_set_rows, family_rows, load_results, main_score
 from dnabert_rm.evaluate.suite_runs import LOG_FILE, RECORD_FILE, Run, check_finished, make_runs, read_run_file
 from dnabert_rm.evaluate.suite_settings import SuiteSettings
+from dnabert_rm.evaluate.suite_tables import UnfinishedRuns
 from dnabert_rm.finetune.finetune_settings import METRIC_TITLES, MODEL_FOLDER, SCORES_FILE
 from dnabert_rm.finetune.trained_tokens import stride_warning
 from dnabert_rm.utils.errors import ConfigError, DataError, StoppedError
@@ -37,7 +44,7 @@ def run_suite(settings: SuiteSettings) -> int:
     """
     suite = load_suite(settings.suite)
     sets = choose_sets(find_sets(settings.data, suite), settings.sets)
-    not_run = {data_set.name: reason for data_set in sets if (reason := why_not(data_set, settings.stand_in))}
+    not_run = {data_set.name: reason for data_set in sets if (reason := reason_not_to_run(data_set, settings.stand_in))}
     runnable = [data_set for data_set in sets if data_set.name not in not_run]
     _report_sets(suite, sets, not_run, all_sets=not settings.sets)
     if not runnable:
@@ -126,7 +133,7 @@ def _run_all(
 
     Return the reason for each failure, keyed by `Run.title`.
     """
-    gpus = jobs.visible_gpus()
+    gpus = parallel_jobs.visible_gpus()
     num_jobs = min(settings.jobs or len(gpus) or 1, max(1, len(pending)))
     device = f"on {len(gpus)} GPUs" if len(gpus) > 1 else "on one GPU" if gpus else "on the CPU"
     counts = f"{len(all_runs)} in total, {len(all_runs) - len(pending)} finished before, {len(pending)} to do"
@@ -134,7 +141,7 @@ def _run_all(
     failed: dict[str, str] = {}
     _write_tables(settings.output, suite, not_run, failed)
     job_generator = (_prepare(run) for run in pending)
-    finished_jobs = jobs.run_jobs(job_generator, jobs.slot_environments(num_jobs, gpus))
+    finished_jobs = parallel_jobs.run_jobs(job_generator, parallel_jobs.slot_environments(num_jobs, gpus))
     with _stop_on_signals(), contextlib.closing(finished_jobs):
         for count, job in enumerate(finished_jobs, 1):
             run = pending[job.index]
@@ -146,7 +153,7 @@ def _run_all(
     return failed
 
 
-def _prepare(run: Run) -> jobs.Job:
+def _prepare(run: Run) -> parallel_jobs.ChildProcess:
     """Prepare the folder of a run, and return the job that executes the run.
 
     An old scores.json is removed before the new settings are written to `RECORD_FILE`. In the opposite order, a process
@@ -155,7 +162,7 @@ def _prepare(run: Run) -> jobs.Job:
     (run.folder / SCORES_FILE).unlink(missing_ok=True)
     run.folder.mkdir(parents=True, exist_ok=True)
     write_text(run.folder / RECORD_FILE, tables.to_json(run.record))
-    return jobs.Job(run.command(), run.folder / LOG_FILE)
+    return parallel_jobs.ChildProcess(run.command(), run.folder / LOG_FILE)
 
 
 def _finish(run: Run, suite: Suite, keep_model: bool) -> str:
@@ -182,7 +189,7 @@ def _failure(run: Run, suite: Suite, code: int) -> str | None:
         reason = f"killed by {signal.Signals(-code).name}"
     else:
         reason = f"exit code {code}" if code else f"no {SCORES_FILE}"
-    return f"{reason}, log {log}: {jobs.last_line(log)}"
+    return f"{reason}, log {log}: {parallel_jobs.last_line(log)}"
 
 
 @contextlib.contextmanager
@@ -210,7 +217,7 @@ def _write_tables(output: Path, suite: Suite, not_run: Mapping[str, str], failed
 
 def _plot_table(output: Path, suite: Suite) -> None:
     try:
-        from dnabert_rm.evaluate.table_plot import plot_table
+        from dnabert_rm.evaluate.suite_plot import plot_table
 
         rows = data_set_rows(load_results(output, suite), suite)
         if rows:

@@ -12,7 +12,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, Literal
 
-from dnabert_rm.config.layers import did_you_mean
+from dnabert_rm.config.merge import did_you_mean
 from dnabert_rm.config.schema import Setting, find_problems, setting, settings_of, value_of
 from dnabert_rm.finetune.finetune_settings import FinetuneSettings
 from dnabert_rm.utils.errors import ConfigError, DataError

@@ -19,7 +19,7 @@ from transformers.integrations import TensorBoardCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from dnabert_rm.finetune.finetune_settings import CHECKPOINTS_FOLDER, TENSORBOARD_FOLDER, FinetuneSettings
-from dnabert_rm.finetune.task_heads import Task
+from dnabert_rm.finetune.tasks import Task
 from dnabert_rm.finetune.token_rows import TokenRows, collate, pool_logits
 from dnabert_rm.utils.errors import ConfigError
 from dnabert_rm.utils.progress import progress_bar

@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from dnabert_rm.finetune.lora import ADAPTER_CONFIG
-from dnabert_rm.finetune.task_heads import Task
+from dnabert_rm.finetune.tasks import Task
 from dnabert_rm.genome import kmer
 from dnabert_rm.genome.vocabulary import vocabulary_files
 from dnabert_rm.model.pretrained import check_model_folder

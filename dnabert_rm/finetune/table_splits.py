@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from dnabert_rm.finetune import tables
 from dnabert_rm.finetune.finetune_settings import DEV_ONE_IN, FinetuneSettings
-from dnabert_rm.finetune.task_heads import TASK_CLASSES, Task
+from dnabert_rm.finetune.tasks import TASK_CLASSES, Task
 from dnabert_rm.utils.errors import is_first_rank
 
 

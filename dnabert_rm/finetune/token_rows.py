@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dnabert_rm.finetune.task_heads import IGNORE_INDEX
+from dnabert_rm.finetune.tasks import IGNORE_INDEX
 from dnabert_rm.tokenizer import DnaTokenizer
 from dnabert_rm.tokenizer.windows import has_known_kmer, middle, pad_rows, windows
 

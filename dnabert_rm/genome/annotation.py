@@ -1,4 +1,4 @@
-"""Read intervals with name, score and strand from BED, narrowPeak, GFF3 and GTF files.
+"""Read intervals with name, score and strand from GFF3 and GTF files, and from BED through `intervals.py`.
 
 GFF3: github.com/The-Sequence-Ontology/Specifications (gff3.md). GTF 2.2: mblab.wustl.edu/GTF22.html. Their positions
 are 1-based and inclusive; here they become 0-based and half-open.
@@ -17,8 +17,8 @@ import numpy as np
 
 from dnabert_rm.genome.fasta_scan import BLOCK_BYTES
 from dnabert_rm.genome.fasta_stream import Input
+from dnabert_rm.genome.interval_flags import Selection
 from dnabert_rm.genome.intervals import Details, Intervals, is_position, parse_score, read_intervals
-from dnabert_rm.genome.selection import Selection
 from dnabert_rm.utils.errors import ConfigError, DataError
 from dnabert_rm.utils.progress import notice
 

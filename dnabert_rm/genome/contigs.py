@@ -8,7 +8,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from dnabert_rm.genome.fasta_scan import BLOCK_BYTES, WHITESPACE, Piece, line_number
+from dnabert_rm.genome.fasta_scan import BLOCK_BYTES, WHITESPACE, RecordPart, line_number
 from dnabert_rm.utils.errors import DataError
 
 _NO_LETTERS = np.empty(0, np.uint8)
@@ -36,7 +36,7 @@ class Contig:
         return self.anchors[np.searchsorted(self.anchors[:, 1], starts, "right") - 1]
 
 
-def join_pieces(genome: str, source: int, pieces: list[Piece]) -> list[Contig]:
+def join_record_parts(genome: str, source: int, pieces: list[RecordPart]) -> list[Contig]:
     """Join the scanned parts of records into the contigs of one file. `pieces` must be in file order.
 
     The list is emptied, so that millions of pieces and contigs are not in memory at the same time.
@@ -51,7 +51,7 @@ def join_pieces(genome: str, source: int, pieces: list[Piece]) -> list[Contig]:
     return contigs
 
 
-def _join_record(genome: str, source: int, pieces: list[Piece]) -> Contig:
+def _join_record(genome: str, source: int, pieces: list[RecordPart]) -> Contig:
     """Join the scanned parts of one contig. Shift the positions in each part to count from the contig's start."""
     start = 0
     gaps: list[NDArray[np.int64]] = []
@@ -77,7 +77,7 @@ def _merge_adjacent(gaps: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def check_scan(
-    display_name: str, uncompressed: str, pieces: list[Piece], rna_advice: str = "convert U to T first"
+    display_name: str, uncompressed: str, pieces: list[RecordPart], rna_advice: str = "convert U to T first"
 ) -> None:
     """Raise `DataError` if a file holds proteins or RNA, or repeats a record name.
 

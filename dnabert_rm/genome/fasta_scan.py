@@ -55,7 +55,7 @@ def scan_table(rna: bool) -> bytes:
 
 
 @dataclass(slots=True)
-class Piece:
+class RecordPart:
     """A FASTA record, or the part of a record that is inside the scanned byte range.
 
     `name` is None if the record began before the range. `gaps` are arrays (n, 2) of half-open ranges without A, C, G,
@@ -99,17 +99,17 @@ def true_runs(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
     return np.concatenate(ends).reshape(-1, 2).astype(np.int64)
 
 
-def scan_range(path: str, display_name: str, start: int, stop: int, rna: bool) -> list[Piece]:
+def scan_range(path: str, display_name: str, start: int, stop: int, rna: bool) -> list[RecordPart]:
     """Return the records, or parts of records, in bytes start … stop - 1 of an uncompressed FASTA.
 
     A header belongs to the range in which it begins. `display_name` is the file's name in messages. If the file is not
     FASTA, raises `DataError` with the line number.
     """
-    pieces: list[Piece] = []
+    pieces: list[RecordPart] = []
     with open(path, "rb") as stream:
         position, at_line_start = _find_start(stream, display_name, start)
         if start > 0 and position < stop:
-            pieces.append(Piece(None, position))
+            pieces.append(RecordPart(None, position))
         while position < stop:
             stream.seek(position)
             block = stream.read(min(BLOCK_BYTES, stop - position))
@@ -125,7 +125,7 @@ def _scan_block(
     block: bytes,
     position: int,
     at_line_start: bool,
-    pieces: list[Piece],
+    pieces: list[RecordPart],
     rna: bool,
 ) -> tuple[int, bool]:
     """Scan one block of a FASTA, and add its sequence and new records to `pieces`.
@@ -145,7 +145,7 @@ def _scan_block(
         stream.seek(position + header)
         end = block.find(b"\n", header) + 1
         line = block[header:end] if end else stream.readline(MAX_HEADER_BYTES + 1)
-        pieces.append(Piece(_record_name(stream, display_name, line, position + header), position + header))
+        pieces.append(RecordPart(_record_name(stream, display_name, line, position + header), position + header))
         if not end:
             return position + header + len(line), True
         cursor = end

@@ -1,4 +1,4 @@
-"""Read intervals from BED files, and combine sets of ranges.
+"""Read intervals from BED files, and combine sets of ranges. `annotation.py` also reads GFF and GTF.
 
 BED positions are 0-based and half-open, like all positions in this code base. The format is that of the BED
 specification 1.0 (samtools.github.io/hts-specs/BEDv1.pdf). UCSC's `track` and `browser` lines are allowed too.

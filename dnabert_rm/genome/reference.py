@@ -7,7 +7,7 @@ import tempfile
 import numpy as np
 from numpy.typing import NDArray
 
-from dnabert_rm.genome.contigs import Contig, RegionReader, check_scan, join_pieces
+from dnabert_rm.genome.contigs import Contig, RegionReader, check_scan, join_record_parts
 from dnabert_rm.genome.fasta_scan import scan_range
 from dnabert_rm.genome.fasta_stream import Input
 from dnabert_rm.utils.files import explain_full_temporary_folder
@@ -29,7 +29,7 @@ class Genome:
             size = stream.seek(0, 2)
         pieces = scan_range(plain, path, 0, size, rna=False)
         check_scan(path, plain, pieces)
-        self._contigs = join_pieces("", 0, pieces)
+        self._contigs = join_record_parts("", 0, pieces)
         self._numbers = {contig.name: number for number, contig in enumerate(self._contigs)}
         self._reader = RegionReader(plain, path)
 

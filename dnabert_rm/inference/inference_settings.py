@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 
 from dnabert_rm.config.schema import Settings, setting
 from dnabert_rm.finetune.finetune_settings import Precision
-from dnabert_rm.genome.selection import Anchor, IntervalFlags
+from dnabert_rm.genome.interval_flags import Anchor, IntervalFlags
 from dnabert_rm.inference.output_files import compression_problems, text_ending
 
 BEDGRAPH_ENDINGS = (".bedgraph", ".bg")

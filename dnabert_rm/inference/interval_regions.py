@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dnabert_rm.genome.annotation import read_annotation
+from dnabert_rm.genome.interval_windows import MINUS, find_contigs, place
 from dnabert_rm.genome.intervals import Intervals
 from dnabert_rm.genome.kmer import reverse_complement
-from dnabert_rm.genome.placement import MINUS, find_contigs, place
 from dnabert_rm.genome.reference import Genome
 from dnabert_rm.inference.inference_settings import InferenceSettings, PredictSettings
 from dnabert_rm.inference.sequence_input import Region

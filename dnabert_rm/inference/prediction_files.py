@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
-from dnabert_rm.finetune.task_heads import Regression, SequenceClassification
+from dnabert_rm.finetune.tasks import Regression, SequenceClassification
 from dnabert_rm.inference.inference_settings import BEDGRAPH_ENDINGS
 from dnabert_rm.inference.output_files import text_ending
 from dnabert_rm.inference.prediction_head import Head

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dnabert_rm.finetune.finetune_settings import CONFIG_ENTRY, FINETUNING_FILE
-from dnabert_rm.finetune.task_heads import (
+from dnabert_rm.finetune.tasks import (
     TASK_CLASSES,
     MultiLabelClassification,
     Regression,

@@ -21,7 +21,7 @@ _MASK_BELOW = np.uint64(round(MASK_SHARE * 2**32) << 32)
 _RANDOM_BELOW = np.uint64(round((MASK_SHARE + RANDOM_SHARE) * 2**32) << 32)
 
 
-def loss_without_neighbours(entropy: float) -> float:
+def plateau_loss(entropy: float) -> float:
     """Return the loss, in nats per masked token, of a model that knows only how frequent each k-mer is.
 
     `entropy` is the loss of such a model on `[MASK]`. Any other token is equally likely to be unchanged or random. So

@@ -1,4 +1,4 @@
-"""Kernels that compute the layers of a run: attention, torch.compile, and deterministic kernels."""
+"""Choose how layers are computed: attention kernel, torch.compile, FP8, deterministic kernels."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ def compile_layers(layers: nn.ModuleList, *, checkpointing: bool) -> None:
 
 
 @contextlib.contextmanager
-def plain_layers(module: nn.Module) -> Iterator[None]:
+def uncompiled_layers(module: nn.Module) -> Iterator[None]:
     """Context in which the layers run uncompiled, and without FP8.
 
     For validations, whose batches have other sizes: each size would have to be compiled. And for comparisons with the

@@ -69,8 +69,11 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Option:
-    """DeepSpeed configuration for a job. `fits` and `largest_micro_batch` are None if device memory is unknown."""
+class StageEstimate:
+    """Estimate for a job with one DeepSpeed configuration.
+
+    `fits` and `largest_micro_batch` are None if device memory is unknown.
+    """
 
     name: str
     zero: ZeroSettings
@@ -173,10 +176,10 @@ def largest_micro_batch(job: Job, zero: ZeroSettings, usable_bytes: float) -> in
     return next((m for m in sizes if estimate(job.with_micro_batch(m), zero).total <= usable_bytes), 0)
 
 
-def options(job: Job, memory_bytes: float | None, ds_config: str = "") -> list[Option]:
-    """Return the options for a job, lowest ZeRO stage first.
+def estimate_stages(job: Job, memory_bytes: float | None, ds_config: str = "") -> list[StageEstimate]:
+    """Return the estimates for a job, lowest ZeRO stage first.
 
-    The options are the job's `choices`. If `ds_config` is given and is not one of them, `ds_config` is appended.
+    They are for the job's `choices`. If `ds_config` is given and is not one of them, `ds_config` is appended.
     """
     names = list(job.choices)
     if ds_config and ds_config not in names:
@@ -208,10 +211,10 @@ def zero_settings(job: Job, name: str) -> ZeroSettings:
     return ZeroSettings.from_ds(load_ds_config(name)[1], job.work.precision)
 
 
-def _option(job: Job, name: str, memory_bytes: float | None) -> Option:
+def _option(job: Job, name: str, memory_bytes: float | None) -> StageEstimate:
     zero, usable = zero_settings(job, name), None if memory_bytes is None else memory_bytes * USABLE_SHARE
     memory = estimate(job, zero)
-    return Option(
+    return StageEstimate(
         name=name,
         zero=zero,
         memory=memory,
@@ -221,12 +224,12 @@ def _option(job: Job, name: str, memory_bytes: float | None) -> Option:
     )
 
 
-def best_option(found: list[Option]) -> Option | None:
+def best_option(found: list[StageEstimate]) -> StageEstimate | None:
     """Return the first option in `found` that fits in memory, or None if none fits."""
     return next((option for option in found if option.fits), None)
 
 
-def advice(job: Job, found: list[Option], memory_bytes: float | None, configured: str) -> str:
+def advice(job: Job, found: list[StageEstimate], memory_bytes: float | None, configured: str) -> str:
     """Return one line that recommends an option, with the reason. `configured` names the run's current option."""
     current = next(option for option in found if option.name == configured)
     if memory_bytes is None:
@@ -251,7 +254,7 @@ def advice(job: Job, found: list[Option], memory_bytes: float | None, configured
     return f"{text}; {reason}: choose --ds-config {best.name}"
 
 
-def _uses(option: Option) -> str:
+def _uses(option: StageEstimate) -> str:
     return f"{option.name} takes an estimated {gib(option.memory.total)} per rank"
 
 
@@ -284,4 +287,4 @@ def advice_line(job: Job, memory_bytes: float, ds_config: str) -> str:
 
     `memory_bytes` is the memory of a rank's GPU, or on CPUs the rank's share of the node's memory.
     """
-    return f"plan: {advice(job, options(job, memory_bytes, ds_config), memory_bytes, ds_config)}"
+    return f"plan: {advice(job, estimate_stages(job, memory_bytes, ds_config), memory_bytes, ds_config)}"

@@ -10,13 +10,13 @@ import torch
 from numpy.typing import NDArray
 
 from dnabert_rm.config import RunConfig
+from dnabert_rm.data.baselines import Baselines, measure_baselines
 from dnabert_rm.data.dataset import WindowDataset, held_out_readers
 from dnabert_rm.data.held_out import HeldOutRegion, HiddenStretches, find_stretches, read_regions
-from dnabert_rm.data.reference_lines import ReferenceLines, reference_lines
 from dnabert_rm.distributed.collectives import on_first_rank, sum_over_ranks
 from dnabert_rm.distributed.process_group import Ranks
 from dnabert_rm.masking.hidden_stretches import HiddenBatch, WindowShape, make_batches, place_windows
-from dnabert_rm.masking.spans import loss_without_neighbours
+from dnabert_rm.masking.spans import plateau_loss
 from dnabert_rm.model.losses import hidden_base_bits
 from dnabert_rm.train.engine import Engine
 from dnabert_rm.train.validation_record import (
@@ -85,7 +85,7 @@ class BitsPerBase:
         self._regions: list[HeldOutRegion] | None = None
         self._stretches: list[HiddenStretches] = []
         self._batches: list[list[HiddenBatch]] = []
-        self._lines: ReferenceLines | None = None
+        self._lines: Baselines | None = None
 
     def run(self, engine: Engine, reset_watchdog: Callable[[str], None]) -> dict[str, Any]:
         """Return bits per base by number of hidden bases, and the lines to compare them with.
@@ -111,7 +111,7 @@ class BitsPerBase:
         lines = self._lines.to_json()
         if self._shape.stride > 1:
             return found | {COMPOSITION: lines[COMPOSITION], NON_OVERLAPPING: True}
-        plateau = loss_without_neighbours(lines[KMER_FREQUENCIES])
+        plateau = plateau_loss(lines[KMER_FREQUENCIES])
         return found | {MARKOV_HALF_WIDTH: differences} | lines | {KMER_FREQUENCIES: plateau}
 
     def _prepare(self, reset_watchdog: Callable[[str], None]) -> None:
@@ -132,7 +132,7 @@ class BitsPerBase:
         if self.ranks.is_first:
             notice("validation: needs the Markov chains of the training data, which are counted once per data set")
         regions, readers, k = self._regions, self._training.readers, self._shape.k
-        self._lines = on_first_rank(lambda: reference_lines(readers, regions, self._stretches, k), self.ranks)
+        self._lines = on_first_rank(lambda: measure_baselines(readers, regions, self._stretches, k), self.ranks)
 
     def _markov_sums(self, stretches: HiddenStretches) -> dict[str, NDArray[np.float64]]:
         """Return the summed bits of each region, (R,), under the Markov chain of each order."""

@@ -12,7 +12,7 @@ from torch import nn
 
 from dnabert_rm.distributed.collectives import sum_over_ranks
 from dnabert_rm.distributed.process_group import Ranks
-from dnabert_rm.model.kernels import plain_layers
+from dnabert_rm.model.kernels import uncompiled_layers
 from dnabert_rm.model.mlm import MaskedLM
 from dnabert_rm.patches.deepspeed_patches import fuse_overflow_check, import_deepspeed
 from dnabert_rm.train.async_transfer import HostToDevice
@@ -112,7 +112,7 @@ class Engine:
     def evaluating(self) -> Iterator[None]:
         """Context for forward passes without dropout and gradients, in which layers run uncompiled and without FP8."""
         self.deepspeed.eval()
-        with torch.no_grad(), plain_layers(self.module):
+        with torch.no_grad(), uncompiled_layers(self.module):
             yield
         self.deepspeed.train()
 

@@ -1,4 +1,4 @@
-"""Start of all ranks on this machine, for users without the launch scripts: `dnabert-rm pretrain --gpus N`.
+"""Start all ranks on this machine: `dnabert-rm pretrain --gpus N`. No launch script is needed.
 
 Does what `bash launch_scripts/pretrain.sh` does, with the same answers to signals.
 """

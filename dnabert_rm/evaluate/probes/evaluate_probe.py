@@ -9,7 +9,7 @@ from functools import partial
 
 from dnabert_rm.evaluate.data_sets import choose_sets, find_sets, other_suite_warning
 from dnabert_rm.evaluate.probes.probe_cnn import fit_cnn
-from dnabert_rm.evaluate.probes.probe_data import Division, ProbeSet, read_probe_set, why_no_probe
+from dnabert_rm.evaluate.probes.probe_data import Division, ProbeSet, read_probe_set, reason_not_to_probe
 from dnabert_rm.evaluate.probes.probe_embeddings import SetEmbeddings, TableEmbedder, open_embedder
 from dnabert_rm.evaluate.probes.probe_fit import ALPHAS, STRENGTHS, Candidate, Fit, fit_best
 from dnabert_rm.evaluate.probes.probe_kmers import fit_kmers, kmer_candidates
@@ -63,7 +63,9 @@ def _read_sets(settings: ProbeSettings, suite: Suite) -> tuple[list[ProbeSet], d
     found = choose_sets(find_sets(settings.data, suite), settings.sets)
     if warning := other_suite_warning(found, suite):
         notice(warning)
-    not_run = {data_set.name: reason for data_set in found if (reason := why_no_probe(data_set, settings.stand_in))}
+    not_run = {
+        data_set.name: reason for data_set in found if (reason := reason_not_to_probe(data_set, settings.stand_in))
+    }
     for name, reason in not_run.items():
         notice(f"warning: {name} is left out: {reason}")
     if len(not_run) == len(found):

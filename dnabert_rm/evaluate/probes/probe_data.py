@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dnabert_rm.evaluate.data_sets import DataSet, why_not
+from dnabert_rm.evaluate.data_sets import DataSet, reason_not_to_run
 from dnabert_rm.evaluate.suite import METRICS, Suite
 from dnabert_rm.finetune import tables
 from dnabert_rm.finetune.finetune_settings import DEV_ONE_IN
-from dnabert_rm.finetune.task_heads import TASK_CLASSES, Regression, Task
+from dnabert_rm.finetune.tasks import TASK_CLASSES, Regression, Task
 from dnabert_rm.utils import random
 from dnabert_rm.utils.errors import DataError
 from dnabert_rm.utils.progress import notice
@@ -109,13 +109,13 @@ class ProbeSet:
         return float(scores[self.metric] or 0.0)
 
 
-def why_no_probe(data_set: DataSet, stand_in: bool) -> str | None:
+def reason_not_to_probe(data_set: DataSet, stand_in: bool) -> str | None:
     """Return why a data set can't be measured, or None if it can. Only dev.csv may be missing without `stand_in`."""
-    return None if data_set.missing == ["dev.csv"] else why_not(data_set, stand_in)
+    return None if data_set.missing == ["dev.csv"] else reason_not_to_run(data_set, stand_in)
 
 
 def read_probe_set(data_set: DataSet, suite: Suite, task_name: str | None = None) -> ProbeSet:
-    """Read the tables of a data set for which `why_no_probe` is None. Raise `DataError` for an unusable table.
+    """Read the tables of a data set for which `reason_not_to_probe` is None. Raise `DataError` for an unusable table.
 
     `task_name` overrides the task of the suite. If the data set's metric is not one of this task, the task's default
     metric is used.

@@ -24,8 +24,8 @@ from transformers import AutoModelForMaskedLM
 from dnabert_rm.analysis.curves import curves_figure, make_curves
 from dnabert_rm.analysis.run_records import read_runs
 from dnabert_rm.cli.main import main
-from dnabert_rm.evaluate.report_tables import UnfinishedRuns, write_tables
-from dnabert_rm.evaluate.results import load_results
+from dnabert_rm.evaluate.suite_results import load_results
+from dnabert_rm.evaluate.suite_tables import UnfinishedRuns, write_tables
 from dnabert_rm.export.export_model import export
 from dnabert_rm.tokenizer import KmerTokenizer
 

@@ -25,7 +25,7 @@ from dnabert_rm.finetune import hf_trainer
 from dnabert_rm.finetune import pretrained_encoder as encoder
 from dnabert_rm.finetune import token_rows as rows
 from dnabert_rm.finetune.finetune_model import finetune
-from dnabert_rm.finetune.task_heads import TASK_CLASSES
+from dnabert_rm.finetune.tasks import TASK_CLASSES
 from dnabert_rm.tokenizer import KmerTokenizer
 from dnabert_rm.utils.errors import ConfigError, run_command
 

@@ -25,7 +25,7 @@ from dnabert_rm.analysis.encoder import load_encoder
 from dnabert_rm.cli.main import main
 from dnabert_rm.finetune.finetune_model import chosen_metric, default_learning_rate, finetune
 from dnabert_rm.finetune.table_splits import read_splits
-from dnabert_rm.finetune.task_heads import TASK_CLASSES
+from dnabert_rm.finetune.tasks import TASK_CLASSES
 from dnabert_rm.utils.errors import CheckpointError, ConfigError, DataError
 
 

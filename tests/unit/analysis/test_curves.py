@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from validated_rows import rows_of, validation, write_run
 
+from dnabert_rm.analysis.baseline_lines import loss_reference_lines, spread
 from dnabert_rm.analysis.curves import curves_csv, curves_figure, make_curves
-from dnabert_rm.analysis.reference_lines import loss_reference_lines, spread
 from dnabert_rm.analysis.run_records import Run, read_run
 
 pytest.importorskip("matplotlib")

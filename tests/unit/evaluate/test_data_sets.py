@@ -3,7 +3,7 @@
 import pytest
 from gue_folders import GUE, make_sets
 
-from dnabert_rm.evaluate.data_sets import DataSet, choose_sets, find_sets, other_suite_warning, why_not
+from dnabert_rm.evaluate.data_sets import DataSet, choose_sets, find_sets, other_suite_warning, reason_not_to_run
 from dnabert_rm.evaluate.suite import load_suite
 from dnabert_rm.utils.errors import ConfigError, DataError
 
@@ -15,10 +15,10 @@ def test_finds_data_sets_in_the_order_of_gue(tmp_path, top):
     assert [s.name.removeprefix("GUE/") for s in found] == ["EMP/H3", "tf/1", "mouse/0", "zebra"]
     assert [s.known for s in found] == [True, True, True, False]
     assert [s.missing for s in found] == [["train.csv"], ["test.csv"], [], []]
-    assert [why_not(s, False) is None for s in found] == [False, False, True, True]
-    assert [why_not(s, True) is None for s in found] == [True, False, True, True]
-    assert "train.csv missing; pass --stand-in" in why_not(found[0], False)
-    assert why_not(found[1], True) == "test.csv missing"
+    assert [reason_not_to_run(s, False) is None for s in found] == [False, False, True, True]
+    assert [reason_not_to_run(s, True) is None for s in found] == [True, False, True, True]
+    assert "train.csv missing; pass --stand-in" in reason_not_to_run(found[0], False)
+    assert reason_not_to_run(found[1], True) == "test.csv missing"
 
 
 def test_finds_a_family_a_single_data_set_and_links(tmp_path):

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dnabert_rm.finetune.tables import BadRowHandler, class_names, count_shared, hold_out, read_labelled
-from dnabert_rm.finetune.task_heads import TASK_CLASSES
+from dnabert_rm.finetune.tasks import TASK_CLASSES
 from dnabert_rm.utils.errors import DataError
 
 

@@ -20,11 +20,11 @@ from dnabert_rm.genome.contigs import (
     Contig,
     RegionReader,
     check_scan,
-    join_pieces,
+    join_record_parts,
     pure_codes,
     without_whitespace,
 )
-from dnabert_rm.genome.fasta_scan import Piece, scan_range, scan_ranges
+from dnabert_rm.genome.fasta_scan import RecordPart, scan_range, scan_ranges
 from dnabert_rm.utils.errors import DataError
 
 
@@ -34,7 +34,7 @@ def folder() -> Iterator[Path]:
         yield Path(name)
 
 
-def scan(path: Path, range_bytes: int = 1 << 25, block_bytes: int = 1 << 18, rna: bool = False) -> list[Piece]:
+def scan(path: Path, range_bytes: int = 1 << 25, block_bytes: int = 1 << 18, rna: bool = False) -> list[RecordPart]:
     size = path.stat().st_size
     # The first range must include the first record's '>', as every range of a real size does.
     first = min(size, path.read_bytes().find(b">") + 1)
@@ -49,7 +49,7 @@ def scan(path: Path, range_bytes: int = 1 << 25, block_bytes: int = 1 << 18, rna
 def contigs_of(path: Path, **sizes: int) -> list[Contig]:
     pieces = scan(path, **sizes)
     check_scan("x.fa", str(path), pieces)
-    return join_pieces("genome", 0, pieces)
+    return join_record_parts("genome", 0, pieces)
 
 
 @given(fasta_texts(), st.integers(1, 80), st.integers(1, 80), st.booleans())
@@ -62,7 +62,7 @@ def test_any_split_into_ranges_finds_the_records_and_gaps_of_the_slow_reader(
     path = folder / "scan.fa"
     path.write_bytes(text.encode())
     # A first block without '>' is rejected, so it must cover everything that may precede the first record.
-    found = join_pieces("genome", 0, scan(path, range_bytes, max(9, block_bytes), rna))
+    found = join_record_parts("genome", 0, scan(path, range_bytes, max(9, block_bytes), rna))
     expected = slow_records(text.replace("\r\n", "\n"))
     assert [(contig.name, contig.length) for contig in found] == [(name, len(seq)) for name, seq in expected]
     bases = "[^ACGTUacgtu]+" if rna else "[^ACGTacgt]+"
@@ -77,7 +77,7 @@ def test_any_region_equals_that_of_the_slow_reader(
 ) -> None:
     path = folder / "regions.fa"
     path.write_bytes(text.encode())
-    found = join_pieces("genome", 0, scan(path, range_bytes, 16))
+    found = join_record_parts("genome", 0, scan(path, range_bytes, 16))
     expected = slow_records(text.replace("\r\n", "\n"))
     reader = RegionReader(str(path), "x.fa")
     for _ in range(8):

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dnabert_rm.genome.annotation import read_annotation
+from dnabert_rm.genome.interval_flags import Selection
 from dnabert_rm.genome.intervals import Intervals, intersect, merge, read_intervals, subtract
-from dnabert_rm.genome.selection import Selection
 from dnabert_rm.utils.errors import DataError, UserError
 
 ROWS = [("chr1", 10, 20), ("chr2", 0, 5), ("chr1", 15, 15), ("chr1", 3, 4)]

@@ -82,7 +82,7 @@ GRAPHS = """
 import torch
 from torch._dynamo.utils import counters
 from dnabert_rm.model.build import build_model, encoder_layers, prepare_layers, transformers_config
-from dnabert_rm.model.kernels import plain_layers
+from dnabert_rm.model.kernels import uncompiled_layers
 from dnabert_rm.model.mlm import MaskedLM
 
 sizes = {"hidden_size": 32, "num_layers": 6, "num_heads": 2, "intermediate_size": 64, "max_positions": 64}
@@ -92,7 +92,7 @@ module = MaskedLM(model, 4).train()
 for num_masked in (10, 11, 13, 7, 20):
     ids, positions = torch.randint(5, 261, (2, 32)), torch.arange(num_masked)
     module(ids, positions, ids.flatten()[positions])[0].backward()
-with torch.no_grad(), plain_layers(module.eval()):
+with torch.no_grad(), uncompiled_layers(module.eval()):
     module(torch.randint(5, 261, (3, 20)), torch.arange(4))
 print(counters["stats"]["unique_graphs"], sum(counters["graph_break"].values()))
 """
@@ -148,7 +148,7 @@ def test_float8_trains_like_bf16_with_the_same_parameters(architecture: str) -> 
             optimizer.zero_grad()
         curves.append(losses)
     assert names[0] == names[1]
-    with torch.no_grad(), kernels.plain_layers(module):
+    with torch.no_grad(), kernels.uncompiled_layers(module):
         plain = module(ids, positions)
     stock = build_model(model.config, 0)
     stock.load_state_dict(model.state_dict())

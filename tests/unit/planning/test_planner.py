@@ -25,11 +25,11 @@ from dnabert_rm.planning.planner import (
     advice_line,
     best_option,
     estimate,
+    estimate_stages,
     job_of_run,
     largest_micro_batch,
     make_job,
     message_bytes,
-    options,
     zero_settings,
 )
 from dnabert_rm.utils.errors import ConfigError
@@ -68,7 +68,9 @@ def test_states_are_the_zero_papers_bytes_per_parameter(world_size: int) -> None
 
 def test_offload_moves_states_to_the_host() -> None:
     work = job("3b", 8)
-    on_gpu, off = (next(o for o in options(work, None) if o.name == name) for name in ("zero3", "zero3_offload"))
+    on_gpu, off = (
+        next(o for o in estimate_stages(work, None) if o.name == name) for name in ("zero3", "zero3_offload")
+    )
     assert (off.memory.weights, off.memory.optimizer) == (0, 0)
     assert off.memory.total < on_gpu.memory.total
     assert off.memory.host == pytest.approx(20 * num_parameters(work.shape) / 8)
@@ -77,7 +79,7 @@ def test_offload_moves_states_to_the_host() -> None:
 
 def test_memory_grows_with_the_micro_batch_and_the_largest_that_fits_is_found() -> None:
     work = job("base", 8)
-    for option in options(work, 80 * GIB):
+    for option in estimate_stages(work, 80 * GIB):
         totals = {
             size: estimate(work.with_micro_batch(size), option.zero).total for size in work.possible_micro_batches()
         }
@@ -95,24 +97,24 @@ def test_a_batch_warm_up_limits_the_micro_batch_to_what_divides_every_batch() ->
 
 def test_the_lowest_stage_that_fits_is_advised() -> None:
     work = job("10b", 64, micro_batch=1)
-    found = options(work, 80 * GIB)
+    found = estimate_stages(work, 80 * GIB)
     totals = {option.name: option.memory.total for option in found}
     for name in ("zero1", "zero2", "zero3"):
         memory = 1.01 * totals[name] / USABLE_SHARE
-        best = best_option(options(work, memory))
+        best = best_option(estimate_stages(work, memory))
         assert best is not None and best.name == name
-        assert "fits, tightly" in advice(work, options(work, memory), memory, "zero1")
-        assert "tightly" not in advice(work, options(work, 10 * memory), 10 * memory, "zero1")
-    assert best_option(options(work, 1)) is None
+        assert "fits, tightly" in advice(work, estimate_stages(work, memory), memory, "zero1")
+        assert "tightly" not in advice(work, estimate_stages(work, 10 * memory), 10 * memory, "zero1")
+    assert best_option(estimate_stages(work, 1)) is None
 
 
 def test_zero3_where_stage_1_fits_is_called_pointless() -> None:
     work = job("base", 8, micro_batch=32)
-    text = advice(work, options(work, 80 * GIB), 80 * GIB, "zero3")
+    text = advice(work, estimate_stages(work, 80 * GIB), 80 * GIB, "zero3")
     assert "ZeRO-3 (zero3) is not needed" in text and text.endswith("choose --ds-config zero1")
-    assert "pointless" not in advice(work, options(work, 80 * GIB), 80 * GIB, "zero1")
+    assert "pointless" not in advice(work, estimate_stages(work, 80 * GIB), 80 * GIB, "zero1")
     work = job("10b", 16, micro_batch=1)
-    assert "pointless" not in advice(work, options(work, 40 * GIB), 40 * GIB, "zero3")
+    assert "pointless" not in advice(work, estimate_stages(work, 40 * GIB), 40 * GIB, "zero3")
 
 
 @pytest.mark.parametrize(
@@ -126,12 +128,12 @@ def test_zero3_where_stage_1_fits_is_called_pointless() -> None:
 )
 def test_if_nothing_fits_flags_that_fit_are_named(preset: str, gpus: int, memory: int, expected: str) -> None:
     work = job(preset, gpus)
-    text = advice(work, options(work, memory * GIB), memory * GIB, "zero3")
+    text = advice(work, estimate_stages(work, memory * GIB), memory * GIB, "zero3")
     assert "no stage fits" in text and expected in text
     if "--micro-batch" in text:
         name, size = text.split("--ds-config ")[1].split()[0], int(text.split("--micro-batch ")[1].split()[0])
         changed = work.with_micro_batch(size, "checkpointing" in text)
-        assert next(o for o in options(changed, memory * GIB) if o.name == name).fits
+        assert next(o for o in estimate_stages(changed, memory * GIB) if o.name == name).fits
 
 
 def test_message_bytes_are_those_of_each_stage() -> None:
@@ -283,7 +285,7 @@ def test_check_prints_the_memory_of_a_rank(ds_config: str, precision: str, tmp_p
     train = {"output": output, "global_batch": 16, "steps": 10, "ds_config": ds_config}
     config = resolve(load_preset("small"), {"data": {"path": [data], "window": 64}, "train": train})
     work = make_job(config, VOCAB, 1, ds_config != "zero0")
-    (option,) = [option for option in options(work, None, ds_config) if option.name == ds_config]
+    (option,) = [option for option in estimate_stages(work, None, ds_config) if option.name == ds_config]
     expected = f"memory: {ds_config} takes an estimated {option.memory.total / GIB:.1f} GiB per rank in {precision} ("
     assert expected in capsys.readouterr().out
 
@@ -328,6 +330,6 @@ def table_row(preset: str) -> str:
     work = jobs[8]
     per_token = training_flops_per_token(work.shape, 512, work.masked) / 1e9
     millions = num_parameters(work.shape) / 1e6
-    stages = zip(*(options(jobs[gpus], None) for gpus in (8, 64)), strict=True)
+    stages = zip(*(estimate_stages(jobs[gpus], None) for gpus in (8, 64)), strict=True)
     cells = [", ".join(f"{option.memory.total / GIB:.1f}" for option in stage) for stage in stages]
     return f"| `{preset}` | {millions:,.1f} M | {per_token:,.3f} | " + " | ".join(cells) + " |"

@@ -1,6 +1,6 @@
-"""Reference lines for bits per base: base frequencies and Markov chains of the training data.
+"""Baselines for bits per base: base frequencies and Markov chains of the training data.
 
-The lines don't depend on the model's weights. They are stored with the data, so that later runs can load them.
+They don't depend on the model's weights. They are stored with the data, so that later runs can load them.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _VERSION = 1
 
 
 @dataclass(frozen=True)
-class ReferenceLines:
+class Baselines:
     """Bits of each hidden base under base frequencies ("composition") and Markov chains ("markov_2" and so on)."""
 
     bits: dict[str, dict[int, NDArray[np.float64]]]
@@ -47,7 +47,7 @@ class ReferenceLines:
     def to_json(self) -> dict[str, Any]:
         """Return mean bits as in metrics.jsonl: by order of the Markov chain, then by number of hidden bases.
 
-        `kmer_frequencies` is the plain cross-entropy. In metrics.jsonl it is the loss of `loss_without_neighbours`.
+        `kmer_frequencies` is the plain cross-entropy. In metrics.jsonl it is the loss of `plateau_loss`.
         """
         means = {line: {str(n): float(bits.mean()) for n, bits in by_n.items()} for line, by_n in self.bits.items()}
         composition = means.pop(COMPOSITION)
@@ -58,9 +58,9 @@ class ReferenceLines:
         }
 
 
-def reference_lines(
+def measure_baselines(
     training: Sequence[SplitReader], regions: Sequence[HeldOutRegion], stretches: Sequence[HiddenStretches], k: int
-) -> ReferenceLines:
+) -> Baselines:
     """Return the lines for some held-out stretches. Lines that were computed before are loaded.
 
     The lines are stored in a subfolder of the first training folder, or in the shard cache if that folder is remote.
@@ -118,7 +118,7 @@ def _key(
 
 def _compute(
     training: Sequence[SplitReader], regions: Sequence[HeldOutRegion], stretches: Sequence[HiddenStretches], k: int
-) -> ReferenceLines:
+) -> Baselines:
     orders = orders_for(sum(shard.tokens for reader in training for shard in reader.shards))
     counts = count_kmers(training_codes(training), max(k, orders[-1] + 1))
     chain = fit_chain(counts, orders[-1])
@@ -135,7 +135,7 @@ def _compute(
             probabilities = hidden_base_probabilities(of_order, joined, starts, n)
             bits[line][n] = hidden_base_bits(probabilities, joined, starts)
     scored = count_kmers((region.codes[region.first : region.last] for region in regions), k)
-    return ReferenceLines(bits, kmer_cross_entropy(counts, scored, k))
+    return Baselines(bits, kmer_cross_entropy(counts, scored, k))
 
 
 def orders_for(num_bases: int) -> list[int]:
@@ -165,7 +165,7 @@ def training_codes(training: Sequence[SplitReader]) -> Iterator[NDArray[np.uint8
         num_bases += reader.shards[shard].tokens
 
 
-def _load(path: Path, stretches: Sequence[HiddenStretches]) -> ReferenceLines | None:
+def _load(path: Path, stretches: Sequence[HiddenStretches]) -> Baselines | None:
     """Return the stored lines, or None if they are missing or unreadable."""
     try:
         with np.load(path, allow_pickle=False) as stored:
@@ -173,12 +173,12 @@ def _load(path: Path, stretches: Sequence[HiddenStretches]) -> ReferenceLines | 
             lines = dict.fromkeys(name.rpartition(" ")[0] for name in stored.files if " " in name)
             widths = [found.num_hidden for found in stretches]
             bits = {line: {n: stored[f"{line} {n}"] for n in widths} for line in lines}
-            return ReferenceLines(bits, float(stored["kmer_frequencies"]))
+            return Baselines(bits, float(stored["kmer_frequencies"]))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
         return None
 
 
-def _store(path: Path, lines: ReferenceLines) -> None:
+def _store(path: Path, lines: Baselines) -> None:
     arrays: dict[str, Any] = {f"{line} {n}": bits for line, by_n in lines.bits.items() for n, bits in by_n.items()}
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)

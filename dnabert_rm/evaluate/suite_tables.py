@@ -12,7 +12,8 @@ from typing import Any
 
 from dnabert_rm import __version__
 from dnabert_rm.evaluate.data_sets import STAND_IN
-from dnabert_rm.evaluate.results import (
+from dnabert_rm.evaluate.suite import METRICS, Suite
+from dnabert_rm.evaluate.suite_results import (
     ARMS,
     IN_SUITE,
     OTHERS,
@@ -24,7 +25,6 @@ from dnabert_rm.evaluate.results import (
     family_rows,
     published_rows,
 )
-from dnabert_rm.evaluate.suite import METRICS, Suite
 from dnabert_rm.evaluate.suite_runs import arm_name, resolve_settings
 from dnabert_rm.finetune.finetune_settings import METRIC_TITLES
 from dnabert_rm.utils.files import write_text

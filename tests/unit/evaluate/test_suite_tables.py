@@ -10,9 +10,9 @@ import pytest
 from gue_folders import GUE, write_run
 from scipy.stats import t as student
 
-from dnabert_rm.evaluate.report_tables import UnfinishedRuns, write_tables
-from dnabert_rm.evaluate.results import data_set_rows, difference, family_rows, load_results, published_rows
-from dnabert_rm.evaluate.table_plot import score_limits, table_figure
+from dnabert_rm.evaluate.suite_plot import score_limits, table_figure
+from dnabert_rm.evaluate.suite_results import data_set_rows, difference, family_rows, load_results, published_rows
+from dnabert_rm.evaluate.suite_tables import UnfinishedRuns, write_tables
 from dnabert_rm.utils.errors import DataError
 from dnabert_rm.utils.statistics import mean_and_half_width
 
@@ -153,7 +153,7 @@ def test_plot_shows_every_row_and_cuts_no_label(results):
 
 
 def test_limits_of_the_plot():
-    from dnabert_rm.evaluate.results import TableRow
+    from dnabert_rm.evaluate.suite_results import TableRow
 
     rows = [TableRow("tf/0", "pretrained", "suite", "mcc", {1: 50.0, 2: 60.0})]  # an interval of ± 64
     assert score_limits(rows, [80.0]) == pytest.approx((33, 97))
@@ -164,10 +164,10 @@ def test_limits_of_the_plot():
 def test_help_and_tables_do_not_import_torch(results):
     script = (
         "import sys, pathlib; from dnabert_rm.cli import gue; gue.COMMAND.parser('gue').format_help();"
-        "from dnabert_rm.evaluate import report_tables, results, run_suite, suite;"
+        "from dnabert_rm.evaluate import suite_tables, suite_results, run_suite, suite;"
         f"out = pathlib.Path({str(results)!r}); gue_suite = suite.load_suite('gue');"
-        "report_tables.write_tables(out, gue_suite, results.load_results(out, gue_suite),"
-        " report_tables.UnfinishedRuns()); run_suite._plot_table(out, gue_suite);"
+        "suite_tables.write_tables(out, gue_suite, suite_results.load_results(out, gue_suite),"
+        " suite_tables.UnfinishedRuns()); run_suite._plot_table(out, gue_suite);"
         "slow = {'torch', 'transformers', 'sklearn', 'deepspeed'} & set(sys.modules); assert not slow, slow"
     )
     subprocess.run([sys.executable, "-c", script], check=True)

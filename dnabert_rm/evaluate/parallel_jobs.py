@@ -22,7 +22,7 @@ _TERMINATE_SECONDS = 10
 
 
 @dataclass(frozen=True)
-class Job:
+class ChildProcess:
     """A command line, and the log file for its output."""
 
     command: list[str]
@@ -75,7 +75,7 @@ def slot_environments(num_jobs: int, gpus: Sequence[str]) -> list[dict[str, str]
     return [{"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // num_jobs))}] * num_jobs
 
 
-def run_jobs(jobs: Iterable[Job], slots: Sequence[dict[str, str]]) -> Generator[FinishedJob, None, None]:
+def run_jobs(jobs: Iterable[ChildProcess], slots: Sequence[dict[str, str]]) -> Generator[FinishedJob, None, None]:
     """Start the jobs in order, and yield the result of each job when the job finishes.
 
     At most `len(slots)` jobs run at a time. The next job is taken from `jobs` only when a slot is free. If the
@@ -108,7 +108,7 @@ def run_jobs(jobs: Iterable[Job], slots: Sequence[dict[str, str]]) -> Generator[
         _terminate([entry.process for entry in running])
 
 
-def _start(job: Job, variables: dict[str, str]) -> subprocess.Popen:
+def _start(job: ChildProcess, variables: dict[str, str]) -> subprocess.Popen:
     job.log.parent.mkdir(parents=True, exist_ok=True)
     with open(job.log, "w", encoding="utf-8") as log:
         return subprocess.Popen(

@@ -6,7 +6,7 @@ import torch
 
 from dnabert_rm.finetune import token_rows as rows
 from dnabert_rm.finetune.finetune_settings import TASKS
-from dnabert_rm.finetune.task_heads import TASK_CLASSES
+from dnabert_rm.finetune.tasks import TASK_CLASSES
 from dnabert_rm.tokenizer import KmerTokenizer
 
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from support import random_bases, write_prepared
 
-from dnabert_rm.data import reference_lines as module
+from dnabert_rm.data import baselines as module
+from dnabert_rm.data.baselines import measure_baselines, orders_for, training_codes
 from dnabert_rm.data.held_out import HeldOutRegion, HiddenStretches, find_stretches, read_regions
-from dnabert_rm.data.reference_lines import orders_for, reference_lines, training_codes
 from dnabert_rm.data.split_reader import SplitReader
 from dnabert_rm.data.storage import StorageSettings
 from dnabert_rm.genome.kmer import base_codes
@@ -35,7 +35,7 @@ def prepare(folder: Path, seed: int = 0) -> HeldOut:
 
 def test_the_lines_of_biased_bases_are_their_entropy(tmp_path: Path) -> None:
     """No line can be better than the entropy of independent bases, and with enough data all reach it."""
-    lines = reference_lines(*prepare(tmp_path / "data"), K)
+    lines = measure_baselines(*prepare(tmp_path / "data"), K)
     entropy = -(0.7 * math.log2(0.7) + 0.3 * math.log2(0.1))
     for line, by_n in lines.bits.items():
         for n, bits in by_n.items():
@@ -46,16 +46,16 @@ def test_the_lines_of_biased_bases_are_their_entropy(tmp_path: Path) -> None:
 
 def test_later_calls_read_the_stored_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     held_out = prepare(tmp_path / "data")
-    first = reference_lines(*held_out, K)
+    first = measure_baselines(*held_out, K)
     (path,) = (tmp_path / "data" / "reference_lines").iterdir()
     monkeypatch.setattr(module, "_compute", lambda *_: pytest.fail("computed again"))
-    second = reference_lines(*held_out, K)
+    second = measure_baselines(*held_out, K)
     assert first.to_json() == second.to_json() and list(first.bits) == list(second.bits)
     assert all(np.array_equal(first.bits[line][n], second.bits[line][n]) for line in first.bits for n in (1, 5))
     monkeypatch.undo()
 
     path.write_bytes(path.read_bytes()[:-40])
-    assert reference_lines(*held_out, K).to_json() == first.to_json()
+    assert measure_baselines(*held_out, K).to_json() == first.to_json()
 
 
 def test_other_data_stretches_or_k_have_other_lines(tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_other_data_stretches_or_k_have_other_lines(tmp_path: Path) -> None:
         (readers, regions[:2], [find_stretches(regions[:2], n) for n in (1, 5)], K),
         (readers, regions, stretches, 3),
     ):
-        reference_lines(*arguments)
+        measure_baselines(*arguments)
     stored = [path for name in ("data", "other") for path in (tmp_path / name / "reference_lines").iterdir()]
     assert len(stored) == 5
 
@@ -75,7 +75,7 @@ def test_other_data_stretches_or_k_have_other_lines(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
     held_out = prepare(tmp_path / "data")
     (tmp_path / "data" / "reference_lines").write_text("a file in the way")
-    assert reference_lines(*held_out, K).bits.keys() >= {"composition", "markov_2"}
+    assert measure_baselines(*held_out, K).bits.keys() >= {"composition", "markov_2"}
 
 
 def test_training_bases_are_those_of_the_split_and_a_part_of_large_data(
@@ -99,7 +99,7 @@ def test_the_lines_don_t_depend_on_the_context_that_a_model_sees(
     found = []
     for context in (40, 3000):
         regions = read_regions([SplitReader(tmp_path / "data", "val")], 3, context)
-        found.append(reference_lines(readers, regions, [find_stretches(regions, n) for n in (1, 5)], K))
+        found.append(measure_baselines(readers, regions, [find_stretches(regions, n) for n in (1, 5)], K))
         monkeypatch.setattr(module, "_compute", lambda *_: pytest.fail("computed again"))
     assert found[0].to_json() == found[1].to_json()
 
@@ -109,7 +109,7 @@ def test_lines_without_damaged_shards_are_not_stored(tmp_path: Path) -> None:
     shard = tmp_path / "data" / "shard-000002.tar"
     shard.write_bytes(shard.read_bytes()[:-1])
     reader = SplitReader(tmp_path / "data", "train", StorageSettings(on_bad_shard="skip"))
-    assert reference_lines([reader], regions, stretches, K).bits
+    assert measure_baselines([reader], regions, stretches, K).bits
     assert not (tmp_path / "data" / "reference_lines").exists()
 
 

@@ -8,8 +8,8 @@ from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dnabert_rm.evaluate.results import ARMS, IN_SUITE, OTHERS, STAND_INS, TableRow, published_rows
 from dnabert_rm.evaluate.suite import Suite
+from dnabert_rm.evaluate.suite_results import ARMS, IN_SUITE, OTHERS, STAND_INS, TableRow, published_rows
 from dnabert_rm.finetune.finetune_settings import METRIC_TITLES
 
 if TYPE_CHECKING:
