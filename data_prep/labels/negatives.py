@@ -20,7 +20,7 @@ CANDIDATES_PER_POSITIVE = 10
 MIN_CANDIDATES = 10_000
 MAX_ROUNDS = 20
 WINDOWS_READ = 4096
-"""LabelledWindows whose letters are in memory at a time."""
+"""Windows whose letters are in memory at a time."""
 
 
 class NegativeSampler:

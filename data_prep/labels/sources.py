@@ -25,6 +25,7 @@ NEGATIVE_CLASS = "negative"
 _NO_CONTIG = "contig is not in the genome"
 _OUTSIDE = "reaches beyond its contig"
 _TWO_LABELS = "same window with two labels"
+_REPEATED = "same window as an earlier interval"
 _UNKNOWN = "has letters other than A, C, G, T"
 _FIXES = {
     _NO_CONTIG: "pass the genome that the intervals were made for",
@@ -105,7 +106,8 @@ def place_windows(
     unknown = composition(reader.letters(windows)).unknown
     windows = dropped.keep(windows, unknown <= settings.unknown_bases, _UNKNOWN)
     if not len(windows):
-        most_frequent = next((reason for reason, _ in dropped.most_common(1)), "")
+        # The first of equal windows was dropped for another reason.
+        most_frequent = next((reason for reason, _ in dropped.most_common() if reason != _REPEATED), "")
         fix = _FIXES.get(most_frequent, "choose another --label")
         raise ConfigError(f"no window is left ({reasons(dropped)}); {fix}")
     return windows
@@ -179,7 +181,7 @@ def drop_repeated(windows: LabelledWindows, dropped: Dropped) -> LabelledWindows
     is_first[first] = True
     is_clear = ~has_conflict[group]
     dropped.kept(is_clear, _TWO_LABELS)
-    dropped.kept(is_first | ~is_clear, "same window as an earlier interval")
+    dropped.kept(is_first | ~is_clear, _REPEATED)
     return windows[is_first & is_clear]
 
 

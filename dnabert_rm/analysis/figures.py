@@ -48,19 +48,19 @@ def check_picture_name(path: Path, flag: str = "--output") -> None:
 
 
 def check_data_table(table: Path, columns: Sequence[str]) -> None:
-    """Raise `ConfigError` if `table` exists, unless its header has exactly these columns.
+    """Raise `ConfigError` if `table` exists, unless it is empty or its header has exactly these columns.
 
     A figure's data replace the data of an earlier figure, but no other table, such as the labels that are drawn.
     """
     if table.is_dir():
-        raise ConfigError(f"--output: the figure's data go to {table}, which is a folder; choose another file name")
-    if not table.exists():
+        raise ConfigError(f"--output: the figure's data go to {table}, which is a folder; choose another --output")
+    if not table.exists() or not table.stat().st_size:
         return
     header = ",".join(columns)
     with open(table, encoding="utf-8", errors="replace") as stream:
         if stream.readline(len(header) + 1).rstrip("\n") != header:
             raise ConfigError(
-                f"--output: the figure's data would replace {table}, which has other columns; choose another file name"
+                f"--output: the figure's data would replace {table}, which has other columns; choose another --output"
             )
 
 

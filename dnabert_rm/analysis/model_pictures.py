@@ -24,7 +24,7 @@ from dnabert_rm.analysis.report import ANALYSIS_NAME
 from dnabert_rm.checkpoint.run_folder import complete_steps, step_of
 from dnabert_rm.genome.fasta_stream import Input, fasta_records
 from dnabert_rm.utils.errors import ConfigError, DataError
-from dnabert_rm.utils.files import check_readable_file, write_json
+from dnabert_rm.utils.files import check_readable_file, write_json, write_text
 
 MAX_DEFAULT_WINDOW = 512
 
@@ -88,7 +88,7 @@ def draw_embeddings(
         "silhouettes": [{"step": step, **scores} for step, scores in scores_of.items()],
     }
     save_figure(map_figure(kmer_map, model_title(model, chosen[-1])), written[0])
-    written[1].write_text(map_csv(kmer_map), encoding="utf-8")
+    write_text(written[1], map_csv(kmer_map))
     written.append(write_json(folder / "embeddings.json", record))
     if len(scores_of) > 1:
         written.append(folder / "embeddings_steps.png")

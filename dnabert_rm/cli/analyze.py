@@ -13,6 +13,7 @@ from dnabert_rm.config.command_line import Command, CommandGroup
 from dnabert_rm.config.schema import Settings, setting
 from dnabert_rm.utils.environment import suppress_library_output
 from dnabert_rm.utils.errors import DataError
+from dnabert_rm.utils.files import write_text
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def run_curves(settings: CurvesSettings) -> None:
     runs = read_runs(settings.runs, settings.names)
     curves = make_curves(runs, settings.smooth)
     save_figure(curves_figure(runs, curves, settings.x, settings.smooth), settings.output)
-    table.write_text(curves_csv(curves), encoding="utf-8")
+    write_text(table, curves_csv(curves))
     print(f"{settings.output}\n{table}")
 
 
@@ -131,7 +132,7 @@ def run_sequences(settings: SequencesSettings) -> None:
         seed=settings.seed,
     )
     save_figure(sequences_figure(found, f"Embeddings of {settings.table} by {settings.model}"), settings.output)
-    table.write_text(sequences_csv(found), encoding="utf-8")
+    write_text(table, sequences_csv(found))
     print(f"{found.sentence}\n{settings.output}\n{table}")
 
 

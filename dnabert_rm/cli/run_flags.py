@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from dnabert_rm.checkpoint.compatibility import read_metadata
-from dnabert_rm.checkpoint.run_folder import complete_steps, step_folder
+from dnabert_rm.checkpoint.run_folder import candidates
 from dnabert_rm.config import RunConfig, load_config_file, load_preset, preset_names, resolve, run_settings
 from dnabert_rm.config.command_line import Command, CommandParser, add_flag, make_settings, values_of
 from dnabert_rm.config.run_config import SECTIONS
 from dnabert_rm.model.pretrained import is_same_size, model_fields
-from dnabert_rm.utils.errors import ConfigError
+from dnabert_rm.utils.errors import CheckpointError, ConfigError
 
 DEFAULT_PRESET = "base"
 
@@ -113,10 +114,14 @@ def _initial_model_fields(layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]
     folder = _model_field(layers, "init_from")
     if not folder:
         return {}
-    run = Path(_field(layers, "train", "output") or "")
-    if not Path(folder).is_dir() and (steps := complete_steps(run)):
-        return read_metadata(step_folder(run, steps[-1])).shape
-    return model_fields(folder)
+    try:
+        return model_fields(folder)
+    except CheckpointError:
+        resume, run = _field(layers, "train", "resume") or "auto", Path(_field(layers, "train", "output") or "")
+        for checkpoint in candidates(resume, run):
+            with contextlib.suppress(CheckpointError):
+                return read_metadata(checkpoint).shape
+        raise
 
 
 def _refuse_other_sizes(config: RunConfig, initial: Mapping[str, Any]) -> None:

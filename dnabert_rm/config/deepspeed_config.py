@@ -51,11 +51,24 @@ def load_ds_config(name: str) -> tuple[Path, dict[str, Any]]:
     stage = zero.get("stage", 0)
     if isinstance(stage, bool) or stage not in (0, 1, 2, 3):
         raise ConfigError(f"--ds-config {path}: zero_optimization.stage is {stage!r}; use 0, 1, 2 or 3")
+    for name in _SIZES.values():
+        size = zero.get(name, AUTO)
+        if size != AUTO and (isinstance(size, bool) or not isinstance(size, int | float)):
+            raise ConfigError(f"--ds-config {path}: zero_optimization.{name} is {size!r}; write a plain number")
     return path, settings
 
 
 _OBJECTS = ("zero_optimization", "bf16", "fp16", "data_types", "checkpoint", "datastates_ckpt", "timers")
 _ZERO_OBJECTS = ("offload_optimizer", "offload_param")
+_SIZES = {
+    "reduce_bucket": "reduce_bucket_size",
+    "prefetch_bucket": "stage3_prefetch_bucket_size",
+    "persistence_threshold": "stage3_param_persistence_threshold",
+    "max_live": "stage3_max_live_parameters",
+    "max_reuse": "stage3_max_reuse_distance",
+    "sub_group": "sub_group_size",
+}
+"""DeepSpeed's names of the sizes in `ZeroSettings`."""
 
 
 def _check_objects(path: Path, settings: dict[str, Any], names: tuple[str, ...], prefix: str = "") -> None:
@@ -111,12 +124,16 @@ def accumulates_in_fp32(settings: dict[str, Any], precision: str) -> bool:
     """Return whether a step's micro-batches add their bf16 or fp16 gradients in fp32, unless the file says otherwise.
 
     Sums in half precision lose small gradients: after 1,024 micro-batches of `tiny` in bf16, a third of the gradient is
-    wrong. At stage 1 in bf16, DeepSpeed's own engine can't add in fp32 without replacing its optimizer.
+    wrong. There are two exceptions, where DeepSpeed 0.19 can't add in fp32. At stage 1 in bf16, its own engine would
+    replace its optimizer. With an offloaded optimizer at stages 1 and 2, it keeps the sums on the device, and an
+    overflow would stay in them for ever.
     """
     if precision not in ("bf16", "fp16") or "grad_accum_dtype" in settings.get("data_types", {}):
         return False
-    replaces = zero_stage(settings) <= 1 and precision == "bf16" and not offloads_optimizer(settings)
-    return updates_on_device(settings, precision) or not replaces
+    stage = zero_stage(settings)
+    if updates_on_device(settings, precision) or stage == 3:
+        return True
+    return not offloads_optimizer(settings) and (stage == 2 or precision == "fp16")
 
 
 @dataclass(frozen=True)
@@ -140,6 +157,14 @@ class ZeroSettings:
     flat_gradients: bool = False
     """Whether `DeviceEngine` keeps one flat buffer of all gradients, instead of DeepSpeed's buckets."""
 
+    def is_like(self, other: ZeroSettings) -> bool:
+        """Return whether both have the same stage and offload. Sizes of buckets may differ."""
+        return (self.stage, self.offload_optimizer, self.offload_weights) == (
+            other.stage,
+            other.offload_optimizer,
+            other.offload_weights,
+        )
+
     @classmethod
     def from_ds(cls, settings: dict[str, Any], precision: str) -> ZeroSettings:
         """Return the ZeRO settings of a DeepSpeed configuration that `load_ds_config` has read.
@@ -149,14 +174,6 @@ class ZeroSettings:
         zero = settings.get("zero_optimization", {})
         stage = int(zero.get("stage", 0))
         dtype = settings.get("data_types", {}).get("grad_accum_dtype")
-        names = {
-            "reduce_bucket": "reduce_bucket_size",
-            "prefetch_bucket": "stage3_prefetch_bucket_size",
-            "persistence_threshold": "stage3_param_persistence_threshold",
-            "max_live": "stage3_max_live_parameters",
-            "max_reuse": "stage3_max_reuse_distance",
-            "sub_group": "sub_group_size",
-        }
         return cls(
             stage=stage,
             overlap=bool(zero.get("overlap_comm", stage == 3)),
@@ -165,5 +182,5 @@ class ZeroSettings:
             flat_gradients=stage == 1 and updates_on_device(settings, precision),
             fp32_accumulation=accumulates_in_fp32(settings, precision),
             gradient_bytes={"fp32": 4, "bf16": 2, "fp16": 2}.get(dtype or ""),
-            **{ours: int(zero[theirs]) for ours, theirs in names.items() if zero.get(theirs, "auto") != "auto"},
+            **{ours: int(zero[theirs]) for ours, theirs in _SIZES.items() if zero.get(theirs, AUTO) != AUTO},
         )

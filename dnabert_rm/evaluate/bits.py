@@ -49,6 +49,7 @@ class HeldOutData:
 class LoadedModel:
     """A masked language model on its device, and how it reads a sequence."""
 
+    folder: Path
     model: MaskedLM
     shape: WindowShape
     device: torch.device
@@ -73,7 +74,7 @@ class LoadedModel:
                 with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
                     logits = self.model(input_ids, positions)
                 found_bits = hidden_base_bits(logits, hidden, true_codes, self.shape.k).cpu().numpy()
-            check_finite(found_bits)
+            check_finite(found_bits, str(self.folder))
             bits[order[batch.stretches.reshape(-1, found.num_hidden)[:, 0]]] = found_bits.reshape(-1, found.num_hidden)
         return bits
 
@@ -107,7 +108,7 @@ def load_measured_model(folder: Path, shape: WindowShape, settings: BitsSettings
     device = default_device()
     network = load_model(AutoModelForMaskedLM, folder, load_config(folder))
     model = MaskedLM(network, shape.k).to(device).eval()
-    return LoadedModel(model, shape, device, settings.batch_size, settings.precision)
+    return LoadedModel(folder, model, shape, device, settings.batch_size, settings.precision)
 
 
 def read_held_out(settings: BitsSettings) -> HeldOutData:

@@ -287,11 +287,17 @@ class Regression(Task):
         targets = np.array([parse_numbers(fields, self.columns) for fields in train.fields])
         mean = targets.mean(axis=0)
         std = targets.std(axis=0)
-        # The standard deviation of equal numbers may be above 0, because their mean is rounded.
-        for column, spread, first in zip(self.columns, np.ptp(targets, axis=0), train.fields[0], strict=True):
+        # The standard deviation of equal numbers can be above 0, as their mean is rounded. That of tiny ones can be 0.
+        for column, spread, deviation, first in zip(
+            self.columns, np.ptp(targets, axis=0), std, train.fields[0], strict=True
+        ):
             if spread == 0:
                 raise DataError(
                     f"{train.path}: every row has {first} in column {column!r}; provide rows with different values"
+                )
+            if deviation == 0:
+                raise DataError(
+                    f"{train.path}: column {column!r} differs too little between rows; multiply it by a constant"
                 )
         return replace(self, labels=self.columns, mean=tuple(mean.tolist()), std=tuple(std.tolist()))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from codecs import BOM_UTF8
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -112,6 +113,8 @@ def _count_thymines(path: str) -> int:
     at_line_start = True
     in_header = False
     with open(path, "rb") as stream:
+        if stream.read(len(BOM_UTF8)) != BOM_UTF8:
+            stream.seek(0)
         while part := stream.readline(BLOCK_BYTES):
             in_header = part.startswith(b">") if at_line_start else in_header
             at_line_start = part.endswith(b"\n")

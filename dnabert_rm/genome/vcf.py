@@ -112,6 +112,7 @@ class VariantReader:
                 fields = text.split("\t", self.num_columns)[: self.num_columns]
                 if not has_header:
                     _check_alleles(fields)
+                    has_header = True  # other formats differ from the first row on
                 site = self._site(fields)
                 yield self._with_line(site, text, line) if self.keep_lines else site
             except _BadRow as error:

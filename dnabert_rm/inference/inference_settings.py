@@ -42,8 +42,8 @@ class InferenceSettings(IntervalFlags, Settings):
     input: str | None = setting(None, metavar="FILE")
     """FASTA, or a CSV or TSV table with the column sequence; may be gzipped. - reads standard input."""
     output: Path = setting(metavar="FILE")
-    """File to write: a CSV table. Predictions with coordinates also as .bedGraph or .bed for genome browsers, and each
-    of these as .gz; embeddings also as .npy (row names in NAME.ids.csv) or .parquet."""
+    """File to write: a CSV table. Predictions with coordinates also as .bedGraph or .bed for genome browsers, and
+    predictions of any kind as .gz; embeddings also as .npy (row names in NAME.ids.csv) or .parquet."""
     overwrite: bool = False
     """Replace an existing output file."""
     id_column: str | None = setting(None, metavar="NAME")

@@ -34,6 +34,8 @@ class BatchRunner:
     precision: str
     """fp32, or bf16 to run under autocast."""
     batch_size: int
+    name: str = "the model"
+    """The model in error messages."""
 
     def tokenize(self, sequences: Sequence[bytes]) -> list[NDArray[np.int32] | None]:
         """Return each sequence's token ids with `[CLS]` and `[SEP]`.
@@ -68,7 +70,7 @@ class BatchRunner:
             outputs = self._forward([rows[i] for i in indices], forward)  # type: ignore[misc]
             for i, output in zip(indices, outputs, strict=True):
                 result = select(output, len(rows[i]) - 2)  # type: ignore[arg-type]
-                check_finite(result)
+                check_finite(result, self.name)
                 results[i] = result
         trim_heap()
         return results
@@ -85,12 +87,12 @@ class BatchRunner:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
 
 
-def check_finite(outputs: NDArray) -> None:
-    """Raise `CheckpointError` if an output of the model is NaN or infinite."""
+def check_finite(outputs: NDArray, model: str = "the model") -> None:
+    """Raise `CheckpointError` if an output of the model, which `model` names, is NaN or infinite."""
     if not np.isfinite(outputs).all():
         raise CheckpointError(
-            "the model's outputs are NaN or infinite, as after training with a too high learning rate;"
-            " pass another model"
+            f"{model}: its outputs are NaN or infinite, as after training with a too high learning rate; pass another"
+            " model"
         )
 
 

@@ -77,13 +77,19 @@ def read_head(folder: ModelFolder) -> Head:
 def _check_head(head: Head, record: dict[str, Any], config: Any, name: str, source: str) -> None:
     """Raise `CheckpointError` if the task or the labels of `head` are not those of config.json.
 
-    `head` was read from `record`. `name` and `source` name the record in the message.
+    The names of regression targets are not compared, only their number. `head` was read from `record`. `name` and
+    `source` name the record in the message.
     """
-    expected = TASK_CLASSES[record["task"]].problem_type
-    if config.problem_type != expected or list(head.labels) != _label_names(config):
+    task = TASK_CLASSES[record["task"]]
+    if config.problem_type != task.problem_type:
         raise CheckpointError(
-            f"{name} contradicts problem_type or id2label; remove {source} if the model was later trained with"
-            " another program"
+            f"{name} contradicts problem_type; remove {source} if the model was later trained with another program"
+        )
+    labels = _label_names(config)
+    if list(head.labels) != labels and not (task is Regression and len(head.labels) == len(labels)):
+        raise CheckpointError(
+            f"{name} contradicts id2label; write the same labels into both, or remove {source} if the model was later"
+            " trained with another program"
         )
 
 

@@ -136,8 +136,8 @@ class VcfScores:
             if name in names:
                 self._raise_exists(name)
         line = scored.site.line
-        end = line[len(line.rstrip(b"\r\n")) :]
-        columns = line.removesuffix(end).split(b"\t", _INFO_INDEX + 1)
+        end = line[len(line.rstrip(b"\r\n ")) :].lstrip(b" ")
+        columns = line.rstrip(b"\r\n ").split(b"\t", _INFO_INDEX + 1)
         info = columns[_INFO_INDEX]
         kept = [] if info in (b"", b".") else [info.removesuffix(b";")]
         columns[_INFO_INDEX] = b";".join([*kept, *(text.encode() for text in fields)])

@@ -121,7 +121,8 @@ class _Sizes:
         self.grad_part = self.gradient_bytes * part
         # DeepSpeed adds fp32 gradients of stages 1 and 2 to one flat buffer, and updates from it without a copy.
         self.adds_in_partition = stage in (1, 2) and self.half and self.gradient_bytes == FP32_BYTES
-        self.buckets = w * zero.reduce_bucket * (2 if zero.overlap and stage < 3 else 1) if stage else 0.0
+        bucket_bytes = self.gradient_bytes if stage == 1 else w
+        self.buckets = bucket_bytes * zero.reduce_bucket * (2 if zero.overlap and stage < 3 else 1) if stage else 0.0
         if self.offloaded and stage < 3:
             self.buckets += w * self.largest
         # DeepSpeed's stages 1 and 2 allocate their buckets at the first gradient and free them before the update.

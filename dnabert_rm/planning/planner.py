@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from dnabert_rm.config import RunConfig
 from dnabert_rm.config.deepspeed_config import ZeroSettings, load_ds_config, zero_stage
@@ -107,12 +108,12 @@ def job_of_run(
     Precision "auto" means bf16 on a GPU, and fp32 on a CPU and at ZeRO stage 0.
     """
     model, data, train = config.model, config.data, config.train
-    stage = zero_stage(load_ds_config(train.ds_config)[1])
+    settings = load_ds_config(train.ds_config)[1]
     steps = range(0, train.steps, max(1, train.steps // 1000))
     fractions = [schedule.expected_fraction(step) * (data.window - 2) / data.window for step in steps]
     precision = train.precision
     if precision == "auto":
-        precision = "bf16" if on_gpu and stage else "fp32"
+        precision = "bf16" if on_gpu and zero_stage(settings) else "fp32"
     work = Workload(
         windows=split.micro_batch,
         window_tokens=data.window,
@@ -132,7 +133,7 @@ def job_of_run(
         sizes=tuple(plan.sizes(first_step)),
         masked=sum(fractions) / len(fractions),
         max_masked=max(fractions),
-        choices=_choices(precision, stage, is_resumed=first_step > 0),
+        choices=_choices(precision, settings, is_resumed=first_step > 0),
     )
     return job.with_micro_batch(split.micro_batch)
 
@@ -144,8 +145,8 @@ def message_bytes(job: Job, zero: ZeroSettings) -> float:
 
     - Stage 0: 2, for one all-reduce of the gradients.
     - Stage 1: 3, namely 2 for one all-reduce of the gradients and 1 to gather the updated weights. On GPUs
-      `DeviceEngine` reduce-scatters the gradients, as in the ZeRO paper, which saves 1. Gradients that were added in
-      fp32 are sent in fp32, which doubles their units in half precision.
+      `DeviceEngine` reduce-scatters the gradients, as in the ZeRO paper, which saves 1. It sends gradients that were
+      added in fp32 in fp32, which doubles their units in half precision.
     - Stage 2: 2 per micro-batch for the gradients, plus 1 per step to gather the updated weights.
     - Stage 3: 3 per micro-batch, namely 1 to gather weights in the forward pass, 1 to gather weights again in the
       backward pass, and 1 to reduce gradients. If all weights can be kept between the two passes, 2 per micro-batch.
@@ -153,7 +154,7 @@ def message_bytes(job: Job, zero: ZeroSettings) -> float:
     P, W = num_parameters(job.shape), job.split.world_size
     kept = min(zero.max_live, zero.max_reuse) >= P
     gradient_units = 1 if zero.flat_gradients and job.work.on_gpu else 2
-    if zero.fp32_accumulation and job.accumulation > 1:
+    if zero.flat_gradients and zero.fp32_accumulation and job.accumulation > 1:
         gradient_units *= 2
     units_by_stage = {
         0: 2,
@@ -196,13 +197,15 @@ def _is_half(job: Job) -> bool:
     return job.work.precision != "fp32"
 
 
-def _choices(precision: str, stage: int, is_resumed: bool) -> tuple[str, ...]:
-    """Return the DeepSpeed configurations in `CHOICES` that a run with this precision and ZeRO stage could change to.
+def _choices(precision: str, settings: dict[str, Any], is_resumed: bool) -> tuple[str, ...]:
+    """Return the DeepSpeed configurations in `CHOICES` that a run could change to.
 
-    Stage 0 needs fp32, and a resumed run can't change from or to stage 0.
+    Stage 0 needs fp32. A resumed run can't change from or to stage 0, nor from an optimizer on a disk.
     """
     if is_resumed:
-        return tuple(name for name in CHOICES if (name == "zero0") == (stage == 0))
+        if ZeroSettings.from_ds(settings, precision).offload_optimizer == "nvme":
+            return ()
+        return tuple(name for name in CHOICES if (name == "zero0") == (zero_stage(settings) == 0))
     return tuple(name for name in CHOICES if precision == "fp32" or name != "zero0")
 
 
@@ -235,7 +238,7 @@ def advice(job: Job, found: list[StageEstimate], memory_bytes: float | None, con
     if memory_bytes is None:
         return f"{_uses(current)}; for advice, set --gpu-memory: GB of a GPU, or with --gpu cpu of a rank"
     usable, best = f"of {gib(memory_bytes * USABLE_SHARE)} usable", best_option(found)
-    if best and current.fits and current.zero.stage == best.zero.stage:
+    if best and current.fits and current.zero.is_like(best.zero):
         best = current  # a file of the user may be like one of ours
     if best is None:
         return f"{_uses(current)} {usable}, and no stage fits: {_flags_that_fit(job, memory_bytes)}"

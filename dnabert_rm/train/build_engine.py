@@ -128,6 +128,7 @@ def _adam(module: nn.Module, optim: OptimConfig) -> torch.optim.Optimizer:
 
 def _cpu_adam(module: nn.Module, optim: OptimConfig) -> torch.optim.Optimizer:
     """Return DeepSpeed's vectorized AdamW for optimizer states in CPU memory. DeepSpeed compiles it on first use."""
+    import_deepspeed()  # with the lock around the compilation
     from deepspeed.ops.adam import DeepSpeedCPUAdam
 
     groups = parameter_groups(module, optim.weight_decay)

@@ -10,6 +10,7 @@ from dnabert_rm.config.deepspeed_config import (
     AUTO,
     accumulates_in_fp32,
     load_ds_config,
+    offloads_optimizer,
     updates_on_device,
     zero_stage,
 )
@@ -69,7 +70,7 @@ def ds_settings(
         if key in settings:
             raise ConfigError(f"{path}: {key}: set this in [optim] of the run configuration; remove {key} here")
     _check_saving(settings, path)
-    _check_stage(config, zero_stage(settings), precision, path)
+    _check_stage(config, settings, precision, path)
     # DeepSpeed's throughput timer waits for the GPU twice per step.
     settings["timers"] = {"throughput": {"enabled": False}, **(settings.get("timers") or {})}
     if zero_stage(settings) == 3:
@@ -139,12 +140,19 @@ def _check_saving(settings: dict[str, Any], path: Path) -> None:
             )
 
 
-def _check_stage(config: RunConfig, stage: int, precision: str | None, path: Path) -> None:
-    """Raise `ConfigError` for run settings that the ZeRO stage does not support."""
+def _check_stage(config: RunConfig, settings: dict[str, Any], precision: str | None, path: Path) -> None:
+    """Raise `ConfigError` for settings that the ZeRO stage does not support."""
+    stage = zero_stage(settings)
     if stage == 0 and precision in ("bf16", "fp16"):
         raise ConfigError(
             f"train.ds_config: {path} has ZeRO stage 0, where DeepSpeed's {precision} updates differ from those of all "
             "other stages; choose --ds-config zero1, which needs less memory and sends no more"
+        )
+    in_fp32 = settings.get("data_types", {}).get("grad_accum_dtype") == "fp32"
+    if in_fp32 and stage in (1, 2) and offloads_optimizer(settings) and precision != "fp32":
+        raise ConfigError(
+            f"{path}: data_types.grad_accum_dtype: with an offloaded optimizer at stage {stage}, DeepSpeed would skip "
+            "all updates after the first overflow; remove this setting, or use stage 3"
         )
     if config.model.compile == "true" and stage == 3:
         raise ConfigError(

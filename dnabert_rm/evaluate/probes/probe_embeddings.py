@@ -62,7 +62,9 @@ class TableEmbedder:
     def runner(self) -> BatchRunner:
         """The tokenizer and batching of forward passes."""
         tokenizer = load_tokenizer(self.folder.tokenizer, self.folder.config, self.settings.overlapping)
-        return BatchRunner(tokenizer, default_device(), self.settings.precision, self.settings.batch_size)
+        settings = self.settings
+        name = str(self.folder.path)
+        return BatchRunner(tokenizer, default_device(), settings.precision, settings.batch_size, name)
 
     @cached_property
     def model(self) -> PreTrainedModel:

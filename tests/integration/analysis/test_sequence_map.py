@@ -95,5 +95,7 @@ def test_data_of_an_earlier_figure_are_replaced(model: Path, tmp_path: Path) -> 
     words = ["sequences", str(model), "--table", str(table), "--output", str(tmp_path / "map.png")]
     assert main(["analyze", *words]) == 0
     first = (tmp_path / "map.csv").read_text()
+    (tmp_path / "map.csv").write_text("")  # left by a full disk
+    assert main(["analyze", *words]) == 0 and (tmp_path / "map.csv").read_text() == first
     assert main(["analyze", *words, "--points", "20"]) == 0
     assert len(read_table(tmp_path / "map.csv")) == 20 < len(first.splitlines())

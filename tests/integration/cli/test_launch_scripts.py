@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import os
 import subprocess
 from pathlib import Path
 
 import numpy as np
-from support import ROOT, random_bases, write_prepared
+from support import ROOT, clean_environment, random_bases, write_prepared
 
 
 def test_mpirun_gets_the_variables_that_ranks_on_other_machines_need(tmp_path: Path) -> None:
@@ -20,10 +19,11 @@ def test_mpirun_gets_the_variables_that_ranks_on_other_machines_need(tmp_path: P
     write_prepared(tmp_path / "prepared", [[random_bases(np.random.default_rng(0), 4000)]], k=3)
     passed = {"AWS_SECRET_ACCESS_KEY": "a", "GOOGLE_CLOUD_PROJECT": "b", "FSSPEC_S3_ENDPOINT_URL": "c"}
     passed |= {"MLFLOW_TRACKING_URI": "d", "WANDB_MODE": "offline", "https_proxy": "http://e", "HF_TOKEN": "f"}
+    variables = clean_environment()
     done = subprocess.run(
         ["bash", ROOT / "launch_scripts/pretrain_mpi.sh", "-n", "2", "--", "--preset", "tiny", "--steps", "3",
          "--global-batch", "4", "--window", "32", "--data", tmp_path / "prepared", "--output", tmp_path / "run"],
-        env={**os.environ, **passed, "UNRELATED": "1", "PATH": f"{program.parent}:{os.environ['PATH']}"},
+        env={**variables, **passed, "UNRELATED": "1", "PATH": f"{program.parent}:{variables['PATH']}"},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

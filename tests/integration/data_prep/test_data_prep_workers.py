@@ -33,7 +33,7 @@ def test_every_rank_works(tmp_path: Path) -> None:
 
 def test_a_single_rank_of_unknown_number_has_worker_processes(tmp_path: Path) -> None:
     """Without the number of ranks in the environment, MPI is asked; then workers can't be forked."""
-    pytest.importorskip("mpi4py.MPI")
+    pytest.importorskip("mpi4py")  # not mpi4py.MPI, which would start MPI in this process
     script = tmp_path / "rank.py"
     script.write_text(
         "import os\nfrom data_prep.parallel import open_executor, run_all\n"

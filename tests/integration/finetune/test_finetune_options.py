@@ -286,6 +286,14 @@ def test_refuses_tables_with_nothing_to_learn(model, tmp_path, task, label, mess
         finetune(settings_for(model, tmp_path, tmp_path / "out", task=task))
 
 
+def test_refuses_targets_that_cannot_be_standardized(model, tmp_path):
+    """Their standard deviation is too small for a float."""
+    rows = "".join(f"ACGTACGTACGT,{i}e-200\n" for i in range(1, 8))
+    (tmp_path / "train.csv").write_text("sequence,label\n" + rows)
+    with pytest.raises(DataError, match=r"train.csv: column 'label' differs too little between rows; multiply it"):
+        finetune(settings_for(model, tmp_path, tmp_path / "out", task="regression"))
+
+
 @pytest.mark.parametrize("number", [0.1, -7.7e-5])
 def test_refuses_a_constant_target_whose_mean_is_rounded(model, tmp_path, number):
     rows = "".join(f"ACGTACGTACGT,{number},{i}\n" for i in range(7))

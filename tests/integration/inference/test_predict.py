@@ -330,4 +330,4 @@ def test_a_diverged_model_is_one_line(
     words = [command, "--model", str(damaged), "--output", str(tmp_path / "a.csv"), *flags, str(fasta)]
     assert main(words) == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert "the model's outputs are NaN or infinite" in error and not (tmp_path / "a.csv").exists()
+    assert "the model: its outputs are NaN or infinite" in error and not (tmp_path / "a.csv").exists()

@@ -124,6 +124,22 @@ def test_comments_between_rows_long_rows_and_dropped_rows(
     assert re.sub(r"##INFO=<ID=DNABERT_RM[^\n]*\n", "", (tmp_path / "h.vcf").read_text()) == HEADER
 
 
+@pytest.mark.parametrize("info", [". ", " ", "DP=1 "])
+def test_blanks_at_the_end_of_a_line_are_left_out(
+    model: Path, sequence: str, fasta: Path, tmp_path: Path, info: str
+) -> None:
+    alt = "A" if sequence[49] != "A" else "C"
+    vcf = tmp_path / "v.vcf"
+    vcf.write_text(
+        f"##fileformat=VCFv4.3\n#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\nchr1\t50\t.\t{sequence[49]}\t{alt}\t.\t.\t{info}\r\n"
+    )
+    score(model, vcf, fasta, tmp_path / "s.vcf", read=False)
+    with open(tmp_path / "s.vcf", newline="") as stream:
+        row = stream.read().splitlines(keepends=True)[-1]
+    kept = "DP=1;" if "DP" in info else ""
+    assert re.fullmatch(rf"chr1\t50\t\.\t.\t.\t\.\t\.\t{kept}DNABERT_RM=[-.0-9e]+\r\n", row), row
+
+
 def test_groups_of_rows_end_by_number_or_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(variant_scores, "GROUP_BYTES", 1000)
     sites = [Site([], line=b"x" * length) for length in (1, 1, 1, 600, 600, 1000, 5)]

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from dnabert_rm.config import RunConfig, resolve
+from dnabert_rm.config.deepspeed_config import accumulates_in_fp32
 from dnabert_rm.data.batching import BatchSplit
 from dnabert_rm.train.deepspeed_settings import ds_settings
 from dnabert_rm.utils.errors import ConfigError
@@ -45,6 +46,12 @@ def config_with(ds_config: Path | str, **sections: dict[str, Any]) -> RunConfig:
             'zero_optimization.offload_optimizer is "cpu", but must',
         ),
         ('{"bf16": true}', "bf16 is true, but must be a JSON object"),
+        ('{"zero_optimization": {"stage": 2, "reduce_bucket_size": "5e8"}}', "size is '5e8'; write a plain"),
+        (
+            '{"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}, '
+            '"data_types": {"grad_accum_dtype": "fp32"}}',
+            "would skip all updates after the first overflow; remove this setting, or use stage 3",
+        ),
         ('{"datastates_ckpt": {"enabled": true}}', "datastates_ckpt: is not supported, as the run itself writes"),
     ],
 )
@@ -100,6 +107,17 @@ def test_micro_batches_are_added_in_fp32(stage: int, precision: str, accumulatio
     split = BatchSplit(global_batch=8 * accumulation, micro_batch=8, world_size=1)
     settings = ds_settings(config_with(f"zero{stage}"), split, precision)
     assert settings.get("data_types", {}).get("grad_accum_dtype") == expected
+
+
+OFFLOADED = [(1, "bf16", False), (1, "fp16", False), (2, "bf16", False), (2, "fp16", False), (3, "bf16", True)]
+
+
+@pytest.mark.parametrize("device", ["cpu", "nvme"])
+@pytest.mark.parametrize(("stage", "precision", "expected"), OFFLOADED)
+def test_not_with_an_offloaded_optimizer_below_stage_3(stage: int, precision: str, expected: bool, device: str) -> None:
+    """DeepSpeed would skip all updates after the first overflow, or replace its optimizer (nvme at stage 1)."""
+    settings = {"zero_optimization": {"stage": stage, "offload_optimizer": {"device": device}}}
+    assert accumulates_in_fp32(settings, precision) is expected
 
 
 def test_a_files_own_type_of_gradients_is_kept(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from slow_fasta import fasta_texts, slow_ids, slow_records, slow_runs
 
@@ -63,6 +63,7 @@ def is_rna(records: list[tuple[str, str]]) -> bool:
 
 
 @given(fasta_texts(), build_options())
+@example("\ufeff>a letter t in a header\nAAA\nU", BuildOptions(k=3, segment_tokens=1, min_tokens=1, shard_tokens=1))
 @settings(deadline=None, max_examples=60)
 def test_a_build_holds_every_run_of_the_slow_reader_and_accounts_for_the_rest(text: str, options: BuildOptions) -> None:
     assert options.k is not None

@@ -219,6 +219,13 @@ def test_rows_without_a_header_can_have_any_allele(tmp_path: Path) -> None:
         assert read(tmp_path, row(1, "A", alt)) == read(tmp_path, HEADER + row(1, "A", alt))
 
 
+def test_only_the_first_row_decides_whether_a_file_is_a_vcf(tmp_path: Path) -> None:
+    """Later rows without an allele are counted, as in a file with a header."""
+    for ref, alt in ((".", "A"), ("C", "-"), ("C", "0"), ("C", "G/T")):
+        rows = row(1, "A", "C") + row(2, ref, alt)
+        assert read(tmp_path, rows)[0][1:] == read(tmp_path, HEADER + rows)[0][1:]
+
+
 @pytest.mark.parametrize("end", [b" ", b"  \r", b" \r"])
 def test_blanks_at_the_end_of_a_line_are_skipped(tmp_path: Path, end: bytes) -> None:
     content = HEADER + b"chr1\t1\t.\tA\tC" + end + b"\nchr1\t2\t.\tC\t" + end + b"\n"

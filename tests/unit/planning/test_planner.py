@@ -180,8 +180,7 @@ def test_several_micro_batches_need_fp32_gradients(stage: int) -> None:
     in_bf16 = dataclasses.replace(zero, fp32_accumulation=False)
     assert estimate(work, zero) == estimate(work, in_bf16)
     more = estimate(many, zero).total - estimate(many, in_bf16).total
-    print(f"stage {stage}: {more / 2**20:.0f} MiB more in fp32")
-    assert more >= 0
+    assert (more > 0) == (stage > 1)  # at stage 1, the peak is at another moment
     if stage == 1:
         assert message_bytes(many, zero) == message_bytes(many, in_bf16) * 3 / 2
 
@@ -201,6 +200,11 @@ def test_a_file_like_a_shipped_one_needs_no_change(tmp_path: Path, capsys) -> No
     assert advice.startswith(f"{mine} takes an estimated") and "choose" not in advice and "lowest stage" in advice
 
 
+def test_offload_that_is_not_needed_is_named(capsys) -> None:
+    flags = ["--preset", "10b", "--gpus", "64", "--gpu-memory", "20", "--ds-config", "zero3_offload"]
+    assert plan(capsys, *flags)[1].rstrip().endswith("choose --ds-config zero3")
+
+
 def test_a_resumed_run_keeps_or_avoids_stage_0() -> None:
     work = job("tiny", 1, on_gpu=False, precision="fp32")
     config = resolve(load_preset("tiny"), {"data": {"path": ["x"]}, "train": {"output": "x", "precision": "fp32"}})
@@ -210,6 +214,8 @@ def test_a_resumed_run_keeps_or_avoids_stage_0() -> None:
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, ds_config="zero0"))
     resumed = job_of_run(config, VOCAB, plan_, work.split, schedule, on_gpu=False, first_step=5)
     assert resumed.choices == ("zero0",)
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, ds_config="zero3_nvme"))
+    assert job_of_run(config, VOCAB, plan_, work.split, schedule, on_gpu=False, first_step=5).choices == ()
 
 
 def test_tokens_follow_the_batch_size_and_the_lengths(capsys) -> None:
