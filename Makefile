@@ -11,11 +11,15 @@ WORKERS ?= 2
 PARALLEL := -n $(WORKERS) --dist loadfile
 DEMO_DIR ?= demo
 LOWEST := .venv-lowest
+TRANSFORMERS := .venv-transformers
 LOWEST_TESTS := tests/unit tests/parity tests/multiprocess/train/test_pretrain.py \
     tests/integration/export/test_export.py tests/integration/train/test_spine.py
 # The launcher and the tests use the environment's programs, and one tokenizer thread per process.
 export PATH := $(BIN):$(PATH)
 export TOKENIZERS_PARALLELISM := false
+ifneq ($(words $(CURDIR)),1)
+$(error $(CURDIR): make needs a checkout whose path has no blanks; move or rename the folder)
+endif
 
 .PHONY: help install demo packages test test-all test-cluster test-lowest test-transformers lint docs coverage bench clean
 
@@ -80,13 +84,13 @@ test-lowest:
 
 # The oldest release of transformers that loads an export, the last of version 4, and the newest.
 test-transformers: $(TOOLS)
-	$(BIN)/python tests/other_transformers.py write .venv-transformers/exports
+	$(BIN)/python tests/other_transformers.py write $(TRANSFORMERS)/exports
 	for version in 4.40.2 4.57.6 5.24.0; do \
-	    folder=.venv-transformers/$$version; \
+	    folder=$(TRANSFORMERS)/$$version; \
 	    $(PYTHON) -m venv $$folder && \
 	    $$folder/bin/python -m pip install --quiet -c constraints.txt torch numpy && \
 	    $$folder/bin/python -m pip install --quiet transformers==$$version && \
-	    $$folder/bin/python tests/other_transformers.py check .venv-transformers/exports || exit; \
+	    $$folder/bin/python tests/other_transformers.py check $(TRANSFORMERS)/exports || exit; \
 	done
 
 lint: $(TOOLS)
@@ -118,4 +122,4 @@ bench: $(TOOLS)
 	for name in data_prep loader train_step; do $(BIN)/python "benchmarks/$$name.py" || exit; done
 
 clean:
-	rm -rf $(VENV) $(LOWEST) $(DEMO_DIR)
+	rm -rf $(VENV) $(LOWEST) $(TRANSFORMERS) "$(DEMO_DIR)"

@@ -100,7 +100,10 @@ def read_results(path: Path) -> list[dict[str, str]]:
     if not path.is_file():
         return []
     with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+        rows = list(csv.DictReader(file))
+    if rows and (missing := [column for column in FIELDS if column not in rows[0]]):
+        raise SystemExit(f"{path}: not a file of results that `run` writes: no column {', '.join(missing)}")
+    return rows
 
 
 def run_all(arms: dict[str, list[str]], args: argparse.Namespace) -> int:

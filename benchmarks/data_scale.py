@@ -19,13 +19,16 @@ from pathlib import Path
 import numpy as np
 
 _MEASURE = """
-import json, resource, sys, time
+import json, re, sys, time
+def peak_kilobytes():
+    # Not ru_maxrss, which begins with the size of the process that started this one.
+    return int(re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1])
 {imports}
-before, start, cpu = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter(), time.process_time()
+before, start, cpu = peak_kilobytes(), time.perf_counter(), time.process_time()
 {work}
 print(json.dumps({{
     "wall": time.perf_counter() - start, "processor": time.process_time() - cpu,
-    "before": before / 1024, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    "before": before / 1024, "peak": peak_kilobytes() / 1024,
 }}))
 """
 _COMMAND = ("from data_prep.cli import main", "assert main(sys.argv[1:]) == 0")

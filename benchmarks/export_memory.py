@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import os
 import shlex
 import subprocess
 import sys
@@ -33,8 +32,16 @@ TINY = shlex.split(
     "--workers 0 --masking token"
 )
 DECODER, EMBEDDING = "model.decoder.weight", "model.model.embeddings.tok_embeddings.weight"
+# ru_maxrss begins with the size of the process that started this one, so the command itself prints its peak.
+PEAK = """
+import atexit, re, sys
+atexit.register(lambda: print("peak", re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1]))
+"""
+EXPORT = """
+from dnabert_rm.cli.main import main
+sys.exit(main(["export", *sys.argv[1:]]))
+"""
 PEER = """
-import sys
 from dnabert_rm.patches.deepspeed_patches import safe_torch_load
 from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 with safe_torch_load():
@@ -69,11 +76,12 @@ def main() -> int:
 def measure(folder: Path, args: argparse.Namespace) -> None:
     """Run the export, and the peer if requested, and print their peak memory."""
     size = 4 * json.loads((folder / "size.json").read_text(encoding="utf-8"))
-    cli = [sys.executable, "-m", "dnabert_rm.cli.main", "export"]
+    cli = [sys.executable, "-c", PEAK + EXPORT]
     commands = {"dnabert-rm export": [*cli, str(folder / "run"), "--output", str(folder / "model")]}
     checkpoint = next((folder / "run" / "checkpoints").glob("step_*"))
     if args.peer:
-        commands["DeepSpeed's merging alone"] = [sys.executable, "-c", PEER, str(checkpoint.parent), checkpoint.name]
+        merging = [sys.executable, "-c", PEAK + PEER]
+        commands["DeepSpeed's merging alone"] = [*merging, str(checkpoint.parent), checkpoint.name]
     for name, command in commands.items():
         start = time.monotonic()
         peak, printed = peak_bytes(command)
@@ -87,16 +95,18 @@ def measure(folder: Path, args: argparse.Namespace) -> None:
 
 
 def peak_bytes(command: list[str]) -> tuple[int, str]:
-    """Run a command and return its peak resident memory in bytes (shared and mapped pages included) and its output."""
+    """Run a command and return its peak resident memory in bytes (shared and mapped pages included) and its output.
+
+    The command has `PEAK` at its beginning.
+    """
     environment = {**clean_environment(), "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
-    with tempfile.TemporaryFile("w+") as stream:
-        process = subprocess.Popen(command, env=environment, stdout=stream, stderr=subprocess.STDOUT)
-        _, status, usage = os.wait4(process.pid, 0)
-        stream.seek(0)
-        printed = stream.read()
-    if status:
-        raise SystemExit(f"{command}: {printed}")
-    return usage.ru_maxrss * 1024, printed
+    done = subprocess.run(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
+    if done.returncode:
+        raise SystemExit(f"{command}: {done.stdout}")
+    printed, _, kilobytes = done.stdout.rpartition("peak ")
+    return int(kilobytes.split()[0]) * 1024, printed
 
 
 def enlarge(folder: Path, preset: str) -> None:

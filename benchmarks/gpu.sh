@@ -3,9 +3,9 @@
 #
 #   bash benchmarks/gpu.sh [WHEELS] [--output FILE.json] [--seconds 520] [--only TEXT] [--rehearse]
 #
-# The machine needs Python 3.11 or later with PyTorch and transformers, but no network and no compiler. The other
-# packages (deepspeed, hjson, webdataset, braceexpand, accelerate) are installed from WHEELS, a folder of wheels. WHEELS
-# can also be an environment variable. dev/benchmarks.md explains how to fill it. Set PYTHON to use another interpreter.
+# The machine needs Python 3.11 or later with PyTorch (2.13 or later), transformers (5.17 or later) and accelerate, but
+# no network and no compiler. DeepSpeed and the other packages are installed from WHEELS, a folder of wheels. WHEELS can
+# also be an environment variable. dev/benchmarks.md explains how to fill it. Set PYTHON to use another interpreter.
 #
 # The rows and their order are in gpu_rows.py. FILE.json is written after each row. If the GPU waits for the host, a
 # trace of the host is written beside it (FILE.host_trace.json.gz).

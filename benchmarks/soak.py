@@ -10,8 +10,8 @@ file system of its own in memory, which takes root to mount.
 
 Prints the largest memory of each process, its slope, the files left over, and PASS or FAIL. FAIL: a
 file that should not be there, a step of `metrics.jsonl` that is missing or there twice, an exit code that is not the
-documented one, or private memory that grows by more than 1 MiB an hour beyond twice its error. The slope is fitted to
-the second half of a start: until then pages that a loader shares with its rank become its own.
+documented one, private memory that grows by more than 1 MiB an hour beyond twice its error, or no slope at all. The
+slope is fitted to the second half of a start: until then pages that a loader shares with its rank become its own.
 """
 
 from __future__ import annotations
@@ -55,7 +55,10 @@ OUTAGE_SECONDS, OUTAGE_EVERY = 15, 120
 EVENT_EVERY = 180
 DISK_MIB = 160
 SLOPE_LIMIT = 1.0
-EXPECTED_CODES = {"killed rank": range(1, 256), "full disk": [2], "SIGTERM": [75]}
+MINIMUM_MINUTES = 45
+"""Half of them is the first start, and half of that start has to be at least `FITTED_SECONDS` long."""
+# A killed rank: 71 from another rank, or the launcher's 247 (256 - SIGKILL), whichever it sees first.
+EXPECTED_CODES = {"killed rank": [71, 247], "full disk": [2], "SIGTERM": [75]}
 
 
 @dataclass
@@ -76,6 +79,8 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--picture", type=Path)
     args = parser.parse_args()
+    if args.minutes < MINIMUM_MINUTES:
+        parser.error(f"--minutes {args.minutes:g}: must be at least {MINIMUM_MINUTES}, so that a slope can be fitted")
     args.folder.mkdir(parents=True)
     with moto_server() as port, FaultyProxy(port) as proxy, _own_disk(args.folder / "disk") as disk:
         os.environ.update(environment(proxy.url))
@@ -224,6 +229,7 @@ def slope(samples: list[tuple[float, float]]) -> tuple[float, float] | None:
 def report(starts: list[Start], disk: Path, folder: Path, proxy: FaultyProxy) -> list[str]:
     """Print the figures, and return what is wrong."""
     problems = []
+    num_fitted = 0
     steps = [row["step"] for row in read_metrics(disk / "run")]
     print(f"{len(steps):,} steps in {len(starts)} starts; {sum(proxy.faults.values()):,} requests without an answer")
     if steps != list(range(len(steps))):
@@ -238,9 +244,12 @@ def report(starts: list[Start], disk: Path, folder: Path, proxy: FaultyProxy) ->
             fitted = slope(samples)
             if fitted is None:
                 continue
+            num_fitted += 1
             print(f"  {kind}: {fitted[0]:+.2f} MiB an hour, error {fitted[1]:.2f}")
             if fitted[0] - 2 * fitted[1] > SLOPE_LIMIT:
                 problems.append(f"start {number}: memory of {kind} grows by {fitted[0]:.1f} MiB an hour")
+    if not num_fitted:
+        problems.append("no slope of memory was measured: every start was too short")
     (folder / "samples.json").write_text(json.dumps([[start.ended_by, start.samples] for start in starts]))
     return problems + left_over(starts, disk / "run", folder)
 

@@ -15,6 +15,10 @@ fi
 out=$1 gue=$2
 shift 2
 for model in "$out"/models/*/; do
+    if [ ! -d "$model" ]; then
+        echo "$out/models: no models; run reproduce_masking.sh first" >&2
+        exit 2
+    fi
     arm=$(basename "$model")
     dnabert-rm gue --model "$model" --data "$gue" --output "$out/finetuned/$arm" --stand-in "$@"
     case "$arm" in

@@ -201,7 +201,7 @@ def start_ranks(
 def start_rank(
     environment: Mapping[str, Any], words: Sequence[str | Path], log: Path, node: str = ""
 ) -> multiprocessing.process.BaseProcess:
-    """Start one rank with `environment` added to this process's; it prints to `log`.
+    """Start one rank with `environment` added to this process's without a launcher's variables; it prints to `log`.
 
     `node` is the name of a network namespace to start it in, and also its host name.
     """
@@ -220,6 +220,7 @@ def run_rank(environment: dict[str, str], words: list[str], log: str, node: str)
         move_to_node(node)
     # Loader processes start as under a launcher, not from the fork server.
     multiprocessing.set_start_method("fork", force=True)
+    _drop_launcher_variables()
     os.environ.update(environment)
     sys.path[:0] = environment.get("PYTHONPATH", "").split(os.pathsep) if "PYTHONPATH" in environment else []
     with open(log, "w", buffering=1) as stream:
@@ -229,6 +230,12 @@ def run_rank(environment: dict[str, str], words: list[str], log: str, node: str)
         code = run_one("pretrain", "pretrain.sh", words)
         sys.stderr.flush()
     os._exit(code)  # multiprocessing would wait for processes that the rank left running
+
+
+def _drop_launcher_variables() -> None:
+    """Remove the variables of a launcher that the tests themselves were started by, such as srun."""
+    for name in launcher_variables():
+        os.environ.pop(name, None)
 
 
 def move_to_node(name: str) -> None:
@@ -283,6 +290,7 @@ def _function_rank(num_ranks: int, rank: int, port: int, results: Any, function:
     from dnabert_rm.distributed.process_group import process_group
 
     variables = {**_rank_variables(num_ranks, port), "RANK": rank, "LOCAL_RANK": rank}
+    _drop_launcher_variables()
     os.environ.update({name: str(value) for name, value in variables.items()})
     with process_group(1) as ranks:
         results.put((rank, function(ranks, *arguments)))

@@ -180,9 +180,9 @@ class WindowDataset:
             )
             for number, reader in enumerate(self.readers)
         ]
-        weights = weights or [1.0] * len(self.samplers)
+        self._weights = weights or [1.0] * len(self.samplers)
         self.order: Sampler = (
-            self.samplers[0] if len(self.samplers) == 1 else MixtureSampler(self.samplers, weights, seed)
+            self.samplers[0] if len(self.samplers) == 1 else MixtureSampler(self.samplers, self._weights, seed)
         )
         # The name seeds the random numbers, so it must not change.
         self._replacement_key = random.key(seed, "stand-in")
@@ -231,8 +231,15 @@ class WindowDataset:
 
     @property
     def num_windows(self) -> int:
-        """Number of windows in one epoch over all data sets."""
+        """Number of windows in all data sets."""
         return sum(sampler.num_windows for sampler in self.samplers)
+
+    @property
+    def epoch_samples(self) -> float:
+        """Number of samples of an epoch: of several data sets, until one of them has been read completely."""
+        total = sum(self._weights)
+        sizes = zip(self.samplers, self._weights, strict=True)
+        return min(sampler.num_windows * total / weight for sampler, weight in sizes)
 
     def tokens_of_step(self, step: int) -> int:
         """Return the number of tokens per window in a step, without [CLS] and [SEP]."""

@@ -7,6 +7,7 @@ unexpected or wrongly shaped raises `CheckpointError`. Only the head and a poole
 from __future__ import annotations
 
 import contextlib
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -191,6 +192,11 @@ def as_checkpoint_error(folder: Path) -> Iterator[None]:
     """Convert library errors about a model's folder into a one-line `CheckpointError`."""
     try:
         yield
+    except pickle.UnpicklingError as error:
+        # torch's message is long, and recommends weights_only=False.
+        raise CheckpointError(
+            f"{folder}: the weights hold more than tensors, or are damaged; use another model, or safetensors"
+        ) from error
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         if is_out_of_memory(error):
             raise

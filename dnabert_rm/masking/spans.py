@@ -24,10 +24,11 @@ _RANDOM_BELOW = np.uint64(round((MASK_SHARE + RANDOM_SHARE) * 2**32) << 32)
 def plateau_loss(entropy: float) -> float:
     """Return the loss, in nats per masked token, of a model that knows only how frequent each k-mer is.
 
-    `entropy` is the loss of such a model on `[MASK]`. Any other token is equally likely to be unchanged or random. So
-    the best prediction gives one half to the visible token and one half to the frequencies. An unchanged token then
-    costs ln 2, and a random one `entropy` + ln 2. Many runs stay near this loss before the model learns to use
-    neighbours.
+    `entropy` is the loss of such a model on `[MASK]`. Any other token is equally likely to be unchanged or random. A
+    prediction that gives one half to the visible token and one half to the frequencies costs ln 2 for an unchanged
+    token, and `entropy` + ln 2 for a random one. Where k-mers differ much in frequency, a better prediction trusts
+    frequent visible tokens less: by 0.1 % of the loss for yeast, and by 1 % at 86 % A+T. Many runs stay near this loss
+    before the model learns to use neighbours.
     """
     return (MASK_SHARE + RANDOM_SHARE) * entropy + (1 - MASK_SHARE) * math.log(2)
 

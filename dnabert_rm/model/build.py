@@ -163,7 +163,7 @@ def _pretrained(folder: str, config: PreTrainedConfig, attention: str) -> PreTra
             f"{folder}: has no masked-language-model head ({missing[0]} …); the head starts with random weights",
             file=sys.stderr,
         )
-    return model
+    return model.train()  # from_pretrained returns it for evaluation, without dropout
 
 
 def encoder_layers(model: PreTrainedModel) -> torch.nn.ModuleList:

@@ -111,6 +111,7 @@ def make_engine(module: MaskedLM, config: RunConfig, settings: dict[str, Any], r
 
     `settings` comes from `ds_settings`. It decides which engine the run gets.
     """
+    module.train()
     if not any(hasattr(parameter, "ds_id") for parameter in module.parameters()):
         module.to(ranks.device)
     if offloads_optimizer(settings):

@@ -100,7 +100,7 @@ def metrics_row(
     learning_rate: float,
     save_seconds: float | None,
     peak_memory_bytes: int,
-    epoch_windows: int,
+    epoch_samples: float,
     consumed_tokens: int,
 ) -> dict[str, Any]:
     """Return one step's metrics as a dict for metrics.jsonl. `state` is the training state after the step."""
@@ -132,7 +132,7 @@ def metrics_row(
         "data_wait": result.data_wait,
         "save_seconds": save_seconds,
         "memory_gb": peak_memory_bytes / 1e9,
-        "epoch": state.consumed_samples / epoch_windows,
+        "epoch": state.consumed_samples / epoch_samples,
         "consumed_tokens": consumed_tokens,
     }
 

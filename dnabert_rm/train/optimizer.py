@@ -28,12 +28,13 @@ def learning_rate(
     With a warm-up, the learning rate of the first step is peak / warmup_steps, not 0. With "linear" and "cosine", the
     rate would reach 0 at step `total_steps`, one step after the last step. "wsd" means warm-up, stable, decay (Hu et
     al., "MiniCPM", 2024). With "wsd", the rate stays at `peak` until the last `decay_share * total_steps` steps, and
-    then decays linearly to 0. With "constant", the rate stays at `peak`.
+    then decays linearly to 0. A decay that would begin during the warm-up begins after it. With "constant", the rate
+    stays at `peak`.
     """
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
     if schedule == "wsd":
-        decay_steps = max(1, round(total_steps * decay_share))
+        decay_steps = max(1, min(round(total_steps * decay_share), total_steps - warmup_steps))
         return peak * min(1.0, max(0.0, (total_steps - step) / decay_steps))
     done = (step - warmup_steps) / max(1, total_steps - warmup_steps)
     if schedule == "constant":

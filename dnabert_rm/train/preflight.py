@@ -111,9 +111,11 @@ def _check_batch_size(split: BatchSplit, dataset: WindowDataset) -> None:
 
 
 def _data_line(config: RunConfig, dataset: WindowDataset, plan: BatchPlan) -> str:
-    epochs = plan.first_sample(config.train.steps) / dataset.num_windows
+    epochs = f"{plan.first_sample(config.train.steps) / dataset.epoch_samples:.2f} epochs"
+    if len(dataset.samplers) > 1:
+        epochs += " of the data set that is read most often"
     weight = config.data.repeat_weight
-    return f"data: {dataset.num_windows} windows of {config.data.window} tokens per epoch, {epochs:.2f} epochs" + (
+    return f"data: {dataset.num_windows} windows of {config.data.window} tokens per epoch, {epochs}" + (
         f"; soft-masked bases have weight {weight:g}" if weight < 1 else ""
     )
 

@@ -288,7 +288,7 @@ class Trainer:
             learning_rate=self.learning_rate(step),
             save_seconds=self.save_seconds,
             peak_memory_bytes=peak_memory(self.ranks.device),
-            epoch_windows=self.dataset.num_windows,
+            epoch_samples=self.dataset.epoch_samples,
             consumed_tokens=self.num_tokens,
         )
         samples = np.arange(state.plan.first_sample(step), state.consumed_samples)

@@ -1,4 +1,4 @@
-"""Who may import whom: the map of docs/architecture.md, held."""
+"""Who may import whom, as in docs/architecture.md; and no file is read in a way that could run code from it."""
 
 from __future__ import annotations
 
@@ -58,6 +58,15 @@ ONLY_IN = {
         "dnabert_rm/patches/deepspeed_patches.py",
     },
     "mpi4py": {"data_prep/parallel.py", "dnabert_rm/distributed/rendezvous.py"},
+}
+# Modules whose files can hold code. `pickle` is imported for the name of its error only.
+PICKLES = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
+PICKLE_ERRORS = {"PickleError", "PicklingError", "UnpicklingError"}
+# These files call `torch.load` in a block of `safe_torch_load` only, which sets weights_only=True in every call.
+IN_SAFE_TORCH_LOAD = {
+    "dnabert_rm/checkpoint/reshard.py",
+    "dnabert_rm/export/consolidate.py",
+    "dnabert_rm/patches/deepspeed_patches.py",
 }
 FILES = sorted(
     path.relative_to(ROOT).as_posix() for name in ("data_prep", "dnabert_rm") for path in (ROOT / name).rglob("*.py")
@@ -147,3 +156,76 @@ def test_mpi_is_imported_lazily() -> None:
 def test_what_must_start_quickly_does_not_import_torch(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def unsafe_reads(source: str, in_safe_torch_load: bool = False) -> list[str]:
+    """Return the lines of a Python source that could run code from a file which they read.
+
+    `numpy.load` may omit allow_pickle, since numpy's documented default is False. `torch.load` may omit weights_only
+    only `in_safe_torch_load`: an environment variable can change torch's default.
+    """
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        name = ast.unparse(node) if isinstance(node, ast.Name | ast.Attribute) else ""
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) in PICKLES:
+            if node.attr not in PICKLE_ERRORS:
+                found.add(node.lineno)
+        elif isinstance(node, ast.ImportFrom) and (node.module in PICKLES or node.module in ("torch", "numpy")):
+            if {alias.name for alias in node.names} - PICKLE_ERRORS and node.module in PICKLES:
+                found.add(node.lineno)
+            if any(alias.name == "load" for alias in node.names):
+                found.add(node.lineno)  # `from torch import load` would hide the call from this test
+        elif isinstance(node, ast.Import):
+            if {alias.name for alias in node.names} & (PICKLES - {"pickle"}):
+                found.add(node.lineno)
+        elif name in ("eval", "exec") or name.endswith((".read_pickle", ".load_module", ".unsafe_load", ".jit.load")):
+            found.add(node.lineno)
+        elif isinstance(node, ast.Call):
+            keywords = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+            is_torch = ast.unparse(node.func) == "torch.load"
+            default = "True" if in_safe_torch_load else "missing"
+            if (
+                (is_torch and keywords.get("weights_only", default) != "True")
+                or keywords.get("allow_pickle", "False") != "False"
+                or keywords.get("trust_remote_code", "False") != "False"
+            ):
+                found.add(node.lineno)
+    return [source.splitlines()[line - 1].strip() for line in sorted(found)]
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_no_file_is_read_in_a_way_that_runs_code(file: str) -> None:
+    assert unsafe_reads((ROOT / file).read_text(), file in IN_SAFE_TORCH_LOAD) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "is_safe"),
+    [
+        ("torch.load(path, weights_only=True)", True),
+        ("torch.load(path)", False),
+        ("torch.load(path, weights_only=False)", False),
+        ("torch.load(path, **options)", False),
+        ("from torch import load", False),
+        ("np.load(path)", True),
+        ("np.load(path, allow_pickle=True)", False),
+        ("np.load(path, allow_pickle=trusted)", False),
+        ("AutoModel.from_pretrained(path, trust_remote_code=False)", True),
+        ("AutoModel.from_pretrained(path, trust_remote_code=True)", False),
+        ("pickle.load(stream)", False),
+        ("read = pickle.Unpickler", False),
+        ("from pickle import loads", False),
+        ("from pickle import UnpicklingError", True),
+        ("except_these = (OSError, pickle.UnpicklingError)", True),
+        ("import joblib", False),
+        ("pandas.read_pickle(path)", False),
+        ("eval(text)", False),
+        ("model.eval()", True),
+    ],
+)
+def test_an_unsafe_read_is_found(line: str, is_safe: bool) -> None:
+    assert (unsafe_reads(line) == []) == is_safe
+
+
+def test_safe_torch_load_allows_no_explicit_exception() -> None:
+    assert unsafe_reads("torch.load(path)", in_safe_torch_load=True) == []
+    assert unsafe_reads("torch.load(path, weights_only=False)", in_safe_torch_load=True)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import gzip
 import random
-import resource
 import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from builds import build, content
 from support import ROOT, clean_environment
@@ -127,11 +127,18 @@ def test_a_damaged_or_missing_shard_is_written_again(small: list, reference: dic
     assert content(out) == reference
 
 
+def limit_file_size(process: int, size: int) -> None:
+    """Limit the size of the files that a process and its workers write from now on."""
+    build_process = psutil.Process(process)
+    for each in (build_process, *build_process.children(recursive=True)):
+        each.rlimit(psutil.RLIMIT_FSIZE, (size, size))
+
+
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_a_full_disk_is_reported_in_one_line_and_the_build_resumes(
     small: list, reference: dict[str, bytes], tmp_path: Path, workers: str
 ) -> None:
-    """A limit on the file size simulates the full disk: writes fail with the same kind of error."""
+    """A limit on the file size simulates a disk that fills up: writes fail with the same kind of error."""
     out, files = tmp_path / "out", tmp_path / "files"
     files.mkdir()
     plain = []
@@ -140,23 +147,22 @@ def test_a_full_disk_is_reported_in_one_line_and_the_build_resumes(
         target = files / Path(path).name.removesuffix(".gz")
         target.write_bytes(gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data)
         plain.append(target)
-    limit = 100_000  # A shard has about 120,000 bytes; the last one of a split has fewer.
     command = [sys.executable, "-m", "data_prep", "build", *map(str, [*plain, *small[3:]]), "--out", str(out)]
     # Coverage of the subprocess would write a file above the limit.
     environ = {name: value for name, value in clean_environment().items() if not name.startswith("COVERAGE")}
-    done = subprocess.run(
-        [*command, "--workers", workers],
-        cwd=ROOT,
-        env=environ,
-        capture_output=True,
-        text=True,
-        check=False,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
-    )
-    assert done.returncode == 2
-    assert done.stderr.count("\n") == 1 and f"{out}: File too large; free disk space" in done.stderr
+    with subprocess.Popen(
+        [*command, "--workers", workers], cwd=ROOT, env=environ, stdout=-3, stderr=-1, text=True
+    ) as process:
+        while process.poll() is None and num_shards(out) < 3:
+            time.sleep(0.001)
+        limit_file_size(process.pid, 100_000)  # A shard has about 120,000 bytes; the last one of a split has fewer.
+        printed = process.communicate(timeout=60)[1]
+    assert process.returncode == 2
+    assert printed.count("\n") == 1 and f"{out}: File too large; free disk space" in printed
+    finished, num = num_shards(out), sum(name.endswith(".tar") for name in reference)
     assert all(path.read_bytes() == reference[path.name] for path in out.glob("shard-*.tar"))
     assert not list(out.rglob("*.tmp")) and not (out / "manifest.json").exists()
-    build(*plain, *small[3:], "--out", out, "--workers", workers)
+    done = build(*plain, *small[3:], "--out", out, "--workers", workers)
+    assert finished >= 3 and f"{finished} of {num} shards are already finished" in done.stderr
     shards = {name: data for name, data in content(out).items() if name.endswith(".tar")}
     assert shards == {name: data for name, data in reference.items() if name.endswith(".tar")}

@@ -15,10 +15,13 @@ from support import random_bases, read_metrics, run_cli, run_ranks, write_prepar
 from transformers import AutoModelForMaskedLM, BertConfig, BertForMaskedLM, BertTokenizer
 
 from dnabert_rm.genome import kmer
-from dnabert_rm.model.build import build_model, transformers_config
+from dnabert_rm.model.build import build_model, pretrained_config, transformers_config
+from dnabert_rm.model.mlm import MaskedLM
 from dnabert_rm.tokenizer import KmerTokenizer
 
 SIZES = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 96}
+# Neither is transformers' default, so a run that ignores the folder's values has other logits.
+SETTINGS = {"hidden_act": "relu", "layer_norm_eps": 1e-3}
 FLAGS = ["--preset", "tiny", "--window", "66", "--global-batch", "8", "--log-every", "1", "--workers", "0"]
 # Updates too small to change a weight: the export has the weights that were loaded.
 NO_UPDATES = ["--steps", "1", "--lr", "1e-30", "--optim.weight_decay", "0"]
@@ -37,27 +40,37 @@ def dnabert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "dnabert"
     folder.mkdir()
     torch.manual_seed(1)
-    model = BertForMaskedLM(BertConfig(vocab_size=kmer.vocab_size(4), max_position_embeddings=128, **SIZES))
+    sizes = {"vocab_size": kmer.vocab_size(4), "max_position_embeddings": 128, **SIZES}
+    model = BertForMaskedLM(BertConfig(**sizes, **SETTINGS, initializer_range=0.2))
     weights = {**model.state_dict(), "bert.embeddings.position_ids": torch.arange(128)[None]}
     torch.save(weights, folder / "pytorch_model.bin")
     config = {
         "architectures": ["BertForMaskedLM"],
-        "vocab_size": kmer.vocab_size(4),
-        "max_position_embeddings": 128,
-        "hidden_act": "gelu",
         "num_labels": 2,
         "finetuning_task": None,
-        **SIZES,
+        **sizes,
+        **SETTINGS,
     }
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "vocab.txt").write_text(kmer.vocabulary_text(4))
     return folder
 
 
-def exported(run: Path, output: Path) -> dict[str, torch.Tensor]:
+def exported(run: Path, output: Path) -> BertForMaskedLM:
     done = run_cli("-m", "dnabert_rm.cli.main", "export", run, "--output", output)
     assert done.returncode == 0, done.stderr
-    return AutoModelForMaskedLM.from_pretrained(output).state_dict()
+    return AutoModelForMaskedLM.from_pretrained(output)
+
+
+def logits_of(model: BertForMaskedLM, ids: torch.Tensor) -> torch.Tensor:
+    """Return transformers' logits (2, 40, V) without dropout."""
+    with torch.no_grad():
+        return model.eval()(input_ids=ids).logits
+
+
+def token_ids() -> torch.Tensor:
+    """Return random k-mer tokens (2, 40)."""
+    return torch.randint(5, kmer.vocab_size(4), (2, 40), generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize("build", ["whole", "partitioned"])
@@ -66,10 +79,25 @@ def test_a_run_starts_from_a_dnabert_folder(prepared: Path, dnabert: Path, tmp_p
     run_ranks(2, *flags, "--output", tmp_path / "run")
     weights = torch.load(dnabert / "pytorch_model.bin", weights_only=True)
     del weights["bert.embeddings.position_ids"]
-    found = exported(tmp_path / "run", tmp_path / "model")
+    model = exported(tmp_path / "run", tmp_path / "model")
+    found = model.state_dict()
     assert found.keys() == weights.keys()
     for name, weight in weights.items():
         torch.testing.assert_close(found[name], weight, rtol=0, atol=1e-7)
+    ids = token_ids()
+    expected = logits_of(BertForMaskedLM.from_pretrained(dnabert), ids)
+    torch.testing.assert_close(logits_of(model, ids), expected, rtol=0, atol=1e-5)
+
+
+def test_a_dnabert_folder_has_the_logits_of_transformers(dnabert: Path) -> None:
+    """The model that pretraining continues with, against stock transformers."""
+    ids = token_ids()
+    expected = logits_of(BertForMaskedLM.from_pretrained(dnabert), ids).flatten(0, 1)
+    assert expected.std() > 0.5
+    network = build_model(pretrained_config(str(dnabert), 0.1, 0.1), seed=0, init_from=str(dnabert))
+    with torch.no_grad():
+        found = MaskedLM(network, k=4).eval()(ids, torch.arange(ids.numel()))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("period", [0.0, 3.0])

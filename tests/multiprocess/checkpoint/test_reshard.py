@@ -1,7 +1,8 @@
 """A run that is resumed with another number of ranks or ZeRO stage equals a run without the change.
 
-The checkpoint is converted automatically. Weight decay and learning rate are high, so that a conversion that loses
-settings or step counts would show.
+The checkpoint is converted automatically. Weight decay and learning rate are high, so that in fp32 a conversion that
+loses settings or step counts would show in the losses. In bf16 it would not: the contents of the checkpoints are
+compared.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from support import random_bases, read_metrics, run_ranks, write_prepared
 
 from dnabert_rm.checkpoint.run_folder import step_folder
 from dnabert_rm.cli.main import run_one
-from dnabert_rm.export.consolidate import read_weights
+from dnabert_rm.export.consolidate import _pieces_of_stage_3, _pieces_of_stages_1_2, _rank_files, read_weights
+from dnabert_rm.patches.deepspeed_patches import safe_torch_load
 
 STEPS = 12
 FLAGS = shlex.split(
@@ -49,6 +51,55 @@ def compare(run: Path, expected: list[dict], rtol: float) -> None:
     np.testing.assert_allclose([row["loss"] for row in rows], [row["loss"] for row in expected], rtol=rtol)
 
 
+def optimizer_states(folder: Path, stage: int) -> list[dict]:
+    """Return the optimizer state of each rank of a checkpoint, as torch's optimizer has it."""
+    num_ranks = len(list(folder.glob("*optim_states.pt")))
+    with safe_torch_load():
+        states = [torch.load(path)["optimizer_state_dict"] for path in _rank_files(folder, num_ranks)]
+    return [state["optimizer_state_dict" if stage == 3 else "base_optimizer_state"] | state for state in states]
+
+
+def moments(folder: Path, stage: int, name: str) -> dict[str, torch.Tensor]:
+    """Return a moment, "exp_avg" or "exp_avg_sq", of each weight of a checkpoint, flat."""
+    states = optimizer_states(folder, stage)
+    of_rank = [[state["state"][group][name] for group in range(len(state["state"]))] for state in states]
+    with safe_torch_load():
+        model = torch.load(next(folder.glob("*mp_rank_00_model_states.pt")))
+    key = "fp32_flat_groups" if stage == 3 else "single_partition_of_fp32_groups"
+    pieces_of = _pieces_of_stage_3 if stage == 3 else _pieces_of_stages_1_2
+    found = pieces_of(model["param_shapes"], [{**s, key: of} for s, of in zip(states, of_rank, strict=True)])
+    return {weight: torch.cat(pieces) for weight, pieces in found.items()}
+
+
+def check_contents(source: Path, still: Path, before: int, after: int) -> None:
+    """Compare a checkpoint of step 5 with one that is a step later, in which neither gradient nor update counted.
+
+    `before` and `after` are their ZeRO stages. The weights are equal, and each moment has decayed by its beta once.
+    """
+    saved, kept = (dict(read_weights(folder, "", quiet=True)) for folder in (source, still))
+    assert saved.keys() == kept.keys()
+    for name, weight in saved.items():
+        assert weight.dtype == torch.float32 and torch.equal(weight, kept[name]), name
+    first, then = optimizer_states(source, before), optimizer_states(still, after)
+    for states, step in ((first, 5), (then, 6)):
+        assert {float(group["step"]) for state in states for group in state["state"].values()} == {step}
+    settings = [
+        [[group[name] for name in ("weight_decay", "betas", "eps")] for group in state["param_groups"]]
+        for state in first + then
+    ]
+    assert settings == [[[0.5, (0.9, 0.98), 1e-6], [0.0, (0.9, 0.98), 1e-6]]] * len(settings)
+    for name, beta in (("exp_avg", 0.9), ("exp_avg_sq", 0.98)):
+        old, new = moments(source, before, name), moments(still, after, name)
+        assert old.keys() == new.keys() and len(old) > 20
+        for weight, moment in old.items():
+            assert moment.dtype == new[weight].dtype == torch.float32 and moment.any()
+            torch.testing.assert_close(new[weight], beta * moment, rtol=1e-6, atol=1e-24, msg=f"{name} of {weight}")
+
+
+# A step with these flags updates no weight, and adds nothing to the moments.
+STILL = ("--lr", "1e-30", "--optim.clip", "1e-30", "--stop-after", 6, "--allow-changes")
+
+
 def test_two_one_three_and_four_ranks_give_the_same_losses(unchanged, flags, tmp_path: Path) -> None:
     words = [*flags, "--output", tmp_path / "run"]
     run_ranks(2, *words, "--stop-after", 3)
@@ -75,6 +126,9 @@ def test_another_stage_gives_the_same_losses(
 ) -> None:
     words = [*flags, "--precision", precision, "--output", tmp_path / "run"]
     run_ranks(2, *words, "--ds-config", first, "--stop-after", 5)
+    source, still = step_folder(tmp_path / "run", 5), tmp_path / "still"
+    run_ranks(ranks, *words, "--ds-config", then, "--resume", source, "--output", still, *STILL)
+    check_contents(source, step_folder(still, 6), int(first[-1]), int(then[-1]))
     printed = run_ranks(ranks, *words, "--ds-config", then)
     assert f"under ZeRO stage {first[-1]}; converting it for {ranks} ranks under stage {then[-1]}" in printed
     compare(tmp_path / "run", unchanged[precision], rtol={"fp32": 2e-6, "bf16": 1e-3}[precision])
@@ -92,19 +146,14 @@ def test_another_stage_gives_the_same_losses(
 def test_another_precision_keeps_the_fp32_weights_and_moments(
     unchanged, flags, tmp_path: Path, stage: str, before: int, after: int, first: str, then: str
 ) -> None:
-    """An update that is too small to change a weight leaves exactly the saved weights, and the curve goes on."""
+    """A step that updates nothing leaves exactly the saved weights and moments, and the curve goes on."""
     words = [*flags, "--ds-config", stage, "--output", tmp_path / "run"]
     run_ranks(before, *words, "--precision", first, "--stop-after", 5)
     source = step_folder(tmp_path / "run", 5)
     words += ["--precision", then, "--allow-changes"]
-    printed = run_ranks(
-        after, *words, "--resume", source, "--output", tmp_path / "still", "--lr", "1e-30", "--stop-after", 6
-    )
+    printed = run_ranks(after, *words, "--resume", source, "--output", tmp_path / "still", *STILL)
     assert f"stage {stage[-1]} in {first}; converting it for {after} ranks under stage {stage[-1]} in {then}" in printed
-    saved, kept = (dict(read_weights(folder, "")) for folder in (source, step_folder(tmp_path / "still", 6)))
-    assert saved.keys() == kept.keys()
-    for name, weight in saved.items():
-        assert weight.dtype == torch.float32 and torch.equal(weight, kept[name]), name
+    check_contents(source, step_folder(tmp_path / "still", 6), int(stage[-1]), int(stage[-1]))
     run_ranks(after, *words)
     compare(tmp_path / "run", unchanged["fp32"], rtol=2e-3)
     left = {path.name for path in (tmp_path / "run" / "checkpoints").iterdir() if path.suffix != ".py"}

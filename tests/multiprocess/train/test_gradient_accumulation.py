@@ -16,6 +16,7 @@ VOCAB = 4**K + 5
 TOKENS = 16
 NUM_WINDOWS = 512
 """Windows in the global batch. In bf16, a sum of 512 gradients is wrong by several per cent."""
+BETA1 = 0.9
 
 
 def build(ranks: Any, ds_config: str, precision: str, micro_batch: int) -> tuple[Any, list[dict[str, Any]]]:
@@ -35,11 +36,12 @@ def build(ranks: Any, ds_config: str, precision: str, micro_batch: int) -> tuple
     engine = build_engine.make_engine(MaskedLM(network, K), config, settings, ranks)
     engine.set_accumulation(split.accumulation(NUM_WINDOWS))
     ids = torch.from_numpy(np.random.default_rng(0).integers(5, VOCAB, (NUM_WINDOWS, TOKENS)))
-    positions = torch.arange(0, micro_batch * TOKENS, 4)
+    is_masked = torch.arange(TOKENS) % (2 + torch.arange(NUM_WINDOWS) % 7)[:, None] == 0  # 2 to 8 tokens a window
     batches = []
     for first in range(ranks.rank * micro_batch, NUM_WINDOWS, ranks.world_size * micro_batch):
         windows = ids[first : first + micro_batch]
         samples = torch.arange(first, first + micro_batch)
+        positions = is_masked[samples].flatten().nonzero()[:, 0]
         batch = {"input_ids": windows, "positions": positions, "targets": windows.flatten()[positions]}
         batches.append({**batch, "samples": samples, "span": samples * 0 + 6, "num_replaced": torch.tensor(0)})
     return engine, batches
@@ -51,22 +53,28 @@ def run_step(engine: Any, batches: list[dict[str, Any]], step: int) -> Any:
     return queue_step(engine, batches, step, 0, lambda: (False, False), StepStart(engine.ranks.device)).result()
 
 
-def gradient_norm(ranks: Any, ds_config: str, precision: str, micro_batch: int) -> float:
-    """Return the gradient norm of the first step, with `micro_batch` windows in each micro-batch."""
-    return run_step(*build(ranks, ds_config, precision, micro_batch), 0).grad_norm
+def first_gradient(ranks: Any, ds_config: str, precision: str, micro_batch: int) -> Any:
+    """Return this rank's partition of the first step's gradient, with `micro_batch` windows in each micro-batch.
+
+    After the first step, AdamW's first moment is 1 - beta1 times the gradient.
+    """
+    engine, batches = build(ranks, ds_config, precision, micro_batch)
+    run_step(engine, batches, 0)
+    moments = [state["exp_avg"].flatten() for state in engine.deepspeed.optimizer.optimizer.state.values()]
+    return torch.cat(moments).numpy() / (1 - BETA1)
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2])
 @pytest.mark.parametrize("ds_config", ["zero1", "zero2", "zero3"])
 def test_many_micro_batches_have_the_gradient_of_one(ds_config: str, num_ranks: int) -> None:
-    split, whole = (
-        on_ranks(num_ranks, gradient_norm, ds_config, "bf16", micro_batch)[0]
-        for micro_batch in (1, NUM_WINDOWS // num_ranks)
+    whole_batch = NUM_WINDOWS // num_ranks
+    exact, whole, split = (
+        np.concatenate(on_ranks(num_ranks, first_gradient, ds_config, precision, micro_batch))
+        for precision, micro_batch in (("fp32", whole_batch), ("bf16", whole_batch), ("bf16", 1))
     )
-    exact = on_ranks(1, gradient_norm, ds_config, "fp32", NUM_WINDOWS)[0]
-    print(f"{ds_config}, ranks: {num_ranks}: {split / exact - 1:+.2%}, one micro-batch {whole / exact - 1:+.2%}")
-    assert whole == pytest.approx(exact, rel=0.01)
-    assert split == pytest.approx(exact, rel=0.01)
+    of_split, of_whole = (np.linalg.norm(found - exact) / np.linalg.norm(exact) for found in (split, whole))
+    print(f"{ds_config}, ranks: {num_ranks}: error {of_split:.2%}, with one micro-batch {of_whole:.2%}")
+    assert max(of_split, of_whole) < 0.02
 
 
 def skipped_updates(ranks: Any, ds_config: str) -> list[int]:
@@ -89,4 +97,5 @@ def test_an_infinite_gradient_skips_only_its_own_step(tmp_path: Path, stage: int
         settings["zero_optimization"]["offload_optimizer"] = {"device": "cpu"}
     path = tmp_path / "ds.json"
     path.write_text(json.dumps(settings))
-    assert on_ranks(1, skipped_updates, str(path)) == [[0, 1, 1, 1]]
+    # The first run with offload compiles DeepSpeed's optimizer.
+    assert on_ranks(1, skipped_updates, str(path), timeout=580) == [[0, 1, 1, 1]]

@@ -14,6 +14,9 @@ import pytest
 import torch
 from support import ROOT, on_ranks, random_bases, read_metrics, run_ranks, write_prepared
 
+from dnabert_rm.checkpoint.run_folder import step_folder
+from dnabert_rm.export.consolidate import read_weights
+
 STEPS = 20
 FLAGS = ["--preset", "tiny", "--steps", STEPS, "--global-batch", 8, "--window", 66, "--log-every", 1, "--save-every",
          STEPS, "--workers", 0, "--phase-ends", "2,4,6,8,20"]  # fmt: skip
@@ -73,6 +76,35 @@ def test_every_shipped_configuration_has_the_same_losses(
 def test_the_stages_agree_to_rounding_in_bf16(reference, flags, tmp_path: Path, name: str) -> None:
     found = curve(tmp_path / "run", 2, *flags, "--ds-config", name, "--precision", "bf16")
     np.testing.assert_allclose(found, reference, rtol=0, atol=3e-3)
+
+
+@pytest.fixture(scope="module")
+def small_updates(flags, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    """What 20 steps of `SMALL_UPDATES` add to each weight, on one rank in fp32."""
+    return movement(tmp_path_factory.mktemp("small"), 1, *flags, "--ds-config", "zero0")
+
+
+# Adam changes a weight by about this learning rate per step. Next to a weight of 0.02, bf16 can't represent 20 of them.
+SMALL_UPDATES = ("--lr", "1e-6", "--optim.warmup_steps", "0", "--optim.weight_decay", "0")
+
+
+def movement(folder: Path, ranks: int, *words: str | Path) -> dict[str, torch.Tensor]:
+    """Return what a run adds to each weight matrix, from its checkpoints of step 1 and of the last step."""
+    words = (*words, *SMALL_UPDATES, "--save-every", "1", "--train.keep_last", "0")
+    curve(folder / "run", ranks, *words)
+    first, last = (dict(read_weights(step_folder(folder / "run", step), "", quiet=True)) for step in (1, STEPS))
+    return {name: last[name] - weight for name, weight in first.items() if weight.dim() == 2}
+
+
+@pytest.mark.parametrize("name", ["zero1", "zero2", "zero3"])
+def test_updates_too_small_for_bf16_are_not_lost(small_updates, flags, tmp_path: Path, name: str) -> None:
+    """They add up in fp32 master weights. Gradients in bf16 change the direction of the updates a little."""
+    found = movement(tmp_path, 2, *flags, "--ds-config", name, "--precision", "bf16")
+    assert found.keys() == small_updates.keys()
+    for weight, expected in small_updates.items():
+        assert found[weight].dtype == torch.float32
+        error = (found[weight] - expected).norm() / expected.norm()
+        assert error < 0.05, (weight, error)
 
 
 @pytest.mark.parametrize(

@@ -99,6 +99,30 @@ def test_weights_depend_on_the_seed_only() -> None:
     )
 
 
+def bert_settings(config: BertConfig) -> dict[str, object]:
+    """Return the settings of a BERT that change its outputs or first weights, but not the shapes of its weights."""
+    names = ("hidden_act", "layer_norm_eps", "hidden_dropout_prob", "attention_probs_dropout_prob", "initializer_range")
+    return {name: getattr(config, name) for name in (*names, "num_attention_heads", "is_decoder", "pad_token_id")}
+
+
+def test_a_bert_has_the_settings_of_its_publication() -> None:
+    """Devlin et al. (2019) and their code: GELU, dropout 0.1, weights from a normal distribution of deviation 0.02."""
+    config = transformers_config(architecture="bert", vocab_size=69, **(SIZES | {"dropout": 0.1}))
+    assert bert_settings(config) == {
+        "hidden_act": "gelu",
+        "layer_norm_eps": 1e-12,
+        "hidden_dropout_prob": 0.1,
+        "attention_probs_dropout_prob": 0.1,
+        "initializer_range": 0.02,
+        "num_attention_heads": 2,
+        "is_decoder": False,
+        "pad_token_id": 0,
+    }
+    weights = build_model(config, seed=0).state_dict()
+    for name in ("embeddings.word_embeddings", "encoder.layer.1.attention.self.query", "encoder.layer.0.output.dense"):
+        assert weights[f"bert.{name}.weight"].std().item() == pytest.approx(0.02, rel=0.05), name
+
+
 def test_base_is_dnaberts_model(test_data: Path) -> None:
     """The `base` preset has the parameters of DNABERT's own configuration, name for name and shape for shape."""
     from dnabert_rm.config import load_preset
@@ -110,4 +134,4 @@ def test_base_is_dnaberts_model(test_data: Path) -> None:
         ours = BertForMaskedLM(transformers_config(vocab_size=4101, max_positions=512, **preset))
     shapes = [{name: tuple(p.shape) for name, p in model.named_parameters()} for model in (theirs, ours)]
     assert shapes[0] == shapes[1]
-    assert theirs.config.hidden_dropout_prob == ours.config.hidden_dropout_prob
+    assert bert_settings(ours.config) == bert_settings(theirs.config)

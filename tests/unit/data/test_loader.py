@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import logging
 import os
 import signal
@@ -19,8 +20,9 @@ from dnabert_rm.data import loader as loader_module
 from dnabert_rm.data.batching import BatchPlan
 from dnabert_rm.data.dataset import WindowDataset, WindowSettings
 from dnabert_rm.data.loader import MicroBatchSampler, make_loader
+from dnabert_rm.data.sampler import CYCLE
 from dnabert_rm.data.storage import StorageSettings
-from dnabert_rm.genome.kmer import vocab_size
+from dnabert_rm.genome.kmer import decode, reverse_complement, vocab_size
 from dnabert_rm.masking.collator import RandomMaskCollator
 from dnabert_rm.masking.schedule import make_schedule
 from dnabert_rm.utils.errors import DataError, FileSystemError, explain_file_system_errors
@@ -46,9 +48,9 @@ def load(folder, **how) -> list[Batch]:
 def open_loader(
     folder, *, first=0, last=STEPS, rank=0, ranks=1, accumulation=1, plan=PLAN, settings=None, storage=None, **how
 ):
-    """Return the loader of one rank; the phases change at steps 3, 6 and 9."""
+    """Return the loader of one rank; the phases change at steps 3, 6 and 9. `folder` may be a list of folders."""
     settings = WindowSettings(**{"window": 32, "num_streams": 5, **(settings or {})})
-    dataset = WindowDataset([folder], [], settings, 0, storage)
+    dataset = WindowDataset(folder if isinstance(folder, list) else [folder], [], settings, 0, storage)
     schedule = make_schedule("randommask", k=6, total_steps=STEPS, phase_ends=[3, 6, 9, 12])
     collate = RandomMaskCollator(schedule, plan.step_of, vocab_size(6), 0)
     sampler = MicroBatchSampler(plan, first, last, rank, ranks, plan.sizes()[0] // (ranks * accumulation))
@@ -96,6 +98,67 @@ def test_ranks_and_accumulation_change_nothing(folder, whole_run, ranks, accumul
         of_step = slice(step * accumulation, (step + 1) * accumulation)
         samples = torch.cat([batch["samples"] for part in batches for batch in part[of_step]])
         assert sorted(samples.tolist()) == list(range(24 * step, 24 * step + 24))
+
+
+@pytest.fixture(scope="module")
+def two_genomes(tmp_path_factory) -> dict[Path, list[str]]:
+    """Two prepared folders, of 100 and of 200 windows of 30 tokens, and their sequences."""
+    rng, path = np.random.default_rng(1), tmp_path_factory.mktemp("genomes")
+    genomes = {path / "small": [[80], [20]], path / "large": [[66, 37], [50], [47]]}
+    found = {}
+    for folder, counts in genomes.items():
+        shards = [[random_bases(rng, 30 * count + 11) for count in shard] for shard in counts]
+        write_prepared(folder, shards)
+        found[folder] = [sequence for shard in shards for sequence in shard]
+    return found
+
+
+def true_bases(row: tuple) -> str:
+    """Return the bases of a window of `by_sample`, before it was masked."""
+    inputs, targets, _ = row
+    return decode(np.array([i if t == -100 else t for i, t in zip(inputs, targets, strict=True)][1:-1]), 6)
+
+
+def find(bases: str, sequences: list[str]) -> tuple[bool, int, int] | None:
+    """Return whether bases are on the reverse strand of a sequence, its number, and their start on its forward one."""
+    for is_reverse, text in enumerate((bases, reverse_complement(bases.encode()).decode())):
+        for number, sequence in enumerate(sequences):
+            if text in sequence:
+                return bool(is_reverse), number, sequence.index(text)
+    return None
+
+
+@pytest.mark.parametrize(("num_genomes", "strand"), [(1, "forward"), (2, "forward"), (2, "random"), (2, "both")])
+def test_the_grid_changes_nothing_across_epochs(two_genomes, num_genomes, strand, monkeypatch):
+    """A cycle of the mixture has 20.48 epochs of the small genome and 10.24 of the large one.
+
+    An epoch has one window for each of the equal parts of a contig, or one for each strand of a part.
+    """
+    folders = list(two_genomes)[:num_genomes]
+    how = {"plan": BatchPlan.constant(64), "last": CYCLE // 64, "settings": {"strand": strand}}
+    expected = by_sample(load(folders, **how))
+    assert sorted(expected) == list(range(CYCLE))
+    monkeypatch.setattr(loader_module, "LOCATED_AHEAD", 200)
+    for ranks, accumulation, num_workers, first in ((1, 1, 3, 0), (2, 4, 2, 0), (4, 2, 1, 37)):
+        grid = {"ranks": ranks, "accumulation": accumulation, "num_workers": num_workers, "first": first}
+        parts = [load(folders, rank=rank, **grid, **how) for rank in range(ranks)]
+        rows = {sample: row for sample, row in expected.items() if sample >= 64 * first}
+        assert by_sample([batch for part in parts for batch in part]) == rows
+    bases = [true_bases(row) for row in expected.values()]
+    for folder, num_windows in zip(folders, (100, 200), strict=False):
+        genome = two_genomes[folder]
+        seen = collections.Counter()
+        for is_reverse, number, start in (place for text in bases if (place := find(text, genome))):
+            length = len(genome[number]) - 5
+            part = ((start + 15) * (length // 30) - 1) // length  # of the window's middle token
+            seen[strand != "forward" and is_reverse, number, part] += 1
+        assert seen.total() == CYCLE // num_genomes
+        if strand == "random":
+            assert 0.4 < sum(count for place, count in seen.items() if place[0]) / seen.total() < 0.6
+            seen = collections.Counter([place[1:] for place in seen.elements()])
+        num_parts = num_windows * (2 if strand == "both" else 1)
+        epochs, rest = divmod(CYCLE // num_genomes, num_parts)
+        assert sorted(seen.values()) == [epochs] * (num_parts - rest) + [epochs + 1] * rest
 
 
 @pytest.mark.parametrize("step", [1, 3, 7, 11])

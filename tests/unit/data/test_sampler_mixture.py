@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import random_bases, write_prepared
 
+from dnabert_rm.data.dataset import WindowDataset, WindowSettings
 from dnabert_rm.data.sampler import CYCLE, EpochSampler, MixtureSampler
 from dnabert_rm.utils.errors import ConfigError
 
@@ -90,3 +94,16 @@ def test_weights_that_do_not_fit_are_refused(weights):
     samplers = [EpochSampler([[500]], 10, 0, source=number) for number in range(2)]
     with pytest.raises(ConfigError, match=r"data\.weights .* must hold one positive number for each of 2 data sets"):
         MixtureSampler(samplers, weights, 0)
+
+
+@pytest.mark.parametrize("weights", [[0.7, 0.3], [1.0, 1.0], []])
+def test_an_epoch_of_a_mixture_ends_when_one_data_set_has_been_read(tmp_path: Path, weights: list[float]) -> None:
+    rng = np.random.default_rng(0)
+    for name, bases in (("large", 600_000), ("small", 60_000)):
+        write_prepared(tmp_path / name, [[random_bases(rng, bases)]], k=3)
+    data = WindowDataset([tmp_path / "large", tmp_path / "small"], weights, WindowSettings(window=32), 0)
+    sets, _ = data.order.assign(np.arange(int(data.epoch_samples)))
+    read = [np.count_nonzero(sets == number) / sampler.num_windows for number, sampler in enumerate(data.samplers)]
+    assert max(read) == pytest.approx(1, abs=0.01) and data.num_windows > 1.5 * data.epoch_samples
+    single = WindowDataset([tmp_path / "small"], [], WindowSettings(window=32), 0)
+    assert single.epoch_samples == single.num_windows

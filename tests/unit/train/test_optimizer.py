@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -34,6 +35,14 @@ def test_only_matrices_decay() -> None:
     assert [p.shape for p in decayed["params"]] == [(4, 3)]
     assert len(plain["params"]) == 3
     assert (decayed["weight_decay"], plain["weight_decay"]) == (0.1, 0.0)
+
+
+def test_wsd_never_jumps_when_the_decay_would_begin_in_the_warm_up() -> None:
+    rates = [
+        learning_rate(step, peak=1.0, schedule="wsd", warmup_steps=50, total_steps=100, decay_share=0.8)
+        for step in range(100)
+    ]
+    assert max(np.abs(np.diff(rates))) == pytest.approx(0.02) and rates[49:51] == [1.0, 1.0]
 
 
 def test_wsd_stays_at_the_peak_until_the_last_share() -> None:

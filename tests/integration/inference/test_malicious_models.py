@@ -1,0 +1,93 @@
+"""A model folder from a stranger runs no code, with any command that reads one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from builds import build
+from finetuning import write_classes
+from support import random_bases
+from tiny_models import save_bert, write_fasta
+from transformers import BertForMaskedLM, BertForSequenceClassification
+
+from dnabert_rm.cli.main import main
+
+
+class Bomb:
+    """Unpickling this object makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with tables of two classes, a FASTA file and a prepared folder."""
+    folder, rng = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
+    write_classes(folder)
+    contigs = {"t": random_bases(rng, 3000), "v": random_bases(rng, 1000)}
+    fasta = write_fasta(folder / "genome.fa", contigs)
+    build(fasta, "--out", folder / "prepared", "--k", "3", "--val-contigs", "v")
+    return folder
+
+
+def words_of(command: str, model: Path, data: Path, output: Path) -> list[object]:
+    """Return the words of a command that reads the model."""
+    if command == "finetune":
+        tables = ["--train", data / "train.csv", "--test", data / "test.csv", "--max-steps", 1]
+        return ["finetune", "--model", model, *tables, "--output", output]
+    if command == "evaluate bits":
+        quick = ["--hidden", "1", "--window", 22]
+        return ["evaluate", "bits", "--model", model, "--data", data / "prepared", *quick, "--output", output]
+    return [command, "--model", model, "--input", data / "genome.fa", "--output", output]
+
+
+def weights_with_code(folder: Path, exploded: Path) -> None:
+    """Replace the weights by a pickle, which transformers reads if there is no other file."""
+    (folder / "model.safetensors").unlink()
+    torch.save({"bert.embeddings.word_embeddings.weight": Bomb(exploded)}, folder / "pytorch_model.bin")
+
+
+def model_with_code(folder: Path, exploded: Path, **changes: str) -> None:
+    """Name classes in the folder's own module, as a model on the Hugging Face Hub may."""
+    (folder / "evil.py").write_text(f"open({str(exploded)!r}, 'w')\nclass Evil: pass\n")
+    names = ["Config", "Model", "ModelForMaskedLM", "ModelForSequenceClassification", "Tokenizer"]
+    auto_map = {f"Auto{name}": "evil.Evil" for name in names} | {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}
+    for path in (folder / "config.json", folder / "tokenizer_config.json"):
+        content = json.loads(path.read_text()) | {"auto_map": auto_map}
+        path.write_text(json.dumps(content | (changes if path.name == "config.json" else {})))
+
+
+def unknown_model_with_code(folder: Path, exploded: Path) -> None:
+    """Make the folder's own module the only description of the model."""
+    model_with_code(folder, exploded, model_type="evil")
+
+
+@pytest.mark.parametrize("command", ["finetune", "predict", "embed", "evaluate bits"])
+@pytest.mark.parametrize("attack", [weights_with_code, model_with_code, unknown_model_with_code])
+def test_no_command_runs_code_of_a_model_folder(
+    data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+    attack: Callable[[Path, Path], None],
+) -> None:
+    kind = BertForSequenceClassification if command == "predict" else BertForMaskedLM
+    model = save_bert(tmp_path / "model", kind, problem_type="single_label_classification")
+    attack(model, tmp_path / "exploded")
+    code = main([*map(str, words_of(command, model, data, tmp_path / "output.csv"))])
+    printed = capsys.readouterr()
+    assert not (tmp_path / "exploded").exists()
+    # A model of a known kind is loaded without its own code; the others are refused.
+    assert code == (0 if attack is model_with_code else 2), printed.err
+    if code:
+        assert printed.err.count("error:") == 1 and str(model) in printed.err, printed.err
+        assert "Traceback" not in printed.err
