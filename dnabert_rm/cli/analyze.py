@@ -238,7 +238,7 @@ def run_compare(settings: CompareSettings) -> None:
     folders = [run / ANALYSIS_NAME if (run / ANALYSIS_NAME).is_dir() else run for run in settings.runs]
     runs = [read_measured(folder, name) for folder, name in zip(folders, names, strict=True)]
     save_figure(compare_figure(runs), settings.output)
-    table.write_text(compare_csv(runs), encoding="utf-8")
+    write_text(table, compare_csv(runs))
     print(f"{settings.output}\n{table}")
 
 

@@ -10,6 +10,7 @@ from dnabert_rm.cli.run_flags import RunCommand, RunFlags
 from dnabert_rm.config import RunConfig
 from dnabert_rm.config.schema import Settings, setting
 from dnabert_rm.data.batching import describe_batch, make_batch_plan
+from dnabert_rm.data.dataset import NUM_SPECIAL_PER_WINDOW
 from dnabert_rm.data.manifest import load_manifest
 from dnabert_rm.data.sampler import mean_tokens
 from dnabert_rm.genome import kmer
@@ -26,8 +27,6 @@ from dnabert_rm.utils.errors import ConfigError
 NOT_NEEDED = "(not needed)"
 """Placeholder for data.path and train.output: a plan needs neither."""
 GIB = 2**30
-SPECIAL_TOKENS = 2
-"""[CLS] and [SEP] of a window."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +120,8 @@ def _tokens_of_run(config: RunConfig) -> float:
     """Return the expected number of tokens in all windows of a run, [CLS] and [SEP] included."""
     num_windows, window = make_batch_plan(config).first_sample(config.train.steps), config.data.window
     is_full = config.data.lengths == "full"
-    return float(num_windows * (window if is_full else mean_tokens(window - SPECIAL_TOKENS) + SPECIAL_TOKENS))
+    special = NUM_SPECIAL_PER_WINDOW
+    return float(num_windows * (window if is_full else mean_tokens(window - special) + special))
 
 
 def _time(

@@ -47,7 +47,7 @@ class RunFlags:
         layers = [*([load_config_file(self.config_file)] if self.config_file else []), self.fields]
         try:
             initial = _initial_model_fields(layers)
-            preset = load_preset(self.preset, initial.get("architecture") or _model_field(layers, "architecture"))
+            preset = load_preset(self.preset, initial.get("architecture") or _field(layers, "model", "architecture"))
             config = resolve(placeholders or {}, preset, {"model": initial}, *layers)
             _refuse_other_sizes(config, initial)
         except ConfigError as error:
@@ -95,11 +95,6 @@ def flag_names(name: str) -> list[str]:
     return list(dict.fromkeys([run_settings()[name].flag, f"--{name}"]))
 
 
-def _model_field(layers: Sequence[Mapping[str, Any]], key: str) -> str | None:
-    """Return the value of field `key` of `[model]` from the flags, else from the configuration file, else None."""
-    return _field(layers, "model", key)
-
-
 def _field(layers: Sequence[Mapping[str, Any]], section: str, key: str) -> str | None:
     """Return the value of a field from the flags, else from the configuration file, else None."""
     sections = [layer[section] for layer in layers if isinstance(layer.get(section), dict)]
@@ -111,7 +106,7 @@ def _initial_model_fields(layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]
 
     A run with checkpoints does not need the folder any more. If it is gone, the sizes come from the newest checkpoint.
     """
-    folder = _model_field(layers, "init_from")
+    folder = _field(layers, "model", "init_from")
     if not folder:
         return {}
     try:
