@@ -19,6 +19,7 @@ from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
+    BertConfig,
     PreTrainedConfig,
     PreTrainedModel,
     set_seed,
@@ -28,11 +29,12 @@ from dnabert_rm.finetune.lora import ADAPTER_CONFIG
 from dnabert_rm.finetune.tasks import Task
 from dnabert_rm.genome import kmer
 from dnabert_rm.genome.vocabulary import vocabulary_files
-from dnabert_rm.model.pretrained import check_model_folder
+from dnabert_rm.model.pretrained import check_model_folder, model_type_of
 from dnabert_rm.tokenizer import BpeTokenizer, DnaTokenizer, KmerTokenizer
 from dnabert_rm.tokenizer.bpe_tokenizer import is_bpe
 from dnabert_rm.tokenizer.vocabulary_files import read_k
 from dnabert_rm.utils.errors import CheckpointError, ConfigError
+from dnabert_rm.utils.files import read_json
 from dnabert_rm.utils.out_of_memory import is_out_of_memory
 
 _DROPOUT_FIELDS = (
@@ -48,10 +50,13 @@ _DROPOUT_FIELDS = (
 
 
 def load_config(folder: Path) -> PreTrainedConfig:
-    """Load the configuration of an exported model. Raise `CheckpointError` if it can't be loaded."""
+    """Load the configuration of an exported or stock model. Raise `CheckpointError` if it can't be loaded."""
     check_model_folder(folder)
+    content = read_json(folder / "config.json", error=CheckpointError)
+    # AutoConfig can't read DNABERT's config.json, which has no model_type.
+    config_class: Any = BertConfig if model_type_of(content) == "bert" else AutoConfig
     with as_checkpoint_error(folder):
-        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        return config_class.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
 def load_tokenizer(folder: Path, config: PreTrainedConfig, overlapping: bool = True) -> DnaTokenizer:

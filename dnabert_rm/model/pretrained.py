@@ -36,16 +36,24 @@ def model_fields(folder: str | Path, missing: str = "pass a Hugging Face folder 
     """
     path = Path(folder) / "config.json"
     content = read_json(path, error=CheckpointError, advice="fix the file", missing=missing)
-    # DNABERT was saved by transformers 2, which wrote no model_type.
-    architecture = content.get("model_type") or (
-        "bert" if "BertForMaskedLM" in (content.get("architectures") or []) else ""
-    )
+    architecture = model_type_of(content)
     absent = [name for name in _FIELDS.values() if not isinstance(content.get(name), int)]
     if architecture not in ("bert", "modernbert") or absent:
         reason = f"model_type {architecture!r}" if not absent else f"no {absent[0]}"
         raise CheckpointError(f"{path}: {reason}; choose a BERT or ModernBERT model")
     sizes = {ours: content[theirs] for ours, theirs in _FIELDS.items()}
     return {"architecture": architecture, **sizes, "rope_period": _rope_period(content)}
+
+
+def model_type_of(config: Mapping[str, Any]) -> str:
+    """Return the `model_type` in the content of a config.json, or "" if it is unknown.
+
+    DNABERT's config.json has none, because transformers 2 wrote none. There, it is "bert" if the name of a class in
+    `architectures` begins with "Bert".
+    """
+    classes = config.get("architectures")
+    is_bert = isinstance(classes, list) and any(str(name).startswith("Bert") for name in classes)
+    return str(config.get("model_type") or ("bert" if is_bert else ""))
 
 
 def is_same_size(one: Any, other: Any) -> bool:
@@ -120,13 +128,15 @@ def check_model_folder(folder: Path, advice: str = NAME_EXPORTED) -> None:
     """Raise `CheckpointError` if `folder` has no config.json.
 
     The error message ends with `advice`. If the subfolder `model` has a config.json, the message instead ends with the
-    advice to pass that subfolder.
+    advice to pass that subfolder. A missing folder that looks like a model of the hub gets the command to download it.
     """
     if (folder / "config.json").is_file():
         return
     below = folder / "model"
     if (below / "config.json").is_file():
         advice = f"pass {below}"
+    elif len(folder.parts) == 2 and not folder.is_absolute() and not folder.parent.exists():
+        advice += f", or download a model of the Hugging Face hub: `hf download {folder} --local-dir FOLDER`"
     fault = "it has no config.json" if folder.is_dir() else "no such folder"
     raise CheckpointError(f"{folder}: {fault}; {advice}")
 

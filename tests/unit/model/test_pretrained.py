@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dnabert_rm.genome import kmer
-from dnabert_rm.model.pretrained import check_vocabulary, model_fields
+from dnabert_rm.model.pretrained import check_model_folder, check_vocabulary, model_fields
 from dnabert_rm.tokenizer.vocabulary_files import write_tokenizer_files
 from dnabert_rm.utils.errors import CheckpointError
 from dnabert_rm.utils.files import sha256_of_file
@@ -94,3 +94,14 @@ def test_the_period_of_rotary_positions_is_read(tmp_path: Path, positions: objec
     content = {"model_type": "modernbert", "rope_parameters": positions, **SIZES}
     (tmp_path / "config.json").write_text(json.dumps(content))
     assert model_fields(tmp_path)["rope_period"] == period
+
+
+def test_a_missing_folder_may_be_a_model_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name whose owner is no folder here. A mistyped name in an existing folder gets no such advice."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match=r"hf download zhihan1996/DNA_bert_6 --local-dir FOLDER`$"):
+        check_model_folder(Path("zhihan1996/DNA_bert_6"))
+    (tmp_path / "models").mkdir()
+    for missing in (Path("models/frist"), Path("frist"), tmp_path / "none" / "model"):
+        with pytest.raises(CheckpointError, match=r"no such folder; pass a folder that `dnabert-rm export` wrote$"):
+            check_model_folder(missing)
