@@ -8,6 +8,8 @@ Layouts of a data set, which is a folder:
 - `{train,test}.fna`, `.fasta` or `.fa`, plain or gzip: `>NAME|LABEL` (Nucleotide Transformer; Dalla-Torre et al. 2024).
 - `{train,test}.parquet`, or `{train,test}-*.parquet`: the columns sequence and label (Hugging Face's copies). If a
   column task has several values, each task is a data set.
+- `{train,dev,test}.tsv`, plain or gzip: the columns sequence and label, where a sequence may be overlapping k-mers with
+  spaces between them (DNABERT; Ji et al. 2021). Without test.tsv, dev.tsv is the test set, as in DNABERT's scripts.
 
 The split `dev` or `validation` is used if there is one. Otherwise rows of train are held out.
 """
@@ -17,8 +19,10 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
+import itertools
 import os
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -39,6 +43,7 @@ SPLITS = {"train": "train", "dev": "dev", "valid": "dev", "validation": "dev", "
 """Table of each split's name."""
 _FASTA = re.compile(r"(\w+?)\.(fna|fasta|fa)(\.gz)?$")
 _PARQUET = re.compile(r"(\w+?)(-\d+-of-\d+)?\.parquet$")
+_TSV = re.compile(r"(\w+?)\.tsv(\.gz)?$")
 _INTERVALS = re.compile(r"(.+)\.csv(\.gz)?$")
 _INTERVAL_COLUMNS = ("region", "start", "end", "strand")
 
@@ -78,7 +83,7 @@ def convert(
         if not sources:
             raise DataError(
                 f"{folder}: no data set found; expected train and test as folders of text or interval files by class, "
-                "as FASTA with labels in the headers, or as Parquet"
+                "as FASTA with labels in the headers, as TSV, or as Parquet"
             )
         for source in sources:
             yield _convert_one(source, folder, out / source.name, overwrite, dev_fraction, seed)
@@ -134,6 +139,10 @@ def find_sources(root: Path, genome: Genome | None) -> list[Source]:
         readers: dict[str, list[Callable[[], Rows]]] = {}
         for split, file in _files_of_splits(path, files, _FASTA):
             readers.setdefault(split, []).append(partial(_fasta_rows, file))
+        has_test = any(split == "test" for split, _ in _files_of_splits(path, files, _TSV))
+        for split, file in _files_of_splits(path, files, _TSV):
+            of_file = "test" if split == "dev" and not has_test else split
+            readers.setdefault(of_file, []).append(partial(_tsv_rows, file))
         tables = list(_files_of_splits(path, files, _PARQUET))
         tasks = sorted({task for _, file in tables for task in _tasks(file)})
         for split, file in tables if len(tasks) < 2 else ():
@@ -184,6 +193,29 @@ def _fasta_rows(path: Path) -> Rows:
             yield _checked(b"".join(blocks).decode("ascii"), f"{path}, record {head}"), label
 
 
+def _tsv_rows(path: Path) -> Rows:
+    for number, row in _table_rows(path, "\t"):
+        where = f"{path}, line {number}"
+        if row.get("sequence") is None or row.get("label") is None:
+            raise DataError(f"{where}: expected the columns sequence and label; fix the header or the row")
+        yield _checked(join_kmers(row["sequence"], where), where), row["label"].strip()
+
+
+def join_kmers(text: str, where: str) -> str:
+    """Return the bases of overlapping k-mers with spaces between them. A text without spaces is returned as it is.
+
+    Raises `DataError`, whose message begins with `where`, if a k-mer is not the one before it, shifted by one base.
+    """
+    kmers = text.split()
+    for number, (one, following) in enumerate(itertools.pairwise(kmers), 2):
+        if len(one) != len(following) or one[1:] != following[:-1]:
+            raise DataError(
+                f"{where}: k-mer {number}, {following[:20]}, is not {one[:20]} shifted by one base; "
+                "give overlapping k-mers, or bases without spaces"
+            )
+    return "".join(kmers[:1]) + "".join(kmer[-1] for kmer in kmers[1:])
+
+
 def _parquet() -> Any:
     try:
         from pyarrow import parquet
@@ -223,23 +255,27 @@ def _parquet_rows(path: Path, task: str | None = None) -> Rows:
 def _interval_rows(path: Path, label: str, genome: Genome | None) -> Rows:
     if genome is None:
         raise ConfigError(f"--fasta: missing; {path} has intervals, whose bases are in the genome")
-    with Input(path, "a CSV file") as source:
-        text = io.TextIOWrapper(
-            io.BytesIO(b"".join(source.lines())), encoding="utf-8-sig", errors="replace", newline=""
-        )
-        reader: Iterable[dict[str, Any]] = csv.DictReader(text)
-        for number, row in enumerate(reader, 2):
-            where = f"{path}, line {number}"
-            if any(row.get(column) is None for column in _INTERVAL_COLUMNS):
-                raise DataError(f"{where}: expected the columns {', '.join(_INTERVAL_COLUMNS)}; fix the row")
-            length = genome.length(row["region"])
-            if length is None:
-                raise DataError(f"{where}: {genome.display_name} has no contig {row['region']}; pass the right genome")
-            are_numbers = all(is_position(row[column]) for column in ("start", "end"))
-            if not (are_numbers and int(row["start"]) < int(row["end"]) <= length):
-                raise DataError(f"{where}: expected 0 <= start < end <= {length}; pass the right genome")
-            sequence = genome.fetch(row["region"], int(row["start"]), int(row["end"]))
-            yield (reverse_complement(sequence) if row["strand"] == "-" else sequence).decode("ascii"), label
+    for number, row in _table_rows(path, ","):
+        where = f"{path}, line {number}"
+        if any(row.get(column) is None for column in _INTERVAL_COLUMNS):
+            raise DataError(f"{where}: expected the columns {', '.join(_INTERVAL_COLUMNS)}; fix the row")
+        length = genome.length(row["region"])
+        if length is None:
+            raise DataError(f"{where}: {genome.display_name} has no contig {row['region']}; pass the right genome")
+        are_numbers = all(is_position(row[column]) for column in ("start", "end"))
+        if not (are_numbers and int(row["start"]) < int(row["end"]) <= length):
+            raise DataError(f"{where}: expected 0 <= start < end <= {length}; pass the right genome")
+        sequence = genome.fetch(row["region"], int(row["start"]), int(row["end"]))
+        yield (reverse_complement(sequence) if row["strand"] == "-" else sequence).decode("ascii"), label
+
+
+def _table_rows(path: Path, delimiter: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the line number and the columns of each row of a plain or gzip table. A missing column is None."""
+    csv.field_size_limit(sys.maxsize)  # the default limit is 131,072 characters per field
+    with Input(path, "a table") as source:
+        content = io.BytesIO(b"".join(source.lines()))
+        text = io.TextIOWrapper(content, encoding="utf-8-sig", errors="replace", newline="")
+        yield from enumerate(csv.DictReader(text, delimiter=delimiter), 2)
 
 
 def _checked(sequence: str, where: str) -> str:

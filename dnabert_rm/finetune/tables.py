@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from dnabert_rm.genome.fasta_stream import letter_advice
 from dnabert_rm.utils import random
 from dnabert_rm.utils.errors import DataError
 from dnabert_rm.utils.files import check_readable_file
@@ -202,8 +203,7 @@ def _check_row(sequence: str, columns: Sequence[str], fields: Sequence[str]) -> 
             raise RowError(f"{what}; fill in the label or remove the row")
     wrong = _NOT_NUCLEOTIDE.search(sequence)
     if wrong:
-        fix = "write T for U" if wrong[0] in "Uu" else "use A, C, G, T or IUPAC codes for ambiguous bases"
-        raise RowError(f"{wrong[0]!r} at base {wrong.start() + 1} is not a nucleotide; {fix}")
+        raise RowError(f"{wrong[0]!r} at base {wrong.start() + 1} is not a nucleotide; {letter_advice(wrong[0])}")
 
 
 def hold_out(table: LabelledTable, every: int, seed: int) -> tuple[LabelledTable, LabelledTable]:

@@ -175,7 +175,14 @@ class _RecordReader:
 
 def letter_fault(byte: int) -> str:
     """Return the message for a letter that is not a nucleotide."""
-    letter = chr(byte) if 32 < byte < 127 else f"\\x{byte:02x}"
+    letter = chr(byte) if 32 <= byte < 127 else f"\\x{byte:02x}"
+    return f"{letter!r} is not a nucleotide; {letter_advice(letter)}"
+
+
+def letter_advice(letter: str) -> str:
+    """Return what to do about a letter that is not a nucleotide."""
     if letter in "Uu":
-        return f"{letter!r} is not a nucleotide; write T for U"
-    return f"{letter!r} is not a nucleotide; use A, C, G, T or IUPAC codes for ambiguous bases"
+        return "write T for U"
+    if letter == " ":
+        return "remove the spaces; `python -m data_prep tables` joins DNABERT's k-mers"
+    return "use A, C, G, T or IUPAC codes for ambiguous bases"

@@ -104,6 +104,49 @@ def test_labels_in_fasta_headers_and_parquet(tmp_path: Path) -> None:
     assert all_rows(tmp_path / "out" / "sub" / "two") == rows
 
 
+def as_kmers(sequence: str, k: int) -> str:
+    return " ".join(sequence[i : i + k] for i in range(len(sequence) - k + 1))
+
+
+@pytest.mark.parametrize("ending", [".tsv", ".tsv.gz"])
+def test_kmers_of_dnabert(tmp_path: Path, ending: str) -> None:
+    """The first row is longer than Python's default limit of a field. DNABERT reports its scores on dev.tsv."""
+    sizes = {"train": 20, "dev": 6, "test": 5}
+    rows = {split: [(dna(100 * i + size, 40), str(i % 2)) for i in range(size)] for split, size in sizes.items()}
+    rows["train"][0] = (dna(1, 20_000), "1")
+    write = gzip.open if ending.endswith("gz") else open
+    for name, splits in (("three", sizes), ("two", ("train", "dev"))):
+        (tmp_path / "in" / name).mkdir(parents=True)
+        for split in splits:
+            with write(tmp_path / "in" / name / f"{split}{ending}", "wt") as stream:
+                stream.write("sequence\tlabel\n")
+                stream.writelines(f"{as_kmers(sequence, 6)}\t{label}\n" for sequence, label in rows[split])
+    run(tmp_path / "in", "--out", tmp_path / "out")
+    assert all_rows(tmp_path / "out" / "three") == rows
+    two = all_rows(tmp_path / "out" / "two")
+    assert two["test"] == rows["dev"] and len(two["dev"]) == 2
+    assert sorted(two["train"] + two["dev"]) == sorted(rows["train"])
+
+
+@pytest.mark.parametrize(
+    ("sequence", "error"),
+    [
+        ("ACGTAC CGTACG TTACGG", "line 3: k-mer 3, TTACGG, is not CGTACG shifted by one base"),
+        ("ACGTAC CGTACGA", "line 3: k-mer 2, CGTACGA, is not ACGTAC shifted by one base"),
+        ("ACGTAX CGTAXA", "line 3: 'X' is not a nucleotide"),
+        ("", "line 3: the sequence is empty"),
+    ],
+)
+def test_kmers_that_do_not_overlap_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], sequence: str, error: str
+) -> None:
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.tsv").write_text(f"sequence\tlabel\nACGTAC\t1\n{sequence}\t0\n")
+    run(tmp_path, "--out", tmp_path / "out", code=2)
+    assert f"test.tsv, {error}" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_tasks_in_one_parquet_file_are_data_sets_of_the_suite(tmp_path: Path) -> None:
     suite = load_suite("nucleotide_transformer")
     (tmp_path / "in").mkdir()

@@ -57,6 +57,7 @@ def test_reads_long_fields_and_line_numbers(tmp_path):
         ("sequence,label\nACGT,1\nACGT\n", ":3: has 1 columns where the header has 2"),
         ("sequence,label\nACGT,1,2\n", ":2: has 3 columns where the header has 2"),
         ("sequence,label\nACGT,1\n\nACGU,1\n", ":4: 'U' at base 4 is not a nucleotide; write T for U"),
+        ("sequence,label\nACGT CGTA,1\n", ":2: ' ' at base 5 is not a nucleotide; remove the spaces; `python"),
         ("sequence,label\nMEEPQSDPSV,1\n", ":2: 'E' at base 2 is not a nucleotide"),
         ("sequence,label\nACG7,1\n", ":2: '7' at base 4"),
         ("sequence,label\nACG ACG,1\n", ":2: ' ' at base 4"),
