@@ -59,7 +59,11 @@ class Baselines:
 
 
 def measure_baselines(
-    training: Sequence[SplitReader], regions: Sequence[HeldOutRegion], stretches: Sequence[HiddenStretches], k: int
+    training: Sequence[SplitReader],
+    regions: Sequence[HeldOutRegion],
+    stretches: Sequence[HiddenStretches],
+    k: int,
+    orders: Sequence[int] = MARKOV_ORDERS,
 ) -> Baselines:
     """Return the lines for some held-out stretches. Lines that were computed before are loaded.
 
@@ -71,14 +75,16 @@ def measure_baselines(
         regions: The held-out regions.
         stretches: The hidden stretches of the regions, with one entry for each number of hidden bases.
         k: Bases per token, for the cross-entropy of k-mers.
+        orders: Orders of the Markov chains, from 1 to 11. Those that `orders_for` excludes are left out.
 
     Raises `DataError` if a shard can't be read.
     """
+    orders = tuple(sorted(set(orders)))
     regions, stretches = _without_far_context(regions, stretches)
-    path = training[0].folder.derived / f"{_key(training, regions, stretches, k)}.npz"
+    path = training[0].folder.derived / f"{_key(training, regions, stretches, k, orders)}.npz"
     if stored := _load(path, stretches):
         return stored
-    lines = _compute(training, regions, stretches, k)
+    lines = _compute(training, regions, stretches, k, orders)
     if not any(reader.bad for reader in training):  # repaired data have the same fingerprint
         _store(path, lines)
     return lines
@@ -103,10 +109,14 @@ def _without_far_context(
 
 
 def _key(
-    training: Sequence[SplitReader], regions: Sequence[HeldOutRegion], stretches: Sequence[HiddenStretches], k: int
+    training: Sequence[SplitReader],
+    regions: Sequence[HeldOutRegion],
+    stretches: Sequence[HiddenStretches],
+    k: int,
+    orders: tuple[int, ...],
 ) -> str:
     """Return a name for the lines: a hash of everything that they depend on."""
-    digest = hashlib.sha256(f"{_VERSION} {MARKOV_ORDERS} {MAX_TRAINING_BASES} {k}".encode())
+    digest = hashlib.sha256(f"{_VERSION} {orders} {MAX_TRAINING_BASES} {k}".encode())
     for reader in training:
         digest.update(f"{reader.manifest.fingerprint} {reader.split}".encode())
     for region in regions:
@@ -117,9 +127,13 @@ def _key(
 
 
 def _compute(
-    training: Sequence[SplitReader], regions: Sequence[HeldOutRegion], stretches: Sequence[HiddenStretches], k: int
+    training: Sequence[SplitReader],
+    regions: Sequence[HeldOutRegion],
+    stretches: Sequence[HiddenStretches],
+    k: int,
+    wanted: Sequence[int],
 ) -> Baselines:
-    orders = orders_for(sum(shard.tokens for reader in training for shard in reader.shards))
+    orders = orders_for(sum(shard.tokens for reader in training for shard in reader.shards), wanted)
     counts = count_kmers(training_codes(training), max(k, orders[-1] + 1))
     chain = fit_chain(counts, orders[-1])
     chains = {f"markov_{order}": chain.of_order(order) for order in orders}
@@ -138,12 +152,12 @@ def _compute(
     return Baselines(bits, kmer_cross_entropy(counts, scored, k))
 
 
-def orders_for(num_bases: int) -> list[int]:
-    """Return the orders of Markov chains that `num_bases` training bases allow: at least one base per four contexts.
+def orders_for(num_bases: int, wanted: Sequence[int] = MARKOV_ORDERS) -> list[int]:
+    """Return the `wanted` orders of Markov chains that `num_bases` training bases allow.
 
-    The smallest order is always allowed.
+    An order needs at least one base per four contexts. The smallest one is always allowed.
     """
-    return [order for order in MARKOV_ORDERS if order == min(MARKOV_ORDERS) or 4**order <= 4 * num_bases]
+    return [order for order in wanted if order == min(wanted) or 4**order <= 4 * num_bases]
 
 
 def training_codes(training: Sequence[SplitReader]) -> Iterator[NDArray[np.uint8]]:

@@ -128,7 +128,7 @@ def read_held_out(settings: BitsSettings) -> HeldOutData:
         raise ConfigError("--by repeats: the data don't record soft-masking; build them with --record-soft-mask")
     stretches = [find_stretches(regions, n) for n in sorted(set(settings.hidden))]
     k = int(training[0].manifest.tokenizer.k or 0)
-    return HeldOutData(regions, stretches, measure_baselines(training, regions, stretches, k))
+    return HeldOutData(regions, stretches, measure_baselines(training, regions, stretches, k, settings.orders))
 
 
 def evaluate_bits(settings: BitsSettings) -> dict[str, Any]:

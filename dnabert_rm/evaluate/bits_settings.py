@@ -33,6 +33,8 @@ class BitsSettings(Settings):
     """Number of held-out regions of up to 4,096 bases, the same ones as in pretraining."""
     hidden: tuple[int, ...] = setting((1, 3, 5, 9), separator=",", metavar="N,N", minimum=1, maximum=9)
     """Lengths in bases of the hidden stretches."""
+    orders: tuple[int, ...] = setting((2, 5, 8, 11), separator=",", metavar="N,N", minimum=1, maximum=11)
+    """Orders of the Markov chains. Those with more than four contexts per training base are left out."""
     by: tuple[Literal["strand", "repeats", "genome"], ...] = setting((), separator=",", metavar="WHAT,WHAT")
     """Also list results by "strand", by soft-masked "repeats" (recorded with --record-soft-mask), or by "genome"."""
     window: int | None = setting(None, metavar="N", minimum=3)

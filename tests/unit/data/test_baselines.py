@@ -113,5 +113,17 @@ def test_lines_without_damaged_shards_are_not_stored(tmp_path: Path) -> None:
     assert not (tmp_path / "data" / "reference_lines").exists()
 
 
+def test_chosen_orders_don_t_change_the_other_chains(tmp_path: Path) -> None:
+    held_out = prepare(tmp_path / "data")
+    usual = measure_baselines(*held_out, K)
+    chosen = measure_baselines(*held_out, K, orders=(5, 3, 3, 11))
+    assert list(usual.bits) == ["composition", "markov_2", "markov_5", "markov_8"]
+    assert list(chosen.bits) == ["composition", "markov_3", "markov_5"]
+    for n in (1, 5):
+        np.testing.assert_array_equal(usual.bits["markov_5"][n], chosen.bits["markov_5"][n])
+        assert not np.array_equal(chosen.bits["markov_3"][n], chosen.bits["markov_5"][n])
+    assert measure_baselines(*held_out, K).to_json() == usual.to_json()
+
+
 def test_orders_need_a_base_per_four_contexts() -> None:
     assert [orders_for(n) for n in (10, 300, 20_000, 2_000_000)] == [[2], [2, 5], [2, 5, 8], [2, 5, 8, 11]]
