@@ -139,10 +139,8 @@ def find_sources(root: Path, genome: Genome | None) -> list[Source]:
         readers: dict[str, list[Callable[[], Rows]]] = {}
         for split, file in _files_of_splits(path, files, _FASTA):
             readers.setdefault(split, []).append(partial(_fasta_rows, file))
-        has_test = any(split == "test" for split, _ in _files_of_splits(path, files, _TSV))
-        for split, file in _files_of_splits(path, files, _TSV):
-            of_file = "test" if split == "dev" and not has_test else split
-            readers.setdefault(of_file, []).append(partial(_tsv_rows, file))
+        for split, file in _tsv_files(path, files):
+            readers.setdefault(split, []).append(partial(_tsv_rows, file))
         tables = list(_files_of_splits(path, files, _PARQUET))
         tasks = sorted({task for _, file in tables for task in _tasks(file)})
         for split, file in tables if len(tasks) < 2 else ():
@@ -166,6 +164,14 @@ def _files_of_splits(folder: Path, files: Iterable[str], pattern: re.Pattern[str
     for file in sorted(files):
         if (match := pattern.match(file)) and match[1] in SPLITS:
             yield SPLITS[match[1]], folder / file
+
+
+def _tsv_files(folder: Path, files: Iterable[str]) -> list[tuple[str, Path]]:
+    """Return (table, path) for each TSV file of a split. If there is none for test, those for dev are for test."""
+    found = list(_files_of_splits(folder, files, _TSV))
+    if any(split == "test" for split, _ in found):
+        return found
+    return [("test" if split == "dev" else split, path) for split, path in found]
 
 
 def _class_readers(folder: Path, genome: Genome | None) -> list[Callable[[], Rows]]:

@@ -114,14 +114,18 @@ def clean_environment() -> dict[str, str]:
 
 
 def abort_processes(processes: Sequence[int]) -> None:
-    """End processes and their descendants with SIGABRT, at which Python prints the stacks of all threads."""
+    """End processes and their descendants with SIGABRT, at which Python prints the stacks of all threads.
+
+    They end one after another, because stacks that are printed at the same time would be mixed.
+    """
     found: list[psutil.Process] = []
     for number in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             found += [psutil.Process(number), *psutil.Process(number).children(recursive=True)]
     for process in reversed(found):
-        with contextlib.suppress(psutil.NoSuchProcess):
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.TimeoutExpired):
             process.send_signal(signal.SIGABRT)
+            process.wait(2)
     for process in psutil.wait_procs(found, 10)[1]:
         process.kill()
 

@@ -6,13 +6,10 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from builds import build
-from finetuning import write_classes
-from support import random_bases
-from tiny_models import save_bert, write_fasta
+from model_commands import words_of, write_inputs
+from tiny_models import save_bert
 from transformers import BertForMaskedLM, BertForSequenceClassification
 
 from dnabert_rm.cli.main import main
@@ -30,24 +27,7 @@ class Bomb:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with tables of two classes, a FASTA file and a prepared folder."""
-    folder, rng = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
-    write_classes(folder)
-    contigs = {"t": random_bases(rng, 3000), "v": random_bases(rng, 1000)}
-    fasta = write_fasta(folder / "genome.fa", contigs)
-    build(fasta, "--out", folder / "prepared", "--k", "3", "--val-contigs", "v")
-    return folder
-
-
-def words_of(command: str, model: Path, data: Path, output: Path) -> list[object]:
-    """Return the words of a command that reads the model."""
-    if command == "finetune":
-        tables = ["--train", data / "train.csv", "--test", data / "test.csv", "--max-steps", 1]
-        return ["finetune", "--model", model, *tables, "--output", output]
-    if command == "evaluate bits":
-        quick = ["--hidden", "1", "--window", 22]
-        return ["evaluate", "bits", "--model", model, "--data", data / "prepared", *quick, "--output", output]
-    return [command, "--model", model, "--input", data / "genome.fa", "--output", output]
+    return write_inputs(tmp_path_factory.mktemp("data"))
 
 
 def weights_with_code(folder: Path, exploded: Path) -> None:
@@ -83,7 +63,7 @@ def test_no_command_runs_code_of_a_model_folder(
     kind = BertForSequenceClassification if command == "predict" else BertForMaskedLM
     model = save_bert(tmp_path / "model", kind, problem_type="single_label_classification")
     attack(model, tmp_path / "exploded")
-    code = main([*map(str, words_of(command, model, data, tmp_path / "output.csv"))])
+    code = main(words_of(command, model, data, tmp_path / "output.csv"))
     printed = capsys.readouterr()
     assert not (tmp_path / "exploded").exists()
     # A model of a known kind is loaded without its own code; the others are refused.
